@@ -1,0 +1,3 @@
+"""Federated, private, encrypted fine-tuning of language models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,60 @@
+"""The errors of fedllm: each says what happened and what to do, and maps to one exit code."""
+
+from __future__ import annotations
+
+
+class FedllmError(Exception):
+    """Base of every error that fedllm raises on purpose.
+
+    Parameters
+    ----------
+    message : str
+        What happened, in words that hold no private text.
+    remedy : str, optional
+        What the reader can do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        self.message = message
+        self.remedy = remedy
+        super().__init__(f"{message}\n  -> {remedy}" if remedy else message)
+
+    def __reduce__(self) -> tuple[type[FedllmError], tuple[str, str]]:
+        """Survive pickling between processes with both parts intact."""
+        return type(self), (self.message, self.remedy)
+
+
+class ConfigError(FedllmError):
+    """A configuration, a command line or an input file is wrong."""
+
+    exit_code = 2
+
+
+class DataError(ConfigError):
+    """A data source cannot be read as the configuration says."""
+
+
+class RefusedError(FedllmError):
+    """A policy, a budget or a signature forbids what was asked."""
+
+    exit_code = 3
+
+
+class BudgetError(RefusedError):
+    """The privacy budget of a data set does not allow the request."""
+
+
+class PeerError(FedllmError):
+    """Another party sent something it must not send, or nothing at all."""
+
+    exit_code = 4
+
+
+class CheckpointError(FedllmError):
+    """A checkpoint or model folder is missing, damaged or of another model."""
+
+
+class TrainingError(FedllmError):
+    """Training gave a result that must not be released."""

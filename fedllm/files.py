@@ -1,0 +1,156 @@
+"""Write files so that a crash or a full disk never damages what was there before."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fedllm.errors import FedllmError
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _failure(path: Path, error: OSError) -> FedllmError:
+    return FedllmError(
+        f"could not write {path}: {error.strerror or error}",
+        "free disk space or change the folder's permissions; the earlier file is untouched",
+    )
+
+
+@contextmanager
+def atomic_file(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """Open a temporary file that replaces ``path`` only when the block ends well.
+
+    Parameters
+    ----------
+    path : Path
+        The file to replace; its folder is created.
+    mode : int
+        Permission bits of the new file.
+
+    Raises
+    ------
+    FedllmError
+        If the disk is full or the folder cannot be written; ``path`` is as it was.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise _failure(path, error) from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(mode)
+        temporary.replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise _failure(path, error) from error
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Replace ``path`` by ``content``, durably; see `atomic_file` for the errors."""
+    with atomic_file(path, mode) as stream:
+        stream.write(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace ``path`` by ``value`` as indented JSON, durably; NaN is refused."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    write_bytes(path, text.encode() + b"\n")
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Fill a temporary folder that replaces ``path`` only when the block ends well.
+
+    The exchange is two renames; a crash between them leaves the old folder beside the
+    new one under a name that ends in ``.old``, and `recover_directory` puts it back.
+
+    Raises
+    ------
+    FedllmError
+        If the disk is full or the folder cannot be written; ``path`` is as it was.
+    """
+    retired = path.with_name(path.name + ".old")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        recover_directory(path)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise _failure(path, error) from error
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        temporary.chmod(0o755)
+        if path.exists():
+            path.replace(retired)
+        temporary.replace(path)
+        _sync_directory(path.parent)
+        shutil.rmtree(retired, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        recover_directory(path)
+        raise _failure(path, error) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        recover_directory(path)
+        raise
+
+
+def recover_directory(path: Path) -> None:
+    """Undo an exchange of folders that a crash cut off between its two renames."""
+    retired = path.with_name(path.name + ".old")
+    if retired.exists():
+        if path.exists():
+            shutil.rmtree(retired, ignore_errors=True)
+        else:
+            retired.replace(path)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line and force it to disk.
+
+    Raises
+    ------
+    FedllmError
+        If the disk is full; a half-written line is cut off again.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("ab") as stream:
+            start = stream.tell()
+            try:
+                stream.write(line.encode() + b"\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            except OSError:
+                with suppress(OSError):
+                    os.truncate(path, start)
+                raise
+    except OSError as error:
+        raise _failure(path, error) from error
