@@ -1,0 +1,1 @@
+"""The commands of ``fedllm``: parse, call, print. Heavy imports stay inside functions."""
