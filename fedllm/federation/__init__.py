@@ -1,0 +1,1 @@
+"""One round on both sides, the messages between them, and the engines that carry these."""

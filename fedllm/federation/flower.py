@@ -1,0 +1,277 @@
+"""The bridge to Flower: messages in its records, its grids, its engines.
+
+The only file that imports Flower's private modules; a new version of Flower is met here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Before the first import of flwr or ray: no usage statistics leave a hospital's network.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedllm.errors import FedllmError, PeerError
+
+_ARRAY_TYPE = "fedllm.bytes.v1"
+_PARTITION = "partition-id"
+_POLL_S = 0.05
+
+
+def to_content(header: str, blobs: Mapping[str, bytes]) -> RecordDict:
+    """Put a header and blobs into Flower's records, each blob one Array.
+
+    Flower cuts an Array into objects of 5 MiB; the bytes of a ConfigRecord are not cut.
+    """
+    content = RecordDict({"header": ConfigRecord({"json": header})})
+    arrays = {
+        name: Array(dtype="uint8", shape=(len(data),), stype=_ARRAY_TYPE, data=data)
+        for name, data in blobs.items()
+    }
+    if arrays:
+        content["blobs"] = ArrayRecord(arrays)
+    return content
+
+
+def from_content(content: RecordDict) -> tuple[str, dict[str, bytes]]:
+    """Take a header and blobs out of Flower's records.
+
+    Raises
+    ------
+    PeerError
+        If the records are not those of `to_content`.
+    """
+    header = content.config_records.get("header")
+    text = header.get("json") if header is not None else None
+    if not isinstance(text, str) or set(content) - {"header", "blobs"}:
+        raise PeerError("a message does not have the form of fedllm's messages")
+    blobs = {}
+    for name, array in content.array_records.get("blobs", {}).items():
+        if array.stype != _ARRAY_TYPE:
+            raise PeerError(f"a message's part '{name}' has the type {array.stype!r}")
+        blobs[name] = array.data
+    return text, blobs
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back from one node: content, or the reason why there is none."""
+
+    node: int
+    content: RecordDict | None
+    failure: str = ""
+
+
+def exchange(
+    grid: Grid, kind: str, contents: Mapping[int, RecordDict], timeout_s: float
+) -> Iterator[Reply]:
+    """Send one message to each node and yield the replies as they arrive.
+
+    Nodes that have not answered after ``timeout_s`` are yielded as failures, so that each
+    node is yielded exactly once.
+    """
+    messages = [
+        Message(content=content, dst_node_id=node, message_type=kind, ttl=timeout_s)
+        for node, content in contents.items()
+    ]
+    identifiers = list(grid.push_messages(messages))
+    waiting = dict(zip(identifiers, contents, strict=True))
+    deadline = time.monotonic() + timeout_s
+    while waiting:
+        arrived = list(grid.pull_messages(list(waiting)))
+        for message in arrived:
+            node = waiting.pop(message.metadata.reply_to_message_id, None)
+            if node is None or node != message.metadata.src_node_id:
+                continue
+            if message.has_error():
+                yield Reply(node, None, f"code {message.error.code}")
+            else:
+                yield Reply(node, message.content)
+        if waiting and time.monotonic() > deadline:
+            for node in waiting.values():
+                yield Reply(node, None, f"no answer within {timeout_s:.0f} s")
+            return
+        if waiting and not arrived:
+            time.sleep(_POLL_S)
+
+
+class LocalGrid(Grid):
+    """Runs ClientApp handlers in this process, one message for each pull.
+
+    Lazy on purpose: a reply is computed when the coordinator asks for it, so that never
+    more than one site's update is in memory.
+    """
+
+    def __init__(self, client_app: ClientApp, nodes: int, run_id: int = 1) -> None:
+        self._app = client_app
+        self._run = Run.create_empty(run_id=run_id)
+        self._contexts = {
+            node: Context(
+                run_id=run_id,
+                node_id=node,
+                node_config={_PARTITION: node - 1, "num-partitions": nodes},
+                state=RecordDict(),
+                run_config={},
+            )
+            for node in range(1, nodes + 1)
+        }
+        self._queue: deque[Message] = deque()
+        self._sent = 0
+
+    def set_run(self, run: Run) -> None:
+        """Set the run whose messages this grid carries."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run whose messages this grid carries."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Make a message to one node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Return the ids of all nodes."""
+        return list(self._contexts)
+
+    def get_nodes(self) -> list[NodeInfo]:
+        """Return all nodes."""
+        return [NodeInfo(node_id=node) for node in self._contexts]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Queue messages; their handlers run when the replies are pulled."""
+        identifiers = []
+        for message in messages:
+            self._sent += 1
+            message.metadata.__dict__["_message_id"] = f"local-{self._sent}"
+            self._queue.append(message)
+            identifiers.append(message.metadata.message_id)
+        return identifiers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Run the next queued message among ``message_ids`` and return its reply."""
+        wanted = set(message_ids)
+        while self._queue:
+            message = self._queue.popleft()
+            if message.metadata.message_id in wanted:
+                return [self._answer(message)]
+        return []
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Run all messages and return their replies; ``timeout`` has no meaning here."""
+        identifiers = self.push_messages(messages)
+        return [reply for one in identifiers for reply in self.pull_messages([one])]
+
+    def _answer(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        with _task_identity(self._run.run_id, node):
+            try:
+                return self._app(message, self._contexts[node])
+            except Exception as error:
+                return Message(Error(code=0, reason=type(error).__name__), reply_to=message)
+
+
+@contextlib.contextmanager
+def _task_identity(run_id: int, node: int) -> Iterator[None]:
+    # Flower stamps the sender of each new message from this process-wide identity.
+    names = ("task_id", "run_id", "node_id")
+    before = {name: getattr(TaskIdentity, name, None) for name in names}
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, node
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(TaskIdentity, name, value)
+
+
+def run_in_process(server_app: ServerApp, client_app: ClientApp, nodes: int) -> None:
+    """Run both apps in this process; errors of the ServerApp are raised here."""
+    grid = LocalGrid(client_app, nodes)
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    with _task_identity(1, 1):
+        server_app(grid, context)
+
+
+def run_with_ray(server_app: ServerApp, client_app: ClientApp, nodes: int, threads: int) -> None:
+    """Run the sites as Ray actors of ``threads`` CPUs each; joins ``RAY_ADDRESS`` if set.
+
+    Raises
+    ------
+    FedllmError
+        If Ray is not installed, or the error of the ServerApp.
+    """
+    import importlib.util
+    import logging
+
+    if importlib.util.find_spec("ray") is None:
+        raise FedllmError("the engine 'ray' needs Ray", "pip install 'fedllm[ray]'")
+    from flwr.simulation.run_simulation import run_simulation
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    init: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if not os.environ.get("RAY_ADDRESS"):
+        init["num_cpus"] = max(os.cpu_count() or 1, threads)
+    run_simulation(
+        server_app,
+        client_app,
+        nodes,
+        backend_config={
+            "init_args": init,
+            "client_resources": {"num_cpus": threads, "num_gpus": 0.0},
+        },
+    )
+
+
+def partition_of(context: Context) -> int:
+    """Return the number of a simulated node, from 0."""
+    return int(context.node_config[_PARTITION])
+
+
+def nodes_of(grid: Grid, count: int, timeout_s: float) -> list[int]:
+    """Wait until ``count`` nodes are connected and return their ids in order.
+
+    Raises
+    ------
+    PeerError
+        If fewer are there after ``timeout_s``.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        nodes = sorted(grid.get_node_ids())
+        if len(nodes) >= count:
+            return nodes
+        if time.monotonic() > deadline:
+            raise PeerError(f"{len(nodes)} of {count} sites are connected", "start the others")
+        time.sleep(_POLL_S)
+
+
+Handler = Callable[[str, dict[str, bytes]], tuple[str, dict[str, bytes]]]
+
+
+def answer(message: Message, handler: Handler) -> Message:
+    """Run ``handler`` on a message's header and blobs and wrap what it returns."""
+    header, blobs = handler(*from_content(message.content))
+    return Message(to_content(header, blobs), reply_to=message)

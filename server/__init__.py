@@ -1,0 +1,1 @@
+"""What runs at the coordinator: the ServerApp, the loop of rounds, checkpoints, simulation."""
