@@ -1,0 +1,59 @@
+"""The command line: assembles the commands, turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# Before anything imports flwr or ray: no usage statistics leave a hospital's network.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import typer
+
+from fedllm import __version__
+from fedllm.commands.simulate import simulate
+from fedllm.errors import FedllmError
+
+app = typer.Typer(
+    name="fedllm",
+    help="Fine-tune one shared language model on records that never leave their owners.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"fedllm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and leave."
+    ),
+) -> None:
+    """Fine-tune one shared language model on records that never leave their owners."""
+
+
+app.command()(simulate)
+
+
+def main() -> None:
+    """Run a command; 0 done, 2 usage, 3 refused, 4 a peer misbehaved, 1 anything else."""
+    try:
+        app(standalone_mode=True)
+    except FedllmError as error:
+        print(f"fedllm: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("fedllm: interrupted", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(1)

@@ -1,0 +1,127 @@
+"""The state of a run after a finished round, durable and checked when it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedllm.errors import CheckpointError
+from fedllm.files import atomic_directory, write_bytes, write_json
+
+_NAME = re.compile(r"^round-(\d{5})$")
+_KEEP = 2
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Everything a coordinator needs to go on.
+
+    Attributes
+    ----------
+    run : str
+        Random identifier of the run, the same after each resume.
+    round : int
+        Last finished round; 0 before the first.
+    attempts : int
+        Rounds that were begun so far, finished or not.
+    config : str
+        SHA-256 of what must not change between start and resume.
+    adapter : float32 array (P,)
+        The shared adapter.
+    optimizer : dict of str to arrays
+        State of the coordinator's optimiser.
+    """
+
+    run: str
+    round: int
+    attempts: int
+    config: str
+    adapter: NDArray[np.float32]
+    optimizer: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+
+def save_checkpoint(folder: Path, state: RunState) -> Path:
+    """Write ``folder/round-NNNNN`` and remove all but the two newest.
+
+    Raises
+    ------
+    FedllmError
+        If the disk is full; earlier checkpoints are untouched.
+    """
+    buffer = io.BytesIO()
+    np.savez(
+        buffer, adapter=state.adapter, **{f"optimizer.{k}": v for k, v in state.optimizer.items()}
+    )
+    arrays = buffer.getvalue()
+    target = folder / f"round-{state.round:05d}"
+    with atomic_directory(target) as temporary:
+        write_bytes(temporary / "state.npz", arrays)
+        write_json(
+            temporary / "state.json",
+            {
+                "run": state.run,
+                "round": state.round,
+                "attempts": state.attempts,
+                "config": state.config,
+                "sha256": hashlib.sha256(arrays).hexdigest(),
+            },
+        )
+    for old in _rounds(folder)[:-_KEEP]:
+        shutil.rmtree(folder / f"round-{old:05d}", ignore_errors=True)
+    return target
+
+
+def load_checkpoint(folder: Path) -> RunState | None:
+    """Read the newest checkpoint under ``folder``; None when there is none.
+
+    Raises
+    ------
+    CheckpointError
+        If the newest one is damaged: the reader decides whether to go back further, since
+        repeating a round spends privacy again.
+    """
+    rounds = _rounds(folder)
+    if not rounds:
+        return None
+    path = folder / f"round-{rounds[-1]:05d}"
+    try:
+        arrays = (path / "state.npz").read_bytes()
+        header = json.loads((path / "state.json").read_text())
+        if hashlib.sha256(arrays).hexdigest() != header["sha256"]:
+            raise ValueError("its checksum does not fit")
+        with np.load(io.BytesIO(arrays), allow_pickle=False) as stored:
+            adapter = stored["adapter"]
+            optimizer = {
+                name.removeprefix("optimizer."): stored[name]
+                for name in stored.files
+                if name.startswith("optimizer.")
+            }
+        return RunState(
+            run=str(header["run"]),
+            round=int(header["round"]),
+            attempts=int(header["attempts"]),
+            config=str(header["config"]),
+            adapter=adapter,
+            optimizer=optimizer,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"the checkpoint {path} is damaged ({error})",
+            f"remove that folder to go on from the one before (round "
+            f"{rounds[-2] if len(rounds) > 1 else 0}); a round that is repeated is charged again",
+        ) from None
+
+
+def _rounds(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    matches = (_NAME.match(path.name) for path in folder.iterdir() if path.is_dir())
+    return sorted(int(match[1]) for match in matches if match)
