@@ -15,13 +15,18 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from fedllm.errors import ConfigError
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Task = Literal["classification", "instruction", "causal"]
+
+
+def _none(value: Any) -> Any:
+    # TOML has no null, and --set needs a word for "not private".
+    return None if value == "none" else value
 
 
 class Section(BaseModel):
@@ -184,7 +189,7 @@ class PrivacySection(Section):
     Attributes
     ----------
     epsilon : float, optional
-        Spent by the whole run at each site; left out, the run is not private.
+        Spent by the whole run at each site; left out or "none", the run is not private.
     delta : float
         Probability mass outside the epsilon bound.
     noise : {"local", "distributed"}
@@ -195,7 +200,7 @@ class PrivacySection(Section):
         Sites assumed to reveal their noise shares (distributed noise).
     """
 
-    epsilon: PositiveFloat | None = None
+    epsilon: Annotated[PositiveFloat | None, BeforeValidator(_none)] = None
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     noise: Literal["local", "distributed"] = "local"
     clipping_norm: PositiveFloat = 1.0
@@ -374,16 +379,16 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def _nearest(key: str, model: type[BaseModel]) -> str:
+    section, _, leaf = key.rpartition(".")
     known = _known_keys(model)
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not close:
-        last = key.rpartition(".")[2]
-        close = [
-            k
-            for k in known
-            if difflib.SequenceMatcher(a=k.rpartition(".")[2], b=last).ratio() > 0.7
-        ][:1]
-    return f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+    beside = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == section]
+    elsewhere = [k for k in known if k.rpartition(".")[2] == leaf]
+    if elsewhere:
+        return f"did you mean '{elsewhere[0]}'?"
+    close = difflib.get_close_matches(leaf, beside, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean '{section + '.' if section else ''}{close[0]}'?"
+    return f"known keys here: {', '.join(beside)}"
 
 
 def _explain(error: ValidationError, model: type[BaseModel], origin: str) -> ConfigError:
@@ -439,7 +444,7 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
     """Return ``values`` with each ``section.key=value`` of ``overrides`` set.
 
     A value is read as TOML (``3``, ``true``, ``["a"]``); what is not TOML is a string.
-    The word ``none`` removes the key, so that its default holds again.
+    Nothing after the sign removes the key, so that its default holds again.
 
     Raises
     ------
@@ -459,7 +464,7 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
             target = target.setdefault(part, {})
             if not isinstance(target, dict):
                 raise ConfigError(f"--set {override}: '{part}' is a value, not a section")
-        if text.strip().lower() == "none":
+        if not text.strip():
             target.pop(parts[-1], None)
             continue
         try:

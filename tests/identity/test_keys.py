@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from fedllm.errors import ConfigError, PeerError
+from fedllm.identity.keys import Identity, verify_signature
+from fedllm.identity.roster import Roster
+
+
+def test_a_saved_identity_is_the_same_and_private(tmp_path: Path) -> None:
+    identity = Identity.generate("a")
+    identity.save(tmp_path / "k")
+    again = Identity.load("a", tmp_path / "k")
+    assert again.public_bytes() == identity.public_bytes()
+    assert again.derive("x") == identity.derive("x") != identity.derive("y")
+    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "k").iterdir()} == {0o600}
+
+
+def test_signatures_bind_message_and_signer() -> None:
+    one, two = Identity.generate("one"), Identity.generate("two")
+    signature = one.sign(b"m")
+    verify_signature(one.public_bytes(), signature, b"m", "one")
+    bad = bytes([signature[0] ^ 1]) + signature[1:]
+    for key, sig, message in [
+        (two.public_bytes(), signature, b"m"),
+        (one.public_bytes(), signature, b"n"),
+        (one.public_bytes(), bad, b"m"),
+        (one.public_bytes(), b"", b"m"),
+        (b"short", signature, b"m"),
+    ]:
+        with pytest.raises(PeerError):
+            verify_signature(key, sig, message, "one")
+
+
+def test_mask_keys_differ_between_runs() -> None:
+    identity = Identity.generate("a")
+    keys = [identity.mask_key(run).private_bytes_raw() for run in ("r1", "r1", "r2")]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_secrets_do_not_show(tmp_path: Path) -> None:
+    identity = Identity.generate("a")
+    assert repr(identity) == "Identity('a', <hidden>)"
+    with pytest.raises(TypeError):
+        pickle.dumps(identity)
+    identity.save(tmp_path)
+    secret = (tmp_path / "secret.bin").read_bytes()
+    (tmp_path / "signing.pem").write_bytes(b"-----BEGIN garbage")
+    with pytest.raises(ConfigError) as caught:
+        Identity.load("a", tmp_path)
+    assert secret.hex() not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_roster_round_trip_and_damage() -> None:
+    roster = Roster(b"a" * 32, {"s": b"b" * 32})
+    assert Roster.from_json(roster.to_json()) == roster
+    with pytest.raises(PeerError, match="not in the roster"):
+        roster.site_key("other")
+    for text in ("", "{}", '{"authority": "00", "sites": {}}', '{"authority": 1, "sites": []}'):
+        with pytest.raises(PeerError):
+            Roster.from_json(text)

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from fedllm import files
+from fedllm.errors import FedllmError
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    files.write_json(path, {"good": 1})
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(FedllmError, match="No space left") as caught:
+        files.write_json(path, {"half": 2})
+    assert "free disk space" in str(caught.value)
+    assert path.read_text() == '{\n  "good": 1\n}\n'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_inside_the_block_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), files.atomic_file(path) as stream:
+        stream.write(b"new")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_secret_files_have_their_mode_before_they_have_their_name(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    files.write_bytes(path, b"secret", mode=0o600)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_directory_exchange(tmp_path: Path) -> None:
+    path = tmp_path / "d"
+    for text in ("one", "two"):
+        with files.atomic_directory(path) as temporary:
+            (temporary / "f").write_text(text)
+    assert (path / "f").read_text() == "two"
+    with pytest.raises(ZeroDivisionError), files.atomic_directory(path) as temporary:
+        (temporary / "f").write_text("three")
+        raise ZeroDivisionError
+    assert (path / "f").read_text() == "two"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_crash_between_the_two_renames_is_undone(tmp_path: Path) -> None:
+    path = tmp_path / "d"
+    with files.atomic_directory(path) as temporary:
+        (temporary / "f").write_text("one")
+    path.replace(tmp_path / "d.old")
+    files.recover_directory(path)
+    assert (path / "f").read_text() == "one"
+
+
+def test_a_half_written_line_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.jsonl"
+    files.append_line(path, "one")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        with pytest.raises(FedllmError):
+            files.append_line(path, "two")
+    files.append_line(path, "three")
+    assert path.read_text() == "one\nthree\n"
+
+
+def test_nan_is_no_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(tmp_path / "x", {"loss": float("nan")})
+    assert not (tmp_path / "x").exists()

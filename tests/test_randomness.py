@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fedllm.randomness import RandomStream
+
+
+def test_seeded_streams_repeat_and_labels_separate_them() -> None:
+    one = RandomStream.seeded(1, "site", 2).bytes(64)
+    assert one == RandomStream.seeded(1, "site", 2).bytes(64)
+    others = [(2, "site", 2), (1, "site", 3), (1, "site", "2"), (1, "site2"), (1,)]
+    assert all(RandomStream.seeded(*labels).bytes(64) != one for labels in others)
+
+
+def test_secure_streams_never_repeat() -> None:
+    assert RandomStream.secure().bytes(32) != RandomStream.secure().bytes(32)
+
+
+def test_a_stream_does_not_depend_on_how_it_is_cut() -> None:
+    whole = RandomStream.seeded(1).bytes(100)
+    stream = RandomStream.seeded(1)
+    assert stream.bytes(7) + stream.bytes(93) == whole
+
+
+def test_a_stream_shows_nothing_and_cannot_be_copied() -> None:
+    stream = RandomStream.secure()
+    assert repr(stream) == "RandomStream(<hidden>)"
+    with pytest.raises(TypeError):
+        pickle.dumps(stream)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_normal_numbers_follow_the_normal_distribution(parts: int) -> None:
+    sample = RandomStream.seeded(5).normal(200_001, parts)
+    assert sample.shape == (200_001,)
+    assert stats.kstest(sample, "norm").pvalue > 1e-3
+    assert stats.norm.sf(np.abs(sample).max()) * len(sample) < 3
+    halves = np.corrcoef(sample[:100_000], sample[100_001:])[0, 1]
+    assert abs(halves) < 0.015
+
+
+def test_below_is_uniform_even_where_a_remainder_would_favour_small_numbers() -> None:
+    bound = 3 * 2**62
+    sample = RandomStream.seeded(3).below(bound, 30_000)
+    assert sample.max() < bound
+    counts = np.bincount((sample // np.uint64(2**62)).astype(int), minlength=3)
+    assert stats.chisquare(counts).pvalue > 1e-3
+    assert set(RandomStream.seeded(3).below(1, 5)) == {0}
+
+
+def test_poisson_sample_includes_each_item_at_the_rate() -> None:
+    stream = RandomStream.seeded(9)
+    counts = np.zeros(50)
+    for _ in range(4000):
+        counts[stream.poisson_sample(50, 0.3)] += 1
+    z = (counts - 1200) / np.sqrt(4000 * 0.21)
+    assert np.abs(z).max() < 4.5
+    assert len(stream.poisson_sample(50, 1.0)) == 50
+    assert len(stream.poisson_sample(0, 0.5)) == 0
+
+
+def test_permutation() -> None:
+    assert sorted(RandomStream.seeded(1).permutation(100)) == list(range(100))
