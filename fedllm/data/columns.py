@@ -1,0 +1,106 @@
+"""Which column of a source plays which role, and the check that it is there."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fedllm.config import DataSection, Task
+from fedllm.errors import DataError
+
+ROLES: Mapping[Task, tuple[str, ...]] = {
+    "classification": ("text", "label"),
+    "instruction": ("prompt", "response"),
+    "causal": ("text",),
+}
+
+_SHOWN_COLUMNS = 20
+# What is longer or holds punctuation may be a row of private text in a file without a header.
+_LOOKS_LIKE_A_NAME = re.compile(r"[\w ./#-]{1,40}")
+
+
+class Row(NamedTuple):
+    """One row of a source: its fields, or the problem that left it unread.
+
+    ``number`` counts rows from 1, ``line`` is the line of a text file where it starts.
+    """
+
+    number: int
+    line: int | None
+    fields: Mapping[str, object]
+    problem: str = ""
+
+    def where(self, source: str) -> str:
+        """Name the row for an error message."""
+        line = "" if self.line is None else f" (line {self.line})"
+        return f"{source} row {self.number}{line}"
+
+
+@dataclass(frozen=True)
+class ColumnMap:
+    """Columns by role.
+
+    Attributes
+    ----------
+    required : Mapping of str to str
+        Role to column; each row must have them.
+    optional : Mapping of str to str
+        Role to column; taken where they are present.
+    """
+
+    required: Mapping[str, str]
+    optional: Mapping[str, str]
+
+    @property
+    def names(self) -> list[str]:
+        """All columns that are read, each once."""
+        return list(dict.fromkeys([*self.required.values(), *self.optional.values()]))
+
+    def check(self, present: Sequence[str], where: str) -> None:
+        """Check that each required column is there, and none of those read twice.
+
+        Raises
+        ------
+        DataError
+            Names the column, those that are there, and the nearest of them.
+        """
+        counts = Counter(present)
+        for role, column in self.required.items():
+            if column not in counts:
+                raise DataError(
+                    f"{where} has no column '{column}'; columns there: {_listed(present)}",
+                    _suggestion(role, column, present),
+                )
+        for column in self.names:
+            if counts[column] > 1:
+                raise DataError(
+                    f"{where} has {counts[column]} columns '{column}'",
+                    "rename all but one of them",
+                )
+
+
+def column_map(data: DataSection, task: Task, *, public_test: bool) -> ColumnMap:
+    """Build the map of a task; the public test file may lack the unit and site columns."""
+    values = {role: str(getattr(data, role)) for role in ROLES[task]}
+    groups = {role: column for role in ("unit", "site") if (column := getattr(data, role))}
+    return ColumnMap(values, groups) if public_test else ColumnMap({**values, **groups}, {})
+
+
+def _listed(present: Sequence[str]) -> str:
+    shown = [
+        name if _LOOKS_LIKE_A_NAME.fullmatch(name) else f"(column {number}, no plain name)"
+        for number, name in enumerate(present[:_SHOWN_COLUMNS], 1)
+    ]
+    more = [f"and {len(present) - _SHOWN_COLUMNS} more"] if len(present) > _SHOWN_COLUMNS else []
+    return ", ".join([*shown, *more]) or "none"
+
+
+def _suggestion(role: str, column: str, present: Sequence[str]) -> str:
+    by_lower = {name.lower(): name for name in present if _LOOKS_LIKE_A_NAME.fullmatch(name)}
+    close = difflib.get_close_matches(column.lower(), by_lower, n=1, cutoff=0.5)
+    hint = f"; did you mean '{by_lower[close[0]]}'?" if close else ""
+    return f"set data.{role} to one of the columns{hint}"

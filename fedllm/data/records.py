@@ -1,0 +1,106 @@
+"""One private record, and the collector of rows that cannot become one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fedllm.errors import DataError
+
+_SHOWN_PROBLEMS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of a data source, with its texts by role.
+
+    Attributes
+    ----------
+    values : Mapping of str to str
+        "text" and "label" (classification), "prompt" and "response" (instruction) or
+        "text" (causal); never empty, always valid Unicode.
+    unit : str, optional
+        The person the record belongs to, when ``data.unit`` is set.
+    site : str, optional
+        The natural site, when ``data.site`` is set.
+    origin : str
+        Where the record stands, as "train.jsonl.gz:17": the line of a text file, the row
+        of a Parquet file or of a query's result.
+    """
+
+    # Private: left out of repr so that no log or traceback shows them.
+    values: Mapping[str, str] = field(repr=False)
+    unit: str | None = field(repr=False)
+    site: str | None = field(repr=False)
+    origin: str
+
+    def canonical(self) -> bytes:
+        """Return bytes that depend on ``values`` alone, for keyed fingerprints.
+
+        UTF-8 JSON with sorted keys and no white space: equal for equal values and
+        different for different ones, whatever file, row or order they came from.
+        """
+        text = json.dumps(
+            dict(self.values), ensure_ascii=False, sort_keys=True, separators=(",", ":")
+        )
+        return text.encode()
+
+
+class RowProblems:
+    """Counts the rows that cannot be used and keeps the first few for one error."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._shown: list[str] = []
+        self._remedies: dict[str, None] = {}
+
+    def add(self, where: str, problem: str, remedy: str) -> None:
+        """Note one bad row; none of the three texts may hold a value of the row."""
+        self.count += 1
+        if len(self._shown) < _SHOWN_PROBLEMS:
+            self._shown.append(f"  {where}: {problem}")
+            self._remedies[remedy] = None
+
+    def raise_if_any(self) -> None:
+        """Refuse the whole source if a single row was bad.
+
+        Raises
+        ------
+        DataError
+            Lists the first five bad rows and the number of all of them.
+        """
+        if not self.count:
+            return
+        head = f"{self.count} row{'s' if self.count > 1 else ''} cannot be used:"
+        hidden = self.count - len(self._shown)
+        more = [f"  and {hidden} more"] if hidden else []
+        raise DataError("\n".join([head, *self._shown, *more]), "; ".join(self._remedies))
+
+
+def cap_records_per_unit(records: Sequence[Record], limit: int) -> list[Record]:
+    """Keep at most ``limit`` records of each person.
+
+    Kept are the records whose SHA-256 of `Record.canonical` is smallest. The choice looks
+    at that person's own records only and not at the order of the file, so neither a
+    re-export nor another person's records change it. The kept records stay in order.
+
+    Parameters
+    ----------
+    records : sequence of Record
+        Records without a ``unit`` are all kept.
+    limit : int
+        Records kept of one person, at least 1.
+    """
+    by_unit: dict[str, list[int]] = defaultdict(list)
+    for index, record in enumerate(records):
+        if record.unit is not None:
+            by_unit[record.unit].append(index)
+    left_out: set[int] = set()
+    for indices in by_unit.values():
+        if len(indices) > limit:
+            ranked = sorted(indices, key=lambda i: hashlib.sha256(records[i].canonical()).digest())
+            left_out.update(ranked[limit:])
+    return [record for index, record in enumerate(records) if index not in left_out]

@@ -1,0 +1,160 @@
+"""Read records from files or a database, by the columns the configuration names."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from fedllm.config import DataSection, Task
+from fedllm.data.columns import ROLES, ColumnMap, Row, column_map
+from fedllm.data.readers import file_rows
+from fedllm.data.records import Record, RowProblems, cap_records_per_unit
+from fedllm.errors import DataError
+
+_ROW_REMEDY = "correct these rows or take them out of the source; no row is dropped silently"
+
+
+class _BadValueError(ValueError):
+    """Why a field cannot be used, in words that hold none of its content."""
+
+
+def read_records(location: str, data: DataSection, task: Task) -> list[Record]:
+    """Read all records of a source.
+
+    Parameters
+    ----------
+    location : str
+        Path, glob pattern (files in sorted order) or SQL URL; usually ``data.train`` or
+        ``data.test``. The public test file may lack the unit and site columns, and must be
+        a file.
+    data : DataSection
+        Column names, the SQL query, and ``max_records_per_unit``, which is applied to
+        training records as `cap_records_per_unit` says.
+    task : Task
+        Decides which columns are read.
+
+    Returns
+    -------
+    list of Record
+        At least one, in the order of the source. Labels that are whole numbers become
+        text; units and sites are text without white space around it.
+
+    Raises
+    ------
+    DataError
+        If the source is missing, empty or damaged, lacks a column, or has a single row
+        that cannot be used: names file, row, line and field, and quotes no value.
+    """
+    public_test = location == data.test and location != data.train
+    columns = column_map(data, task, public_test=public_test)
+    problems = RowProblems()
+    records: list[Record] = []
+    for name, rows in _tables(location, data, columns):
+        before = len(records) + problems.count
+        records.extend(_records_of(name, rows, columns, task, problems))
+        if len(records) + problems.count == before:
+            raise DataError(f"{name} holds no rows", "check that it is the right source")
+    problems.raise_if_any()
+    if data.unit is not None and not public_test:
+        return cap_records_per_unit(records, data.max_records_per_unit)
+    return records
+
+
+def _tables(
+    location: str, data: DataSection, columns: ColumnMap
+) -> Iterator[tuple[str, Iterator[Row]]]:
+    if "://" in location:
+        if location == data.test:
+            raise DataError(
+                "data.test is a SQL URL, but data.query selects training records",
+                "give the public test records as a file",
+            )
+        from fedllm.data.sql import query_rows
+
+        yield "query", query_rows(location, data.query, columns)
+        return
+    paths = _files(location)
+    # With one file this is its folder, with many the deepest folder they share.
+    root = os.path.commonpath([path.absolute().parent for path in paths])
+    for path in paths:
+        yield os.path.relpath(path.absolute(), root), file_rows(path, columns)
+
+
+def _files(location: str) -> list[Path]:
+    path = Path(location)
+    if path.is_dir():
+        raise DataError(
+            f"{location} is a folder", f"name its files by a pattern: {path / '*.jsonl'}"
+        )
+    if path.exists() or not glob.has_magic(location):
+        return [path]
+    matches = sorted(Path(match) for match in glob.glob(location, recursive=True))
+    files = [match for match in matches if match.is_file()]
+    if not files:
+        raise DataError(f"no file matches {location}", "check the pattern and the folder")
+    return files
+
+
+def _records_of(
+    name: str, rows: Iterable[Row], columns: ColumnMap, task: Task, problems: RowProblems
+) -> Iterator[Record]:
+    for row in rows:
+        if row.problem:
+            problems.add(row.where(name), row.problem, _ROW_REMEDY)
+            continue
+        try:
+            values = {
+                role: _required(role, column, row.fields)
+                for role, column in columns.required.items()
+            }
+            for role, column in columns.optional.items():
+                if row.fields.get(column) is not None:
+                    values[role] = _required(role, column, row.fields)
+        except _BadValueError as error:
+            problems.add(row.where(name), str(error), _ROW_REMEDY)
+            continue
+        yield Record(
+            values={role: values[role] for role in ROLES[task]},
+            unit=values.get("unit"),
+            site=values.get("site"),
+            origin=f"{name}:{row.line or row.number}",
+        )
+
+
+def _required(role: str, column: str, fields: Mapping[str, object]) -> str:
+    if column not in fields:
+        raise _BadValueError(f"field '{column}' is missing")
+    value = fields[column]
+    if value is None:
+        raise _BadValueError(f"field '{column}' is null")
+    if role in ("text", "prompt", "response"):
+        text = _text(value, column)
+    else:
+        # The same few names come back in many rows: keep one copy of each.
+        text = sys.intern(_name(value, column))
+    if role in ("unit", "site"):
+        text = text.strip()
+    if not text.strip():
+        raise _BadValueError(f"field '{column}' is empty")
+    return text
+
+
+def _text(value: object, column: str) -> str:
+    if not isinstance(value, str):
+        raise _BadValueError(f"field '{column}' is of type {type(value).__name__}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _BadValueError(f"field '{column}' is not valid Unicode (lone surrogate)") from None
+    return value
+
+
+def _name(value: object, column: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | uuid.UUID):
+        kind = type(value).__name__
+        raise _BadValueError(f"field '{column}' is of type {kind}, not text or a whole number")
+    return _text(str(value), column)
