@@ -1,0 +1,91 @@
+"""The whole path: what the authority opens is the sum of what the sites sealed."""
+
+import numpy as np
+import pytest
+
+from fedllm.encryption.plan import make_plan
+from fedllm.encryption.quantise import Quantiser
+from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
+from fedllm.encryption.update import open_sum, seal_update
+from fedllm.errors import PeerError, RefusedError
+from fedllm.randomness import RandomStream
+
+
+def summed(plan, vectors, quantiser, key=None):
+    secret = key or SecretRoundKey.generate(plan)
+    public = PublicRoundKey.from_bytes(plan, secret.public_context())
+    total = EncryptedSum(plan, public)
+    for index, vector in enumerate(vectors):
+        random = RandomStream.seeded(1, index)
+        total.add(seal_update(vector, plan, quantiser, public, None, random))
+    return open_sum(total.to_bytes(), plan, quantiser, secret, len(vectors))
+
+
+def vectors_of(sites, length, bound, seed=0):
+    random = np.random.default_rng(seed)
+    return [random.uniform(-bound, bound, length).astype(np.float32) for _ in range(sites)]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bits", "sites", "length"),
+    [
+        ("bfv", 16, 10, 20_000),
+        ("bfv", 8, 16, 3),
+        ("bfv", 4, 3, 50_000),
+        ("bfv", 24, 1024, 1000),
+        ("bfv", 16, 100, 5000),
+        ("none", 16, 10, 5000),
+    ],
+)
+def test_sum_is_exact_to_one_step_a_site(scheme, bits, sites, length):
+    plan = make_plan(scheme, bits, sites, length, False)
+    quantiser = Quantiser([(length, 0.5)], bits)
+    vectors = vectors_of(min(sites, 10), length, 0.5)
+    opened = summed(plan, vectors, quantiser)
+    error = np.abs(opened - np.sum(vectors, axis=0, dtype=np.float64))
+    assert (error < len(vectors) * quantiser.step).all()
+
+
+def test_encryption_changes_nothing_but_who_can_read():
+    clear, sealed = (make_plan(s, 12, 5, 9000, False) for s in ("none", "bfv"))
+    quantiser = Quantiser([(9000, 1.0)], 12)
+    vectors = vectors_of(5, 9000, 1.5)
+    assert (summed(clear, vectors, quantiser) == summed(sealed, vectors, quantiser)).all()
+
+
+def test_key_opens_one_sum_only():
+    plan = make_plan("bfv", 8, 4, 100, False)
+    quantiser = Quantiser([(100, 1.0)], 8)
+    key = SecretRoundKey.generate(plan)
+    summed(plan, vectors_of(2, 100, 1.0), quantiser, key)
+    with pytest.raises(RefusedError, match="already opened"):
+        summed(plan, vectors_of(2, 100, 1.0), quantiser, key)
+
+
+def test_claimed_number_of_updates_must_be_right():
+    plan = make_plan("bfv", 8, 4, 100, False)
+    quantiser = Quantiser([(100, 1.0)], 8)
+    secret = SecretRoundKey.generate(plan)
+    public = PublicRoundKey.from_bytes(plan, secret.public_context())
+    total = EncryptedSum(plan, public)
+    for index, vector in enumerate(vectors_of(2, 100, 1.0)):
+        total.add(seal_update(vector, plan, quantiser, public, None, RandomStream.seeded(index)))
+    with pytest.raises(PeerError, match="not the sum"):
+        open_sum(total.to_bytes(), plan, quantiser, secret, 3)
+
+
+@pytest.mark.parametrize(("masked", "masks"), [(True, None), (False, np.zeros(1, np.uint64))])
+def test_masks_go_with_a_masked_plan(masked, masks):
+    plan = make_plan("bfv", 8, 4, 100, masked)
+    public = PublicRoundKey.from_bytes(plan, SecretRoundKey.generate(plan).public_context())
+    vector = np.zeros(100, np.float32)
+    with pytest.raises(RefusedError, match="masked exactly"):
+        seal_update(vector, plan, Quantiser([(100, 1.0)], 8), public, masks, RandomStream.secure())
+
+
+def test_ckks_error_is_the_quantisation_and_the_flooding():
+    plan = make_plan("ckks", 16, 10, 5000, False)
+    quantiser = Quantiser([(5000, 0.5)], 16)
+    vectors = vectors_of(10, 5000, 0.5)
+    error = summed(plan, vectors, quantiser) - np.sum(vectors, axis=0, dtype=np.float64)
+    assert 0 < np.abs(error).max() < 1e-2
