@@ -1,0 +1,1 @@
+"""The shared Transformer: loading, adapters, and the frozen part computed once."""

@@ -1,0 +1,104 @@
+"""LoRA adapters (Hu et al. 2021) put into the layers of a frozen Transformer."""
+
+from __future__ import annotations
+
+import re
+from math import sqrt
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from fedllm.config import LoraSection
+from fedllm.errors import ConfigError
+from fedllm.models.checkpoints import Architecture
+from fedllm.randomness import RandomStream
+
+
+def first_trained_layer(section: LoraSection, number_of_layers: int) -> int:
+    """Return the index of the lowest layer that gets an adapter; the number of layers if none.
+
+    Raises
+    ------
+    ConfigError
+        If ``lora.last_layers`` is more than the model has.
+    """
+    if section.rank == 0:
+        return number_of_layers
+    count = section.last_layers or number_of_layers
+    if count > number_of_layers:
+        raise ConfigError(
+            f"lora.last_layers = {count}: the model has {number_of_layers} layers",
+            f"set it to at most {number_of_layers}, or leave it out to adapt all",
+        )
+    return number_of_layers - count
+
+
+def target_names(
+    backbone: PreTrainedModel, architecture: Architecture, section: LoraSection
+) -> list[str]:
+    """Return the full names of the linear layers that get an adapter, in order.
+
+    Raises
+    ------
+    ConfigError
+        If a name of ``lora.target_modules`` matches no linear layer of the adapted layers.
+    """
+    stack = backbone.base_model
+    within = next((f"{n}." for n, m in backbone.named_modules() if m is stack and n), "")
+    first = first_trained_layer(section, len(stack.get_submodule(architecture.layers)))
+    place = re.compile(re.escape(within + architecture.layers) + r"\.(\d+)\.")
+    linear = [
+        name
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and (match := place.match(name))
+        and int(match[1]) >= first
+    ]
+    wanted = (
+        architecture.query_value if section.target_modules == "auto" else section.target_modules
+    )
+    for target in wanted:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            known = sorted({name.rpartition(".")[2] for name in linear})
+            raise ConfigError(
+                f"lora.target_modules: the model's adapted layers have no linear layer {target!r}",
+                f"choose from {', '.join(known)}",
+            )
+    return [n for n in linear if any(f".{n}".endswith(f".{target}") for target in wanted)]
+
+
+def add_adapters(
+    backbone: PreTrainedModel, architecture: Architecture, section: LoraSection, seed: int
+) -> PeftModel:
+    """Put float32 adapters into ``backbone``, in place; they change nothing at first.
+
+    B is zero. A is uniform on plus or minus 1 / sqrt(inputs), drawn from ``seed`` alone, so
+    that every party starts from the same adapter.
+
+    Raises
+    ------
+    ConfigError
+        If ``lora.target_modules`` or ``lora.last_layers`` does not fit the model.
+    """
+    names = target_names(backbone, architecture, section)
+    config = LoraConfig(
+        r=section.rank,
+        lora_alpha=section.alpha,  # type: ignore[arg-type]
+        target_modules=names,
+        lora_dropout=0.0,
+        bias="none",
+        fan_in_fan_out=isinstance(backbone.get_submodule(names[0]), Conv1D),
+        task_type="CAUSAL_LM" if backbone.get_output_embeddings() else "FEATURE_EXTRACTION",
+    )
+    adapted = get_peft_model(backbone, config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_A" in name:
+            uniform = RandomStream.seeded(seed, "adapter", name).uniform(parameter.numel())
+            values = (2.0 * uniform - 1.0) / sqrt(parameter.shape[1])
+            parameter.data = torch.from_numpy(values).float().reshape(parameter.shape)
+        elif "lora_B" in name:
+            parameter.data = torch.zeros(parameter.shape, dtype=torch.float32)
+    return adapted

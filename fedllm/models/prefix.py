@@ -1,0 +1,138 @@
+"""The frozen lower part of the model, computed once for each record and kept.
+
+While only the last layers are trained, what enters them never changes. Keeping it leaves
+each training step the cost of those layers alone; losses and gradients stay the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedllm.models.transformer import Batch
+
+DEFAULT_BUDGET_BYTES = 2 << 30
+_CHUNK = 1024
+_ROWS = 64
+
+
+class Dataset(Protocol):
+    """Encoded records, as `fedllm.data.encode` makes them."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: NDArray[np.int64]) -> Batch:
+        """Return the records at ``indices`` as padded tensors."""
+        ...
+
+
+def by_length(batch: Batch, rows: int) -> Iterator[tuple[Tensor, Batch]]:
+    """Cut a batch into pieces of at most ``rows`` records of similar length, less padded.
+
+    Yields
+    ------
+    places : Tensor
+        (n,) int64, where the piece's records stand in ``batch``.
+    piece : Batch
+        The records, cut to their longest.
+    """
+    lengths = batch["attention_mask"].sum(1)
+    order = torch.argsort(lengths, stable=True)
+    for start in range(0, len(order), rows):
+        places = order[start : start + rows]
+        yield places, take(batch, places, int(lengths[places].max()))
+
+
+def take(batch: Batch, places: Tensor, length: int) -> Batch:
+    """Return the records at ``places``, cut to ``length`` tokens."""
+    return {
+        key: value[places, :length] if value.dim() == 2 else value[places]
+        for key, value in batch.items()
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    states: Tensor
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    def rows(self, indices: NDArray[np.int64], length: int) -> Tensor:
+        result = self.states.new_zeros(len(indices), length, self.states.shape[1])
+        for row, index in enumerate(indices):
+            start, size = self.starts[index], self.lengths[index]
+            result[row, :size] = self.states[start : start + size]
+        return result
+
+
+class PrefixCache:
+    """Outputs of a network's frozen part, by data set; forgotten with the data set.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Has ``prefix(batch)``.
+    worthwhile : bool
+        Whether anything below the trained part is frozen at all.
+    pooled : bool
+        Whether the frozen part ends in one vector a record instead of one a token.
+    budget_bytes : int
+        Memory for all data sets together; one that no longer fits is computed afresh
+        each time.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        worthwhile: bool,
+        pooled: bool,
+        budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    ) -> None:
+        self._network = network
+        self._worthwhile = worthwhile
+        self._pooled = pooled
+        self._budget_bytes = budget_bytes
+        self._kept: WeakKeyDictionary[Dataset, _Kept | None] = WeakKeyDictionary()
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory held now."""
+        return sum(k.states.nbytes for k in self._kept.values() if k is not None)
+
+    def attach(self, dataset: Dataset, indices: NDArray[np.int64], batch: Batch) -> Batch:
+        """Return ``batch`` (the records at ``indices``) with ``"states"``, if they are kept."""
+        if not self._worthwhile:
+            return batch
+        if dataset not in self._kept:
+            self._kept[dataset] = self._compute(dataset)
+        kept = self._kept[dataset]
+        if kept is None:
+            return batch
+        length = 1 if self._pooled else batch["input_ids"].shape[1]
+        return {**batch, "states": kept.rows(indices, length)}
+
+    def _compute(self, dataset: Dataset) -> _Kept | None:
+        # Pieces are cut from the data set's own order, never from a random batch, so that
+        # rounding is the same whichever process or round computes them.
+        parts: dict[int, Tensor] = {}
+        room = self._budget_bytes - self.used_bytes
+        for start in range(0, len(dataset), _CHUNK):
+            indices = np.arange(start, min(start + _CHUNK, len(dataset)))
+            for places, piece in by_length(dataset.batch(indices), _ROWS):
+                states = self._network.prefix(piece)  # type: ignore[operator]
+                for row, place in enumerate(places.tolist()):
+                    size = 1 if self._pooled else int(piece["attention_mask"][row].sum())
+                    parts[start + place] = states[row, :size].clone()
+                    room -= parts[start + place].nbytes
+            if room < 0:
+                return None
+        lengths = np.array([len(parts[i]) for i in range(len(dataset))], dtype=np.int64)
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+        return _Kept(torch.cat([parts[i] for i in range(len(dataset))]), starts, lengths)

@@ -1,0 +1,259 @@
+"""The model that all parties share: a frozen Transformer, its adapter, its head."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load as parse_safetensors
+from safetensors.torch import save as format_safetensors
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from fedllm.config import RunConfig, Task
+from fedllm.errors import CheckpointError, ConfigError, TrainingError
+from fedllm.files import atomic_directory, write_bytes, write_json
+from fedllm.models import checkpoints
+from fedllm.models.lora import add_adapters, first_trained_layer
+from fedllm.models.manifest import AdapterManifest, Group
+from fedllm.models.prefix import PrefixCache
+from fedllm.models.transformer import LanguageModel, Pooling, TextClassifier
+
+_ABOUT, _LORA, _LORA_CONFIG, _HEAD = (
+    "shared_model.json",
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "head.safetensors",
+)
+
+
+@dataclass(eq=False)
+class SharedModel:
+    """A frozen base model with trainable adapters, and the head of a classification.
+
+    Attributes
+    ----------
+    module : TextClassifier or LanguageModel
+        Maps a batch to logits.
+    tokenizer : PreTrainedTokenizerBase
+        Of the base model.
+    task : str
+        What the module is trained for.
+    labels : tuple of str
+        Names of the classes, in the head's order; empty for other tasks.
+    fingerprint : str
+        SHA-256 of the base model's files.
+    manifest : AdapterManifest
+        Order of the trained tensors in the flat vector.
+    prefix : PrefixCache
+        Outputs of the frozen part, kept by data set.
+    """
+
+    module: TextClassifier | LanguageModel
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    labels: tuple[str, ...]
+    fingerprint: str
+    peft: PeftModel | None
+
+    def __post_init__(self) -> None:
+        self._parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        self.manifest = AdapterManifest.of(
+            (name, tuple(p.shape), _group(name)) for name, p in self._parameters.items()
+        )
+        self.prefix = PrefixCache(
+            self.module, worthwhile=self.module.stack.first > 0, pooled=self.peft is None
+        )
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The trained tensors in manifest order."""
+        return [self._parameters[segment.name] for segment in self.manifest.segments]
+
+    @property
+    def number_of_parameters(self) -> int:
+        """Parameters of the whole model, frozen ones included."""
+        return sum(p.numel() for p in self.module.parameters())
+
+    def adapter(self) -> NDArray[np.float32]:
+        """Return a copy of all trained values (P,), float32, in manifest order."""
+        parts = [p.detach().cpu().reshape(-1) for p in self.trained]
+        return torch.cat(parts).numpy().copy()
+
+    def set_adapter(self, vector: NDArray[np.floating[Any]]) -> None:
+        """Put ``vector`` (P,) into the trained tensors.
+
+        Raises
+        ------
+        TrainingError
+            If it has another length, or holds NaN or infinity.
+        """
+        if vector.shape != (self.manifest.length,):
+            raise TrainingError(
+                f"an adapter of shape {vector.shape} was given; this model's is "
+                f"({self.manifest.length},)",
+                "use the same model, lora and labels for all parties",
+            )
+        values = np.asarray(vector, dtype=np.float32)
+        if not np.isfinite(values).all():
+            raise TrainingError("the adapter holds NaN or infinity", "lower the learning rate")
+        with torch.no_grad():
+            for segment, parameter in zip(self.manifest.segments, self.trained, strict=True):
+                part = torch.from_numpy(values[segment.slice].copy())
+                parameter.copy_(part.reshape(segment.shape))
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter so that peft can load it onto the base model, and the head beside it.
+
+        Raises
+        ------
+        FedllmError
+            If the disk is full; the earlier folder is untouched.
+        """
+        about: dict[str, Any] = {
+            "task": self.task,
+            "base_fingerprint": self.fingerprint,
+            "manifest": self.manifest.fingerprint,
+            "labels": list(self.labels),
+        }
+        if isinstance(self.module, TextClassifier):
+            about["pooling"] = self.module.pooling
+            about["feature_scale"] = self.module.feature_scale
+        with atomic_directory(folder) as new:
+            for name, tensors in self._tensors().items():
+                write_bytes(new / name, format_safetensors(tensors, {"format": "pt"}))
+            if self.peft is not None:
+                write_json(new / _LORA_CONFIG, _plain(self.peft.peft_config["default"].to_dict()))
+            write_json(new / _ABOUT, about)
+
+    def load_adapter(self, folder: Path) -> None:
+        """Read what `save_adapter` wrote.
+
+        Raises
+        ------
+        CheckpointError
+            If a file is missing or damaged, or belongs to another model, task or label set.
+        """
+        try:
+            about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder / _ABOUT} cannot be read: {error}") from None
+        mine = {
+            "task": self.task,
+            "base_fingerprint": self.fingerprint,
+            "manifest": self.manifest.fingerprint,
+            "labels": list(self.labels),
+        }
+        for key, value in mine.items():
+            if about.get(key) != value:
+                raise CheckpointError(
+                    f"the adapter in {folder} was made for another model: {key} differs",
+                    "load it with the run.toml that made it",
+                )
+        expected = self._tensors()
+        read = {name: _read_tensors(folder / name, expected[name]) for name in expected}
+        if self.peft is not None:
+            set_peft_model_state_dict(self.peft, read[_LORA])
+        if isinstance(self.module, TextClassifier):
+            self.module.head.load_state_dict(read[_HEAD])
+
+    def _tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        files: dict[str, dict[str, torch.Tensor]] = {}
+        if self.peft is not None:
+            files[_LORA] = get_peft_model_state_dict(self.peft)
+        if isinstance(self.module, TextClassifier):
+            files[_HEAD] = self.module.head.state_dict()
+        return {
+            name: {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
+            for name, tensors in files.items()
+        }
+
+
+def load_shared_model(config: RunConfig, labels: tuple[str, ...] = ()) -> SharedModel:
+    """Load the base model of a run and give it the run's untrained adapter.
+
+    Parameters
+    ----------
+    config : RunConfig
+        ``model``, ``lora``, ``task`` and ``seed`` are used; the adapter's first values depend
+        on these alone, so that every party starts from the same.
+    labels : tuple of str
+        Names of the classes; needed for classification.
+
+    Raises
+    ------
+    ConfigError
+        If the task does not fit the model, or labels are missing.
+    CheckpointError
+        If the checkpoint is missing, damaged or not supported.
+    """
+    folder = checkpoints.checkpoint_folder(config.model.path)
+    base, architecture = checkpoints.read_config(folder)
+    classify = config.task == "classification"
+    if classify and len(labels) < 2:
+        raise ConfigError(
+            f"classification needs at least two labels; there are {len(labels)}",
+            "set data.labels, or a data.test file that holds every label",
+        )
+    if not classify and not architecture.causal:
+        raise ConfigError(
+            f"task {config.task!r} needs a causal model; {base.model_type!r} is an encoder",
+            "use a Llama- or GPT-2-type model, or task = 'classification'",
+        )
+    backbone = checkpoints.load_weights(folder, base, language_model=not classify)
+    first = first_trained_layer(config.lora, base.num_hidden_layers)
+    adapted = (
+        add_adapters(backbone, architecture, config.lora, config.seed) if config.lora.rank else None
+    )
+    module: TextClassifier | LanguageModel
+    if classify:
+        pooling: Pooling = "last" if architecture.causal else config.model.pooling
+        scale = config.model.feature_scale
+        module = TextClassifier(backbone, architecture.layers, first, len(labels), pooling, scale)
+    else:
+        module = LanguageModel(backbone, architecture.layers, first)
+    return SharedModel(
+        module=module.train(),
+        tokenizer=checkpoints.load_tokenizer(folder),
+        task=config.task,
+        labels=labels if classify else (),
+        fingerprint=checkpoints.fingerprint(folder),
+        peft=adapted,
+    )
+
+
+def _group(name: str) -> Group:
+    return "lora" if ".lora_" in name else "head"
+
+
+def _plain(value: Any) -> Any:
+    # peft keeps target modules in a set, whose order differs from process to process.
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in sorted(value.items())}
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return value
+
+
+def _read_tensors(path: Path, expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    try:
+        tensors = parse_safetensors(path.read_bytes())
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is missing or damaged: {error}", "use an earlier checkpoint"
+        ) from None
+    same = tensors.keys() == expected.keys() and all(
+        tensors[key].shape == expected[key].shape and tensors[key].dtype == torch.float32
+        for key in expected
+    )
+    if not same:
+        raise CheckpointError(f"{path} holds other tensors than this model's adapter")
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise CheckpointError(f"{path} holds NaN or infinity", "use an earlier checkpoint")
+    return tensors

@@ -1,0 +1,1 @@
+"""Differential privacy: noise, clipping, accounting, and the ledger of what was spent."""

@@ -1,0 +1,177 @@
+"""DP-SGD (Abadi et al. 2016): Poisson batches, clipped per-sample gradients, noised sums.
+
+Opacus's hooks give the gradient of every record; clipping, summing and noise are here, so
+that one page shows all that the privacy guarantee rests on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.grad_sample import GradSampleHooks
+from torch import Tensor, nn
+
+from fedllm.errors import TrainingError
+from fedllm.privacy.noise import gaussian_noise
+from fedllm.randomness import RandomStream
+
+
+def poisson_batch(
+    units: NDArray[np.int64], number_of_units: int, sampling_rate: float, sampling: RandomStream
+) -> NDArray[np.int64]:
+    """Choose each unit independently with probability ``sampling_rate``.
+
+    Parameters
+    ----------
+    units : ndarray
+        (N,), the unit (record or person) that each record belongs to, from 0.
+    number_of_units : int
+        How many units there are.
+
+    Returns
+    -------
+    ndarray
+        Indices of all records of the chosen units, ascending; empty now and then, and such
+        a batch is a step like any other.
+    """
+    chosen = np.zeros(number_of_units, dtype=bool)
+    chosen[sampling.poisson_sample(number_of_units, sampling_rate)] = True
+    return np.flatnonzero(chosen[units]).astype(np.int64)
+
+
+@contextmanager
+def per_sample_hooks(module: nn.Module) -> Iterator[None]:
+    """Collect a gradient for each sample at every backward pass inside the block."""
+    hooks = GradSampleHooks(module, batch_first=True, loss_reduction="sum", strict=True)
+    try:
+        yield
+    finally:
+        hooks.cleanup()
+
+
+def per_sample_gradients(
+    parameters: Sequence[nn.Parameter], losses: Callable[[], Tensor]
+) -> list[Tensor]:
+    """Return each record's gradient, (B, *shape) for every parameter.
+
+    Parameters
+    ----------
+    parameters : sequence of nn.Parameter
+        What is trained; all must be inside `per_sample_hooks`.
+    losses : callable
+        Runs the model on B records and returns their losses (B,).
+
+    Raises
+    ------
+    TrainingError
+        If a loss or a gradient is not finite, or a parameter got no gradient.
+    """
+    for parameter in parameters:
+        parameter.grad = None
+        parameter.grad_sample = None  # type: ignore[attr-defined]
+    values = losses()
+    if not bool(torch.isfinite(values).all()):
+        raise TrainingError("a record's loss is NaN or infinite", "lower the learning rate")
+    values.sum().backward()
+    gradients = []
+    for parameter in parameters:
+        gradient = parameter.grad_sample  # type: ignore[attr-defined]
+        if not isinstance(gradient, Tensor) or gradient.shape != (len(values), *parameter.shape):
+            raise TrainingError(
+                "a trained tensor got no gradient for each record: the model uses it in a way "
+                "that per-sample gradients do not cover",
+                "leave that layer out of lora.target_modules",
+            )
+        gradients.append(gradient)
+        parameter.grad = None
+        parameter.grad_sample = None  # type: ignore[attr-defined]
+    return gradients
+
+
+@dataclass(frozen=True, slots=True)
+class ClippedSum:
+    """Sum of clipped gradients of one or more microbatches.
+
+    Attributes
+    ----------
+    values : ndarray
+        (P,) float64, parameters in the order they were given.
+    norms : ndarray
+        (U,) float64, the L2 norm of each unit's gradient before clipping.
+    """
+
+    values: NDArray[np.float64]
+    norms: NDArray[np.float64]
+
+
+def clipped_sum(
+    gradients: Sequence[Tensor], units: Tensor | None, clipping_norm: float
+) -> ClippedSum:
+    """Clip each unit's gradient over all parameters together, and add them up.
+
+    Norms and sums are float64: rounding then moves the sum by less than 1e-12 of the clipping
+    norm, where float32 sums would let one record shift the others' rounding by up to 1e-4.
+
+    Parameters
+    ----------
+    gradients : sequence of Tensor
+        (B, *shape) each.
+    units : Tensor, optional
+        (B,) int64, the person of each record, numbered from 0 without gaps: a person's
+        gradients are added before they are clipped. Each record by itself when left out.
+    clipping_norm : float
+        Largest L2 norm that one unit adds.
+
+    Raises
+    ------
+    TrainingError
+        If a gradient is not finite.
+    """
+    flat = [gradient.flatten(1) for gradient in gradients]
+    if units is not None:
+        count = int(units.max()) + 1
+        flat = [g.new_zeros(count, g.shape[1]).index_add_(0, units, g) for g in flat]
+    squares = sum(torch.linalg.vector_norm(g, dim=1, dtype=torch.float64).square() for g in flat)
+    norms = torch.as_tensor(squares).sqrt()
+    if not bool(torch.isfinite(norms).all()):
+        raise TrainingError("a record's gradient is NaN or infinite", "lower the learning rate")
+    weights = (clipping_norm / norms.clamp(min=clipping_norm)).double()
+    values = torch.cat([weights @ g.double() for g in flat])
+    return ClippedSum(values.cpu().numpy(), norms.cpu().numpy())
+
+
+def noised_mean(
+    total: NDArray[np.float64],
+    noise_multiplier: float,
+    clipping_norm: float,
+    noise_share: float,
+    expected_batch_size: float,
+    noise: RandomStream,
+) -> NDArray[np.float64]:
+    """Add one step's noise to a sum of clipped gradients, and divide by a public constant.
+
+    Parameters
+    ----------
+    total : ndarray
+        (P,) float64, all zero after an empty batch.
+    noise_multiplier : float
+        Standard deviation of the whole noise in units of ``clipping_norm``.
+    noise_share : float
+        Part of the standard deviation that is added here; 1 unless other sites add the rest.
+    expected_batch_size : float
+        Divisor; fixed beforehand, never the size of the batch, which is private.
+    noise : RandomStream
+        ``RandomStream.secure()`` outside tests.
+
+    Returns
+    -------
+    ndarray
+        (P,) float64, safe to release.
+    """
+    deviation = noise_multiplier * clipping_norm * noise_share
+    return (total + gaussian_noise(noise, len(total), deviation)) / expected_batch_size

@@ -1,0 +1,1 @@
+"""Training at one site, evaluation, and the optimiser at the coordinator."""

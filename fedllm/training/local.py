@@ -1,0 +1,316 @@
+"""What one site does in a round: a few optimiser steps on its own records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedllm.errors import TrainingError
+from fedllm.models.manifest import AdapterManifest, Segment
+from fedllm.models.prefix import Dataset, by_length, take
+from fedllm.models.shared import SharedModel
+from fedllm.models.transformer import Batch
+from fedllm.privacy.dpsgd import (
+    clipped_sum,
+    noised_mean,
+    per_sample_gradients,
+    per_sample_hooks,
+    poisson_batch,
+)
+from fedllm.randomness import RandomStream
+from fedllm.training.objectives import record_losses
+from fedllm.training.optimizers import Optimizer
+
+Vector = NDArray[np.float64]
+
+
+class SiteDataset(Dataset, Protocol):
+    """Encoded records that know which unit of privacy each belongs to."""
+
+    @property
+    def units(self) -> NDArray[np.int64]:
+        """(N,) unit of each record, from 0 without gaps."""
+        ...
+
+    @property
+    def number_of_units(self) -> int:
+        """How many units there are."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSettings:
+    """Everything that a site's training depends on besides its records; all of it public.
+
+    Attributes
+    ----------
+    steps : int
+        Optimiser steps; each draws a batch of its own.
+    sampling_rate : float
+        Probability of each unit (record or person) to be in a batch.
+    expected_batch_size : float
+        What a batch's sum of gradients is divided by.
+    microbatch_size : int
+        Records worked on at once; bounds memory, changes no result.
+    optimizer : {"adam", "sgd"}
+        Started anew. "sgd" with one step and learning rate 1 gives minus the gradient.
+    learning_rate, head_learning_rate : float
+        Step size for adapters, and for the classification head.
+    clipping_norm : float
+        L2 bound on what one unit adds to a batch's sum; not applied without noise multiplier.
+    noise_multiplier : float, optional
+        Standard deviation of the noise in units of ``clipping_norm``; none: not private.
+    noise_share : float
+        Part of that standard deviation which this site adds; 1 is the whole.
+    """
+
+    steps: int
+    sampling_rate: float
+    expected_batch_size: float
+    microbatch_size: int
+    optimizer: Literal["adam", "sgd"]
+    learning_rate: float
+    head_learning_rate: float
+    clipping_norm: float
+    noise_multiplier: float | None
+    noise_share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStatistics:
+    """What the site's own operators may look at; computed from records, never sent.
+
+    Attributes
+    ----------
+    loss : float
+        Mean loss of the records seen; NaN if all batches were empty.
+    records_seen, empty_batches : int
+        Sums over the steps.
+    norm_quantiles : tuple of float
+        10, 50 and 90 percent of the units' gradient norms before clipping; empty without DP.
+    """
+
+    loss: float
+    records_seen: int
+    empty_batches: int
+    norm_quantiles: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalResult:
+    """A site's update, checked, and statistics that stay at the site.
+
+    Attributes
+    ----------
+    update : ndarray
+        (P,) float32: adapter after training minus before.
+    statistics : LocalStatistics
+        Private.
+    """
+
+    update: NDArray[np.float32]
+    statistics: LocalStatistics
+
+
+def train_locally(
+    model: SharedModel,
+    dataset: SiteDataset,
+    settings: LocalSettings,
+    sampling: RandomStream,
+    noise: RandomStream,
+) -> LocalResult:
+    """Train the adapter on one site's records, from the values that ``model`` holds.
+
+    The model is left as it was. With a noise multiplier each step is DP-SGD (see
+    `fedllm.privacy.dpsgd`); an empty batch still takes a step of noise. Without, each step
+    is an ordinary one, and an empty batch is skipped.
+
+    Parameters
+    ----------
+    model : SharedModel
+        Holds the round's starting adapter.
+    dataset : SiteDataset
+        The site's encoded records.
+    sampling, noise : RandomStream
+        ``RandomStream.secure()`` both, where privacy counts.
+
+    Raises
+    ------
+    TrainingError
+        If a loss or gradient is not finite, or the update is not finite or did not change
+        the adapter as training must.
+    """
+    start = model.adapter()
+    optimizer = Optimizer(
+        settings.optimizer,
+        model.manifest.per_value(settings.learning_rate, settings.head_learning_rate),
+    )
+    vector = start.astype(np.float64)
+    record = _Record(model.manifest)
+    private = settings.noise_multiplier is not None
+    try:
+        with per_sample_hooks(model.module) if private else nullcontext():
+            for _ in range(settings.steps):
+                indices = poisson_batch(
+                    dataset.units, dataset.number_of_units, settings.sampling_rate, sampling
+                )
+                total = _gradient_sum(model, dataset, indices, settings, record)
+                record.end_of_step(vector, total, len(indices))
+                if settings.noise_multiplier is not None:
+                    gradient = noised_mean(
+                        total,
+                        settings.noise_multiplier,
+                        settings.clipping_norm,
+                        settings.noise_share,
+                        settings.expected_batch_size,
+                        noise,
+                    )
+                elif len(indices):
+                    gradient = total / settings.expected_batch_size
+                else:
+                    continue
+                vector = optimizer.step(vector, gradient)
+                model.set_adapter(vector)
+    finally:
+        model.set_adapter(start)
+    update = (vector - start).astype(np.float32)
+    record.check(update)
+    return LocalResult(update, record.statistics())
+
+
+def _gradient_sum(
+    model: SharedModel,
+    dataset: SiteDataset,
+    indices: NDArray[np.int64],
+    settings: LocalSettings,
+    record: _Record,
+) -> Vector:
+    total = np.zeros(model.manifest.length)
+    if not len(indices):
+        return total
+    batch = dataset.batch(indices)
+    people = None if dataset.number_of_units == len(dataset) else dataset.units[indices]
+    for places, piece, units in _microbatches(batch, people, settings.microbatch_size):
+        attached = model.prefix.attach(dataset, indices[places.numpy()], piece)
+
+        def losses(attached: Batch = attached) -> Tensor:
+            values = record_losses(model, attached)
+            record.losses.append(values.detach().cpu().double().numpy())
+            return values
+
+        if settings.noise_multiplier is None:
+            total += _plain_gradient(model, losses())
+        else:
+            gradients = per_sample_gradients(model.trained, losses)
+            part = clipped_sum(gradients, units, settings.clipping_norm)
+            record.norms.append(part.norms)
+            total += part.values
+    return total
+
+
+def _plain_gradient(model: SharedModel, losses: Tensor) -> Vector:
+    gradients = torch.autograd.grad(losses.sum(), model.trained, materialize_grads=True)
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients]).double().cpu().numpy()
+    if not np.isfinite(flat).all():
+        raise TrainingError("a batch's gradient is NaN or infinite", "lower the learning rate")
+    return flat
+
+
+def _microbatches(
+    batch: Batch, people: NDArray[np.int64] | None, size: int
+) -> Iterator[tuple[Tensor, Batch, Tensor | None]]:
+    """Cut a batch into pieces of similar length; a person's records stay in one piece."""
+    if people is None:
+        for places, piece in by_length(batch, size):
+            yield places, piece, None
+        return
+    lengths = batch["attention_mask"].sum(1)
+    _, person = torch.unique(torch.from_numpy(people), return_inverse=True)
+    members = [torch.nonzero(person == p).flatten() for p in range(int(person.max()) + 1)]
+    members.sort(key=lambda places: int(lengths[places].max()))
+    while members:
+        taken = [members.pop(0)]
+        while members and sum(map(len, taken)) + len(members[0]) <= size:
+            taken.append(members.pop(0))
+        places = torch.cat(taken)
+        units = torch.cat([torch.full((len(t),), i) for i, t in enumerate(taken)])
+        yield places, take(batch, places, int(lengths[places].max())), units
+
+
+class _Record:
+    """What happened in the steps, and whether the update is what training must give."""
+
+    def __init__(self, manifest: AdapterManifest) -> None:
+        self.losses: list[NDArray[np.float64]] = []
+        self.norms: list[NDArray[np.float64]] = []
+        self._manifest = manifest
+        self._expected: set[str] = set()
+        self._seen: set[str] = set()
+        self._counted = 0
+        self._empty = 0
+
+    def end_of_step(self, vector: Vector, total: Vector, records: int) -> None:
+        """Note which tensors had a gradient, and which had to have one."""
+        new, self._counted = self.losses[self._counted :], len(self.losses)
+        self._empty += records == 0
+        for segment in self._manifest.segments:
+            if total[segment.slice].any():
+                self._seen.add(segment.name)
+            if any(part.any() for part in new) and self._passes_gradient(segment, vector):
+                self._expected.add(segment.name)
+
+    def _passes_gradient(self, segment: Segment, vector: Vector) -> bool:
+        # B = 0 stops the gradient of its A, and a head of zeros that of everything below it.
+        nonzero = {s.name: bool(vector[s.slice].any()) for s in self._manifest.segments}
+        if segment.group == "head":
+            return True
+        partner = segment.name.replace(".lora_A.", ".lora_B.")
+        below_b = partner == segment.name or nonzero.get(partner, True)
+        return below_b and nonzero.get("head.weight", True)
+
+    def check(self, update: NDArray[np.float32]) -> None:
+        """Refuse an update that must not be released.
+
+        Raises
+        ------
+        TrainingError
+            If it is not finite, or a tensor that had to move did not.
+        """
+        if not np.isfinite(update).all():
+            raise TrainingError("the update holds NaN or infinity", "lower the learning rates")
+        dead = sorted(self._expected - self._seen)
+        still = [
+            s.name
+            for s in self._manifest.segments
+            if s.name in self._seen and not update[s.slice].any()
+        ]
+        if dead or still:
+            raise TrainingError(
+                f"training did not reach {', '.join(dead + still)}: the adapter is not connected "
+                "to the loss, or the learning rate is too small for float32",
+                "check lora.target_modules and the learning rates",
+            )
+        if not update.any():
+            raise TrainingError(
+                "training changed nothing: no batch held a record with a loss",
+                "raise training.batch_size or training.local_steps",
+            )
+
+    def statistics(self) -> LocalStatistics:
+        """Return what the site's operators may look at."""
+        losses = np.concatenate(self.losses) if self.losses else np.empty(0)
+        norms = np.concatenate(self.norms) if self.norms else np.empty(0)
+        quantiles = np.quantile(norms, (0.1, 0.5, 0.9)).tolist() if len(norms) else []
+        return LocalStatistics(
+            loss=float(losses.mean()) if len(losses) else float("nan"),
+            records_seen=len(losses),
+            empty_batches=self._empty,
+            norm_quantiles=tuple(quantiles),
+        )

@@ -1,0 +1,87 @@
+"""Optimisers on one flat float64 vector, used by sites and by the coordinator."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedllm.errors import CheckpointError
+
+Vector = NDArray[np.float64]
+Kind = Literal["sgd", "momentum", "adam"]
+
+
+class Optimizer:
+    """Gradient descent with one learning rate for each value.
+
+    Parameters
+    ----------
+    kind : {"sgd", "momentum", "adam"}
+        "momentum" is heavy-ball momentum (Polyak 1964); "adam" is Kingma and Ba (2015).
+    learning_rates : ndarray
+        (P,) float64.
+    momentum : float
+        Decay of the mean gradient; beta 1 of Adam.
+    beta2, stability : float
+        Adam's decay of the mean square, and what is added to its root.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        learning_rates: Vector,
+        momentum: float = 0.9,
+        beta2: float = 0.999,
+        stability: float = 1e-8,
+    ) -> None:
+        self._kind = kind
+        self._learning_rates = learning_rates
+        self._momentum, self._beta2, self._stability = momentum, beta2, stability
+        self._steps = 0
+        self._mean = np.zeros_like(learning_rates)
+        self._square = np.zeros_like(learning_rates)
+
+    def step(self, vector: Vector, gradient: Vector) -> Vector:
+        """Return ``vector`` after one step against ``gradient``; all (P,) float64."""
+        self._steps += 1
+        if self._kind == "sgd":
+            return vector - self._learning_rates * gradient
+        if self._kind == "momentum":
+            self._mean = self._momentum * self._mean + gradient
+            return vector - self._learning_rates * self._mean
+        self._mean = self._momentum * self._mean + (1 - self._momentum) * gradient
+        self._square = self._beta2 * self._square + (1 - self._beta2) * gradient**2
+        mean = self._mean / (1 - self._momentum**self._steps)
+        square = self._square / (1 - self._beta2**self._steps)
+        return vector - self._learning_rates * mean / (np.sqrt(square) + self._stability)
+
+    def state(self) -> dict[str, NDArray[np.float64]]:
+        """Return a copy of what a resumed run needs, as arrays."""
+        return {
+            "steps": np.array([self._steps], dtype=np.float64),
+            "mean": self._mean.copy(),
+            "square": self._square.copy(),
+        }
+
+    def load(self, state: dict[str, NDArray[np.float64]]) -> None:
+        """Go on from what `state` returned.
+
+        Raises
+        ------
+        CheckpointError
+            If an array is missing, of another length, or not finite.
+        """
+        shapes = {"steps": (1,), "mean": self._mean.shape, "square": self._square.shape}
+        for name, shape in shapes.items():
+            if name not in state or state[name].shape != shape:
+                raise CheckpointError(
+                    f"the optimiser's state has no array {name!r} of shape {shape}",
+                    "resume with the run.toml that made the checkpoint",
+                )
+            if not np.isfinite(state[name]).all():
+                raise CheckpointError(f"the optimiser's state {name!r} holds NaN or infinity")
+        self._steps = int(state["steps"][0])
+        self._mean = state["mean"].astype(np.float64)
+        self._square = state["square"].astype(np.float64)
