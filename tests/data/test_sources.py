@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedllm.config import DataSection
+from fedllm.data.sources import read_records
+from fedllm.errors import DataError
+
+PRIVATE = "Mrs Private has gout"
+
+awkward = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+rows_of_texts = st.lists(st.tuples(awkward, awkward), min_size=1, max_size=8)
+in_one_folder = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def read(path: Path | str, task="classification", **keys):
+    return read_records(str(path), DataSection(train=str(path), **keys), task)
+
+
+def refusal(path: Path | str, task="classification", **keys) -> str:
+    with pytest.raises(DataError) as caught:
+        read(path, task, **keys)
+    assert caught.value.remedy
+    assert "Private" not in str(caught.value)
+    return str(caught.value)
+
+
+def json_lines(path: Path, rows: list) -> Path:
+    content = "".join(
+        (row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows
+    ).encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+def comma_separated(path: Path, rows: list[list[str]]) -> Path:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer).writerows(rows)
+    content = buffer.getvalue().encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+@given(rows_of_texts, st.booleans())
+@in_one_folder
+def test_json_lines_give_back_any_unicode(tmp_path, rows, escaped):
+    path = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"prompt": p, "response": r}, ensure_ascii=escaped) + "\n" for p, r in rows]
+    path.write_bytes("".join(lines).encode())
+    records = read(path, "instruction")
+    assert [(r.values["prompt"], r.values["response"]) for r in records] == rows
+
+
+@given(rows_of_texts, st.booleans())
+@in_one_folder
+def test_csv_gives_back_any_unicode(tmp_path, rows, marked):
+    path = comma_separated(tmp_path / "rows.csv", [["prompt", "response"], *map(list, rows)])
+    if marked:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    records = read(path, "instruction")
+    assert [(r.values["prompt"], r.values["response"]) for r in records] == rows
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.jsonl.gz", "a.json", "A.JSONL", "a.csv", "a.csv.gz"]
+)
+def test_formats_by_name_with_mapped_columns(tmp_path, name):
+    rows = [
+        {"note": "fever", "code": "7", "id": " p1 "},
+        {"note": "cough", "code": "8", "id": "p2"},
+    ]
+    if ".csv" in name:
+        table = [["note", "code", "id"], *[list(row.values()) for row in rows]]
+        path = comma_separated(tmp_path / name, table)
+    else:
+        rows[0]["code"] = 7
+        path = json_lines(tmp_path / name, rows)
+    records = read(path, text="note", label="code", unit="id")
+    assert [dict(r.values) for r in records] == [
+        {"text": "fever", "label": "7"},
+        {"text": "cough", "label": "8"},
+    ]
+    assert [r.unit for r in records] == ["p1", "p2"]
+    first = 2 if ".csv" in name else 1
+    assert [r.origin for r in records] == [f"{name}:{first}", f"{name}:{first + 1}"]
+
+
+def test_parquet_reads_only_the_columns_it_needs(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    texts = ["头痛", "two\nlines"]
+    pq.write_table(pa.table({"text": texts, "label": [3, 4], "other": [b"x", None]}), path)
+    records = read(path)
+    assert [(r.values["text"], r.values["label"]) for r in records] == [
+        ("头痛", "3"),
+        ("two\nlines", "4"),
+    ]
+    assert records[1].origin == "a.parquet:2"
+    assert "columns there: text, label, other" in refusal(path, text="txet")
+    path.write_bytes(path.read_bytes()[:-20])
+    assert "not a whole Parquet file" in refusal(path)
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "pip install 'fedllm[parquet]'" in refusal(tmp_path / "a.parquet")
+
+
+def test_pattern_reads_files_in_sorted_order(tmp_path):
+    for name in ("b", "a", "c"):
+        (tmp_path / name).mkdir()
+        json_lines(tmp_path / name / "x.jsonl", [{"text": f"from {name}"}])
+    records = read(tmp_path / "*" / "x.jsonl", "causal")
+    assert [r.values["text"] for r in records] == ["from a", "from b", "from c"]
+    assert [r.origin for r in records] == ["a/x.jsonl:1", "b/x.jsonl:1", "c/x.jsonl:1"]
+    assert "no file matches" in refusal(tmp_path / "*.jsonl", "causal")
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_read(tmp_path):
+    path = json_lines(tmp_path / "a[1].jsonl", [{"text": "x"}])
+    assert len(read(path, "causal")) == 1
+
+
+def test_missing_file_folder_unknown_format_and_permission(tmp_path):
+    assert "there is no file" in refusal(tmp_path / "none.jsonl")
+    assert "is a folder" in refusal(tmp_path)
+    (tmp_path / "a.xlsx").write_bytes(b"x")
+    assert ".jsonl, .jsonl.gz, .csv, .csv.gz or .parquet" in refusal(tmp_path / "a.xlsx")
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "text,label\n"])
+def test_source_without_rows_is_refused(tmp_path, content):
+    path = tmp_path / "a.csv"
+    path.write_text(content)
+    assert "a.csv holds no rows" in refusal(path)
+
+
+def test_one_empty_file_of_a_pattern_is_refused(tmp_path):
+    json_lines(tmp_path / "a.jsonl", [{"text": "x"}])
+    (tmp_path / "b.jsonl").touch()
+    assert "b.jsonl holds no rows" in refusal(tmp_path / "*.jsonl", "causal")
+
+
+def test_wrong_column_lists_those_there_and_the_nearest(tmp_path):
+    path = json_lines(tmp_path / "a.jsonl", [{"Question": PRIVATE, "answer": "x", "id": 1}])
+    message = refusal(path, "instruction", prompt="question", response="answer")
+    assert "has no column 'question'; columns there: Question, answer, id" in message
+    assert "set data.prompt to one of the columns; did you mean 'Question'?" in message
+    assert "no column 'hospital'" in refusal(
+        path, "instruction", prompt="Question", response="answer", site="hospital"
+    )
+
+
+def test_row_of_text_in_place_of_a_header_is_not_quoted(tmp_path):
+    path = comma_separated(tmp_path / "a.csv", [[PRIVATE + ", and a cough.", "x"], ["b", "c"]])
+    assert "(column 1, no plain name), x" in refusal(path)
+
+
+def test_column_twice_is_refused(tmp_path):
+    path = comma_separated(tmp_path / "a.csv", [["text", "label", "text"], ["a", "b", "c"]])
+    assert "has 2 columns 'text'" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"label": "x"}, "field 'text' is missing"),
+        ({"text": None, "label": "x"}, "field 'text' is null"),
+        ({"text": "", "label": "x"}, "field 'text' is empty"),
+        ({"text": " \t\u2003", "label": "x"}, "field 'text' is empty"),
+        ({"text": [PRIVATE], "label": "x"}, "field 'text' is of type list, not text"),
+        ({"text": 5, "label": "x"}, "field 'text' is of type int, not text"),
+        ({"text": "a", "label": 1.5}, "field 'label' is of type float, not text or a whole number"),
+        ({"text": "a", "label": True}, "field 'label' is of type bool"),
+        ('{"text": "\\ud800 Private", "label": "x"}', "field 'text' is not valid Unicode"),
+        ('{"text": "Private\\q", "label": "x"}', "is not valid JSON at character 18"),
+        ('{"text": "Private"', "is not valid JSON"),
+        ('["Private"]', "is not a JSON object"),
+        ("[" * 100_000, "is JSON with a number too long or nested too deep"),
+    ],
+)
+def test_bad_row_refuses_the_file_and_is_named(tmp_path, row, problem):
+    good = {"text": "a", "label": "b"}
+    path = json_lines(tmp_path / "a.jsonl", [good, "", row, good])
+    message = refusal(path)
+    assert "1 row cannot be used" in message
+    assert f"a.jsonl row 2 (line 3): {problem}" in message
+
+
+def test_bad_rows_of_all_files_are_counted_together(tmp_path):
+    for name in ("a", "b"):
+        json_lines(tmp_path / f"{name}.jsonl", [{"text": PRIVATE}, *[{"text": ""}] * 4])
+    message = refusal(tmp_path / "*.jsonl", "causal")
+    assert "8 rows cannot be used" in message
+    assert "b.jsonl row 2 (line 2)" in message
+    assert "and 3 more" in message
+
+
+def test_csv_names_the_line_where_a_row_starts(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('text,label\n"two\nlines",x\n\n"Private\n",\na,b,Private\n')
+    message = refusal(path)
+    assert "2 rows cannot be used" in message
+    assert "a.csv row 2 (line 5): field 'label' is empty" in message
+    assert "a.csv row 3 (line 7): has 3 fields, the header has 2" in message
+
+
+def test_csv_with_an_open_quote_does_not_swallow_rows(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('text,label\na,b\n"Private,c\nd,e\n')
+    assert "row that starts at line 3 is not valid CSV" in refusal(path)
+
+
+def test_broken_gzip(tmp_path):
+    path = json_lines(tmp_path / "a.jsonl.gz", [{"text": f"{PRIVATE} {i}"} for i in range(5000)])
+    whole = path.read_bytes()
+    for content in (whole[:-100], b"text", whole[:500] + b"\xff" * 100 + whole[600:]):
+        path.write_bytes(content)
+        assert "is not a whole gzip file" in refusal(path, "causal")
+
+
+def test_wrong_encoding_names_the_line_and_the_remedy(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('{"text": "Private"}\n{"text": "café"}\n'.encode("latin-1"))
+    message = refusal(path, "causal")
+    assert "line 2: byte 14 of the line is not UTF-8" in message
+    assert "save the file as UTF-8" in message
+    path.write_bytes('{"text": "Private"}\n'.encode("utf-16"))
+    assert "the file is UTF-16" in refusal(path, "causal")
+    path.write_bytes(gzip.compress(b'{"text": "Private"}\n'))
+    assert "ending .gz" in refusal(path, "causal")
+
+
+def test_json_array_is_recognised(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"text": PRIVATE}], indent=1))
+    assert "JSON array, not JSON Lines" in refusal(path, "causal")
+
+
+def test_public_test_file_may_lack_unit_and_site(tmp_path):
+    test = str(json_lines(tmp_path / "test.jsonl", [{"text": "a", "site": "x"}] * 20))
+    data = DataSection(train="train.jsonl", test=test, unit="person", site="site")
+    records = read_records(test, data, "causal")
+    assert len(records) == 20
+    assert (records[0].unit, records[0].site) == (None, "x")
+    assert "no column 'person'" in refusal(test, "causal", unit="person")
+
+
+def test_training_records_of_a_person_are_capped(tmp_path):
+    rows = [{"text": f"note {i}", "person": i % 2} for i in range(20)]
+    path = json_lines(tmp_path / "a.jsonl", rows)
+    records = read(path, "causal", unit="person", max_records_per_unit=3)
+    assert sorted(r.unit for r in records) == ["0"] * 3 + ["1"] * 3
+    assert len(read(path, "causal", max_records_per_unit=3)) == 20
