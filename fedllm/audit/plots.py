@@ -1,0 +1,188 @@
+"""Plots of a run as inline SVG: no files, no scripts, text that the browser's fonts draw."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, told apart with every kind of colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#777777")
+INK, FAINT = "#333333", "#DDDDDD"
+# More curves than this cannot be told apart; the range of all is drawn instead.
+_MOST_CURVES = len(COLOURS)
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # names in any script are drawn with the reader's fonts
+    "text.parse_math": False,  # a name with a dollar sign is a name
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "grid.color": "#EEEEEE",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+@contextmanager
+def _figure(seed: str, height: float) -> Iterator[tuple[Figure, Callable[[str], Markup]]]:
+    # Each plot has its own seed for element names, which must differ within one page.
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": seed}):
+        figure = Figure(figsize=(6.4, height), layout="constrained")
+        FigureCanvasSVG(figure)
+
+        def finish(description: str) -> Markup:
+            stream = io.StringIO()
+            with warnings.catch_warnings():
+                # Matplotlib measures text with its own font, but the reader's font draws it.
+                warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+                figure.savefig(
+                    stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+                )
+            svg = stream.getvalue()
+            start = svg.index("<svg ") + len("<svg ")
+            label = escape(description)
+            return Markup('<svg role="img" aria-label="{}" ').format(label) + Markup(svg[start:])  # noqa: S704
+
+        yield figure, finish
+
+
+def _clean(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_axisbelow(True)
+
+
+def _rounds_axis(axes: Axes, label: str) -> None:
+    axes.set_xlabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def metric_plot(
+    name: str, points: Sequence[tuple[int, float]], round_label: str, description: str
+) -> Markup:
+    """Plot one test metric over rounds; round 0 is the model before training.
+
+    Parameters
+    ----------
+    name : str
+        The metric, written at the axis.
+    points : sequence of (int, float)
+        Round and value.
+    round_label, description : str
+        Words at the axis, and for those who do not see the plot.
+    """
+    with _figure(f"metric-{name}", 2.6) as (figure, finish):
+        axes = figure.add_subplot()
+        rounds, values = zip(*points, strict=True)
+        axes.plot(rounds, values, color=COLOURS[0], marker="o", markersize=3.5)
+        for index in {0, len(points) - 1}:
+            axes.annotate(
+                f"{values[index]:.3f}",
+                (rounds[index], values[index]),
+                xytext=(0, 7),
+                textcoords="offset points",
+                ha="center",
+            )
+        axes.margins(x=0.06, y=0.18)
+        axes.set_ylabel(name)
+        _rounds_axis(axes, round_label)
+        _clean(axes)
+        return finish(description)
+
+
+def epsilon_plot(
+    curves: Mapping[str, Sequence[tuple[int, float]]],
+    ceiling: float | None,
+    words: Mapping[str, str],
+    description: str,
+) -> Markup:
+    """Plot what each site has spent over the rounds against what it may spend.
+
+    Parameters
+    ----------
+    curves : mapping of str to sequence of (int, float)
+        Round and epsilon so far, by site.
+    ceiling : float, optional
+        Requested for the whole run.
+    words : mapping
+        Texts ``round``, ``epsilon``, ``ceiling``, ``range``.
+    description : str
+        For those who do not see the plot.
+    """
+    with _figure("epsilon", 2.9) as (figure, finish):
+        axes = figure.add_subplot()
+        if len(curves) <= _MOST_CURVES:
+            # Curves that lie on each other stay visible: wide below, narrow above.
+            width = float(len(curves)) + 0.6
+            for (site, points), colour in zip(curves.items(), COLOURS, strict=False):
+                axes.plot(*zip(*points, strict=True), color=colour, linewidth=width, label=site)
+                width -= 1.0
+        else:
+            rounds = sorted({r for points in curves.values() for r, _ in points})
+            columns = [[e for p in curves.values() for r, e in p if r == at] for at in rounds]
+            low, high = [min(c) for c in columns], [max(c) for c in columns]
+            axes.fill_between(rounds, low, high, color=COLOURS[0], alpha=0.25, linewidth=0)
+            middle = [float(np.median(c)) for c in columns]
+            axes.plot(rounds, middle, color=COLOURS[0], label=words["range"])
+        if ceiling is not None:
+            axes.axhline(ceiling, color=COLOURS[1], linestyle="--", label=words["ceiling"])
+        axes.set_ylim(bottom=0)
+        axes.margins(y=0.12)
+        axes.set_ylabel(words["epsilon"])
+        _rounds_axis(axes, words["round"])
+        _clean(axes)
+        figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9)
+        return finish(description)
+
+
+def exposure_plot(
+    models: Mapping[str, Sequence[float]],
+    maximum: float,
+    expected: float,
+    words: Mapping[str, str],
+    description: str,
+) -> Markup:
+    """Plot each secret's exposure as a dot, a row for each model.
+
+    Parameters
+    ----------
+    models : mapping of str to sequence of float
+        Exposure in bits of every secret, by model.
+    maximum, expected : float
+        Of a secret that ranks first, and the mean without memorisation.
+    words : mapping
+        Texts ``exposure``, ``maximum``, ``expected``.
+    description : str
+        For those who do not see the plot.
+    """
+    with _figure("exposure", 1.2 + 0.5 * len(models)) as (figure, finish):
+        axes = figure.add_subplot()
+        for row, values in enumerate(models.values()):
+            # Dots of equal exposure are fanned out, the same way each time.
+            offsets = (np.arange(len(values)) * 0.618 % 1.0 - 0.5) * 0.45
+            axes.scatter(values, row + offsets, s=22, color=COLOURS[row % 7], alpha=0.75, lw=0)
+        axes.axvline(maximum, color=COLOURS[1], linestyle="--", label=words["maximum"])
+        axes.axvline(expected, color="#999999", linestyle=":", label=words["expected"])
+        axes.set_yticks(range(len(models)), list(models))
+        axes.set_ylim(len(models) - 0.4, -0.6)
+        axes.set_xlim(-0.3, maximum + 0.5)
+        axes.set_xlabel(words["exposure"])
+        _clean(axes)
+        figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9)
+        return finish(description)

@@ -1,0 +1,375 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from fedllm.audit.comparison import (
+    Comparison,
+    Example,
+    ModelFigures,
+    load_comparison,
+    save_comparison,
+)
+from fedllm.audit.report import number, write_report
+from fedllm.config import RunConfig, parse, to_toml
+from fedllm.errors import ConfigError, FedllmError
+
+SITES = ("Northgate", "Riverside", "Stonefield", "Eastbrook")
+
+
+def run_config(**changes):
+    values = {
+        "name": "made-up",
+        "task": "instruction",
+        "model": {"path": "base"},
+        "data": {"train": "t.jsonl", "unit": "person", "site": "hospital"},
+        "rounds": {"count": 5},
+        "privacy": {"epsilon": 8.0, "clipping_norm": 0.1},
+        "training": {"sampling_rate": 0.0625},
+    }
+    for section, change in changes.items():
+        values[section] = {**values[section], **change} if section in values else change
+    return parse(RunConfig, values, "test")
+
+
+def summary(**changes):
+    values = {
+        "run": "made-up",
+        "task": "instruction",
+        "rounds": 5,
+        "sites": 4,
+        "metrics": {"loss": 0.31415, "accuracy": 0.9137},
+        "privacy": {
+            "epsilon": 7.9321,
+            "delta": 1e-5,
+            "unit": "person",
+            "noise": "local",
+            "sites": {site: {"epsilon": 7.9321 - i / 100} for i, site in enumerate(SITES)},
+        },
+        "encryption": {
+            "scheme": "bfv",
+            "bytes_up_per_parameter": 7.0312,
+            "expansion_vs_fp32": 1.7578,
+            "poly_modulus_degree": 4096,
+        },
+        "seconds": {
+            "total": 87.25,
+            "train": 61.5,
+            "encrypt": 2.375,
+            "aggregate": 0.625,
+            "decrypt": 0.1875,
+        },
+        "adapter_sha256": "ad" * 32,
+        "model": {
+            "path": "base",
+            "fingerprint": "fe" * 32,
+            "parameters": 935_040,
+            "adapter_parameters": 16_384,
+        },
+        "versions": {"torch": "2.99.1"},
+    }
+    return {**values, **changes}
+
+
+def rounds(sites=SITES, count=5):
+    lines = [{"round": 0, "sites": 0, "dropped": [], "metrics": {"loss": 2.75, "accuracy": 0.19}}]
+    for number_ in range(1, count + 1):
+        spent = 7.9321 * (number_ / count) ** 0.5
+        lines.append(
+            {
+                "round": number_,
+                "sites": len(sites),
+                "dropped": {sites[-1]: "too late"} if number_ == 3 else [],
+                "metrics": {"loss": 2.75 - 0.48 * number_, "accuracy": 0.19 + 0.14 * number_},
+                "epsilon": {site: spent - i / 100 for i, site in enumerate(sites)},
+                "seconds": {"total": 17.0, "train": 12.0, "evaluate": 4.5},
+            }
+        )
+    return lines
+
+
+def comparison():
+    return Comparison(
+        questions=400,
+        chance=0.125,
+        secrets=20,
+        maximum_exposure=9.0,
+        expected_exposure=1.43,
+        models=(
+            ModelFigures(
+                name="before",
+                private=None,
+                accuracy=0.19,
+                exact=0.06,
+                extracted=0,
+                exposure=(1.0,) * 20,
+            ),
+            ModelFigures(
+                name="twin <b>",
+                private=False,
+                accuracy=0.97,
+                exact=0.9,
+                extracted=17,
+                exposure=(9.0,) * 20,
+            ),
+            ModelFigures(
+                name="released",
+                private=True,
+                accuracy=0.91,
+                exact=0.8,
+                extracted=0,
+                exposure=tuple(i / 8 for i in range(20)),
+            ),
+        ),
+        examples=(Example(prompt="My knee & I?", right="Willow", answers=("Ash", "Elm", "Fir")),),
+    )
+
+
+def write_run(folder, config=None, figures=None, lines=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.toml").write_text(to_toml(config or run_config()))
+    (folder / "summary.json").write_text(json.dumps(summary() if figures is None else figures))
+    text = "".join(json.dumps(line) + "\n" for line in (lines or rounds()))
+    (folder / "metrics.jsonl").write_text(text)
+    return folder
+
+
+class Page(HTMLParser):
+    """What a browser would see: every tag, every attribute, the text."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.source = [], [], "", source
+        self._style = False
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        self._style = tag == "style"
+
+    def handle_data(self, data):
+        if not self._style:
+            self.text += data
+
+
+def page(folder) -> Page:
+    return Page(write_report(folder).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "run")
+
+
+def leaves(value):
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from leaves(inner)
+    else:
+        yield value
+
+
+def test_every_figure_of_the_summary_is_in_the_page(run):
+    text = page(run).text
+    missing = [leaf for leaf in leaves(summary()) if str(leaf) not in text]
+    assert missing == []
+
+
+def test_main_figures_stand_in_the_readable_part(run):
+    body = page(run).text.split("All figures of summary.json")[0]
+    for shown in (
+        "0.9137",
+        "0.3141",
+        "7.932",
+        "87.25",
+        "61.50",
+        "935,040",
+        "16,384",
+        "7.031",
+        "BFV",
+        "fe" * 32,
+        "ad" * 32,
+        "2.99.1",
+        "1e-5",
+        *SITES,
+    ):
+        assert shown in body, shown
+
+
+def test_left_budget_and_rounds_of_each_site(run):
+    text = re.sub(r"\s+", " ", page(run).text)
+    assert "Northgate5 / 57.9320.0679" in text
+    assert "Eastbrook4 / 57.9020.0979" in text
+    assert "should have taken part: 3." in text
+
+
+def test_the_page_loads_nothing_and_runs_nothing(run):
+    save_comparison(comparison(), run)
+    seen = page(run)
+    assert not set(seen.tags) & {"script", "link", "img", "iframe", "object", "embed", "image"}
+    for name, value in seen.attributes:
+        assert not name.startswith("on"), name
+        if name in {"href", "src", "xlink:href", "action"}:
+            assert value.startswith("#"), (name, value)
+    assert "url(http" not in seen.source
+    assert "@import" not in seen.source
+
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [HOSTILE, '"><img src=x onerror=alert(1)>', "$\\frac{1$", "第一医院", "a{b}c{{d}}%", "]]>"],
+)
+def test_names_of_sites_are_text_and_nothing_else(tmp_path, name):
+    sites = (name, *SITES[1:])
+    figures = summary()
+    figures["privacy"]["sites"] = {site: {"epsilon": 1.0} for site in sites}
+    seen = page(write_run(tmp_path / "run", figures=figures, lines=rounds(sites)))
+    assert not set(seen.tags) & {"script", "img"}
+    # In the table, in the plot and in the appendix.
+    assert seen.text.count(name) >= 3
+
+
+def test_hostile_text_elsewhere_is_escaped(tmp_path):
+    figures = summary(adapter_sha256=HOSTILE, versions={HOSTILE: HOSTILE}, extra=[HOSTILE])
+    figures["metrics"][HOSTILE] = 1.0
+    figures["seconds"][HOSTILE] = 1.0
+    figures["encryption"][HOSTILE] = HOSTILE
+    folder = write_run(tmp_path / "run", figures=figures)
+    hostile = comparison().model_copy(
+        update={"examples": (Example(prompt=HOSTILE, right=HOSTILE, answers=(HOSTILE,) * 3),)}
+    )
+    save_comparison(hostile, folder)
+    assert "script" not in page(folder).tags
+
+
+def test_a_run_without_privacy_or_encryption_says_so(tmp_path):
+    config = run_config(privacy={"epsilon": None}, encryption={"scheme": "none", "masks": False})
+    lines = [{**line, "epsilon": {}} for line in rounds()]
+    figures = summary(privacy={"epsilon": None}, encryption={"scheme": "none"})
+    text = page(write_run(tmp_path / "run", config, figures, lines)).text
+    assert "NOT private" in text
+    assert "NOT encrypted" in text
+    assert "no bound at all" in text
+    assert "is bounded" not in text
+    assert "Encryption. Updates travelled encrypted" not in text
+
+
+def test_what_is_said_depends_on_unit_noise_and_masks(tmp_path):
+    local = page(write_run(tmp_path / "a")).text
+    assert "counts as two" in local
+    assert "whole noise itself" in local
+    assert "random masks that cancel" in local
+    config = run_config(
+        data={"unit": None},
+        privacy={"noise": "distributed", "colluders": 1},
+        training={"local_steps": 1, "optimizer": "sgd"},
+        encryption={"masks": False},
+    )
+    other = page(write_run(tmp_path / "b", config)).text
+    assert "record by record only" in other
+    assert "at most 1 other sites" in other
+    assert "could open single updates" in other
+
+
+def test_a_simulation_is_named_as_one(run):
+    assert "simulated on one machine" not in page(run).text
+    (run / "ledgers").mkdir()
+    assert "simulated on one machine" in page(run).text
+
+
+def test_optional_parts_may_be_missing(tmp_path):
+    lines = [{"round": 0}, {"round": 1, "metrics": None}]
+    text = page(write_run(tmp_path / "run", figures={"task": "instruction"}, lines=lines)).text
+    assert "no public test file" in text
+    assert "No attack was tried" not in text
+
+
+def test_a_thousand_sites_stay_readable(tmp_path):
+    sites = tuple(f"site-{i:04d}" for i in range(1000))
+    folder = write_run(tmp_path / "run", lines=rounds(sites), figures=summary(sites=1000))
+    source = write_report(folder).read_text()
+    assert "960 more sites are not shown" in source
+    assert "median of the sites" in source
+    assert len(source) < 200_000
+
+
+def test_the_comparison_is_shown(run):
+    save_comparison(comparison(), run)
+    seen = page(run)
+    for shown in ("17 of 20", "0 of 20", "97.0%", "12.5%", "ranked among 512", "My knee & I?"):
+        assert shown in seen.text, shown
+    assert "twin <b>" in seen.text
+    assert load_comparison(run) == comparison()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("summary.json", "{", "summary.json: is not valid JSON"),
+        ("summary.json", "[]", "summary.json: is not a JSON object"),
+        ("summary.json", '{"a": NaN}', "summary.json: is not valid JSON"),
+        ("metrics.jsonl", "", "metrics.jsonl: holds no rounds"),
+        ("metrics.jsonl", '{"round": 0}\n{"round": 1, "met', "line 2: is not valid JSON"),
+        ("metrics.jsonl", '{"round": "1"}', "line 1: 'round' is not a whole number"),
+        ("metrics.jsonl", '{"round": 1}\n{"round": 1}', "line 2: round 1 follows round 1"),
+        ("metrics.jsonl", '{"round": 1, "epsilon": {"a": "b"}}', "line 1: 'epsilon' holds"),
+        ("metrics.jsonl", '{"round": 1, "epsilon": {"a": Infinity}}', "line 1: is not valid JSON"),
+        ("metrics.jsonl", '{"round": 1, "seconds": 3}', "line 1: 'seconds' is not a table"),
+        ("metrics.jsonl", '{"round": 1, "dropped": 3}', "line 1: 'dropped'"),
+        ("comparison.json", '{"questions": 1}', "comparison.json is damaged"),
+    ],
+)
+def test_damaged_files_are_refused_and_named(run, file, content, says):
+    (run / file).write_text(content)
+    with pytest.raises(FedllmError, match=re.escape(says)):
+        write_report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_bytes_that_are_no_text_are_refused(run):
+    (run / "metrics.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(FedllmError, match="UTF-8"):
+        write_report(run)
+
+
+@pytest.mark.parametrize("file", ["run.toml", "summary.json", "metrics.jsonl"])
+def test_a_missing_file_is_named(run, file):
+    (run / file).unlink()
+    with pytest.raises(FedllmError, match=re.escape(file)):
+        write_report(run)
+
+
+def test_a_wrong_configuration_is_a_configuration_error(run):
+    (run / "run.toml").write_text('name = "x"\nflavour = "y"\n')
+    with pytest.raises(ConfigError, match="flavour"):
+        write_report(run)
+
+
+def test_the_same_run_gives_the_same_bytes(run):
+    save_comparison(comparison(), run)
+    assert write_report(run).read_bytes() == write_report(run).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1e-5, "1e-5"),
+        (2.5e-6, "2.5e-6"),
+        (7.93214, "7.932"),
+        (0, "0"),
+        (0.0, "0"),
+        (935_040, "935,040"),
+        (1234.5, "1,234.50"),
+        (None, "–"),
+        (True, "–"),
+        (float("nan"), "–"),
+        ("<b>", "–"),
+    ],
+)
+def test_numbers_are_written_for_readers(value, text):
+    assert number(value) == text
