@@ -26,7 +26,7 @@ def flooding_deviation(plan: EncryptionPlan) -> float:
     homomorphic encryption using differential privacy"), for one opened sum a key.
     """
     special = plan.coeff_bits[-1]
-    coefficient = noise_bound(plan.poly_degree, plan.ciphertexts, plan.max_addends, special)
+    coefficient = noise_bound(plan.poly_degree, plan.ciphertexts, plan.max_sites, special)
     # A slot is the polynomial at a root of unity: the slots' length is sqrt(N) times the
     # coefficients' up to a factor of sqrt(2), and the coefficients' at most sqrt(N) times one.
     error = coefficient * plan.poly_degree / math.sqrt(2.0) * 2.0**-plan.scale_bits

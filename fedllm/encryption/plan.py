@@ -87,11 +87,6 @@ class EncryptionPlan:
         return (1 << self.bits) - 2
 
     @property
-    def max_addends(self) -> int:
-        """Most ciphertext vectors in one sum: updates, and a mask correction for each."""
-        return self.max_sites * (2 if self.masked else 1)
-
-    @property
     def key_primes(self) -> tuple[int, ...]:
         """Primes of the keys."""
         return coefficient_primes(self.coeff_bits, self.poly_degree)
@@ -330,8 +325,7 @@ def _plain_modulus(request: dict[str, Any], degree: int, packed: int, width: int
 def _bfv_coeff_bits(
     request: dict[str, Any], degree: int, modulus: int, ciphertexts: int
 ) -> tuple[int, ...]:
-    addends = request["max_sites"] * (2 if request["masked"] else 1)
-    noise = noise_bound(degree, ciphertexts, addends, _SPECIAL_PRIME_BITS)
+    noise = noise_bound(degree, ciphertexts, request["max_sites"], _SPECIAL_PRIME_BITS)
     # Whole bytes: a residue then fills the bytes that it takes on the wire.
     for total in range(24, MODULUS_BITS_LIMIT[degree] - _SPECIAL_PRIME_BITS + 1, 8):
         half = -(-total // 16) * 8

@@ -220,7 +220,7 @@ class EncryptedSum:
         self._total = np.zeros(shape, dtype=np.uint64)
 
     def add(self, blob: bytes) -> None:
-        """Add one update, or one correction of masks. A refused one leaves the sum as it was.
+        """Add one update. A refused one leaves the sum as it was.
 
         Parameters
         ----------
@@ -231,11 +231,11 @@ class EncryptedSum:
         ------
         PeerError
             If the bytes are no ciphertexts of the plan, a ciphertext came before, or the
-            plan has no head-room for another addend.
+            plan has no head-room for another update.
         """
-        if self.count >= self.plan.max_addends:
+        if self.count >= self.plan.max_sites:
             raise PeerError(
-                f"the round's plan holds {self.plan.max_addends} addends and no more",
+                f"the round's plan holds {self.plan.max_sites} updates and no more",
                 "plan the round for more sites",
             )
         if self.plan.scheme == "none":

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from fedllm.encryption.pack import pack, unpack
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.quantise import Quantiser
+from fedllm.encryption.sandbox import SecretKeyProcess
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
 from fedllm.errors import RefusedError
 from fedllm.randomness import RandomStream
@@ -65,8 +66,9 @@ def open_sum(
     blob: bytes,
     plan: EncryptionPlan,
     quantiser: Quantiser,
-    secret_key: SecretRoundKey,
+    secret_key: SecretRoundKey | SecretKeyProcess,
     sites: int,
+    correction: NDArray[np.uint64] | None = None,
 ) -> NDArray[np.float64]:
     """Decrypt a sum and return the sum of the updates.
 
@@ -81,7 +83,9 @@ def open_sum(
     secret_key : SecretRoundKey
         The round's key; it opens nothing afterwards.
     sites : int
-        Updates in the sum, corrections not counted.
+        Updates in the sum.
+    correction : uint64 (S,), optional
+        `correction_for` of the survivors' reveals, when sites added masks of their own.
 
     Returns
     -------
@@ -95,4 +99,7 @@ def open_sum(
     RefusedError
         If the key has opened a sum before.
     """
-    return quantiser.dequantise_sum(unpack(secret_key.decrypt_sum(blob), plan, sites), sites)
+    slots = secret_key.decrypt_sum(blob)
+    if correction is not None:
+        slots = (slots + correction) % np.uint64(plan.plain_modulus)
+    return quantiser.dequantise_sum(unpack(slots, plan, sites), sites)
