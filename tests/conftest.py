@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from fedllm.data.encode import EncodedDataset
+    from fedllm.models.shared import SharedModel
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -30,3 +36,121 @@ def public_data() -> Path:
     if not (folder / "README.md").exists():
         pytest.skip(f"no public data in {folder}; set FEDLLM_DATA")
     return folder
+
+
+WORDS = (
+    "card",
+    "cash",
+    "bank",
+    "loan",
+    "rate",
+    "fee",
+    "pay",
+    "send",
+    "lost",
+    "open",
+    "close",
+    "my",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folders of random Transformers with three layers: "llama", "gpt2", "bert" and others."""
+    folders: dict[str, Path] = {}
+
+    def make(kind: str) -> Path:
+        if kind not in folders:
+            folders[kind] = tmp_path_factory.mktemp(kind)
+            _save_tiny_checkpoint(kind, folders[kind])
+        return folders[kind]
+
+    return make
+
+
+def _save_tiny_checkpoint(kind: str, folder: Path) -> None:
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    special = ["<pad>", "<unk>", "<s>", "</s>"]
+    vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+    ).save_pretrained(folder)
+    size = {"vocab_size": len(vocabulary), "hidden_size": 16, "num_attention_heads": 2}
+    if kind == "gpt2":
+        size = {"vocab_size": len(vocabulary), "n_embd": 16, "n_head": 2, "n_layer": 3}
+        size |= {"n_positions": 32}
+    else:
+        size |= {"num_hidden_layers": 3, "intermediate_size": 32, "max_position_embeddings": 40}
+    if kind in ("llama", "mistral", "qwen2"):
+        size |= {"num_key_value_heads": 1}
+    config = AutoConfig.for_model(kind, **size, pad_token_id=0, bos_token_id=2, eos_token_id=3)
+    encoder = kind in ("bert", "roberta")
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = (AutoModel if encoder else AutoModelForCausalLM).from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                # Larger than the usual start, so that layers and gradients differ clearly.
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+
+
+@pytest.fixture
+def tiny_model(tiny_checkpoint: Callable[[str], Path]) -> Callable[..., SharedModel]:
+    """Make a `SharedModel` of a tiny checkpoint, its adapter and head at random values."""
+    from fedllm.config import RunConfig, parse
+    from fedllm.models.shared import load_shared_model
+    from fedllm.randomness import RandomStream
+
+    def make(kind: str = "bert", task: str = "classification", **sections: Any) -> SharedModel:
+        values = {
+            "name": "tiny",
+            "task": task,
+            "model": {"path": str(tiny_checkpoint(kind)), **sections.get("model", {})},
+            "data": {"train": "unused.jsonl"},
+            "lora": {"rank": 2, "last_layers": 2, **sections.get("lora", {})},
+        }
+        labels = ("one", "two", "three") if task == "classification" else ()
+        model = load_shared_model(parse(RunConfig, values, "test"), labels)
+        if sections.get("trained", True):
+            values = RandomStream.seeded(3, kind, task).normal(model.manifest.length)
+            model.set_adapter(0.3 * values)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def random_dataset() -> Callable[..., EncodedDataset]:
+    """Make an `EncodedDataset` of random tokens; ``persons`` gives each record's unit."""
+    import numpy as np
+
+    from fedllm.data.encode import EncodedDataset
+    from fedllm.randomness import RandomStream
+
+    def make(
+        records: int, task: str = "classification", persons: list[int] | None = None, seed: int = 0
+    ) -> EncodedDataset:
+        stream = RandomStream.seeded(seed, "dataset")
+        lengths = 3 + stream.below(9, records).astype(np.int64)
+        classify = task == "classification"
+        return EncodedDataset(
+            tokens=4 + stream.below(len(WORDS), int(lengths.sum())).astype(np.int32),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            targets=stream.below(3 if classify else 2, records).astype(np.int32),
+            units=np.asarray(persons if persons is not None else range(records), dtype=np.int64),
+            sequence_labels=classify,
+            pad_id=0,
+            max_length=16,
+        )
+
+    return make
