@@ -138,6 +138,9 @@ class SiteMasks:
     own_mask : bool
         Adds the site's own mask. The sum then opens only with the survivors' reveals, and
         goes on without the sites that dropped out. Without it a dropout voids the round.
+    own_seed : bytes, optional
+        Seed of the site's own mask, 32 secret bytes for this round alone, for a site that
+        must survive a restart; random when left out.
 
     Raises
     ------
@@ -156,6 +159,7 @@ class SiteMasks:
         *,
         min_survivors: int = 2,
         own_mask: bool = False,
+        own_seed: bytes | None = None,
     ) -> None:
         if site not in scope.cohort or set(peer_keys) != set(scope.cohort) - {site}:
             raise PeerError("the mask keys of the round are not those of its cohort")
@@ -168,7 +172,9 @@ class SiteMasks:
         self.site = site
         self._min_survivors = max(2, min_survivors)
         self._pair_seeds = _pair_seeds(scope, site, private_key, peer_keys)
-        self._own_seed = os.urandom(_SEED_BYTES) if own_mask else None
+        if own_seed is not None and (len(own_seed) != _SEED_BYTES or not own_mask):
+            raise ConfigError("a seed of a site's own mask is 32 bytes, and needs own_mask")
+        self._own_seed = (own_seed or os.urandom(_SEED_BYTES)) if own_mask else None
         self._survivors: tuple[str, ...] | None = None
         self._used = False
 
