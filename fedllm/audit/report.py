@@ -11,6 +11,7 @@ import hashlib
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
+from decimal import ROUND_CEILING, Decimal
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -144,7 +145,7 @@ class Report:
         return str(
             texts["private"].format(
                 unit=self._unit,
-                epsilon=number(self._largest_epsilon),
+                epsilon=bound(self._largest_epsilon),
                 delta=number(self._config.privacy.delta),
             )
         )
@@ -162,7 +163,7 @@ class Report:
             )
         if self._config.private:
             ceiling = number(self._config.privacy.epsilon)
-            yield number(self._largest_epsilon), texts["epsilon"].format(ceiling=ceiling)
+            yield bound(self._largest_epsilon), texts["epsilon"].format(ceiling=ceiling)
         else:
             yield texts["none"], texts["no_epsilon"]
         scheme = self._config.encryption.scheme
@@ -205,8 +206,8 @@ class Report:
             if config.training.sampling_rate is not None:
                 rate = number(config.training.sampling_rate)
                 rows.append((texts["records"].format(unit=self._unit), rate))
-            bound = number(config.privacy.clipping_norm)
-            rows.append((texts["clipping"].format(unit=self._unit), bound))
+            norm = number(config.privacy.clipping_norm)
+            rows.append((texts["clipping"].format(unit=self._unit), norm))
         text = texts["text"].format(task=task, adapter=number(adapter))
         return SimpleNamespace(text=text, rows=rows)
 
@@ -225,14 +226,14 @@ class Report:
                 SimpleNamespace(
                     name=name,
                     rounds=f"{part} / {len(trained)}",
-                    epsilon=number(spent),
+                    epsilon=bound(spent),
                     left=number(left),
                 )
             )
         notes = []
         if len(names) > _MOST_SITES:
-            bound = number(self._epsilon.get(names[_MOST_SITES]))
-            notes.append(texts["more"].format(count=len(names) - _MOST_SITES, epsilon=bound))
+            most = bound(self._epsilon.get(names[_MOST_SITES]))
+            notes.append(texts["more"].format(count=len(names) - _MOST_SITES, epsilon=most))
         if not names:
             notes.append(texts["unnamed"].format(count=self._site_count))
         incomplete = [str(line.number) for line in trained if line.dropped]
@@ -246,7 +247,8 @@ class Report:
         if config.private and self._largest_epsilon is not None:
             yield texts["dp"].format(
                 unit=self._unit,
-                epsilon=number(self._largest_epsilon),
+                epsilon=bound(self._largest_epsilon),
+                factor=bound(math.exp(self._largest_epsilon)),
                 delta=number(config.privacy.delta),
             )
             yield texts[f"dp_unit_{config.unit}"]
@@ -287,7 +289,7 @@ class Report:
         curves: dict[str, list[tuple[int, float]]] = {}
         for line in self._run.rounds:
             for site, spent in line.epsilon.items():
-                curves.setdefault(site, []).append((line.number, spent))
+                curves.setdefault(site, [(0, 0.0)]).append((line.number, spent))
         if not curves:
             return None
         words = {
@@ -296,7 +298,7 @@ class Report:
             "ceiling": texts["ceiling"].format(ceiling=number(ceiling)),
             "range": texts["range"],
         }
-        description = texts["plot"].format(largest=number(self._largest_epsilon))
+        description = texts["plot"].format(largest=bound(self._largest_epsilon))
         return epsilon_plot(curves, ceiling, words, description)
 
     def _attacks(self, found: Comparison) -> SimpleNamespace:
@@ -410,6 +412,16 @@ def number(value: Any) -> str:
         mantissa, _, exponent = f"{value:.3g}".partition("e")
         return f"{mantissa}e{int(exponent)}" if exponent else mantissa
     return f"{value:,.2f}" if abs(value) >= 100 else f"{value:.4g}"
+
+
+def bound(value: float | None) -> str:
+    """Write a number that must not be passed, rounded up to four significant digits."""
+    if value is None or not math.isfinite(value) or value <= 0:
+        return number(value)
+    # The float's shortest decimal is what was recorded; its binary tail is not rounded up.
+    exact = Decimal(repr(float(value)))
+    step = Decimal(1).scaleb(exact.adjusted() - 3)
+    return number(float(exact.quantize(step, rounding=ROUND_CEILING)))
 
 
 def percent(share: float) -> str:

@@ -165,9 +165,11 @@ def _numbers(value: Any, where: str, key: str) -> dict[str, float]:
         return {}
     if not isinstance(value, dict):
         raise _damaged(where, f"'{key}' is not a table of numbers")
-    for number in value.values():
+    # A figure that was not finite is recorded as null.
+    known = {str(name): number for name, number in value.items() if number is not None}
+    for number in known.values():
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise _damaged(where, f"'{key}' holds something that is not a number")
         if not math.isfinite(number):
             raise _damaged(where, f"'{key}' holds a number that is not finite")
-    return {str(name): float(number) for name, number in value.items()}
+    return {name: float(number) for name, number in known.items()}

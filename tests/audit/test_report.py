@@ -11,7 +11,7 @@ from fedllm.audit.comparison import (
     load_comparison,
     save_comparison,
 )
-from fedllm.audit.report import number, write_report
+from fedllm.audit.report import bound, number, write_report
 from fedllm.config import RunConfig, parse, to_toml
 from fedllm.errors import ConfigError, FedllmError
 
@@ -182,7 +182,7 @@ def test_main_figures_stand_in_the_readable_part(run):
     for shown in (
         "0.9137",
         "0.3141",
-        "7.932",
+        "7.933",
         "87.25",
         "61.50",
         "935,040",
@@ -200,8 +200,8 @@ def test_main_figures_stand_in_the_readable_part(run):
 
 def test_left_budget_and_rounds_of_each_site(run):
     text = re.sub(r"\s+", " ", page(run).text)
-    assert "Northgate5 / 57.9320.0679" in text
-    assert "Eastbrook4 / 57.9020.0979" in text
+    assert "Northgate5 / 57.9330.0679" in text
+    assert "Eastbrook4 / 57.9030.0979" in text
     assert "should have taken part: 3." in text
 
 
@@ -373,3 +373,17 @@ def test_the_same_run_gives_the_same_bytes(run):
 )
 def test_numbers_are_written_for_readers(value, text):
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(7.93201, "7.933"), (8.0, "8"), (7.99999, "8"), (0.123401, "0.1235"), (2785.001, "2,786.00")],
+)
+def test_bounds_are_never_rounded_down(value, text):
+    assert bound(value) == text
+
+
+def test_a_figure_that_was_not_finite_is_left_out(tmp_path):
+    lines = rounds()
+    lines[2]["metrics"]["loss"] = None
+    assert "0.9137" in page(write_run(tmp_path / "run", lines=lines)).text
