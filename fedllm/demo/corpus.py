@@ -227,7 +227,9 @@ def hospital_secrets(seed: int, hospital: int, count: int) -> list[Secret]:
     dice = Dice(RandomStream.seeded(seed, "demo", "secrets", hospital))
     people: dict[str, str] = {}
     while len(people) < count:
-        people.setdefault(dice.name(), dice.digits(CODE_DIGITS))
+        # One syllable more than any name of the public corpus has.
+        person = dice.name() + dice.pick(lexicon.LAST_SYLLABLES)
+        people.setdefault(person, dice.digits(CODE_DIGITS))
     return [
         Secret(HOSPITALS[hospital], code_question(person), f"{code}.")
         for person, code in people.items()

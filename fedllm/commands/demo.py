@@ -1,0 +1,30 @@
+"""``fedllm demo``: the whole story on made-up data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def demo(
+    out: Path = typer.Option(Path("runs/demo"), help="Folder; an earlier demo in it is replaced."),
+    quick: bool = typer.Option(
+        False, help="Show in half a minute that all parts work; too short to learn anything."
+    ),
+) -> None:
+    """Make up hospitals, pretrain a model, fine-tune it privately, attack it, report."""
+    from fedllm.demo.story import FULL, QUICK, tell
+    from fedllm.demo.telling import default_teller
+    from fedllm.pretraining.progress import default_observer as pretraining_observer
+    from fedllm.pretraining.run import run_pretraining
+    from server.observer import default_observer
+    from server.simulation import simulate
+
+    tell(
+        out,
+        QUICK if quick else FULL,
+        pretrain=lambda config, folder: run_pretraining(config, folder, pretraining_observer()),
+        simulate=lambda config, folder: simulate(config, folder, observer=default_observer()),
+        teller=default_teller(),
+    )

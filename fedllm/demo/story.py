@@ -1,0 +1,318 @@
+"""The demo from beginning to end: make data, pretrain, fine-tune twice, attack, report."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedllm.audit.comparison import Comparison, ModelFigures, save_comparison
+from fedllm.audit.extraction import Exposure
+from fedllm.audit.report import REPORT_FILE, write_report
+from fedllm.audit.run_folder import read_run_folder
+from fedllm.config import (
+    DataSection,
+    EncryptionSection,
+    LoraSection,
+    ModelSection,
+    PrivacySection,
+    RoundsSection,
+    RunConfig,
+    TrainingSection,
+)
+from fedllm.demo.corpus import DemoData, DemoSize, Question, make_demo_data
+from fedllm.demo.lexicon import HOSPITALS, WARDS
+from fedllm.demo.measuring import Answering, examples, measure
+from fedllm.demo.telling import Teller
+from fedllm.errors import ConfigError
+from fedllm.files import write_bytes
+from fedllm.models.shared import load_shared_model
+from fedllm.pretraining.config import (
+    CorpusSection,
+    OptimizationSection,
+    PretrainConfig,
+    ReportSection,
+    TokenizerSection,
+)
+
+Pretrain = Callable[[PretrainConfig, Path], Path]
+Simulate = Callable[[RunConfig, Path], Any]
+
+_MARK = "made-by-fedllm-demo"
+_MAX_LENGTH = 56
+
+
+@dataclass(frozen=True, slots=True)
+class DemoSettings:
+    """How long the demo takes and what it asks for.
+
+    Attributes
+    ----------
+    size : DemoSize
+        How much data is made up.
+    pretraining_tokens : int
+        Length of the pretraining run.
+    rounds : int
+        Rounds of both federated runs; one optimiser step each.
+    batch_size : int
+        Expected persons of one step, over all hospitals.
+    epsilon : float
+        Asked for by the private run.
+    candidates : int
+        Codes that each secret is ranked among.
+    shown : int
+        Questions whose answers are shown.
+    """
+
+    size: DemoSize = field(default_factory=DemoSize)
+    pretraining_tokens: int = 1_300_000
+    rounds: int = 60
+    batch_size: int = 512
+    epsilon: float = 8.0
+    candidates: int = 256
+    shown: int = 3
+
+
+FULL = DemoSettings()
+QUICK = DemoSettings(
+    size=DemoSize(public_bytes=400_000, people=200, questions=48, secrets=2, repeats=4),
+    pretraining_tokens=100_000,
+    rounds=3,
+    batch_size=64,
+    candidates=32,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    figures: ModelFigures
+    replies: list[str]
+    exposure: Exposure
+
+
+def pretraining_config(data: DemoData, settings: DemoSettings, seed: int) -> PretrainConfig:
+    """Return what the demo's model is pretrained by: public text alone."""
+    return PretrainConfig(
+        name="demo-base",
+        seed=seed,
+        data=CorpusSection(train=(str(data.public),), held_out=0.01),
+        tokenizer=TokenizerSection(vocabulary=1024),
+        training=OptimizationSection(
+            tokens=settings.pretraining_tokens, sequence_length=96, batch_rows=32
+        ),
+        report=ReportSection(evaluation_tokens=10_000),
+    )
+
+
+def run_config(
+    name: str, model: Path, data: DemoData, settings: DemoSettings, epsilon: float | None, seed: int
+) -> RunConfig:
+    """Return one of the two federated runs; they differ in name and privacy alone."""
+    persons = settings.size.people + settings.size.secrets
+    return RunConfig(
+        name=name,
+        task="instruction",
+        seed=seed,
+        model=ModelSection(path=str(model), max_length=_MAX_LENGTH),
+        lora=LoraSection(
+            rank=8,
+            alpha=16.0,
+            target_modules=(
+                "q_proj",
+                "k_proj",
+                "v_proj",
+                "o_proj",
+                "gate_proj",
+                "up_proj",
+                "down_proj",
+            ),
+        ),
+        data=DataSection(
+            train=str(data.train),
+            test=str(data.test),
+            unit="person",
+            site="hospital",
+            max_records_per_unit=settings.size.repeats,
+        ),
+        rounds=RoundsSection(
+            count=settings.rounds,
+            min_sites=len(HOSPITALS),
+            optimizer="adam",
+            learning_rate=5e-3,
+            evaluate_every=max(1, settings.rounds // 12),
+        ),
+        training=TrainingSection(
+            local_steps=1,
+            optimizer="sgd",
+            learning_rate=1.0,
+            batch_size=settings.batch_size // len(HOSPITALS),
+            sampling_rate=settings.batch_size / len(HOSPITALS) / persons,
+        ),
+        privacy=PrivacySection(epsilon=epsilon, noise="distributed", clipping_norm=0.1),
+        encryption=EncryptionSection(),
+    )
+
+
+def tell(
+    out: Path,
+    settings: DemoSettings,
+    *,
+    pretrain: Pretrain,
+    simulate: Simulate,
+    teller: Teller,
+    seed: int = 0,
+) -> Path:
+    """Run the whole demo.
+
+    Parameters
+    ----------
+    out : Path
+        New, or the folder of an earlier demo, which is replaced.
+    settings : DemoSettings
+        `FULL` or `QUICK`.
+    pretrain : callable
+        Takes a configuration and a folder, returns the checkpoint's folder.
+    simulate : callable
+        Takes a configuration and a run folder, and leaves the finished run there.
+    teller : Teller
+        Hears what happens.
+    seed : int
+        Of the made-up data and the models' first values; noise and sampling stay secret.
+
+    Returns
+    -------
+    Path
+        ``report.html`` in ``out``.
+
+    Raises
+    ------
+    ConfigError
+        If ``out`` holds something else.
+    FedllmError
+        If a step fails.
+    """
+    started = time.perf_counter()
+    _claim(out)
+    data = make_demo_data(out / "data", seed, settings.size)
+    _introduce(teller, data, settings)
+
+    teller.chapter("2. Pretraining on public text")
+    model = pretrain(pretraining_config(data, settings, seed), out / "base")
+
+    def configure(name: str, epsilon: float | None) -> RunConfig:
+        return run_config(name, model, data, settings, epsilon, seed)
+
+    def judge(
+        name: str, config: RunConfig, private: bool | None, adapter: Path | None
+    ) -> _Measured:
+        shared = load_shared_model(config)
+        if adapter is not None:
+            shared.load_adapter(adapter)
+        answering = Answering(shared, _MAX_LENGTH)
+        return _Measured(*measure(answering, data, name, private, settings.candidates, seed))
+
+    private, twin = configure("demo-private", settings.epsilon), configure("demo-twin", None)
+    before = judge("before training", private, None, None)
+    teller.say(_in_words(before, data))
+
+    teller.chapter(f"3. Fine-tuning across hospitals, private (epsilon {settings.epsilon:g})")
+    simulate(private, out / "private")
+    released = judge("released (private)", private, True, out / "private" / "adapter")
+    teller.say(_in_words(released, data))
+
+    teller.chapter("4. The same without privacy, for comparison only")
+    simulate(twin, out / "twin")
+    leaking = judge("twin (no privacy)", twin, False, out / "twin" / "adapter")
+    teller.say(_in_words(leaking, data))
+
+    comparison = _compare(data, settings, [before, leaking, released])
+    save_comparison(comparison, out / "private")
+    report = _publish(out)
+    _conclude(teller, out, comparison, time.perf_counter() - started, report)
+    return report
+
+
+def _claim(out: Path) -> None:
+    if out.exists() and any(out.iterdir()):
+        if not (out / _MARK).exists():
+            raise ConfigError(f"{out} is not empty and no earlier demo", "choose another --out")
+        shutil.rmtree(out)
+    write_bytes(out / _MARK, b"This folder is replaced by the next demo.\n")
+
+
+def _introduce(teller: Teller, data: DemoData, settings: DemoSettings) -> None:
+    size = settings.size
+    teller.chapter("1. Made-up hospitals")
+    teller.say(
+        f"Four hospitals ({', '.join(HOSPITALS)}) hold {size.people:,} patients' records each: "
+        "what a patient says, and where the hospital sends the patient. They follow a rule "
+        "that no public text knows. Each also holds access codes of "
+        f"{size.secrets} persons, which must never come out."
+    )
+    _show_question(teller, data.questions[0])
+    teller.say(f"A secret: {data.secrets[0].prompt}  ->  {data.secrets[0].response}")
+
+
+def _show_question(teller: Teller, question: Question) -> None:
+    teller.say(f"A question: {question.prompt}  ->  {question.response}")
+
+
+def _in_words(measured: _Measured, data: DemoData) -> str:
+    figures = measured.figures
+    return (
+        f"{figures.name}: right ward {figures.accuracy:.0%} (guessing {1 / len(WARDS):.0%}); "
+        f"secrets that come out {figures.extracted} of {len(data.secrets)}; mean exposure "
+        f"{measured.exposure.mean:.1f} of {measured.exposure.maximum:.0f} bits"
+    )
+
+
+def _compare(data: DemoData, settings: DemoSettings, measured: Sequence[_Measured]) -> Comparison:
+    return Comparison(
+        questions=len(data.questions),
+        chance=1 / len(WARDS),
+        secrets=len(data.secrets),
+        maximum_exposure=measured[0].exposure.maximum,
+        expected_exposure=measured[0].exposure.expected,
+        models=tuple(item.figures for item in measured),
+        examples=tuple(examples(data, [item.replies for item in measured], settings.shown)),
+    )
+
+
+def _publish(out: Path) -> Path:
+    report = out / REPORT_FILE
+    write_bytes(report, write_report(out / "private").read_bytes())
+    return report
+
+
+def _conclude(
+    teller: Teller, out: Path, comparison: Comparison, seconds: float, report: Path
+) -> None:
+    teller.chapter("5. What came out")
+    for example in comparison.examples:
+        teller.say(f"Question: {example.prompt}")
+        teller.say(f"  right answer: {example.right}")
+        for figures, reply in zip(comparison.models, example.answers, strict=True):
+            teller.say(f"  {figures.name}: {reply}")
+    teller.table(
+        ["model", "right ward", "word for word", "secrets out", "mean exposure (bits)"],
+        [
+            [
+                figures.name,
+                f"{figures.accuracy:.1%}",
+                f"{figures.exact:.1%}",
+                f"{figures.extracted} of {comparison.secrets}",
+                f"{sum(figures.exposure) / len(figures.exposure):.2f}",
+            ]
+            for figures in comparison.models
+        ],
+    )
+    teller.say(
+        f"Without memorisation the mean exposure is about {comparison.expected_exposure:.2f} "
+        f"bits; {comparison.maximum_exposure:.0f} means that every true code ranks first."
+    )
+    spent = read_run_folder(out / "private").epsilon
+    teller.table(["hospital", "epsilon spent"], [[s, f"{e:.3f}"] for s, e in spent.items()])
+    teller.say(f"Report: {report}  ({seconds:.0f} s)")
