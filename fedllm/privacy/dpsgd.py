@@ -6,6 +6,7 @@ that one page shows all that the privacy guarantee rests on.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,7 +50,10 @@ def per_sample_hooks(module: nn.Module) -> Iterator[None]:
     """Collect a gradient for each sample at every backward pass inside the block."""
     hooks = GradSampleHooks(module, batch_first=True, loss_reduction="sum", strict=True)
     try:
-        yield
+        with warnings.catch_warnings():
+            # The lowest trained layer reads states that need no gradient; that is intended.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            yield
     finally:
         hooks.cleanup()
 

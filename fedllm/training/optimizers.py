@@ -12,6 +12,8 @@ from fedllm.errors import CheckpointError
 Vector = NDArray[np.float64]
 Kind = Literal["sgd", "momentum", "adam"]
 
+ADAM_BETA_1, ADAM_BETA_2, ADAM_STABILITY = 0.9, 0.999, 1e-8
+
 
 class Optimizer:
     """Gradient descent with one learning rate for each value.
@@ -24,21 +26,17 @@ class Optimizer:
         (P,) float64.
     momentum : float
         Decay of the mean gradient; beta 1 of Adam.
-    beta2, stability : float
-        Adam's decay of the mean square, and what is added to its root.
     """
 
     def __init__(
         self,
         kind: Kind,
         learning_rates: Vector,
-        momentum: float = 0.9,
-        beta2: float = 0.999,
-        stability: float = 1e-8,
+        momentum: float = ADAM_BETA_1,
     ) -> None:
         self._kind = kind
         self._learning_rates = learning_rates
-        self._momentum, self._beta2, self._stability = momentum, beta2, stability
+        self._momentum = momentum
         self._steps = 0
         self._mean = np.zeros_like(learning_rates)
         self._square = np.zeros_like(learning_rates)
@@ -52,10 +50,10 @@ class Optimizer:
             self._mean = self._momentum * self._mean + gradient
             return vector - self._learning_rates * self._mean
         self._mean = self._momentum * self._mean + (1 - self._momentum) * gradient
-        self._square = self._beta2 * self._square + (1 - self._beta2) * gradient**2
+        self._square = ADAM_BETA_2 * self._square + (1 - ADAM_BETA_2) * gradient**2
         mean = self._mean / (1 - self._momentum**self._steps)
-        square = self._square / (1 - self._beta2**self._steps)
-        return vector - self._learning_rates * mean / (np.sqrt(square) + self._stability)
+        square = self._square / (1 - ADAM_BETA_2**self._steps)
+        return vector - self._learning_rates * mean / (np.sqrt(square) + ADAM_STABILITY)
 
     def state(self) -> dict[str, NDArray[np.float64]]:
         """Return a copy of what a resumed run needs, as arrays."""

@@ -55,10 +55,10 @@ class ServerOptimizer:
                 raise TrainingError(f"the {what} holds NaN or infinity", "lower the learning rates")
         result = self._optimizer.step(
             adapter.astype(np.float64), -np.asarray(mean_update, dtype=np.float64)
-        ).astype(np.float32)
-        if not np.isfinite(result).all():
+        )
+        if not np.abs(result).max(initial=0.0) < np.finfo(np.float32).max:
             raise TrainingError("the new adapter is not finite", "lower rounds.learning_rate")
-        return result
+        return result.astype(np.float32)
 
     def state(self) -> dict[str, NDArray[np.float64]]:
         """Return the arrays that a checkpoint must keep."""

@@ -1,0 +1,217 @@
+"""DP-SGD against loops over single records and persons, and against Opacus's optimiser."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opacus.optimizers import DPOptimizer
+
+from fedllm.errors import TrainingError
+from fedllm.privacy.dpsgd import (
+    clipped_sum,
+    noised_mean,
+    per_sample_gradients,
+    per_sample_hooks,
+    poisson_batch,
+)
+from fedllm.privacy.noise import gaussian_noise, noise_share
+from fedllm.randomness import RandomStream
+from fedllm.training.objectives import record_losses
+
+CASES = [
+    ("bert", "classification"),
+    ("llama", "classification"),
+    ("llama", "instruction"),
+    ("gpt2", "classification"),
+    ("gpt2", "causal"),
+]
+
+
+def gradients_one_by_one(model, data, indices):
+    result = []
+    for index in indices:
+        loss = record_losses(model, data.batch(np.array([index])))
+        parts = torch.autograd.grad(loss.sum(), model.trained)
+        result.append(torch.cat([part.reshape(-1) for part in parts]))
+    return torch.stack(result)
+
+
+@pytest.mark.parametrize("rank", [2, 0])
+@pytest.mark.parametrize(("kind", "task"), CASES)
+def test_per_sample_gradients_equal_a_loop_over_records(
+    kind, task, rank, tiny_model, random_dataset
+):
+    if rank == 0 and task != "classification":
+        pytest.skip("a language model has no head of its own to train")
+    layers = {"rank": rank, "last_layers": 2 if rank else None}
+    model, data = tiny_model(kind, task, lora=layers), random_dataset(6, task)
+    indices = np.array([5, 0, 3, 3, 1])
+    expected = gradients_one_by_one(model, data, indices)
+    batch = model.prefix.attach(data, indices, data.batch(indices))
+    with per_sample_hooks(model.module):
+        found = per_sample_gradients(model.trained, lambda: record_losses(model, batch))
+    flat = torch.cat([g.flatten(1) for g in found], dim=1)
+    for row, reference in zip(flat, expected, strict=True):
+        assert reference.norm() > 1e-2
+        assert (row - reference).norm() <= 2e-3 * reference.norm()
+
+
+def test_clipped_mean_equals_opacus_optimizer_without_noise(tiny_model, random_dataset):
+    model, data = tiny_model("bert"), random_dataset(8)
+    batch = data.batch(np.arange(8))
+    norm = 0.7 * float(gradients_one_by_one(model, data, range(8)).norm(dim=1).median())
+    with per_sample_hooks(model.module):
+        gradients = per_sample_gradients(model.trained, lambda: record_losses(model, batch))
+        ours = clipped_sum(gradients, None, norm)
+        oracle = DPOptimizer(
+            torch.optim.SGD(model.trained, lr=1.0),
+            noise_multiplier=0.0,
+            max_grad_norm=norm,
+            expected_batch_size=5,
+        )
+        record_losses(model, batch).sum().backward()
+        oracle.pre_step()
+    theirs = torch.cat([p.grad.reshape(-1) for p in model.trained]).numpy()
+    clipped = ours.norms > norm
+    assert clipped.any()
+    assert not clipped.all()
+    np.testing.assert_allclose(ours.values / 5, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_persons_equal_a_loop_over_persons(tiny_model, random_dataset):
+    model, data = tiny_model("gpt2", "causal"), random_dataset(7, "causal")
+    persons = torch.tensor([0, 1, 0, 2, 1, 0, 2])
+    single = gradients_one_by_one(model, data, range(7))
+    sums = torch.stack([single[persons == p].sum(0) for p in range(3)])
+    norm = float(sums.norm(dim=1).median())
+    expected = sum(s * min(1.0, norm / float(s.norm())) for s in sums)
+    batch = data.batch(np.arange(7))
+    with per_sample_hooks(model.module):
+        gradients = per_sample_gradients(model.trained, lambda: record_losses(model, batch))
+    found = clipped_sum(gradients, persons, norm)
+    np.testing.assert_allclose(found.norms, sums.norm(dim=1), rtol=2e-3)
+    np.testing.assert_allclose(found.values, expected, atol=2e-3 * norm)
+
+
+def test_one_persons_records_are_not_clipped_one_by_one():
+    gradients = [torch.full((4, 9), 10.0)]
+    apart = clipped_sum(gradients, None, 1.0)
+    together = clipped_sum(gradients, torch.zeros(4, dtype=torch.int64), 1.0)
+    assert np.linalg.norm(apart.values) == pytest.approx(4.0)
+    assert np.linalg.norm(together.values) == pytest.approx(1.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    records=st.integers(1, 6),
+    scale=st.sampled_from([1e-30, 1e-3, 1.0, 1e4, 1e18]),
+    norm=st.floats(1e-3, 100),
+    seed=st.integers(0, 2**31),
+)
+def test_one_unit_changes_the_sum_by_at_most_the_clipping_norm(records, scale, norm, seed):
+    random = torch.Generator().manual_seed(seed)
+    gradients = [scale * torch.randn(records, *s, generator=random) for s in [(3, 5), (7,)]]
+    units = torch.sort(torch.randint(0, 3, (records,), generator=random)).values
+    units = torch.unique(units, return_inverse=True)[1]
+    whole = clipped_sum(gradients, units, norm).values
+    kept = units != units[-1]
+    rest = (
+        clipped_sum([g[kept] for g in gradients], units[kept], norm).values
+        if kept.any()
+        else np.zeros_like(whole)
+    )
+    assert np.linalg.norm(whole - rest) <= norm * (1 + 1e-6)
+
+
+def test_small_gradients_are_not_scaled_up():
+    gradients = [torch.tensor([[0.3, 0.4]]), torch.tensor([[[0.0]]])]
+    found = clipped_sum(gradients, None, 1.0)
+    np.testing.assert_allclose(found.values, [0.3, 0.4, 0.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_is_refused(bad):
+    with pytest.raises(TrainingError, match="gradient is NaN"):
+        clipped_sum([torch.tensor([[1.0], [bad]])], None, 1.0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_refused(bad):
+    layer = torch.nn.Linear(2, 1)
+    with per_sample_hooks(layer), pytest.raises(TrainingError, match="loss is NaN"):
+        per_sample_gradients(list(layer.parameters()), lambda: layer(torch.ones(3, 2)).sum(1) * bad)
+
+
+def test_a_tensor_without_per_sample_gradients_is_refused():
+    layer = torch.nn.Linear(2, 1)
+    stray = torch.nn.Parameter(torch.ones(1))
+    with per_sample_hooks(layer), pytest.raises(TrainingError, match="no gradient for each"):
+        per_sample_gradients(
+            [*layer.parameters(), stray], lambda: layer(torch.ones(3, 2)).sum(1) * stray
+        )
+
+
+def test_hooks_are_gone_after_the_block():
+    layer = torch.nn.Linear(2, 1)
+    with per_sample_hooks(layer):
+        pass
+    layer(torch.ones(3, 2)).sum().backward()
+    assert getattr(layer.weight, "grad_sample", None) is None
+    assert not hasattr(layer, "activations")
+
+
+def test_noise_has_the_stated_deviation_whatever_the_sum():
+    total = np.linspace(-50, 50, 40_000)
+    stream = RandomStream.seeded(1)
+    released = noised_mean(total, 1.5, 2.0, 0.5, 20.0, stream)
+    noise = released - total / 20.0
+    assert noise.std() == pytest.approx(1.5 * 2.0 * 0.5 / 20.0, rel=0.02)
+    assert abs(noise.mean()) < 4 * noise.std() / 200
+    assert abs(np.corrcoef(noise, total)[0, 1]) < 0.02
+
+
+def test_noise_is_never_used_twice():
+    stream, total = RandomStream.seeded(1), np.zeros(1000)
+    first = noised_mean(total, 1.0, 1.0, 1.0, 1.0, stream)
+    second = noised_mean(total, 1.0, 1.0, 1.0, 1.0, stream)
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.15
+
+
+def test_shares_of_noise_add_up_to_the_whole():
+    shares = [
+        gaussian_noise(RandomStream.seeded(site), 40_000, noise_share(8)) for site in range(8)
+    ]
+    assert np.sum(shares, axis=0).std() == pytest.approx(1.0, rel=0.02)
+    with pytest.raises(ValueError, match="honest"):
+        noise_share(0)
+    with pytest.raises(ValueError, match="finite"):
+        gaussian_noise(RandomStream.seeded(0), 3, float("nan"))
+
+
+def test_batches_are_poisson_and_not_shuffled():
+    units, stream = np.arange(200), RandomStream.seeded(5)
+    rate, draws = 0.1, 2000
+    chosen = np.zeros((draws, 200), dtype=bool)
+    for draw in range(draws):
+        chosen[draw, poisson_batch(units, 200, rate, stream)] = True
+    sizes = chosen.sum(1)
+    assert sizes.mean() == pytest.approx(20, rel=0.02)
+    # A shuffled or fixed-size batch has no variance in its size.
+    assert sizes.var() == pytest.approx(200 * rate * (1 - rate), rel=0.15)
+    # In shuffled epochs a record comes once in ten batches, never twice in a row.
+    assert (chosen[1:] & chosen[:-1]).mean() == pytest.approx(rate**2, rel=0.1)
+    # Two records are chosen independently of each other.
+    assert (chosen[:, ::2] & chosen[:, 1::2]).mean() == pytest.approx(rate**2, rel=0.1)
+
+
+def test_persons_are_chosen_with_all_their_records():
+    units, stream = np.array([0, 1, 1, 2, 2, 2]), RandomStream.seeded(2)
+    counts = np.zeros(3)
+    for _ in range(500):
+        found = set(poisson_batch(units, 3, 0.3, stream).tolist())
+        for person in range(3):
+            records = set(np.flatnonzero(units == person).tolist())
+            assert records <= found or not records & found
+            counts[person] += records <= found
+    assert np.all(np.abs(counts / 500 - 0.3) < 0.08)
