@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from fedllm.encryption.plan import EncryptionPlan, noise_bound
+from fedllm.encryption.plan import EncryptionPlan
 from fedllm.randomness import RandomStream
 
 _STATISTICAL_BITS = 40
@@ -24,12 +24,16 @@ def flooding_deviation(plan: EncryptionPlan) -> float:
     It is ``sqrt(12) * 2**(40 / 2)`` times a bound on the length of the error of one
     ciphertext's slots (Li, Micciancio, Schultz and Sorrell 2022, "Securing approximate
     homomorphic encryption using differential privacy"), for one opened sum a key.
+
+    The error comes from rounding when the special prime is dropped: a term of variance 1/12
+    and N of them that the ternary secret multiplies, in each of N coefficients of each
+    addend. Half as much again covers its spread and the small terms. A slot is the polynomial
+    at a root of unity, so the real parts of N/2 slots have at most ``sqrt(N / 2)`` times the
+    length of the coefficients.
     """
-    special = plan.coeff_bits[-1]
-    coefficient = noise_bound(plan.poly_degree, plan.ciphertexts, plan.max_sites, special)
-    # A slot is the polynomial at a root of unity: the slots' length is sqrt(N) times the
-    # coefficients' up to a factor of sqrt(2), and the coefficients' at most sqrt(N) times one.
-    error = coefficient * plan.poly_degree / math.sqrt(2.0) * 2.0**-plan.scale_bits
+    degree = plan.poly_degree
+    square = 1.5 * plan.max_sites * degree * (degree + 1) / 12
+    error = math.sqrt(square * degree / 2) * 2.0**-plan.scale_bits
     return math.sqrt(12.0) * 2.0 ** (_STATISTICAL_BITS / 2) * error
 
 

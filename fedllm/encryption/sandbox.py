@@ -84,16 +84,16 @@ class SecretKeyProcess:
         try:
             self._pipe.send_bytes(blob)
             answer = self._answer()
-        except (OSError, EOFError):
-            self.wipe()
-            raise PeerError(
-                "the process that holds the round key died over a sum",
-                "repeat the round with a new key",
-            ) from None
         except TimeoutError:
             self.wipe()
             raise PeerError(
                 f"a sum was not opened within {self._timeout_s:.0f} s",
+                "repeat the round with a new key",
+            ) from None
+        except (OSError, EOFError):
+            self.wipe()
+            raise PeerError(
+                "the process that holds the round key died over a sum",
                 "repeat the round with a new key",
             ) from None
         return np.frombuffer(answer, dtype="<u8").astype(np.uint64)
