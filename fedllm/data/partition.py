@@ -120,10 +120,9 @@ def _deal_by_label(labels: list[str], data: DataSection, seed: int) -> NDArray[n
         owner = np.empty(len(labels), dtype=np.int64)
         for group in members:
             share = generator.dirichlet(np.full(data.sites, data.alpha))
-            cuts = (np.cumsum(share)[:-1] * len(group)).astype(np.int64)
-            owner[generator.permutation(group)] = np.searchsorted(
-                cuts, np.arange(len(group)), side="right"
-            )
+            stops = np.rint(np.cumsum(share)[:-1] * len(group)).astype(np.int64)
+            counts = np.diff(stops, prepend=0, append=len(group))
+            owner[generator.permutation(group)] = np.repeat(np.arange(data.sites), counts)
         if len(np.unique(owner)) == data.sites:
             return owner
     raise DataError(
@@ -148,7 +147,7 @@ def _natural(records: Sequence[Record], column: str) -> dict[str, list[Record]]:
     if shared:
         # Each site accounts for its own training: such a person would lose epsilon twice.
         raise DataError(
-            f"{shared} persons have records at more than one site of column '{column}'",
+            f"persons with records at more than one site of column '{column}': {shared}",
             "keep each person at one site, or leave out data.site and use data.partition",
         )
     names = site_names(list(by_value))

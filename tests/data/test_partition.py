@@ -99,6 +99,27 @@ def test_dirichlet_share_has_the_mean_and_spread_of_the_distribution():
     assert variance == pytest.approx((sites - 1) / (sites**2 * (sites * alpha + 1)), rel=0.25)
 
 
+def test_dirichlet_deals_a_label_in_random_order():
+    split = split_into_sites(labelled(400, labels=1), section(sites=4, partition="dirichlet"), 0)
+    for part in split.values():
+        places = [int(r.origin.removeprefix("a:")) for r in part]
+        if 20 <= len(part) <= 380:
+            assert places[-1] - places[0] >= len(part)
+
+
+def test_dirichlet_counts_a_person_under_the_commonest_label():
+    # With one label for each person all but surely at one site, so are the persons.
+    records = [
+        Record({"text": "t", "label": "a" if visit == 0 else f"l{p % 2}"}, f"p{p}", None, "a:1")
+        for p in range(40)
+        for visit in range(3)
+    ]
+    data = section(sites=2, partition="dirichlet", alpha=0.01, unit="person")
+    split = split_into_sites(records, data, 0)
+    for part in split.values():
+        assert len({r.values["label"] for r in part} - {"a"}) == 1
+
+
 def test_dirichlet_draws_again_until_no_site_is_empty():
     data = section(sites=8, partition="dirichlet", alpha=0.3)
     for seed in range(10):
@@ -134,7 +155,7 @@ def test_natural_sites_come_from_the_column():
 
 def test_person_at_two_natural_sites_is_refused():
     records = natural(("Ann", "A"), ("Ann", "B"), ("Bob", "B"))
-    with pytest.raises(DataError, match="1 persons have records at more than one site") as caught:
+    with pytest.raises(DataError, match="more than one site of column 'hospital': 1") as caught:
         split_into_sites(records, section(site="hospital", unit="person"), 0)
     assert "Ann" not in str(caught.value)
     with pytest.raises(DataError, match="a:0 was read without the site column"):

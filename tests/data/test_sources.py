@@ -257,6 +257,8 @@ def test_public_test_file_may_lack_unit_and_site(tmp_path):
     assert len(records) == 20
     assert (records[0].unit, records[0].site) == (None, "x")
     assert "no column 'person'" in refusal(test, "causal", unit="person")
+    by_person = data.model_copy(update={"unit": "site"})
+    assert len(read_records(test, by_person, "causal")) == 20
 
 
 def test_training_records_of_a_person_are_capped(tmp_path):
