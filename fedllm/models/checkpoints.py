@@ -133,7 +133,7 @@ def load_weights(
     CheckpointError
         If a file is damaged, or a weight is missing or of another shape.
     """
-    auto = AutoModelForCausalLM if language_model else AutoModel
+    auto: Any = AutoModelForCausalLM if language_model else AutoModel
     options: dict[str, Any] = {}
     if not language_model and config.model_type in ("bert", "roberta"):
         options["add_pooling_layer"] = False

@@ -48,7 +48,7 @@ def target_names(
     """
     stack = backbone.base_model
     within = next((f"{n}." for n, m in backbone.named_modules() if m is stack and n), "")
-    first = first_trained_layer(section, len(stack.get_submodule(architecture.layers)))
+    first = first_trained_layer(section, backbone.config.num_hidden_layers)
     place = re.compile(re.escape(within + architecture.layers) + r"\.(\d+)\.")
     linear = [
         name

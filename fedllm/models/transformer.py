@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -176,7 +176,7 @@ class LanguageModel(nn.Module):
     def __init__(self, backbone: PreTrainedModel, layers: str, first: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.stack = LayerStack(backbone.base_model, layers, first)
+        self.stack = LayerStack(cast(PreTrainedModel, backbone.base_model), layers, first)
 
     def prefix(self, batch: Batch) -> Tensor:
         """Run what is frozen; returns states (B, T, H)."""
