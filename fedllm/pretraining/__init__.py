@@ -1,0 +1,1 @@
+"""Central pretraining: public text to a checkpoint that sites fine-tune."""

@@ -1,0 +1,326 @@
+"""The training loop: steps, evaluation, checkpoints, and a stop when the loss diverges."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedTokenizerBase
+
+from fedllm.errors import ConfigError, TrainingError
+from fedllm.files import append_line, write_bytes
+from fedllm.pretraining.checkpoint import load_newest_checkpoint, save_checkpoint
+from fedllm.pretraining.config import PretrainConfig
+from fedllm.pretraining.evaluation import bits_per_byte, continue_prompts, mean_loss
+from fedllm.pretraining.objectives import Batch, Objective
+from fedllm.pretraining.optimizer import Optimizers, clip_gradients
+from fedllm.pretraining.parallel import World
+from fedllm.pretraining.progress import Observer, Progress
+from fedllm.pretraining.sampling import Sampler
+from fedllm.randomness import RandomStream
+
+# A smoothed loss this far above its best is not coming back (nats per target).
+_DIVERGED_NATS = 2.0
+_SMOOTHING = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Held-out pieces, and the UTF-8 bytes of their text if every token is predicted."""
+
+    pieces: list[NDArray[np.int64]]
+    text_bytes: int | None
+
+
+@dataclass
+class _Course:
+    """What the loop carries from step to step, and into a checkpoint."""
+
+    step: int = 0
+    window_loss: float = 0.0
+    window_targets: float = 0.0
+    smoothed: float = math.nan
+    best: float = math.inf
+    seconds: float = 0.0
+
+
+class Loop:
+    """One run of one objective; the order of things is in `run`."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        objective: Objective,
+        sampler: Sampler,
+        held_out: HeldOut,
+        tokenizer: PreTrainedTokenizerBase,
+        out: Path,
+        world: World,
+        observer: Observer,
+    ) -> None:
+        training = config.training
+        if training.batch_rows % world.size:
+            raise ConfigError(
+                f"training.batch_rows = {training.batch_rows} cannot be dealt to "
+                f"{world.size} processes",
+                "choose a multiple of their number",
+            )
+        self._config = config
+        self._objective = objective
+        self._sampler = sampler
+        self._held_out = held_out
+        self._tokenizer = tokenizer
+        self._out = out
+        self._world = world
+        self._observer = observer
+        self._optimizers = Optimizers(objective.model, training)
+        self._course = _Course()
+        self._trained: nn.Module = objective
+        if training.compile:
+            self._trained = torch.compile(objective)  # type: ignore[assignment]
+        if world.size > 1:
+            self._trained = DistributedDataParallel(self._trained)
+
+    def run(self) -> dict[str, float]:
+        """Train to the end; return the last evaluation.
+
+        Raises
+        ------
+        TrainingError
+            If the loss is not finite or diverges; the last checkpoint is from before.
+        """
+        report, steps, course = self._config.report, self._config.training.steps, self._course
+        evaluation: dict[str, float] = self._evaluate() if course.step in (0, steps) else {}
+        if course.step == 0:
+            self._write({"step": 0, "tokens": 0, **evaluation, **self._samples()})
+        self._objective.model.train()
+        clock = _Clock(course.seconds, course.step)
+        while course.step < steps:
+            rate, norm = self._step()
+            last = course.step == steps
+            due = last or course.step % report.evaluate_every == 0
+            if due or course.step % report.log_every == 0:
+                figures = self._evaluate() if due else {}
+                evaluation = figures or evaluation
+                course.seconds = clock.seconds()
+                self._report(rate, norm, figures, clock, self._samples() if due else {})
+            if last or course.step % report.checkpoint_every == 0:
+                course.seconds = clock.seconds()
+                self._save()
+        return evaluation
+
+    def _step(self) -> tuple[float, float]:
+        """Take one optimiser step; return learning rate and gradient norm."""
+        course, world, training = self._course, self._world, self._config.training
+        torch.manual_seed(RandomStream.seeded(*self._label()).uint64(1)[0] >> np.uint64(1))
+        pieces = self._sampler.next(training.batch_rows)
+        batches = list(self._batches(pieces))
+        (targets,) = world.total(sum(self._objective.targets(b) for b in batches))
+        summed = 0.0
+        for number, batch in enumerate(batches):
+            with self._unsynchronised(number + 1 < len(batches)):
+                with self._autocast():
+                    loss = self._trained(batch)
+                # DDP takes the mean over processes; the loss is a mean over all targets.
+                (loss * (world.size / targets)).backward()
+            summed += float(loss.detach())
+        (summed,) = world.total(summed)
+        norm = clip_gradients(self._objective.model.parameters(), training.clipping_norm)
+        self._check(summed / targets, norm)
+        rate = self._optimizers.step(course.step)
+        course.step += 1
+        course.window_loss += summed
+        course.window_targets += targets
+        return rate, norm
+
+    def _label(self) -> tuple[int, str, int, int]:
+        return self._config.seed, "step", self._course.step, self._world.rank
+
+    def _batches(self, pieces: list[NDArray[np.int64]]) -> Iterator[Batch]:
+        own = range(self._world.rank, len(pieces), self._world.size)
+        size = self._config.training.microbatch_rows or len(own)
+        for start in range(0, len(own), size):
+            rows = own[start : start + size]
+            random = [
+                RandomStream.seeded(self._config.seed, "row", self._course.step, row)
+                for row in rows
+            ]
+            batch = self._objective.batch([pieces[i] for i in rows], random)
+            yield {k: v.to(self._world.device) for k, v in batch.items()}
+
+    def _unsynchronised(self, more: bool) -> AbstractContextManager[Any]:
+        if more and isinstance(self._trained, DistributedDataParallel):
+            return self._trained.no_sync()
+        return nullcontext()
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self._config.training.precision == "bf16"
+        return torch.autocast(self._world.device.type, torch.bfloat16, enabled=enabled)
+
+    def _check(self, loss: float, norm: float) -> None:
+        course = self._course
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if finite:
+            known = not math.isnan(course.smoothed)
+            course.smoothed = (
+                _SMOOTHING * course.smoothed + (1 - _SMOOTHING) * loss if known else loss
+            )
+            course.best = min(course.best, course.smoothed)
+            if course.smoothed <= course.best + _DIVERGED_NATS:
+                return
+        raise TrainingError(
+            f"pretraining diverged at step {course.step + 1}: loss {loss:.3g}, "
+            f"gradient norm {norm:.3g}, best smoothed loss {course.best:.3g}",
+            "the last good checkpoint is kept in checkpoints/; start again with a lower "
+            "training.learning_rate or a longer training.warmup",
+        )
+
+    def _evaluate(self) -> dict[str, float]:
+        if not self._held_out.pieces:
+            return {}
+        training = self._config.training
+        mean, summed = mean_loss(
+            self._objective,
+            self._held_out.pieces,
+            training.microbatch_rows or training.batch_rows,
+            self._world,
+            self._autocast(),
+        )
+        if self._held_out.text_bytes:
+            return {"bits_per_byte": bits_per_byte(summed, self._held_out.text_bytes)}
+        return {"held_out_loss": mean}
+
+    def _samples(self) -> dict[str, Any]:
+        report = self._config.report
+        if not report.prompts or not self._world.first:
+            return {}
+        texts = continue_prompts(
+            self._objective.model,
+            self._tokenizer,
+            report.prompts,
+            report.sample_tokens,
+            self._config.seed % 2**63,
+        )
+        return {"samples": dict(zip(report.prompts, texts, strict=True))}
+
+    def _report(
+        self,
+        rate: float,
+        norm: float,
+        evaluation: dict[str, float],
+        clock: _Clock,
+        samples: dict[str, Any],
+    ) -> None:
+        course, training = self._course, self._config.training
+        loss = course.window_loss / course.window_targets
+        course.window_loss = course.window_targets = 0.0
+        step_tokens = training.batch_rows * training.sequence_length
+        pace = clock.seconds_per_step(course.step)
+        progress = Progress(
+            course.step,
+            training.steps,
+            course.step * step_tokens,
+            loss,
+            step_tokens / pace,
+            pace * (training.steps - course.step),
+            evaluation or None,
+        )
+        self._write(
+            {
+                "step": course.step,
+                "tokens": progress.tokens,
+                "loss": loss,
+                "learning_rate": rate,
+                "gradient_norm": norm,
+                "tokens_per_s": round(progress.tokens_per_s, 1),
+                "seconds": round(course.seconds, 3),
+                **evaluation,
+                **samples,
+            }
+        )
+        self._observer.advance(progress)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._world.first:
+            append_line(self._out / "metrics.jsonl", json.dumps(line, ensure_ascii=False))
+
+    def _save(self) -> None:
+        if self._world.first:
+            state = {
+                "course": asdict(self._course),
+                "sampler": self._sampler.state(),
+                "model": self._objective.model.state_dict(),
+                "optimizers": self._optimizers.state(),
+            }
+            save_checkpoint(self._out / "checkpoints", self._course.step, state)
+        self._world.wait()
+
+    def resume(self) -> int:
+        """Go back to the newest checkpoint and return its step; 0 if there is none.
+
+        Lines of metrics.jsonl from after it are removed: these steps are done again.
+
+        Raises
+        ------
+        CheckpointError
+            If no checkpoint is whole.
+        """
+        state = load_newest_checkpoint(self._out / "checkpoints")
+        if state is not None:
+            self._course = _Course(**state["course"])
+            self._sampler.restore(state["sampler"])
+            self._objective.model.load_state_dict(state["model"])
+            self._optimizers.restore(state["optimizers"])
+        if self._world.first:
+            _forget_after(self._out / "metrics.jsonl", self._course.step if state else -1)
+        return self._course.step
+
+    @property
+    def seconds(self) -> float:
+        """Time spent so far, over all starts of the run."""
+        return self._course.seconds
+
+
+def _forget_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            keep = line.endswith(b"\n") and json.loads(line)["step"] <= step
+        except ValueError:
+            keep = False  # cut off by the crash
+        if keep:
+            kept.append(line)
+    write_bytes(path, b"".join(kept))
+
+
+class _Clock:
+    """Wall time of the run, and the pace of the last steps."""
+
+    def __init__(self, before: float, step: int) -> None:
+        self._before = before
+        self._start = self._last = time.monotonic()
+        self._step = step
+        self._pace: float | None = None
+
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._start
+
+    def seconds_per_step(self, step: int) -> float:
+        now = time.monotonic()
+        pace = (now - self._last) / max(1, step - self._step)
+        self._pace = pace if self._pace is None else 0.7 * self._pace + 0.3 * pace
+        self._last, self._step = now, step
+        return max(self._pace, 1e-9)

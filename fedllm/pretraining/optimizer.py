@@ -1,0 +1,107 @@
+"""Muon for hidden matrices, AdamW for everything else, and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fedllm.pretraining.config import OptimizationSection
+
+_ADAM_BETAS = (0.9, 0.95)
+
+
+class Optimizers:
+    """One or two optimisers that step together under one schedule.
+
+    Muon (Jordan et al. 2024) orthogonalises the momentum of each hidden matrix; its update
+    is scaled to the root mean square of AdamW's (Liu et al. 2025, "Muon is scalable for LLM
+    training"), so both take the same learning rate. Embeddings, heads, norms and biases stay
+    with AdamW.
+    """
+
+    def __init__(self, model: PreTrainedModel, section: OptimizationSection) -> None:
+        self._section = section
+        hidden, matrices, vectors = _groups(model)
+        decay = section.weight_decay
+        self._parts: list[torch.optim.Optimizer] = []
+        if section.optimizer == "muon" and hidden:
+            self._parts.append(
+                torch.optim.Muon(
+                    hidden,
+                    lr=section.learning_rate,
+                    weight_decay=decay,
+                    momentum=0.95,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+        else:
+            matrices = hidden + matrices
+        self._parts.append(
+            torch.optim.AdamW(
+                [
+                    {"params": matrices, "weight_decay": decay},
+                    {"params": vectors, "weight_decay": 0.0},
+                ],
+                lr=section.learning_rate,
+                betas=_ADAM_BETAS,
+                fused=True,
+            )
+        )
+
+    def step(self, step: int) -> float:
+        """Apply the gradients as step number ``step`` (from 0); return the learning rate."""
+        rate = learning_rate(step, self._section)
+        for part in self._parts:
+            for group in part.param_groups:
+                group["lr"] = rate
+            part.step()
+            part.zero_grad(set_to_none=True)
+        return rate
+
+    def state(self) -> list[dict[str, object]]:
+        """Return the state of all parts, for a checkpoint."""
+        return [part.state_dict() for part in self._parts]
+
+    def restore(self, state: list[dict[str, object]]) -> None:
+        """Go on from where `state` was taken."""
+        for part, saved in zip(self._parts, state, strict=True):
+            part.load_state_dict(saved)
+
+
+def _groups(model: PreTrainedModel) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    embeddings = {
+        id(p)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for p in module.parameters()
+    }
+    head = model.get_output_embeddings()
+    if head is not None:
+        embeddings |= {id(p) for p in head.parameters()}
+    parameters = list(model.parameters())
+    matrices = [p for p in parameters if p.ndim == 2]
+    return (
+        [p for p in matrices if id(p) not in embeddings],
+        [p for p in matrices if id(p) in embeddings],
+        [p for p in parameters if p.ndim != 2],
+    )
+
+
+def learning_rate(step: int, section: OptimizationSection) -> float:
+    """Return the rate of a step: linear warm-up, then a cosine to its final share."""
+    steps = section.steps
+    warmup = round(section.warmup * steps)
+    if step < warmup:
+        return section.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    low = section.final_learning_rate
+    return section.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def clip_gradients(parameters: Iterable[Tensor], norm: float) -> float:
+    """Scale the whole gradient to at most ``norm``; return its norm before (L2)."""
+    return float(torch.nn.utils.clip_grad_norm_(list(parameters), norm))

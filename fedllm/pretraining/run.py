@@ -1,0 +1,244 @@
+"""One pretraining run: tokenizer, shards, model, loop, and the run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from fedllm.config import parse, read_toml, to_toml
+from fedllm.errors import CheckpointError, ConfigError, DataError
+from fedllm.files import atomic_directory, write_bytes, write_json
+from fedllm.pretraining.architectures import build_model, measure
+from fedllm.pretraining.config import PretrainConfig
+from fedllm.pretraining.evaluation import whole_stream
+from fedllm.pretraining.loop import HeldOut, Loop
+from fedllm.pretraining.memory import keep_freed_memory
+from fedllm.pretraining.objectives import NextToken, Objective
+from fedllm.pretraining.parallel import World, joined_world
+from fedllm.pretraining.progress import Observer, Silent
+from fedllm.pretraining.sampling import PackedRows, Pieces, Sampler
+from fedllm.pretraining.shards import Manifest, load_manifest, open_shards, tokenise, training_texts
+from fedllm.pretraining.tokenizer import load_tokenizer, train_tokenizer
+
+
+def run_pretraining(
+    config: PretrainConfig, out: Path, progress: Observer | None = None, resume: bool = False
+) -> Path:
+    """Pretrain a model and return its Hugging Face checkpoint folder, ``out/model``.
+
+    Writes ``run.toml``, ``metrics.jsonl``, ``summary.json``, ``checkpoints/``, ``tokens/``
+    and ``tokenizer/`` beside it. With ``resume`` a stopped run goes on after its newest
+    checkpoint and follows the curve it would have followed; several processes under
+    ``torchrun`` share the work.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If the configuration, a text file or the run folder does not fit.
+    CheckpointError
+        If a checkpoint or a model to start from is unusable.
+    TrainingError
+        If the loss diverges; the last good checkpoint is kept.
+    """
+    observer = progress or Silent()
+    with joined_world() as world, _process_settings(config):
+        try:
+            return _run(config, out, observer if world.first else Silent(), resume, world)
+        finally:
+            observer.close()
+
+
+def _run(config: PretrainConfig, out: Path, observer: Observer, resume: bool, world: World) -> Path:
+    if world.first:
+        _claim(config, out, resume)
+        if resume and (out / "summary.json").exists():
+            observer.message(f"{out} is finished already")
+        else:
+            tokenise(config, _prepare_tokenizer(config, out, observer), out / "tokens")
+    world.wait()
+    if resume and (out / "summary.json").exists():
+        return out / "model"
+    tokenizer = load_tokenizer(out / "tokenizer")
+    manifest = load_manifest(out / "tokens")
+    model = build_model(config.model, config.training, tokenizer, config.seed)
+    nn.Module.to(model, world.device)
+    observer.message(_introduction(config, model, manifest))
+    objective = _objective(model, manifest)
+    loop = Loop(
+        config,
+        objective,
+        _sampler(config, manifest, out / "tokens"),
+        _held_out(config, manifest, out / "tokens"),
+        tokenizer,
+        out,
+        world,
+        observer,
+    )
+    if resume and (step := loop.resume()):
+        observer.message(f"going on after step {step}")
+    started = time.process_time()
+    evaluation = loop.run()
+    if world.first:
+        _save_model(model, tokenizer, out / "model")
+        write_json(
+            out / "summary.json",
+            {
+                "run": config.name,
+                "task": "pretraining",
+                "objective": config.objective,
+                "model": {
+                    "path": "model",
+                    "architecture": config.model.architecture,
+                    "parameters": model.num_parameters(),
+                    "sha256": _sha256(out / "model" / "model.safetensors"),
+                },
+                "tokenizer": {"vocabulary": len(tokenizer)},
+                "data": {
+                    "fingerprint": manifest.fingerprint,
+                    "documents": sum(p.documents for p in manifest.sources),
+                    "tokens": sum(p.tokens for p in manifest.sources),
+                    "bytes": sum(p.text_bytes for p in manifest.sources),
+                    "duplicates": sum(p.duplicates for p in manifest.sources),
+                    "excluded": sum(p.excluded for p in manifest.sources),
+                },
+                "steps": config.training.steps,
+                "tokens": config.training.steps * _step_tokens(config),
+                "processes": world.size,
+                "metrics": evaluation,
+                "seconds": {
+                    "total": round(loop.seconds, 3),
+                    "cpu_of_this_start": round(time.process_time() - started, 3),
+                },
+            },
+        )
+    world.wait()
+    return out / "model"
+
+
+@contextmanager
+def _process_settings(config: PretrainConfig) -> Iterator[None]:
+    keep_freed_memory()
+    # Tokenizers' worker threads and torchrun's forks do not go together.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    threads = torch.get_num_threads()
+    try:
+        if config.training.threads is not None:
+            torch.set_num_threads(config.training.threads)
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _claim(config: PretrainConfig, out: Path, resume: bool) -> None:
+    path = out / "run.toml"
+    if not path.exists():
+        write_bytes(path, to_toml(config).encode())
+        return
+    if not resume:
+        raise ConfigError(
+            f"{out} holds a run already", "go on with --resume, or choose another --out"
+        )
+    there = parse(PretrainConfig, read_toml(path), str(path))
+    if _decisive(there) != _decisive(config):
+        raise ConfigError(
+            f"{path} differs from the configuration that should be resumed",
+            "resume with the same configuration, or choose another --out",
+        )
+
+
+def _decisive(config: PretrainConfig) -> dict[str, object]:
+    # Neither reports nor the use of the machine change what is learned.
+    values = config.model_dump(mode="json", exclude={"report"})
+    for key in ("threads", "microbatch_rows", "compile"):
+        values["training"].pop(key)
+    return values
+
+
+def _prepare_tokenizer(
+    config: PretrainConfig, out: Path, observer: Observer
+) -> PreTrainedTokenizerBase:
+    folder = out / "tokenizer"
+    if (folder / "tokenizer.json").exists():
+        return load_tokenizer(folder)
+    given = config.tokenizer.path or config.model.start
+    if given is not None:
+        tokenizer = load_tokenizer(Path(given))
+    else:
+        observer.message(f"training a tokenizer of {config.tokenizer.vocabulary} tokens")
+        texts = training_texts(config, config.tokenizer.sample_mb * 10**6)
+        tokenizer = train_tokenizer(texts, config.tokenizer, config.model.architecture)
+    with atomic_directory(folder) as temporary:
+        tokenizer.save_pretrained(temporary)
+    return tokenizer
+
+
+def _objective(model: PreTrainedModel, manifest: Manifest) -> Objective:
+    return NextToken(model, manifest.boundary)
+
+
+def _pieces(config: PretrainConfig, manifest: Manifest, tokens: Path) -> list[Pieces]:
+    length = config.training.sequence_length
+    sources: list[Pieces] = []
+    for number, part in enumerate(manifest.sources):
+        shards = open_shards(tokens, part, manifest.dtype)
+        pieces = PackedRows(shards, length, config.seed + number)
+        if pieces.count(0) == 0:
+            raise DataError(
+                f"{part.location} has too little text: {part.tokens} tokens, and one row takes "
+                f"{length + 1}",
+                "add text, or lower training.sequence_length",
+            )
+        sources.append(pieces)
+    return sources
+
+
+def _sampler(config: PretrainConfig, manifest: Manifest, tokens: Path) -> Sampler:
+    return Sampler(_pieces(config, manifest, tokens), config.data.weights, config.seed)
+
+
+def _held_out(config: PretrainConfig, manifest: Manifest, tokens: Path) -> HeldOut:
+    shards = open_shards(tokens, manifest.evaluation, manifest.dtype)
+    rows = whole_stream(shards, config.training.sequence_length)
+    return HeldOut(rows, manifest.evaluation.text_bytes)
+
+
+def _step_tokens(config: PretrainConfig) -> int:
+    return config.training.batch_rows * config.training.sequence_length
+
+
+def _introduction(config: PretrainConfig, model: PreTrainedModel, manifest: Manifest) -> str:
+    size = measure(model, config.training)
+    tokens = sum(p.tokens for p in manifest.sources)
+    planned = config.training.steps * _step_tokens(config)
+    return (
+        f"{config.model.architecture} of {size.parameters / 1e6:.2f}M parameters, about "
+        f"{size.training_bytes / 1e9:.1f} GB to train; corpus of {tokens / 1e6:.2f}M tokens, "
+        f"{config.training.steps} steps of {_step_tokens(config)} tokens "
+        f"({planned / max(1, tokens):.1f} passes)"
+    )
+
+
+def _save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    with atomic_directory(folder) as temporary:
+        transformers_logging.disable_progress_bar()
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        for file in temporary.iterdir():
+            file.chmod(0o644)
+        if not (temporary / "model.safetensors").exists():
+            raise CheckpointError(f"{folder}: the model was not written as one file")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,272 @@
+"""The corpus as token ids: written once into memory-mapped shards with a manifest.
+
+Every document stands as one boundary token followed by its own tokens. The boundary before
+the next document is also the target of a document's last token, so the packed stream needs
+no other separator and each token is predicted exactly once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from fedllm.errors import DataError
+from fedllm.files import atomic_directory, write_json
+from fedllm.pretraining.config import CorpusSection, PretrainConfig
+from fedllm.pretraining.corpus import Document, corpus_files, read_documents
+from fedllm.pretraining.tokenizer import boundary_id
+
+SHARD_TOKENS = 1 << 28
+_BATCH_DOCUMENTS = 1024
+_HELD_OUT = "evaluation"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What went into the shards of one source, or of the held-out text.
+
+    ``text_bytes`` counts UTF-8, and ``files`` gives name, size and SHA-256 of each file.
+    """
+
+    location: str
+    shards: tuple[str, ...]
+    documents: int
+    tokens: int
+    text_bytes: int
+    duplicates: int
+    excluded: int
+    files: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What the folder of shards holds; ``key`` changes with anything that made it."""
+
+    key: str
+    dtype: str
+    boundary: int
+    sources: tuple[Part, ...]
+    evaluation: Part
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the manifest, files' contents included."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def training_texts(config: PretrainConfig, limit_bytes: int) -> Iterator[str]:
+    """Yield the texts of all sources, in turn, up to ``limit_bytes`` of UTF-8."""
+    data = config.data
+    left = limit_bytes
+    streams = [iter(read_documents(loc, data.text_of(i))) for i, loc in enumerate(data.train)]
+    while streams and left > 0:
+        for stream in list(streams):
+            document = next(stream, None)
+            if document is None:
+                streams.remove(stream)
+                continue
+            left -= len(document.text.encode("utf-8", "replace"))
+            yield document.text
+
+
+def tokenise(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Manifest:
+    """Write the shards into ``folder``, or take those that are there and still valid.
+
+    A document is trained on at most once, and not at all when it also stands in a held-out
+    or excluded file (equal up to white space).
+
+    Raises
+    ------
+    DataError
+        If a file is unreadable, or no document is left for training or evaluation.
+    """
+    key = _key(config, tokenizer)
+    try:
+        manifest = load_manifest(folder)
+        if manifest.key == key:
+            return manifest
+    except DataError:
+        pass
+    with atomic_directory(folder) as temporary:
+        manifest = _Writer(config, tokenizer, temporary).write(key)
+        write_json(temporary / "manifest.json", asdict(manifest))
+    return manifest
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a folder of shards.
+
+    Raises
+    ------
+    DataError
+        If there is none or it is damaged.
+    """
+    try:
+        values = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        parts = [
+            Part(**{**p, "shards": tuple(p["shards"]), "files": tuple(p["files"])})
+            for p in (*values["sources"], values["evaluation"])
+        ]
+        return Manifest(
+            **{**values, "sources": tuple(parts[:-1]), "evaluation": parts[-1]},
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(
+            f"{folder} has no usable manifest.json", "delete the folder; it is made again"
+        ) from None
+
+
+def open_shards(folder: Path, part: Part, dtype: str) -> list[NDArray[Any]]:
+    """Map the shards of one part into memory, read-only."""
+    return [np.memmap(folder / name, dtype=dtype, mode="r") for name in part.shards]
+
+
+def _key(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    data = config.data
+    locations = [*data.train, *data.evaluation, *data.exclude]
+    stats = [
+        (str(path), path.stat().st_size, path.stat().st_mtime_ns)
+        for location in locations
+        for path in corpus_files(location)
+    ]
+    parts = [
+        data.model_dump(mode="json", exclude={"weights"}),
+        config.report.evaluation_tokens,
+        stats,
+        tokenizer.backend_tokenizer.to_str(),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+class _Writer:
+    def __init__(
+        self, config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, folder: Path
+    ) -> None:
+        boundary = boundary_id(tokenizer)
+        assert boundary is not None  # noqa: S101 - load_tokenizer checked it
+        self._data: CorpusSection = config.data
+        self._limit = config.report.evaluation_tokens
+        self._backend = tokenizer.backend_tokenizer
+        self._boundary = boundary
+        self._dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
+        self._folder = folder
+        self._seen: set[bytes] = set()
+        self._forbidden: set[bytes] = set()
+
+    def write(self, key: str) -> Manifest:
+        data = self._data
+        for location in data.exclude:
+            self._forbidden.update(
+                d.digest() for d in read_documents(location, data.text_of_evaluation)
+            )
+        if data.evaluation:
+            evaluation = self._evaluation_from_files()
+            sources = tuple(self._source(i) for i in range(len(data.train)))
+        else:
+            held_out: list[Document] = []
+            sources = tuple(self._source(i, held_out) for i in range(len(data.train)))
+            evaluation = self._write(_HELD_OUT, "", iter(held_out), self._limit)
+        if not any(part.tokens for part in sources):
+            raise DataError("no document is left for training", "check data.train and data.exclude")
+        if not evaluation.documents and (data.evaluation or data.held_out):
+            raise DataError(
+                "no document is held out for evaluation",
+                "name data.evaluation, raise data.held_out, or set it to 0 to do without",
+            )
+        return Manifest(key, self._dtype.name, self._boundary, sources, evaluation)
+
+    def _evaluation_from_files(self) -> Part:
+        data = self._data
+
+        def documents() -> Iterator[Document]:
+            for location in data.evaluation:
+                for document in read_documents(location, data.text_of_evaluation):
+                    self._forbidden.add(document.digest())
+                    yield document
+
+        part = self._write(_HELD_OUT, " ".join(data.evaluation), documents(), self._limit)
+        return part
+
+    def _source(self, index: int, held_out: list[Document] | None = None) -> Part:
+        duplicates = excluded = 0
+        location = self._data.train[index]
+
+        def kept() -> Iterator[Document]:
+            nonlocal duplicates, excluded
+            for document in read_documents(location, self._data.text_of(index)):
+                digest = document.digest()
+                if digest in self._forbidden:
+                    excluded += 1
+                elif digest in self._seen:
+                    duplicates += 1
+                elif held_out is not None and self._chosen(digest):
+                    self._seen.add(digest)
+                    held_out.append(document)
+                else:
+                    self._seen.add(digest)
+                    yield document
+
+        part = self._write(f"source{index}", location, kept(), None)
+        return Part(**{**asdict(part), "duplicates": duplicates, "excluded": excluded})
+
+    def _chosen(self, digest: bytes) -> bool:
+        # By the text itself, so that a document stays on its side when the corpus grows.
+        return int.from_bytes(digest[:8], "little") < self._data.held_out * 2**64
+
+    def _write(
+        self, name: str, location: str, documents: Iterator[Document], limit: int | None
+    ) -> Part:
+        shards: list[str] = []
+        count = tokens = text_bytes = 0
+        stream: BinaryIO | None = None
+        in_shard = 0
+        for ids, size in self._encoded(documents):
+            if limit is not None and tokens >= limit:
+                continue  # the rest is read all the same: its digests are excluded
+            if stream is None or in_shard + len(ids) > SHARD_TOKENS:
+                if stream is not None:
+                    self._close(stream)
+                shards.append(f"{name}-{len(shards):05d}.bin")
+                stream = (self._folder / shards[-1]).open("wb")
+                in_shard = 0
+            stream.write(np.asarray(ids, dtype=self._dtype).tobytes())
+            in_shard += len(ids)
+            count, tokens, text_bytes = count + 1, tokens + len(ids), text_bytes + size
+        if stream is not None:
+            self._close(stream)
+        files = tuple(_describe(p) for loc in location.split(" ") if loc for p in corpus_files(loc))
+        return Part(location, tuple(shards), count, tokens, text_bytes, 0, 0, files)
+
+    def _close(self, stream: BinaryIO) -> None:
+        # The closing boundary is the target of the last document's last token.
+        stream.write(np.asarray([self._boundary], dtype=self._dtype).tobytes())
+        stream.close()
+
+    def _encoded(self, documents: Iterable[Document]) -> Iterator[tuple[list[int], int]]:
+        iterator = iter(documents)
+        while batch := [d.text for d in itertools.islice(iterator, _BATCH_DOCUMENTS)]:
+            for text, encoding in zip(
+                batch,
+                self._backend.encode_batch_fast(batch, add_special_tokens=False),
+                strict=True,
+            ):
+                ids = encoding.ids
+                if ids and ids[0] == self._boundary:
+                    ids = ids[1:]
+                yield [self._boundary, *ids], len(text.encode("utf-8", "replace"))
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
