@@ -103,6 +103,8 @@ class DataSection(Section):
         distribution over labels with concentration ``alpha`` (simulation).
     max_records_per_unit : int
         A person's records beyond this number are left out.
+    test_limit : int, optional
+        Use only so many of the test records.
     """
 
     train: str
@@ -219,11 +221,15 @@ class EncryptionSection(Section):
     masks : bool
         Pairwise masks under the encryption, so that coordinator and key authority
         together still see only the sum (BFV only).
+    recover_dropouts : bool
+        With masks, finish a round without the sites that failed in it, at the price of two
+        more short exchanges a round. Otherwise such a round is repeated and charged again.
     """
 
     scheme: Literal["bfv", "ckks", "none"] = "bfv"
     bits: Annotated[int, Field(ge=4, le=24)] = 16
     masks: bool = True
+    recover_dropouts: bool = True
 
     @model_validator(mode="after")
     def _masks_need_modular_arithmetic(self) -> Self:

@@ -65,7 +65,7 @@ class RandomStream:
 
     def uniform(self, count: int) -> NDArray[np.float64]:
         """Return ``count`` float64 numbers, uniform on [0, 1) in steps of 2**-53."""
-        return (self.uint64(count) >> np.uint64(11)) * 2.0**-53
+        return (self.uint64(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def below(self, bound: int, count: int) -> NDArray[np.uint64]:
         """Return ``count`` integers, exactly uniform on [0, bound), by rejection."""

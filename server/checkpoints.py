@@ -9,6 +9,7 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +31,9 @@ class RunState:
         Random identifier of the run, the same after each resume.
     round : int
         Last finished round; 0 before the first.
-    attempts : int
-        Rounds that were begun so far, finished or not.
+    noise : tuple of float
+        For each attempt of a round so far, finished or not, the noise multiplier that was
+        announced (distributed noise); 0 where the sites choose their own.
     config : str
         SHA-256 of what must not change between start and resume.
     adapter : float32 array (P,)
@@ -42,7 +44,7 @@ class RunState:
 
     run: str
     round: int
-    attempts: int
+    noise: tuple[float, ...]
     config: str
     adapter: NDArray[np.float32]
     optimizer: dict[str, NDArray[np.float64]] = field(default_factory=dict)
@@ -57,9 +59,8 @@ def save_checkpoint(folder: Path, state: RunState) -> Path:
         If the disk is full; earlier checkpoints are untouched.
     """
     buffer = io.BytesIO()
-    np.savez(
-        buffer, adapter=state.adapter, **{f"optimizer.{k}": v for k, v in state.optimizer.items()}
-    )
+    named: dict[str, Any] = {f"optimizer.{name}": array for name, array in state.optimizer.items()}
+    np.savez(buffer, adapter=state.adapter, **named)
     arrays = buffer.getvalue()
     target = folder / f"round-{state.round:05d}"
     with atomic_directory(target) as temporary:
@@ -69,7 +70,7 @@ def save_checkpoint(folder: Path, state: RunState) -> Path:
             {
                 "run": state.run,
                 "round": state.round,
-                "attempts": state.attempts,
+                "noise": list(state.noise),
                 "config": state.config,
                 "sha256": hashlib.sha256(arrays).hexdigest(),
             },
@@ -107,7 +108,7 @@ def load_checkpoint(folder: Path) -> RunState | None:
         return RunState(
             run=str(header["run"]),
             round=int(header["round"]),
-            attempts=int(header["attempts"]),
+            noise=tuple(float(x) for x in header["noise"]),
             config=str(header["config"]),
             adapter=adapter,
             optimizer=optimizer,

@@ -3,47 +3,9 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-
-@dataclass(frozen=True)
-class RoundReport:
-    """One line of ``metrics.jsonl``.
-
-    Attributes
-    ----------
-    round : int
-        0 is the evaluation before training.
-    sites : int
-        Sites whose updates are in the sum.
-    dropped : dict of str to str
-        Sites that are not, and why.
-    metrics : dict, optional
-        Test metrics of the shared model on the coordinator's public file.
-    epsilon : dict of str to float
-        Spent so far by this run at each site; known to the coordinator in a simulation only.
-    update_norm : float
-        L2 norm of the mean update.
-    bytes_up, bytes_down : int
-        Bytes from and to all sites.
-    seconds : dict of str to float
-        Wall time by phase; "train" and "encrypt" are sums over sites.
-    """
-
-    round: int
-    sites: int
-    dropped: dict[str, str] = field(default_factory=dict)
-    metrics: dict[str, float] | None = None
-    epsilon: dict[str, float] = field(default_factory=dict)
-    update_norm: float = 0.0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
+from server.metrics import RoundReport
 
 
 class Observer(Protocol):

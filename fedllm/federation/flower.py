@@ -29,6 +29,7 @@ from fedllm.errors import FedllmError, PeerError
 _ARRAY_TYPE = "fedllm.bytes.v1"
 _PARTITION = "partition-id"
 _POLL_S = 0.05
+_SERVER_NODE, _FIRST_NODE = 1, 100
 
 
 def to_content(header: str, blobs: Mapping[str, bytes]) -> RecordDict:
@@ -122,11 +123,11 @@ class LocalGrid(Grid):
             node: Context(
                 run_id=run_id,
                 node_id=node,
-                node_config={_PARTITION: node - 1, "num-partitions": nodes},
+                node_config={_PARTITION: node - _FIRST_NODE, "num-partitions": nodes},
                 state=RecordDict(),
                 run_config={},
             )
-            for node in range(1, nodes + 1)
+            for node in range(_FIRST_NODE, _FIRST_NODE + nodes)
         }
         self._queue: deque[Message] = deque()
         self._sent = 0
@@ -196,9 +197,10 @@ class LocalGrid(Grid):
 
 @contextlib.contextmanager
 def _task_identity(run_id: int, node: int) -> Iterator[None]:
-    # Flower stamps the sender of each new message from this process-wide identity.
-    names = ("task_id", "run_id", "node_id")
-    before = {name: getattr(TaskIdentity, name, None) for name in names}
+    # Flower stamps the sender of each new message from this process-wide identity, whose
+    # public properties raise while nothing is set.
+    names = ("_task_id", "_run_id", "_node_id")
+    before = {name: getattr(TaskIdentity, name) for name in names}
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, node
     try:
         yield
@@ -211,7 +213,7 @@ def run_in_process(server_app: ServerApp, client_app: ClientApp, nodes: int) -> 
     """Run both apps in this process; errors of the ServerApp are raised here."""
     grid = LocalGrid(client_app, nodes)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
-    with _task_identity(1, 1):
+    with _task_identity(1, _SERVER_NODE):
         server_app(grid, context)
 
 

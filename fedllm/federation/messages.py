@@ -96,9 +96,10 @@ class RoundStatement(Header):
 
 
 class JoinHeader(Header):
-    """The question to a site whether it takes part in a run."""
+    """The question to a site whether it takes part in a run, from round ``round`` on."""
 
     run: str
+    round: int
     config: str
     labels: tuple[str, ...]
     model: str
@@ -188,12 +189,40 @@ class TrainedHeader(Header):
     refusal: Refusal | None = None
 
 
-class CorrectHeader(Header):
-    """The question to the survivors of a round for the masks of the dropped sites."""
+class SettleHeader(Header):
+    """The question to the survivors of a round whether they agree on who is in the sum."""
 
     statement: str
     signature: str
     survivors: tuple[str, ...]
+
+
+class SettledHeader(Header):
+    """A survivor's signature of its statement on the survivors, or its refusal."""
+
+    site: str
+    signature: str = ""
+    refusal: Refusal | None = None
+
+
+class UnmaskHeader(Header):
+    """The survivors' statements, and the question for what opens their sum.
+
+    ``signatures`` are in the order of ``survivors``.
+    """
+
+    statement: str
+    signature: str
+    survivors: tuple[str, ...]
+    signatures: tuple[str, ...]
+
+
+class UnmaskedHeader(Header):
+    """A survivor's reveal (JSON of `fedllm.encryption.masks.Reveal`), or its refusal."""
+
+    site: str
+    reveal: str = ""
+    refusal: Refusal | None = None
 
 
 class OpenRoundHeader(Header):
@@ -211,12 +240,17 @@ class RoundOpenedHeader(Header):
 
 
 class OpenSumHeader(Header):
-    """The coordinator's request to open a round's sum."""
+    """The coordinator's request to open a round's sum.
+
+    With masks that allow for dropouts, ``signatures`` and ``reveals`` of the survivors, in
+    their order, show that they agree and take their own masks off; else both are empty.
+    """
 
     statement: str
     signature: str
     survivors: tuple[str, ...]
-    corrections: tuple[str, ...] = ()
+    signatures: tuple[str, ...] = ()
+    reveals: tuple[str, ...] = ()
 
 
 class SumOpenedHeader(Header):
@@ -309,12 +343,33 @@ class Trained(Wire):
 
 
 @dataclass(frozen=True)
-class Correct(Wire):
-    """Coordinator to survivor: give the masks that you share with the dropped sites."""
+class Settle(Wire):
+    """Coordinator to survivor: these sites are in the sum."""
 
-    header: CorrectHeader
+    header: SettleHeader
     plan: bytes
-    public_key: bytes
+
+
+@dataclass(frozen=True)
+class Settled(Wire):
+    """Survivor to coordinator: agreed, once and for all."""
+
+    header: SettledHeader
+
+
+@dataclass(frozen=True)
+class Unmask(Wire):
+    """Coordinator to survivor: all agree; take your masks off."""
+
+    header: UnmaskHeader
+    plan: bytes
+
+
+@dataclass(frozen=True)
+class Unmasked(Wire):
+    """Survivor to coordinator: what opens the sum of exactly the survivors."""
+
+    header: UnmaskedHeader
 
 
 @dataclass(frozen=True)

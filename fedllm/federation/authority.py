@@ -1,0 +1,133 @@
+"""The key authority: makes one key pair a round and opens one sum with it, once."""
+
+from __future__ import annotations
+
+from fedllm.encryption.pack import unpack
+from fedllm.encryption.plan import EncryptionPlan
+from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
+from fedllm.errors import FedllmError, RefusedError
+from fedllm.federation.masking import mask_scope, take_masks_off
+from fedllm.federation.messages import (
+    OpenRound,
+    OpenSum,
+    Refusal,
+    RoundOpened,
+    RoundOpenedHeader,
+    RoundStatement,
+    SumOpened,
+    SumOpenedHeader,
+    parse_header,
+)
+from fedllm.federation.statements import (
+    check_cohort,
+    read_statement,
+    require,
+    require_cohort,
+)
+from fedllm.identity.keys import Identity
+from fedllm.identity.roster import Roster
+
+
+class Authority:
+    """Holds the secret key of the current round, and nothing else of value.
+
+    Parameters
+    ----------
+    identity : Identity
+        The authority's signing key.
+    roster : Roster
+        The federation's parties.
+    min_cohort : int
+        Rounds whose sum could be opened with fewer sites are refused.
+    full_errors : bool
+        Whether refusals carry the text of unforeseen errors (simulation).
+    """
+
+    def __init__(
+        self, identity: Identity, roster: Roster, min_cohort: int, full_errors: bool = False
+    ) -> None:
+        self._identity = identity
+        self._roster = roster
+        self._min_cohort = min_cohort
+        self._full_errors = full_errors
+        self._opened: set[tuple[str, int, int]] = set()
+        self._statement = ""
+        self._secret: SecretRoundKey | None = None
+
+    def open_round(self, request: OpenRound) -> RoundOpened:
+        """Make a fresh key pair and sign the round with it; the key before is forgotten.
+
+        A round is opened at most once: the same run, round and attempt again is refused.
+        """
+        try:
+            return self._open_round(request)
+        except FedllmError as error:
+            refusal = Refusal.of(error, self._full_errors)
+            return RoundOpened(RoundOpenedHeader(refusal=refusal), b"")
+
+    def open_sum(self, request: OpenSum) -> SumOpened:
+        """Open the sum of the round that is open, once, and forget its key."""
+        try:
+            return self._open_sum(request)
+        except FedllmError as error:
+            return SumOpened(SumOpenedHeader(refusal=Refusal.of(error, self._full_errors)), b"")
+        finally:
+            self.forget()
+
+    def forget(self) -> None:
+        """Wipe the secret key of the current round."""
+        if self._secret is not None:
+            self._secret.wipe()
+        self._secret = None
+        self._statement = ""
+
+    def _open_round(self, request: OpenRound) -> RoundOpened:
+        proposal = parse_header(RoundStatement, request.header.statement)
+        check_cohort(proposal, self._roster)
+        require_cohort(proposal, self._min_cohort)
+        plan = EncryptionPlan.from_bytes(request.plan)
+        require(plan.fingerprint() == proposal.plan, "the plan is not that of the round")
+        require(plan.max_sites >= len(proposal.cohort), "the plan is for a smaller cohort")
+        which = (proposal.run, proposal.round, proposal.attempt)
+        if which in self._opened:
+            raise RefusedError(
+                f"round {proposal.round}, attempt {proposal.attempt} was opened before",
+                "ask under a new attempt",
+            )
+        self.forget()
+        self._opened.add(which)
+        self._secret = SecretRoundKey.generate(plan)
+        public = self._secret.public_context()
+        key = PublicRoundKey.from_bytes(plan, public).fingerprint
+        self._statement = proposal.model_copy(update={"key": key}).model_dump_json()
+        signature = self._identity.sign(self._statement.encode()).hex()
+        header = RoundOpenedHeader(statement=self._statement, signature=signature)
+        return RoundOpened(header, public)
+
+    def _open_sum(self, request: OpenSum) -> SumOpened:
+        statement = read_statement(request.header.statement, request.header.signature, self._roster)
+        if self._secret is None or request.header.statement != self._statement:
+            raise RefusedError("this round is not open", "open it, or go on to the next attempt")
+        survivors = request.header.survivors
+        require(list(survivors) == sorted(set(survivors)), "the survivors are not in order")
+        require(set(survivors) <= set(statement.names), "a survivor is not in the cohort")
+        if len(survivors) < max(statement.min_sites, self._min_cohort):
+            raise RefusedError(
+                f"the sum holds {len(survivors)} sites; at least "
+                f"{max(statement.min_sites, self._min_cohort)} are needed",
+                "repeat the round with more sites",
+            )
+        plan = self._secret.plan
+        slots = self._secret.decrypt_sum(request.total)
+        if request.header.reveals:
+            require(plan.masked, "a round without masks came with reveals of masks")
+            slots = take_masks_off(
+                slots,
+                mask_scope(statement, plan),
+                survivors,
+                request.header.signatures,
+                request.header.reveals,
+                self._roster,
+            )
+        levels = unpack(slots, plan, len(survivors))
+        return SumOpened(SumOpenedHeader(count=len(survivors)), levels.astype("<u8").tobytes())

@@ -1,0 +1,202 @@
+"""What a round costs a site: the noise that keeps its promise, and the entry in the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+
+from fedllm.config import BudgetSection, RunConfig
+from fedllm.data.records import Record
+from fedllm.errors import RefusedError
+from fedllm.federation.messages import RoundStatement
+from fedllm.federation.terms import noise_share, sampling_rate
+from fedllm.identity.keys import Identity
+from fedllm.privacy.accounting import epsilon
+from fedllm.privacy.budget import Ceiling, Charge
+from fedllm.privacy.calibration import solve_noise_multiplier
+from fedllm.privacy.events import Event, NonPrivate, PoissonGaussian
+from fedllm.privacy.fingerprints import FingerprintKey, identify
+from fedllm.privacy.ledger import Ledger
+
+
+def choose_noise_multiplier(
+    target_epsilon: float, delta: float, rate: float, steps: int, charged: Sequence[Event]
+) -> float:
+    """Return the noise multiplier for the steps that are left of a run.
+
+    The one used before, as long as the whole run stays within its epsilon: equal events
+    compose most tightly. After a crash the charged steps are more than was planned, and the
+    steps that are left get more noise.
+
+    Parameters
+    ----------
+    target_epsilon, delta : float
+        What the run promises.
+    rate : float
+        Sampling rate of the steps that are left.
+    steps : int
+        How many they are.
+    charged : sequence of Event
+        What the run has spent so far.
+
+    Raises
+    ------
+    BudgetError
+        If no noise is enough.
+    """
+    last = charged[-1] if charged else None
+    if isinstance(last, PoissonGaussian) and last.sampling_rate == rate:
+        whole = [*charged, PoissonGaussian(rate, last.noise_multiplier, steps)]
+        if epsilon(whole, delta).value <= target_epsilon:
+            return last.noise_multiplier
+    return solve_noise_multiplier(target_epsilon, delta, rate, steps, tuple(charged))
+
+
+def next_noise_multiplier(config: RunConfig, number: int, before: Sequence[float]) -> float | None:
+    """Return the noise multiplier of the next attempt's sum, with distributed noise.
+
+    Everything it depends on is public, so that coordinator and sites agree. None with local
+    noise or without privacy.
+
+    Parameters
+    ----------
+    number : int
+        The round.
+    before : sequence of float
+        Noise multipliers of all attempts so far.
+    """
+    target, rate = config.privacy.epsilon, config.training.sampling_rate
+    if target is None or config.privacy.noise == "local" or rate is None:
+        return None
+    charged = [PoissonGaussian(rate, noise, 1) for noise in before]
+    steps = config.rounds.count - number + 1
+    return choose_noise_multiplier(target, config.privacy.delta, rate, steps, charged)
+
+
+@dataclass(frozen=True)
+class Paid:
+    """A charge that is on disk.
+
+    Attributes
+    ----------
+    reservation : int
+        Its number in the ledger.
+    noise_multiplier : float, optional
+        Of each step of the round; none without privacy.
+    """
+
+    reservation: int
+    noise_multiplier: float | None
+
+
+class SiteAccount:
+    """A site's ledger as one run sees it; keeps it open.
+
+    Parameters
+    ----------
+    path : Path
+        The ledger.
+    identity : Identity
+        Signs entries; fingerprints derive from its secret.
+    budget : BudgetSection
+        The site's ceilings.
+    records : sequence of Record
+        The site's data set.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        identity: Identity,
+        budget: BudgetSection,
+        records: Sequence[Record],
+    ) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._budget = budget
+        self._ledger = Ledger.open(path, identity.name, identity)
+        persons = any(record.unit is not None for record in records)
+        key = FingerprintKey(identity.derive("data set fingerprints"))
+        self._dataset = self._ledger.register(
+            identify(records, key, "person" if persons else "record")
+        )
+
+    def check_run(self, run: str, number: int, config: RunConfig, units: int) -> None:
+        """Refuse a run whose rounds from ``number`` on do not fit the site's budget.
+
+        Raises
+        ------
+        BudgetError
+            Says how much is left, in public numbers.
+        """
+        noise = self._noise(config, units, number, self._ledger.events_of_run(run))
+        rounds = range(number, config.rounds.count + 1)
+        planned = [self._charge(run, one, config, units, noise) for one in rounds]
+        self._ledger.check(planned, self._ceiling(config))
+
+    def reserve(self, statement: RoundStatement, config: RunConfig, units: int) -> Paid:
+        """Charge one round before it is trained; on disk when this returns.
+
+        Raises
+        ------
+        BudgetError
+            If the round does not fit the site's budget.
+        RefusedError
+            If the announced noise does not keep the run's promise at this site.
+        """
+        done = self._ledger.events_of_run(statement.run)
+        noise = self._noise(config, units, statement.round, done)
+        if config.privacy.noise == "distributed" and noise is not None:
+            announced = statement.noise_multiplier
+            # Rounds that this site missed make its own need smaller, never larger.
+            if announced is None or announced < noise:
+                raise RefusedError(
+                    "the announced noise multiplier does not keep the run's epsilon at this site",
+                    "the coordinator must announce more noise or fewer rounds",
+                )
+            noise = announced
+        charge = self._charge(statement.run, statement.round, config, units, noise)
+        return Paid(self._ledger.reserve(charge, self._ceiling(config)), noise)
+
+    def commit(self, paid: Paid) -> None:
+        """Note that the round is finished and its update is about to leave."""
+        self._ledger.commit(paid.reservation)
+
+    def epsilon_of_run(self, run: str, delta: float) -> float:
+        """Return what one run has cost the data set so far."""
+        return epsilon(self._ledger.events_of_run(run), delta).value
+
+    def _noise(
+        self, config: RunConfig, units: int, number: int, done: Sequence[Event]
+    ) -> float | None:
+        if config.privacy.epsilon is None:
+            return None
+        steps = (config.rounds.count - number + 1) * config.training.local_steps
+        rate = sampling_rate(config, units)
+        target, delta = config.privacy.epsilon, config.privacy.delta
+        return choose_noise_multiplier(target, delta, rate, steps, done)
+
+    def _charge(
+        self, run: str, number: int, config: RunConfig, units: int, noise: float | None
+    ) -> Charge:
+        event: Event = NonPrivate()
+        alone: tuple[Event, ...] | None = None
+        if noise is not None:
+            rate, steps = sampling_rate(config, units), config.training.local_steps
+            event = PoissonGaussian(rate, noise, steps)
+            if config.privacy.noise == "distributed":
+                alone = (PoissonGaussian(rate, noise * noise_share(config), steps),)
+        return Charge(
+            run=run,
+            round=number,
+            dataset=self._dataset,
+            events=(event,),
+            colluder_events=alone,
+            delta=config.privacy.delta,
+        )
+
+    def _ceiling(self, config: RunConfig) -> Ceiling:
+        # A site that allows runs without privacy has no ceiling for them; what they spend
+        # stands in the ledger all the same, and is infinite for every later run.
+        return Ceiling(self._budget.epsilon if config.private else inf, self._budget.delta)

@@ -1,0 +1,97 @@
+"""What a site must remember between messages, or it could be talked into doing a thing twice."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedllm.errors import RefusedError
+from fedllm.files import write_json
+
+
+class SiteMemory:
+    """For each run the last attempt that was trained, and on which survivors a site settled.
+
+    Durable before anything is sent; several processes may use one file.
+
+    Parameters
+    ----------
+    path : Path
+        A JSON file of the site's own.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def begin(self, run: str, attempt: int) -> None:
+        """Note that an attempt of a round is being trained.
+
+        Raises
+        ------
+        RefusedError
+            If this attempt, or a later one, was begun before.
+        """
+        with self._changing(run) as entry:
+            if attempt <= int(str(entry.get("attempt", 0))):
+                raise RefusedError(
+                    f"attempt {attempt} of run {run} was trained before; a second update under "
+                    "the same masks would give the first one away",
+                    "ask under a new attempt",
+                )
+            entry.update(attempt=attempt, survivors=None)
+
+    def settle(self, run: str, attempt: int, survivors: tuple[str, ...]) -> None:
+        """Note on which survivors of the last attempt this site settles.
+
+        Raises
+        ------
+        RefusedError
+            If it settled on others before, or the attempt is not the last one.
+        """
+        with self._changing(run) as entry:
+            if entry.get("attempt") != attempt:
+                raise RefusedError("this site did not train in this attempt of the round")
+            if entry.get("survivors") not in (None, list(survivors)):
+                raise RefusedError(
+                    "this site has settled on other survivors of the round",
+                    "repeat the round; the coordinator named two sets",
+                )
+            entry["survivors"] = list(survivors)
+
+    def settled(self, run: str, attempt: int) -> tuple[str, ...]:
+        """Return the survivors on which this site settled.
+
+        Raises
+        ------
+        RefusedError
+            If it did not.
+        """
+        entry = self._read().get(run, {})
+        survivors = entry.get("survivors")
+        if entry.get("attempt") != attempt or not isinstance(survivors, list):
+            raise RefusedError("this site has not settled on the survivors of this round")
+        return tuple(survivors)
+
+    def _read(self) -> dict[str, dict[str, object]]:
+        if not self._path.exists():
+            return {}
+        try:
+            return dict(json.loads(self._path.read_text(encoding="utf-8")))
+        except ValueError:
+            # Fail closed: a site that has forgotten must not go on as if nothing was.
+            raise RefusedError(
+                f"{self._path} is damaged", "restore it, or start new runs with a new file"
+            ) from None
+
+    @contextmanager
+    def _changing(self, run: str) -> Iterator[dict[str, object]]:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            everything = self._read()
+            entry = everything.setdefault(run, {})
+            yield entry
+            write_json(self._path, everything)

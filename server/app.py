@@ -1,0 +1,102 @@
+"""The ServerApp, and the sites as it sees them through Flower's grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedllm.errors import FedllmError, PeerError
+from fedllm.federation.flower import exchange, from_content, to_content
+from fedllm.federation.messages import (
+    Join,
+    Joined,
+    Settle,
+    Settled,
+    Train,
+    Trained,
+    Unmask,
+    Unmasked,
+    Wire,
+)
+
+Answer = TypeVar("Answer", bound=Wire)
+
+
+class GridSites:
+    """Asks sites through a Flower grid; knows which node is which site after `admit`.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's.
+    nodes : list of int
+        Ids of the nodes that are asked to join.
+    timeout_s : float
+        How long one exchange waits.
+    """
+
+    def __init__(self, grid: Grid, nodes: list[int], timeout_s: float) -> None:
+        self._grid = grid
+        self._nodes = nodes
+        self._timeout_s = timeout_s
+        self._node_of: dict[str, int] = {}
+
+    def admit(self, node: str, name: str) -> None:
+        """Remember which site a node is."""
+        self._node_of[name] = int(node.removeprefix("node "))
+
+    def join(self, request: Join) -> Iterator[tuple[str, Joined | FedllmError]]:
+        """Ask every node whether it takes part; yields ``"node ID"`` and the answer."""
+        self._node_of.clear()
+        names = {f"node {node}": node for node in self._nodes}
+        yield from self._ask("query.join", request, names, Joined)
+
+    def train(
+        self, request: Train, names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Trained | FedllmError]]:
+        """Order the named sites to train; yields each of them once."""
+        yield from self._ask("train.round", request, self._known(names), Trained)
+
+    def settle(
+        self, request: Settle, names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Settled | FedllmError]]:
+        """Ask the named sites to agree on the survivors; yields each of them once."""
+        yield from self._ask("query.settle", request, self._known(names), Settled)
+
+    def unmask(
+        self, request: Unmask, names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Unmasked | FedllmError]]:
+        """Ask the named sites to take their masks off; yields each of them once."""
+        yield from self._ask("query.unmask", request, self._known(names), Unmasked)
+
+    def _known(self, names: tuple[str, ...]) -> dict[str, int]:
+        return {name: self._node_of[name] for name in names}
+
+    def _ask(
+        self, kind: str, request: Wire, nodes: dict[str, int], answer: type[Answer]
+    ) -> Iterator[tuple[str, Answer | FedllmError]]:
+        names = {node: name for name, node in nodes.items()}
+        contents = {node: to_content(*request.to_wire()) for node in names}
+        for reply in exchange(self._grid, kind, contents, self._timeout_s):
+            name = names[reply.node]
+            if reply.content is None:
+                yield name, PeerError(f"{name}: {reply.failure}", "see the site's own log")
+                continue
+            try:
+                yield name, answer.from_wire(*from_content(reply.content))
+            except PeerError as error:
+                yield name, error
+
+
+def make_server_app(work: Callable[[Grid], None]) -> ServerApp:
+    """Return a ServerApp that does ``work`` with the grid it is given."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        work(grid)
+
+    return app
