@@ -70,12 +70,16 @@ class LoraSection(Section):
         Names of the linear layers that get an adapter; "auto" takes query and value.
     last_layers : int, optional
         Adapt only this many layers, counted from the output; all when left out.
+    freeze_a : bool
+        Train B alone and leave A at its random start (FFA-LoRA, Sun et al. 2024): half the
+        values to noise and to send, and averaged updates are exactly the averaged product.
     """
 
     rank: Annotated[int, Field(ge=0)] = 8
     alpha: PositiveFloat = 16.0
     target_modules: Literal["auto"] | tuple[str, ...] = "auto"
     last_layers: PositiveInt | None = None
+    freeze_a: bool = False
 
 
 class DataSection(Section):
@@ -104,7 +108,7 @@ class DataSection(Section):
     max_records_per_unit : int
         A person's records beyond this number are left out.
     test_limit : int, optional
-        Use only so many of the test records.
+        Evaluate on so many of the test records, chosen at random.
     """
 
     train: str

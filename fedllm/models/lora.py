@@ -99,6 +99,7 @@ def add_adapters(
             uniform = RandomStream.seeded(seed, "adapter", name).uniform(parameter.numel())
             values = (2.0 * uniform - 1.0) / sqrt(parameter.shape[1])
             parameter.data = torch.from_numpy(values).float().reshape(parameter.shape)
+            parameter.requires_grad_(not section.freeze_a)
         elif "lora_B" in name:
             parameter.data = torch.zeros(parameter.shape, dtype=torch.float32)
     return adapted

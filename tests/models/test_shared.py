@@ -59,6 +59,18 @@ def test_a_new_adapter_changes_nothing_and_depends_on_the_seed_alone(tiny_checkp
     torch.testing.assert_close(model.module(batch)[0], plain, atol=1e-5, rtol=1e-5)
 
 
+def test_frozen_a_is_not_sent_but_saved(tiny_model, tmp_path):
+    model = tiny_model("bert", lora={"freeze_a": True})
+    names = [s.name for s in model.manifest.segments if s.group == "lora"]
+    assert names
+    assert all("lora_B" in name for name in names)
+    model.save_adapter(tmp_path / "adapter")
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    a = {name: tensor for name, tensor in saved.items() if "lora_A" in name}
+    assert len(a) == len(names)
+    assert all(bool(tensor.any()) for tensor in a.values())
+
+
 def test_vector_goes_in_and_out_in_manifest_order(tiny_model):
     model = tiny_model("gpt2")
     vector = np.arange(model.manifest.length, dtype=np.float32)
