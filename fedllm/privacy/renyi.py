@@ -25,7 +25,7 @@ _LOG_BINOMIALS = np.array(
         gammaln(order + 1)
         - gammaln(_DRAWS + 1)
         - gammaln(np.maximum(order - _DRAWS, 0) + 1)
-        + np.where(_DRAWS <= order, 0, -np.inf)
+        + np.where(order >= _DRAWS, 0, -np.inf)
         for order in _WHOLE_ORDERS
     ]
 )

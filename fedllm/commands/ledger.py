@@ -1,0 +1,169 @@
+"""``fedllm ledger``: read, check and export what a site's records have spent."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from fedllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedllm.privacy.ledger_audit import DatasetReport, Verification
+
+app = typer.Typer(help="Read, check and export a site's privacy ledger.", no_args_is_help=True)
+
+_PATH = typer.Argument(help="A ledger (SQLite) or an export of one.")
+_JSON = typer.Option(False, "--json", help="Print JSON.")
+_KEY = typer.Option(None, "--public-key", metavar="HEX", help="The site's Ed25519 public key.")
+_ANCHOR = typer.Option(
+    None, "--anchor", metavar="SEQ:HASH", help="A head of this ledger that another party kept."
+)
+
+
+@app.command()
+def show(path: Path = _PATH, json_output: bool = _JSON) -> None:
+    """Show what each data set has spent of its ceiling, and in which runs."""
+    from fedllm.privacy.ledger_audit import verify_ledger
+
+    found = verify_ledger(path)
+    if json_output:
+        print(json.dumps(_as_json(found), indent=2, allow_nan=False))
+    else:
+        _print_tables(found)
+
+
+@app.command()
+def verify(
+    path: Path = _PATH,
+    public_key: str | None = _KEY,
+    anchor: str | None = _ANCHOR,
+    json_output: bool = _JSON,
+) -> None:
+    """Check chain, signatures, fingerprints and budgets; exit code 4 when they do not hold."""
+    from fedllm.privacy.ledger_audit import verify_ledger
+    from fedllm.privacy.ledger_entries import Head
+
+    found = verify_ledger(
+        path,
+        _read_key(public_key) if public_key else None,
+        Head.parse(anchor) if anchor else None,
+    )
+    if json_output:
+        print(json.dumps(_as_json(found), indent=2, allow_nan=False))
+        return
+    print(f"{path}: {found.head.sequence} entries of site {found.site} hold, head {found.head}")
+    if not public_key:
+        print(f"note: no --public-key given; the file itself names {found.public_key}")
+    if not anchor:
+        print("note: no --anchor given; entries cut off at the end would not be noticed")
+
+
+@app.command()
+def export(
+    path: Path = _PATH,
+    out: Path = typer.Option(..., "--out", help="The JSON Lines file to write."),
+) -> None:
+    """Write the ledger as JSON Lines, which ``verify`` and ``show`` read as well."""
+    from fedllm.privacy.ledger_audit import export_ledger
+
+    head = export_ledger(path, out)
+    print(f"{out}: {head.sequence} entries, head {head}")
+
+
+def _read_key(text: str) -> bytes:
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise ConfigError("--public-key is not 64 hex digits", "ask the site for its public key")
+    return key
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _as_json(found: Verification) -> dict[str, Any]:
+    """Return plain values; an infinite epsilon is null."""
+    return {
+        "site": found.site,
+        "public_key": found.public_key,
+        "entries": found.head.sequence,
+        "head": str(found.head),
+        "datasets": [_dataset_json(dataset) for dataset in found.datasets],
+    }
+
+
+def _dataset_json(dataset: DatasetReport) -> dict[str, Any]:
+    ceiling = dataset.ceiling
+    return {
+        "id": dataset.id,
+        "unit": dataset.unit,
+        "records": dataset.records,
+        "persons": dataset.persons,
+        "overlaps": list(dataset.overlaps),
+        "epsilon": _finite(dataset.spent.value),
+        "epsilon_against_colluders": _finite(dataset.spent_against_colluders.value),
+        "ceiling": {"epsilon": _finite(ceiling.epsilon), "delta": ceiling.delta}
+        if ceiling
+        else None,
+        "runs": [
+            {
+                "run": run.run,
+                "committed": run.committed,
+                "reserved_only": run.reserved_only,
+                "epsilon": _finite(run.epsilon),
+            }
+            for run in dataset.runs
+        ],
+    }
+
+
+def _print_tables(found: Verification) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    console.print(
+        f"Privacy ledger of site [bold]{found.site}[/bold]: {found.head.sequence} entries"
+    )
+    table = Table(
+        "Data set", "Records", "Protects each", "Spent ε", "Ceiling ε", "δ", "ε, others collude"
+    )
+    for dataset in found.datasets:
+        ceiling = dataset.ceiling
+        table.add_row(
+            dataset.id[:12],
+            str(dataset.records),
+            dataset.unit,
+            _shown(dataset.spent.value),
+            _shown(ceiling.epsilon) if ceiling else "-",
+            f"{ceiling.delta:g}" if ceiling else "-",
+            _shown(dataset.spent_against_colluders.value),
+        )
+    console.print(table)
+    runs = Table("Run", "Data set", "Finished", "Charged, not finished", "ε of the run alone")
+    for dataset in found.datasets:
+        for run in dataset.runs:
+            runs.add_row(
+                escape(run.run),
+                dataset.id[:12],
+                str(run.committed),
+                str(run.reserved_only),
+                _shown(run.epsilon),
+            )
+    console.print(runs)
+    console.print(
+        "Rounds that were charged and not finished count in full. Data sets that share records "
+        "or persons count each other's rounds."
+    )
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "unlimited"

@@ -1,0 +1,153 @@
+"""``fedllm privacy``: see what training will cost before anyone trains."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import typer
+
+from fedllm.errors import ConfigError, FedllmError
+
+app = typer.Typer(help="Plan privacy budgets.", no_args_is_help=True)
+
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One line of the plan; ``epsilon`` is None where it is infinite."""
+
+    records: int
+    sampling_rate: float
+    rounds: int
+    steps: int
+    noise_multiplier: float
+    epsilon: float | None
+
+
+@app.callback()
+def _group() -> None:
+    """Plan privacy budgets."""
+
+
+@app.command()
+def plan(
+    epsilon: float = typer.Option(8.0, help="Budget of the whole run."),
+    delta: float = typer.Option(1e-5, help="Delta of the budget."),
+    records: str = typer.Option("300,1000", help="Records of a site, separated by commas."),
+    batch: int = typer.Option(64, help="Expected records of a batch."),
+    rounds: str = typer.Option("10,50", help="Numbers of rounds, separated by commas."),
+    steps: int = typer.Option(10, help="Steps a site takes in a round."),
+    noise: str = typer.Option(
+        "", help="Noise multipliers to show the epsilon of, instead of solving for the noise."
+    ),
+    json_output: bool = typer.Option(False, "--json", help="Print JSON."),
+    plot: Path | None = typer.Option(None, help="Write a plot (svg, png or pdf)."),
+) -> None:
+    """Show noise and epsilon against rounds and site size."""
+    if batch < 1 or steps < 1:
+        raise ConfigError("--batch and --steps must be at least 1", "e.g. --batch 64 --steps 10")
+    rows = [
+        row
+        for count in _numbers("--records", records, int)
+        for length in _numbers("--rounds", rounds, int)
+        for row in _rows(
+            epsilon,
+            delta,
+            (count, min(1.0, batch / count)),
+            (length, length * steps),
+            _numbers("--noise", noise, float) if noise else (),
+        )
+    ]
+    if json_output:
+        print(json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False))
+    else:
+        _print_table(rows, delta)
+    if plot:
+        _draw(rows, plot, delta, solved=not noise)
+
+
+def _numbers(option: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
+    try:
+        values = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(value > 0 and math.isfinite(value) for value in values):
+        raise ConfigError(f"{option} {text!r} is not a list of positive numbers", "e.g. 300,1000")
+    return values
+
+
+def _rows(
+    budget: float,
+    delta: float,
+    site: tuple[int, float],
+    length: tuple[int, int],
+    noises: Sequence[float],
+) -> list[PlanRow]:
+    from fedllm.privacy.accounting import epsilon
+    from fedllm.privacy.calibration import solve_noise_multiplier
+    from fedllm.privacy.events import PoissonGaussian
+
+    (records, rate), (rounds, steps) = site, length
+    rows = []
+    for noise in noises or (solve_noise_multiplier(budget, delta, rate, steps),):
+        cost = epsilon([PoissonGaussian(rate, noise, steps)], delta).value
+        rows.append(
+            PlanRow(records, rate, rounds, steps, noise, cost if math.isfinite(cost) else None)
+        )
+    return rows
+
+
+def _print_table(rows: Sequence[PlanRow], delta: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("records", "sampling rate", "rounds", "steps", "noise multiplier", "epsilon")
+    for row in rows:
+        cost = "infinite" if row.epsilon is None else f"{row.epsilon:.3f}"
+        table.add_row(
+            str(row.records),
+            f"{row.sampling_rate:.4g}",
+            str(row.rounds),
+            str(row.steps),
+            f"{row.noise_multiplier:.4g}",
+            cost,
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"delta {delta:g}; Poisson sampling; neighbours: one record emptied")
+
+
+def _draw(rows: Sequence[PlanRow], path: Path, delta: float, solved: bool) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    lines: dict[tuple[int, float | None], list[PlanRow]] = {}
+    for row in rows:
+        lines.setdefault((row.records, None if solved else row.noise_multiplier), []).append(row)
+    for (records, noise), line in lines.items():
+        shown = sorted((row for row in line if row.epsilon is not None), key=lambda r: r.rounds)
+        axes.plot(
+            [row.rounds for row in shown],
+            [row.noise_multiplier if solved else row.epsilon or 0.0 for row in shown],
+            marker="o",
+            label=f"{records} records" + ("" if noise is None else f", noise {noise:g}"),
+        )
+    axes.set_xlabel("rounds")
+    axes.set_ylabel("noise multiplier" if solved else f"epsilon (delta {delta:g})")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise FedllmError(f"could not write {path}", "use a writable .svg, .png or .pdf") from error
+    finally:
+        pyplot.close(figure)
