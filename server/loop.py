@@ -220,10 +220,9 @@ class Loop:
             partial(self._place.observer.site_answered, number),
         )
 
-    def _gather(self) -> tuple[Member, ...]:
-        return gather_cohort(
-            self._sites, self._terms, self._place.roster, self._place.observer.note
-        )
+    def _gather(self, number: int) -> tuple[Member, ...]:
+        place = self._place
+        return gather_cohort(self._sites, self._terms, number, place.roster, place.observer.note)
 
     def _due(self, number: int) -> bool:
         rounds = self._config.rounds

@@ -29,6 +29,7 @@ from fedllm.files import write_bytes
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.models.shared import SharedModel
+from fedllm.randomness import RandomStream
 from server.app import GridSites, make_server_app
 from server.figures import SiteFigures
 from server.loop import Loop, Workplace, make_terms, starting_state
@@ -183,9 +184,12 @@ def _public_part(config: RunConfig) -> tuple[SharedModel, EncodedDataset | None]
     records: list[Record] = []
     if config.data.test is not None:
         section = config.data.model_copy(update={"unit": None, "site": None, "query": None})
-        records = read_records(config.data.test, section, config.task)[: config.data.test_limit]
+        records = read_records(config.data.test, section, config.task)
     classify = config.task == "classification"
     labels = label_set(config.data, records) if classify else ()
+    if config.data.test_limit is not None:
+        order = RandomStream.seeded(config.seed, "test records").permutation(len(records))
+        records = [records[i] for i in sorted(order[: config.data.test_limit])]
     model = process_models().get(config, labels)
     if not records:
         return model, None
