@@ -161,13 +161,14 @@ def continues_word(tokenizer: PreTrainedTokenizerBase) -> list[bool]:
     """Say for each token id whether it continues the word of the token before it.
 
     WordPiece marks a continuation by ``##``; byte-level BPE marks a word's beginning by a
-    space, so a token of letters without one continues.
+    space, so a token of Latin letters without one continues, and so does the first word of
+    a text. Tokens of other scripts are words of their own.
     """
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     special = set(tokenizer.all_special_ids)
     if any(token.startswith("##") for token in tokens):
         return [token.startswith("##") and len(token) > 2 for token in tokens]
     return [
-        i not in special and not token.startswith(("Ġ", "Ċ")) and token[:1].isalpha()
+        i not in special and token[:1].isascii() and token[:1].isalpha()
         for i, token in enumerate(tokens)
     ]

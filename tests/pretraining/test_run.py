@@ -1,0 +1,184 @@
+"""A run from text to checkpoint, and its exact continuation after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fedllm.errors import ConfigError, DataError, TrainingError
+from fedllm.pretraining.config import PretrainConfig
+from fedllm.pretraining.run import run_pretraining
+from fedllm.randomness import RandomStream
+
+SENTENCE = "the cat sat on a mat and saw one red fox under two old trees by night"
+WORDS = SENTENCE.split()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    picks = RandomStream.seeded(0).below(len(WORDS), 400 * 12).reshape(400, 12)
+    rows = [{"text": " ".join(WORDS[i] for i in row) + "."} for row in picks]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+def config(corpus: Path, **training) -> PretrainConfig:
+    return PretrainConfig.model_validate(
+        {
+            "name": "tiny",
+            "data": {"train": str(corpus), "held_out": 0.1},
+            "tokenizer": {"vocabulary": 320},
+            "model": {"layers": 1, "width": 32, "heads": 2, "inner": 64},
+            "training": {
+                "tokens": 30 * 4 * 16,
+                "sequence_length": 16,
+                "batch_rows": 4,
+                "threads": 1,
+                **training,
+            },
+            "report": {
+                "log_every": 1,
+                "evaluate_every": 15,
+                "checkpoint_every": 5,
+                "prompts": ["the cat"],
+                "sample_tokens": 4,
+            },
+        }
+    )
+
+
+def curve(out: Path) -> list[dict]:
+    volatile = {"seconds", "tokens_per_s"}
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in volatile} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole_run(corpus, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("whole")
+    run_pretraining(config(corpus), out)
+    return out
+
+
+def test_the_checkpoint_loads_and_the_held_out_measure_improved(whole_run):
+    model = AutoModelForCausalLM.from_pretrained(whole_run / "model", local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(whole_run / "model", local_files_only=True)
+    turns = [{"role": "user", "content": "the cat"}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert text == "<|begin|><|user|>the cat<|assistant|>"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id
+    assert len({tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}) == 3
+    assert tokenizer.eos_token_id in model.generation_config.eos_token_id
+    lines = curve(whole_run)
+    assert lines[-1]["bits_per_byte"] < 0.8 * lines[0]["bits_per_byte"]
+    assert "the cat" in lines[-1]["samples"]
+    summary = json.loads((whole_run / "summary.json").read_text())
+    assert summary["metrics"]["bits_per_byte"] == lines[-1]["bits_per_byte"]
+    assert summary["model"]["parameters"] == model.num_parameters()
+
+
+def test_a_killed_run_follows_the_same_curve(corpus, whole_run, tmp_path):
+    out = tmp_path / "run"
+    settings = tmp_path / "config.json"
+    settings.write_text(config(corpus).model_dump_json())
+    program = (
+        "import sys, pathlib\n"
+        "from fedllm.pretraining.config import PretrainConfig\n"
+        "from fedllm.pretraining.run import run_pretraining\n"
+        "text = pathlib.Path(sys.argv[1]).read_text()\n"
+        "run_pretraining(PretrainConfig.model_validate_json(text), pathlib.Path(sys.argv[2]))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(settings), str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    metrics = out / "metrics.jsonl"
+    while process.poll() is None:
+        if metrics.exists() and metrics.read_bytes().count(b"\n") >= 8:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    assert process.wait() == -signal.SIGKILL
+    killed_at = curve_step(metrics)
+    assert killed_at < 30
+    run_pretraining(config(corpus), out, resume=True)
+    assert curve(out) == curve(whole_run)
+    assert weights(out) == weights(whole_run)
+
+
+def curve_step(metrics: Path) -> int:
+    complete = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
+    return json.loads(complete[-1])["step"]
+
+
+def weights(out: Path) -> str:
+    return json.loads((out / "summary.json").read_text())["model"]["sha256"]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(corpus, whole_run, tmp_path):
+    out = tmp_path / "run"
+    run_pretraining(config(corpus), out)
+    newest = sorted((out / "checkpoints").iterdir())[-1] / "state.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    (out / "summary.json").unlink()
+    run_pretraining(config(corpus), out, resume=True)
+    assert curve(out) == curve(whole_run)
+
+
+def test_microbatches_change_memory_and_not_the_result(corpus, whole_run, tmp_path):
+    run_pretraining(config(corpus, microbatch_rows=1, precision="fp32", tokens=640), tmp_path / "a")
+    run_pretraining(config(corpus, precision="fp32", tokens=640), tmp_path / "b")
+    small, large = curve(tmp_path / "a"), curve(tmp_path / "b")
+    assert [s["loss"] for s in small[1:]] == pytest.approx([s["loss"] for s in large[1:]], rel=1e-4)
+
+
+def test_a_run_folder_is_not_overwritten(corpus, whole_run):
+    with pytest.raises(ConfigError, match="holds a run already"):
+        run_pretraining(config(corpus), whole_run)
+    with pytest.raises(ConfigError, match="differs"):
+        run_pretraining(config(corpus, learning_rate=0.5), whole_run, resume=True)
+
+
+def test_divergence_stops_and_keeps_the_last_good_checkpoint(corpus, tmp_path, monkeypatch):
+    from fedllm.pretraining.objectives import NextToken
+
+    honest, calls = NextToken.forward, []
+
+    def broken(self, batch):
+        calls.append(torch.is_grad_enabled())
+        loss = honest(self, batch)
+        return loss * float("nan") if sum(calls) > 12 else loss
+
+    monkeypatch.setattr(NextToken, "forward", broken)
+    with pytest.raises(TrainingError, match="diverged at step 13"):
+        run_pretraining(config(corpus), tmp_path / "run")
+    names = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-00000005", "step-00000010"]
+    state = torch.load(tmp_path / "run" / "checkpoints" / names[-1] / "state.pt", weights_only=True)
+    assert all(torch.isfinite(t).all() for t in state["model"].values())
+
+
+def test_too_little_text_is_refused(tmp_path):
+    (tmp_path / "one.jsonl").write_text('{"text": "hi"}\n')
+    tiny = config(tmp_path / "one.jsonl").model_copy()
+    with pytest.raises(DataError):
+        run_pretraining(tiny, tmp_path / "run")

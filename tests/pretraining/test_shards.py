@@ -1,0 +1,110 @@
+"""Shards: every document once, none that must not be there."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from fedllm.errors import DataError
+from fedllm.pretraining import shards
+from fedllm.pretraining.config import PretrainConfig, TokenizerSection
+from fedllm.pretraining.shards import load_manifest, open_shards, tokenise
+from fedllm.pretraining.tokenizer import train_tokenizer
+
+TEXTS = [f"document number {i} says {i * i}" for i in range(60)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(TEXTS, TokenizerSection(vocabulary=320), "llama")
+
+
+def write(path, texts):
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    return str(path)
+
+
+def config(train, **data) -> PretrainConfig:
+    return PretrainConfig.model_validate({"name": "x", "data": {"train": train, **data}})
+
+
+def documents(folder, part, manifest, tokenizer) -> list[str]:
+    found = []
+    for shard in open_shards(folder, part, manifest.dtype):
+        assert shard[0] == shard[-1] == manifest.boundary
+        marks = np.flatnonzero(shard == manifest.boundary)
+        found += [tokenizer.decode(shard[a + 1 : b]) for a, b in itertools.pairwise(marks)]
+    return found
+
+
+def test_duplicates_and_evaluation_documents_are_left_out(tmp_path, tokenizer):
+    train = write(tmp_path / "a.jsonl", [*TEXTS[:40], " " + TEXTS[3] + "\n"])
+    more = write(tmp_path / "b.jsonl", TEXTS[30:60])
+    evaluation = write(tmp_path / "e.jsonl", TEXTS[:5])
+    excluded = write(tmp_path / "x.jsonl", TEXTS[50:52])
+    run = config([train, more], evaluation=evaluation, exclude=excluded)
+    manifest = tokenise(run, tokenizer, tmp_path / "tokens")
+    first, second = (
+        documents(tmp_path / "tokens", p, manifest, tokenizer) for p in manifest.sources
+    )
+    assert first == TEXTS[5:40]
+    assert second == TEXTS[40:50] + TEXTS[52:60]
+    assert [p.excluded for p in manifest.sources] == [6, 2]
+    assert [p.duplicates for p in manifest.sources] == [0, 10]
+    held = documents(tmp_path / "tokens", manifest.evaluation, manifest, tokenizer)
+    assert held == TEXTS[:5]
+    assert manifest.evaluation.text_bytes == sum(len(t.encode()) for t in TEXTS[:5])
+
+
+def test_evaluation_documents_beyond_the_limit_are_excluded_all_the_same(tmp_path, tokenizer):
+    train = write(tmp_path / "a.jsonl", TEXTS)
+    evaluation = write(tmp_path / "e.jsonl", TEXTS[:30])
+    run = config(train, evaluation=evaluation)
+    run = run.model_copy(update={"report": run.report.model_copy(update={"evaluation_tokens": 20})})
+    manifest = tokenise(run, tokenizer, tmp_path / "tokens")
+    assert manifest.evaluation.documents < 5
+    assert manifest.sources[0].documents == 30
+
+
+def test_held_out_documents_stay_held_out_when_the_corpus_grows(tmp_path, tokenizer):
+    folder, held = tmp_path / "tokens", []
+    for count in (40, 60):
+        run = config(write(tmp_path / "a.jsonl", TEXTS[:count]), held_out=0.2)
+        manifest = tokenise(run, tokenizer, folder)
+        held.append(set(documents(folder, manifest.evaluation, manifest, tokenizer)))
+        rest = documents(folder, manifest.sources[0], manifest, tokenizer)
+        assert held[-1] | set(rest) == set(TEXTS[:count])
+        assert not held[-1] & set(rest)
+    assert held[0] == held[1] & set(TEXTS[:40])
+
+
+def test_shards_are_written_once_and_again_when_the_text_changes(tmp_path, tokenizer, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    run = config(write(path, TEXTS), held_out=0.1)
+    first = tokenise(run, tokenizer, tmp_path / "tokens")
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_Writer", None)
+        assert tokenise(run, tokenizer, tmp_path / "tokens") == first
+    write(path, TEXTS[:50])
+    second = tokenise(run, tokenizer, tmp_path / "tokens")
+    assert second.fingerprint != first.fingerprint
+    assert load_manifest(tmp_path / "tokens") == second
+
+
+def test_several_shards_hold_what_one_holds(tmp_path, tokenizer, monkeypatch):
+    run = config(write(tmp_path / "a.jsonl", TEXTS), held_out=0.1)
+    one = tokenise(run, tokenizer, tmp_path / "one")
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 100)
+    many = tokenise(run, tokenizer, tmp_path / "many")
+    assert len(many.sources[0].shards) > 3
+    assert documents(tmp_path / "one", one.sources[0], one, tokenizer) == documents(
+        tmp_path / "many", many.sources[0], many, tokenizer
+    )
+
+
+def test_nothing_left_is_refused(tmp_path, tokenizer):
+    train = write(tmp_path / "a.jsonl", TEXTS)
+    with pytest.raises(DataError, match="no document is left"):
+        tokenise(config(train, evaluation=train), tokenizer, tmp_path / "tokens")
+    assert not (tmp_path / "tokens").exists()
