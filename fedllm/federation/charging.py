@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from fedllm.privacy.fingerprints import FingerprintKey, identify
 from fedllm.privacy.ledger import Ledger
 
 
+@lru_cache(maxsize=256)
 def choose_noise_multiplier(
-    target_epsilon: float, delta: float, rate: float, steps: int, charged: Sequence[Event]
+    target_epsilon: float, delta: float, rate: float, steps: int, charged: tuple[Event, ...]
 ) -> float:
     """Return the noise multiplier for the steps that are left of a run.
 
@@ -38,7 +40,7 @@ def choose_noise_multiplier(
         Sampling rate of the steps that are left.
     steps : int
         How many they are.
-    charged : sequence of Event
+    charged : tuple of Event
         What the run has spent so far.
 
     Raises
@@ -51,7 +53,7 @@ def choose_noise_multiplier(
         whole = [*charged, PoissonGaussian(rate, last.noise_multiplier, steps)]
         if epsilon(whole, delta).value <= target_epsilon:
             return last.noise_multiplier
-    return solve_noise_multiplier(target_epsilon, delta, rate, steps, tuple(charged))
+    return solve_noise_multiplier(target_epsilon, delta, rate, steps, charged)
 
 
 def next_noise_multiplier(config: RunConfig, number: int, before: Sequence[float]) -> float | None:
@@ -70,7 +72,7 @@ def next_noise_multiplier(config: RunConfig, number: int, before: Sequence[float
     target, rate = config.privacy.epsilon, config.training.sampling_rate
     if target is None or config.privacy.noise == "local" or rate is None:
         return None
-    charged = [PoissonGaussian(rate, noise, 1) for noise in before]
+    charged = tuple(PoissonGaussian(rate, noise, 1) for noise in before)
     steps = config.rounds.count - number + 1
     return choose_noise_multiplier(target, config.privacy.delta, rate, steps, charged)
 
@@ -175,7 +177,7 @@ class SiteAccount:
         steps = (config.rounds.count - number + 1) * config.training.local_steps
         rate = sampling_rate(config, units)
         target, delta = config.privacy.epsilon, config.privacy.delta
-        return choose_noise_multiplier(target, delta, rate, steps, done)
+        return choose_noise_multiplier(target, delta, rate, steps, tuple(done))
 
     def _charge(
         self, run: str, number: int, config: RunConfig, units: int, noise: float | None
