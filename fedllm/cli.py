@@ -14,6 +14,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import typer
 
 from fedllm import __version__
+from fedllm.commands import ledger, privacy
+from fedllm.commands.demo import demo
+from fedllm.commands.pretrain import pretrain
+from fedllm.commands.report import report
 from fedllm.commands.simulate import simulate
 from fedllm.errors import FedllmError
 
@@ -42,7 +46,21 @@ def _options(
     """Fine-tune one shared language model on records that never leave their owners."""
 
 
+audit = typer.Typer(help="Reports for those who trust none of the parties.", no_args_is_help=True)
+audit.command()(report)
+
+
+@audit.callback()
+def _audit() -> None:
+    """Write reports for those who trust none of the parties."""
+
+
+app.command()(demo)
+app.command()(pretrain)
 app.command()(simulate)
+app.add_typer(ledger.app, name="ledger")
+app.add_typer(privacy.app, name="privacy")
+app.add_typer(audit, name="audit")
 
 
 def main() -> None:
