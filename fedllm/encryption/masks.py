@@ -352,10 +352,19 @@ def _expand(parts: Iterable[tuple[int, bytes]], plan: EncryptionPlan) -> NDArray
     modulus = np.uint64(plan.plain_modulus)
     total = np.zeros(plan.slots, dtype=np.uint64)
     for sign, seed in parts:
-        stream = RandomStream(seed).below(plan.plain_modulus, plan.slots)
+        stream = _uniform(RandomStream(seed), plan.plain_modulus, plan.slots)
         total += stream if sign > 0 else modulus - stream
         np.minimum(total, total - modulus, out=total)
     return total
+
+
+def _uniform(stream: RandomStream, modulus: int, count: int) -> NDArray[np.uint64]:
+    """Draw integers exactly uniform on [0, modulus): what lies above is drawn again."""
+    bits = np.uint64((1 << modulus.bit_length()) - 1)
+    result = stream.uint64(count) & bits
+    while len(above := np.flatnonzero(result >= modulus)):
+        result[above] = stream.uint64(len(above)) & bits
+    return result
 
 
 def _canonical(value: object) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 _WITNESSES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 
@@ -50,7 +51,8 @@ def transform_prime(bits: int, poly_degree: int, avoid: Sequence[int] = ()) -> i
     return 0
 
 
-def coefficient_primes(bits: Sequence[int], poly_degree: int) -> tuple[int, ...]:
+@lru_cache(maxsize=256)
+def coefficient_primes(bits: tuple[int, ...], poly_degree: int) -> tuple[int, ...]:
     """Return the primes that SEAL's ``CoeffModulus::Create`` picks for these bit sizes.
 
     For a size that occurs k times SEAL takes the k largest such primes, the smallest first.

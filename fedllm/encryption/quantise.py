@@ -86,9 +86,11 @@ class Quantiser:
         levels = np.empty(len(vector), dtype=np.uint64)
         half = self.top_level / 2
         for start in range(0, len(vector), _BLOCK):
-            bounds = self._bounds[start : start + _BLOCK]
-            values = vector[start : start + _BLOCK].astype(np.float64)
-            exact = (np.clip(values / bounds, -1.0, 1.0) + 1.0) * half
+            exact = vector[start : start + _BLOCK] / self._bounds[start : start + _BLOCK]
+            np.minimum(exact, 1.0, out=exact)
+            np.maximum(exact, -1.0, out=exact)
+            exact += 1.0
+            exact *= half
             lower = np.floor(exact)
             draw = np.frombuffer(random.bytes(4 * len(exact)), dtype="<u4") * 2.0**-32
             levels[start : start + _BLOCK] = lower + (draw < exact - lower)

@@ -87,8 +87,9 @@ class SecretRoundKey:
             blocks = list(_ciphertexts(plan, blob))
             # Before the first block is decrypted: a failure half-way must not give a second try.
             self._spent = True
-            values = [layout.vector(context, block).decrypt() for block in blocks]
-            slots = _opened_slots(plan, values)
+            kind = np.float64 if plan.scheme == "ckks" else np.int64
+            values = [np.array(layout.vector(context, b).decrypt(), dtype=kind) for b in blocks]
+            slots = _opened_slots(plan, np.concatenate(values)[: plan.slots])
         self._spent = True
         return slots
 
@@ -299,9 +300,8 @@ def _beyond(slots: NDArray[np.uint64], plan: EncryptionPlan) -> bool:
     return bool(slots.max() >= plan.plain_modulus)
 
 
-def _opened_slots(plan: EncryptionPlan, values: list[list[Any]]) -> NDArray[np.uint64]:
+def _opened_slots(plan: EncryptionPlan, values: NDArray[Any]) -> NDArray[np.uint64]:
     if plan.scheme == "ckks":
-        floats = np.concatenate([np.array(v, dtype=np.float64) for v in values])
-        return flood_and_round(floats[: plan.slots], plan, RandomStream.secure())
-    signed = np.concatenate([np.array(v, dtype=np.int64) for v in values])[: plan.slots]
-    return np.where(signed < 0, signed + plan.plain_modulus, signed).astype(np.uint64)
+        return flood_and_round(values, plan, RandomStream.secure())
+    # TenSEAL gives the representatives around zero.
+    return np.where(values < 0, values + plan.plain_modulus, values).astype(np.uint64)

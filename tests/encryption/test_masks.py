@@ -6,8 +6,9 @@ import pickle
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from scipy import stats
 
-from fedllm.encryption.masks import MaskScope, Reveal, SiteMasks, correction_for
+from fedllm.encryption.masks import MaskScope, Reveal, SiteMasks, _uniform, correction_for
 from fedllm.encryption.plan import make_plan
 from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
@@ -189,3 +190,17 @@ def test_masks_hide_and_do_not_travel():
     assert repr(site) == "SiteMasks(site-00)"
     with pytest.raises(TypeError):
         pickle.dumps(site)
+
+
+@pytest.mark.parametrize("modulus", [5, 2**33 + 17, 3 * 2**58 + 1])
+def test_mask_values_are_uniform_below_the_modulus(modulus):
+    values = _uniform(RandomStream.seeded(1), modulus, 60_000)
+    assert values.max() < modulus
+    # A modulus far from a power of two shows a bias of plain remainders at once.
+    counts = np.bincount((values.astype(object) * 5 // modulus).astype(int), minlength=5)
+    assert stats.chisquare(counts).pvalue > 1e-6
+
+
+def test_masks_of_both_ends_agree_on_every_platform():
+    """AES-256 in counter mode under a zero key, little endian words, ten low bits."""
+    assert _uniform(RandomStream(bytes(32)), 1000, 5).tolist() == [476, 173, 851, 937, 974]

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedllm.encryption.plan import make_plan
 from fedllm.encryption.quantise import Quantiser
@@ -89,3 +91,15 @@ def test_ckks_error_is_the_quantisation_and_the_flooding():
     vectors = vectors_of(10, 5000, 0.5)
     error = summed(plan, vectors, quantiser) - np.sum(vectors, axis=0, dtype=np.float64)
     assert 0 < np.abs(error).max() < 1e-2
+
+
+@given(st.sampled_from([4, 8, 16, 24]), st.integers(1, 8), st.integers(1, 400), st.integers(0, 999))
+@settings(max_examples=15, deadline=None)
+def test_sum_of_any_vectors_is_within_a_step_a_site_of_the_clipped_ones(bits, sites, length, seed):
+    random = np.random.default_rng(seed)
+    bounds = random.uniform(1e-6, 1e3, length).astype(np.float32)
+    vectors = [(random.normal(0, 1, length) * bounds).astype(np.float32) for _ in range(sites)]
+    plan, quantiser = make_plan("bfv", bits, sites, length, False), Quantiser(bounds, bits)
+    opened = summed(plan, vectors, quantiser)
+    clipped = np.sum([np.clip(v.astype(np.float64), -bounds, bounds) for v in vectors], axis=0)
+    assert (np.abs(opened - clipped) < sites * quantiser.step * (1 + 1e-6)).all()

@@ -1,0 +1,318 @@
+"""What an encrypted sum costs: CPU, bytes, memory and error, against named peers.
+
+    python benchmarks/encryption.py --sizes 10k 100k 1M --sites 10 100 --json out.json
+
+Each line is a process of its own, so that its peak memory is its own. Peers: `platform`
+encrypts each LoRA tensor into its own CKKS vector with the settings of NVIDIA FLARE's
+homomorphic encryption (TenSEAL, N = 8192, [60, 40, 40], scale 2**40); `masks` adds pairwise
+masks and encrypts nothing; `fp32` sends the update as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BOUND = 0.05
+REAL_SITES = 10
+VARIANTS = ("bfv-16", "bfv-8", "ckks-16", "platform", "masks", "fp32")
+# Rank and hidden size of the LoRA whose tensors make up a vector of at most this length.
+LORA_SHAPES = ((30_000, 8, 384), (300_000, 8, 768), (2_000_000, 16, 2048), (1 << 40, 16, 4096))
+
+
+def cpu(work: Callable[[], Any]) -> tuple[Any, float]:
+    """Run ``work`` and return its result and the CPU seconds it took."""
+    start = time.process_time()
+    return work(), time.process_time() - start
+
+
+def updates(length: int, sites: int) -> list[np.ndarray]:
+    """Make float32 updates like clipped LoRA updates; at most `REAL_SITES` are distinct."""
+    random = np.random.default_rng(0)
+    return [
+        np.clip(random.normal(0, BOUND / 4, length), -BOUND, BOUND).astype(np.float32)
+        for _ in range(min(sites, REAL_SITES))
+    ]
+
+
+def lora_tensors(vector: np.ndarray) -> list[np.ndarray]:
+    """Cut a vector into the tensors of a LoRA of about its length."""
+    rank, hidden = next((r, h) for limit, r, h in LORA_SHAPES if len(vector) <= limit)
+    return np.array_split(vector, max(1, round(len(vector) / (rank * hidden))))
+
+
+def ours(length: int, sites: int, scheme: str, bits: int) -> dict[str, Any]:
+    """Measure this package, masks of the whole cohort included where the scheme has them."""
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+    from fedllm.encryption.masks import MaskScope, SiteMasks
+    from fedllm.encryption.plan import make_plan
+    from fedllm.encryption.quantise import Quantiser
+    from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
+    from fedllm.encryption.update import open_sum, seal_update
+    from fedllm.randomness import RandomStream
+
+    plan = make_plan(scheme, bits, sites, length, False)  # type: ignore[arg-type]
+    quantiser = Quantiser([(length, BOUND)], bits)
+    (secret, public), keys_s = cpu(lambda: _keys(SecretRoundKey, PublicRoundKey, plan))
+    vectors = updates(length, sites)
+    total, client_s, add_s = EncryptedSum(plan, public), [], 0.0
+    for vector in vectors:
+        random = RandomStream.secure()
+        seal = partial(seal_update, vector, plan, quantiser, public, None, random)
+        blob, seconds = cpu(seal)
+        client_s.append(seconds)
+        add_s += cpu(partial(total.add, blob))[1]
+    # Adding costs the same whatever is added; the other sites send encryptions of nothing.
+    nothing = bytes(plan.update_bytes)
+    for _ in range(sites - len(vectors)):
+        add_s += cpu(lambda: _add_nothing(total, nothing))[1]
+    summed, serialise_s = cpu(total.to_bytes)
+    opened, decrypt_s = cpu(lambda: open_sum(summed, plan, quantiser, secret, len(vectors)))
+    mask_s = 0.0
+    if scheme == "bfv":
+        names = tuple(f"site-{i:04d}" for i in range(sites))
+        scope = MaskScope("bench", 1, names, "", make_plan("bfv", bits, sites, length, True))
+        own, *others = (X25519PrivateKey.generate() for _ in names)
+        peers = {
+            name: key.public_key().public_bytes_raw()
+            for name, key in zip(names[1:], others, strict=True)
+        }
+        mask_s = cpu(
+            lambda: SiteMasks(scope, names[0], own, peers, own_mask=True).mask_for_update()
+        )[1]
+    return _row(vectors, opened, plan.update_bytes, float(np.median(client_s)), add_s) | {
+        "mask_s": mask_s,
+        "serialise_sum_s": serialise_s,
+        "decrypt_s": decrypt_s,
+        "keys_s": keys_s,
+    }
+
+
+def _keys(secret_type: Any, public_type: Any, plan: Any) -> tuple[Any, Any]:
+    secret = secret_type.generate(plan)
+    return secret, public_type.from_bytes(plan, secret.public_context())
+
+
+def _add_nothing(total: Any, nothing: bytes) -> None:
+    from fedllm.encryption.schemes import _ciphertexts
+
+    total._add_residues(list(_ciphertexts(total.plan, nothing)))
+
+
+def platform(length: int, sites: int) -> dict[str, Any]:
+    """Measure one CKKS vector a tensor, with the platform's settings."""
+    import tenseal
+
+    secret = tenseal.context(
+        tenseal.SCHEME_TYPE.CKKS, 8192, coeff_mod_bit_sizes=[60, 40, 40], n_threads=1
+    )
+    secret.global_scale = 2.0**40
+    vectors = updates(length, sites)
+    client_s, serialise_s, add_s = [], [], 0.0
+    total: list[Any] = []
+    for site in range(sites):
+        if site < len(vectors):
+            lists = [part.tolist() for part in lora_tensors(vectors[site])]
+            sealed, seconds = cpu(partial(_each, partial(tenseal.ckks_vector, secret), lists))
+            blobs, written = cpu(partial(_each, tenseal.CKKSVector.serialize, sealed))
+            client_s.append(seconds + written)
+            serialise_s.append(written)
+        arrived, seconds = cpu(partial(_each, partial(tenseal.ckks_vector_from, secret), blobs))
+        add_s += seconds
+        if total:
+            add_s += cpu(partial(_each, tenseal.CKKSVector.add_, total, arrived))[1]
+        else:
+            total = arrived
+    opened, decrypt_s = cpu(lambda: np.concatenate([part.decrypt() for part in total]))
+    expected = [vectors[min(site, len(vectors) - 1)] for site in range(sites)]
+    size = sum(len(blob) for blob in blobs)
+    return _row(expected, opened, size, float(np.median(client_s)), add_s) | {
+        "serialise_s": float(np.median(serialise_s)),
+        "decrypt_s": decrypt_s,
+        "tensors": len(blobs),
+    }
+
+
+def _each(work: Callable[..., Any], *lists: list[Any]) -> list[Any]:
+    return [work(*items) for items in zip(*lists, strict=True)]
+
+
+def masks(length: int, sites: int) -> dict[str, Any]:
+    """Measure pairwise masks alone, at 16 bits."""
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+    from fedllm.encryption.masks import MaskScope, SiteMasks
+    from fedllm.encryption.pack import pack, unpack
+    from fedllm.encryption.plan import make_plan
+    from fedllm.encryption.quantise import Quantiser
+    from fedllm.randomness import RandomStream
+
+    plan = make_plan("bfv", 16, sites, length, True)
+    quantiser = Quantiser([(length, BOUND)], 16)
+    vectors = updates(length, sites)
+    names = tuple(f"site-{i:04d}" for i in range(sites))
+    private = {name: X25519PrivateKey.generate() for name in names}
+    public = {name: key.public_key().public_bytes_raw() for name, key in private.items()}
+    modulus = np.uint64(plan.plain_modulus)
+    # Only the first ten send; the price of masks with all others is added below.
+    scope = MaskScope("bench", 1, names[: len(vectors)], "", plan)
+    total, client_s, add_s = np.zeros(plan.slots, np.uint64), [], 0.0
+
+    def seal(name: str, vector: np.ndarray) -> np.ndarray:
+        slots = pack(quantiser.quantise(vector, RandomStream.secure()), plan)
+        return (slots + _masks_of(SiteMasks, scope, name, private, public)) % modulus
+
+    for name, vector in zip(names, vectors, strict=False):
+        sealed, seconds = cpu(partial(seal, name, vector))
+        client_s.append(seconds)
+        total, seconds = cpu(partial(lambda a, b: (a + b) % modulus, total, sealed))
+        add_s += seconds * sites / len(vectors)
+    client = float(np.median(client_s))
+    if sites > len(vectors):
+        price = [
+            cpu(partial(_masks_of, SiteMasks, cohort, names[0], private, public))[1]
+            for cohort in (scope, MaskScope("bench", 1, names, "", plan))
+        ]
+        client += price[1] - price[0]
+    opened, decrypt_s = cpu(
+        lambda: quantiser.dequantise_sum(unpack(total, plan, len(vectors)), len(vectors))
+    )
+    return _row(vectors, opened, 8 * plan.slots, client, add_s) | {"decrypt_s": decrypt_s}
+
+
+def _masks_of(site_masks: Any, scope: Any, name: str, private: Any, public: Any) -> np.ndarray:
+    peers = {peer: public[peer] for peer in scope.cohort if peer != name}
+    return site_masks(scope, name, private[name], peers).mask_for_update()
+
+
+def fp32(length: int, sites: int) -> dict[str, Any]:
+    """Measure float32 in clear."""
+    vectors = updates(length, sites)
+    blob, client = cpu(vectors[0].tobytes)
+    total, add_s = np.zeros(length, np.float32), 0.0
+    for site in range(sites):
+        blob = vectors[min(site, len(vectors) - 1)].tobytes()
+        add_s += cpu(partial(np.add, total, np.frombuffer(blob, np.float32), total))[1]
+    expected = [vectors[min(site, len(vectors) - 1)] for site in range(sites)]
+    return _row(expected, total, len(blob), client, add_s) | {"decrypt_s": 0.0}
+
+
+def _row(
+    vectors: list[np.ndarray], opened: np.ndarray, size: int, client_s: float, add_s: float
+) -> dict[str, Any]:
+    exact = np.zeros(len(vectors[0]))
+    for vector in vectors:
+        exact += vector
+    return {
+        "client_s": client_s,
+        "add_s": add_s,
+        "bytes_per_parameter": size / len(exact),
+        "times_fp32": size / (4 * len(exact)),
+        "largest_error_over_bound": float(np.abs(opened - exact).max() / BOUND),
+    }
+
+
+def measure(variant: str, length: int, sites: int) -> dict[str, Any]:
+    """Measure one variant in this process."""
+    _silence_tenseal()
+    if variant in ("bfv-16", "bfv-8", "ckks-16"):
+        scheme, _, bits = variant.partition("-")
+        row = ours(length, sites, scheme, int(bits))
+    else:
+        row = {"platform": platform, "masks": masks, "fp32": fp32}[variant](length, sites)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return row | {"peak_mb": peak, "variant": variant, "length": length, "sites": sites}
+
+
+def _silence_tenseal() -> None:
+    # TenSEAL warns from C++ about every vector of more than one ciphertext.
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+
+
+def _child(pipe: Any, variant: str, length: int, sites: int) -> None:
+    try:
+        pipe.send(measure(variant, length, sites))
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {error}")
+
+
+def in_process(variant: str, length: int, sites: int) -> dict[str, Any]:
+    """Measure one variant in a process of its own."""
+    spawn = multiprocessing.get_context("spawn")
+    ours_end, theirs = spawn.Pipe()
+    process = spawn.Process(target=_child, args=(theirs, variant, length, sites))
+    process.start()
+    theirs.close()
+    try:
+        row = ours_end.recv()
+    except EOFError:
+        row = "the process died"
+    process.join()
+    if isinstance(row, str):
+        sys.exit(f"{variant}, {length} parameters, {sites} sites: {row}")
+    return row
+
+
+def size_of(text: str) -> int:
+    """Read 10k, 2.5M or a plain number."""
+    scale = {"k": 1_000, "M": 1_000_000}.get(text[-1:], 1)
+    return math.ceil(float(text.rstrip("kM")) * scale)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--sizes", nargs="+", default=["10k", "100k", "1M", "5M"])
+    parser.add_argument("--sites", nargs="+", type=int, default=[10, 100])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    head = "parameters sites variant    client s  masks s    add s decrypt s  B/param  x fp32"
+    print(head + "  peak MB  error/bound")
+    rows: list[dict[str, Any]] = []
+    for size in options.sizes:
+        for sites in options.sites:
+            group = {v: in_process(v, size_of(size), sites) for v in options.variants}
+            for row in group.values():
+                print(
+                    f"{size:>10} {sites:5d} {row['variant']:<9} {row['client_s']:9.4f} "
+                    f"{row.get('mask_s', 0.0):8.4f} {row['add_s']:8.4f} {row['decrypt_s']:9.4f} "
+                    f"{row['bytes_per_parameter']:8.2f} {row['times_fp32']:7.3f} "
+                    f"{row['peak_mb']:8.0f}  {row['largest_error_over_bound']:.1e}",
+                    flush=True,
+                )
+            if {"bfv-16", "platform"} <= set(group):
+                print_ratios(group["bfv-16"], group["platform"])
+            rows += group.values()
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def print_ratios(mine: dict[str, Any], peer: dict[str, Any]) -> None:
+    """Print how many times less `bfv-16` costs than the platform."""
+    client = mine["client_s"] + mine["mask_s"]
+    print(
+        f"{'':17}platform / bfv-16: bytes {peer['times_fp32'] / mine['times_fp32']:.1f}, "
+        f"client CPU {peer['client_s'] / mine['client_s']:.1f} "
+        f"({peer['client_s'] / client:.1f} with masks), add {peer['add_s'] / mine['add_s']:.1f}, "
+        f"decrypt {peer['decrypt_s'] / mine['decrypt_s']:.1f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
