@@ -43,7 +43,7 @@ _STYLE: dict[Any, Any] = {
 def _figure(seed: str, height: float) -> Iterator[tuple[Figure, Callable[[str], Markup]]]:
     # Each plot has its own seed for element names, which must differ within one page.
     with mpl.rc_context({**_STYLE, "svg.hashsalt": seed}):
-        figure = Figure(figsize=(6.4, height), layout="constrained")
+        figure = Figure(figsize=(5.4, height), layout="constrained")
         FigureCanvasSVG(figure)
 
         def finish(description: str) -> Markup:
@@ -121,18 +121,19 @@ def epsilon_plot(
     ceiling : float, optional
         Requested for the whole run.
     words : mapping
-        Texts ``round``, ``epsilon``, ``ceiling``, ``range``.
+        Texts ``round``, ``epsilon``, ``ceiling``, ``range``, ``several``.
     description : str
         For those who do not see the plot.
     """
     with _figure("epsilon", 2.9) as (figure, finish):
         axes = figure.add_subplot()
-        if len(curves) <= _MOST_CURVES:
-            # Curves that lie on each other stay visible: wide below, narrow above.
-            width = float(len(curves)) + 0.6
-            for (site, points), colour in zip(curves.items(), COLOURS, strict=False):
-                axes.plot(*zip(*points, strict=True), color=colour, linewidth=width, label=site)
-                width -= 1.0
+        alike: dict[tuple[tuple[int, float], ...], list[str]] = {}
+        for site, points in curves.items():
+            alike.setdefault(tuple(points), []).append(site)
+        if len(alike) <= _MOST_CURVES:
+            for (points, sites), colour in zip(alike.items(), COLOURS, strict=False):
+                label = words["several"].format(count=len(sites)) if sites[1:] else sites[0]
+                axes.plot(*zip(*points, strict=True), color=colour, label=label)
         else:
             rounds = sorted({r for points in curves.values() for r, _ in points})
             columns = [[e for p in curves.values() for r, e in p if r == at] for at in rounds]

@@ -214,7 +214,9 @@ class Report:
     def _who(self) -> SimpleNamespace:
         texts = self._texts["who"]
         trained = [line for line in self._run.rounds if line.number > 0]
-        names = sorted(set(self._run.sites) | set(self._epsilon))
+        recorded = self._summary.get("site_names")
+        named = map(str, recorded) if isinstance(recorded, list) else ()
+        names = sorted({*self._run.sites, *self._epsilon, *named})
         names.sort(key=lambda name: -self._epsilon.get(name, 0.0))
         ceiling = self._config.privacy.epsilon
         rows = []
@@ -297,6 +299,7 @@ class Report:
             "epsilon": texts["label"],
             "ceiling": texts["ceiling"].format(ceiling=number(ceiling)),
             "range": texts["range"],
+            "several": texts["several"],
         }
         description = texts["plot"].format(largest=bound(self._largest_epsilon))
         return epsilon_plot(curves, ceiling, words, description)
@@ -369,9 +372,17 @@ class Report:
         known: dict[str, Any] = {"scheme": config.scheme}
         if config.scheme == "bfv":
             known |= {"bits": config.bits, "masks": config.masked}
-        for key, value in _flat({**known, **self._section("encryption")}, ""):
-            shown = {"True": texts["yes"], "False": texts["no"]}.get(value, value)
+        totals = {k: self._summary[k] for k in ("bytes_up", "bytes_down") if k in self._summary}
+        for key, value in {**known, **self._section("encryption")}.items():
+            if isinstance(value, list):
+                shown = ", ".join(map(str, value))
+            elif isinstance(value, bool):
+                shown = texts["yes" if value else "no"]
+            else:
+                shown = number(value) if _is_number(value) else str(value)
             yield texts.get(key, key), shown
+        for key, value in totals.items():
+            yield texts[key], number(value)
 
     def _limits(self) -> Iterator[str]:
         texts, config = self._texts["limits"], self._config
@@ -411,7 +422,7 @@ def number(value: Any) -> str:
     if value and (abs(value) < 1e-3 or abs(value) >= 1e9):
         mantissa, _, exponent = f"{value:.3g}".partition("e")
         return f"{mantissa}e{int(exponent)}" if exponent else mantissa
-    return f"{value:,.2f}" if abs(value) >= 100 else f"{value:.4g}"
+    return f"{value:,.2f}".removesuffix(".00") if abs(value) >= 100 else f"{value:.4g}"
 
 
 def bound(value: float | None) -> str:
@@ -462,4 +473,4 @@ def _flat(value: Any, more: str, key: str = "") -> Iterator[tuple[str, str]]:
         if len(items) > _MOST_VALUES:
             yield key, more.format(count=len(items) - _MOST_VALUES)
     else:
-        yield key, str(value)
+        yield key, "–" if value is None else str(value)

@@ -39,6 +39,9 @@ def summary(**changes):
         "task": "instruction",
         "rounds": 5,
         "sites": 4,
+        "site_names": list(SITES),
+        "bytes_up": 52_428_803,
+        "bytes_down": 10_485_761,
         "metrics": {"loss": 0.31415, "accuracy": 0.9137},
         "privacy": {
             "epsilon": 7.9321,
@@ -51,7 +54,8 @@ def summary(**changes):
             "scheme": "bfv",
             "bytes_up_per_parameter": 7.0312,
             "expansion_vs_fp32": 1.7578,
-            "poly_modulus_degree": 4096,
+            "poly_degree": 4096,
+            "coeff_bits": [40, 32, 20],
         },
         "seconds": {
             "total": 87.25,
@@ -164,8 +168,8 @@ def run(tmp_path):
 
 
 def leaves(value):
-    if isinstance(value, dict):
-        for inner in value.values():
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
             yield from leaves(inner)
     else:
         yield value
@@ -186,6 +190,8 @@ def test_main_figures_stand_in_the_readable_part(run):
         "87.25",
         "61.50",
         "935,040",
+        "52,428,803",
+        "10,485,761",
         "16,384",
         "7.031",
         "BFV",
@@ -289,9 +295,20 @@ def test_optional_parts_may_be_missing(tmp_path):
     assert "No attack was tried" not in text
 
 
+def test_sites_that_spent_alike_share_a_curve(tmp_path):
+    lines = rounds()
+    for line in lines[1:]:
+        line["epsilon"] = dict.fromkeys(SITES, 1.5 * line["round"])
+    text = page(write_run(tmp_path / "run", lines=lines)).text
+    assert "4 sites alike" in text
+    assert "sites alike" not in page(write_run(tmp_path / "other")).text
+
+
 def test_a_thousand_sites_stay_readable(tmp_path):
     sites = tuple(f"site-{i:04d}" for i in range(1000))
-    folder = write_run(tmp_path / "run", lines=rounds(sites), figures=summary(sites=1000))
+    folder = write_run(
+        tmp_path / "run", lines=rounds(sites), figures=summary(sites=1000, site_names=list(sites))
+    )
     source = write_report(folder).read_text()
     assert "960 more sites are not shown" in source
     assert "median of the sites" in source
@@ -377,7 +394,7 @@ def test_numbers_are_written_for_readers(value, text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(7.93201, "7.933"), (8.0, "8"), (7.99999, "8"), (0.123401, "0.1235"), (2785.001, "2,786.00")],
+    [(7.93201, "7.933"), (8.0, "8"), (7.99999, "8"), (0.123401, "0.1235"), (2785.001, "2,786")],
 )
 def test_bounds_are_never_rounded_down(value, text):
     assert bound(value) == text
