@@ -101,6 +101,12 @@ def upper_bound(folded: Folded, delta: float) -> float:
     return _choose(_bounds(folded, delta))
 
 
+def quick_bound(folded: Folded, delta: float) -> float:
+    """Return an upper bound in microseconds, from closed forms only; about a tenth above."""
+    _check_delta(delta)
+    return _choose(_closed_bounds(folded, delta))
+
+
 def _check_delta(delta: float) -> None:
     if not 0 < delta < 1:
         raise ConfigError(
@@ -131,14 +137,18 @@ def _estimate(folded: Folded, delta: float) -> EpsilonEstimate:
 
 def _bounds(folded: Folded, delta: float) -> tuple[float | None, float | None, float | None]:
     """Return upper bounds by privacy loss distribution, Rényi DP and closed form."""
-    if folded.non_private:
-        return None, math.inf, math.inf
-    squares = [steps / noise**2 for _, noise, steps in folded.sampled]
-    closed_form = gaussian_epsilon(math.sqrt(math.fsum([*squares, folded.mu_squared])), delta)
-    rdp = renyi_epsilon(folded, delta)
-    if not folded.sampled:
+    rdp, closed_form = _closed_bounds(folded, delta)
+    if folded.non_private or not folded.sampled:
         return None, rdp, closed_form
     return _pld_epsilon(folded, delta), rdp, closed_form
+
+
+def _closed_bounds(folded: Folded, delta: float) -> tuple[float, float]:
+    if folded.non_private:
+        return math.inf, math.inf
+    squares = [steps / noise**2 for _, noise, steps in folded.sampled]
+    closed_form = gaussian_epsilon(math.sqrt(math.fsum([*squares, folded.mu_squared])), delta)
+    return renyi_epsilon(folded, delta), closed_form
 
 
 def _choose(bounds: tuple[float | None, ...]) -> float:

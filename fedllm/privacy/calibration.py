@@ -8,8 +8,8 @@ from decimal import ROUND_CEILING, Context, Decimal
 
 from fedllm.errors import BudgetError, ConfigError
 from fedllm.privacy.accounting import epsilon as account
-from fedllm.privacy.accounting import upper_bound
-from fedllm.privacy.events import MAX_STEPS, Event, PoissonGaussian, fold
+from fedllm.privacy.accounting import quick_bound, upper_bound
+from fedllm.privacy.events import MAX_STEPS, Event, Folded, PoissonGaussian, fold
 
 _DIGITS = 4
 _SMALLEST_NOISE, _LARGEST_NOISE = 1e-3, 1e9
@@ -52,11 +52,11 @@ def solve_noise_multiplier(
         raise ConfigError(f"steps = {steps}: nothing to calibrate", "plan at least one step")
     _check_budget(epsilon, delta, spent)
 
-    def cost(noise: float) -> float:
-        events = [*spent, PoissonGaussian(sampling_rate, noise, steps)]
-        return upper_bound(fold(events), delta)
+    def plan(noise: float) -> Folded:
+        return fold([*spent, PoissonGaussian(sampling_rate, noise, steps)])
 
-    noise = _bisect_noise(cost, epsilon)
+    noise = _bracket_noise(lambda noise: quick_bound(plan(noise), delta), epsilon)
+    noise = _bisect_noise(lambda noise: upper_bound(plan(noise), delta), epsilon, noise)
     for _ in range(20):
         noise = _round_up(noise)
         events = [*spent, PoissonGaussian(sampling_rate, noise, steps)]
@@ -102,7 +102,8 @@ def solve_steps(
         return [*spent, PoissonGaussian(sampling_rate, noise_multiplier, steps)]
 
     def fits(steps: int) -> bool:
-        return upper_bound(fold(plan(steps)), delta) <= epsilon
+        folded = fold(plan(steps))
+        return quick_bound(folded, delta) <= epsilon or upper_bound(folded, delta) <= epsilon
 
     if not fits(1) or account(plan(1), delta).value > epsilon:
         raise BudgetError(
@@ -133,20 +134,27 @@ def _check_budget(epsilon: float, delta: float, spent: Sequence[Event]) -> None:
         )
 
 
-def _bisect_noise(cost: Callable[[float], float], epsilon: float) -> float:
+def _bracket_noise(cost: Callable[[float], float], epsilon: float) -> float:
+    """Return a noise multiplier that is enough, less than twice too large for ``cost``."""
     high = 1.0
     while cost(high) > epsilon:
         high *= 2
         if high > _LARGEST_NOISE:
             raise _impossible(epsilon, None)
+    while high > _SMALLEST_NOISE and cost(max(high / 2, _SMALLEST_NOISE)) <= epsilon:
+        high = max(high / 2, _SMALLEST_NOISE)
+    return high
+
+
+def _bisect_noise(cost: Callable[[float], float], epsilon: float, high: float) -> float:
     low = high / 2
-    while low > _SMALLEST_NOISE and cost(low) <= epsilon:
+    while low >= _SMALLEST_NOISE and cost(low) <= epsilon:
         low, high = low / 2, low
-    if low <= _SMALLEST_NOISE:
-        return _SMALLEST_NOISE if cost(_SMALLEST_NOISE) <= epsilon else high
+    if low < _SMALLEST_NOISE:
+        return high
     # Epsilon is close to a power law in the noise, so the secant of the logarithms lands near
     # the root; the bounds keep it a bisection in the worst case.
-    low_cost, high_cost = math.log(cost(low) / epsilon), _log_ratio(cost(high), epsilon)
+    low_cost, high_cost = (_log_ratio(cost(noise), epsilon) for noise in (low, high))
     while high / low > 1 + 2 * 10.0**-_DIGITS:
         share = low_cost / (low_cost - high_cost)
         share = min(max(share, 0.02), 0.98) if math.isfinite(share) else 0.5
@@ -165,7 +173,7 @@ def _log_ratio(value: float, target: float) -> float:
 
 
 def _round_up(value: float) -> float:
-    return float(Context(prec=_DIGITS, rounding=ROUND_CEILING).create_decimal(Decimal(value)))
+    return float(Context(prec=_DIGITS, rounding=ROUND_CEILING).create_decimal(Decimal(repr(value))))
 
 
 def _impossible(epsilon: float, delta: float | None) -> BudgetError:

@@ -131,15 +131,16 @@ def from_json(value: object) -> Event:
     ConfigError
         If the type is unknown, a field is missing, unknown, of another type or out of range.
     """
-    if not isinstance(value, Mapping) or value.get("type") not in _TYPES:
+    name = value.get("type") if isinstance(value, Mapping) else None
+    if not isinstance(value, Mapping) or not isinstance(name, str) or name not in _TYPES:
         raise ConfigError(
             "unknown privacy event", f"known types: {', '.join(_TYPES)}; update fedllm"
         )
-    kind = _TYPES[value["type"]]
-    fields = {name: item for name, item in value.items() if name != "type"}
+    kind = _TYPES[name]
+    fields = {field: item for field, item in value.items() if field != "type"}
     if set(fields) != set(kind.__dataclass_fields__):
         raise ConfigError(
-            f"privacy event '{value['type']}' has the wrong fields",
+            f"privacy event '{name}' has the wrong fields",
             f"its fields are: {', '.join(kind.__dataclass_fields__) or 'none'}",
         )
     return kind(**fields)

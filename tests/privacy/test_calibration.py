@@ -1,0 +1,76 @@
+"""Noise and steps that the accountant confirms afterwards."""
+
+import math
+
+import pytest
+
+from fedllm.errors import BudgetError, ConfigError
+from fedllm.privacy.accounting import epsilon
+from fedllm.privacy.calibration import solve_noise_multiplier, solve_steps
+from fedllm.privacy.events import Gaussian, NonPrivate, PoissonGaussian
+
+SPENT = (PoissonGaussian(0.1, 1.2, 50), Gaussian(10.0, 20))
+
+
+@pytest.mark.parametrize(
+    ("budget", "rate", "steps", "spent"),
+    [(8.0, 0.064, 100, ()), (1.0, 0.2, 300, ()), (8.0, 0.1, 100, SPENT), (3.0, 1.0, 10, ())],
+)
+def test_noise_is_enough_and_not_more(budget, rate, steps, spent):
+    noise = solve_noise_multiplier(budget, 1e-5, rate, steps, spent)
+    assert epsilon([*spent, PoissonGaussian(rate, noise, steps)], 1e-5).value <= budget
+    less = noise * (1 - 2.5e-3)
+    assert epsilon([*spent, PoissonGaussian(rate, less, steps)], 1e-5).value > budget
+    assert float(f"{noise:.4g}") == noise
+
+
+def test_known_noise():
+    assert solve_noise_multiplier(8.0, 1e-5, 0.064, 100) == pytest.approx(0.763, abs=2e-3)
+
+
+def test_analytic_gaussian_calibration():
+    # Balle and Wang 2018: epsilon 1, delta 1e-5 needs 3.7306 for sensitivity 1.
+    assert solve_noise_multiplier(1.0, 1e-5, 1.0, 1) == pytest.approx(3.731, abs=1e-3)
+
+
+def test_spent_budget_asks_for_more_noise():
+    assert solve_noise_multiplier(8.0, 1e-5, 0.1, 100, SPENT) > solve_noise_multiplier(
+        8.0, 1e-5, 0.1, 100
+    )
+
+
+@pytest.mark.parametrize("spent", [[NonPrivate()], [PoissonGaussian(0.5, 0.5, 100)]])
+def test_budget_that_is_gone_is_refused(spent):
+    with pytest.raises(BudgetError, match="already spent"):
+        solve_noise_multiplier(8.0, 1e-5, 0.1, 10, spent)
+    with pytest.raises(BudgetError, match="already spent"):
+        solve_steps(8.0, 1e-5, 0.1, 1.0, spent)
+
+
+@pytest.mark.parametrize("budget", [0.0, -1.0, math.nan, math.inf])
+def test_impossible_budget_is_refused(budget):
+    with pytest.raises(ConfigError):
+        solve_noise_multiplier(budget, 1e-5, 0.1, 10)
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(ConfigError):
+        solve_noise_multiplier(8.0, 1e-5, 0.1, 0)
+
+
+def test_huge_budget_needs_hardly_any_noise():
+    noise = solve_noise_multiplier(1e9, 1e-5, 0.1, 1)
+    assert epsilon([PoissonGaussian(0.1, noise, 1)], 1e-5).value <= 1e9
+    assert noise == 1e-3
+
+
+def test_steps_are_as_many_as_fit():
+    steps = solve_steps(8.0, 1e-5, 0.1, 1.0)
+    assert epsilon([PoissonGaussian(0.1, 1.0, steps)], 1e-5).value <= 8.0
+    assert epsilon([PoissonGaussian(0.1, 1.0, steps + 2)], 1e-5).value > 8.0
+    assert solve_steps(8.0, 1e-5, 0.1, 1.0, SPENT) < steps
+
+
+def test_not_one_step_fits():
+    with pytest.raises(BudgetError, match="not one step"):
+        solve_steps(0.1, 1e-5, 0.5, 0.5)
