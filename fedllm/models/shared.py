@@ -77,6 +77,11 @@ class SharedModel:
         return [self._parameters[segment.name] for segment in self.manifest.segments]
 
     @property
+    def row_layers(self) -> list[nn.Linear]:
+        """The trained layers that see one vector a record."""
+        return [self.module.head] if isinstance(self.module, TextClassifier) else []
+
+    @property
     def number_of_parameters(self) -> int:
         """Parameters of the whole model, frozen ones included."""
         return sum(p.numel() for p in self.module.parameters())

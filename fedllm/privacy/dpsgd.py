@@ -1,7 +1,8 @@
 """DP-SGD (Abadi et al. 2016): Poisson batches, clipped per-sample gradients, noised sums.
 
-Opacus's hooks give the gradient of every record; clipping, summing and noise are here, so
-that one page shows all that the privacy guarantee rests on.
+Opacus's hooks give the gradient of every record, and for a layer that sees one vector a
+record (a classification head) its two factors. Clipping, summing and noise are here, so that
+one page shows all that the privacy guarantee rests on.
 """
 
 from __future__ import annotations
@@ -45,10 +46,52 @@ def poisson_batch(
     return np.flatnonzero(chosen[units]).astype(np.int64)
 
 
+@dataclass(frozen=True, slots=True)
+class OuterProducts:
+    """Gradients of a weight that sees one vector a record: each the product of two vectors.
+
+    Kept apart, B gradients of shape (out, in) take B * (out + in) values instead of
+    B * out * in (Goodfellow 2015, "Efficient per-example gradient computations").
+
+    Attributes
+    ----------
+    backprops : Tensor
+        (B, out), gradient of the loss by the layer's output.
+    activations : Tensor
+        (B, in), the layer's input.
+    """
+
+    backprops: Tensor
+    activations: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(B, out, in)."""
+        return (len(self.backprops), self.backprops.shape[1], self.activations.shape[1])
+
+
+Gradients = Tensor | OuterProducts
+
+
 @contextmanager
-def per_sample_hooks(module: nn.Module) -> Iterator[None]:
-    """Collect a gradient for each sample at every backward pass inside the block."""
+def per_sample_hooks(module: nn.Module, row_layers: Sequence[nn.Linear] = ()) -> Iterator[None]:
+    """Collect a gradient for each sample at every backward pass inside the block.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The trained tensors' layers get Opacus's hooks.
+    row_layers : sequence of nn.Linear
+        Those of them whose input is (B, in): `OuterProducts` are kept for them instead.
+    """
+    handles = [layer.register_forward_hook(_keep_factors) for layer in row_layers]
+    # Opacus puts no hook on what seems frozen when it looks.
+    trained = [(p, p.requires_grad) for layer in row_layers for p in layer.parameters()]
+    for parameter, _ in trained:
+        parameter.requires_grad_(False)
     hooks = GradSampleHooks(module, batch_first=True, loss_reduction="sum", strict=True)
+    for parameter, was in trained:
+        parameter.requires_grad_(was)
     try:
         with warnings.catch_warnings():
             # The lowest trained layer reads states that need no gradient; that is intended.
@@ -56,11 +99,27 @@ def per_sample_hooks(module: nn.Module) -> Iterator[None]:
             yield
     finally:
         hooks.cleanup()
+        for handle in handles:
+            handle.remove()
+
+
+def _keep_factors(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    if not output.requires_grad:
+        return
+
+    def keep(backprops: Tensor) -> None:
+        again = getattr(layer.weight, "grad_sample", None) is not None
+        kept = False if again else OuterProducts(backprops.detach(), inputs[0].detach())
+        layer.weight.grad_sample = kept  # type: ignore[union-attr]
+        if layer.bias is not None:
+            layer.bias.grad_sample = backprops.detach()  # type: ignore[union-attr]
+
+    output.register_hook(keep)
 
 
 def per_sample_gradients(
     parameters: Sequence[nn.Parameter], losses: Callable[[], Tensor]
-) -> list[Tensor]:
+) -> list[Gradients]:
     """Return each record's gradient, (B, *shape) for every parameter.
 
     Parameters
@@ -73,28 +132,32 @@ def per_sample_gradients(
     Raises
     ------
     TrainingError
-        If a loss or a gradient is not finite, or a parameter got no gradient.
+        If a loss is not finite, or a parameter got no gradient for each record.
     """
-    for parameter in parameters:
-        parameter.grad = None
-        parameter.grad_sample = None  # type: ignore[attr-defined]
+    _forget_gradients(parameters)
     values = losses()
     if not bool(torch.isfinite(values).all()):
         raise TrainingError("a record's loss is NaN or infinite", "lower the learning rate")
     values.sum().backward()
-    gradients = []
+    gradients: list[Gradients] = []
     for parameter in parameters:
         gradient = parameter.grad_sample  # type: ignore[attr-defined]
-        if not isinstance(gradient, Tensor) or gradient.shape != (len(values), *parameter.shape):
+        usable = isinstance(gradient, Tensor | OuterProducts)
+        if not usable or tuple(gradient.shape) != (len(values), *parameter.shape):
             raise TrainingError(
                 "a trained tensor got no gradient for each record: the model uses it in a way "
                 "that per-sample gradients do not cover",
                 "leave that layer out of lora.target_modules",
             )
         gradients.append(gradient)
+    _forget_gradients(parameters)
+    return gradients
+
+
+def _forget_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    for parameter in parameters:
         parameter.grad = None
         parameter.grad_sample = None  # type: ignore[attr-defined]
-    return gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +177,7 @@ class ClippedSum:
 
 
 def clipped_sum(
-    gradients: Sequence[Tensor], units: Tensor | None, clipping_norm: float
+    gradients: Sequence[Gradients], units: Tensor | None, clipping_norm: float
 ) -> ClippedSum:
     """Clip each unit's gradient over all parameters together, and add them up.
 
@@ -123,7 +186,7 @@ def clipped_sum(
 
     Parameters
     ----------
-    gradients : sequence of Tensor
+    gradients : sequence of Tensor or OuterProducts
         (B, *shape) each.
     units : Tensor, optional
         (B,) int64, the person of each record, numbered from 0 without gaps: a person's
@@ -136,17 +199,42 @@ def clipped_sum(
     TrainingError
         If a gradient is not finite.
     """
-    flat = [gradient.flatten(1) for gradient in gradients]
-    if units is not None:
-        count = int(units.max()) + 1
-        flat = [g.new_zeros(count, g.shape[1]).index_add_(0, units, g) for g in flat]
-    squares = sum(torch.linalg.vector_norm(g, dim=1, dtype=torch.float64).square() for g in flat)
+    squares = sum(_squared_norms(gradient, units) for gradient in gradients)
     norms = torch.as_tensor(squares).sqrt()
     if not bool(torch.isfinite(norms).all()):
         raise TrainingError("a record's gradient is NaN or infinite", "lower the learning rate")
-    weights = (clipping_norm / norms.clamp(min=clipping_norm)).double()
-    values = torch.cat([weights @ g.double() for g in flat])
+    weights = clipping_norm / norms.clamp(min=clipping_norm)
+    of_records = weights if units is None else weights[units]
+    values = torch.cat([_weighted_sum(gradient, of_records) for gradient in gradients])
     return ClippedSum(values.cpu().numpy(), norms.cpu().numpy())
+
+
+def _squared_norms(gradient: Gradients, units: Tensor | None) -> Tensor:
+    """Return the squared norm of each unit's gradient, (U,) float64."""
+    if isinstance(gradient, Tensor):
+        flat = gradient.flatten(1)
+        if units is not None:
+            flat = _sums_by_unit(flat.double(), units)
+        return torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64).square()
+    backprops, activations = gradient.backprops.double(), gradient.activations.double()
+    if units is None:
+        return backprops.square().sum(1) * activations.square().sum(1)
+    # The inner product of two outer products is the product of the inner products.
+    inner = (backprops @ backprops.T) * (activations @ activations.T)
+    same = units[:, None] == units[None, :]
+    return _sums_by_unit((inner * same).sum(1, keepdim=True), units).flatten().clamp(min=0.0)
+
+
+def _sums_by_unit(rows: Tensor, units: Tensor) -> Tensor:
+    return rows.new_zeros(int(units.max()) + 1, rows.shape[1]).index_add_(0, units, rows)
+
+
+def _weighted_sum(gradient: Gradients, weights: Tensor) -> Tensor:
+    """Return the sum of the records' gradients times ``weights`` (B,), flat, float64."""
+    if isinstance(gradient, Tensor):
+        return weights @ gradient.flatten(1).double()
+    weighted = gradient.backprops.double() * weights[:, None]
+    return (weighted.T @ gradient.activations.double()).flatten()
 
 
 def noised_mean(

@@ -156,7 +156,7 @@ def train_locally(
     record = _Record(model.manifest)
     private = settings.noise_multiplier is not None
     try:
-        with per_sample_hooks(model.module) if private else nullcontext():
+        with per_sample_hooks(model.module, model.row_layers) if private else nullcontext():
             for _ in range(settings.steps):
                 indices = poisson_batch(
                     dataset.units, dataset.number_of_units, settings.sampling_rate, sampling

@@ -9,6 +9,7 @@ from opacus.optimizers import DPOptimizer
 
 from fedllm.errors import TrainingError
 from fedllm.privacy.dpsgd import (
+    OuterProducts,
     clipped_sum,
     noised_mean,
     per_sample_gradients,
@@ -37,10 +38,17 @@ def gradients_one_by_one(model, data, indices):
     return torch.stack(result)
 
 
+def dense(gradient):
+    if isinstance(gradient, torch.Tensor):
+        return gradient
+    return gradient.backprops[:, :, None] * gradient.activations[:, None, :]
+
+
+@pytest.mark.parametrize("rows", [False, True])
 @pytest.mark.parametrize("rank", [2, 0])
 @pytest.mark.parametrize(("kind", "task"), CASES)
 def test_per_sample_gradients_equal_a_loop_over_records(
-    kind, task, rank, tiny_model, random_dataset
+    kind, task, rank, rows, tiny_model, random_dataset
 ):
     if rank == 0 and task != "classification":
         pytest.skip("a language model has no head of its own to train")
@@ -49,9 +57,10 @@ def test_per_sample_gradients_equal_a_loop_over_records(
     indices = np.array([5, 0, 3, 3, 1])
     expected = gradients_one_by_one(model, data, indices)
     batch = model.prefix.attach(data, indices, data.batch(indices))
-    with per_sample_hooks(model.module):
+    with per_sample_hooks(model.module, model.row_layers if rows else ()):
         found = per_sample_gradients(model.trained, lambda: record_losses(model, batch))
-    flat = torch.cat([g.flatten(1) for g in found], dim=1)
+    assert any(isinstance(g, OuterProducts) for g in found) is (rows and task == "classification")
+    flat = torch.cat([dense(g).flatten(1) for g in found], dim=1)
     for row, reference in zip(flat, expected, strict=True):
         assert reference.norm() > 1e-2
         assert (row - reference).norm() <= 2e-3 * reference.norm()
@@ -122,6 +131,28 @@ def test_one_unit_changes_the_sum_by_at_most_the_clipping_norm(records, scale, n
         else np.zeros_like(whole)
     )
     assert np.linalg.norm(whole - rest) <= norm * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("units", [None, torch.tensor([0, 1, 0, 2, 1])])
+def test_outer_products_clip_as_full_gradients_do(units):
+    random = torch.Generator().manual_seed(1)
+    factors = OuterProducts(
+        torch.randn(5, 4, generator=random), torch.randn(5, 3, generator=random)
+    )
+    other = torch.randn(5, 4, generator=random)
+    expected = clipped_sum([dense(factors), other], units, 3.0)
+    found = clipped_sum([factors, other], units, 3.0)
+    assert (expected.norms > 3.0).any()
+    np.testing.assert_allclose(found.norms, expected.norms, rtol=1e-5)
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-5)
+
+
+def test_a_row_layer_used_twice_is_refused():
+    layer = torch.nn.Linear(2, 2)
+    with per_sample_hooks(layer, [layer]), pytest.raises(TrainingError, match="no gradient for"):
+        per_sample_gradients(
+            list(layer.parameters()), lambda: layer(layer(layer(torch.ones(3, 2)))).sum(1)
+        )
 
 
 def test_small_gradients_are_not_scaled_up():
