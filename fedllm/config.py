@@ -222,9 +222,10 @@ class EncryptionSection(Section):
         "bfv" is exact and the default. "none" sends every site's update in clear.
     bits : int
         Quantisation of one parameter (BFV and masks).
-    masks : bool
+    masks : bool, optional
         Pairwise masks under the encryption, so that coordinator and key authority
-        together still see only the sum (BFV only).
+        together still see only the sum. With BFV they are on unless switched off; the other
+        schemes cannot have them.
     recover_dropouts : bool
         With masks, finish a round without the sites that failed in it, at the price of two
         more short exchanges a round. Otherwise such a round is repeated and charged again.
@@ -232,12 +233,12 @@ class EncryptionSection(Section):
 
     scheme: Literal["bfv", "ckks", "none"] = "bfv"
     bits: Annotated[int, Field(ge=4, le=24)] = 16
-    masks: bool = True
+    masks: bool | None = None
     recover_dropouts: bool = True
 
     @model_validator(mode="after")
     def _masks_need_modular_arithmetic(self) -> Self:
-        if self.masks and self.scheme != "bfv" and "masks" in self.model_fields_set:
+        if self.masks and self.scheme != "bfv":
             raise ValueError(
                 "masks = true needs scheme = 'bfv': CKKS has no exact modular sum, "
                 "and scheme 'none' protects nothing"
@@ -247,7 +248,7 @@ class EncryptionSection(Section):
     @property
     def masked(self) -> bool:
         """Whether updates are masked under the encryption."""
-        return self.masks and self.scheme == "bfv"
+        return self.scheme == "bfv" and self.masks is not False
 
 
 class EngineSection(Section):

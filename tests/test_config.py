@@ -129,6 +129,9 @@ def test_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_configuration_survives_toml(run_toml: Path) -> None:
+    for scheme in ("bfv", "ckks", "none"):
+        config = load_run_config(run_toml, [f"encryption.scheme={scheme}"])
+        assert parse(RunConfig, tomllib.loads(to_toml(config)), "copy") == config
     config = load_run_config(
         run_toml, ['data.labels=["a", "é\\n", "\\u007f"]', "privacy.epsilon=1e-3", "seed=12"]
     )

@@ -1,0 +1,253 @@
+"""One round against an oracle that trains and averages in the open."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from support.federation import build, plain_means, quantisation_step, records, small_config
+
+from fedllm.config import AllowSection, BudgetSection, SitePolicy
+from fedllm.errors import BudgetError, PeerError, RefusedError, TrainingError
+from fedllm.privacy.events import NonPrivate, PoissonGaussian
+from fedllm.privacy.ledger import Ledger
+
+
+def ledger_of(federation, name):
+    identity = federation.identities[name]
+    return Ledger.open(federation.folder / f"{name}.sqlite", name, identity)
+
+
+@pytest.mark.parametrize(
+    "encryption",
+    [
+        {"scheme": "bfv"},
+        {"scheme": "bfv", "recover_dropouts": False},
+        {"scheme": "bfv", "masks": False},
+        {"scheme": "bfv", "bits": 8},
+        {"scheme": "none"},
+    ],
+)
+def test_the_opened_mean_is_the_mean_of_the_sites_updates(tiny_checkpoint, tmp_path, encryption):
+    federation = build(tmp_path, small_config(tiny_checkpoint("bert"), encryption=encryption))
+    expected = plain_means(federation)
+    outcome = federation.round()
+    assert outcome.survivors == ("site-0", "site-1", "site-2")
+    error = np.abs(outcome.mean - expected) / quantisation_step(federation)
+    assert error.max() <= 1.0
+    assert np.abs(expected).max() > 20 * quantisation_step(federation).min()
+
+
+def test_ckks_gives_the_mean_up_to_its_flooding(tiny_checkpoint, tmp_path):
+    config = small_config(tiny_checkpoint("bert"), encryption={"scheme": "ckks"})
+    federation = build(tmp_path, config)
+    expected = plain_means(federation)
+    error = federation.round().mean - expected
+    assert np.linalg.norm(error) < 0.05 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("lost", [["site-1"], ["site-0", "site-3"]])
+def test_a_round_goes_on_exactly_without_the_sites_that_dropped_out(
+    tiny_checkpoint, tmp_path, lost
+):
+    config = small_config(tiny_checkpoint("bert"), data={"sites": 4})
+    data = {f"site-{i}": records(40, seed=i) for i in range(4)}
+    federation = build(tmp_path, config, data)
+    left = [name for name in sorted(federation.sites) if name not in lost]
+    expected = plain_means(federation, left)
+    federation.tamper = lambda kind, name, m: None if kind == "train" and name in lost else m
+    outcome = federation.round()
+    assert outcome.survivors == tuple(left)
+    assert set(outcome.dropped) == set(lost)
+    assert (np.abs(outcome.mean - expected) / quantisation_step(federation)).max() <= 1.0
+
+
+def test_without_recovery_a_dropout_loses_the_round(tiny_checkpoint, tmp_path):
+    config = small_config(tiny_checkpoint("bert"), encryption={"recover_dropouts": False})
+    federation = build(tmp_path, config)
+    federation.tamper = lambda kind, name, m: None if (kind, name) == ("train", "site-1") else m
+    with pytest.raises(PeerError, match="dropped out"):
+        federation.round()
+
+
+def test_too_few_survivors_fail_the_round(tiny_checkpoint, tmp_path):
+    federation = build(tmp_path, small_config(tiny_checkpoint("bert"), rounds={"min_sites": 3}))
+    federation.tamper = lambda kind, name, m: None if (kind, name) == ("train", "site-1") else m
+    with pytest.raises(PeerError, match="2 sites can go on, 3 are needed"):
+        federation.round()
+
+
+def test_local_noise_is_reserved_before_and_committed_after_training(
+    tiny_checkpoint, tmp_path, monkeypatch
+):
+    config = small_config(tiny_checkpoint("bert"), privacy={"epsilon": 4.0})
+    federation = build(tmp_path, config)
+    import fedllm.federation.site as site_module
+
+    seen = []
+    train = site_module.train_locally
+
+    def watched(model, dataset, settings, sampling, noise):
+        seen.append((settings.noise_multiplier, settings.sampling_rate, settings.steps))
+        found = [ledger_of(federation, n).events_of_run("run-1") for n in federation.sites]
+        assert sum(map(len, found)) == len(seen), "reserved before it is trained"
+        return train(model, dataset, settings, sampling, noise)
+
+    monkeypatch.setattr(site_module, "train_locally", watched)
+    federation.round()
+    for name in federation.sites:
+        (event,) = ledger_of(federation, name).events_of_run("run-1")
+        assert (event.noise_multiplier, event.sampling_rate, event.steps) in seen
+        assert (event.sampling_rate, event.steps) == (8 / 40, 2)
+        (dataset,) = ledger_of(federation, name).verify().datasets
+        assert dataset.runs[0].committed == 1
+
+
+def test_the_whole_run_keeps_its_epsilon_also_after_a_lost_round(tiny_checkpoint, tmp_path):
+    config = small_config(tiny_checkpoint("bert"), privacy={"epsilon": 2.0}, rounds={"count": 3})
+    federation = build(tmp_path, config)
+    federation.round(1, 1)
+    federation.tamper = lambda kind, name, m: None if kind == "train" else m
+    with pytest.raises(PeerError):
+        federation.round(2, 2)
+    federation.tamper = lambda kind, name, m: m
+    federation.round(2, 3)
+    federation.round(3, 4)
+    events = ledger_of(federation, "site-0").events_of_run("run-1")
+    noises = [event.noise_multiplier for event in events]
+    assert len(noises) == 4
+    assert noises[0] == noises[1] < noises[2] <= noises[3], "less is left, so there is more noise"
+    from fedllm.privacy.accounting import epsilon
+
+    assert epsilon(events, 1e-5).value <= 2.0
+
+
+def test_distributed_noise_is_charged_in_both_views(tiny_checkpoint, tmp_path):
+    config = small_config(
+        tiny_checkpoint("bert"),
+        privacy={"epsilon": 3.0, "noise": "distributed"},
+        rounds={"min_sites": 3},
+        training={"local_steps": 1, "optimizer": "sgd", "sampling_rate": 0.3},
+    )
+    federation = build(tmp_path, config)
+    from fedllm.federation.charging import next_noise_multiplier
+
+    noise = next_noise_multiplier(config, 1, ())
+    federation.round(noise_multiplier=noise)
+    ledger = ledger_of(federation, "site-0")
+    dataset = next(iter(ledger.verify().datasets)).id
+    assert ledger.events(dataset) == [PoissonGaussian(0.3, noise, 1)]
+    (alone,) = ledger.events(dataset, "colluders")
+    assert alone.noise_multiplier == pytest.approx(noise / np.sqrt(3))
+    with pytest.raises(RefusedError, match="does not keep the run's epsilon"):
+        federation.round(2, 2, noise_multiplier=noise * 0.9)
+
+
+def test_distributed_shares_add_up_to_the_whole_noise(tiny_checkpoint, tmp_path, monkeypatch):
+    config = small_config(
+        tiny_checkpoint("bert"),
+        privacy={"epsilon": 1.0, "noise": "distributed", "clipping_norm": 1e-3},
+        rounds={"min_sites": 3, "count": 1},
+        training={
+            "local_steps": 1,
+            "optimizer": "sgd",
+            "sampling_rate": 0.3,
+            "learning_rate": 1.0,
+            "batch_size": 8,
+        },
+    )
+    federation = build(tmp_path, config)
+    noise = 50.0
+    mean = federation.round(noise_multiplier=noise).mean
+    # Three shares of sigma/sqrt(3) give sigma in the sum; the mean over sites and batch follows.
+    expected = noise * 1e-3 / (3 * 8)
+    assert mean.std() == pytest.approx(expected, rel=0.2)
+
+
+def test_a_run_over_the_ceiling_is_refused_before_any_training(
+    tiny_checkpoint, tmp_path, monkeypatch
+):
+    import fedllm.federation.site as site_module
+
+    monkeypatch.setattr(site_module, "train_locally", None)
+    policy = SitePolicy(budget=BudgetSection(epsilon=1.0), allow=AllowSection(min_cohort=1))
+    config = small_config(tiny_checkpoint("bert"), privacy={"epsilon": 2.0})
+    federation = build(tmp_path, config, policy=policy)
+    with pytest.raises(BudgetError, match="its ceiling is 1 at delta 1e-05") as caught:
+        federation.round()
+    assert caught.value.exit_code == 3
+    assert [kind for kind, _ in federation.heard] == ["join"] * 3
+    assert ledger_of(federation, "site-0").events_of_run("run-1") == []
+
+
+@pytest.mark.parametrize(
+    ("sections", "allow", "words"),
+    [
+        ({}, {"non_private": False}, "allow.non_private"),
+        ({"privacy": {"epsilon": 1.0}}, {"unit": "person"}, "allow.unit"),
+        ({"encryption": {"scheme": "none"}}, {"encryption": "required"}, "allow.encryption"),
+        ({}, {"tasks": ["causal"]}, "allow.tasks"),
+        ({}, {"models": ["00" * 32]}, "allow.models"),
+        ({}, {"min_cohort": 3}, "allow.min_cohort"),
+    ],
+)
+def test_what_the_policy_forbids_is_refused(tiny_checkpoint, tmp_path, sections, allow, words):
+    allowed = {"min_cohort": 1, "encryption": "optional", "non_private": True, **allow}
+    policy = SitePolicy(budget=BudgetSection(epsilon=100.0), allow=AllowSection(**allowed))
+    config = small_config(tiny_checkpoint("bert"), **sections)
+    federation = build(tmp_path, config, policy=policy, full_errors=False)
+    with pytest.raises(RefusedError, match=words):
+        federation.round()
+
+
+def test_a_run_without_privacy_is_written_down_as_infinite(tiny_checkpoint, tmp_path):
+    federation = build(tmp_path, small_config(tiny_checkpoint("bert")))
+    federation.round()
+    ledger = ledger_of(federation, "site-0")
+    assert ledger.events_of_run("run-1") == [NonPrivate()]
+    (dataset,) = ledger.verify().datasets
+    assert ledger.spent(dataset.id, 1e-5).value == float("inf")
+
+
+def test_persons_are_the_unit_when_the_records_name_them(tiny_checkpoint, tmp_path):
+    data = {f"site-{i}": records(40, seed=i, unit=lambda j: f"person-{j // 4}") for i in range(3)}
+    config = small_config(
+        tiny_checkpoint("bert"),
+        privacy={"epsilon": 8.0},
+        data={"unit": "patient"},
+        training={"batch_size": 5},
+    )
+    federation = build(tmp_path, config, data)
+    federation.round()
+    (event,) = ledger_of(federation, "site-1").events_of_run("run-1")
+    assert event.sampling_rate == 5 / 10, "ten persons, not forty records"
+
+
+def test_a_loss_that_is_not_finite_is_never_released(tiny_checkpoint, tmp_path):
+    config = small_config(
+        tiny_checkpoint("bert"),
+        training={"optimizer": "sgd", "learning_rate": 1e30, "local_steps": 3},
+    )
+    federation = build(tmp_path, config)
+    with pytest.raises(TrainingError):
+        federation.round()
+
+
+def test_the_private_log_stays_at_the_site(tiny_checkpoint, tmp_path):
+    federation = build(tmp_path, small_config(tiny_checkpoint("bert")))
+    answers = []
+
+    def listen(kind, name, message):
+        if not kind.endswith("request"):
+            answers.append(message.to_wire()[0])
+        return message
+
+    federation.tamper = listen
+    federation.round()
+    line = json.loads((tmp_path / "site-0.log").read_text())
+    assert line["records_seen"] > 0
+    assert line["loss"] > 0
+    everything = " ".join(answers)
+    for word in ("loss", "records", "seconds", "norm"):
+        assert word not in everything

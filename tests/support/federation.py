@@ -1,0 +1,196 @@
+"""A small federation without Flower: sites, authority and coordinator as plain objects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedllm.config import AllowSection, BudgetSection, RunConfig, SitePolicy, parse
+from fedllm.data.records import Record
+from fedllm.errors import PeerError
+from fedllm.federation.authority import Authority
+from fedllm.federation.coordinator import (
+    RoundOutcome,
+    Terms,
+    gather_cohort,
+    run_round,
+    statement_of,
+)
+from fedllm.federation.messages import Wire
+from fedllm.federation.models import ModelCache
+from fedllm.federation.site import Site, SiteFiles
+from fedllm.identity.keys import Identity
+from fedllm.identity.roster import Roster
+from fedllm.randomness import RandomStream
+from server.loop import make_terms
+
+WORDS = ("card", "cash", "bank", "loan", "rate", "fee", "pay", "send")
+LABELS = ("one", "two", "three")
+
+
+def records(count: int, seed: int = 0, unit: Callable[[int], str | None] = lambda i: None):
+    """Make records whose label stands in the text, among other words."""
+    stream = RandomStream.seeded(seed, "records")
+    result = []
+    for i in range(count):
+        label = int(stream.below(3, 1)[0])
+        words = [WORDS[j] for j in stream.below(len(WORDS), 5)]
+        text = " ".join([("lost", "open", "close")[label], *words])
+        values = {"text": text, "label": LABELS[label]}
+        result.append(Record(values, unit(i), None, f"made up:{i}"))
+    return result
+
+
+def write_jsonl(path: Path, rows: list[Record]) -> Path:
+    """Write records as JSON Lines."""
+    path.write_text("".join(json.dumps(dict(row.values)) + "\n" for row in rows))
+    return path
+
+
+def config_values(checkpoint: Path, **sections: dict[str, Any]) -> dict[str, Any]:
+    """Return a small run's configuration, ``sections`` laid over it."""
+    values: dict[str, Any] = {
+        "name": "small",
+        "task": "classification",
+        "model": {"path": str(checkpoint), "max_length": 16},
+        "lora": {"rank": 2},
+        "data": {"train": "train.jsonl", "labels": list(LABELS), "sites": 3},
+        "rounds": {"count": 2},
+        "training": {"local_steps": 2, "batch_size": 8, "learning_rate": 0.01},
+        "engine": {"threads": 1},
+    }
+    for name, section in sections.items():
+        if isinstance(section, dict):
+            values[name] = {**values.get(name, {}), **section}
+        else:
+            values[name] = section
+    return values
+
+
+def small_config(checkpoint: Path, **sections: Any) -> RunConfig:
+    """Return a small run, ``sections`` laid over it."""
+    return parse(RunConfig, config_values(checkpoint, **sections), "test")
+
+
+@dataclass
+class Federation:
+    """Sites in one process; ``tamper`` may change or replace any message on the way."""
+
+    config: RunConfig
+    folder: Path
+    sites: dict[str, Site]
+    identities: dict[str, Identity]
+    roster: Roster
+    authority: Authority
+    terms: Terms
+    models: ModelCache
+    tamper: Callable[[str, str, Wire], Wire | None] = lambda kind, name, message: message
+    heard: list[tuple[str, str]] = field(default_factory=list)
+
+    # The Sites protocol of the coordinator.
+    def admit(self, node: str, name: str) -> None:
+        """Nodes already have the names of sites."""
+
+    def join(self, request: Wire) -> Iterator[tuple[str, Any]]:
+        yield from self._ask("join", request, tuple(self.sites))
+
+    def train(self, request: Wire, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+        yield from self._ask("train", request, names)
+
+    def settle(self, request: Wire, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+        yield from self._ask("settle", request, names)
+
+    def unmask(self, request: Wire, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+        yield from self._ask("unmask", request, names)
+
+    def _ask(self, kind: str, request: Wire, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+        for name in names:
+            self.heard.append((kind, name))
+            asked = self.tamper(f"{kind} request", name, request)
+            answer = getattr(self.sites[name], kind)(asked) if asked is not None else None
+            answer = self.tamper(kind, name, answer) if answer is not None else None
+            yield name, PeerError(f"{name}: no answer") if answer is None else answer
+
+    def model(self):
+        return self.models.get(self.config, self.terms.labels)
+
+    def round(self, number: int = 1, attempt: int = 1, **changes: Any) -> RoundOutcome:
+        """Run one round from the model's present adapter."""
+        cohort = gather_cohort(self, self.terms, number, self.roster, lambda text: None)
+        noise = changes.pop("noise_multiplier", None)
+        statement = statement_of(self.terms, cohort, number, attempt, noise)
+        statement = statement.model_copy(update=changes)
+        adapter = self.model().adapter()
+        return run_round(
+            self, self.authority, self.terms, self.roster, statement, adapter, lambda *_: None
+        )
+
+
+def build(
+    folder: Path,
+    config: RunConfig,
+    data: dict[str, list[Record]] | None = None,
+    policy: SitePolicy | None = None,
+    full_errors: bool = True,
+) -> Federation:
+    """Make a federation with keys, ledgers and records of its own."""
+    data = data or {f"site-{i}": records(40, seed=i) for i in range(3)}
+    identities = {name: Identity.generate(name) for name in (*data, "authority")}
+    keys = {name: identities[name].public_bytes() for name in data}
+    roster = Roster(identities["authority"].public_bytes(), keys)
+    models = ModelCache()
+    policy = policy or SitePolicy(
+        budget=BudgetSection(epsilon=1e6, delta=config.privacy.delta),
+        allow=AllowSection(min_cohort=1, encryption="optional", non_private=True),
+    )
+    sites = {
+        name: Site(
+            identity=identities[name],
+            roster=roster,
+            policy=policy,
+            files=SiteFiles(
+                folder / f"{name}.sqlite", folder / f"{name}.json", folder / f"{name}.log"
+            ),
+            model_path=config.model.path,
+            records=lambda rows=rows: rows,
+            models=models,
+            full_errors=full_errors,
+        )
+        for name, rows in data.items()
+    }
+    model = models.get(config, LABELS if config.task == "classification" else ())
+    terms = make_terms(config, model, "run-1")
+    authority = Authority(
+        identities["authority"], roster, config.rounds.min_sites, full_errors=full_errors
+    )
+    return Federation(config, folder, sites, identities, roster, authority, terms, models)
+
+
+def plain_means(federation: Federation, names: list[str] | None = None, number: int = 1):
+    """Train each site in the open with the same random numbers and average: the oracle."""
+    from fedllm.data.encode import encode
+    from fedllm.federation.terms import local_settings
+    from fedllm.training.local import train_locally
+
+    model, config = federation.model(), federation.config
+    updates = []
+    for name in names or sorted(federation.sites):
+        rows = federation.sites[name]._all_records()
+        dataset = encode(rows, config.task, model.tokenizer, config.model.max_length, model.labels)
+        settings = local_settings(config, dataset.number_of_units, None)
+        sampling = RandomStream.seeded(config.seed, "sampling", name, number)
+        result = train_locally(model, dataset, settings, sampling, RandomStream.secure())
+        updates.append(result.update.astype(np.float64))
+    return np.mean(updates, axis=0)
+
+
+def quantisation_step(federation: Federation) -> np.ndarray:
+    """Return the distance of levels for each coordinate."""
+    from fedllm.encryption.quantise import Quantiser
+
+    return Quantiser(federation.terms.bounds, federation.config.encryption.bits).step
