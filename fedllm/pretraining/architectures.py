@@ -143,7 +143,6 @@ def network_config(
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
         decoder_start_token_id=tokenizer.pad_token_id,  # type: ignore[call-arg]
-        tie_word_embeddings=section.tie_embeddings,  # type: ignore[call-arg]
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )

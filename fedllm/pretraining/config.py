@@ -224,6 +224,8 @@ class PretrainConfig(Section):
                 f"model.architecture = '{self.model.architecture}' is trained with "
                 f"objective = '{fitting}'"
             )
+        if not self.model.tie_embeddings and self.model.architecture == "t5":
+            raise ValueError("model.architecture = 't5' needs model.tie_embeddings = true")
         if self.tokenizer.kind == "wordpiece" and self.model.architecture != "bert":
             raise ValueError("tokenizer.kind = 'wordpiece' needs model.architecture = 'bert'")
         if self.report.prompts and self.objective != "causal":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,24 +17,15 @@ from fedllm.randomness import RandomStream
 _TEMPERATURE = 0.8
 
 
-def whole_stream(shards: Sequence[NDArray[Any]], length: int) -> list[NDArray[np.int64]]:
-    """Cut packed shards into rows that predict every token once; the last may be short."""
-    rows = []
-    for shard in shards:
-        for start in range(0, len(shard) - 1, length):
-            rows.append(shard[start : start + length + 1].astype(np.int64))
-    return rows
-
-
 @torch.no_grad()
-def mean_loss(
+def mean_losses(
     objective: Objective,
     pieces: Sequence[NDArray[np.int64]],
     rows: int,
     world: World,
     autocast: torch.autocast,
-) -> tuple[float, float]:
-    """Return the mean loss per target in nats, and the summed loss, over all processes.
+) -> tuple[dict[str, float], float]:
+    """Return each part's mean loss per target in nats, and the sum of all losses.
 
     Parameters
     ----------
@@ -45,10 +35,11 @@ def mean_loss(
         Pieces worked on at once.
     """
     objective.model.eval()
-    total, targets = 0.0, 0
+    parts = len(objective.parts)
+    sums, targets = [0.0] * parts, [0.0] * parts
     groups: dict[int, list[int]] = {}
     for number, piece in enumerate(pieces):
-        groups.setdefault(len(piece), []).append(number)
+        groups.setdefault(piece.shape[-1], []).append(number)
     number = 0
     for group in groups.values():
         for start in range(0, len(group), rows):
@@ -61,11 +52,14 @@ def mean_loss(
             batch = objective.batch([pieces[i] for i in chosen], random)
             batch = {k: v.to(world.device) for k, v in batch.items()}
             with autocast:
-                total += float(objective(batch))
-            targets += objective.targets(batch)
+                losses = objective(batch).tolist()
+            sums = [a + b for a, b in zip(sums, losses, strict=True)]
+            targets = [a + b for a, b in zip(targets, objective.targets(batch), strict=True)]
     objective.model.train()
-    total, count = world.total(total, targets)
-    return (total / count if count else math.nan), total
+    totals = world.total(*sums, *targets)
+    sums, targets = totals[:parts], totals[parts:]
+    means = [a / max(1.0, b) for a, b in zip(sums, targets, strict=True)]
+    return dict(zip(objective.parts, means, strict=True)), sum(sums)
 
 
 def bits_per_byte(summed_loss: float, text_bytes: int) -> float:

@@ -22,7 +22,8 @@ from fedllm.errors import ConfigError, TrainingError
 from fedllm.files import append_line, write_bytes
 from fedllm.pretraining.checkpoint import load_newest_checkpoint, save_checkpoint
 from fedllm.pretraining.config import PretrainConfig
-from fedllm.pretraining.evaluation import bits_per_byte, continue_prompts, mean_loss
+from fedllm.pretraining.evaluation import bits_per_byte, continue_prompts, mean_losses
+from fedllm.pretraining.material import HeldOut
 from fedllm.pretraining.objectives import Batch, Objective
 from fedllm.pretraining.optimizer import Optimizers, clip_gradients
 from fedllm.pretraining.parallel import World
@@ -35,21 +36,13 @@ _DIVERGED_NATS = 2.0
 _SMOOTHING = 0.9
 
 
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """Held-out pieces, and the UTF-8 bytes of their text if every token is predicted."""
-
-    pieces: list[NDArray[np.int64]]
-    text_bytes: int | None
-
-
 @dataclass
 class _Course:
     """What the loop carries from step to step, and into a checkpoint."""
 
     step: int = 0
     window_loss: float = 0.0
-    window_targets: float = 0.0
+    window_steps: int = 0
     smoothed: float = math.nan
     best: float = math.inf
     seconds: float = 0.0
@@ -126,22 +119,26 @@ class Loop:
         torch.manual_seed(RandomStream.seeded(*self._label()).uint64(1)[0] >> np.uint64(1))
         pieces = self._sampler.next(training.batch_rows)
         batches = list(self._batches(pieces))
-        (targets,) = world.total(sum(self._objective.targets(b) for b in batches))
-        summed = 0.0
+        counts = [self._objective.targets(b) for b in batches]
+        targets = world.total(*(sum(part) for part in zip(*counts, strict=True)))
+        # DDP takes the mean over processes; each part is a mean over all its targets.
+        scale = torch.tensor(
+            [world.size / max(1.0, count) for count in targets], device=world.device
+        )
+        mean = 0.0
         for number, batch in enumerate(batches):
             with self._unsynchronised(number + 1 < len(batches)):
                 with self._autocast():
-                    loss = self._trained(batch)
-                # DDP takes the mean over processes; the loss is a mean over all targets.
-                (loss * (world.size / targets)).backward()
-            summed += float(loss.detach())
-        (summed,) = world.total(summed)
+                    loss = torch.dot(self._trained(batch), scale)
+                loss.backward()
+            mean += float(loss.detach()) / world.size
+        (mean,) = world.total(mean)
         norm = clip_gradients(self._objective.model.parameters(), training.clipping_norm)
-        self._check(summed / targets, norm)
+        self._check(mean, norm)
         rate = self._optimizers.step(course.step)
         course.step += 1
-        course.window_loss += summed
-        course.window_targets += targets
+        course.window_loss += mean
+        course.window_steps += 1
         return rate, norm
 
     def _label(self) -> tuple[int, str, int, int]:
@@ -190,7 +187,7 @@ class Loop:
         if not self._held_out.pieces:
             return {}
         training = self._config.training
-        mean, summed = mean_loss(
+        means, summed = mean_losses(
             self._objective,
             self._held_out.pieces,
             training.microbatch_rows or training.batch_rows,
@@ -199,7 +196,7 @@ class Loop:
         )
         if self._held_out.text_bytes:
             return {"bits_per_byte": bits_per_byte(summed, self._held_out.text_bytes)}
-        return {"held_out_loss": mean}
+        return {f"held_out_{part}": value for part, value in means.items()}
 
     def _samples(self) -> dict[str, Any]:
         report = self._config.report
@@ -223,8 +220,8 @@ class Loop:
         samples: dict[str, Any],
     ) -> None:
         course, training = self._course, self._config.training
-        loss = course.window_loss / course.window_targets
-        course.window_loss = course.window_targets = 0.0
+        loss = course.window_loss / course.window_steps
+        course.window_loss, course.window_steps = 0.0, 0
         step_tokens = training.batch_rows * training.sequence_length
         pace = clock.seconds_per_step(course.step)
         progress = Progress(

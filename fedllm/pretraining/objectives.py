@@ -1,14 +1,16 @@
 """From pieces of text to a loss: next token, masked language model, span corruption.
 
 An objective is a module around the model, so that DDP can wrap the whole computation. It
-returns the sum of the losses of a batch; the loop divides by the number of targets of the
-whole step, which makes accumulation and several processes exact.
+returns sums over the targets of a batch, one for each part of the loss; the loop divides
+each by the number of its targets in the whole step, which makes accumulation over
+microbatches and processes exact.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,10 +22,13 @@ from transformers import PreTrainedModel
 from fedllm.randomness import RandomStream
 
 Batch = dict[str, Tensor]
+IGNORED = -100
 
 
 class Objective(nn.Module, ABC):
-    """A model and how it is trained."""
+    """A model and how it is trained; ``parts`` names the terms of its loss."""
+
+    parts: ClassVar[tuple[str, ...]]
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -31,15 +36,15 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def batch(self, pieces: Sequence[NDArray[np.int64]], random: Sequence[RandomStream]) -> Batch:
-        """Make the tensors of some pieces of equal length, each with its random stream."""
+        """Make the tensors of some pieces of equal shape, each with its random stream."""
 
     @abstractmethod
-    def targets(self, batch: Batch) -> int:
-        """Count the predictions that the loss of ``batch`` sums over."""
+    def targets(self, batch: Batch) -> tuple[int, ...]:
+        """Count the targets that each part of the loss of ``batch`` sums over."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
-        """Return the summed loss in nats, a scalar fp32."""
+        """Return the summed parts of the loss in nats, fp32 of shape (parts,)."""
 
 
 class NextToken(Objective):
@@ -49,6 +54,8 @@ class NextToken(Objective):
     of a document does not depend on what stands beside it in the row.
     """
 
+    parts = ("loss",)
+
     def __init__(self, model: PreTrainedModel, boundary: int) -> None:
         super().__init__(model)
         self._boundary = boundary
@@ -57,10 +64,10 @@ class NextToken(Objective):
         """Return ``rows``, int64 of shape (B, T + 1)."""
         return {"rows": torch.from_numpy(np.stack(pieces))}
 
-    def targets(self, batch: Batch) -> int:
+    def targets(self, batch: Batch) -> tuple[int, ...]:
         """Count T targets a row: the packed stream has no padding."""
         rows = batch["rows"]
-        return rows.shape[0] * (rows.shape[1] - 1)
+        return (rows.shape[0] * (rows.shape[1] - 1),)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the summed loss of all B * T targets."""
@@ -69,7 +76,20 @@ class NextToken(Objective):
         logits = self.model(
             input_ids=inputs, position_ids=positions, attention_mask=mask, use_cache=False
         ).logits
-        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
+        return summed_cross_entropy(logits.flatten(0, 1), targets.flatten())[None]
+
+
+def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the summed loss in nats; targets of `IGNORED` count nothing.
+
+    Parameters
+    ----------
+    logits : Tensor
+        Of shape (N, vocabulary), any floating dtype; the loss is computed in fp32.
+    targets : Tensor
+        int64 of shape (N,).
+    """
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
 
 
 def document_attention(inputs: Tensor, boundary: int) -> tuple[Tensor, Tensor | None]:

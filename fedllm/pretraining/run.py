@@ -15,18 +15,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from fedllm.config import parse, read_toml, to_toml
-from fedllm.errors import CheckpointError, ConfigError, DataError
+from fedllm.errors import CheckpointError, ConfigError
 from fedllm.files import atomic_directory, write_bytes, write_json
 from fedllm.pretraining.architectures import build_model, measure
 from fedllm.pretraining.config import PretrainConfig
-from fedllm.pretraining.evaluation import whole_stream
-from fedllm.pretraining.loop import HeldOut, Loop
+from fedllm.pretraining.loop import Loop
+from fedllm.pretraining.material import held_out_text, make_objective, make_sampler
 from fedllm.pretraining.memory import keep_freed_memory
-from fedllm.pretraining.objectives import NextToken, Objective
 from fedllm.pretraining.parallel import World, joined_world
 from fedllm.pretraining.progress import Observer, Silent
-from fedllm.pretraining.sampling import PackedRows, Pieces, Sampler
-from fedllm.pretraining.shards import Manifest, load_manifest, open_shards, tokenise, training_texts
+from fedllm.pretraining.shards import Manifest, load_manifest, tokenise, training_texts
 from fedllm.pretraining.tokenizer import load_tokenizer, train_tokenizer
 
 
@@ -72,12 +70,11 @@ def _run(config: PretrainConfig, out: Path, observer: Observer, resume: bool, wo
     model = build_model(config.model, config.training, tokenizer, config.seed)
     nn.Module.to(model, world.device)
     observer.message(_introduction(config, model, manifest))
-    objective = _objective(model, manifest)
     loop = Loop(
         config,
-        objective,
-        _sampler(config, manifest, out / "tokens"),
-        _held_out(config, manifest, out / "tokens"),
+        make_objective(config, model, tokenizer, manifest),
+        make_sampler(config, manifest, out / "tokens"),
+        held_out_text(config, manifest, out / "tokens"),
         tokenizer,
         out,
         world,
@@ -180,36 +177,6 @@ def _prepare_tokenizer(
     with atomic_directory(folder) as temporary:
         tokenizer.save_pretrained(temporary)
     return tokenizer
-
-
-def _objective(model: PreTrainedModel, manifest: Manifest) -> Objective:
-    return NextToken(model, manifest.boundary)
-
-
-def _pieces(config: PretrainConfig, manifest: Manifest, tokens: Path) -> list[Pieces]:
-    length = config.training.sequence_length
-    sources: list[Pieces] = []
-    for number, part in enumerate(manifest.sources):
-        shards = open_shards(tokens, part, manifest.dtype)
-        pieces = PackedRows(shards, length, config.seed + number)
-        if pieces.count(0) == 0:
-            raise DataError(
-                f"{part.location} has too little text: {part.tokens} tokens, and one row takes "
-                f"{length + 1}",
-                "add text, or lower training.sequence_length",
-            )
-        sources.append(pieces)
-    return sources
-
-
-def _sampler(config: PretrainConfig, manifest: Manifest, tokens: Path) -> Sampler:
-    return Sampler(_pieces(config, manifest, tokens), config.data.weights, config.seed)
-
-
-def _held_out(config: PretrainConfig, manifest: Manifest, tokens: Path) -> HeldOut:
-    shards = open_shards(tokens, manifest.evaluation, manifest.dtype)
-    rows = whole_stream(shards, config.training.sequence_length)
-    return HeldOut(rows, manifest.evaluation.text_bytes)
 
 
 def _step_tokens(config: PretrainConfig) -> int:

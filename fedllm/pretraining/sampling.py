@@ -64,11 +64,25 @@ class PackedRows:
         raise IndexError(index)
 
 
+_PADDING = -1
+_SHORTEST_PASSAGE = 8
+
+
+def without_padding(passage: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the tokens of a passage, its padding cut off."""
+    return passage[passage != _PADDING]
+
+
 class Passages:
-    """Stretches of one document each, at most ``length`` tokens, without the boundary."""
+    """Stretches of one document each, without its boundary, padded to one length.
+
+    Stretches of fewer than eight tokens are left out: too little remains when part of them
+    is hidden.
+    """
 
     def __init__(self, shards: Sequence[NDArray[Any]], length: int, boundary: int) -> None:
         self._shards = shards
+        self._length = length
         spans = [_passages(shard, length, boundary, i) for i, shard in enumerate(shards)]
         self._spans = np.concatenate([*spans, np.empty((0, 3), np.int64)])
 
@@ -77,18 +91,37 @@ class Passages:
         return len(self._spans)
 
     def piece(self, epoch: int, index: int) -> NDArray[np.int64]:
-        """Return passage ``index`` as int64 of shape (at most length,)."""
+        """Return passage ``index`` as int64 of shape (length,)."""
         shard, start, stop = self._spans[index]
-        return self._shards[shard][start:stop].astype(np.int64)
+        passage = np.full(self._length, _PADDING, dtype=np.int64)
+        passage[: stop - start] = self._shards[shard][start:stop]
+        return passage
 
 
-_SHORTEST_PASSAGE = 8
+class PassagePairs:
+    """Each passage with another one that is chosen at random in each pass."""
+
+    def __init__(self, passages: Passages, seed: int) -> None:
+        self._passages = passages
+        self._seed = seed
+
+    def count(self, epoch: int) -> int:
+        """Return the number of passages; none if there is no other to pair one with."""
+        count = self._passages.count(epoch)
+        return count if count > 1 else 0
+
+    def piece(self, epoch: int, index: int) -> NDArray[np.int64]:
+        """Return passage ``index`` and its partner as int64 of shape (2, length)."""
+        count = self.count(epoch)
+        stream = RandomStream.seeded(self._seed, "partner", epoch, index)
+        partner = (index + 1 + int(stream.below(count - 1, 1)[0])) % count
+        return np.stack([self._passages.piece(epoch, index), self._passages.piece(epoch, partner)])
 
 
 def _passages(shard: NDArray[Any], length: int, boundary: int, number: int) -> NDArray[np.int64]:
     marks = np.flatnonzero(shard == boundary)
     starts, stops = marks[:-1] + 1, marks[1:]
-    pieces = np.maximum(1, -(-(stops - starts) // length))
+    pieces = -(-(stops - starts) // length)
     first = np.repeat(starts, pieces)
     nth = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     begin = first + nth * length

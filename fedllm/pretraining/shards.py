@@ -175,6 +175,8 @@ class _Writer:
         else:
             held_out: list[Document] = []
             sources = tuple(self._source(i, held_out) for i in range(len(data.train)))
+            # In the order of their digests, so that a limit takes from all sources alike.
+            held_out.sort(key=Document.digest)
             evaluation = self._write(_HELD_OUT, "", iter(held_out), self._limit)
         if not any(part.tokens for part in sources):
             raise DataError("no document is left for training", "check data.train and data.exclude")

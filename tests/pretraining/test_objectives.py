@@ -39,7 +39,7 @@ def test_packed_documents_have_the_loss_they_have_alone(llama, tokenizer):
     for i in range(len(row) - 1):
         start = max([j for j in range(i + 1) if row[j] == b], default=0)
         expected -= log_probability(llama, row[start : i + 1], row[i + 1])
-    assert objective.targets(batch) == 12
+    assert objective.targets(batch) == (12,)
     assert float(objective(batch)) == pytest.approx(expected, rel=1e-5)
 
 

@@ -34,6 +34,7 @@ def model():
 def test_muon_takes_hidden_matrices_only(model):
     optimizers = Optimizers(model, OptimizationSection(learning_rate=0.01, warmup=0.0))
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    torch.manual_seed(0)
     for p in model.parameters():
         p.grad = torch.randn_like(p)
     optimizers.step(0)
@@ -42,7 +43,7 @@ def test_muon_takes_hidden_matrices_only(model):
         if p.ndim == 2 and "embed" not in name and "lm_head" not in name:
             # Orthogonalised: all singular values alike, unlike a random matrix's.
             values = torch.linalg.svdvals(change)
-            assert values.max() / values.min() < 2.5, name
+            assert values.quantile(0.9) / values.quantile(0.1) < 2.0, name
             assert values.mean() == pytest.approx(0.2 * math.sqrt(max(p.shape)), rel=0.25), name
         else:
             # AdamW's first step is the sign of the gradient.

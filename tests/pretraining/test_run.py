@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForPreTraining,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+)
 
 from fedllm.errors import ConfigError, DataError, TrainingError
 from fedllm.pretraining.config import PretrainConfig
@@ -175,6 +180,30 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(corpus, tmp_path, m
     assert names == ["step-00000005", "step-00000010"]
     state = torch.load(tmp_path / "run" / "checkpoints" / names[-1] / "state.pt", weights_only=True)
     assert all(torch.isfinite(t).all() for t in state["model"].values())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "objective", "kind", "measure"),
+    [
+        ("bert", "masked", "wordpiece", "held_out_masked_loss"),
+        ("t5", "span", "bpe", "held_out_loss"),
+    ],
+)
+def test_encoder_and_encoder_decoder_learn(
+    corpus, tmp_path, architecture, objective, kind, measure
+):
+    values = config(corpus, sequence_length=24, batch_rows=8, tokens=24 * 8 * 60).model_dump()
+    values["objective"] = objective
+    values["model"] = {"architecture": architecture, "layers": 1, "width": 32, "heads": 2}
+    values["tokenizer"] = {"kind": kind, "vocabulary": 360}
+    values["report"] = {"evaluate_every": 30, "checkpoint_every": 30}
+    out = tmp_path / "run"
+    run_pretraining(PretrainConfig.model_validate(values), out)
+    lines = curve(out)
+    assert lines[-1][measure] < 0.8 * lines[0][measure]
+    kinds = {"bert": AutoModelForPreTraining, "t5": AutoModelForSeq2SeqLM}
+    kinds[architecture].from_pretrained(out / "model", local_files_only=True)
+    AutoTokenizer.from_pretrained(out / "model", local_files_only=True)
 
 
 def test_too_little_text_is_refused(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedllm.pretraining.sampling import PackedRows, Passages, Sampler
+from fedllm.pretraining.sampling import PackedRows, PassagePairs, Passages, Sampler, without_padding
 
 
 class Numbers:
@@ -54,11 +54,21 @@ def test_rows_of_several_shards():
 def test_passages_hold_one_document_each():
     shard = np.asarray([9, *range(100, 120), 9, 1, 2, 9, *range(200, 210), 9])
     passages = Passages([shard], 12, boundary=9)
-    assert [passages.piece(0, i).tolist() for i in range(passages.count(0))] == [
+    assert [without_padding(passages.piece(0, i)).tolist() for i in range(passages.count(0))] == [
         list(range(100, 112)),
         list(range(112, 120)),
         list(range(200, 210)),
     ]
+
+
+@given(st.integers(2, 9), st.integers(0, 3))
+def test_a_passage_is_never_its_own_partner(count, epoch):
+    shard = np.asarray([0] + [t for i in range(count) for t in [100 + i] * 8 + [0]])
+    pairs = PassagePairs(Passages([shard], 8, boundary=0), seed=2)
+    for index in range(pairs.count(epoch)):
+        one, other = pairs.piece(epoch, index)
+        assert one[0] == 100 + index
+        assert other[0] != one[0]
 
 
 def test_each_pass_deals_every_piece_once_in_another_order():
