@@ -65,15 +65,14 @@ class Transaction:
             "SELECT sequence, content, hash, signature FROM entries "
             "WHERE sequence >= ? ORDER BY sequence",
             (start,),
-        )
-        for sequence, content, digest, signature in rows:
-            yield RawEntry(sequence, content, digest, signature)
+        ).fetchall()
+        return (RawEntry(*row) for row in rows)
 
-    def tags(self) -> Iterator[tuple[int, bytes, bytes]]:
+    def tags(self) -> list[tuple[int, bytes, bytes]]:
         """Return (sequence of the data set's entry, record tags, person tags)."""
-        yield from self._connection.execute(
+        return self._connection.execute(
             "SELECT sequence, records, persons FROM tags ORDER BY sequence"
-        )
+        ).fetchall()
 
     def append(self, entry: Entry, tags: tuple[bytes, bytes] | None = None) -> None:
         """Write one entry, with the tags of a data set; durable once the transaction ends."""

@@ -74,3 +74,30 @@ def test_steps_are_as_many_as_fit():
 def test_not_one_step_fits():
     with pytest.raises(BudgetError, match="not one step"):
         solve_steps(0.1, 1e-5, 0.5, 0.5)
+
+
+def test_plan_command(tmp_path):
+    import json
+
+    from typer.testing import CliRunner
+
+    from fedllm.commands.privacy import app
+
+    plot = tmp_path / "plan.svg"
+    common = ["plan", "--records", "50,64", "--batch", "64", "--rounds", "1,4", "--steps", "5"]
+    result = CliRunner().invoke(app, [*common, "--json", "--plot", str(plot)])
+    rows = json.loads(result.output)
+    assert [(r["records"], r["rounds"], r["steps"]) for r in rows] == [
+        (50, 1, 5),
+        (50, 4, 20),
+        (64, 1, 5),
+        (64, 4, 20),
+    ]
+    assert all(7.9 < row["epsilon"] <= 8 and row["sampling_rate"] == 1 for row in rows)
+    assert "<svg" in plot.read_text()
+    asked = CliRunner().invoke(app, [*common, "--noise", "2,1e-200", "--json"])
+    assert [row["epsilon"] is None for row in json.loads(asked.output)] == [False, True] * 4
+    table = CliRunner().invoke(app, common)
+    assert "noise multiplier" in table.output
+    wrong = CliRunner().invoke(app, ["plan", "--records", "many"])
+    assert isinstance(wrong.exception, ConfigError)
