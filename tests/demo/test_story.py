@@ -1,0 +1,153 @@
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+from demo_models import write_model
+
+from fedllm.audit.comparison import load_comparison
+from fedllm.config import RunConfig as Config
+from fedllm.config import parse, read_toml, to_toml
+from fedllm.demo.corpus import DemoSize
+from fedllm.demo.lexicon import HOSPITALS
+from fedllm.demo.story import FULL, QUICK, DemoSettings, run_config, tell
+from fedllm.demo.telling import PlainTeller, RichTeller
+from fedllm.errors import ConfigError
+from fedllm.models.shared import load_shared_model
+
+SMALL = DemoSettings(
+    size=DemoSize(public_bytes=20_000, people=20, questions=16, secrets=1, repeats=2),
+    rounds=2,
+    batch_size=32,
+    candidates=8,
+    shown=2,
+)
+
+
+class Stage:
+    """Plays pretraining and federation: nothing is learned, every file is there."""
+
+    def __init__(self):
+        self.configs = []
+        self.pretraining = None
+
+    def pretrain(self, config, folder):
+        self.pretraining = config
+        return write_model(folder / "model", folder.parent / "data" / "public.jsonl")
+
+    def simulate(self, config, folder):
+        self.configs.append(config)
+        folder.mkdir(parents=True)
+        (folder / "run.toml").write_text(to_toml(config))
+        (folder / "summary.json").write_text(json.dumps({"sites": 4}))
+        spent = {site: 7.5 for site in HOSPITALS} if config.private else {}
+        lines = [{"round": 0}, {"round": 1, "sites": 4, "epsilon": spent}]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        model = load_shared_model(config)
+        model.set_adapter(model.adapter() + np.float32(0.01 * len(self.configs)))
+        model.save_adapter(folder / "adapter")
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "out"
+    stage, stdout = Stage(), sys.stdout
+    sys.stdout = io.StringIO()
+    try:
+        report = tell(
+            out, SMALL, pretrain=stage.pretrain, simulate=stage.simulate, teller=PlainTeller()
+        )
+        lines = sys.stdout.getvalue()
+    finally:
+        sys.stdout = stdout
+    return out, stage, lines, report
+
+
+def test_the_two_runs_differ_in_privacy_alone(told):
+    _, stage, _, _ = told
+    private, twin = (config.model_dump() for config in stage.configs)
+    assert private["privacy"].pop("epsilon") == 8.0
+    assert twin["privacy"].pop("epsilon") is None
+    assert (private.pop("name"), twin.pop("name")) == ("demo-private", "demo-twin")
+    assert private == twin
+    assert stage.configs[0].encryption.scheme == "bfv"
+    assert stage.configs[0].unit == "person"
+
+
+def test_only_public_text_is_pretrained_on(told):
+    out, stage, _, _ = told
+    assert stage.pretraining.data.train == (str(out / "data" / "public.jsonl"),)
+
+
+def test_the_report_is_left_with_the_comparison(told):
+    out, _, _, report = told
+    assert report == out / "report.html"
+    text = report.read_text(encoding="utf-8")
+    assert text == (out / "private" / "report.html").read_text(encoding="utf-8")
+    for shown in ("before training", "twin (no privacy)", "released (private)", *HOSPITALS):
+        assert shown in text
+    comparison = load_comparison(out / "private")
+    assert [model.private for model in comparison.models] == [None, False, True]
+    assert comparison.secrets == 4
+    assert len(comparison.examples) == 2
+
+
+def test_each_model_is_measured_with_its_own_adapter(told):
+    out, _, _, _ = told
+    before, twin, released = (m.exposure for m in load_comparison(out / "private").models)
+    assert len({before, twin, released}) > 1
+
+
+def test_the_story_says_what_was_measured(told):
+    _, _, lines, report = told
+    for shown in ("epsilon spent", "7.500", "secrets out", "0 of 4", str(report), *HOSPITALS):
+        assert shown in lines, shown
+    assert "\x1b" not in lines
+
+
+def test_an_earlier_demo_is_replaced_and_nothing_else_is(told, tmp_path):
+    stage = Stage()
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(ConfigError, match="no earlier demo"):
+        tell(
+            tmp_path, SMALL, pretrain=stage.pretrain, simulate=stage.simulate, teller=PlainTeller()
+        )
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+    assert stage.pretraining is None
+
+
+@pytest.mark.parametrize("settings", [FULL, QUICK, SMALL])
+def test_settings_make_valid_runs(settings, tmp_path, told):
+    out, _, _, _ = told
+    config = run_config("x", tmp_path, _data(out), settings, 8.0, 0)
+    (tmp_path / "run.toml").write_text(to_toml(config))
+    assert parse(Config, read_toml(tmp_path / "run.toml"), "x") == config
+    persons = settings.size.people + settings.size.secrets
+    # The public divisor is the expected number of persons in a hospital's batch.
+    assert config.training.sampling_rate * persons == pytest.approx(config.training.batch_size)
+    assert config.data.max_records_per_unit >= settings.size.repeats
+
+
+def _data(out):
+    from fedllm.demo.corpus import DemoData
+
+    folder = out / "data"
+    return DemoData(
+        folder / "public.jsonl", folder / "hospitals.jsonl", folder / "test.jsonl", (), ()
+    )
+
+
+def test_plain_tables_line_up(capsys):
+    PlainTeller().table(["name", "x"], [["a", "1"], ["longer", "22"]])
+    assert capsys.readouterr().out == "name     x\na        1\nlonger  22\n"
+
+
+def test_rich_output_takes_nothing_for_markup(capsys):
+    teller = RichTeller()
+    teller.chapter("[bold]title[/bold]")
+    teller.say("[red]text[/red]")
+    teller.table(["[b]head[/b]", "n"], [["[i]cell[/i]", "1"]])
+    shown = capsys.readouterr().out
+    for text in ("[red]text[/red]", "[b]head[/b]", "[i]cell[/i]"):
+        assert text in shown
