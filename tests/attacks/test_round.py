@@ -1,0 +1,390 @@
+"""What a dishonest coordinator, site or authority tries in a round, and what it gets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from support.federation import build, records, small_config
+
+from fedllm.config import AllowSection, BudgetSection, SitePolicy
+from fedllm.data.records import Record
+from fedllm.encryption.plan import EncryptionPlan
+from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
+from fedllm.errors import FedllmError, PeerError, RefusedError
+from fedllm.federation.messages import (
+    OpenSum,
+    OpenSumHeader,
+    Refusal,
+    Settle,
+    Train,
+)
+from fedllm.federation.site import Site
+from fedllm.privacy.ledger import Ledger
+
+
+@pytest.fixture
+def federation(tiny_checkpoint, tmp_path):
+    return build(tmp_path, small_config(tiny_checkpoint("bert")))
+
+
+def changed(message, **header):
+    """Return a message with other header fields."""
+    return dataclasses.replace(message, header=message.header.model_copy(update=header))
+
+
+def capture_order(federation, number=1, attempt=1) -> Train:
+    """Run a round and return the order that the sites were sent."""
+    orders = []
+
+    def listen(kind, name, message):
+        if kind == "train request":
+            orders.append(message)
+        return message
+
+    federation.tamper, before = listen, federation.tamper
+    federation.round(number, attempt)
+    federation.tamper = before
+    return orders[0]
+
+
+def charged(federation, name="site-0"):
+    ledger = Ledger.open(federation.folder / f"{name}.sqlite", name, federation.identities[name])
+    return len(ledger.events_of_run("run-1"))
+
+
+def test_a_coordinator_that_swaps_in_its_own_key_gets_nothing(federation):
+    secret = {}
+
+    def swap(kind, name, message):
+        if kind == "train request":
+            plan = EncryptionPlan.from_bytes(message.plan)
+            secret["key"] = SecretRoundKey.generate(plan)
+            return dataclasses.replace(message, public_key=secret["key"].public_context())
+        return message
+
+    federation.tamper = swap
+    with pytest.raises(PeerError, match="public key is not the signed one"):
+        federation.round()
+    assert charged(federation) == 0
+
+
+def test_a_key_and_statement_signed_by_the_coordinator_itself_are_refused(federation):
+    def sign_anew(kind, name, message):
+        if kind != "train request":
+            return message
+        plan = EncryptionPlan.from_bytes(message.plan)
+        public = SecretRoundKey.generate(plan).public_context()
+        statement = json.loads(message.header.statement)
+        statement["key"] = PublicRoundKey.from_bytes(plan, public).fingerprint
+        text = json.dumps(statement)
+        signature = federation.identities["site-2"].sign(text.encode()).hex()
+        forged = changed(message, statement=text, signature=signature)
+        return dataclasses.replace(forged, public_key=public)
+
+    federation.tamper = sign_anew
+    with pytest.raises(PeerError, match="signature of 'the key authority' does not fit"):
+        federation.round()
+    assert charged(federation) == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("config", 'name = "x"\n'),
+        ("signature", "00" * 64),
+        ("signature", "not hexadecimal"),
+        ("model", "0" * 64),
+        ("bounds", ((1, 1.0),)),
+        ("statement", "{}"),
+    ],
+)
+def test_an_altered_order_is_refused_before_anything_is_charged(federation, field, value):
+    federation.tamper = lambda kind, name, m: (
+        changed(m, **{field: value}) if kind == "train request" else m
+    )
+    with pytest.raises(FedllmError):
+        federation.round()
+    assert charged(federation) == 0
+
+
+def test_a_weaker_configuration_than_the_signed_one_is_refused(tiny_checkpoint, tmp_path):
+    federation = build(tmp_path, small_config(tiny_checkpoint("bert"), privacy={"epsilon": 1.0}))
+
+    def weaken(kind, name, message):
+        if kind == "train request":
+            text = message.header.config.replace("epsilon = 1.0", "epsilon = 100.0")
+            assert text != message.header.config
+            return changed(message, config=text)
+        return message
+
+    federation.tamper = weaken
+    with pytest.raises(PeerError, match="configuration is not the signed one"):
+        federation.round()
+    assert charged(federation) == 0
+
+
+def test_a_cohort_of_one_is_refused_by_authority_and_site(federation):
+    with pytest.raises(RefusedError, match="minimum here is 2"):
+        federation.round(min_sites=1)
+    assert charged(federation) == 0
+
+
+def test_a_cohort_filled_up_with_invented_sites_is_refused(federation):
+    from fedllm.federation.coordinator import gather_cohort, run_round, statement_of
+    from fedllm.federation.statements import make_member
+    from fedllm.identity.keys import Identity
+
+    cohort = gather_cohort(federation, federation.terms, 1, federation.roster, print)
+    ghosts = tuple(make_member(Identity.generate(f"zz-{i}"), "run-1") for i in range(2))
+    statement = statement_of(federation.terms, (cohort[0], *ghosts), 1, 1, None)
+    with pytest.raises(PeerError, match="not in the roster"):
+        run_round(
+            federation,
+            federation.authority,
+            federation.terms,
+            federation.roster,
+            statement,
+            federation.model().adapter(),
+            lambda *_: None,
+        )
+
+
+def test_the_same_attempt_is_not_trained_twice(federation):
+    order = capture_order(federation)
+    again = federation.sites["site-0"].train(order)
+    assert again.update == b""
+    assert "was trained before" in again.header.refusal.message
+    assert charged(federation) == 1
+
+
+def test_a_replayed_or_stolen_update_is_dropped(tiny_checkpoint, tmp_path):
+    config = small_config(tiny_checkpoint("bert"), data={"sites": 4}, rounds={"count": 3})
+    federation = build(tmp_path, config, {f"site-{i}": records(40, seed=i) for i in range(4)})
+    first = {}
+
+    def keep(kind, name, message):
+        if kind == "train":
+            first[name] = message
+        return message
+
+    federation.tamper = keep
+    federation.round(1, 1)
+
+    def replay(kind, name, message):
+        if kind == "train" and name == "site-0":
+            return first["site-0"]
+        return message
+
+    federation.tamper = replay
+    outcome = federation.round(2, 2)
+    assert set(outcome.dropped) == {"site-0"}
+
+    fresh = {}
+
+    def steal(kind, name, message):
+        if kind == "train":
+            fresh[name] = message
+            if name == "site-1":
+                return dataclasses.replace(fresh["site-0"], header=message.header)
+        return message
+
+    federation.tamper = steal
+    outcome = federation.round(3, 3)
+    assert set(outcome.dropped) == {"site-1"}
+
+
+def test_one_flipped_bit_anywhere_drops_the_update(federation):
+    rng = np.random.default_rng(1)
+    for attempt in range(1, 6):
+
+        def flip(kind, name, message):
+            if kind == "train" and name == "site-1":
+                update = bytearray(message.update)
+                update[rng.integers(len(update))] ^= 1 << int(rng.integers(8))
+                return dataclasses.replace(message, update=bytes(update))
+            return message
+
+        federation.tamper = flip
+        assert set(federation.round(1, attempt).dropped) == {"site-1"}
+
+
+@pytest.mark.parametrize("update", [b"", b"x", b"x" * 10_000_000])
+def test_bytes_that_are_no_update_drop_their_sender_alone(federation, update):
+    federation.tamper = lambda kind, name, m: (
+        dataclasses.replace(m, update=update) if (kind, name) == ("train", "site-2") else m
+    )
+    assert federation.round().survivors == ("site-0", "site-1")
+
+
+def test_a_site_settles_on_one_set_of_survivors_only(federation):
+    order = capture_order(federation)
+    about = {"statement": order.header.statement, "signature": order.header.signature}
+    site: Site = federation.sites["site-0"]
+    from fedllm.federation.messages import SettleHeader
+
+    other = Settle(SettleHeader(**about, survivors=("site-0", "site-1")), order.plan)
+    answer = site.settle(other)
+    assert answer.header.signature == ""
+    assert "settled on other survivors" in answer.header.refusal.message
+
+
+def test_a_false_dropout_told_to_some_sites_opens_nothing(federation):
+    """The coordinator wants site-2's update: it tells others that site-2 dropped out."""
+
+    def two_stories(kind, name, message):
+        if kind == "settle request" and name != "site-2":
+            return changed(message, survivors=("site-0", "site-1"))
+        return message
+
+    federation.tamper = two_stories
+    with pytest.raises((PeerError, RefusedError)):
+        federation.round()
+
+
+def test_masks_come_off_only_with_every_survivors_own_signature(federation):
+    def forge(kind, name, message):
+        if kind == "settle" and name == "site-1":
+            return changed(message, signature="11" * 64)
+        return message
+
+    federation.tamper = forge
+    with pytest.raises(PeerError, match="signature of 'site-1'"):
+        federation.round()
+
+
+def test_the_authority_opens_one_sum_of_a_round_and_no_second(federation):
+    opened = []
+    original = federation.authority.open_sum
+
+    def twice(request):
+        first = original(request)
+        opened.append(original(request))
+        return first
+
+    federation.authority.open_sum = twice
+    federation.round()
+    assert opened[0].levels == b""
+    assert "not open" in opened[0].header.refusal.message
+
+
+def test_the_authority_does_not_open_a_round_twice(federation):
+    federation.round(1, 1)
+    with pytest.raises(RefusedError, match="was opened before"):
+        federation.round(1, 1)
+
+
+def test_the_authority_refuses_a_sum_of_too_few(tiny_checkpoint, tmp_path):
+    federation = build(tmp_path, small_config(tiny_checkpoint("bert")))
+    original = federation.authority.open_sum
+
+    def alone(request: OpenSum):
+        header = OpenSumHeader(
+            statement=request.header.statement,
+            signature=request.header.signature,
+            survivors=("site-0",),
+        )
+        return original(OpenSum(header, request.total))
+
+    federation.authority.open_sum = alone
+    with pytest.raises(RefusedError, match="the sum holds 1 sites"):
+        federation.round()
+
+
+def test_an_update_opened_with_the_key_alone_is_noise(tiny_checkpoint, tmp_path):
+    """Coordinator and authority together: the ciphertext opens, the mask does not."""
+    from fedllm.encryption.envelope import _PREFIX
+
+    def first_update(masks: bool):
+        config = small_config(tiny_checkpoint("bert"), encryption={"masks": masks})
+        folder = tmp_path / str(masks)
+        folder.mkdir()
+        federation = build(folder, config)
+        held = {}
+
+        def listen(kind, name, message):
+            if kind == "train":
+                held[name] = message.update
+                held.setdefault("key", federation.authority._secret)
+            return message
+
+        federation.tamper = listen
+        original = federation.authority.open_sum
+
+        def collude(request):
+            key: SecretRoundKey = federation.authority._secret
+            payload = held["site-0"][-key.plan.update_bytes :]
+            held["slots"] = key.decrypt_sum(payload)
+            held["plan"] = key.plan
+            return original(request)
+
+        federation.authority.open_sum = collude
+        with pytest.raises(FedllmError):
+            federation.round()
+        assert _PREFIX.size > 0
+        return held["slots"], held["plan"]
+
+    slots, plan = first_update(masks=False)
+    assert slots[-1] == 1, "without masks the colluders read one site's update"
+    masked, plan = first_update(masks=True)
+    assert masked[-1] != 1
+    scaled = masked.astype(np.float64) / plan.plain_modulus
+    assert abs(scaled.mean() - 0.5) < 5 * np.sqrt(1 / 12 / len(scaled))
+    assert len(set(masked.tolist())) > 0.99 * len(masked)
+
+
+def test_no_private_text_leaves_with_an_error(tiny_checkpoint, tmp_path):
+    secret = "Mrs Example has a rare disease"
+    rows = [
+        *records(20),
+        Record({"text": secret, "label": secret}, None, None, "private-file-of-mrs-example.csv:7"),
+    ]
+    data = {"site-0": rows, "site-1": records(20, seed=1), "site-2": records(20, seed=2)}
+    config = small_config(tiny_checkpoint("bert"))
+    federation = build(tmp_path, config, data, full_errors=False)
+    texts = []
+
+    def listen(kind, name, message):
+        if not kind.endswith("request"):
+            texts.append(message.to_wire()[0])
+        return message
+
+    federation.tamper = listen
+    federation.round()
+    assert '"kind":"DataError"' in texts[0]
+    assert "example" not in " ".join(texts).lower()
+    assert "mrs-example.csv:7" in (tmp_path / "site-0.log").read_text()
+
+
+def test_an_unforeseen_error_shrinks_to_its_kind():
+    error = ValueError("secret of a patient")
+    refusal = Refusal.of(error, full_text=False)
+    assert "patient" not in refusal.model_dump_json()
+    assert refusal.kind == "FedllmError"
+    assert "patient" in Refusal.of(error, full_text=True).message
+
+
+def test_a_site_that_forgot_what_it_did_refuses_to_go_on(federation):
+    capture_order(federation)
+    (federation.folder / "site-0.json").write_text("{ half")
+    outcome = federation.round(2, 2)
+    assert "damaged" in outcome.dropped["site-0"]
+
+
+def test_a_site_counts_a_failed_training_as_spent(tiny_checkpoint, tmp_path, monkeypatch):
+    import fedllm.federation.site as site_module
+
+    policy = SitePolicy(budget=BudgetSection(epsilon=2.0), allow=AllowSection(min_cohort=1))
+    config = small_config(tiny_checkpoint("bert"), privacy={"epsilon": 2.0})
+    federation = build(tmp_path, config, policy=policy)
+
+    def crash(*_args, **_keywords):
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(site_module, "train_locally", crash)
+        with pytest.raises(FedllmError):
+            federation.round()
+    assert charged(federation) == 1
