@@ -10,7 +10,7 @@ from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.sandbox import SecretKeyProcess
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
-from fedllm.errors import RefusedError
+from fedllm.errors import ConfigError, RefusedError
 from fedllm.randomness import RandomStream
 
 
@@ -50,12 +50,15 @@ def seal_update(
         If masks are missing where the plan has them, or given where it has none.
     TrainingError
         If the vector is not finite or has another length.
+    ConfigError
+        If the quantiser has other bits than the plan.
     """
     if (masks is not None) != plan.masked:
         raise RefusedError(
             "an update must be masked exactly when the round's plan says so",
             "use the masks of this round, or a plan without masks",
         )
+    _check_bits(plan, quantiser)
     slots = pack(quantiser.quantise(vector, random), plan)
     if masks is not None:
         slots = (slots + masks) % np.uint64(plan.plain_modulus)
@@ -98,8 +101,19 @@ def open_sum(
         If the sum does not hold exactly ``sites`` updates under this key and plan.
     RefusedError
         If the key has opened a sum before.
+    ConfigError
+        If the quantiser has other bits than the plan.
     """
+    _check_bits(plan, quantiser)
     slots = secret_key.decrypt_sum(blob)
     if correction is not None:
         slots = (slots + correction) % np.uint64(plan.plain_modulus)
     return quantiser.dequantise_sum(unpack(slots, plan, sites), sites)
+
+
+def _check_bits(plan: EncryptionPlan, quantiser: Quantiser) -> None:
+    if quantiser.bits != plan.bits:
+        raise ConfigError(
+            f"a quantiser of {quantiser.bits} bits does not go with a plan of {plan.bits} bits",
+            "take the number of bits from the plan",
+        )

@@ -94,6 +94,28 @@ def test_own_mask_is_never_the_same():
     assert not (first == second).any()
 
 
+def test_site_that_restarts_with_its_seed_takes_its_mask_off():
+    scope, survivors = scope_of(NAMES[:3]), NAMES[:3]
+
+    def site(name, **seed):
+        peers = {peer: PUBLIC[peer] for peer in survivors if peer != name}
+        return SiteMasks(scope, name, PRIVATE[name], peers, own_mask=True, **seed)
+
+    before = site(NAMES[0], own_seed=bytes(range(32))).mask_for_update()
+    others = {name: site(name) for name in survivors[1:]}
+    masks = [before, *(other.mask_for_update() for other in others.values())]
+    again = others | {NAMES[0]: site(NAMES[0], own_seed=bytes(range(32)))}
+    correction = correction_for(scope, survivors, reveals_of(again, survivors))
+    assert added([*masks, correction], scope.plan) == [0] * scope.plan.slots
+
+
+def test_seed_of_an_own_mask_is_32_bytes_and_needs_the_mask():
+    peers = {peer: PUBLIC[peer] for peer in NAMES[1:]}
+    for arguments in ({"own_seed": bytes(31), "own_mask": True}, {"own_seed": bytes(32)}):
+        with pytest.raises(ConfigError, match="32 bytes"):
+            SiteMasks(scope_of(), NAMES[0], PRIVATE[NAMES[0]], peers, **arguments)
+
+
 def test_one_mask_covers_one_update():
     site = masks_of(scope_of())[NAMES[0]]
     site.mask_for_update()

@@ -51,7 +51,7 @@ def damaged(plan, change):
     [
         lambda s: s.__setitem__(-1, 2),
         lambda s: s.__setitem__(0, 255),
-        lambda s: s.__setitem__(-2, 1 << 59),
+        lambda s: s.__setitem__(-2, 1 << 48),
         lambda s: s.__setitem__(0, 1 << 63),
     ],
     ids=["count", "level", "padding", "above"],

@@ -9,7 +9,7 @@ from fedllm.encryption.plan import make_plan
 from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
 from fedllm.encryption.update import open_sum, seal_update
-from fedllm.errors import PeerError, RefusedError
+from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.randomness import RandomStream
 
 
@@ -103,3 +103,14 @@ def test_sum_of_any_vectors_is_within_a_step_a_site_of_the_clipped_ones(bits, si
     opened = summed(plan, vectors, quantiser)
     clipped = np.sum([np.clip(v.astype(np.float64), -bounds, bounds) for v in vectors], axis=0)
     assert (np.abs(opened - clipped) < sites * quantiser.step * (1 + 1e-6)).all()
+
+
+def test_quantiser_of_other_bits_than_the_plan_is_refused():
+    plan, quantiser = make_plan("bfv", 8, 4, 100, False), Quantiser([(100, 1.0)], 7)
+    secret = SecretRoundKey.generate(plan)
+    public = PublicRoundKey.from_bytes(plan, secret.public_context())
+    vector = np.zeros(100, np.float32)
+    with pytest.raises(ConfigError, match="7 bits"):
+        seal_update(vector, plan, quantiser, public, None, RandomStream.secure())
+    with pytest.raises(ConfigError, match="7 bits"):
+        open_sum(bytes(plan.update_bytes), plan, quantiser, secret, 1)
