@@ -283,6 +283,18 @@ class Loop:
             _forget_after(self._out / "metrics.jsonl", self._course.step if state else -1)
         return self._course.step
 
+    def curve(self) -> list[dict[str, float]]:
+        """Return the evaluations so far: step, tokens and each held-out measure."""
+        points = []
+        for line in (self._out / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            values = json.loads(line)
+            measures = {
+                k: v for k, v in values.items() if k == "bits_per_byte" or k.startswith("held_out")
+            }
+            if measures:
+                points.append({"step": values["step"], "tokens": values["tokens"], **measures})
+        return points
+
     @property
     def seconds(self) -> float:
         """Time spent so far, over all starts of the run."""

@@ -18,6 +18,7 @@ from fedllm.config import parse, read_toml, to_toml
 from fedllm.errors import CheckpointError, ConfigError
 from fedllm.files import atomic_directory, write_bytes, write_json
 from fedllm.pretraining.architectures import build_model, measure
+from fedllm.pretraining.card import model_card
 from fedllm.pretraining.config import PretrainConfig
 from fedllm.pretraining.loop import Loop
 from fedllm.pretraining.material import held_out_text, make_objective, make_sampler
@@ -86,39 +87,47 @@ def _run(config: PretrainConfig, out: Path, observer: Observer, resume: bool, wo
     evaluation = loop.run()
     if world.first:
         _save_model(model, tokenizer, out / "model")
-        write_json(
-            out / "summary.json",
-            {
-                "run": config.name,
-                "task": "pretraining",
-                "objective": config.objective,
-                "model": {
-                    "path": "model",
-                    "architecture": config.model.architecture,
-                    "parameters": model.num_parameters(),
-                    "sha256": _sha256(out / "model" / "model.safetensors"),
-                },
-                "tokenizer": {"vocabulary": len(tokenizer)},
-                "data": {
-                    "fingerprint": manifest.fingerprint,
-                    "documents": sum(p.documents for p in manifest.sources),
-                    "tokens": sum(p.tokens for p in manifest.sources),
-                    "bytes": sum(p.text_bytes for p in manifest.sources),
-                    "duplicates": sum(p.duplicates for p in manifest.sources),
-                    "excluded": sum(p.excluded for p in manifest.sources),
-                },
-                "steps": config.training.steps,
-                "tokens": config.training.steps * _step_tokens(config),
-                "processes": world.size,
-                "metrics": evaluation,
-                "seconds": {
-                    "total": round(loop.seconds, 3),
-                    "cpu_of_this_start": round(time.process_time() - started, 3),
-                },
+        weights = _sha256(out / "model" / "model.safetensors")
+        card = model_card(config, manifest, model.num_parameters(), weights, loop.curve())
+        write_bytes(out / "model" / "README.md", card.encode())
+        summary = _summary(config, manifest, model, weights) | {
+            "processes": world.size,
+            "metrics": evaluation,
+            "seconds": {
+                "total": round(loop.seconds, 3),
+                "cpu_of_this_start": round(time.process_time() - started, 3),
             },
-        )
+        }
+        write_json(out / "summary.json", summary)
     world.wait()
     return out / "model"
+
+
+def _summary(
+    config: PretrainConfig, manifest: Manifest, model: PreTrainedModel, weights: str
+) -> dict[str, object]:
+    return {
+        "run": config.name,
+        "task": "pretraining",
+        "objective": config.objective,
+        "model": {
+            "path": "model",
+            "architecture": config.model.architecture,
+            "parameters": model.num_parameters(),
+            "sha256": weights,
+        },
+        "tokenizer": {"vocabulary": model.config.vocab_size},
+        "data": {
+            "fingerprint": manifest.fingerprint,
+            "documents": sum(p.documents for p in manifest.sources),
+            "tokens": sum(p.tokens for p in manifest.sources),
+            "bytes": sum(p.text_bytes for p in manifest.sources),
+            "duplicates": sum(p.duplicates for p in manifest.sources),
+            "excluded": sum(p.excluded for p in manifest.sources),
+        },
+        "steps": config.training.steps,
+        "tokens": config.training.steps * _step_tokens(config),
+    }
 
 
 @contextmanager

@@ -59,9 +59,12 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the manifest, files' contents included."""
-        text = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """SHA-256 over what was read and what became of it, wherever the files lay."""
+        values = asdict(self)
+        del values["key"]
+        for part in (*values["sources"], values["evaluation"]):
+            del part["location"]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def training_texts(config: PretrainConfig, limit_bytes: int) -> Iterator[str]:
@@ -177,7 +180,7 @@ class _Writer:
             sources = tuple(self._source(i, held_out) for i in range(len(data.train)))
             # In the order of their digests, so that a limit takes from all sources alike.
             held_out.sort(key=Document.digest)
-            evaluation = self._write(_HELD_OUT, "", iter(held_out), self._limit)
+            evaluation = self._write(_HELD_OUT, (), iter(held_out), self._limit)
         if not any(part.tokens for part in sources):
             raise DataError("no document is left for training", "check data.train and data.exclude")
         if not evaluation.documents and (data.evaluation or data.held_out):
@@ -196,8 +199,7 @@ class _Writer:
                     self._forbidden.add(document.digest())
                     yield document
 
-        part = self._write(_HELD_OUT, " ".join(data.evaluation), documents(), self._limit)
-        return part
+        return self._write(_HELD_OUT, data.evaluation, documents(), self._limit)
 
     def _source(self, index: int, held_out: list[Document] | None = None) -> Part:
         duplicates = excluded = 0
@@ -218,7 +220,7 @@ class _Writer:
                     self._seen.add(digest)
                     yield document
 
-        part = self._write(f"source{index}", location, kept(), None)
+        part = self._write(f"source{index}", (location,), kept(), None)
         return Part(**{**asdict(part), "duplicates": duplicates, "excluded": excluded})
 
     def _chosen(self, digest: bytes) -> bool:
@@ -226,7 +228,11 @@ class _Writer:
         return int.from_bytes(digest[:8], "little") < self._data.held_out * 2**64
 
     def _write(
-        self, name: str, location: str, documents: Iterator[Document], limit: int | None
+        self,
+        name: str,
+        locations: tuple[str, ...],
+        documents: Iterator[Document],
+        limit: int | None,
     ) -> Part:
         shards: list[str] = []
         count = tokens = text_bytes = 0
@@ -246,8 +252,8 @@ class _Writer:
             count, tokens, text_bytes = count + 1, tokens + len(ids), text_bytes + size
         if stream is not None:
             self._close(stream)
-        files = tuple(_describe(p) for loc in location.split(" ") if loc for p in corpus_files(loc))
-        return Part(location, tuple(shards), count, tokens, text_bytes, 0, 0, files)
+        files = tuple(_describe(path) for loc in locations for path in corpus_files(loc))
+        return Part(", ".join(locations), tuple(shards), count, tokens, text_bytes, 0, 0, files)
 
     def _close(self, stream: BinaryIO) -> None:
         # The closing boundary is the target of the last document's last token.

@@ -1,5 +1,6 @@
 """A run from text to checkpoint, and its exact continuation after a kill."""
 
+import hashlib
 import json
 import os
 import signal
@@ -97,6 +98,17 @@ def test_the_checkpoint_loads_and_the_held_out_measure_improved(whole_run):
     summary = json.loads((whole_run / "summary.json").read_text())
     assert summary["metrics"]["bits_per_byte"] == lines[-1]["bits_per_byte"]
     assert summary["model"]["parameters"] == model.num_parameters()
+
+
+def test_the_model_card_names_data_weights_and_curve(whole_run, corpus):
+    card = (whole_run / "model" / "README.md").read_text()
+    summary = json.loads((whole_run / "summary.json").read_text())
+    weights = hashlib.sha256((whole_run / "model" / "model.safetensors").read_bytes()).hexdigest()
+    assert weights == summary["model"]["sha256"]
+    assert weights in card
+    assert summary["data"]["fingerprint"] in card
+    assert hashlib.sha256(corpus.read_bytes()).hexdigest() in card
+    assert f"{summary['metrics']['bits_per_byte']:.4f}" in card
 
 
 def test_a_killed_run_follows_the_same_curve(corpus, whole_run, tmp_path):

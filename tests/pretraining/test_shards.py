@@ -92,6 +92,15 @@ def test_shards_are_written_once_and_again_when_the_text_changes(tmp_path, token
     assert load_manifest(tmp_path / "tokens") == second
 
 
+def test_the_fingerprint_is_of_contents_and_not_of_places(tmp_path, tokenizer):
+    found = []
+    for name, texts in (("here", TEXTS), ("some where else", TEXTS), ("other", TEXTS[:-1])):
+        (tmp_path / name).mkdir()
+        run = config(write(tmp_path / name / "a.jsonl", texts), held_out=0.1)
+        found.append(tokenise(run, tokenizer, tmp_path / name / "tokens").fingerprint)
+    assert found[0] == found[1] != found[2]
+
+
 def test_several_shards_hold_what_one_holds(tmp_path, tokenizer, monkeypatch):
     run = config(write(tmp_path / "a.jsonl", TEXTS), held_out=0.1)
     one = tokenise(run, tokenizer, tmp_path / "one")
