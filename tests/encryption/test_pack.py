@@ -57,6 +57,7 @@ def damaged(plan, change):
     ids=["count", "level", "padding", "above"],
 )
 def test_slots_that_one_update_cannot_give_are_refused(change):
-    plan = make_plan("bfv", 8, 16, 11, False)
+    plan = make_plan("bfv", 8, 16, 40_001, False)
+    assert plan.fields_per_slot == 5 and plan.field_bits == 12
     with pytest.raises(PeerError, match="not the sum"):
         unpack(damaged(plan, change), plan, 1)
