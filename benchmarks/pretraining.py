@@ -1,0 +1,219 @@
+"""Tokens per CPU-second of `fedllm pretrain` against a plain training loop.
+
+The peer is a loop as one would write it in an afternoon, in the manner of nanoGPT: the same
+Llama-type shape in plain PyTorch, the same batch, bf16 autocast, fused AdamW, random rows of
+one token stream, no document boundaries. Each runs in processes of its own, in turn; the
+best of several counts. The share of the machine's measured bf16 matrix rate that the model's
+arithmetic reaches is printed too.
+
+    python benchmarks/pretraining.py [--width 128] [--layers 4] [--steps 20] [--repeats 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+HEAD_WIDTH = 64
+
+
+def measure_fedllm(options: argparse.Namespace, optimizer: str) -> dict[str, float]:
+    """Time the real loop on real shards: packing, masks, checks, metrics, one checkpoint."""
+    from fedllm.pretraining.architectures import build_model
+    from fedllm.pretraining.config import PretrainConfig
+    from fedllm.pretraining.loop import Loop
+    from fedllm.pretraining.material import held_out_text, make_objective, make_sampler
+    from fedllm.pretraining.memory import keep_freed_memory
+    from fedllm.pretraining.parallel import joined_world
+    from fedllm.pretraining.progress import Silent
+    from fedllm.pretraining.shards import tokenise, training_texts
+    from fedllm.pretraining.tokenizer import train_tokenizer
+
+    with tempfile.TemporaryDirectory() as name, joined_world() as world:
+        folder = Path(name)
+        random = np.random.default_rng(0)
+        words = [f"{a}{b}{c}" for a in "bdfgklmn" for b in "aeiou" for c in "lmnrst"]
+        with (folder / "corpus.jsonl").open("w") as stream:
+            for _ in range(4000):
+                text = " ".join(random.choice(words, size=options.document))
+                stream.write(json.dumps({"text": text}) + "\n")
+        config = PretrainConfig.model_validate(
+            {
+                "name": "bench",
+                "data": {"train": str(folder / "corpus.jsonl"), "held_out": 0},
+                "tokenizer": {"vocabulary": 300},
+                "model": {"layers": options.layers, "width": options.width},
+                "training": {
+                    "tokens": options.steps * options.rows * options.length,
+                    "sequence_length": options.length,
+                    "batch_rows": options.rows,
+                    "optimizer": optimizer,
+                },
+            }
+        )
+        keep_freed_memory()
+        tokenizer = train_tokenizer(training_texts(config, 10**6), config.tokenizer, "llama")
+        manifest = tokenise(config, tokenizer, folder / "tokens")
+        model = build_model(config.model, config.training, tokenizer, 0)
+        model.resize_token_embeddings(options.vocabulary)
+        loop = Loop(
+            config,
+            make_objective(config, model, tokenizer, manifest),
+            make_sampler(config, manifest, folder / "tokens"),
+            held_out_text(config, manifest, folder / "tokens"),
+            tokenizer,
+            folder / "run",
+            world,
+            Silent(),
+        )
+        started = time.process_time()
+        loop.run()
+        seconds = time.process_time() - started
+    return {"seconds": seconds, "parameters": model.num_parameters()}
+
+
+def measure_plain(options: argparse.Namespace) -> dict[str, float]:
+    """Time the afternoon's loop."""
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    from fedllm.pretraining.architectures import resolve_shape
+    from fedllm.pretraining.config import NetworkSection
+
+    shape = resolve_shape(NetworkSection(layers=options.layers, width=options.width))
+    width, inner, heads, length = shape.width, shape.inner, shape.heads, options.length
+
+    angles = torch.outer(
+        torch.arange(length).float(), 1e4 ** (-torch.arange(0, HEAD_WIDTH, 2) / HEAD_WIDTH)
+    ).repeat(1, 2)
+    cos, sin = angles.cos(), angles.sin()
+
+    def rotate(x: torch.Tensor) -> torch.Tensor:
+        left, right = x.chunk(2, dim=-1)
+        return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
+            self.qkv = nn.Linear(width, 3 * width, bias=False)
+            self.out = nn.Linear(width, width, bias=False)
+            self.gate_up = nn.Linear(width, 2 * inner, bias=False)
+            self.down = nn.Linear(inner, width, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows, time_steps, _ = x.shape
+            q, k, v = (
+                part.view(rows, time_steps, heads, -1).transpose(1, 2)
+                for part in self.qkv(self.norm1(x)).chunk(3, dim=-1)
+            )
+            mixed = F.scaled_dot_product_attention(
+                rotate(q).to(v.dtype), rotate(k).to(v.dtype), v, is_causal=True
+            )
+            x = x + self.out(mixed.transpose(1, 2).reshape(rows, time_steps, width))
+            gate, up = self.gate_up(self.norm2(x)).chunk(2, dim=-1)
+            return x + self.down(F.silu(gate) * up)
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(options.vocabulary, width)
+            self.layers = nn.Sequential(*(Layer() for _ in range(options.layers)))
+            self.norm = nn.RMSNorm(width)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return F.linear(self.norm(self.layers(self.embed(ids))), self.embed.weight)
+
+    torch.manual_seed(0)
+    model = Plain()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    data = torch.randint(300, (1_000_000,))
+    started = time.process_time()
+    for _ in range(options.steps):
+        starts = torch.randint(len(data) - length - 1, (options.rows,)).tolist()
+        rows = torch.stack([data[i : i + length + 1] for i in starts])
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(rows[:, :-1])
+            loss = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    seconds = time.process_time() - started
+    return {"seconds": seconds, "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def matrix_rate() -> float:
+    """Return floating-point operations per CPU-second of a bf16 matrix product."""
+    import torch
+
+    left, right = (torch.randn(1024, 1024, dtype=torch.bfloat16) for _ in range(2))
+    rates = []
+    for _ in range(10):
+        started = time.process_time()
+        for _ in range(4):
+            left @ right
+        rates.append(4 * 2 * 1024**3 / (time.process_time() - started))
+    return max(rates)
+
+
+def operations_per_token(options: argparse.Namespace, parameters: float) -> float:
+    """Return those of forward and backward: 6 a weight, and attention's (Chowdhery 2022)."""
+    return 6 * parameters + 12 * options.layers * options.width * options.length
+
+
+def main() -> None:
+    """Measure in turn and print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--document", type=int, default=120, help="words of a document")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--one", choices=("adamw", "muon", "plain"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(options.threads)
+    if options.one:
+        plain = options.one == "plain"
+        result = measure_plain(options) if plain else measure_fedllm(options, options.one)
+        print(json.dumps(result))
+        return
+    tokens = options.steps * options.rows * options.length
+    best: dict[str, float] = {}
+    parameters: dict[str, float] = {}
+    for _ in range(options.repeats):
+        for name in ("plain", "adamw", "muon"):
+            output = subprocess.run(
+                [sys.executable, *sys.argv, "--one", name], check=True, capture_output=True
+            ).stdout
+            result = json.loads(output.splitlines()[-1])
+            parameters[name] = result["parameters"]
+            best[name] = max(best.get(name, 0.0), tokens / result["seconds"])
+    rate = matrix_rate()
+    print(f"{parameters['adamw']:,.0f} parameters (plain loop: {parameters['plain']:,.0f})")
+    print(f"{options.rows} rows of {options.length} tokens, bf16, {options.threads} thread(s)")
+    for name, speed in best.items():
+        used = speed * operations_per_token(options, parameters[name]) / rate
+        label = "plain loop" if name == "plain" else f"fedllm, {name}"
+        print(
+            f"{label:14} {speed:8,.0f} tokens/CPU-s  ratio {speed / best['plain']:.2f}  "
+            f"{used:.1%} of the {rate / 1e9:.0f} GFLOP/s of a bf16 product"
+        )
+
+
+if __name__ == "__main__":
+    main()
