@@ -86,7 +86,7 @@ def starting_state(config: RunConfig, out: Path, model: SharedModel, resume: boo
     state = load_checkpoint(out / "checkpoints") if resume else None
     if state is None:
         run = secrets.token_hex(8)
-        return RunState(run, 0, (), config_digest(config), model.adapter())
+        return RunState(run, 0, (), config_digest(config), model.initial)
     if state.config != config_digest(config):
         raise ConfigError(
             f"{out} was begun with another configuration than the one given now",

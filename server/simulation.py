@@ -86,15 +86,17 @@ def simulate(
     started = time.perf_counter()
     out, observer = out.absolute(), observer or PlainObserver()
     with _locked(out):
-        _prepare(config, out, resume)
+        _check_folder(out, resume)
         threads = config.engine.threads or os.cpu_count() or 1
         torch.set_num_threads(threads)
         home = ledgers.absolute() if ledgers else out
         source = SimulatedSites(out, home, threads)
+        # Bad data is found before the folder is touched.
         names = tuple(divide(config))
-        roster, authority = _parties(config, source, names)
-        write_bytes(out / "policy.toml", to_toml(policy or _open_policy(config)).encode())
         model, test = _public_part(config)
+        write_bytes(out / "run.toml", to_toml(config).encode())
+        write_bytes(out / "policy.toml", to_toml(policy or _open_policy(config)).encode())
+        roster, authority = _parties(config, source, names)
         place = Workplace(out, model, test, roster, observer, SiteFigures(source, names, config))
         state = starting_state(config, out, model, resume)
 
@@ -141,16 +143,18 @@ def _locked(out: Path) -> Iterator[None]:
         yield
 
 
-def _prepare(config: RunConfig, out: Path, resume: bool) -> None:
-    stored = out / "run.toml"
-    if not resume and any(path.name != ".lock" for path in out.iterdir()):
+def _check_folder(out: Path, resume: bool) -> None:
+    known = (out / "run.toml").exists()
+    if resume and not known:
+        raise ConfigError(f"there is no run to resume in {out}", "leave out --resume")
+    # A run that failed before its first checkpoint may be begun again in place.
+    begun = (out / "checkpoints").exists()
+    foreign = not known and any(path.name != ".lock" for path in out.iterdir())
+    if not resume and (begun or foreign):
         raise ConfigError(
             f"the run folder {out} is not empty",
             "go on with --resume, or choose another folder with --out",
         )
-    if resume and not stored.exists():
-        raise ConfigError(f"there is no run to resume in {out}", "leave out --resume")
-    write_bytes(stored, to_toml(config).encode())
 
 
 def _parties(

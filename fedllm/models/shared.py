@@ -51,6 +51,8 @@ class SharedModel:
         SHA-256 of the base model's files.
     manifest : AdapterManifest
         Order of the trained tensors in the flat vector.
+    initial : ndarray
+        (P,) float32, the untrained adapter from which every run starts.
     prefix : PrefixCache
         Outputs of the frozen part, kept by data set.
     """
@@ -67,6 +69,7 @@ class SharedModel:
         self.manifest = AdapterManifest.of(
             (name, tuple(p.shape), _group(name)) for name, p in self._parameters.items()
         )
+        self.initial = self.adapter()
         self.prefix = PrefixCache(
             self.module, worthwhile=self.module.stack.first > 0, pooled=self.peft is None
         )
@@ -211,7 +214,8 @@ def load_shared_model(config: RunConfig, labels: tuple[str, ...] = ()) -> Shared
             f"task {config.task!r} needs a causal model; {base.model_type!r} is an encoder",
             "use a Llama- or GPT-2-type model, or task = 'classification'",
         )
-    backbone = checkpoints.load_weights(folder, base, language_model=not classify)
+    dtype = torch.bfloat16 if config.model.precision == "bfloat16" else torch.float32
+    backbone = checkpoints.load_weights(folder, base, dtype, language_model=not classify)
     first = first_trained_layer(config.lora, base.num_hidden_layers)
     adapted = (
         add_adapters(backbone, architecture, config.lora, config.seed) if config.lora.rank else None

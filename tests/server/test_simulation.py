@@ -1,0 +1,356 @@
+"""Whole simulated runs: the folder they leave, resume, engines, bad input, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.federation import records, small_config, write_jsonl
+
+from fedllm.config import RunConfig, SitePolicy, load_run_config, to_toml
+from fedllm.errors import BudgetError, CheckpointError, ConfigError, DataError, TrainingError
+from fedllm.identity.keys import Identity
+from fedllm.models.shared import load_shared_model
+from fedllm.privacy.ledger import Ledger
+from server.observer import PlainObserver
+from server.simulation import simulate
+
+
+@pytest.fixture
+def config(tiny_checkpoint, tmp_path) -> RunConfig:
+    train = write_jsonl(tmp_path / "train.jsonl", records(90))
+    test = write_jsonl(tmp_path / "test.jsonl", records(30, seed=99))
+    return small_config(
+        tiny_checkpoint("bert"),
+        data={"train": str(train), "test": str(test), "labels": None, "sites": 3},
+        rounds={"count": 3},
+        training={"learning_rate": 0.02, "head_learning_rate": 0.05, "batch_size": 10},
+    )
+
+
+def change(config: RunConfig, **sections) -> RunConfig:
+    updates = {
+        name: getattr(config, name).model_copy(update=section) for name, section in sections.items()
+    }
+    return RunConfig.model_validate(config.model_copy(update=updates).model_dump())
+
+
+def ledgers(out: Path) -> dict[str, Ledger]:
+    return {
+        path.stem: Ledger.open(
+            path, path.stem, Identity.load(path.stem, out / "identities" / path.stem)
+        )
+        for path in sorted((out / "ledgers").glob("*.sqlite"))
+    }
+
+
+class StopAfter(PlainObserver):
+    """Interrupts a run when a site answers in a round, as Ctrl-C would."""
+
+    def __init__(self, round: int, sites: int = 1) -> None:
+        super().__init__()
+        self._at = (round, sites)
+
+    def site_answered(self, round: int, site: str, answered: int, sites: int) -> None:
+        if (round, answered) == self._at:
+            raise KeyboardInterrupt
+
+
+def test_a_private_run_leaves_a_whole_folder(config, tmp_path):
+    out = tmp_path / "run"
+    private = change(config, privacy={"epsilon": 6.0})
+    summary = simulate(private, out)
+    stored = json.loads((out / "summary.json").read_text())
+    assert stored == json.loads(summary.model_dump_json())
+    for key in ("task", "rounds", "sites", "metrics", "privacy", "encryption", "seconds"):
+        assert key in stored
+    assert {"total", "train", "encrypt", "aggregate", "decrypt"} <= set(stored["seconds"])
+    assert stored["encryption"]["scheme"] == "bfv"
+    assert stored["encryption"]["expansion_vs_fp32"] * 4 == pytest.approx(
+        stored["encryption"]["bytes_up_per_parameter"]
+    )
+    assert 5.5 < stored["privacy"]["epsilon"] <= 6.0
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [0, 1, 2, 3]
+    assert lines[3]["epsilon"]["site-00"] > lines[1]["epsilon"]["site-00"] > 0
+    assert load_run_config(out / "run.toml") == private
+    assert "<html" in (out / "report.html").read_text()
+    found = ledgers(out)
+    assert len(found) == 3
+    for ledger in found.values():
+        (dataset,) = ledger.verify().datasets
+        assert dataset.runs[0].committed == 3
+    model = load_shared_model(private, ("one", "three", "two"))
+    model.load_adapter(out / "adapter")
+    import hashlib
+
+    assert hashlib.sha256(model.adapter().tobytes()).hexdigest() == stored["adapter_sha256"]
+
+
+def test_training_without_privacy_learns_the_task(config, tmp_path):
+    better = change(config, rounds={"count": 8}, training={"local_steps": 8, "batch_size": 30})
+    summary = simulate(better, tmp_path / "run")
+    assert summary.metrics["accuracy"] > summary.metrics_before["accuracy"] + 0.2
+
+
+def test_encryption_and_engine_change_nothing_but_who_sees_what(config, tmp_path):
+    whole = simulate(config, tmp_path / "a").adapter_sha256
+    for name, encryption in {
+        "none": {"scheme": "none"},
+        "no masks": {"masks": False},
+        "no recovery": {"recover_dropouts": False},
+    }.items():
+        other = simulate(change(config, encryption=encryption), tmp_path / name)
+        assert other.adapter_sha256 == whole, name
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_adapter(config, tmp_path):
+    here = simulate(config, tmp_path / "here")
+    ray = simulate(config, tmp_path / "ray", engine="ray")
+    assert ray.adapter_sha256 == here.adapter_sha256
+    assert ray.metrics == here.metrics
+
+
+def test_an_interrupted_run_goes_on_to_the_same_adapter(config, tmp_path):
+    whole = simulate(config, tmp_path / "whole")
+    out = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        simulate(config, out, observer=StopAfter(2))
+    summary = simulate(config, out, resume=True)
+    assert summary.adapter_sha256 == whole.adapter_sha256
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [0, 1, 2, 3]
+
+
+def test_a_server_optimizer_resumes_with_its_state(config, tmp_path):
+    adam = change(config, rounds={"optimizer": "adam", "learning_rate": 0.02})
+    whole = simulate(adam, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        simulate(adam, tmp_path / "cut", observer=StopAfter(3))
+    assert simulate(adam, tmp_path / "cut", resume=True).adapter_sha256 == whole.adapter_sha256
+
+
+def test_the_ledger_holds_the_cost_of_an_interrupted_round(config, tmp_path):
+    private = change(config, privacy={"epsilon": 6.0})
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        simulate(private, out, observer=StopAfter(2, sites=2))
+    counts = {
+        name: len(next(iter(book.verify().datasets)).runs) for name, book in ledgers(out).items()
+    }
+    assert set(counts.values()) == {1}
+    (run,) = next(iter(ledgers(out)["site-00"].verify().datasets)).runs
+    before = {n: len(book.events_of_run(run.run)) for n, book in ledgers(out).items()}
+    assert before == {"site-00": 2, "site-01": 2, "site-02": 1}
+    summary = simulate(private, out, resume=True)
+    after = {n: len(book.events_of_run(run.run)) for n, book in ledgers(out).items()}
+    assert after == {"site-00": 4, "site-01": 4, "site-02": 3}
+    assert all(value <= 6.0 for value in summary.privacy["sites"].values())
+
+
+def test_a_second_run_on_the_same_records_is_refused_at_the_ceiling(config, tmp_path):
+    private = change(config, privacy={"epsilon": 6.0})
+    simulate(private, tmp_path / "first", ledgers=tmp_path / "home")
+    with pytest.raises(BudgetError, match="would bring the data set to epsilon") as caught:
+        simulate(private, tmp_path / "second", ledgers=tmp_path / "home")
+    assert caught.value.exit_code == 3
+    assert not (tmp_path / "second" / "adapter").exists()
+
+
+def test_resume_refuses_another_configuration(config, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        simulate(config, tmp_path / "run", observer=StopAfter(2))
+    with pytest.raises(ConfigError, match="another configuration"):
+        simulate(change(config, lora={"rank": 4}), tmp_path / "run", resume=True)
+
+
+def test_a_used_folder_is_not_overwritten(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not empty"):
+        simulate(config, tmp_path / "run")
+    with pytest.raises(ConfigError, match="no run to resume"):
+        simulate(config, tmp_path / "other", resume=True)
+
+
+def test_a_damaged_checkpoint_is_named(config, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        simulate(config, out, observer=StopAfter(3))
+    state = out / "checkpoints" / "round-00002" / "state.npz"
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    with pytest.raises(CheckpointError, match="round-00002 is damaged") as caught:
+        simulate(config, out, resume=True)
+    assert "remove that folder" in str(caught.value)
+
+
+def test_a_site_with_fewer_records_than_a_batch_takes_all_of_them(config, tmp_path):
+    big = change(config, training={"batch_size": 1000}, privacy={"epsilon": 6.0})
+    simulate(big, tmp_path / "run")
+    ledger = ledgers(tmp_path / "run")["site-00"]
+    (run,) = next(iter(ledger.verify().datasets)).runs
+    assert {event.sampling_rate for event in ledger.events_of_run(run.run)} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "words"),
+    [
+        (None, DataError, "train.jsonl"),
+        ("", DataError, "train.jsonl"),
+        ('{"txt": "a", "label": "one"}\n', DataError, "text"),
+        ('{"text": "my card", "label": "four"}\n' * 9, DataError, "train.jsonl row 1"),
+        (
+            '{"text": "my card", "label": "one"}\nnonsense\n' * 5,
+            DataError,
+            "train.jsonl row 2 (line 2)",
+        ),
+    ],
+)
+def test_bad_training_data_is_named(config, tmp_path, content, error, words):
+    path = Path(config.data.train)
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(error) as caught:
+        simulate(config, tmp_path / "run")
+    assert words in str(caught.value)
+    assert caught.value.exit_code == 2
+    write_jsonl(path, records(30))
+    assert simulate(config, tmp_path / "run").rounds == 3, "mended data, same command"
+
+
+def test_a_diverging_run_fails_and_keeps_its_last_checkpoint(config, tmp_path):
+    wild = change(
+        config,
+        training={
+            "optimizer": "sgd",
+            "learning_rate": 1e30,
+            "head_learning_rate": 1e30,
+            "local_steps": 3,
+        },
+    )
+    with pytest.raises(TrainingError):
+        simulate(wild, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "round-00000").exists()
+
+
+def test_a_full_disk_stops_the_run_without_harm(config, tmp_path, monkeypatch):
+    import errno
+
+    import server.checkpoints as module
+
+    whole = simulate(config, tmp_path / "whole")
+    write = module.write_bytes
+    calls = []
+
+    def full(path, content, mode=0o644):
+        calls.append(path)
+        if len(calls) == 4:
+            from fedllm.files import _failure
+
+            raise _failure(path, OSError(errno.ENOSPC, "No space left on device"))
+        write(path, content, mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_bytes", full)
+        with pytest.raises(Exception, match="No space left"):
+            simulate(config, tmp_path / "run")
+    again = simulate(config, tmp_path / "run", resume=True)
+    assert again.adapter_sha256 == whole.adapter_sha256
+
+
+def fedllm(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fedllm", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, **options
+    )
+
+
+def test_exit_codes_and_machine_readable_output(config, tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(to_toml(config))
+    done = fedllm("simulate", str(path), "--out", str(tmp_path / "run"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rounds"] == 3
+    assert "round 3/3" in done.stderr
+    wrong = fedllm("simulate", str(path), "--set", "privacy.epsilno=3")
+    assert wrong.returncode == 2
+    assert "did you mean 'privacy.epsilon'" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+    policy = tmp_path / "site.toml"
+    policy.write_text("[budget]\nepsilon = 1\n[allow]\nmin_cohort = 2\n")
+    refused = fedllm(
+        "simulate",
+        str(path),
+        "--set",
+        "privacy.epsilon=3",
+        "--policy",
+        str(policy),
+        "--out",
+        str(tmp_path / "refused"),
+    )
+    assert refused.returncode == 3, refused.stderr
+    assert "its ceiling is 1" in refused.stderr
+
+
+def test_kill_9_in_a_round_and_resume(config, tmp_path):
+    out, path = tmp_path / "run", tmp_path / "run.toml"
+    long = change(config, rounds={"count": 12})
+    path.write_text(to_toml(long))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedllm", "simulate", str(path), "--out", str(out)],
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 240
+    while not (out / "checkpoints" / "round-00002").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    cut = simulate(long, out, resume=True)
+    whole = simulate(long, tmp_path / "whole")
+    assert cut.adapter_sha256 == whole.adapter_sha256
+
+
+def test_two_processes_do_not_share_a_folder(config, tmp_path):
+    import fcntl
+
+    out = tmp_path / "run"
+    out.mkdir()
+    with (out / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another process"):
+            simulate(config, out)
+
+
+def test_the_instruction_task_runs_on_a_causal_model(tiny_checkpoint, tmp_path):
+    rows = [json.dumps({"prompt": f"my {w}", "response": f"pay {w} fee"}) for w in ("card", "loan")]
+    (tmp_path / "t.jsonl").write_text("\n".join(rows * 20))
+    config = small_config(
+        tiny_checkpoint("llama"),
+        task="instruction",
+        data={
+            "train": str(tmp_path / "t.jsonl"),
+            "test": str(tmp_path / "t.jsonl"),
+            "labels": None,
+        },
+        model={"max_length": 32},
+        rounds={"count": 3},
+        training={"learning_rate": 0.05, "local_steps": 5},
+    )
+    summary = simulate(
+        config,
+        tmp_path / "run",
+        policy=SitePolicy.model_validate({"allow": {"non_private": True, "min_cohort": 2}}),
+    )
+    assert summary.metrics["loss"] < summary.metrics_before["loss"]
+    assert np.isfinite(summary.metrics["perplexity"])
