@@ -49,12 +49,15 @@ class ModelSection(Section):
         How an encoder's token states become one vector (classification).
     feature_scale : float
         Length of the normalised pooled vector that the head sees; 0 leaves it as it is.
+    precision : {"float32", "bfloat16"}
+        In what the frozen base model computes; adapters and heads are always float32.
     """
 
     path: str
     max_length: PositiveInt = 128
     pooling: Literal["mean", "cls"] = "mean"
     feature_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class LoraSection(Section):

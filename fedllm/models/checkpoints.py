@@ -124,9 +124,9 @@ def read_config(folder: Path) -> tuple[PretrainedConfig, Architecture]:
 
 
 def load_weights(
-    folder: Path, config: PretrainedConfig, *, language_model: bool
+    folder: Path, config: PretrainedConfig, dtype: torch.dtype, *, language_model: bool
 ) -> PreTrainedModel:
-    """Load the Transformer in float32, frozen, with its language model head or without.
+    """Load the Transformer, frozen, with its language model head or without.
 
     Raises
     ------
@@ -144,7 +144,7 @@ def load_weights(
         model, info = auto.from_pretrained(
             folder,
             config=config,
-            dtype=torch.float32,
+            dtype=dtype,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,

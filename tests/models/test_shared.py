@@ -12,6 +12,7 @@ from fedllm.config import RunConfig, parse
 from fedllm.errors import CheckpointError, ConfigError, TrainingError
 from fedllm.models.manifest import AdapterManifest
 from fedllm.models.shared import load_shared_model
+from fedllm.training.objectives import record_losses
 
 
 def config(path, task="classification", **lora):
@@ -57,6 +58,29 @@ def test_a_new_adapter_changes_nothing_and_depends_on_the_seed_alone(tiny_checkp
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
     plain = AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits[0, :-1]
     torch.testing.assert_close(model.module(batch)[0], plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "task"), [("bert", "classification"), ("gpt2", "causal")])
+def test_bfloat16_is_for_the_frozen_base_alone(kind, task, tiny_model):
+    exact, rough = (
+        tiny_model(kind, task, model={"precision": precision})
+        for precision in ("float32", "bfloat16")
+    )
+    for name, parameter in rough.module.named_parameters():
+        trained = parameter.requires_grad
+        assert parameter.dtype == (torch.float32 if trained else torch.bfloat16), name
+    assert np.array_equal(exact.adapter(), rough.adapter())
+    ids = torch.tensor([[4, 5, 6, 7, 8]])
+    labels = torch.tensor([1]) if task == "classification" else ids
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    losses = [record_losses(model, batch) for model in (exact, rough)]
+    assert losses[1].dtype == torch.float32
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.1, atol=0.1)
+    for model, loss in zip((exact, rough), losses, strict=True):
+        model.gradient = torch.autograd.grad(loss.sum(), model.trained)
+    for one, other in zip(exact.gradient, rough.gradient, strict=True):
+        assert other.dtype == torch.float32
+        assert torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), 0) > 0.9
 
 
 def test_frozen_a_is_not_sent_but_saved(tiny_model, tmp_path):
