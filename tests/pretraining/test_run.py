@@ -18,7 +18,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from fedllm.errors import ConfigError, DataError, TrainingError
+from fedllm.errors import CheckpointError, ConfigError, DataError, TrainingError
 from fedllm.pretraining.config import PretrainConfig
 from fedllm.pretraining.run import run_pretraining
 from fedllm.randomness import RandomStream
@@ -192,6 +192,25 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(corpus, tmp_path, m
     assert names == ["step-00000005", "step-00000010"]
     state = torch.load(tmp_path / "run" / "checkpoints" / names[-1] / "state.pt", weights_only=True)
     assert all(torch.isfinite(t).all() for t in state["model"].values())
+
+
+def test_continued_pretraining_begins_where_the_checkpoint_ended(corpus, whole_run, tmp_path):
+    values = config(corpus, tokens=5 * 64).model_dump()
+    values["model"] = {"start": str(whole_run / "model")}
+    out = tmp_path / "run"
+    run_pretraining(PretrainConfig.model_validate(values), out)
+    # The first run measured in bf16 too, on the same held-out documents.
+    assert curve(out)[0]["bits_per_byte"] == pytest.approx(curve(whole_run)[-1]["bits_per_byte"])
+    tokenizers = [(p / "tokenizer" / "tokenizer.json").read_text() for p in (out, whole_run)]
+    assert tokenizers[0] == tokenizers[1]
+    values["model"] = {"start": str(tmp_path)}
+    values["tokenizer"] = {"path": str(whole_run / "model")}
+    with pytest.raises(CheckpointError, match="holds no llama model"):
+        run_pretraining(PretrainConfig.model_validate(values), tmp_path / "other")
+    values["model"] = {"start": str(whole_run / "model")}
+    values["training"]["sequence_length"] = 32
+    with pytest.raises(CheckpointError, match="more than the 16 positions"):
+        run_pretraining(PretrainConfig.model_validate(values), tmp_path / "longer")
 
 
 @pytest.mark.parametrize(
