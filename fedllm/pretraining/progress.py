@@ -110,35 +110,34 @@ class Live:
 
     def advance(self, progress: Progress) -> None:
         """Move the bar."""
-        if self._bar is None:
-            self._start(progress.steps)
+        bar = self._bar = self._bar or self._start(progress.steps)
         self._evaluation = progress.evaluation or self._evaluation
         shown = {k: f"{v:.3f}" for k, v in self._evaluation.items()}
         text = "  ".join(
             [f"loss {progress.loss:.3f}", *(f"{k.replace('_', ' ')} {v}" for k, v in shown.items())]
         )
-        assert self._bar is not None  # noqa: S101 - made above
-        self._bar.update(
+        bar.update(
             self._task,
             completed=progress.step,
             figures=f"{text}  {progress.tokens_per_s:,.0f} tokens/s  "
             f"{_duration(progress.seconds_left)} left",
         )
 
-    def _start(self, steps: int) -> None:
+    def _start(self, steps: int) -> Bar:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bar
 
-        self._bar = Bar(
+        bar = Bar(
             TextColumn("pretraining"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
             console=Console(stderr=True),
         )
-        self._task = self._bar.add_task("", total=steps, figures="")
-        self._bar.start()
+        self._task = bar.add_task("", total=steps, figures="")
+        bar.start()
+        return bar
 
     def close(self) -> None:
         """Take the bar away from the cursor."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -133,8 +132,6 @@ def _summary(
 @contextmanager
 def _process_settings(config: PretrainConfig) -> Iterator[None]:
     keep_freed_memory()
-    # Tokenizers' worker threads and torchrun's forks do not go together.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     threads = torch.get_num_threads()
     try:
         if config.training.threads is not None:

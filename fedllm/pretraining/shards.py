@@ -155,12 +155,10 @@ class _Writer:
     def __init__(
         self, config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, folder: Path
     ) -> None:
-        boundary = boundary_id(tokenizer)
-        assert boundary is not None  # noqa: S101 - load_tokenizer checked it
         self._data: CorpusSection = config.data
         self._limit = config.report.evaluation_tokens
         self._backend = tokenizer.backend_tokenizer
-        self._boundary = boundary
+        self._boundary = boundary_id(tokenizer)
         self._dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
         self._folder = folder
         self._seen: set[bytes] = set()

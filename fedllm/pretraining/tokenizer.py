@@ -141,20 +141,25 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder} holds no tokenizer: {error}", "check the path") from None
-    if boundary_id(tokenizer) is None:
-        raise CheckpointError(
-            f"the tokenizer of {folder} has no token that can separate documents",
-            "give it a bos_token, an eos_token or a sep_token",
-        )
+    boundary_id(tokenizer)
     return tokenizer
 
 
-def boundary_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the token that begins every document in the shards."""
+def boundary_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that begins every document in the shards.
+
+    Raises
+    ------
+    CheckpointError
+        If the tokenizer has none that could.
+    """
     for value in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id):
         if value is not None:
             return int(value)
-    return None
+    raise CheckpointError(
+        "the tokenizer has no token that can separate documents",
+        "give it a bos_token, an eos_token or a sep_token",
+    )
 
 
 def continues_word(tokenizer: PreTrainedTokenizerBase) -> list[bool]:
