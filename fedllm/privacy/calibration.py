@@ -55,7 +55,9 @@ def solve_noise_multiplier(
     def plan(noise: float) -> Folded:
         return fold([*spent, PoissonGaussian(sampling_rate, noise, steps)])
 
-    noise = _bracket_noise(lambda noise: quick_bound(plan(noise), delta), epsilon)
+    # The quick bound may find that what is spent alone is too much, where the exact one does not.
+    rough = quick_bound if quick_bound(fold(spent), delta) < 0.9 * epsilon else upper_bound
+    noise = _bracket_noise(lambda noise: rough(plan(noise), delta), epsilon)
     noise = _bisect_noise(lambda noise: upper_bound(plan(noise), delta), epsilon, noise)
     for _ in range(20):
         noise = _round_up(noise)

@@ -101,3 +101,11 @@ def test_plan_command(tmp_path):
     assert "noise multiplier" in table.output
     wrong = CliRunner().invoke(app, ["plan", "--records", "many"])
     assert isinstance(wrong.exception, ConfigError)
+
+
+def test_what_is_left_after_most_is_spent_can_still_be_used():
+    spent = (PoissonGaussian(0.2, 1.524, 4),)
+    assert 1.6 < epsilon(spent, 1e-5).value < 2.0
+    noise = solve_noise_multiplier(2.0, 1e-5, 0.2, 4, spent)
+    assert noise > 1.524
+    assert 1.9 < epsilon([*spent, PoissonGaussian(0.2, noise, 4)], 1e-5).value <= 2.0
