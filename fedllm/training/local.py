@@ -260,20 +260,13 @@ class _Record:
         """Note which tensors had a gradient, and which had to have one."""
         new, self._counted = self.losses[self._counted :], len(self.losses)
         self._empty += records == 0
+        nonzero = {s.name: bool(vector[s.slice].any()) for s in self._manifest.segments}
+        learned = any(part.any() for part in new)
         for segment in self._manifest.segments:
             if total[segment.slice].any():
                 self._seen.add(segment.name)
-            if any(part.any() for part in new) and self._passes_gradient(segment, vector):
+            if learned and _passes_gradient(segment, nonzero):
                 self._expected.add(segment.name)
-
-    def _passes_gradient(self, segment: Segment, vector: Vector) -> bool:
-        # B = 0 stops the gradient of its A, and a head of zeros that of everything below it.
-        nonzero = {s.name: bool(vector[s.slice].any()) for s in self._manifest.segments}
-        if segment.group == "head":
-            return True
-        partner = segment.name.replace(".lora_A.", ".lora_B.")
-        below_b = partner == segment.name or nonzero.get(partner, True)
-        return below_b and nonzero.get("head.weight", True)
 
     def check(self, update: NDArray[np.float32]) -> None:
         """Refuse an update that must not be released.
@@ -314,3 +307,12 @@ class _Record:
             empty_batches=self._empty,
             norm_quantiles=tuple(quantiles),
         )
+
+
+def _passes_gradient(segment: Segment, nonzero: dict[str, bool]) -> bool:
+    # B = 0 stops the gradient of its A, and a head of zeros that of everything below it.
+    if segment.group == "head":
+        return True
+    partner = segment.name.replace(".lora_A.", ".lora_B.")
+    below_b = partner == segment.name or nonzero.get(partner, True)
+    return below_b and nonzero.get("head.weight", True)

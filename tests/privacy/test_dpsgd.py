@@ -16,7 +16,7 @@ from fedllm.privacy.dpsgd import (
     per_sample_hooks,
     poisson_batch,
 )
-from fedllm.privacy.noise import gaussian_noise, noise_share
+from fedllm.privacy.noise import gaussian_noise
 from fedllm.randomness import RandomStream
 from fedllm.training.objectives import record_losses
 
@@ -210,14 +210,17 @@ def test_noise_is_never_used_twice():
 
 
 def test_shares_of_noise_add_up_to_the_whole():
-    shares = [
-        gaussian_noise(RandomStream.seeded(site), 40_000, noise_share(8)) for site in range(8)
+    total, share = np.zeros(40_000), 8**-0.5
+    released = [
+        noised_mean(total, 2.0, 0.5, share, 1.0, RandomStream.seeded(site)) for site in range(8)
     ]
-    assert np.sum(shares, axis=0).std() == pytest.approx(1.0, rel=0.02)
-    with pytest.raises(ValueError, match="honest"):
-        noise_share(0)
-    with pytest.raises(ValueError, match="finite"):
-        gaussian_noise(RandomStream.seeded(0), 3, float("nan"))
+    assert np.sum(released, axis=0).std() == pytest.approx(2.0 * 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
+def test_a_deviation_that_is_no_deviation_is_refused(bad):
+    with pytest.raises(ValueError, match="finite and not negative"):
+        gaussian_noise(RandomStream.seeded(0), 3, bad)
 
 
 def test_batches_are_poisson_and_not_shuffled():
