@@ -49,6 +49,9 @@ class ModelSection(Section):
         How an encoder's token states become one vector (classification).
     feature_scale : float
         Length of the normalised pooled vector that the head sees; 0 leaves it as it is.
+    head_start : {"zero", "label_names"}
+        Where a classification head starts: at zero, or at the features of the labels' own
+        names, which are public and cost no privacy.
     precision : {"float32", "bfloat16"}
         In what the frozen base model computes; adapters and heads are always float32.
     """
@@ -57,6 +60,7 @@ class ModelSection(Section):
     max_length: PositiveInt = 128
     pooling: Literal["mean", "cls"] = "mean"
     feature_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    head_start: Literal["zero", "label_names"] = "zero"
     precision: Literal["float32", "bfloat16"] = "float32"
 
 

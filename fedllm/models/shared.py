@@ -220,21 +220,42 @@ def load_shared_model(config: RunConfig, labels: tuple[str, ...] = ()) -> Shared
     adapted = (
         add_adapters(backbone, architecture, config.lora, config.seed) if config.lora.rank else None
     )
+    tokenizer = checkpoints.load_tokenizer(folder)
     module: TextClassifier | LanguageModel
     if classify:
         pooling: Pooling = "last" if architecture.causal else config.model.pooling
         scale = config.model.feature_scale
         module = TextClassifier(backbone, architecture.layers, first, len(labels), pooling, scale)
+        if config.model.head_start == "label_names":
+            _start_at_label_names(module, tokenizer, labels)
     else:
         module = LanguageModel(backbone, architecture.layers, first)
     return SharedModel(
         module=module.train(),
-        tokenizer=checkpoints.load_tokenizer(folder),
+        tokenizer=tokenizer,
         task=config.task,
         labels=labels if classify else (),
         fingerprint=checkpoints.fingerprint(folder),
         peft=adapted,
     )
+
+
+@torch.no_grad()
+def _start_at_label_names(
+    module: TextClassifier, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...]
+) -> None:
+    """Let each class's weights be the features of its name, at length 1.
+
+    The untrained classifier then answers with the label whose name is most similar (Chang et
+    al. 2008, "Importance of semantic representation: dataless classification"), and less is
+    left to learn from few or noised gradients.
+    """
+    names = [label.replace("_", " ").replace("-", " ") for label in labels]
+    encoded = tokenizer(names, padding=True, truncation=True, max_length=64, return_tensors="pt")
+    features = module.features(
+        {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+    )
+    module.head.weight.copy_(torch.nn.functional.normalize(features, dim=-1))
 
 
 def _group(name: str) -> Group:

@@ -83,6 +83,21 @@ def test_bfloat16_is_for_the_frozen_base_alone(kind, task, tiny_model):
         assert torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), 0) > 0.9
 
 
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_head_can_start_at_the_names_of_the_labels(kind, tiny_checkpoint):
+    labels = ("send_card", "my cash", "loan")
+    settings = config(tiny_checkpoint(kind))
+    start = {"model": settings.model.model_copy(update={"head_start": "label_names"})}
+    model = load_shared_model(settings.model_copy(update=start), labels)
+    texts = ["loan", "send card", "my cash"]
+    encoded = model.tokenizer(texts, padding=True, return_tensors="pt")
+    logits = model.module({k: encoded[k] for k in ("input_ids", "attention_mask")})
+    assert logits.argmax(1).tolist() == [2, 0, 1]
+    # A name of its own gives the whole length of the features.
+    torch.testing.assert_close(logits.max(1).values, torch.full((3,), 10.0), rtol=1e-4, atol=0)
+    assert not load_shared_model(settings, labels).module.head.weight.any()
+
+
 def test_frozen_a_is_not_sent_but_saved(tiny_model, tmp_path):
     model = tiny_model("bert", lora={"freeze_a": True})
     names = [s.name for s in model.manifest.segments if s.group == "lora"]
