@@ -1,4 +1,4 @@
-"""``fedllm report``: the report of a finished run."""
+"""``fedllm audit report``: the report of a finished run."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from fedllm.audit.run_folder import read_run_folder
 from fedllm.config import (
     DataSection,
     EncryptionSection,
+    EngineSection,
     LoraSection,
     ModelSection,
     PrivacySection,
@@ -65,6 +66,8 @@ class DemoSettings:
         Codes that each secret is ranked among.
     shown : int
         Questions whose answers are shown.
+    threads : int, optional
+        CPU threads; all cores when left out.
     """
 
     size: DemoSize = field(default_factory=DemoSize)
@@ -74,6 +77,7 @@ class DemoSettings:
     epsilon: float = 8.0
     candidates: int = 256
     shown: int = 3
+    threads: int | None = None
 
 
 FULL = DemoSettings()
@@ -101,7 +105,10 @@ def pretraining_config(data: DemoData, settings: DemoSettings, seed: int) -> Pre
         data=CorpusSection(train=(str(data.public),), held_out=0.01),
         tokenizer=TokenizerSection(vocabulary=1024),
         training=OptimizationSection(
-            tokens=settings.pretraining_tokens, sequence_length=96, batch_rows=32
+            tokens=settings.pretraining_tokens,
+            sequence_length=96,
+            batch_rows=32,
+            threads=settings.threads,
         ),
         report=ReportSection(evaluation_tokens=10_000),
     )
@@ -153,6 +160,7 @@ def run_config(
         ),
         privacy=PrivacySection(epsilon=epsilon, noise="distributed", clipping_norm=0.1),
         encryption=EncryptionSection(),
+        engine=EngineSection(threads=settings.threads),
     )
 
 
