@@ -117,9 +117,9 @@ class DemoSize:
     """
 
     public_bytes: int = 2_000_000
-    people: int = 3_000
-    questions: int = 400
-    secrets: int = 5
+    people: int = 600
+    questions: int = 160
+    secrets: int = 2
     repeats: int = 16
 
 

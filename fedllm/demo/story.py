@@ -71,9 +71,9 @@ class DemoSettings:
     """
 
     size: DemoSize = field(default_factory=DemoSize)
-    pretraining_tokens: int = 1_300_000
-    rounds: int = 60
-    batch_size: int = 512
+    pretraining_tokens: int = 1_000_000
+    rounds: int = 50
+    batch_size: int = 384
     epsilon: float = 8.0
     candidates: int = 256
     shown: int = 3
@@ -148,7 +148,7 @@ def run_config(
             count=settings.rounds,
             min_sites=len(HOSPITALS),
             optimizer="adam",
-            learning_rate=5e-3,
+            learning_rate=6e-3,
             evaluate_every=max(1, settings.rounds // 12),
         ),
         training=TrainingSection(
@@ -156,6 +156,7 @@ def run_config(
             optimizer="sgd",
             learning_rate=1.0,
             batch_size=settings.batch_size // len(HOSPITALS),
+            microbatch_size=128,
             sampling_rate=settings.batch_size / len(HOSPITALS) / persons,
         ),
         privacy=PrivacySection(epsilon=epsilon, noise="distributed", clipping_norm=0.1),
