@@ -41,8 +41,9 @@ class ModelSection(Section):
     Attributes
     ----------
     path : str
-        Folder of a Hugging Face checkpoint, or ``package:NAME/FOLDER`` for one that an
-        installed Python package carries.
+        Folder of a Hugging Face checkpoint; ``package:NAME/FOLDER`` for one that an installed
+        Python package carries; or a pretraining configuration (``.toml``), whose model is
+        made first if it is not there.
     max_length : int
         Tokens kept of one record.
     pooling : {"mean", "cls"}

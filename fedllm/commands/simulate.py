@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from fedllm.commands.base_model import with_base_model
 from fedllm.config import load_run_config, load_site_policy
 
 
@@ -32,7 +33,7 @@ def simulate(
     json_output: bool = typer.Option(False, "--json", help="Print summary.json at the end."),
 ) -> None:
     """Run a federated fine-tuning on this machine, with simulated sites."""
-    config = load_run_config(run, override)
+    config = with_base_model(load_run_config(run, override))
     site_policy = load_site_policy(policy) if policy else None
 
     from server.observer import default_observer
