@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,11 +32,15 @@ class SimulatedSites:
         Folder of what the sites keep over runs: ``ledgers/`` and ``identities/``.
     threads : int
         CPU threads of a site's training.
+    started : str
+        Tells one call of `simulate` from the next, so that no process answers from records
+        that it read for an earlier one.
     """
 
     folder: Path
     home: Path
     threads: int
+    started: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def __call__(self, context: Context) -> Site:
         """Return the site that a simulated node is."""
