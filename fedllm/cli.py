@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 # Before anything imports flwr or ray: no usage statistics leave a hospital's network.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -67,6 +68,8 @@ app.add_typer(audit, name="audit")
 
 def main() -> None:
     """Run a command; 0 done, 2 usage, 3 refused, 4 a peer misbehaved, 1 anything else."""
+    # A notice of transformers to its own developers, at every start.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     try:
         app(standalone_mode=True)
     except FedllmError as error:

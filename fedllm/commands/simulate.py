@@ -9,6 +9,7 @@ import typer
 
 from fedllm.commands.base_model import with_base_model
 from fedllm.config import load_run_config, load_site_policy
+from fedllm.errors import FedllmError
 
 
 class Engine(StrEnum):
@@ -40,15 +41,22 @@ def simulate(
     from server.simulation import simulate as run_simulation
 
     folder = out or Path("runs") / config.name
-    summary = run_simulation(
-        config,
-        folder,
-        engine=engine.value,
-        resume=resume,
-        policy=site_policy,
-        ledgers=ledgers,
-        observer=default_observer(),
-    )
+    try:
+        summary = run_simulation(
+            config,
+            folder,
+            engine=engine.value,
+            resume=resume,
+            policy=site_policy,
+            ledgers=ledgers,
+            observer=default_observer(),
+        )
+    except KeyboardInterrupt:
+        raise FedllmError(
+            f"interrupted; finished rounds are kept in {folder}, a round that was begun stays "
+            "charged",
+            "go on with the same command and --resume",
+        ) from None
     if json_output:
         print(summary.model_dump_json(indent=2))
     else:
