@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedllm.errors import PeerError
+from fedllm.federation.flower import (
+    _SERVER_NODE,
+    LocalGrid,
+    _task_identity,
+    answer,
+    exchange,
+    from_content,
+    partition_of,
+    to_content,
+)
+
+
+def test_header_and_blobs_survive_flowers_records():
+    blobs = {"a": b"\x00\xff" * 1000, "b": b""}
+    assert from_content(to_content("{}", blobs)) == ("{}", blobs)
+    assert from_content(to_content("{}", {})) == ("{}", {})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        RecordDict({"header": ConfigRecord({"json": 3})}),
+        RecordDict({"header": ConfigRecord({"json": "{}"}), "more": ConfigRecord({"x": 1})}),
+        RecordDict(
+            {
+                "header": ConfigRecord({"json": "{}"}),
+                "blobs": ArrayRecord({"a": Array("uint8", (1,), "numpy.ndarray", b"x")}),
+            }
+        ),
+    ],
+)
+def test_other_records_are_refused(content):
+    with pytest.raises(PeerError):
+        from_content(content)
+
+
+def make_app(ran: list[int]) -> ClientApp:
+    app = ClientApp()
+
+    @app.query("echo")
+    def echo(message: Message, context) -> Message:
+        ran.append(partition_of(context))
+        if ran[-1] == 1:
+            raise RuntimeError("secret of a patient")
+        return answer(message, lambda header, blobs: (header + str(ran[-1]), blobs))
+
+    return app
+
+
+def test_every_node_answers_once_and_errors_lose_their_text():
+    ran: list[int] = []
+    grid = LocalGrid(make_app(ran), 3)
+    contents = {node: to_content("n", {"x": b"1"}) for node in grid.get_node_ids()}
+    with _task_identity(1, _SERVER_NODE):
+        replies = exchange(grid, "query.echo", contents, 10.0)
+        first = next(replies)
+        assert ran == [0], "replies are computed one at a time"
+        rest = list(replies)
+    assert [reply.node for reply in (first, *rest)] == grid.get_node_ids()
+    assert from_content(first.content) == ("n0", {"x": b"1"})
+    assert rest[0].content is None
+    assert "patient" not in rest[0].failure
+
+
+def test_a_node_that_never_answers_is_reported_after_the_timeout():
+    class Deaf(LocalGrid):
+        def pull_messages(self, message_ids):
+            return []
+
+    grid = Deaf(make_app([]), 1)
+    contents = {100: to_content("n", {})}
+    with _task_identity(1, _SERVER_NODE):
+        (reply,) = exchange(grid, "query.echo", contents, 0.1)
+    assert reply.content is None
+    assert "no answer within" in reply.failure
