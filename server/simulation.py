@@ -100,6 +100,8 @@ def simulate(
         roster, authority = _parties(config, source, names)
         place = Workplace(out, model, test, roster, observer, SiteFigures(source, names, config))
         state = starting_state(config, out, model, resume)
+        for warning in given_up(config):
+            observer.note(f"WARNING: {warning}")
 
         def work(grid: Grid) -> None:
             nodes = nodes_of(grid, len(names), config.rounds.timeout_s)
@@ -120,6 +122,20 @@ def simulate(
         write_summary(out, summary)
         write_report(out)
     return summary
+
+
+def given_up(config: RunConfig) -> list[str]:
+    """Say which protections a run does without."""
+    warnings = []
+    if not config.private:
+        warnings.append("no differential privacy: the shared model may repeat private records")
+    if config.encryption.scheme == "none":
+        warnings.append("no encryption: the coordinator sees every site's update in clear")
+    elif not config.encryption.masked:
+        warnings.append(
+            "no masks: coordinator and key authority together can read every site's update"
+        )
+    return warnings
 
 
 def _run(

@@ -20,7 +20,7 @@ from fedllm.identity.keys import Identity
 from fedllm.models.shared import load_shared_model
 from fedllm.privacy.ledger import Ledger
 from server.observer import PlainObserver
-from server.simulation import simulate
+from server.simulation import given_up, simulate
 
 
 @pytest.fixture
@@ -127,6 +127,21 @@ def test_an_interrupted_run_goes_on_to_the_same_adapter(config, tmp_path):
     assert summary.adapter_sha256 == whole.adapter_sha256
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"privacy": {"epsilon": 1.0}}, []),
+        ({}, ["no differential privacy"]),
+        ({"encryption": {"scheme": "none"}}, ["no differential privacy", "in clear"]),
+        ({"encryption": {"scheme": "ckks"}}, ["no differential privacy", "no masks"]),
+    ],
+)
+def test_a_run_says_loudly_what_it_gives_up(config, sections, words):
+    warnings = given_up(change(config, **sections))
+    assert len(warnings) == len(words)
+    assert all(word in warning for word, warning in zip(words, warnings, strict=True))
 
 
 def test_a_server_optimizer_resumes_with_its_state(config, tmp_path):
