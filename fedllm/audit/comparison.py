@@ -80,6 +80,10 @@ class Comparison(Section):
     models: tuple[ModelFigures, ...]
     examples: tuple[Example, ...] = ()
 
+    def ranked_first(self, model: ModelFigures) -> int:
+        """Count the secrets that no candidate beats: who has the list would pick them."""
+        return sum(bits >= self.maximum_exposure - 1e-9 for bits in model.exposure)
+
 
 def save_comparison(comparison: Comparison, run_folder: Path) -> Path:
     """Write the comparison into a run folder, where the report finds it.

@@ -312,6 +312,7 @@ class Report:
                 accuracy=percent(model.accuracy),
                 exact=percent(model.exact),
                 extracted=texts["of"].format(count=model.extracted, total=found.secrets),
+                first=texts["of"].format(count=found.ranked_first(model), total=found.secrets),
                 exposure=number(sum(model.exposure) / max(1, len(model.exposure))),
             )
             for model in found.models

@@ -306,21 +306,23 @@ def _conclude(
         for figures, reply in zip(comparison.models, example.answers, strict=True):
             teller.say(f"  {figures.name}: {reply}")
     teller.table(
-        ["model", "right ward", "word for word", "secrets out", "mean exposure (bits)"],
+        ["model", "right ward", "word for word", "secrets out", "ranked first", "exposure (bits)"],
         [
             [
                 figures.name,
                 f"{figures.accuracy:.1%}",
                 f"{figures.exact:.1%}",
                 f"{figures.extracted} of {comparison.secrets}",
+                f"{comparison.ranked_first(figures)} of {comparison.secrets}",
                 f"{sum(figures.exposure) / len(figures.exposure):.2f}",
             ]
             for figures in comparison.models
         ],
     )
     teller.say(
-        f"Without memorisation the mean exposure is about {comparison.expected_exposure:.2f} "
-        f"bits; {comparison.maximum_exposure:.0f} means that every true code ranks first."
+        f"Exposure ranks each true code among {2**comparison.maximum_exposure:.0f} of its form. "
+        f"Without memorisation the mean is about {comparison.expected_exposure:.2f} bits; "
+        f"{comparison.maximum_exposure:.0f} means that every true code ranks first."
     )
     spent = read_run_folder(out / "private").epsilon
     teller.table(["hospital", "epsilon spent"], [[s, f"{e:.3f}"] for s, e in spent.items()])

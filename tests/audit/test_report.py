@@ -318,7 +318,15 @@ def test_a_thousand_sites_stay_readable(tmp_path):
 def test_the_comparison_is_shown(run):
     save_comparison(comparison(), run)
     seen = page(run)
-    for shown in ("17 of 20", "0 of 20", "97.0%", "12.5%", "ranked among 512", "My knee & I?"):
+    for shown in (
+        "17 of 20",
+        "0 of 20",
+        "20 of 20",
+        "97.0%",
+        "12.5%",
+        "ranked among 512",
+        "My knee & I?",
+    ):
         assert shown in seen.text, shown
     assert "twin <b>" in seen.text
     assert load_comparison(run) == comparison()
