@@ -565,6 +565,16 @@ def load_run_config(path: Path, overrides: list[str] | None = None) -> RunConfig
     return parse(RunConfig, _with_absolute_locations(values, path.parent), str(path))
 
 
+def with_absolute_locations(config: RunConfig) -> RunConfig:
+    """Return ``config`` with paths that mean the same from every folder.
+
+    Relative paths of a configuration that was not read from a file count from the working
+    directory.
+    """
+    values = _with_absolute_locations(config.model_dump(mode="json"), Path.cwd())
+    return parse(RunConfig, values, config.name)
+
+
 def load_site_policy(path: Path) -> SitePolicy:
     """Read a site's policy; relative paths count from its folder.
 

@@ -17,7 +17,14 @@ from flwr.serverapp import Grid, ServerApp
 from clients.app import make_client_app
 from clients.simulated import SimulatedSites, divide
 from fedllm.audit.report import write_report
-from fedllm.config import AllowSection, BudgetSection, RunConfig, SitePolicy, to_toml
+from fedllm.config import (
+    AllowSection,
+    BudgetSection,
+    RunConfig,
+    SitePolicy,
+    to_toml,
+    with_absolute_locations,
+)
 from fedllm.data.encode import EncodedDataset, encode, label_set
 from fedllm.data.records import Record
 from fedllm.data.sources import read_records
@@ -84,7 +91,8 @@ def simulate(
         If the run fails; finished rounds are kept.
     """
     started = time.perf_counter()
-    out, observer = out.absolute(), observer or PlainObserver()
+    config, out = with_absolute_locations(config), out.absolute()
+    observer = observer or PlainObserver()
     with _locked(out):
         _check_folder(out, resume)
         threads = config.engine.threads or os.cpu_count() or 1

@@ -6,6 +6,7 @@ The only file that imports Flower's private modules; a new version of Flower is 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections import deque
@@ -26,6 +27,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedllm.errors import FedllmError, PeerError
 
+_LOG = logging.getLogger(__name__)
 _ARRAY_TYPE = "fedllm.bytes.v1"
 _PARTITION = "partition-id"
 _POLL_S = 0.05
@@ -98,7 +100,7 @@ def exchange(
             if node is None or node != message.metadata.src_node_id:
                 continue
             if message.has_error():
-                yield Reply(node, None, f"code {message.error.code}")
+                yield Reply(node, None, message.error.reason or f"code {message.error.code}")
             else:
                 yield Reply(node, message.content)
         if waiting and time.monotonic() > deadline:
@@ -192,6 +194,10 @@ class LocalGrid(Grid):
             try:
                 return self._app(message, self._contexts[node])
             except Exception as error:
+                # The reply carries no text; whoever runs the simulation sees it here.
+                _LOG.error(
+                    "node %s failed on %s", node, message.metadata.message_type, exc_info=error
+                )
                 return Message(Error(code=0, reason=type(error).__name__), reply_to=message)
 
 
@@ -226,7 +232,6 @@ def run_with_ray(server_app: ServerApp, client_app: ClientApp, nodes: int, threa
         If Ray is not installed, or the error of the ServerApp.
     """
     import importlib.util
-    import logging
 
     if importlib.util.find_spec("ray") is None:
         raise FedllmError("the engine 'ray' needs Ray", "pip install 'fedllm[ray]'")

@@ -94,6 +94,12 @@ def test_a_private_run_leaves_a_whole_folder(config, tmp_path):
     assert hashlib.sha256(model.adapter().tobytes()).hexdigest() == stored["adapter_sha256"]
 
 
+def test_relative_paths_count_from_the_working_directory(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    relative = change(config, data={"train": "train.jsonl", "test": "test.jsonl"})
+    assert simulate(relative, Path("deep/run")).rounds == 3
+
+
 def test_training_without_privacy_learns_the_task(config, tmp_path):
     better = change(config, rounds={"count": 8}, training={"local_steps": 8, "batch_size": 30})
     summary = simulate(better, tmp_path / "run")
