@@ -89,6 +89,7 @@ def epsilon(events: Sequence[Event], delta: float) -> EpsilonEstimate:
     return _estimate(fold(events), float(delta))
 
 
+@functools.lru_cache(maxsize=2048)
 def upper_bound(folded: Folded, delta: float) -> float:
     """Return the smallest trustworthy upper bound, without the slower cross-checks.
 
