@@ -103,12 +103,14 @@ def exchange(
                 yield Reply(node, None, message.error.reason or f"code {message.error.code}")
             else:
                 yield Reply(node, message.content)
-        if waiting and time.monotonic() > deadline:
+        if not waiting or arrived:
+            # Sites that share this process answer one after the other; that is no silence.
+            continue
+        if time.monotonic() > deadline:
             for node in waiting.values():
                 yield Reply(node, None, f"no answer within {timeout_s:.0f} s")
             return
-        if waiting and not arrived:
-            time.sleep(_POLL_S)
+        time.sleep(_POLL_S)
 
 
 class LocalGrid(Grid):

@@ -70,6 +70,14 @@ def test_every_node_answers_once_and_errors_lose_their_text():
     assert "patient" not in rest[0].failure
 
 
+def test_sites_that_wait_for_their_turn_are_not_late():
+    grid = LocalGrid(make_app([]), 4)
+    contents = {node: to_content("n", {}) for node in (100, 102, 103)}
+    with _task_identity(1, _SERVER_NODE):
+        replies = list(exchange(grid, "query.echo", contents, 0.0))
+    assert [reply.failure for reply in replies] == ["", "", ""]
+
+
 def test_a_node_that_never_answers_is_reported_after_the_timeout():
     class Deaf(LocalGrid):
         def pull_messages(self, message_ids):
