@@ -83,7 +83,8 @@ class SiteMemory:
         except ValueError:
             # Fail closed: a site that has forgotten must not go on as if nothing was.
             raise RefusedError(
-                f"{self._path} is damaged", "restore it, or start new runs with a new file"
+                "the site's memory of its rounds is damaged",
+                "the site restores the file beside its ledger from a backup",
             ) from None
 
     @contextmanager

@@ -140,8 +140,11 @@ class Refusal(Header):
         The words of a refusal by policy or budget speak of public numbers only and always
         travel; every other error shrinks to its kind.
         """
-        kind = type(error).__name__ if type(error).__name__ in cls._KINDS else "FedllmError"
-        if isinstance(error, FedllmError) and (full_text or isinstance(error, RefusedError)):
+        names = (kind.__name__ for kind in type(error).__mro__)
+        kind = next((name for name in names if name in cls._KINDS), "FedllmError")
+        # Subclasses, such as the ledger's own refusals, may name files of the site.
+        public = type(error) in (RefusedError, BudgetError)
+        if isinstance(error, FedllmError) and (full_text or public):
             return cls(kind=kind, message=error.message, remedy=error.remedy)
         if full_text:
             return cls(kind=kind, message=f"{type(error).__name__}: {error}")

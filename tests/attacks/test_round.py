@@ -366,6 +366,15 @@ def test_an_unforeseen_error_shrinks_to_its_kind():
     assert "patient" in Refusal.of(error, full_text=True).message
 
 
+def test_a_refusal_of_the_ledger_names_no_file_of_the_site():
+    from fedllm.privacy.ledger_entries import LedgerRefusal
+
+    error = LedgerRefusal("the ledger /records/mrs-example.sqlite belongs to another site")
+    refusal = Refusal.of(error, full_text=False)
+    assert "example" not in refusal.model_dump_json()
+    assert isinstance(refusal.to_error("site"), RefusedError), "the exit code stays"
+
+
 def test_a_site_that_forgot_what_it_did_refuses_to_go_on(federation):
     capture_order(federation)
     (federation.folder / "site-0.json").write_text("{ half")
