@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
 from fedllm.encryption.pack import unpack
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
 from fedllm.errors import FedllmError, RefusedError
-from fedllm.federation.masking import mask_scope, take_masks_off
+from fedllm.federation.masking import hex_bytes, mask_scope, reveal_purpose, take_masks_off
 from fedllm.federation.messages import (
     OpenRound,
     OpenSum,
+    OpenSumHeader,
     Refusal,
     RoundOpened,
     RoundOpenedHeader,
@@ -26,6 +33,28 @@ from fedllm.federation.statements import (
 )
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
+from fedllm.identity.sealing import SealingKey
+
+
+class RoundKey(Protocol):
+    """The secret key of one round, wherever it lives."""
+
+    @property
+    def plan(self) -> EncryptionPlan:
+        """Parameters of the round."""
+        ...
+
+    def public_context(self) -> bytes:
+        """Return the public key for the sites."""
+        ...
+
+    def decrypt_sum(self, blob: bytes) -> NDArray[np.uint64]:
+        """Open the one sum that this key opens."""
+        ...
+
+    def wipe(self) -> None:
+        """Forget the secret key."""
+        ...
 
 
 class Authority:
@@ -39,20 +68,30 @@ class Authority:
         The federation's parties.
     min_cohort : int
         Rounds whose sum could be opened with fewer sites are refused.
+    make_key : callable
+        Makes the key of a round: in this process, or `SecretKeyProcess` in one of its own.
     full_errors : bool
         Whether refusals carry the text of unforeseen errors (simulation).
     """
 
     def __init__(
-        self, identity: Identity, roster: Roster, min_cohort: int, full_errors: bool = False
+        self,
+        identity: Identity,
+        roster: Roster,
+        min_cohort: int,
+        *,
+        make_key: Callable[[EncryptionPlan], RoundKey] = SecretRoundKey.generate,
+        full_errors: bool = False,
     ) -> None:
         self._identity = identity
         self._roster = roster
         self._min_cohort = min_cohort
+        self._make_key = make_key
         self._full_errors = full_errors
         self._opened: set[tuple[str, int, int]] = set()
         self._statement = ""
-        self._secret: SecretRoundKey | None = None
+        self._secret: RoundKey | None = None
+        self._sealing: SealingKey | None = None
 
     def open_round(self, request: OpenRound) -> RoundOpened:
         """Make a fresh key pair and sign the round with it; the key before is forgotten.
@@ -79,6 +118,7 @@ class Authority:
         if self._secret is not None:
             self._secret.wipe()
         self._secret = None
+        self._sealing = None
         self._statement = ""
 
     def _open_round(self, request: OpenRound) -> RoundOpened:
@@ -96,17 +136,21 @@ class Authority:
             )
         self.forget()
         self._opened.add(which)
-        self._secret = SecretRoundKey.generate(plan)
+        self._secret, self._sealing = self._make_key(plan), SealingKey()
         public = self._secret.public_context()
-        key = PublicRoundKey.from_bytes(plan, public).fingerprint
-        self._statement = proposal.model_copy(update={"key": key}).model_dump_json()
+        keys = {
+            "key": PublicRoundKey.from_bytes(plan, public).fingerprint,
+            "reveal_key": self._sealing.public_bytes().hex(),
+        }
+        self._statement = proposal.model_copy(update=keys).model_dump_json()
         signature = self._identity.sign(self._statement.encode()).hex()
         header = RoundOpenedHeader(statement=self._statement, signature=signature)
         return RoundOpened(header, public)
 
     def _open_sum(self, request: OpenSum) -> SumOpened:
         statement = read_statement(request.header.statement, request.header.signature, self._roster)
-        if self._secret is None or request.header.statement != self._statement:
+        open_now = request.header.statement == self._statement
+        if self._secret is None or self._sealing is None or not open_now:
             raise RefusedError("this round is not open", "open it, or go on to the next attempt")
         survivors = request.header.survivors
         require(list(survivors) == sorted(set(survivors)), "the survivors are not in order")
@@ -126,8 +170,14 @@ class Authority:
                 mask_scope(statement, plan),
                 survivors,
                 request.header.signatures,
-                request.header.reveals,
+                self._unsealed(self._sealing, statement, request.header),
                 self._roster,
             )
         levels = unpack(slots, plan, len(survivors))
         return SumOpened(SumOpenedHeader(count=len(survivors)), levels.astype("<u8").tobytes())
+
+    @staticmethod
+    def _unsealed(key: SealingKey, statement: RoundStatement, header: OpenSumHeader) -> list[bytes]:
+        require(len(header.reveals) == len(header.survivors), "a survivor's reveal is missing")
+        pairs = zip(header.survivors, header.reveals, strict=True)
+        return [key.open(hex_bytes(text), reveal_purpose(statement, site)) for site, text in pairs]

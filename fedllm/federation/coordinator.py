@@ -373,14 +373,14 @@ def _joined(answer: Joined | FedllmError, node: str) -> Member:
 def _open_round(
     authority: KeyAuthority, statement: RoundStatement, plan: EncryptionPlan, roster: Roster
 ) -> RoundOpened:
-    proposal = statement.model_copy(update={"plan": plan.fingerprint(), "key": ""})
+    proposal = statement.model_copy(update={"plan": plan.fingerprint()})
     request = OpenRound(OpenRoundHeader(statement=proposal.model_dump_json()), plan.to_bytes())
     opened = authority.open_round(request)
     if opened.header.refusal is not None:
         raise opened.header.refusal.to_error("the key authority")
     signed = read_statement(opened.header.statement, opened.header.signature, roster)
     require(
-        signed.model_copy(update={"key": ""}) == proposal,
+        signed.model_copy(update={"key": "", "reveal_key": ""}) == proposal,
         "the key authority signed another round than was asked for",
     )
     return opened
@@ -440,6 +440,7 @@ def statement_of(
         min_sites=terms.config.rounds.min_sites,
         plan="",
         key="",
+        reveal_key="",
         config=digest(terms.config_text),
         noise_multiplier=noise_multiplier,
     )

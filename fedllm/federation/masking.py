@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from fedllm.encryption.masks import (
 )
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.errors import PeerError
-from fedllm.federation.messages import RoundStatement
+from fedllm.federation.messages import RoundStatement, digest
 from fedllm.federation.statements import require
 from fedllm.identity.keys import Identity, verify_signature
 from fedllm.identity.roster import Roster
@@ -86,10 +87,12 @@ def take_masks_off(
     scope: MaskScope,
     survivors: Sequence[str],
     signatures: Sequence[str],
-    reveals: Sequence[str],
+    reveals: Sequence[bytes],
     roster: Roster,
 ) -> NDArray[np.uint64]:
     """Return an opened sum (S,) without the survivors' own masks and what dropouts left.
+
+    ``reveals`` are `Reveal.to_bytes` of each survivor, already unsealed.
 
     Raises
     ------
@@ -97,9 +100,15 @@ def take_masks_off(
         If the survivors do not all agree, or a reveal is missing or malformed.
     """
     require_agreement(scope, survivors, check_settled(scope, survivors, signatures, roster))
-    parsed = [Reveal.from_bytes(text.encode(), scope) for text in reveals]
+    parsed = [Reveal.from_bytes(blob, scope) for blob in reveals]
     correction = correction_for(scope, survivors, parsed)
     return (slots + correction) % np.uint64(scope.plan.plain_modulus)
+
+
+def reveal_purpose(statement: RoundStatement, site: str) -> bytes:
+    """Return what a site's sealed reveal is bound to: this attempt of the round, this site."""
+    words = ["fedllm.reveal.v1", digest(statement.model_dump(mode="json")), site]
+    return json.dumps(words).encode()
 
 
 def hex_bytes(text: str) -> bytes:
@@ -113,4 +122,4 @@ def hex_bytes(text: str) -> bytes:
     try:
         return bytes.fromhex(text)
     except ValueError:
-        raise PeerError("a peer sent a signature that is not hexadecimal") from None
+        raise PeerError("a peer sent digits that are not hexadecimal") from None

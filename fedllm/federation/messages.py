@@ -71,6 +71,9 @@ class RoundStatement(Header):
         The sum of fewer sites is not opened.
     plan, key : str
         SHA-256 of the encryption plan and of the round's public key.
+    reveal_key : str
+        Public X25519 key of this round, in hexadecimal, for which the survivors seal what
+        takes their masks off.
     config : str
         SHA-256 of the run configuration that the sites were sent.
     noise_multiplier : float, optional
@@ -86,6 +89,7 @@ class RoundStatement(Header):
     min_sites: int
     plan: str
     key: str
+    reveal_key: str
     config: str
     noise_multiplier: float | None = None
 
@@ -221,7 +225,7 @@ class UnmaskHeader(Header):
 
 
 class UnmaskedHeader(Header):
-    """A survivor's reveal (JSON of `fedllm.encryption.masks.Reveal`), or its refusal."""
+    """A survivor's reveal, sealed for the key authority and in hexadecimal, or its refusal."""
 
     site: str
     reveal: str = ""
@@ -246,7 +250,8 @@ class OpenSumHeader(Header):
     """The coordinator's request to open a round's sum.
 
     With masks that allow for dropouts, ``signatures`` and ``reveals`` of the survivors, in
-    their order, show that they agree and take their own masks off; else both are empty.
+    their order, show that they agree and take their own masks off; else both are empty. The
+    coordinator passes the reveals on and cannot read them.
     """
 
     statement: str

@@ -22,7 +22,13 @@ from fedllm.encryption.schemes import PublicRoundKey
 from fedllm.encryption.update import seal_update
 from fedllm.errors import PeerError, RefusedError
 from fedllm.federation.charging import SiteAccount
-from fedllm.federation.masking import check_settled, mask_scope, site_masks
+from fedllm.federation.masking import (
+    check_settled,
+    hex_bytes,
+    mask_scope,
+    reveal_purpose,
+    site_masks,
+)
 from fedllm.federation.memory import SiteMemory
 from fedllm.federation.messages import (
     Join,
@@ -48,6 +54,7 @@ from fedllm.federation.updates import seal
 from fedllm.files import append_line
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
+from fedllm.identity.sealing import seal_for
 from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
 from fedllm.training.local import LocalResult, train_locally
@@ -194,8 +201,12 @@ class Site:
             )
             masks = site_masks(self._identity, statement, plan, True)
             masks.statement(survivors)
-            text = masks.reveal(statements).to_bytes().decode()
-            return Unmasked(UnmaskedHeader(site=self.name, reveal=text))
+            sealed = seal_for(
+                hex_bytes(statement.reveal_key),
+                masks.reveal(statements).to_bytes(),
+                reveal_purpose(statement, self.name),
+            )
+            return Unmasked(UnmaskedHeader(site=self.name, reveal=sealed.hex()))
 
         return self._guarded(
             reveal, lambda refusal: Unmasked(UnmaskedHeader(site=self.name, refusal=refusal))

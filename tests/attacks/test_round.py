@@ -14,6 +14,7 @@ from fedllm.data.records import Record
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
 from fedllm.errors import FedllmError, PeerError, RefusedError
+from fedllm.federation import authority as authority_module
 from fedllm.federation.messages import (
     OpenSum,
     OpenSumHeader,
@@ -252,6 +253,66 @@ def test_masks_come_off_only_with_every_survivors_own_signature(federation):
 
     federation.tamper = forge
     with pytest.raises(PeerError, match="signature of 'site-1'"):
+        federation.round()
+
+
+def test_the_coordinator_carries_reveals_that_it_cannot_read(federation):
+    """Own seeds and pair seeds pass through it only sealed for the authority's round key."""
+    seeds, carried = [], []
+
+    def listen(kind, name, message):
+        if kind == "unmask":
+            carried.append(message.header.reveal)
+        return None if (kind, name) == ("train", "site-2") else message
+
+    original = authority_module.take_masks_off
+
+    def note(slots, scope, survivors, signatures, reveals, roster):
+        for blob in reveals:
+            values = json.loads(blob)
+            seeds.extend([values["own"], *values["pairs"].values()])
+        return original(slots, scope, survivors, signatures, reveals, roster)
+
+    federation.tamper = listen
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(authority_module, "take_masks_off", note)
+        federation.round()
+    assert len(seeds) == 4
+    assert len(carried) == 2
+    assert not any(seed in text for seed in seeds for text in carried)
+
+
+def test_a_reveal_of_another_site_or_attempt_does_not_open(federation):
+    kept = {}
+
+    def swap(kind, name, message):
+        if kind != "unmask":
+            return message
+        kept.setdefault(name, message)
+        other = kept["site-0"] if name == "site-1" else kept[name]
+        return changed(other, site=name)
+
+    federation.tamper = swap
+    for attempt in (1, 2):
+        with pytest.raises(PeerError, match="sealed message does not open"):
+            federation.round(1, attempt)
+        # The second time site-0's reveal is that of the first attempt.
+        kept.pop("site-1")
+
+
+def test_an_authority_with_another_reveal_key_in_its_name_is_refused(federation):
+    """The coordinator swaps in its own key to read the reveals: the signature does not fit."""
+    from fedllm.identity.sealing import SealingKey
+
+    def own_key(kind, name, message):
+        if not kind.endswith("request") or kind == "join request":
+            return message
+        statement = json.loads(message.header.statement)
+        statement["reveal_key"] = SealingKey().public_bytes().hex()
+        return changed(message, statement=json.dumps(statement))
+
+    federation.tamper = own_key
+    with pytest.raises(PeerError, match="signature of 'the key authority'"):
         federation.round()
 
 

@@ -29,6 +29,7 @@ statements = st.builds(
     min_sites=st.integers(),
     plan=text,
     key=text,
+    reveal_key=text,
     config=text,
     noise_multiplier=st.none() | st.floats(allow_nan=False, allow_infinity=False),
 )
@@ -63,9 +64,9 @@ def test_a_statement_survives_json(statement):
 
 @given(st.text(max_size=100), st.text(max_size=100))
 def test_any_text_is_read_or_refused_without_repeating_it(before, after):
-    # A mark that no message of ours contains: short pieces of the text could stand in one by chance.
+    # A mark that no message of ours contains; short pieces of the text could stand in one.
     mark = "private-7f3a"
-    for header in (before + mark + after, json.dumps({"site": [mark], before: after})):
+    for header in (before + mark + after, json.dumps({"site": [mark], before + "?": after})):
         with pytest.raises(PeerError) as caught:
             Trained.from_wire(header, {"update": b""})
         assert mark not in str(caught.value)

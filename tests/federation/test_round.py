@@ -9,6 +9,7 @@ import pytest
 from support.federation import build, plain_means, quantisation_step, records, small_config
 
 from fedllm.config import AllowSection, BudgetSection, SitePolicy
+from fedllm.encryption.sandbox import SecretKeyProcess
 from fedllm.errors import BudgetError, PeerError, RefusedError, TrainingError
 from fedllm.privacy.events import NonPrivate, PoissonGaussian
 from fedllm.privacy.ledger import Ledger
@@ -251,3 +252,12 @@ def test_the_private_log_stays_at_the_site(tiny_checkpoint, tmp_path):
     everything = " ".join(answers)
     for word in ("loss", "records", "seconds", "norm"):
         assert word not in everything
+
+
+def test_a_round_with_the_secret_key_in_a_process_of_its_own(tiny_checkpoint, tmp_path):
+    federation = build(tmp_path, small_config(tiny_checkpoint("bert")))
+    federation.authority._make_key = SecretKeyProcess.generate
+    expected = plain_means(federation)
+    outcome = federation.round()
+    step = quantisation_step(federation)
+    assert (np.abs(outcome.mean - expected) <= step).all()
