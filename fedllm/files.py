@@ -82,11 +82,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path, mode: int = 0o755) -> Iterator[Path]:
     """Fill a temporary folder that replaces ``path`` only when the block ends well.
 
-    The exchange is two renames; a crash between them leaves the old folder beside the
-    new one under a name that ends in ``.old``, and `recover_directory` puts it back.
+    ``mode`` are the new folder's permission bits. The exchange is two renames; a crash
+    between them leaves the old folder beside the new one under a name that ends in
+    ``.old``, and `recover_directory` puts it back.
 
     Raises
     ------
@@ -106,7 +107,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
-        temporary.chmod(0o755)
+        temporary.chmod(mode)
         if path.exists():
             path.replace(retired)
         temporary.replace(path)

@@ -1,28 +1,84 @@
-"""The list of a federation's parties and their public keys."""
+"""The list of a federation's parties and their public keys, signed by its root key."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedllm.errors import PeerError
+from fedllm.identity.keys import Identity, verify_signature
+
+Role = Literal["coordinator", "authority", "operator", "site"]
+ROLES: tuple[Role, ...] = ("coordinator", "authority", "operator", "site")
+
+_FORMAT = "fedllm.roster.v1"
+_SITE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_FETCH = "fetch it again from the operator"
+
+
+def is_site_name(name: str) -> bool:
+    """Tell whether ``name`` may name a site: lower-case letters, digits, inner hyphens.
+
+    The rule of a DNS label (RFC 1123): such a name is safe in paths, URLs and logs. The names
+    of the other roles are taken.
+    """
+    return _SITE_NAME.fullmatch(name) is not None and name not in ROLES
 
 
 @dataclass(frozen=True)
 class Roster:
     """Who takes part, and the Ed25519 public key (32 bytes) of each.
 
+    A simulation needs ``authority`` and ``sites`` alone. In a deployment the roster is signed
+    (`sign_roster`) and carries everything that parties must agree on.
+
     Attributes
     ----------
     authority : bytes
         Public key of the key authority.
     sites : mapping of str to bytes
-        Public key of each site by its name.
+        Public key of each active site by its name.
+    coordinator, operator : bytes, optional
+        Public keys of the coordinator, and of the operator who submits runs.
+    node_keys : mapping of str to bytes
+        Flower node keys by name (sites and "authority"): PEM of a P-384 public key, exactly
+        the bytes that a node is registered with.
+    version : int
+        Grows with every roster of a federation; 0 for one that was never signed.
+    revoked : tuple of bytes
+        Signing keys that are never accepted again.
+    federation : str
+        Name of the federation.
+    address : str
+        ``host:port`` of the coordinator's public listener.
+    authorities_pem : str
+        The certificates (PEM) of the private CA; two of them during a roll-over.
+    min_cohort : int
+        Smallest number of sites whose sum the key authority opens.
+    issued, expires : datetime, optional
+        When it was signed, and from when on nobody may rely on it (UTC).
     """
 
     authority: bytes
     sites: Mapping[str, bytes]
+    coordinator: bytes | None = None
+    operator: bytes | None = None
+    node_keys: Mapping[str, bytes] = field(default_factory=dict)
+    version: int = 0
+    revoked: tuple[bytes, ...] = ()
+    federation: str = ""
+    address: str = ""
+    authorities_pem: str = ""
+    min_cohort: int = 1
+    issued: datetime | None = None
+    expires: datetime | None = None
 
     def site_key(self, name: str) -> bytes:
         """Return a site's public key.
@@ -39,10 +95,19 @@ class Roster:
                 f"'{name}' is not in the roster", "only the federation's operator can add a site"
             ) from None
 
+    def key_of(self, role: Role, name: str) -> bytes | None:
+        """Return the public key of a party, or None if the roster does not hold it."""
+        if role == "site":
+            return self.sites.get(name)
+        return {
+            "authority": self.authority,
+            "coordinator": self.coordinator,
+            "operator": self.operator,
+        }[role]
+
     def to_json(self) -> str:
-        """Write the roster as JSON with hexadecimal keys."""
-        sites = {name: key.hex() for name, key in sorted(self.sites.items())}
-        return json.dumps({"authority": self.authority.hex(), "sites": sites}, indent=2)
+        """Write the roster, unsigned, as JSON with hexadecimal keys."""
+        return json.dumps(_to_plain(self), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Roster:
@@ -55,10 +120,157 @@ class Roster:
         """
         try:
             value = json.loads(text)
-            sites = {str(name): bytes.fromhex(key) for name, key in value["sites"].items()}
-            roster = cls(bytes.fromhex(value["authority"]), sites)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise PeerError("the roster is damaged", "fetch it again from the operator") from None
-        if any(len(key) != 32 for key in (roster.authority, *roster.sites.values())):
-            raise PeerError("the roster holds a key that is not 32 bytes long")
-        return roster
+        except ValueError:
+            raise PeerError("the roster is damaged", _FETCH) from None
+        return _from_plain(value)
+
+
+def sign_roster(roster: Roster, root: Identity) -> str:
+    """Return the roster as JSON, signed by the federation's root key."""
+    plain = _to_plain(roster)
+    signature = root.sign(_signed_bytes(plain)).hex()
+    return json.dumps({"format": _FORMAT, "signature": signature, "roster": plain}, indent=2) + "\n"
+
+
+def verify_roster(text: str, root: bytes) -> Roster:
+    """Read a signed roster.
+
+    Whether it is newer than the last one, and not expired, is for the caller to check.
+
+    Parameters
+    ----------
+    text : str
+        What `sign_roster` returned.
+    root : bytes
+        The federation's root key that the reader pinned (Ed25519, 32 bytes).
+
+    Raises
+    ------
+    PeerError
+        If it is damaged, of another version of the format, or signed by any other key.
+    """
+    try:
+        value = json.loads(text)
+        plain, kind = value["roster"], value["format"]
+        signature = bytes.fromhex(value["signature"])
+        if not isinstance(plain, dict):
+            raise TypeError
+        message = _signed_bytes(plain)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise PeerError("the roster is damaged", _FETCH) from None
+    if kind != _FORMAT:
+        raise PeerError("the roster has an unknown format", "install the same version of fedllm")
+    verify_signature(root, signature, message, "the federation's root key")
+    roster = _from_plain(plain)
+    if _to_plain(roster) != plain:
+        raise PeerError("the roster has fields that are not known here", "install a newer fedllm")
+    _check_signed(roster)
+    return roster
+
+
+def _signed_bytes(plain: dict[str, Any]) -> bytes:
+    # One text for one value, whatever the layout of the file (the idea of RFC 8785).
+    canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _FORMAT.encode() + b"\x1f" + canonical.encode()
+
+
+def _to_plain(roster: Roster) -> dict[str, Any]:
+    def key(value: bytes | None) -> str | None:
+        return None if value is None else value.hex()
+
+    def time(value: datetime | None) -> str | None:
+        return None if value is None else value.astimezone(UTC).isoformat()
+
+    return {
+        "federation": roster.federation,
+        "version": roster.version,
+        "issued": time(roster.issued),
+        "expires": time(roster.expires),
+        "address": roster.address,
+        "min_cohort": roster.min_cohort,
+        "authority": roster.authority.hex(),
+        "coordinator": key(roster.coordinator),
+        "operator": key(roster.operator),
+        "sites": {name: value.hex() for name, value in sorted(roster.sites.items())},
+        "node_keys": {name: pem.decode() for name, pem in sorted(roster.node_keys.items())},
+        "revoked": [value.hex() for value in roster.revoked],
+        "authorities_pem": roster.authorities_pem,
+    }
+
+
+def _from_plain(plain: Any) -> Roster:
+    try:
+        roster = Roster(
+            authority=bytes.fromhex(plain["authority"]),
+            sites={str(name): bytes.fromhex(key) for name, key in plain["sites"].items()},
+            coordinator=_optional_key(plain.get("coordinator")),
+            operator=_optional_key(plain.get("operator")),
+            node_keys={str(n): pem.encode() for n, pem in plain.get("node_keys", {}).items()},
+            version=_whole(plain.get("version", 0)),
+            revoked=tuple(bytes.fromhex(key) for key in plain.get("revoked", [])),
+            federation=str(plain.get("federation", "")),
+            address=str(plain.get("address", "")),
+            authorities_pem=str(plain.get("authorities_pem", "")),
+            min_cohort=_whole(plain.get("min_cohort", 1)),
+            issued=_time(plain.get("issued")),
+            expires=_time(plain.get("expires")),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise PeerError("the roster is damaged", _FETCH) from None
+    held = (roster.authority, roster.coordinator, roster.operator, *roster.sites.values())
+    if any(key is not None and len(key) != 32 for key in (*held, *roster.revoked)):
+        raise PeerError("the roster holds a key that is not 32 bytes long", _FETCH)
+    return roster
+
+
+def _optional_key(text: str | None) -> bytes | None:
+    return None if text is None else bytes.fromhex(text)
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError
+    return value
+
+
+def _time(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    value = datetime.fromisoformat(text)
+    if value.tzinfo is None:
+        raise ValueError
+    return value
+
+
+def _check_signed(roster: Roster) -> None:
+    """Refuse a signed roster that lacks what a deployment needs, or contradicts itself."""
+    bad = [name for name in roster.sites if not is_site_name(name)]
+    if bad:
+        raise PeerError(f"the roster names a site {bad[0]!r}, which is no valid name", _FETCH)
+    if roster.version < 1 or roster.expires is None or not roster.authorities_pem:
+        raise PeerError("the roster was made for a simulation, not for a network", _FETCH)
+    if set(roster.node_keys) - set(roster.sites) - {"authority"}:
+        raise PeerError("the roster holds the node key of an unknown party", _FETCH)
+    for name, pem in roster.node_keys.items():
+        if not is_node_key(pem):
+            raise PeerError(f"the roster's node key of '{name}' is not a P-384 key", _FETCH)
+    held = [roster.authority, *roster.sites.values()]
+    held += [key for key in (roster.coordinator, roster.operator) if key is not None]
+    if len(set(held)) != len(held) or set(held) & set(roster.revoked):
+        raise PeerError("the roster holds one key twice, or a revoked one", _FETCH)
+
+
+def is_node_key(pem: bytes) -> bool:
+    """Tell whether ``pem`` is the one spelling of a P-384 public key that Flower uses."""
+    try:
+        key = serialization.load_pem_public_key(pem)
+    except ValueError:
+        return False
+    return (
+        isinstance(key, ec.EllipticCurvePublicKey)
+        and isinstance(key.curve, ec.SECP384R1)
+        and pem
+        == key.public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )

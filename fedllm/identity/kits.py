@@ -1,0 +1,370 @@
+"""A party's kit: the one folder with its keys, the roster and what it needs of TLS."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fedllm.errors import ConfigError, PeerError, RefusedError
+from fedllm.files import write_bytes, write_json
+from fedllm.identity import certificates
+from fedllm.identity.keys import Identity
+from fedllm.identity.roster import ROLES, Role, Roster, verify_roster
+
+_FORMAT = "fedllm.kit.v1"
+_PRIVATE = ("keys/signing.pem", "keys/secret.bin", "node.key", "server.key")
+
+
+@dataclass(frozen=True)
+class Kit:
+    """Everything one party needs to take part, read and checked by `read_kit`.
+
+    Attributes
+    ----------
+    folder : Path
+        Where it lies; only its owner can read it.
+    role, name, federation : str
+        Who the party is, and in which federation.
+    address : str
+        ``host:port`` of the coordinator's public TLS listener.
+    root : bytes
+        The federation's root key (Ed25519, 32 bytes) that this party pinned.
+    ca_certificate : Path
+        PEM of the federation's private CA; the only one to trust for TLS.
+    identity : Identity
+        The party's own keys.
+    roster : Roster
+        Verified against ``root``, not expired, never older than one seen before.
+    server_certificate, server_key : Path, optional
+        TLS of the coordinator.
+    node_key : Path, optional
+        The P-384 key (OpenSSH format) of a site's or the authority's Flower node.
+    """
+
+    folder: Path
+    role: Role
+    name: str
+    federation: str
+    address: str
+    root: bytes
+    ca_certificate: Path
+    identity: Identity
+    roster: Roster
+    server_certificate: Path | None
+    server_key: Path | None
+    node_key: Path | None
+
+    def install_roster(self, text: str) -> Kit:
+        """Return this kit with a newer signed roster, once that is on disk.
+
+        A roster of the version that is installed already changes nothing.
+
+        Raises
+        ------
+        PeerError
+            If it is damaged, or not signed by the pinned root key.
+        RefusedError
+            If it is older than the installed one, expired, or no longer lists this party.
+        """
+        description = read_description(self.folder)
+        roster = install_roster(self.folder, description, text, self.identity)
+        return replace(self, roster=roster, address=roster.address)
+
+
+def read_kit(folder: Path, role: Role) -> Kit:
+    """Read and check a kit.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is no finished kit of that role, others can read it, a file is missing
+        or damaged, or a certificate or the roster has expired; says what to do.
+    """
+    description = read_description(folder)
+    name = description["name"]
+    if description["role"] != role:
+        raise ConfigError(
+            f"{folder} is the kit of the {_spoken(description['role'], name)}, not of a {role}",
+            f"give the {role}'s kit with --kit",
+        )
+    check_permissions(folder)
+    identity = Identity.load(name, folder / "keys")
+    if description["root"] is None:
+        raise ConfigError(
+            f"the kit {folder} is not complete: the operator has not answered its request",
+            f"send {folder / 'request.json'} to the federation's operator and install the answer: "
+            f"fedllm {'client' if role == 'site' else role} accept ANSWER --kit {folder}",
+        )
+    roster = _installed_roster(folder, description)
+    _check_ca(folder, roster)
+    check_membership(roster, role, name, identity, folder)
+    server = role == "coordinator"
+    node = role in ("site", "authority")
+    if server:
+        _check_server(folder, roster)
+    if node and node_public_key(folder / "node.key") != roster.node_keys.get(name):
+        raise ConfigError(
+            f"{folder / 'node.key'} is not the node key of '{name}' in the roster",
+            "restore the kit from its backup, or enroll again",
+        )
+    return Kit(
+        folder=folder,
+        role=role,
+        name=name,
+        federation=roster.federation,
+        address=roster.address,
+        root=bytes.fromhex(description["root"]),
+        ca_certificate=folder / "ca.pem",
+        identity=identity,
+        roster=roster,
+        server_certificate=folder / "server.pem" if server else None,
+        server_key=folder / "server.key" if server else None,
+        node_key=folder / "node.key" if node else None,
+    )
+
+
+def install_roster(
+    folder: Path, description: dict[str, Any], text: str, identity: Identity
+) -> Roster:
+    """Verify a signed roster under the pinned root, and make it the kit's; see `Kit`."""
+    roster = verify_roster(text, bytes.fromhex(description["root"]))
+    seen = description["roster_version"]
+    if roster.version < seen:
+        raise RefusedError(
+            f"the roster has version {roster.version}, and this kit has seen version {seen}",
+            "an older roster may name parties that were revoked; ask the operator for the newest",
+        )
+    if description["federation"] not in (None, roster.federation):
+        raise RefusedError(
+            f"the roster is of the federation '{roster.federation}', "
+            f"and this kit of '{description['federation']}'",
+            "use the roster of the right federation",
+        )
+    try:
+        _check_dates(roster, "the new roster")
+        check_membership(roster, description["role"], description["name"], identity, folder)
+    except ConfigError as error:
+        raise RefusedError(error.message, error.remedy) from None
+    if roster.version == seen and _differs(folder, description, roster):
+        raise PeerError(
+            f"two different rosters have version {seen}: the root key signed both",
+            "stop, and ask the operator; the root key may be in other hands",
+        )
+    # The version last: after a crash in between, the same roster can be installed again.
+    write_bytes(folder / "ca.pem", roster.authorities_pem.encode(), mode=0o600)
+    write_bytes(folder / "roster.json", text.encode(), mode=0o600)
+    write_description(
+        folder,
+        description | {"federation": roster.federation, "roster_version": roster.version},
+    )
+    return roster
+
+
+def _differs(folder: Path, description: dict[str, Any], roster: Roster) -> bool:
+    try:
+        return _installed_roster(folder, description) != roster
+    except ConfigError:
+        # Damaged or gone: installing it again is the remedy.
+        return False
+
+
+def write_description(folder: Path, description: dict[str, Any]) -> None:
+    """Write ``kit.json``: whose kit it is, the pinned root and the newest version seen."""
+    write_json(folder / "kit.json", {"format": _FORMAT} | description)
+    (folder / "kit.json").chmod(0o600)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Read ``kit.json``; see `read_kit` for the errors."""
+    path = folder / "kit.json"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(
+            f"{folder} is no kit: it has no kit.json", "check the path, or enroll to make a kit"
+        ) from None
+    except PermissionError:
+        raise ConfigError(
+            f"{path} cannot be read by this user", f"run as the owner of {folder}"
+        ) from None
+    except (OSError, ValueError):
+        raise ConfigError(f"{path} is damaged", "restore the kit from its backup") from None
+    keys = {"format", "role", "name", "federation", "root", "roster_version"}
+    if (
+        not isinstance(value, dict)
+        or set(value) != keys
+        or value["format"] != _FORMAT
+        or value["role"] not in ROLES
+        or not isinstance(value["name"], str)
+        or type(value["roster_version"]) is not int
+        or not _is_key(value["root"])
+    ):
+        raise ConfigError(f"{path} is damaged", "restore the kit from its backup")
+    return value
+
+
+def _is_key(value: Any) -> bool:
+    try:
+        return value is None or len(bytes.fromhex(value)) == 32
+    except (TypeError, ValueError):
+        return False
+
+
+def check_permissions(folder: Path) -> None:
+    """Check that nobody but the owner can read the kit.
+
+    Raises
+    ------
+    ConfigError
+        Names the first file with wider permissions, and the command that mends all.
+    """
+    for path in (folder, folder / "keys", *(folder / name for name in _PRIVATE)):
+        try:
+            mode = path.stat().st_mode & 0o777
+        except FileNotFoundError:
+            continue
+        if mode & 0o077:
+            raise ConfigError(
+                f"{path} can be read by other users of this machine (mode {mode:04o})",
+                f"run: chmod -R go-rwx {folder}   and ask yourself who may have read it",
+            )
+
+
+def _installed_roster(folder: Path, description: dict[str, Any]) -> Roster:
+    path = folder / "roster.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the roster {path} cannot be read ({type(error).__name__})",
+            "fetch the newest roster from the operator and install it with update-roster",
+        ) from None
+    try:
+        roster = verify_roster(text, bytes.fromhex(description["root"]))
+    except PeerError as error:
+        raise ConfigError(
+            f"{path}: {error.message}",
+            "fetch the newest roster from the operator and install it with update-roster",
+        ) from None
+    if roster.version < description["roster_version"]:
+        raise ConfigError(
+            f"{path} has version {roster.version}, and this kit has seen version "
+            f"{description['roster_version']}",
+            "somebody put an older roster back; install the newest one with update-roster",
+        )
+    _check_dates(roster, str(path))
+    return roster
+
+
+def _check_dates(roster: Roster, origin: str) -> None:
+    now = datetime.now(UTC)
+    if roster.expires is None or now > roster.expires:
+        raise ConfigError(
+            f"{origin} expired at {roster.expires:%Y-%m-%d %H:%M} UTC",
+            "ask the operator for a new one (fedllm provision renew); this machine's clock says "
+            f"{now:%Y-%m-%d %H:%M} UTC",
+        )
+
+
+def _check_ca(folder: Path, roster: Roster) -> None:
+    path = folder / "ca.pem"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read ({type(error).__name__})",
+            "restore it by installing the roster again with update-roster",
+        ) from None
+    if content != roster.authorities_pem.encode():
+        raise ConfigError(
+            f"{path} is not the CA that the operator signed in the roster",
+            "somebody replaced it; restore it by installing the roster again with update-roster",
+        )
+    found = certificates.read_certificates(content, str(path))
+    for certificate in found:
+        certificates.check_authority(certificate, str(path))
+    certificates.check_period(
+        max(found, key=lambda certificate: certificate.not_valid_after_utc), str(path)
+    )
+
+
+def check_membership(
+    roster: Roster, role: Role, name: str, identity: Identity, folder: Path
+) -> None:
+    """Check that the roster lists a party under its name with its key.
+
+    Raises
+    ------
+    ConfigError
+        If it was revoked, or is not in the roster.
+    """
+    own = identity.public_bytes()
+    if own in roster.revoked:
+        raise ConfigError(
+            f"the operator revoked the {_spoken(role, name)}: its key is not accepted any more",
+            "ask the operator why; enroll again with a new kit if the key was lost",
+        )
+    if roster.key_of(role, name) != own:
+        raise ConfigError(
+            f"the roster (version {roster.version}) does not list the {_spoken(role, name)} "
+            f"with the key of {folder}",
+            "ask the operator to sign this kit's request, and install the answer",
+        )
+
+
+def _check_server(folder: Path, roster: Roster) -> None:
+    path = folder / "server.pem"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read ({type(error).__name__})", "restore the kit from its backup"
+        ) from None
+    certificate = certificates.read_certificates(content, str(path))[0]
+    certificates.check_period(certificate, str(path))
+    certificates.check_server_certificate(
+        certificate,
+        certificates.read_private_key(folder / "server.key"),
+        certificates.read_certificates(roster.authorities_pem, "the roster"),
+        split_address(roster.address)[0],
+        str(path),
+    )
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of ``host:port``; an IPv6 address stands in brackets."""
+    host, _, port = address.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def node_public_key(path: Path) -> bytes:
+    """Return the public half (PEM) of a node key, as Flower's registration wants it.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing or holds no P-384 key.
+    """
+    try:
+        key = serialization.load_ssh_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError(
+            f"the node key {path} cannot be read ({type(error).__name__})",
+            "restore the kit from its backup",
+        ) from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise ConfigError(f"{path} is not a P-384 key", "restore the kit from its backup")
+    return key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _spoken(role: Role, name: str) -> str:
+    return f"site '{name}'" if role == "site" else role
