@@ -167,12 +167,20 @@ def check_server_certificate(
         raise ConfigError(
             f"{origin} was not issued by the federation's CA", "install the operator's last answer"
         )
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    if _general(host) not in list(names):
+    if _general(host) not in _names(certificate):
         raise ConfigError(
             f"{origin} does not name {host}, the address in the roster",
             "renew it: fedllm provision renew",
         )
+
+
+def names_exactly(certificate: x509.Certificate, hosts: Sequence[str]) -> bool:
+    """Tell whether a server's certificate names these hosts and no others."""
+    return _names(certificate) == [_general(host) for host in hosts]
+
+
+def _names(certificate: x509.Certificate) -> list[x509.GeneralName]:
+    return list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
 
 
 def check_period(certificate: x509.Certificate, origin: str, now: datetime | None = None) -> None:
