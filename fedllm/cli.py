@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import typer
 
 from fedllm import __version__
-from fedllm.commands import ledger, privacy
+from fedllm.commands import authority, client, ledger, privacy, provision, server
 from fedllm.commands.demo import demo
 from fedllm.commands.pretrain import pretrain
 from fedllm.commands.report import report
@@ -61,6 +61,10 @@ def _audit() -> None:
 app.command()(demo)
 app.command()(pretrain)
 app.command()(simulate)
+app.add_typer(provision.app, name="provision")
+app.add_typer(server.app, name="server")
+app.add_typer(authority.app, name="authority")
+app.add_typer(client.app, name="client")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(audit, name="audit")

@@ -73,8 +73,7 @@ class Kit:
         RefusedError
             If it is older than the installed one, expired, or no longer lists this party.
         """
-        description = read_description(self.folder)
-        roster = install_roster(self.folder, description, text, self.identity)
+        roster = update_roster(self.folder, text)
         return replace(self, roster=roster, address=roster.address)
 
 
@@ -97,11 +96,7 @@ def read_kit(folder: Path, role: Role) -> Kit:
     check_permissions(folder)
     identity = Identity.load(name, folder / "keys")
     if description["root"] is None:
-        raise ConfigError(
-            f"the kit {folder} is not complete: the operator has not answered its request",
-            f"send {folder / 'request.json'} to the federation's operator and install the answer: "
-            f"fedllm {'client' if role == 'site' else role} accept ANSWER --kit {folder}",
-        )
+        raise _incomplete(folder, role)
     roster = _installed_roster(folder, description)
     _check_ca(folder, roster)
     check_membership(roster, role, name, identity, folder)
@@ -128,6 +123,33 @@ def read_kit(folder: Path, role: Role) -> Kit:
         server_key=folder / "server.key" if server else None,
         node_key=folder / "node.key" if node else None,
     )
+
+
+def _incomplete(folder: Path, role: Role) -> ConfigError:
+    group = {"site": "client", "coordinator": "server"}.get(role, role)
+    return ConfigError(
+        f"the kit {folder} is not complete: the operator has not answered its request",
+        f"send {folder / 'request.json'} to the federation's operator and install the answer: "
+        f"fedllm {group} accept ANSWER --kit {folder}",
+    )
+
+
+def update_roster(folder: Path, text: str) -> Roster:
+    """Install a newer signed roster in a kit, even in one whose own roster has expired.
+
+    Raises
+    ------
+    PeerError, RefusedError
+        As `Kit.install_roster` says.
+    ConfigError
+        If the folder is no kit, or its request was not answered yet.
+    """
+    description = read_description(folder)
+    check_permissions(folder)
+    if description["root"] is None:
+        raise _incomplete(folder, description["role"])
+    identity = Identity.load(description["name"], folder / "keys")
+    return install_roster(folder, description, text, identity)
 
 
 def install_roster(

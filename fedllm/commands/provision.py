@@ -1,0 +1,233 @@
+"""``fedllm provision``: the operator's commands, from the first kit to the last renewal."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from fedllm.commands.joining import confirm_fingerprint, read_small_file
+
+if TYPE_CHECKING:
+    from fedllm.identity.provisioning import Provisioned
+
+_MAKE = "make"
+_SOON_DAYS = 30
+
+
+class _FileOrCommand(TyperGroup):
+    """Takes a first word that is no command for the federation's file."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = [_MAKE, *args]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        # Its help then reads "fedllm provision FEDERATION.toml", as people type it.
+        return ("" if name == _MAKE else name), command, rest
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return ["FEDERATION.toml --out DIR | COMMAND [ARGS]..."]
+
+
+app = typer.Typer(cls=_FileOrCommand, no_args_is_help=True)
+
+_DIR = typer.Option(..., "--dir", metavar="DIR", help="The operator's folder (--out of before).")
+_JSON = typer.Option(False, "--json", help="Print JSON.")
+
+
+@app.callback()
+def _options() -> None:
+    """Make the kits of a federation, and keep its roster.
+
+    The first form reads FEDERATION.toml and makes what is missing in DIR: root key, private
+    CA, the coordinator's certificate, kits, the signed roster. Running it again with more
+    sites adds them and replaces nothing.
+    """
+
+
+@app.command(_MAKE, hidden=True)
+def make(
+    federation: Path = typer.Argument(
+        metavar="FEDERATION.toml", help="Name, coordinator's hosts, sites."
+    ),
+    out: Path = typer.Option(..., "--out", metavar="DIR", help="The operator's folder."),
+    json_output: bool = _JSON,
+) -> None:
+    """Make the kits of a federation; running it again adds what is new."""
+    from fedllm.identity.config import load_federation_config
+    from fedllm.identity.provisioning import provision
+
+    done = provision(load_federation_config(federation), out)
+    if json_output:
+        print(json.dumps(_as_json(out, done), indent=2))
+        return
+    for name in done.kits:
+        print(f"made  {out / 'kits' / name}")
+    _say(out, done)
+
+
+@app.command()
+def show(folder: Path = _DIR, json_output: bool = _JSON) -> None:
+    """Show who is in the federation, and until when its roster and certificates hold."""
+    from fedllm.identity.provisioning import inspect
+
+    done = inspect(folder)
+    if json_output:
+        print(json.dumps(_as_json(folder, done), indent=2))
+    else:
+        _print_table(folder, done)
+
+
+@app.command()
+def sign(
+    request: Path = typer.Argument(help="request.json of a kit that was made elsewhere."),
+    folder: Path = _DIR,
+    fingerprint: str | None = typer.Option(
+        None, metavar="FINGERPRINT", help="What the party read out; asked for when left out."
+    ),
+) -> None:
+    """Let in a party that made its keys itself, and write the answer that it installs."""
+    from fedllm.identity.enrolment import read_request, root_fingerprint
+    from fedllm.identity.provisioning import sign as sign_request
+
+    found = read_request(read_small_file(request))
+    who = f"the request of the {found.role} '{found.name}'"
+    confirm_fingerprint(who, found.fingerprint, fingerprint, "--fingerprint")
+    done, answer = sign_request(folder, found)
+    if done.roster is not None:
+        group = {"site": "client", "coordinator": "server"}.get(found.role, found.role)
+        print(
+            f"answer  {answer}   (nothing secret; send it back)\n"
+            f"root    {root_fingerprint(done.root)}   (read it to them over the phone)\n"
+            f"there   fedllm {group} accept {answer.name} --kit KIT"
+        )
+    else:
+        print(f"signed  '{found.name}'; sign the request again for its answer")
+    _say(folder, done)
+
+
+@app.command()
+def revoke(
+    name: str = typer.Argument(help="The site, or authority, coordinator, operator."),
+    folder: Path = _DIR,
+) -> None:
+    """Take a party off the roster for good; its keys are never accepted again."""
+    from fedllm.identity.provisioning import revoke as revoke_party
+
+    done = revoke_party(folder, name)
+    print(f"revoked '{name}'")
+    _say(folder, done)
+
+
+@app.command()
+def renew(
+    folder: Path = _DIR,
+    new_ca: bool = typer.Option(
+        False, "--new-ca", help="Add a CA; the next renewal uses it for the certificate."
+    ),
+    drop_old_ca: bool = typer.Option(
+        False, "--drop-old-ca", help="Leave all CAs but the newest out of the roster."
+    ),
+) -> None:
+    """Make a new roster and a new certificate for the coordinator, with the same keys."""
+    from fedllm.identity.provisioning import renew as renew_all
+
+    _say(folder, renew_all(folder, new_ca=new_ca, drop_old_ca=drop_old_ca))
+
+
+def _say(folder: Path, done: Provisioned) -> None:
+    from fedllm.identity.enrolment import root_fingerprint
+
+    if done.roster is not None:
+        print(
+            f"roster {done.roster.version}: {len(done.roster.sites)} sites, coordinator at "
+            f"{done.roster.address}, valid until {done.roster.expires:%Y-%m-%d}\n"
+            f"root key {root_fingerprint(done.root)}\n"
+            f"Kits in {folder / 'kits'} have this roster. Elsewhere: send {folder / 'roster.json'} "
+            "and install it with\n  fedllm client update-roster roster.json --kit KIT   "
+            "(or authority, server)"
+        )
+    for note in done.notes:
+        print(f"note: {note}")
+
+
+def _as_json(folder: Path, done: Provisioned) -> dict[str, Any]:
+    from fedllm.identity.enrolment import root_fingerprint
+    from fedllm.identity.provisioning import server_certificate
+
+    certificate, roster = server_certificate(folder), done.roster
+    return {
+        "federation": done.state.config.name,
+        "root": done.root.hex(),
+        "root_fingerprint": root_fingerprint(done.root),
+        "address": done.state.config.address,
+        "min_cohort": done.state.config.min_cohort,
+        "roster": roster
+        and {
+            "version": roster.version,
+            "expires": roster.expires and roster.expires.isoformat(),
+        },
+        "server_certificate_expires": certificate and certificate.not_valid_after_utc.isoformat(),
+        "parties": [
+            {
+                "name": member.name,
+                "role": member.role,
+                "signing_key": member.signing_key,
+                "keys_made": "here" if member.made_here else "by the party",
+                "since": member.since.isoformat(),
+            }
+            for member in done.state.members
+        ],
+        "revoked": [
+            {"name": r.name, "signing_key": r.signing_key, "at": r.at.isoformat()}
+            for r in done.state.revoked
+        ],
+        "kits_made": list(done.kits),
+        "notes": list(done.notes),
+    }
+
+
+def _print_table(folder: Path, done: Provisioned) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fedllm.identity.enrolment import root_fingerprint
+    from fedllm.identity.provisioning import server_certificate
+
+    console = Console()
+    console.print(
+        f"Federation [bold]{done.state.config.name}[/bold], coordinator at "
+        f"{done.state.config.address}, sums of at least {done.state.config.min_cohort} sites\n"
+        f"root key {root_fingerprint(done.root)}"
+    )
+    table = Table("Party", "Role", "Keys made", "Since", "Signing key")
+    for member in done.state.members:
+        made = "here" if member.made_here else "by the party"
+        since = f"{member.since:%Y-%m-%d}"
+        table.add_row(member.name, member.role, made, since, member.signing_key[:16])
+    for gone in done.state.revoked:
+        table.add_row(gone.name, "revoked", "", f"{gone.at:%Y-%m-%d}", gone.signing_key[:16])
+    console.print(table)
+    certificate = server_certificate(folder)
+    if done.roster and done.roster.expires:
+        console.print(_lasts(f"roster {done.roster.version}", done.roster.expires))
+    else:
+        console.print("no roster yet: the key authority's request is awaited")
+    if certificate:
+        console.print(_lasts("the coordinator's certificate", certificate.not_valid_after_utc))
+
+
+def _lasts(what: str, until: datetime) -> str:
+    days = (until - datetime.now(UTC)).days
+    advice = "" if days >= _SOON_DAYS else "   -> run: fedllm provision renew"
+    return f"{what}: valid until {until:%Y-%m-%d} ({days} days){advice}"
