@@ -50,6 +50,10 @@ class ModelSection(Section):
         How an encoder's token states become one vector (classification).
     feature_scale : float
         Length of the normalised pooled vector that the head sees; 0 leaves it as it is.
+    feature_center : {"zero", "label_names"}
+        What is taken off that vector first: nothing, or the mean vector of the labels' own
+        names, which are public. Under noise it pays not to spend the clipping norm on what
+        all texts have in common.
     head_start : {"zero", "label_names"}
         Where a classification head starts: at zero, or at the features of the labels' own
         names, which are public and cost no privacy.
@@ -61,8 +65,15 @@ class ModelSection(Section):
     max_length: PositiveInt = 128
     pooling: Literal["mean", "cls"] = "mean"
     feature_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    feature_center: Literal["zero", "label_names"] = "zero"
     head_start: Literal["zero", "label_names"] = "zero"
     precision: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _centred_features_have_a_length(self) -> Self:
+        if self.feature_center != "zero" and self.feature_scale == 0:
+            raise ValueError("feature_center needs a feature_scale above 0")
+        return self
 
 
 class LoraSection(Section):

@@ -65,6 +65,8 @@ class _Kept:
     lengths: NDArray[np.int64]
 
     def rows(self, indices: NDArray[np.int64], length: int) -> Tensor:
+        if length == 1 and len(self.states) == len(self.lengths):
+            return self.states[torch.from_numpy(indices)].unsqueeze(1)
         result = self.states.new_zeros(len(indices), length, self.states.shape[1])
         for row, index in enumerate(indices):
             start, size = self.starts[index], self.lengths[index]

@@ -133,6 +133,7 @@ class SharedModel:
         if isinstance(self.module, TextClassifier):
             about["pooling"] = self.module.pooling
             about["feature_scale"] = self.module.feature_scale
+            about["feature_center"] = "zero" if self.module.center is None else "label_names"
         with atomic_directory(folder) as new:
             for name, tensors in self._tensors().items():
                 write_bytes(new / name, format_safetensors(tensors, {"format": "pt"}))
@@ -226,6 +227,9 @@ def load_shared_model(config: RunConfig, labels: tuple[str, ...] = ()) -> Shared
         pooling: Pooling = "last" if architecture.causal else config.model.pooling
         scale = config.model.feature_scale
         module = TextClassifier(backbone, architecture.layers, first, len(labels), pooling, scale)
+        if config.model.feature_center == "label_names":
+            lengths_one = nn.functional.normalize(_name_features(module, tokenizer, labels), dim=-1)
+            module.center = lengths_one.mean(0)
         if config.model.head_start == "label_names":
             _start_at_label_names(module, tokenizer, labels)
     else:
@@ -241,6 +245,18 @@ def load_shared_model(config: RunConfig, labels: tuple[str, ...] = ()) -> Shared
 
 
 @torch.no_grad()
+def _name_features(
+    module: TextClassifier, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...]
+) -> torch.Tensor:
+    """Return the features (C, H) of the labels' own names, which are public."""
+    names = [label.replace("_", " ").replace("-", " ") for label in labels]
+    encoded = tokenizer(names, padding=True, truncation=True, max_length=64, return_tensors="pt")
+    return module.features(
+        {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+    )
+
+
+@torch.no_grad()
 def _start_at_label_names(
     module: TextClassifier, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...]
 ) -> None:
@@ -250,12 +266,8 @@ def _start_at_label_names(
     al. 2008, "Importance of semantic representation: dataless classification"), and less is
     left to learn from few or noised gradients.
     """
-    names = [label.replace("_", " ").replace("-", " ") for label in labels]
-    encoded = tokenizer(names, padding=True, truncation=True, max_length=64, return_tensors="pt")
-    features = module.features(
-        {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
-    )
-    module.head.weight.copy_(torch.nn.functional.normalize(features, dim=-1))
+    features = _name_features(module, tokenizer, labels)
+    module.head.weight.copy_(nn.functional.normalize(features, dim=-1))
 
 
 def _group(name: str) -> Group:

@@ -110,7 +110,15 @@ class TextClassifier(nn.Module):
         How token states (B, T, H) become features (B, H).
     feature_scale : float
         Length that features are normalised to; 0 leaves them as they are.
+
+    Attributes
+    ----------
+    center : Tensor, optional
+        (H,), taken off features of length 1 before they get their length: what all texts of a
+        task have in common costs clipping norm and tells no class apart.
     """
+
+    center: Tensor | None
 
     def __init__(
         self,
@@ -126,6 +134,7 @@ class TextClassifier(nn.Module):
         self.stack = LayerStack(backbone, layers, first)
         self.pooling = pooling
         self.feature_scale = feature_scale
+        self.register_buffer("center", None, persistent=False)
         self.head = nn.Linear(backbone.config.hidden_size, number_of_labels)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -150,6 +159,8 @@ class TextClassifier(nn.Module):
             pooled = (states * weights).sum(1) / weights.sum(1).clamp(min=1.0)
         if self.feature_scale == 0.0:
             return pooled
+        if self.center is not None:
+            pooled = nn.functional.normalize(pooled, dim=-1) - self.center
         return self.feature_scale * nn.functional.normalize(pooled, dim=-1)
 
     def prefix(self, batch: Batch) -> Tensor:

@@ -298,3 +298,28 @@ def test_encoder_pools_the_mean_of_real_tokens_to_the_given_length(tiny_model):
     }
     mean = model.module.stack.last_states(batch)[0, :3].mean(0)
     torch.testing.assert_close(model.module.features(batch)[0], 10 * mean / mean.norm())
+
+
+def test_features_centred_at_label_names_lose_what_all_names_share(tiny_checkpoint, tmp_path):
+    names = ("card lost", "card stolen", "cash back")
+    base = config(tiny_checkpoint("bert"))
+    plain = load_shared_model(base, names)
+    section = base.model.model_copy(update={"feature_center": "label_names"})
+    centred = load_shared_model(base.model_copy(update={"model": section}), names)
+    encoded = plain.tokenizer(list(names), padding=True, return_tensors="pt")
+    batch = {key: encoded[key] for key in ("input_ids", "attention_mask")}
+    lengths_one = plain.module.features(batch) / 10
+    expected = lengths_one - lengths_one.mean(0)
+    expected = 10 * expected / expected.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(centred.module.features(batch), expected, atol=1e-4, rtol=1e-4)
+    assert "center" not in centred.module.state_dict(), "made again from public names"
+    centred.save_adapter(tmp_path / "adapter")
+    about = json.loads((tmp_path / "adapter" / "shared_model.json").read_text())
+    assert about["feature_center"] == "label_names"
+
+
+def test_centred_features_need_a_length(tiny_checkpoint):
+    values = config(tiny_checkpoint("bert")).model_dump()
+    values["model"] |= {"feature_center": "label_names", "feature_scale": 0.0}
+    with pytest.raises(ConfigError, match="feature_scale above 0"):
+        parse(RunConfig, values, "test")
