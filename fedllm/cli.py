@@ -17,10 +17,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import typer
 
 from fedllm import __version__
-from fedllm.commands import authority, client, ledger, privacy, provision, server
+from fedllm.commands import audit, authority, client, ledger, privacy, provision, server
 from fedllm.commands.demo import demo
 from fedllm.commands.pretrain import pretrain
-from fedllm.commands.report import report
 from fedllm.commands.simulate import simulate
 from fedllm.errors import FedllmError
 
@@ -49,15 +48,6 @@ def _options(
     """Fine-tune one shared language model on records that never leave their owners."""
 
 
-audit = typer.Typer(help="Reports for those who trust none of the parties.", no_args_is_help=True)
-audit.command()(report)
-
-
-@audit.callback()
-def _audit() -> None:
-    """Write reports for those who trust none of the parties."""
-
-
 app.command()(demo)
 app.command()(pretrain)
 app.command()(simulate)
@@ -67,7 +57,7 @@ app.add_typer(authority.app, name="authority")
 app.add_typer(client.app, name="client")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(privacy.app, name="privacy")
-app.add_typer(audit, name="audit")
+app.add_typer(audit.app, name="audit")
 
 
 def main() -> None:

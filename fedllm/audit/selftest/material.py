@@ -1,0 +1,213 @@
+"""What the self-test works on: a small random Transformer, made-up records, reference loops.
+
+The reference loops take one record at a time and know nothing of hooks, microbatches, packing
+or encryption, so that an error there cannot be in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedllm.config import RunConfig, parse
+from fedllm.data.encode import EncodedDataset, encode
+from fedllm.data.records import Record
+from fedllm.models.shared import SharedModel, load_shared_model
+from fedllm.randomness import RandomStream
+from fedllm.training.objectives import record_losses
+
+Vector = NDArray[np.float64]
+Kind = Literal["bert", "llama"]
+
+LABELS = ("red", "green", "blue")
+SITES = ("site-a", "site-b", "site-c")
+RECORDS, BATCH, STEPS, ROUNDS = 24, 6, 4, 4
+# So small that gradients are the same in all steps, and updates add up without remainder.
+LEARNING_RATE = 1e-6
+# Tells almost everything: the self-test reads the sites' batches out of the opened sums.
+EPSILON = 1e6
+_WORDS = tuple(f"w{i}" for i in range(60))
+
+
+class Material:
+    """A folder with base models, and everything that is computed from them once.
+
+    Parameters
+    ----------
+    folder : Path
+        Empty; base models, keys and ledgers are written here.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._checkpoints: dict[str, Path] = {}
+        self._folders = 0
+
+    def new_folder(self) -> Path:
+        """Return a folder that nobody has used."""
+        self._folders += 1
+        path = self.folder / f"part-{self._folders}"
+        path.mkdir()
+        return path
+
+    def config(self, kind: Kind = "bert", **sections: dict[str, Any]) -> RunConfig:
+        """Return a small run's configuration, ``sections`` laid over it."""
+        values: dict[str, Any] = {
+            "name": "selftest",
+            "task": "classification" if kind == "bert" else "causal",
+            "model": {"path": str(self._checkpoint(kind)), "max_length": 16, "feature_scale": 2.0},
+            "lora": {"rank": 4},
+            "data": {"train": "made up", "sites": len(SITES)},
+            "rounds": {"count": ROUNDS, "min_sites": 2},
+            "training": {
+                "local_steps": STEPS,
+                "batch_size": BATCH,
+                "optimizer": "sgd",
+                "learning_rate": LEARNING_RATE,
+            },
+            "privacy": {"epsilon": EPSILON, "clipping_norm": 1.0},
+            "engine": {"threads": 1},
+        }
+        if kind == "bert":
+            values["data"]["labels"] = list(LABELS)
+        for name, section in sections.items():
+            values[name] = {**values.get(name, {}), **section}
+        return parse(RunConfig, values, "the self-test's run")
+
+    def model(self, config: RunConfig) -> SharedModel:
+        """Load a base model with an adapter that is not at its start."""
+        model = load_shared_model(config, LABELS if config.task == "classification" else ())
+        model.set_adapter(start_of(model))
+        return model
+
+    @cached_property
+    def classifier(self) -> Reference:
+        """Records of one site, each a unit of its own."""
+        return self._reference("bert", lambda i: None)
+
+    @cached_property
+    def persons(self) -> Reference:
+        """Records of persons with up to four records each."""
+        return self._reference("bert", lambda i: f"person {min(i // 2, i % 9)}")
+
+    @cached_property
+    def causal(self) -> Reference:
+        """The same for a language model."""
+        return self._reference("llama", lambda i: None)
+
+    def _reference(self, kind: Kind, unit: Callable[[int], str | None]) -> Reference:
+        config = self.config(kind)
+        model = self.model(config)
+        return Reference(config, model, dataset_of(made_up(RECORDS, "site-a", unit), config, model))
+
+    def _checkpoint(self, kind: Kind) -> Path:
+        if kind not in self._checkpoints:
+            self._checkpoints[kind] = save_random_transformer(self.folder / kind, kind)
+        return self._checkpoints[kind]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model and one site's records, with the gradients that the reference loop found."""
+
+    config: RunConfig
+    model: SharedModel
+    dataset: EncodedDataset
+
+    @cached_property
+    def gradients(self) -> Vector:
+        """(N, P): each record's gradient."""
+        return gradients_of(self.model, self.dataset)
+
+    @cached_property
+    def unit_gradients(self) -> Vector:
+        """(U, P): each unit's records added up."""
+        total = np.zeros((self.dataset.number_of_units, self.gradients.shape[1]))
+        np.add.at(total, self.dataset.units, self.gradients)
+        return total
+
+    @cached_property
+    def clipping_norm(self) -> float:
+        """A norm that some units exceed and others do not."""
+        return float(np.median(np.linalg.norm(self.unit_gradients, axis=1)))
+
+
+def made_up(count: int, site: str, unit: Callable[[int], str | None]) -> list[Record]:
+    """Make records of random words; the same for the same site."""
+    stream = RandomStream.seeded(11, "selftest", site)
+    records = []
+    for i in range(count):
+        words = " ".join(_WORDS[j] for j in stream.below(len(_WORDS), 8))
+        label = LABELS[int(stream.below(len(LABELS), 1)[0])]
+        records.append(Record({"text": words, "label": label}, unit(i), None, f"made up:{i}"))
+    return records
+
+
+def dataset_of(records: Sequence[Record], config: RunConfig, model: SharedModel) -> EncodedDataset:
+    """Encode records for a model."""
+    return encode(records, config.task, model.tokenizer, config.model.max_length, model.labels)
+
+
+def start_of(model: SharedModel) -> NDArray[np.float32]:
+    """Return an adapter with no zeros in it, the same each time."""
+    values = RandomStream.seeded(5, "selftest adapter").normal(model.manifest.length)
+    return (0.3 * values).astype(np.float32)
+
+
+def gradients_of(model: SharedModel, dataset: EncodedDataset) -> Vector:
+    """Return each record's gradient (N, P), one record at a time, by plain autograd."""
+    rows = []
+    for index in range(len(dataset)):
+        loss = record_losses(model, dataset.batch(np.array([index]))).sum()
+        parts = torch.autograd.grad(loss, model.trained)
+        rows.append(torch.cat([part.reshape(-1) for part in parts]).double().numpy())
+    return np.stack(rows)
+
+
+def clipped(gradients: Vector, norm: float) -> Vector:
+    """Scale each row (U, P) down to at most ``norm``."""
+    norms = np.linalg.norm(gradients, axis=1, keepdims=True)
+    return gradients * np.minimum(1.0, norm / norms)
+
+
+def save_random_transformer(folder: Path, kind: Kind) -> Path:
+    """Write a Transformer of two layers with random weights and a tokenizer of made-up words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    special = ["<pad>", "<unk>", "<s>", "</s>"]
+    vocabulary = {word: index for index, word in enumerate([*special, *_WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",  # noqa: S106
+        unk_token="<unk>",  # noqa: S106
+        bos_token="<s>",  # noqa: S106
+        eos_token="</s>",  # noqa: S106
+    ).save_pretrained(folder)
+    size = {
+        "vocab_size": len(vocabulary),
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 32,
+    }
+    config = AutoConfig.for_model(kind, **size, pad_token_id=0, bos_token_id=2, eos_token_id=3)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = (AutoModel if kind == "bert" else AutoModelForCausalLM).from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                # Larger than the usual start, so that records differ clearly.
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return folder

@@ -1,0 +1,120 @@
+"""Checks of whole rounds: what the opened sums say against what the ledgers say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedllm.audit.selftest.federation import RUN, Federation, build, gradients_of_sites
+from fedllm.audit.selftest.material import (
+    BATCH,
+    LEARNING_RATE,
+    RECORDS,
+    ROUNDS,
+    SITES,
+    Material,
+    Vector,
+    clipped,
+)
+from fedllm.audit.selftest.statistics import binomial, first, unrelated, variance
+from fedllm.encryption.quantise import Quantiser
+from fedllm.privacy.events import PoissonGaussian
+
+
+@dataclass
+class Observed:
+    """A finished run, and what can be read out of its opened sums.
+
+    Attributes
+    ----------
+    federation : Federation
+        After its rounds.
+    drawn : int64 array (rounds, sites * records)
+        How many batches of each round every record was in.
+    noise : list of float64 array (P,)
+        What the sum of a round holds beside the records' clipped gradients, in units of the
+        clipping norm; it lies in a space of ``freedom`` dimensions.
+    readable : bool
+        Whether the sums decompose into whole numbers of clipped gradients.
+    """
+
+    federation: Federation
+    drawn: NDArray[np.int64]
+    noise: list[Vector]
+    freedom: int
+    readable: bool
+
+    @cached_property
+    def events(self) -> dict[str, list[PoissonGaussian]]:
+        """What each site's ledger says of the run."""
+        found = {name: self.federation.ledger(name).events_of_run(RUN) for name in SITES}
+        return {
+            name: [event for event in events if isinstance(event, PoissonGaussian)]
+            for name, events in found.items()
+        }
+
+
+def observe(material: Material, like: Federation | None = None) -> Observed:
+    """Run all rounds of a federation; with the same keys as another one, if given."""
+    federation = build(material, material.config(), like.identities if like else None)
+    each = clipped(gradients_of_sites(material, federation.config), 1.0)
+    basis, *_ = np.linalg.svd(each.T, full_matrices=False)
+    drawn, noise, readable = [], [], True
+    for number in range(1, ROUNDS + 1):
+        mean = federation.round(number).mean
+        total = -mean * len(SITES) * BATCH / LEARNING_RATE
+        weights, *_ = np.linalg.lstsq(each.T, total, rcond=None)
+        readable &= bool(np.abs(weights - np.round(weights)).max() < 0.4)
+        drawn.append(np.round(weights).astype(np.int64))
+        noise.append(total - basis @ (basis.T @ total))
+    return Observed(federation, np.stack(drawn), noise, len(total) - len(each), readable)
+
+
+def noise_of_sums(observed: Observed) -> str | None:
+    """The noise in an opened sum is that which the ledgers were charged for."""
+    events = [event for name in SITES for event in observed.events[name][:1]]
+    if len(events) < len(SITES):
+        return "a ledger says nothing of the run's noise"
+    right = sum(event.steps * event.noise_multiplier**2 for event in events)
+    federation = observed.federation
+    step = Quantiser(federation.terms.bounds, federation.config.encryption.bits).step
+    # Stochastic rounding has a variance of at most a quarter of a squared step.
+    rounding = len(SITES) * float(np.max(step) * BATCH / LEARNING_RATE) ** 2 / 4
+    values = np.concatenate(observed.noise)
+    return first(
+        variance(
+            values, right, "noise of a sum", extra=rounding, freedom=observed.freedom * ROUNDS
+        ),
+        unrelated(observed.noise, observed.freedom, "noise of different rounds"),
+    )
+
+
+def noise_is_secret(observed: Observed, twin: Observed) -> str | None:
+    """The same run once more draws other batches and other noise: nothing has a fixed seed."""
+    if np.array_equal(observed.drawn, twin.drawn):
+        return "the same run drew the same batches again: the sampling can be predicted"
+    pairs = [observed.noise[0], twin.noise[0], observed.noise[1], twin.noise[1]]
+    return unrelated(pairs, observed.freedom, "noise of a run and of the same run again")
+
+
+def sampling_as_charged(observed: Observed) -> str | None:
+    """Records are drawn as often as the ledgers say."""
+    if not observed.readable:
+        return "an opened sum is not a sum of records' clipped gradients and noise"
+    problems = []
+    for place, name in enumerate(SITES):
+        mine = observed.drawn[:, place * RECORDS : (place + 1) * RECORDS]
+        events = observed.events[name]
+        if not events:
+            return f"the ledger of {name} says nothing of the run"
+        draws = RECORDS * sum(event.steps for event in events)
+        rate = events[0].sampling_rate
+        problems.append(binomial(int(mine.sum()), draws, rate, "records drawn against the ledger"))
+    totals = observed.drawn.reshape(ROUNDS, len(SITES), RECORDS).sum(axis=2)
+    if (totals == totals[:1]).all():
+        # Two binomial totals are equal with probability 0.07, and nine pairs of them would be.
+        problems.append("each site drew equally many records in all rounds")
+    return first(*problems)

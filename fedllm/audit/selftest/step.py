@@ -1,0 +1,162 @@
+"""Checks of a site's training step: clipping, noise, sampling, and that adapters move.
+
+Each calls `fedllm.training.local.train_locally`, the function that trains in production.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fedllm.audit.selftest.material import LEARNING_RATE, Material, Reference, Vector, clipped
+from fedllm.audit.selftest.statistics import (
+    binomial,
+    central_counts,
+    first,
+    normal_shape,
+    unrelated,
+    variance,
+)
+from fedllm.federation.terms import local_settings
+from fedllm.randomness import RandomStream
+from fedllm.training import local
+from fedllm.training.local import LocalSettings
+
+# Rounding of float32 gradients; a wrong weight of one record among 24 is fifty times larger.
+_TOLERANCE = 1e-3
+
+
+def _settings(part: Reference, noise_multiplier: float, **changes: float) -> LocalSettings:
+    settings = local_settings(part.config, part.dataset.number_of_units, noise_multiplier)
+    whole = {"steps": 1, "sampling_rate": 1.0, "clipping_norm": part.clipping_norm}
+    return replace(settings, **{**whole, **changes})  # type: ignore[arg-type]
+
+
+def _train(part: Reference, settings: LocalSettings) -> Vector:
+    """Return what one call of training adds to the adapter, in units of the batch's sum."""
+    update = local.train_locally(
+        part.model, part.dataset, settings, RandomStream.secure(), RandomStream.secure()
+    ).update.astype(np.float64)
+    return -update * settings.expected_batch_size / LEARNING_RATE
+
+
+def _distance(found: Vector, right: Vector) -> float:
+    return float(np.linalg.norm(found - right) / np.linalg.norm(right))
+
+
+def clipping_of_records(material: Material) -> str | None:
+    """Each record's gradient is cut by itself, in an encoder and in a language model."""
+    for part in (material.classifier, material.causal):
+        right = clipped(part.gradients, part.clipping_norm).sum(axis=0)
+        for microbatch_size in (64, 5):
+            found = _train(part, _settings(part, 0.0, microbatch_size=microbatch_size))
+            if (gap := _distance(found, right)) > _TOLERANCE:
+                return f"the sum of clipped gradients is off by {gap:.1%} ({part.config.task})"
+    return None
+
+
+def clipping_of_persons(material: Material) -> str | None:
+    """A person's records are added up before they are cut."""
+    part = material.persons
+    right = clipped(part.unit_gradients, part.clipping_norm).sum(axis=0)
+    for microbatch_size in (64, 5):
+        found = _train(part, _settings(part, 0.0, microbatch_size=microbatch_size))
+        if (gap := _distance(found, right)) > _TOLERANCE:
+            return f"the sum of persons' clipped gradients is off by {gap:.1%}"
+    return None
+
+
+def noise_of_a_step(material: Material) -> str | None:
+    """Noise has the size that the accountant assumes, is normal, and is fresh each time."""
+    part, noise, steps = material.classifier, 1.7, 3
+    settings = _settings(part, noise, steps=steps)
+    drawn = [_train(part, settings) for _ in range(6)]
+    # All records are in every batch, so that the difference of two calls is noise alone.
+    noises = [a - b for a, b in zip(drawn[::2], drawn[1::2], strict=True)]
+    right = 2 * steps * (noise * part.clipping_norm) ** 2
+    values = np.concatenate(noises)
+    return first(
+        variance(values, right, "noise of a step"),
+        normal_shape(values / np.sqrt(right), "noise of a step"),
+        unrelated(noises, len(noises[0]), "noise of different calls"),
+    )
+
+
+def sampling_of_batches(material: Material) -> str | None:
+    """Each record is in a batch by a draw of its own: Poisson sampling, as accounted."""
+    part = material.classifier
+    rate, units = 0.25, part.dataset.number_of_units
+    # A little noise: an update of an empty batch without any is refused as no training.
+    settings = _settings(part, 1e-3, sampling_rate=rate, steps=1)
+    each = clipped(part.gradients, part.clipping_norm)
+    rows = []
+    for _ in range(120):
+        weights, *_ = np.linalg.lstsq(each.T, _train(part, settings), rcond=None)
+        if np.abs(weights - np.round(weights)).max() > 0.2:
+            return "a batch's sum is not a sum of the records' clipped gradients"
+        rows.append(np.round(weights).astype(np.int64))
+    batches = np.stack(rows)
+    if batches.min() < 0 or batches.max() > 1:
+        return "a record was in one batch more than once"
+    repeats = int((batches[::2] * batches[1::2]).sum())
+    return first(
+        binomial(int(batches.sum()), batches.size, rate, "records drawn"),
+        central_counts(batches.sum(axis=1).tolist(), units, rate, "batch sizes of medium size"),
+        central_counts(
+            batches.sum(axis=0).tolist(),
+            len(batches),
+            rate,
+            "records drawn a medium number of times",
+        ),
+        binomial(repeats, batches.size // 2, rate**2, "records in two batches in a row"),
+    )
+
+
+def adapters_move(material: Material) -> str | None:
+    """Several steps lead where a plain loop leads, and every trained tensor counts."""
+    for part in (material.classifier, material.causal):
+        if dead := _dead_segments(part):
+            return f"the loss does not depend on {dead} ({part.config.task})"
+        settings = _settings(part, 0.0, steps=3, clipping_norm=1e6)
+        settings = replace(settings, learning_rate=0.05, head_learning_rate=0.02)
+        found = local.train_locally(
+            part.model, part.dataset, settings, RandomStream.secure(), RandomStream.secure()
+        ).update.astype(np.float64)
+        right = _plain_steps(part, settings)
+        for segment in part.model.manifest.segments:
+            gap = _distance(found[segment.slice], right[segment.slice])
+            if not gap <= 20 * _TOLERANCE:
+                return f"{segment.name} moved elsewhere than by plain training ({gap:.1%} off)"
+    return None
+
+
+def _dead_segments(part: Reference) -> str | None:
+    norms = [
+        (segment.name, np.abs(part.gradients[:, segment.slice]).max())
+        for segment in part.model.manifest.segments
+    ]
+    return next((name for name, size in norms if size == 0), None)
+
+
+def _plain_steps(part: Reference, settings: LocalSettings) -> Vector:
+    import torch
+
+    from fedllm.training.objectives import record_losses
+
+    manifest, everyone = part.model.manifest, part.dataset.batch(np.arange(len(part.dataset)))
+    rates = manifest.per_value(settings.learning_rate, settings.head_learning_rate)
+    before = [parameter.detach().clone() for parameter in part.model.trained]
+    for _ in range(settings.steps):
+        loss = record_losses(part.model, everyone).sum() / settings.expected_batch_size
+        parts = torch.autograd.grad(loss, part.model.trained)
+        with torch.no_grad():
+            for segment, parameter, gradient in zip(
+                manifest.segments, part.model.trained, parts, strict=True
+            ):
+                parameter.sub_(float(rates[segment.slice][0]) * gradient)
+    moved = [p.detach() - b for p, b in zip(part.model.trained, before, strict=True)]
+    with torch.no_grad():
+        for parameter, values in zip(part.model.trained, before, strict=True):
+            parameter.copy_(values)
+    return torch.cat([part.reshape(-1) for part in moved]).double().numpy()

@@ -1,0 +1,95 @@
+"""``fedllm audit``: for those who trust none of the parties."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from fedllm.errors import FedllmError
+
+if TYPE_CHECKING:
+    from fedllm.audit.selftest.run import Check, Result
+
+app = typer.Typer(help="Audits for those who trust none of the parties.", no_args_is_help=True)
+
+_JSON = typer.Option(False, "--json", help="Print JSON.")
+
+
+@app.callback()
+def _audit() -> None:
+    """Audit what was claimed, for those who trust none of the parties."""
+
+
+@app.command()
+def selftest(json_output: bool = _JSON) -> None:
+    """Train on made-up data and check that this installation does what epsilon assumes.
+
+    Noise, clipping, sampling, accounting, ledger, encryption, masks and keys; no data of the
+    site is touched. Exit code 1 when a check fails.
+    """
+    if not json_output:
+        print("Loading the installed code ...", flush=True)
+    from fedllm.audit.installation import describe
+    from fedllm.audit.selftest.run import CHECKS, false_alarm
+    from fedllm.audit.selftest.run import selftest as run
+
+    def heard(done: int, check: Check) -> None:
+        if not json_output and sys.stderr.isatty():
+            print(f"\r\033[K[{done + 1}/{len(CHECKS)}] {check.name} ...", end="", file=sys.stderr)
+
+    def told(result: Result) -> None:
+        if json_output:
+            return
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        word = "pass" if result.passed else "FAIL"
+        print(f"{word}  {result.name:20}  {result.meaning}  ({result.seconds:.1f} s)", flush=True)
+        if result.problem:
+            print(f"      found: {result.problem}", flush=True)
+
+    results = run(heard, told)
+    failed = [result.name for result in results if not result.passed]
+    if json_output:
+        print(
+            json.dumps(
+                {
+                    "passed": not failed,
+                    "checks": [_result_json(result) for result in results],
+                    "false_alarm_probability": false_alarm(),
+                    "installation": describe(),
+                },
+                indent=2,
+            )
+        )
+    elif not failed:
+        print(
+            f"All {len(results)} checks passed. Right code fails with a probability below "
+            f"{false_alarm():.0e}."
+        )
+    if failed:
+        raise FedllmError(
+            f"the self-test found {len(failed)} faults: {', '.join(failed)}",
+            "do not train with this installation; install fedllm anew and compare versions",
+        )
+
+
+def _result_json(result: Result) -> dict[str, Any]:
+    return {
+        "name": result.name,
+        "meaning": result.meaning,
+        "passed": result.passed,
+        "problem": result.problem,
+        "seconds": round(result.seconds, 2),
+    }
+
+
+@app.command()
+def report(run: Path = typer.Argument(help="The folder of a finished run.")) -> None:
+    """Write report.html, one page for a data-protection officer, into a run's folder."""
+    from fedllm.audit.report import write_report
+
+    print(write_report(run))

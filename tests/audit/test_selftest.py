@@ -1,0 +1,409 @@
+"""The self-test passes intact code, and fails as soon as one of the known bugs is planted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fedllm.audit.selftest import promises, rounds, statistics, step
+from fedllm.audit.selftest.material import Material
+from fedllm.audit.selftest.run import CHECKS, MOST_TESTS, Subject, false_alarm, perform
+from fedllm.commands.audit import app
+from fedllm.encryption import masks
+from fedllm.encryption.schemes import PublicRoundKey
+from fedllm.errors import FedllmError
+from fedllm.federation import charging
+from fedllm.federation.site import Site
+from fedllm.models.shared import SharedModel
+from fedllm.privacy import accounting, dpsgd
+from fedllm.privacy.dpsgd import ClippedSum
+from fedllm.privacy.ledger import Ledger
+from fedllm.randomness import RandomStream
+from fedllm.training import local
+
+REMEMBERING = (accounting._estimate, accounting.upper_bound, charging.choose_noise_multiplier)
+CHECK = {check.name: check for check in CHECKS}
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    made = Material(tmp_path_factory.mktemp("selftest"))
+    _ = made.classifier.gradients, made.persons.unit_gradients, made.causal.gradients
+    return made
+
+
+@pytest.fixture(scope="module")
+def intact(material):
+    """Whether intact code passes a check; each is made once."""
+    subject, known = subject_of(material), {}
+
+    def passes(name):
+        if name not in known:
+            known[name] = perform(CHECK[name], subject)
+        return known[name]
+
+    return passes
+
+
+def subject_of(material):
+    subject = Subject(material.folder)
+    subject.material = material
+    return subject
+
+
+def no_noise(patch):
+    patch.setattr(dpsgd, "gaussian_noise", lambda stream, count, deviation: np.zeros(count))
+
+
+def half_the_noise(patch):
+    right = dpsgd.gaussian_noise
+    patch.setattr(
+        dpsgd, "gaussian_noise", lambda s, count, deviation: right(s, count, deviation / 2)
+    )
+
+
+def noise_reused_in_every_call(patch):
+    once = RandomStream.secure()
+    drawn = once.normal(100_000)
+    patch.setattr(dpsgd, "gaussian_noise", lambda s, count, deviation: deviation * drawn[:count])
+
+
+def noise_reused_in_the_steps_of_a_round(patch):
+    right, kept = dpsgd.gaussian_noise, {}
+
+    def reuse(stream, count, deviation):
+        if kept.get("stream") is not stream:
+            kept.update(stream=stream, noise=right(stream, count, deviation))
+        return kept["noise"]
+
+    patch.setattr(dpsgd, "gaussian_noise", reuse)
+
+
+def rows_of(gradients):
+    rows = []
+    for part in gradients:
+        whole = part
+        if not isinstance(part, torch.Tensor):
+            whole = torch.einsum("bo,bi->boi", part.backprops, part.activations)
+        rows.append(whole.flatten(1).double().numpy())
+    return np.concatenate(rows, axis=1)
+
+
+def clip_rows(rows, norm):
+    return rows * np.minimum(1.0, norm / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+def clipping_off(patch):
+    patch.setattr(
+        local, "clipped_sum", lambda g, units, norm: ClippedSum(rows_of(g).sum(0), np.ones(1))
+    )
+
+
+def clipping_per_batch(patch):
+    def whole(gradients, units, norm):
+        return ClippedSum(clip_rows(rows_of(gradients).sum(0, keepdims=True), norm)[0], np.ones(1))
+
+    patch.setattr(local, "clipped_sum", whole)
+
+
+def clipping_records_before_averaging_over_a_person(patch):
+    def early(gradients, units, norm):
+        rows = clip_rows(rows_of(gradients), norm)
+        if units is not None:
+            # The average of clipped records, which no clipping of the person follows.
+            rows = rows / np.bincount(units.numpy())[units.numpy()][:, None]
+        return ClippedSum(rows.sum(0), np.ones(1))
+
+    patch.setattr(local, "clipped_sum", early)
+
+
+def clipping_records_and_not_persons(patch):
+    patch.setattr(
+        local,
+        "clipped_sum",
+        lambda g, units, norm: ClippedSum(clip_rows(rows_of(g), norm).sum(0), np.ones(1)),
+    )
+
+
+def shuffled_sampling(patch):
+    queue = []
+
+    def shuffled(units, number_of_units, rate, sampling):
+        size = round(rate * number_of_units)
+        if len(queue) < size:
+            queue[:] = sampling.permutation(number_of_units).tolist()
+        chosen = [queue.pop() for _ in range(size)]
+        return np.flatnonzero(np.isin(units, chosen)).astype(np.int64)
+
+    patch.setattr(local, "poisson_batch", shuffled)
+
+
+def batches_of_fixed_size(patch):
+    def fixed(units, number_of_units, rate, sampling):
+        chosen = sampling.permutation(number_of_units)[: round(rate * number_of_units)]
+        return np.flatnonzero(np.isin(units, chosen)).astype(np.int64)
+
+    patch.setattr(local, "poisson_batch", fixed)
+
+
+def fixed_seed(patch):
+    patch.setattr(RandomStream, "secure", classmethod(lambda cls: cls.seeded(0)))
+
+
+def fixed_seed_of_the_sampling(patch):
+    patch.setattr(
+        Site,
+        "_random",
+        lambda self, order, purpose: RandomStream.seeded(0, purpose, order.statement.round),
+    )
+
+
+def charged_at_half_the_rate(patch):
+    right = charging.sampling_rate
+    patch.setattr(charging, "sampling_rate", lambda config, units: right(config, units) / 2)
+
+
+def noise_chosen_for_half_the_rate(patch):
+    right = charging.choose_noise_multiplier
+    patch.setattr(
+        charging,
+        "choose_noise_multiplier",
+        lambda target, delta, rate, steps, charged: right(target, delta, rate / 2, steps, charged),
+    )
+
+
+def accountant_that_halves_the_rate(patch):
+    from fedllm.privacy import calibration, events
+
+    def halved(happened):
+        folded = events.fold(happened)
+        sampled = tuple((rate / 2, noise, steps) for rate, noise, steps in folded.sampled)
+        return events.Folded(sampled, folded.mu_squared, folded.non_private)
+
+    patch.setattr(accounting, "fold", halved)
+    patch.setattr(calibration, "fold", halved)
+
+
+def ledger_skips_a_step(patch):
+    right = charging.SiteAccount._charge
+
+    def one_less(self, *terms):
+        charge = right(self, *terms)
+        events = tuple(replace(event, steps=event.steps - 1) for event in charge.events)
+        return replace(charge, events=events)
+
+    patch.setattr(charging.SiteAccount, "_charge", one_less)
+
+
+def ledger_skips_a_round(patch):
+    right, calls = Ledger.reserve, []
+
+    def reserve(self, charge, ceiling):
+        calls.append(charge)
+        if charge.round == 2:
+            return -1
+        return right(self, charge, ceiling)
+
+    commit = Ledger.commit
+    patch.setattr(Ledger, "reserve", reserve)
+    patch.setattr(Ledger, "commit", lambda self, n: None if n < 0 else commit(self, n))
+
+
+def update_sent_unencrypted(patch):
+    from fedllm.encryption.residues import to_wire
+
+    def clear(self, slots):
+        plan = self.plan
+        width = plan.slots_per_ciphertext
+        padded = np.zeros(plan.ciphertexts * width, dtype=np.uint64)
+        padded[: plan.slots] = slots
+        parts = []
+        for block in padded.reshape(-1, width):
+            rows = np.stack([block % np.uint64(prime) for prime in plan.ciphertext_primes])
+            parts.append(to_wire(np.stack([rows, np.zeros_like(rows)]), plan.ciphertext_primes))
+        return b"".join(parts)
+
+    patch.setattr(PublicRoundKey, "encrypt", clear)
+
+
+def masks_all_zero(patch):
+    patch.setattr(masks, "_expand", lambda parts, plan: np.zeros(plan.slots, dtype=np.uint64))
+
+
+def pairwise_masks_zero(patch):
+    right = masks.SiteMasks.mask_for_update
+
+    def own_alone(self):
+        self._pair_seeds = {}
+        return right(self)
+
+    patch.setattr(masks.SiteMasks, "mask_for_update", own_alone)
+
+
+def adapters_unchanged(patch):
+    right = local.LocalResult
+
+    def head_alone(update, statistics):
+        return right(np.zeros_like(update), statistics)
+
+    patch.setattr(local, "LocalResult", head_alone)
+
+
+def adapters_unchanged_between_steps(patch):
+    patch.setattr(SharedModel, "set_adapter", lambda self, vector: None)
+
+
+PLANTED = [
+    (no_noise, "noise of a step"),
+    (half_the_noise, "noise of a step"),
+    (noise_reused_in_every_call, "noise of a step"),
+    (noise_reused_in_the_steps_of_a_round, "noise of a step"),
+    (clipping_off, "clipping of records"),
+    (clipping_per_batch, "clipping of records"),
+    (clipping_records_before_averaging_over_a_person, "clipping of persons"),
+    (clipping_records_and_not_persons, "clipping of persons"),
+    (shuffled_sampling, "sampling"),
+    (batches_of_fixed_size, "sampling"),
+    (fixed_seed, "noise of a step"),
+    (fixed_seed_of_the_sampling, "chance"),
+    (charged_at_half_the_rate, "sampling as charged"),
+    (noise_chosen_for_half_the_rate, "accounting"),
+    (ledger_skips_a_step, "ledger"),
+    (update_sent_unencrypted, "encryption"),
+    (masks_all_zero, "masks"),
+    (pairwise_masks_zero, "masks"),
+    (adapters_unchanged, "adapters"),
+    (adapters_unchanged_between_steps, "adapters"),
+]
+# The same bugs seen by a second check that is independent of the first.
+SEEN_TWICE = [
+    (no_noise, "noise of a round"),
+    (half_the_noise, "noise of a round"),
+    (noise_reused_in_every_call, "noise of a round"),
+    (noise_reused_in_the_steps_of_a_round, "noise of a round"),
+    (batches_of_fixed_size, "sampling as charged"),
+    (fixed_seed, "chance"),
+    (accountant_that_halves_the_rate, "accounting"),
+    (ledger_skips_a_step, "noise of a round"),
+    (ledger_skips_a_round, "ledger"),
+]
+
+
+@pytest.mark.parametrize(
+    ("plant", "name"),
+    [
+        *(pytest.param(p, n, id=f"{p.__name__}: {n}") for p, n in PLANTED),
+        *(
+            pytest.param(p, n, id=f"{p.__name__}: {n}", marks=pytest.mark.slow)
+            for p, n in SEEN_TWICE
+        ),
+    ],
+)
+def test_a_planted_bug_turns_its_check_from_pass_to_fail(
+    plant, name, material, intact, monkeypatch
+):
+    assert intact(name).problem is None
+    subject = subject_of(material)
+    plant(monkeypatch)
+    forget()
+    found = perform(CHECK[name], subject)
+    monkeypatch.undo()
+    forget()
+    assert not found.passed
+
+
+def forget():
+    """Drop what accountants remember, which a planted bug would otherwise not touch."""
+    for function in REMEMBERING:
+        function.cache_clear()
+
+
+def test_clear_updates_are_seen_though_the_round_went_well(material):
+    subject = subject_of(material)
+    assert promises.updates_are_encrypted(subject.run) is None
+    size = subject.run.federation.plan.update_bytes
+    clear = [
+        update[:-size] + update[-size:][: size // 2] + bytes(size - size // 2)
+        for update in subject.run.federation.updates
+    ]
+    subject.run.federation.updates[:] = clear
+    assert "not uniform" in promises.updates_are_encrypted(subject.run)
+
+
+def test_every_exact_test_holds_its_alarm_on_the_distribution_it_assumes():
+    stream = np.random.default_rng(0)
+    values = stream.normal(size=4000)
+    assert statistics.variance(values, 1.0, "x") is None
+    assert statistics.variance(1.2 * values, 1.0, "x") is not None
+    assert statistics.normal_shape(values, "x") is None
+    assert statistics.normal_shape(np.clip(values, -1, 1), "x") is not None
+    assert statistics.unrelated([values[:2000], values[2000:]], 2000, "x") is None
+    assert statistics.unrelated([values, values + stream.normal(size=4000)], 4000, "x") is not None
+    assert statistics.uniform(stream.integers(0, 1000, 5000), 1000, "x") is None
+    assert statistics.uniform(stream.integers(0, 900, 5000), 1000, "x") is not None
+    assert statistics.binomial(250, 1000, 0.25, "x") is None
+    assert statistics.binomial(350, 1000, 0.25, "x") is not None
+
+
+def test_a_check_that_stops_has_failed(material):
+    def stop(subject):
+        raise ValueError("no such tensor")
+
+    found = perform(replace(CHECKS[0], look=stop), subject_of(material))
+    assert not found.passed
+    assert "no such tensor" in found.problem
+
+
+@pytest.mark.slow
+def test_the_number_of_exact_tests_is_no_larger_than_stated(material, monkeypatch):
+    made = []
+    for module in (rounds, promises, step):
+        for name in (
+            "binomial",
+            "central_counts",
+            "variance",
+            "normal_shape",
+            "unrelated",
+            "uniform",
+        ):
+            if hasattr(module, name):
+                right = getattr(module, name)
+
+                def counted(*args, _right=right, **named):
+                    made.append(_right)
+                    return _right(*args, **named)
+
+                monkeypatch.setattr(module, name, counted)
+    subject = subject_of(material)
+    for check in CHECKS:
+        # These make no exact test, and take their time.
+        if check.name not in ("accounting", "budget", "keys"):
+            assert perform(check, subject).passed
+    assert 20 < len(made) <= MOST_TESTS
+    assert false_alarm() < 1e-6
+
+
+@pytest.mark.slow
+def test_the_whole_selftest_passes_from_the_command_line():
+    result = CliRunner().invoke(app, ["selftest", "--json"])
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert found["passed"]
+    assert len(found["checks"]) == len(CHECKS)
+    assert found["false_alarm_probability"] < 1e-6
+    assert len(found["installation"]["code_sha256"]) == 64
+
+
+@pytest.mark.slow
+def test_a_fault_gives_exit_code_1_and_names_the_check(monkeypatch):
+    no_noise(monkeypatch)
+    result = CliRunner().invoke(app, ["selftest"])
+    assert isinstance(result.exception, FedllmError)
+    assert result.exception.exit_code == 1
+    assert "FAIL  noise of a step" in result.stdout
+    assert "noise of a round" in str(result.exception)
