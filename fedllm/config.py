@@ -270,6 +270,25 @@ class EncryptionSection(Section):
         return self.scheme == "bfv" and self.masks is not False
 
 
+class EvaluationSection(Section):
+    """Evaluation on records that the sites hold out, summed through the encrypted channel.
+
+    Attributes
+    ----------
+    every : int
+        Rounds between two evaluations at the sites, and after the last one; 0 for none.
+    holdout : float
+        Part of each site's records (or persons) that is never trained on.
+    epsilon : float
+        Spent by all evaluations together, out of the run's ``privacy.epsilon``; a run
+        without privacy sends exact sums.
+    """
+
+    every: Annotated[int, Field(ge=0)] = 0
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    epsilon: PositiveFloat = 0.5
+
+
 class EngineSection(Section):
     """How a simulation uses this machine.
 
@@ -296,6 +315,7 @@ class RunConfig(Section):
     training: TrainingSection = TrainingSection()
     privacy: PrivacySection = PrivacySection()
     encryption: EncryptionSection = EncryptionSection()
+    evaluation: EvaluationSection = EvaluationSection()
     engine: EngineSection = EngineSection()
 
     @model_validator(mode="after")
@@ -322,6 +342,13 @@ class RunConfig(Section):
                 )
             if self.privacy.colluders >= self.rounds.min_sites:
                 raise ValueError("privacy.colluders must be smaller than rounds.min_sites")
+        if self.evaluation.every:
+            if self.encryption.scheme == "ckks":
+                raise ValueError("evaluation.every needs exact sums: encryption.scheme = 'bfv'")
+            if self.privacy.epsilon is not None and (
+                self.evaluation.epsilon >= self.privacy.epsilon
+            ):
+                raise ValueError("evaluation.epsilon must be smaller than privacy.epsilon")
         if self.data.site is None and self.rounds.min_sites > self.data.sites:
             raise ValueError("rounds.min_sites is larger than data.sites")
         return self

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset
-from fedllm.errors import ConfigError, PeerError
+from fedllm.errors import ConfigError, FedllmError, PeerError
 from fedllm.federation.charging import next_noise_multiplier
 from fedllm.federation.coordinator import (
     KeyAuthority,
@@ -25,7 +25,8 @@ from fedllm.federation.coordinator import (
     run_round,
     statement_of,
 )
-from fedllm.federation.messages import Member, digest
+from fedllm.federation.evaluating import evaluation_rounds, planned_events, read_sum
+from fedllm.federation.messages import Member, RoundStatement, digest
 from fedllm.federation.terms import public_settings, shared_config
 from fedllm.identity.roster import Roster
 from fedllm.models.shared import SharedModel
@@ -97,7 +98,8 @@ def starting_state(config: RunConfig, out: Path, model: SharedModel, resume: boo
 
 def make_terms(config: RunConfig, model: SharedModel, run: str) -> Terms:
     """Return what stays the same in all rounds, for the sites to hear."""
-    bounds = update_bounds(public_settings(config), model.manifest)
+    settings = public_settings(config, planned_events(config))
+    bounds = update_bounds(settings, model.manifest)
     sizes = [segment.size for segment in model.manifest.segments]
     return Terms(
         run=run,
@@ -169,6 +171,7 @@ class Loop:
         adapter = self._optimizer.apply(state.adapter, outcome.mean)
         state = replace(state, round=number, adapter=adapter, optimizer=self._optimizer.state())
         save_checkpoint(self._checkpoints, state)
+        site_metrics = self._evaluate_at_sites(state)
         at_sites, epsilon = self._place.site_figures(state.run, number)
         before = time.perf_counter()
         metrics = self._evaluate(adapter) if self._due(number) else None
@@ -179,6 +182,7 @@ class Loop:
                 sites=len(outcome.survivors),
                 dropped=outcome.dropped,
                 metrics=metrics,
+                site_metrics=site_metrics,
                 epsilon=epsilon,
                 update_norm=float(np.linalg.norm(outcome.mean)),
                 bytes_up=outcome.bytes_up,
@@ -210,14 +214,31 @@ class Loop:
 
     def _attempt(self, state: RunState, number: int, noise: float | None) -> RoundOutcome:
         statement = statement_of(self._terms, self._cohort, number, len(state.noise), noise)
+        return self._run_round(statement, state.adapter)
+
+    def _evaluate_at_sites(self, state: RunState) -> dict[str, float] | None:
+        number = state.round
+        if number not in evaluation_rounds(self._config):
+            return None
+        statement = statement_of(self._terms, self._cohort, number, number, None, "evaluation")
+        try:
+            outcome = self._run_round(statement, state.adapter)
+        except FedllmError as error:
+            # A figure less is no reason to lose a run; and each evaluation is charged once.
+            self._place.observer.note(f"no evaluation at the sites after round {number}: {error}")
+            return None
+        count = len(outcome.survivors)
+        return read_sum(self._config, outcome.mean * count, count)
+
+    def _run_round(self, statement: RoundStatement, adapter: NDArray[np.float32]) -> RoundOutcome:
         return run_round(
             self._sites,
             self._authority,
             self._terms,
             self._place.roster,
             statement,
-            state.adapter,
-            partial(self._place.observer.site_answered, number),
+            adapter,
+            partial(self._place.observer.site_answered, statement.round),
         )
 
     def _gather(self, number: int) -> tuple[Member, ...]:

@@ -26,6 +26,9 @@ class RoundReport:
         Sites that are not, and why.
     metrics : dict, optional
         Test metrics of the shared model on the coordinator's public file.
+    site_metrics : dict, optional
+        The same on records that the sites hold out, from noised sums; with the standard
+        deviations that the noise gives them.
     epsilon : dict of str to float
         Spent so far by this run at each site; known to the coordinator in a simulation only.
     update_norm : float
@@ -40,6 +43,7 @@ class RoundReport:
     sites: int
     dropped: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] | None = None
+    site_metrics: dict[str, float] | None = None
     epsilon: dict[str, float] = field(default_factory=dict)
     update_norm: float = 0.0
     bytes_up: int = 0

@@ -37,6 +37,10 @@ def describe(report: RoundReport, rounds: int) -> str:
     for name in ("loss", "accuracy"):
         if report.metrics and name in report.metrics:
             parts.append(f"{name} {report.metrics[name]:.4f}")
+    if report.site_metrics:
+        name = "accuracy" if "accuracy" in report.site_metrics else "loss"
+        value, spread = report.site_metrics[name], report.site_metrics[f"{name}_noise"]
+        parts.append(f"at the sites {name} {value:.3f} ± {spread:.3f}")
     if report.epsilon:
         parts.append(f"epsilon {max(report.epsilon.values()):.2f}")
     if report.bytes_up:

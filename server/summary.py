@@ -26,6 +26,8 @@ class Summary(BaseModel):
     metrics : dict
         Test metrics of the shared model after the last round; ``metrics_before`` of the
         untrained adapter.
+    site_metrics : dict
+        The same on records that the sites hold out; empty without `evaluation.every`.
     privacy : dict
         ``epsilon`` (the largest of all sites), ``delta``, ``unit``, ``noise``, ``sites``
         (epsilon of each), ``promised`` (what was asked for).
@@ -45,6 +47,7 @@ class Summary(BaseModel):
     site_names: list[str]
     metrics: dict[str, float]
     metrics_before: dict[str, float]
+    site_metrics: dict[str, float] = {}
     privacy: dict[str, Any]
     encryption: dict[str, Any]
     seconds: dict[str, float]
@@ -96,6 +99,7 @@ def make_summary(
 ) -> Summary:
     """Put the figures of all rounds together."""
     measured = [report for report in reports if report.metrics]
+    at_sites = [report.site_metrics for report in reports if report.site_metrics]
     first = next((r for r in measured if r.round == 0), None)
     rounds = [report for report in reports if report.round]
     epsilons = rounds[-1].epsilon if rounds else {}
@@ -116,6 +120,7 @@ def make_summary(
         site_names=list(names),
         metrics=(measured[-1].metrics if measured else None) or {},
         metrics_before=(first.metrics if first else None) or {},
+        site_metrics=at_sites[-1] if at_sites else {},
         privacy={
             "epsilon": max(epsilons.values(), default=None) if config.private else None,
             "promised": config.privacy.epsilon,

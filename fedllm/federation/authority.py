@@ -128,7 +128,7 @@ class Authority:
         plan = EncryptionPlan.from_bytes(request.plan)
         require(plan.fingerprint() == proposal.plan, "the plan is not that of the round")
         require(plan.max_sites >= len(proposal.cohort), "the plan is for a smaller cohort")
-        which = (proposal.run, proposal.round, proposal.attempt)
+        which = (proposal.series, proposal.round, proposal.attempt)
         if which in self._opened:
             raise RefusedError(
                 f"round {proposal.round}, attempt {proposal.attempt} was opened before",

@@ -11,6 +11,12 @@ from pathlib import Path
 from fedllm.config import BudgetSection, RunConfig
 from fedllm.data.records import Record
 from fedllm.errors import RefusedError
+from fedllm.federation.evaluating import (
+    colluder_event,
+    evaluation_event,
+    evaluation_rounds,
+    planned_events,
+)
 from fedllm.federation.messages import RoundStatement
 from fedllm.federation.terms import noise_share, sampling_rate
 from fedllm.identity.keys import Identity
@@ -24,7 +30,12 @@ from fedllm.privacy.ledger import Ledger
 
 @lru_cache(maxsize=256)
 def choose_noise_multiplier(
-    target_epsilon: float, delta: float, rate: float, steps: int, charged: tuple[Event, ...]
+    target_epsilon: float,
+    delta: float,
+    rate: float,
+    steps: int,
+    charged: tuple[Event, ...],
+    beside: tuple[Event, ...] = (),
 ) -> float:
     """Return the noise multiplier for the steps that are left of a run.
 
@@ -41,7 +52,9 @@ def choose_noise_multiplier(
     steps : int
         How many they are.
     charged : tuple of Event
-        What the run has spent so far.
+        What training has spent in this run so far.
+    beside : tuple of Event
+        What the whole run spends on anything else.
 
     Raises
     ------
@@ -50,10 +63,10 @@ def choose_noise_multiplier(
     """
     last = charged[-1] if charged else None
     if isinstance(last, PoissonGaussian) and last.sampling_rate == rate:
-        whole = [*charged, PoissonGaussian(rate, last.noise_multiplier, steps)]
+        whole = [*charged, PoissonGaussian(rate, last.noise_multiplier, steps), *beside]
         if epsilon(whole, delta).value <= target_epsilon:
             return last.noise_multiplier
-    return solve_noise_multiplier(target_epsilon, delta, rate, steps, charged)
+    return solve_noise_multiplier(target_epsilon, delta, rate, steps, (*charged, *beside))
 
 
 def next_noise_multiplier(config: RunConfig, number: int, before: Sequence[float]) -> float | None:
@@ -74,7 +87,8 @@ def next_noise_multiplier(config: RunConfig, number: int, before: Sequence[float
         return None
     charged = tuple(PoissonGaussian(rate, noise, 1) for noise in before)
     steps = config.rounds.count - number + 1
-    return choose_noise_multiplier(target, config.privacy.delta, rate, steps, charged)
+    beside = planned_events(config)
+    return choose_noise_multiplier(target, config.privacy.delta, rate, steps, charged, beside)
 
 
 @dataclass(frozen=True)
@@ -132,9 +146,11 @@ class SiteAccount:
         BudgetError
             Says how much is left, in public numbers.
         """
-        noise = self._noise(config, units, number, self._ledger.events_of_run(run))
+        noise = self._noise(config, units, number, self._ledger.events_of_run(run, "training"))
         rounds = range(number, config.rounds.count + 1)
         planned = [self._charge(run, one, config, units, noise) for one in rounds]
+        left = [one for one in evaluation_rounds(config) if one >= number]
+        planned += [self._evaluation_charge(run, one, config) for one in left]
         self._ledger.check(planned, self._ceiling(config))
 
     def reserve(self, statement: RoundStatement, config: RunConfig, units: int) -> Paid:
@@ -147,7 +163,7 @@ class SiteAccount:
         RefusedError
             If the announced noise does not keep the run's promise at this site.
         """
-        done = self._ledger.events_of_run(statement.run)
+        done = self._ledger.events_of_run(statement.run, "training")
         noise = self._noise(config, units, statement.round, done)
         if config.privacy.noise == "distributed" and noise is not None:
             announced = statement.noise_multiplier
@@ -161,8 +177,28 @@ class SiteAccount:
         charge = self._charge(statement.run, statement.round, config, units, noise)
         return Paid(self._ledger.reserve(charge, self._ceiling(config)), noise)
 
+    def reserve_evaluation(self, statement: RoundStatement, config: RunConfig) -> Paid:
+        """Charge one evaluation on held-out records; on disk when this returns.
+
+        Raises
+        ------
+        BudgetError
+            If it does not fit the site's budget.
+        RefusedError
+            If the run has no evaluation after this round, or has had all of them.
+        """
+        rounds = evaluation_rounds(config)
+        done = self._ledger.events_of_run(statement.run, "evaluation")
+        if statement.round not in rounds or len(done) >= len(rounds):
+            raise RefusedError(
+                "the run has no evaluation at the sites left for this round",
+                "what the run may spend on evaluation was fixed before it began",
+            )
+        charge = self._evaluation_charge(statement.run, statement.round, config)
+        return Paid(self._ledger.reserve(charge, self._ceiling(config)), None)
+
     def commit(self, paid: Paid) -> None:
-        """Note that the round is finished and its update is about to leave."""
+        """Note that the round is finished and its result is about to leave."""
         self._ledger.commit(paid.reservation)
 
     def epsilon_of_run(self, run: str, delta: float) -> float:
@@ -177,7 +213,8 @@ class SiteAccount:
         steps = (config.rounds.count - number + 1) * config.training.local_steps
         rate = sampling_rate(config, units)
         target, delta = config.privacy.epsilon, config.privacy.delta
-        return choose_noise_multiplier(target, delta, rate, steps, tuple(done))
+        beside = planned_events(config)
+        return choose_noise_multiplier(target, delta, rate, steps, tuple(done), beside)
 
     def _charge(
         self, run: str, number: int, config: RunConfig, units: int, noise: float | None
@@ -196,6 +233,19 @@ class SiteAccount:
             events=(event,),
             colluder_events=alone,
             delta=config.privacy.delta,
+        )
+
+    def _evaluation_charge(self, run: str, number: int, config: RunConfig) -> Charge:
+        event = evaluation_event(config)
+        alone = colluder_event(config, event)
+        return Charge(
+            run=run,
+            round=number,
+            dataset=self._dataset,
+            events=(event,),
+            colluder_events=None if alone is None else (alone,),
+            delta=config.privacy.delta,
+            purpose="evaluation",
         )
 
     def _ceiling(self, config: RunConfig) -> Ceiling:

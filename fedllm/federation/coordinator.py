@@ -16,6 +16,7 @@ from fedllm.encryption.plan import EncryptionPlan, make_plan
 from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey
 from fedllm.errors import FedllmError, PeerError
+from fedllm.federation.evaluating import Bounds, sum_shape
 from fedllm.federation.masking import check_settled, mask_scope
 from fedllm.federation.messages import (
     Join,
@@ -26,6 +27,7 @@ from fedllm.federation.messages import (
     OpenRoundHeader,
     OpenSum,
     OpenSumHeader,
+    Purpose,
     RoundOpened,
     RoundStatement,
     Settle,
@@ -44,7 +46,6 @@ from fedllm.federation.statements import check_member, read_statement, require
 from fedllm.federation.updates import unseal
 from fedllm.identity.roster import Roster
 
-Bounds = tuple[tuple[int, float], ...]
 Answer = TypeVar("Answer", Settled, Unmasked)
 
 
@@ -130,7 +131,7 @@ class RoundOutcome:
     Attributes
     ----------
     mean : float64 array (P,)
-        Mean of the survivors' updates.
+        Mean of the survivors' vectors: of their updates, in training.
     survivors : tuple of str
         Sites in the sum.
     dropped : dict of str to str
@@ -204,9 +205,9 @@ def run_round(
     Parameters
     ----------
     statement : RoundStatement
-        The round as proposed, without the key.
+        The round as proposed, without the key; its purpose says what is summed.
     adapter : float32 array (P,)
-        Where the sites start.
+        Where the sites start, or what they evaluate.
     heard : callable
         Called with a site's name, the number of answers so far, and the size of the cohort.
 
@@ -216,11 +217,12 @@ def run_round(
         If too few sites finish, or the authority refuses or misbehaves.
     """
     config = terms.config
+    shape = sum_shape(config, statement.purpose, terms.length, terms.bounds)
     plan = make_plan(
         config.encryption.scheme,
-        config.encryption.bits,
+        shape.bits,
         len(statement.cohort),
-        terms.length,
+        shape.length,
         config.encryption.masked,
     )
     opened = _open_round(authority, statement, plan, roster)
@@ -233,7 +235,7 @@ def run_round(
             signature=opened.header.signature,
             config=terms.config_text,
             labels=terms.labels,
-            bounds=terms.bounds,
+            bounds=shape.bounds,
             model=terms.model,
         ),
         plan.to_bytes(),
@@ -254,7 +256,7 @@ def run_round(
     started = time.perf_counter()
     levels = _open_sum(authority, order, collector.total, survivors, proofs)
     decrypt = time.perf_counter() - started
-    total = Quantiser(terms.bounds, plan.bits).dequantise_sum(levels, len(survivors))
+    total = Quantiser(shape.bounds, plan.bits).dequantise_sum(levels, len(survivors))
     return RoundOutcome(
         mean=total / len(survivors),
         survivors=survivors,
@@ -429,12 +431,14 @@ def statement_of(
     number: int,
     attempt: int,
     noise_multiplier: float | None,
+    purpose: Purpose = "update",
 ) -> RoundStatement:
     """Return the proposal of one round, before the authority adds plan and key."""
     return RoundStatement(
         run=terms.run,
         round=number,
         attempt=attempt,
+        purpose=purpose,
         rounds=terms.config.rounds.count,
         cohort=cohort,
         min_sites=terms.config.rounds.min_sites,

@@ -27,7 +27,7 @@ from fedllm.identity.roster import Roster
 def mask_scope(statement: RoundStatement, plan: EncryptionPlan) -> MaskScope:
     """Return what the masks of one attempt of a round are bound to."""
     return MaskScope(
-        run=statement.run,
+        run=statement.series,
         round=statement.attempt,
         cohort=statement.names,
         key_fingerprint=statement.key,
@@ -53,7 +53,7 @@ def site_masks(
     others = {m.name: bytes.fromhex(m.mask_key) for m in statement.cohort}
     require(identity.name in others, "this site is not in the cohort")
     del others[identity.name]
-    purpose = f"own mask\x1f{statement.run}\x1f{statement.attempt}\x1f{statement.key}"
+    purpose = f"own mask\x1f{statement.series}\x1f{statement.attempt}\x1f{statement.key}"
     return SiteMasks(
         mask_scope(statement, plan),
         identity.name,

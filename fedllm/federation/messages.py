@@ -28,6 +28,8 @@ from fedllm.errors import (
 
 MAX_HEADER_BYTES = 16 << 20
 
+Purpose = typing.Literal["update", "evaluation"]
+
 
 class Header(BaseModel):
     """The JSON part of a message: frozen, no unknown keys, no conversions of type."""
@@ -65,6 +67,8 @@ class RoundStatement(Header):
     ----------
     run, round, attempt
         Which round; a round that failed is tried again under the next attempt.
+    purpose : {"update", "evaluation"}
+        Whether the sites train, or send scores of their held-out records.
     cohort : tuple of Member
         The sites whose updates may be summed, sorted by name.
     min_sites : int
@@ -84,6 +88,7 @@ class RoundStatement(Header):
     run: str
     round: int
     attempt: int
+    purpose: Purpose = "update"
     rounds: int
     cohort: tuple[Member, ...]
     min_sites: int
@@ -92,6 +97,11 @@ class RoundStatement(Header):
     reveal_key: str
     config: str
     noise_multiplier: float | None = None
+
+    @property
+    def series(self) -> str:
+        """The run's attempts of one purpose, which are numbered on their own."""
+        return self.run if self.purpose == "update" else f"{self.run}/{self.purpose}"
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedllm.config import RunConfig, SitePolicy, parse
-from fedllm.data.encode import EncodedDataset, encode
+from fedllm.data.encode import EncodedDataset
 from fedllm.data.records import Record
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.quantise import Quantiser
@@ -22,6 +22,7 @@ from fedllm.encryption.schemes import PublicRoundKey
 from fedllm.encryption.update import seal_update
 from fedllm.errors import PeerError, RefusedError
 from fedllm.federation.charging import SiteAccount
+from fedllm.federation.evaluating import Bounds, noised_sum, sum_shape
 from fedllm.federation.masking import (
     check_settled,
     hex_bytes,
@@ -48,6 +49,7 @@ from fedllm.federation.messages import (
     digest,
 )
 from fedllm.federation.models import ModelCache
+from fedllm.federation.site_data import SiteData
 from fedllm.federation.statements import make_member, read_statement, require, require_cohort
 from fedllm.federation.terms import check_allowed, local_settings
 from fedllm.federation.updates import seal
@@ -57,6 +59,7 @@ from fedllm.identity.roster import Roster
 from fedllm.identity.sealing import seal_for
 from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
+from fedllm.training.evaluate import unit_scores
 from fedllm.training.local import LocalResult, train_locally
 
 Answer = TypeVar("Answer")
@@ -122,12 +125,10 @@ class Site:
         self._policy = policy
         self._files = files
         self._model_path = model_path
-        self._read_records = records
+        self._data = SiteData(records, identity)
         self._models = models
         self._full_errors = full_errors
         self._memory = SiteMemory(files.memory)
-        self._records: list[Record] | None = None
-        self._encoded: tuple[SharedModel, EncodedDataset] | None = None
         self._open_account: SiteAccount | None = None
 
     def join(self, request: Join) -> Joined:
@@ -144,28 +145,23 @@ class Site:
                 f"{model.manifest.length}",
             )
             require(1 <= header.round <= config.rounds.count, "there is no such round")
-            units = self._dataset(config, model).number_of_units
+            units = self._data.datasets(config, model).training.number_of_units
             self._account().check_run(header.run, header.round, config, units)
             return Joined(JoinedHeader(member=make_member(self._identity, header.run)))
 
         return self._guarded(agree, lambda refusal: Joined(JoinedHeader(refusal=refusal)))
 
     def train(self, request: Train) -> Trained:
-        """Train one round: check, reserve, train, check, seal, commit, answer."""
+        """Do one round's work: check, reserve, train or evaluate, seal, commit, answer."""
 
         def work() -> Trained:
             order = self._checked(request)
-            config, model, statement = order.config, order.model, order.statement
-            dataset = self._dataset(config, model)
-            self._memory.begin(statement.run, statement.attempt)
-            paid = self._account().reserve(statement, config, dataset.number_of_units)
-            started = time.perf_counter()
-            result = self._train(order, dataset, paid.noise_multiplier)
-            trained = time.perf_counter()
-            update = self._seal(order, result.update)
-            self._account().commit(paid)
-            self._log(statement, result, trained - started, time.perf_counter() - trained)
-            return Trained(TrainedHeader(site=self.name), update)
+            self._memory.begin(order.statement.series, order.statement.attempt)
+            if order.statement.purpose == "evaluation":
+                sealed = self._evaluate_round(order)
+            else:
+                sealed = self._train_round(order)
+            return Trained(TrainedHeader(site=self.name), sealed)
 
         return self._guarded(
             work, lambda refusal: Trained(TrainedHeader(site=self.name, refusal=refusal), b"")
@@ -179,7 +175,7 @@ class Site:
             statement = read_statement(header.statement, header.signature, self._roster)
             masks = site_masks(self._identity, statement, self._plan(request.plan, statement), True)
             words = masks.statement(header.survivors)
-            self._memory.settle(statement.run, statement.attempt, header.survivors)
+            self._memory.settle(statement.series, statement.attempt, header.survivors)
             signature = self._identity.sign(words).hex()
             return Settled(SettledHeader(site=self.name, signature=signature))
 
@@ -194,7 +190,7 @@ class Site:
             header = request.header
             statement = read_statement(header.statement, header.signature, self._roster)
             plan = self._plan(request.plan, statement)
-            survivors = self._memory.settled(statement.run, statement.attempt)
+            survivors = self._memory.settled(statement.series, statement.attempt)
             require(survivors == header.survivors, "these are not the survivors settled on")
             statements = check_settled(
                 mask_scope(statement, plan), survivors, header.signatures, self._roster
@@ -237,20 +233,56 @@ class Site:
         plan = self._plan(request.plan, statement)
         wanted = config.encryption
         require(
-            (plan.scheme, plan.bits, plan.masked) == (wanted.scheme, wanted.bits, wanted.masked),
+            (plan.scheme, plan.masked) == (wanted.scheme, wanted.masked),
             "the encryption plan is not what the configuration asks for",
         )
         key = PublicRoundKey.from_bytes(plan, request.public_key)
         require(key.fingerprint == statement.key, "the public key is not the signed one")
         model = self._model(config, header.labels, header.model)
-        require(plan.length == model.manifest.length, "the plan is for another adapter")
         adapter = np.frombuffer(request.adapter, dtype="<f4").astype(np.float32)
-        bounds = header.bounds
+        quantiser = self._quantiser(config, statement, plan, header.bounds, model)
+        return _Order(statement, config, plan, key, model, adapter, quantiser)
+
+    @staticmethod
+    def _quantiser(
+        config: RunConfig,
+        statement: RoundStatement,
+        plan: EncryptionPlan,
+        bounds: Bounds,
+        model: SharedModel,
+    ) -> Quantiser:
+        shape = sum_shape(config, statement.purpose, model.manifest.length, bounds)
         require(
-            [size for size, _ in bounds] == [s.size for s in model.manifest.segments],
-            "the bounds are for another adapter",
+            (plan.length, plan.bits) == (shape.length, shape.bits) and bounds == shape.bounds,
+            "the encryption plan or the bounds are for another vector",
         )
-        return _Order(statement, config, plan, key, model, adapter, Quantiser(bounds, plan.bits))
+        if statement.purpose == "update":
+            require(
+                [size for size, _ in bounds] == [s.size for s in model.manifest.segments],
+                "the bounds are for another adapter",
+            )
+        return Quantiser(bounds, plan.bits)
+
+    def _train_round(self, order: _Order) -> bytes:
+        dataset = self._data.datasets(order.config, order.model).training
+        units = dataset.number_of_units
+        paid = self._account().reserve(order.statement, order.config, units)
+        started = time.perf_counter()
+        result = self._train(order, dataset, paid.noise_multiplier)
+        trained = time.perf_counter()
+        sealed = self._seal(order, result.update)
+        self._account().commit(paid)
+        self._log(order.statement, result, trained - started, time.perf_counter() - trained)
+        return sealed
+
+    def _evaluate_round(self, order: _Order) -> bytes:
+        dataset = self._data.datasets(order.config, order.model).held_out
+        paid = self._account().reserve_evaluation(order.statement, order.config)
+        order.model.set_adapter(order.adapter)
+        scores = np.zeros((0, 2)) if dataset is None else unit_scores(order.model, dataset)
+        sealed = self._seal(order, noised_sum(order.config, scores, RandomStream.secure()))
+        self._account().commit(paid)
+        return sealed
 
     def _train(
         self, order: _Order, dataset: EncodedDataset, noise_multiplier: float | None
@@ -306,24 +338,10 @@ class Site:
             )
         return model
 
-    def _dataset(self, config: RunConfig, model: SharedModel) -> EncodedDataset:
-        if self._encoded is None or self._encoded[0] is not model:
-            records = self._all_records()
-            dataset = encode(
-                records, config.task, model.tokenizer, config.model.max_length, model.labels
-            )
-            self._encoded = (model, dataset)
-        return self._encoded[1]
-
-    def _all_records(self) -> list[Record]:
-        if self._records is None:
-            self._records = self._read_records()
-        return self._records
-
     def _account(self) -> SiteAccount:
         if self._open_account is None:
             self._open_account = SiteAccount(
-                self._files.ledger, self._identity, self._policy.budget, self._all_records()
+                self._files.ledger, self._identity, self._policy.budget, self._data.records()
             )
         return self._open_account
 

@@ -8,6 +8,7 @@ from math import sqrt
 from fedllm.config import AllowSection, RunConfig
 from fedllm.errors import RefusedError
 from fedllm.privacy.calibration import solve_noise_multiplier
+from fedllm.privacy.events import Event
 from fedllm.training.local import LocalSettings
 
 
@@ -98,17 +99,19 @@ def local_settings(config: RunConfig, units: int, noise_multiplier: float | None
     )
 
 
-def public_settings(config: RunConfig) -> LocalSettings:
+def public_settings(config: RunConfig, beside: tuple[Event, ...] = ()) -> LocalSettings:
     """Return what a round looks like from public numbers alone, to bound updates with.
 
     A site's own sampling rate and noise are private. ``training.batch_size`` stands for its
     batch, and the noise is that of a site which uses all its records in each step: more than
-    any real site's.
+    any real site's. ``beside`` is what the run spends on anything but training.
     """
     noise = None
     if config.privacy.epsilon is not None:
         steps = config.rounds.count * config.training.local_steps
-        noise = solve_noise_multiplier(config.privacy.epsilon, config.privacy.delta, 1.0, steps)
+        noise = solve_noise_multiplier(
+            config.privacy.epsilon, config.privacy.delta, 1.0, steps, beside
+        )
     settings = local_settings(config, config.training.batch_size, noise)
     return replace(settings, expected_batch_size=float(config.training.batch_size))
 

@@ -14,7 +14,7 @@ def _expectation(statement: RoundStatement, site: str, plan: EncryptionPlan) -> 
         run=statement.run,
         round=statement.attempt,
         site=site,
-        purpose="update",
+        purpose=statement.purpose,
         key=statement.key,
         plan=plan,
     )

@@ -237,15 +237,18 @@ class Ledger:
             self._must_know(dataset)
             return self._state.spent(dataset, view)
 
-    def events_of_run(self, run: str, purpose: str = "training") -> list[Event]:
-        """Return every event that one run reserved, in order, whatever data set it touched."""
+    def events_of_run(self, run: str, purpose: str | None = None) -> list[Event]:
+        """Return every event that one run reserved, in order, whatever data set it touched.
+
+        ``purpose`` picks "training" or "evaluation".
+        """
         with self._lock:
             with self._store.read() as stored:
                 self._catch_up(stored)
             return [
                 event
                 for reservation in self._state.reservations.values()
-                if reservation.run == run and reservation.purpose == purpose
+                if reservation.run == run and purpose in (None, reservation.purpose)
                 for event in reservation.events
             ]
 

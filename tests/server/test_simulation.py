@@ -94,6 +94,32 @@ def test_a_private_run_leaves_a_whole_folder(config, tmp_path):
     assert hashlib.sha256(model.adapter().tobytes()).hexdigest() == stored["adapter_sha256"]
 
 
+def test_sites_evaluate_on_their_own_records(config, tmp_path):
+    config = change(
+        config,
+        privacy={"epsilon": 20.0},
+        evaluation={"every": 2, "holdout": 0.4, "epsilon": 12.0},
+    )
+    summary = simulate(config, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert [line["round"] for line in lines if line["site_metrics"]] == [2, 3]
+    assert summary.site_metrics == lines[-1]["site_metrics"]
+    assert 0 <= summary.site_metrics["accuracy"] <= 1
+    assert summary.site_metrics["accuracy_noise"] > 0
+    assert 19 < summary.privacy["epsilon"] <= 20
+
+
+def test_a_failed_evaluation_at_the_sites_does_not_lose_the_run(config, tmp_path, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("private words")
+
+    monkeypatch.setattr("fedllm.federation.site.unit_scores", fail)
+    config = change(config, evaluation={"every": 1, "holdout": 0.4})
+    summary = simulate(config, tmp_path / "run")
+    assert summary.rounds == 3
+    assert summary.site_metrics == {}
+
+
 def test_relative_paths_count_from_the_working_directory(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     relative = change(config, data={"train": "train.jsonl", "test": "test.jsonl"})

@@ -180,7 +180,7 @@ def plain_means(federation: Federation, names: list[str] | None = None, number: 
     model, config = federation.model(), federation.config
     updates = []
     for name in names or sorted(federation.sites):
-        rows = federation.sites[name]._all_records()
+        rows = federation.sites[name]._data.records()
         dataset = encode(rows, config.task, model.tokenizer, config.model.max_length, model.labels)
         settings = local_settings(config, dataset.number_of_units, None)
         sampling = RandomStream.seeded(config.seed, "sampling", name, number)
