@@ -183,7 +183,12 @@ def _names(certificate: x509.Certificate) -> list[x509.GeneralName]:
     return list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
 
 
-def check_period(certificate: x509.Certificate, origin: str, now: datetime | None = None) -> None:
+def current_time() -> datetime:
+    """Return this machine's time in UTC."""
+    return datetime.now(UTC)
+
+
+def check_period(certificate: x509.Certificate, origin: str) -> None:
     """Check that a certificate is valid at this moment.
 
     Raises
@@ -191,7 +196,7 @@ def check_period(certificate: x509.Certificate, origin: str, now: datetime | Non
     ConfigError
         If it is not valid yet, or no longer.
     """
-    moment = now or datetime.now(UTC)
+    moment = current_time()
     if moment < certificate.not_valid_before_utc:
         raise ConfigError(
             f"{origin} is valid only from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC",

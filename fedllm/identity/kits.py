@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.files import write_bytes, write_json
 from fedllm.identity import certificates
+from fedllm.identity.certificates import current_time
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import ROLES, Role, Roster, verify_roster
 
@@ -286,7 +286,7 @@ def _installed_roster(folder: Path, description: dict[str, Any]) -> Roster:
 
 
 def _check_dates(roster: Roster, origin: str) -> None:
-    now = datetime.now(UTC)
+    now = current_time()
     if roster.expires is None or now > roster.expires:
         raise ConfigError(
             f"{origin} expired at {roster.expires:%Y-%m-%d %H:%M} UTC",

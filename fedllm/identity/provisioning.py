@@ -319,11 +319,11 @@ def _unchanged(folder: Path, state: FederationState, now: datetime) -> Provision
     if roster is None or roster.version != state.version:
         # A crash came between the state and the roster.
         return _issue(folder, state, now)
-    return Provisioned(state, roster, root.public_bytes())
+    return _handed_out(folder, state, roster, root)
 
 
 def _issue(folder: Path, state: FederationState, now: datetime) -> Provisioned:
-    """Sign a new roster, and install it in the kits that lie here."""
+    """Sign a new roster and hand it out."""
     root = _root(folder)
     state = state.model_copy(update={"version": state.version + 1})
     # The number first: were it lost, another roster would get the same one.
@@ -334,6 +334,13 @@ def _issue(folder: Path, state: FederationState, now: datetime) -> Provisioned:
         return Provisioned(state, None, root.public_bytes(), notes=(note,))
     roster = _roster(folder, state, now)
     write_bytes(folder / "roster.json", sign_roster(roster, root).encode())
+    return _handed_out(folder, state, roster, root)
+
+
+def _handed_out(
+    folder: Path, state: FederationState, roster: Roster, root: Identity
+) -> Provisioned:
+    """Install the newest roster in the kits that lie here."""
     notes = []
     for member in state.members:
         kit = folder / "kits" / member.name
@@ -342,10 +349,10 @@ def _issue(folder: Path, state: FederationState, now: datetime) -> Provisioned:
                 accept(kit, read_answer(_answer(folder, roster, member.role)))
             except FedllmError as error:
                 notes.append(f"kit '{member.name}' was not brought up to date: {error}")
-    sites = len(roster.sites)
-    if sites < state.config.min_cohort:
+    if len(roster.sites) < state.config.min_cohort:
         notes.append(
-            f"{sites} sites are too few to open a sum: min_cohort is {state.config.min_cohort}"
+            f"{len(roster.sites)} sites are too few to open a sum: "
+            f"min_cohort is {state.config.min_cohort}"
         )
     return Provisioned(state, roster, root.public_bytes(), notes=tuple(notes))
 
