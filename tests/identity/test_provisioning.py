@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-import ssl
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from support.kits import federation_config, make_federation
+from support.tls import handshake
 
 from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.identity import certificates
@@ -376,34 +376,16 @@ def test_wrong_role_and_unanswered_kits(tmp_path):
 def test_tls_between_kits(tmp_path):
     make_federation(tmp_path)
     server = read_kit(tmp_path / "kits" / "coordinator", "coordinator")
+    files = (server.server_certificate, server.server_key)
     site = read_kit(tmp_path / "kits" / "anne", "site")
-    accepted = handshake(server, site.ca_certificate, "127.0.0.1")
+    accepted = handshake(*files, site.ca_certificate, "127.0.0.1")
     assert accepted is None
-    assert "IP address mismatch" in str(handshake(server, site.ca_certificate, "127.0.0.2"))
+    assert "IP address mismatch" in str(handshake(*files, site.ca_certificate, "127.0.0.2"))
     make_federation(tmp_path / "other")
     foreign = read_kit(tmp_path / "other" / "kits" / "anne", "site")
     assert "unable to get local issuer" in str(
-        handshake(server, foreign.ca_certificate, "127.0.0.1")
+        handshake(*files, foreign.ca_certificate, "127.0.0.1")
     )
-
-
-def handshake(server: Kit, ca: Path, host: str) -> Exception | None:
-    """Shake hands in memory; return why the client refused, if it did."""
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    theirs.load_cert_chain(server.server_certificate, server.server_key)
-    ours = ssl.create_default_context(cafile=str(ca))
-    client = ours.wrap_bio(to_client, to_server, server_hostname=host)
-    listener = theirs.wrap_bio(to_server, to_client, server_side=True)
-    for _ in range(6):
-        for side in (client, listener):
-            try:
-                side.do_handshake()
-            except ssl.SSLWantReadError:
-                continue
-            except ssl.SSLError as error:
-                return error
-    return None
 
 
 def test_addresses():

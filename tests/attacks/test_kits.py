@@ -1,0 +1,380 @@
+"""Somebody tries to join as another, to bring back an old roster, or to pose as the coordinator."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from support.kits import make_federation
+from support.tls import handshake
+
+from fedllm.errors import ConfigError, FedllmError, PeerError, RefusedError
+from fedllm.identity import certificates, enrolment, kits
+from fedllm.identity.enrolment import accept, enroll, read_answer, read_request
+from fedllm.identity.keys import Identity
+from fedllm.identity.kits import read_kit, update_roster
+from fedllm.identity.provisioning import renew, revoke, sign
+from fedllm.identity.roster import sign_roster
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Path:
+    make_federation(tmp_path / "fed")
+    return tmp_path / "fed"
+
+
+@pytest.fixture
+def site(federation: Path, tmp_path: Path) -> Path:
+    """A site's kit that left the operator's machine."""
+    return Path(shutil.move(federation / "kits" / "anne", tmp_path / "anne"))
+
+
+def roster_of(federation: Path) -> str:
+    return (federation / "roster.json").read_text()
+
+
+def forged(federation: Path, root: Identity, **changes: object) -> str:
+    """The federation's newest roster with changes, signed by somebody."""
+    from dataclasses import replace
+
+    from fedllm.identity.roster import Roster
+
+    plain = json.loads(roster_of(federation))["roster"]
+    return sign_roster(replace(Roster.from_json(json.dumps(plain)), **changes), root)
+
+
+# Forged and old rosters
+
+
+def test_a_roster_of_another_root_is_refused(federation, site):
+    before = (site / "roster.json").read_bytes()
+    eve = Identity.generate("root")
+    with pytest.raises(PeerError, match="signature of 'the federation's root key'"):
+        update_roster(site, forged(federation, eve, version=9, coordinator=eve.public_bytes()))
+    assert (site / "roster.json").read_bytes() == before
+    # Put straight into the folder, it is found at the next start.
+    (site / "roster.json").write_text(forged(federation, eve, version=9))
+    with pytest.raises(ConfigError, match="signature"):
+        read_kit(site, "site")
+
+
+def test_one_changed_letter_in_a_roster_is_noticed(federation, site):
+    text = roster_of(federation).replace("127.0.0.1:9092", "127.0.0.9:9092")
+    with pytest.raises(PeerError, match="signature"):
+        update_roster(site, text)
+
+
+def test_an_old_roster_cannot_bring_back_a_revoked_site(federation, site):
+    old = roster_of(federation)
+    revoke(federation, "bob")
+    update_roster(site, roster_of(federation))
+    with pytest.raises(RefusedError, match="has version 1, and this kit has seen version 2"):
+        update_roster(site, old)
+    with pytest.raises(RefusedError, match="seen version 2"):
+        read_kit(site, "site").install_roster(old)
+    (site / "roster.json").write_text(old)
+    with pytest.raises(ConfigError, match="older roster back"):
+        read_kit(site, "site")
+    update_roster(site, roster_of(federation))
+    assert "bob" not in read_kit(site, "site").roster.sites
+
+
+def test_two_rosters_of_one_version_are_noticed(federation, site):
+    root = Identity.load("root", federation / "root")
+    with pytest.raises(PeerError, match="two different rosters"):
+        update_roster(site, forged(federation, root, address="evil:1"))
+
+
+def test_a_roster_held_back_expires(site, monkeypatch):
+    later = datetime.now(UTC) + timedelta(days=398)
+    monkeypatch.setattr(kits, "current_time", lambda: later)
+    with pytest.raises(ConfigError, match="expired") as caught:
+        read_kit(site, "site")
+    assert "renew" in caught.value.remedy
+
+
+def test_an_expired_roster_is_not_installed(tmp_path):
+    long_ago = datetime.now(UTC) - timedelta(days=500)
+    done = make_federation(tmp_path, long_ago)
+    assert all("expired" in note for note in done.notes)
+    with pytest.raises(ConfigError, match="has not answered"):
+        read_kit(tmp_path / "kits" / "anne", "site")
+
+
+def test_a_roster_of_another_federation_is_refused(federation, site):
+    root = Identity.load("root", federation / "root")
+    with pytest.raises(RefusedError, match="of the federation 'south'"):
+        update_roster(site, forged(federation, root, version=9, federation="south"))
+
+
+# Joining as somebody else
+
+
+def test_another_cannot_take_a_name(federation, tmp_path):
+    request = enroll(tmp_path / "eve", "site", "anne")
+    with pytest.raises(RefusedError, match="already in the federation with other keys"):
+        sign(federation, request)
+    assert json.loads(roster_of(federation))["roster"]["version"] == 1
+
+
+def test_a_request_needs_the_keys_it_names(federation, tmp_path):
+    enroll(tmp_path / "eve", "site", "eve")
+    mine = json.loads((tmp_path / "eve" / "request.json").read_text())
+    theirs = json.loads((federation / "kits" / "bob" / "request.json").read_text())
+    for key, words in (("signing_key", "signature of 'eve'"), ("node_key", "signature of 'eve'")):
+        value = json.loads(json.dumps(mine))
+        value["request"][key] = theirs["request"][key]
+        with pytest.raises(PeerError, match=words):
+            read_request(json.dumps(value))
+
+
+def test_a_stolen_node_key_needs_its_own_proof(federation, tmp_path):
+    """The attacker signs rightly with its own signing key, over somebody's node key."""
+    identity, own = Identity.generate("eve"), ec.generate_private_key(ec.SECP384R1())
+    theirs = read_request((federation / "kits" / "bob" / "request.json").read_text()).node_key
+    request = enrolment.Request("site", "eve", identity.public_bytes(), theirs)
+    with pytest.raises(PeerError, match="does not prove that it holds its node key"):
+        read_request(enrolment._sign_request(request, identity, own))
+    with pytest.raises(PeerError, match="does not prove that it holds its node key"):
+        read_request(enrolment._sign_request(request, identity, None))
+
+
+def test_a_weak_or_missing_node_key_is_refused():
+    identity, weak = Identity.generate("eve"), ec.generate_private_key(ec.SECP256R1())
+    pem = weak.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    for key, signer in ((pem, weak), (None, None), (b"-----BEGIN PUBLIC KEY-----", weak)):
+        request = enrolment.Request("site", "eve", identity.public_bytes(), key)
+        with pytest.raises(PeerError, match="node key"):
+            read_request(enrolment._sign_request(request, identity, signer))
+
+
+def test_a_coordinator_must_prove_its_tls_key():
+    identity = Identity.generate("coordinator")
+    pem = certificates.make_signing_request(certificates.new_tls_key(), "coordinator").decode()
+    lines = pem.splitlines()
+    broken = lines[-2][:-8] + ("A" if lines[-2][-8] != "A" else "B") + lines[-2][-7:]
+    damaged = "\n".join([*lines[:-2], broken, lines[-1], ""]).encode()
+    for content in (None, b"no request", damaged):
+        request = enrolment.Request(
+            "coordinator", "coordinator", identity.public_bytes(), None, content
+        )
+        with pytest.raises(PeerError, match="TLS key"):
+            read_request(enrolment._sign_request(request, identity, None))
+
+
+def test_a_copied_kit_cannot_join_under_another_name(federation, tmp_path):
+    bob = federation / "kits" / "bob"
+    identity = Identity.load("mallory", bob / "keys")
+    node = serialization.load_ssh_private_key((bob / "node.key").read_bytes(), None)
+    known = read_request((bob / "request.json").read_text())
+    request = enrolment.Request("site", "mallory", known.signing_key, known.node_key)
+    text = enrolment._sign_request(request, identity, node)
+    with pytest.raises(RefusedError, match="carries a key of 'bob'"):
+        sign(federation, read_request(text))
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/cron.d/x", "/etc/x", "a/b", "..", "anne\n", "authority", "con.trol"]
+)
+def test_names_that_would_leave_the_folder(name, federation, tmp_path):
+    with pytest.raises(ConfigError, match="cannot name a site"):
+        enroll(tmp_path / "kit", "site", name)
+    assert not (tmp_path / "kit").exists()
+    identity, node = Identity.generate("x"), ec.generate_private_key(ec.SECP384R1())
+    pem = node.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    request = enrolment.Request("site", name, identity.public_bytes(), pem)
+    with pytest.raises(PeerError, match="cannot name a site"):
+        read_request(enrolment._sign_request(request, identity, node))
+
+
+def test_a_site_cannot_ask_for_another_role(tmp_path):
+    enroll(tmp_path / "kit", "site", "eve")
+    value = json.loads((tmp_path / "kit" / "request.json").read_text())
+    for role, words in (("authority", "cannot name"), ("root", "damaged"), ([], "damaged")):
+        value["request"]["role"] = role
+        with pytest.raises(PeerError, match=words):
+            read_request(json.dumps(value))
+
+
+# Answers that are not the operator's
+
+
+def test_an_answer_pins_the_root_that_was_read_out(federation, tmp_path):
+    """A false operator answers first: the fingerprint is not the one of the phone call."""
+    request = enroll(tmp_path / "kit", "site", "carl")
+    make_federation(tmp_path / "false")
+    _, false = sign(tmp_path / "false", request)
+    _, true = sign(federation, request)
+    theirs, ours = read_answer(false.read_text()), read_answer(true.read_text())
+    assert not enrolment.same_fingerprint(theirs.fingerprint, ours.fingerprint)
+    accept(tmp_path / "kit", ours)
+    with pytest.raises(RefusedError, match="another root key"):
+        accept(tmp_path / "kit", theirs)
+
+
+def test_an_answer_cannot_name_a_root_that_did_not_sign(federation, tmp_path):
+    _, answer = sign(federation, enroll(tmp_path / "kit", "site", "carl"))
+    value = json.loads(answer.read_text())
+    value["root"] = Identity.generate("root").public_bytes().hex()
+    with pytest.raises(PeerError, match="signature"):
+        read_answer(json.dumps(value))
+
+
+def test_an_answer_for_another_party_is_refused(federation, tmp_path):
+    enroll(tmp_path / "dora", "site", "dora")
+    _, answer = sign(federation, enroll(tmp_path / "carl", "site", "carl"))
+    with pytest.raises(RefusedError, match="does not list the site 'dora'"):
+        accept(tmp_path / "dora", read_answer(answer.read_text()))
+    with pytest.raises(ConfigError, match="has not answered"):
+        read_kit(tmp_path / "dora", "site")
+
+
+def test_a_certificate_for_another_coordinator_is_refused(federation, tmp_path):
+    value = json.loads((federation / "kits" / "coordinator" / "kit.json").read_text())
+    make_federation(tmp_path / "other")
+    certificate = (tmp_path / "other" / "server.pem").read_text()
+    answer = enrolment.Answer(
+        bytes.fromhex(value["root"]),
+        read_kit(federation / "kits" / "coordinator", "coordinator").roster,
+        roster_of(federation),
+        certificate,
+    )
+    with pytest.raises(RefusedError, match="made for another kit"):
+        accept(federation / "kits" / "coordinator", answer)
+
+
+# The kit on disk
+
+
+@pytest.mark.parametrize("name", [".", "keys", "keys/signing.pem", "keys/secret.bin", "node.key"])
+@pytest.mark.parametrize("mode", [0o040, 0o004, 0o020])
+def test_a_kit_that_others_can_read_is_refused(site, name, mode):
+    path = site / name
+    path.chmod(path.stat().st_mode | mode)
+    with pytest.raises(ConfigError, match="other users of this machine") as caught:
+        read_kit(site, "site")
+    assert f"chmod -R go-rwx {site}" in caught.value.remedy
+    os.system(f"chmod -R go-rwx {site}")
+    read_kit(site, "site")
+
+
+def test_the_keys_of_another_site_do_not_fit(federation, site):
+    for name in ("keys/signing.pem", "keys/secret.bin"):
+        shutil.copy(federation / "kits" / "bob" / name, site / name)
+    with pytest.raises(ConfigError, match="does not list the site 'anne'"):
+        read_kit(site, "site")
+
+
+def test_the_node_key_of_another_site_does_not_fit(federation, site):
+    shutil.copy(federation / "kits" / "bob" / "node.key", site / "node.key")
+    with pytest.raises(ConfigError, match="not the node key of 'anne'"):
+        read_kit(site, "site")
+
+
+def test_messages_hold_no_key(federation, site):
+    secret = (site / "keys" / "secret.bin").read_bytes().hex()
+    pem = (site / "keys" / "signing.pem").read_text().splitlines()[1]
+    (site / "roster.json").write_text("{}")
+    with pytest.raises(FedllmError) as caught:
+        read_kit(site, "site")
+    assert secret not in str(caught.value)
+    assert pem not in str(caught.value)
+    assert secret not in repr(read_kit(federation / "kits" / "bob", "site"))
+
+
+# Posing as the coordinator
+
+
+def test_a_ca_that_somebody_put_there_is_refused(federation, site, tmp_path):
+    make_federation(tmp_path / "evil")
+    evil = (tmp_path / "evil" / "ca" / "ca-1.pem").read_text()
+    good = (site / "ca.pem").read_text()
+    for content in (evil, good + evil, ""):
+        (site / "ca.pem").write_text(content)
+        with pytest.raises(ConfigError, match="not the CA that the operator signed"):
+            read_kit(site, "site")
+
+
+def test_a_roster_cannot_make_a_server_the_ca(federation, site):
+    """Even a roster that the root key signed is refused when its CA is no CA."""
+    root = Identity.load("root", federation / "root")
+    leaf = (federation / "server.pem").read_text()
+    update_roster(site, forged(federation, root, version=9, authorities_pem=leaf))
+    with pytest.raises(ConfigError, match="not the certificate of a federation's CA"):
+        read_kit(site, "site")
+
+
+def impostor(federation: Path, folder: Path, issuer: str, days: int = 1) -> Path:
+    """A coordinator's kit with a certificate that somebody else issued."""
+    kit = Path(shutil.copytree(federation / "kits" / "coordinator", folder))
+    now = datetime.now(UTC)
+    if issuer == "own CA":
+        key = certificates.new_tls_key()
+        ca = certificates.make_authority("north", key, now, 10)
+    elif issuer == "server":
+        key = certificates.read_private_key(kit / "server.key")
+        ca = certificates.read_certificates((kit / "server.pem").read_bytes(), "x")[0]
+    else:
+        key = certificates.read_private_key(federation / "ca" / "ca-1.key")
+        ca = certificates.read_certificates((federation / "ca" / "ca-1.pem").read_text(), "x")[0]
+    own = certificates.new_tls_key()
+    made = certificates.make_server_certificate(
+        "north", own.public_key(), ["127.0.0.1"], (ca, key), now - timedelta(days=2), days
+    )
+    chain = certificates.pem(made) + (certificates.pem(ca) if issuer == "server" else "")
+    (kit / "server.pem").write_text(chain)
+    (kit / "server.key").write_bytes(certificates.private_pem(own))
+    return kit
+
+
+@pytest.mark.parametrize(
+    ("issuer", "days", "words"),
+    [
+        ("own CA", 10, "unable to get local issuer"),
+        ("server", 10, "invalid CA certificate|unable to get|path length|not a CA"),
+        ("CA", 1, "expired"),
+        ("CA", 10, None),
+    ],
+)
+def test_who_can_pose_as_the_coordinator(federation, site, tmp_path, issuer, days, words):
+    """With a CA of one's own, the server's key as a CA, an expired certificate: nobody."""
+    kit = impostor(federation, tmp_path / "impostor", issuer, days)
+    ca = read_kit(site, "site").ca_certificate
+    refusal = handshake(kit / "server.pem", kit / "server.key", ca, "127.0.0.1")
+    if words is None:
+        assert refusal is None
+        return
+    assert isinstance(refusal, ssl.SSLCertVerificationError)
+    import re
+
+    assert re.search(words, str(refusal))
+    with pytest.raises(ConfigError):
+        read_kit(kit, "coordinator")
+
+
+def test_an_expired_coordinator_does_not_start(federation, tmp_path, monkeypatch):
+    kit = federation / "kits" / "coordinator"
+    later = datetime.now(UTC) + timedelta(days=398)
+    monkeypatch.setattr(certificates, "current_time", lambda: later)
+    with pytest.raises(ConfigError, match=r"server\.pem expired") as caught:
+        read_kit(kit, "coordinator")
+    assert "renew" in caught.value.remedy
+    earlier = datetime.now(UTC) - timedelta(days=2)
+    monkeypatch.setattr(certificates, "current_time", lambda: earlier)
+    with pytest.raises(ConfigError, match="valid only from") as caught:
+        read_kit(kit, "coordinator")
+    assert "clock" in caught.value.remedy
+    monkeypatch.undo()
+    renew(federation)
+    read_kit(kit, "coordinator")
