@@ -404,12 +404,26 @@ class AllowSection(Section):
     unit: Literal["record", "person"] = "record"
 
 
+class SiteModelSection(Section):
+    """The site's own copy of the base model.
+
+    Attributes
+    ----------
+    path : str
+        As `ModelSection.path`; the run is refused when its fingerprint is not the run's.
+    """
+
+    path: str
+
+
 class SitePolicy(Section):
     """What one site allows, whatever a run asks for; never sent anywhere.
 
-    ``data`` is the site's own source and column mapping and replaces the run's.
+    ``data`` is the site's own source and column mapping and replaces the run's, ``model`` its
+    own copy of the base model; a deployed site needs both.
     """
 
+    model: SiteModelSection | None = None
     data: DataSection | None = None
     budget: BudgetSection = BudgetSection()
     allow: AllowSection = AllowSection()

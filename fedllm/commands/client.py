@@ -2,9 +2,66 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import typer
 
 from fedllm.commands.joining import add_joining_commands
 
 app = typer.Typer(help="A site: join a federation, check the site.", no_args_is_help=True)
 add_joining_commands(app, "site")
+
+if TYPE_CHECKING:
+    from clients.check import Finding
+
+_COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "dim"}
+
+
+@app.command()
+def check(
+    kit: Path = typer.Option(..., metavar="KIT", help="The site's kit."),
+    policy: Path = typer.Option(..., help="What the site allows, its data and model (site.toml)."),
+    model: str | None = typer.Option(None, help="The base model, if not where the policy says."),
+    json_output: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Try everything a first run needs, and say what to do where something is wrong.
+
+    Network, clock, certificates, roster, records, disk, memory, ledger, and one training step
+    on made-up text. Shows counts and names of columns, never a record. The exit code is 0 if
+    nothing failed, otherwise that of the first failure.
+    """
+    from rich.console import Console
+
+    from clients.check import check_site
+
+    console = Console(stderr=True)
+    with console.status("checking") as status:
+        findings = check_site(kit, policy, model, lambda name: status.update(f"checking {name}"))
+    if json_output:
+        print(json.dumps([vars(finding) for finding in findings], indent=2))
+    else:
+        _print_findings(findings)
+    raise typer.Exit(next((f.exit_code for f in findings if f.exit_code), 0))
+
+
+def _print_findings(findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("Check", "Result", show_lines=True)
+    # Folded, never cut: a path or a command is of use only as a whole.
+    table.add_column("Found", overflow="fold")
+    table.add_column("What to do", overflow="fold")
+    for finding in findings:
+        result = f"[{_COLOURS[finding.state]}]{finding.state}[/]"
+        table.add_row(finding.check, result, escape(finding.found), escape(finding.remedy))
+    console = Console()
+    console.print(table)
+    failed = [finding.check for finding in findings if finding.state == "failed"]
+    if failed:
+        console.print(f"Not ready: {', '.join(failed)}.")
+    else:
+        console.print("Ready: fedllm client start")

@@ -23,6 +23,10 @@ _SHOWN_COLUMNS = 20
 _LOOKS_LIKE_A_NAME = re.compile(r"[\w ./#-]{1,40}")
 
 
+class MissingColumnError(DataError):
+    """A source lacks a column that the task needs."""
+
+
 class Row(NamedTuple):
     """One row of a source: its fields, or the problem that left it unread.
 
@@ -65,13 +69,15 @@ class ColumnMap:
 
         Raises
         ------
-        DataError
+        MissingColumnError
             Names the column, those that are there, and the nearest of them.
+        DataError
+            If a column is there twice.
         """
         counts = Counter(present)
         for role, column in self.required.items():
             if column not in counts:
-                raise DataError(
+                raise MissingColumnError(
                     f"{where} has no column '{column}'; columns there: {_listed(present)}",
                     _suggestion(role, column, present),
                 )

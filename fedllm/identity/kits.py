@@ -171,6 +171,7 @@ def install_roster(
         )
     try:
         _check_dates(roster, "the new roster")
+        _check_authorities(roster, "the CA in the new roster")
         check_membership(roster, description["role"], description["name"], identity, folder)
     except ConfigError as error:
         raise RefusedError(error.message, error.remedy) from None
@@ -309,12 +310,15 @@ def _check_ca(folder: Path, roster: Roster) -> None:
             f"{path} is not the CA that the operator signed in the roster",
             "somebody replaced it; restore it by installing the roster again with update-roster",
         )
-    found = certificates.read_certificates(content, str(path))
+    _check_authorities(roster, str(path))
+
+
+def _check_authorities(roster: Roster, origin: str) -> None:
+    found = certificates.read_certificates(roster.authorities_pem, origin)
     for certificate in found:
-        certificates.check_authority(certificate, str(path))
-    certificates.check_period(
-        max(found, key=lambda certificate: certificate.not_valid_after_utc), str(path)
-    )
+        certificates.check_authority(certificate, origin)
+    newest = max(found, key=lambda certificate: certificate.not_valid_after_utc)
+    certificates.check_period(newest, origin)
 
 
 def check_membership(

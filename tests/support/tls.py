@@ -1,9 +1,54 @@
-"""A TLS handshake without a network."""
+"""A TLS handshake without a network, and a small server that could be a coordinator."""
 
 from __future__ import annotations
 
+import socket
 import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from pathlib import Path
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@contextmanager
+def tls_server(kit: Path, port: int, date: datetime | str | None = "now") -> Iterator[None]:
+    """Answer any request on loopback with the certificate of a coordinator's kit.
+
+    ``date`` is the time in its answers; None leaves it out.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(kit / "server.pem", kit / "server.key")
+    listener = socket.create_server(("127.0.0.1", port))
+
+    def answer() -> None:
+        while True:
+            try:
+                plain, _ = listener.accept()
+            except OSError:
+                return
+            with suppress(OSError), context.wrap_socket(plain, server_side=True) as stream:
+                stream.recv(4096)
+                moment = datetime.now(UTC) if date == "now" else date
+                header = f"Date: {format_datetime(moment, usegmt=True)}\r\n" if moment else ""
+                stream.sendall(
+                    f"HTTP/1.1 404 Not Found\r\n{header}Content-Length: 0\r\n\r\n".encode()
+                )
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(timeout=10)
 
 
 def handshake(certificate: Path, key: Path, ca: Path, host: str) -> Exception | None:

@@ -1,0 +1,127 @@
+"""Whether a site reaches its coordinator: name, TCP, TLS with the federation's own CA, clock."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from fedllm.errors import FedllmError, PeerError
+from fedllm.identity.kits import Kit, split_address
+
+_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What the coordinator showed.
+
+    Attributes
+    ----------
+    protocol : str
+        As "TLSv1.3".
+    certificate_expires : datetime
+        End of its TLS certificate (UTC).
+    clock_difference_s : float, optional
+        This machine's clock minus the coordinator's, in seconds, to about one second; None
+        if its answer names no time.
+    """
+
+    protocol: str
+    certificate_expires: datetime
+    clock_difference_s: float | None
+
+
+def reach_coordinator(kit: Kit) -> Reached:
+    """Connect as the site's node will, ask for nothing, and hang up.
+
+    Raises
+    ------
+    FedllmError
+        If the name, the network or the port is the trouble.
+    PeerError
+        If somebody answers who is not the federation's coordinator.
+    """
+    host, port = split_address(kit.address)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(cafile=str(kit.ca_certificate))
+    with _connected(host, port) as plain:
+        try:
+            with context.wrap_socket(plain, server_hostname=host) as secured:
+                return _look(secured, host, port)
+        except ssl.SSLCertVerificationError as error:
+            raise _not_the_coordinator(kit.address, error) from None
+        except (ssl.SSLError, OSError, http.client.HTTPException) as error:
+            raise FedllmError(
+                f"{kit.address} answers, but not in TLS 1.3 ({_reason(error)})",
+                "let the firewall pass the connection untouched (no TLS inspection), and check "
+                "that the port is the coordinator's",
+            ) from None
+
+
+def _connected(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_connection((host, port), timeout=_TIMEOUT_S)
+    except socket.gaierror:
+        raise FedllmError(
+            f"the name {host} is not known to this machine's DNS",
+            f"ask the network team to let this machine resolve {host}",
+        ) from None
+    except TimeoutError:
+        raise FedllmError(
+            f"no answer from {host} port {port} within {_TIMEOUT_S:.0f} seconds",
+            f"ask the network team to allow outbound TCP to {host} port {port}; nothing needs to "
+            "come in",
+        ) from None
+    except OSError as error:
+        raise FedllmError(
+            f"{host} port {port} cannot be reached ({_reason(error)})",
+            "if the coordinator is running, ask the network team to allow outbound TCP to "
+            f"{host} port {port}",
+        ) from None
+
+
+def _look(secured: ssl.SSLSocket, host: str, port: int) -> Reached:
+    expires = ssl.cert_time_to_seconds(str((secured.getpeercert() or {})["notAfter"]))
+    protocol = secured.version() or "TLS"
+    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+    connection.sock = secured
+    connection.request("GET", "/")
+    date = connection.getresponse().getheader("Date")
+    return Reached(protocol, datetime.fromtimestamp(expires, UTC), _difference(date))
+
+
+def _difference(date: str | None) -> float | None:
+    try:
+        theirs = parsedate_to_datetime(date or "")
+    except ValueError:
+        return None
+    if theirs.tzinfo is None:
+        return None
+    # The header is cut to whole seconds; half of one makes that fair.
+    return (datetime.now(UTC) - theirs).total_seconds() - 0.5
+
+
+def _not_the_coordinator(address: str, error: ssl.SSLCertVerificationError) -> PeerError:
+    # The numbers are OpenSSL's X509_V_ERR_* (see X509_STORE_CTX_get_error).
+    reasons = {
+        9: "its certificate is not valid yet: compare this machine's clock",
+        10: "its certificate has expired, or this machine's clock is wrong",
+        62: "its certificate names another host",
+        64: "its certificate names another address",
+    }
+    reason = reasons.get(error.verify_code, "its certificate is not from the federation's CA")
+    return PeerError(
+        f"who answers at {address} is not the federation's coordinator: {reason}",
+        "if your network opens TLS connections to inspect them, exempt this address; otherwise "
+        "tell the federation's operator, and do not go on",
+    )
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "reason", None) or getattr(error, "strerror", None)
+    return str(text or type(error).__name__)

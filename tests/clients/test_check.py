@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from support.kits import make_federation
+from support.tls import free_port, tls_server
+
+from clients import check
+from clients.check import Finding, check_site
+from fedllm.identity.keys import Identity
+from fedllm.identity.provisioning import renew
+
+PRIVATE = "Zebediah Quux has the plague"
+
+
+class Place:
+    """A site's kit and policy, and the kit of its coordinator."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.federation = folder / "fed"
+        make_federation(self.federation, coordinator={"hosts": ["127.0.0.1"], "port": self.port})
+        self.kit = Path(shutil.move(self.federation / "kits" / "anne", folder / "anne"))
+        self.coordinator = self.federation / "kits" / "coordinator"
+        self.records = folder / "records.jsonl"
+        self.policy = folder / "site.toml"
+        self.write_records([{"text": f"{PRIVATE} {i}", "label": i % 3} for i in range(120)])
+        self.write_policy()
+
+    def write_records(self, rows: list[dict[str, object]]) -> None:
+        self.records.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def write_policy(self, extra: str = "") -> None:
+        self.policy.write_text(f'[data]\ntrain = "records.jsonl"\n{extra}')
+
+    def check(self, model: str | None = None) -> dict[str, Finding]:
+        found = check_site(self.kit, self.policy, model)
+        assert PRIVATE not in json.dumps([vars(finding) for finding in found])
+        return {finding.check: finding for finding in found}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def test_a_site_that_is_ready(place, tiny_checkpoint):
+    with tls_server(place.coordinator, place.port):
+        found = place.check(str(tiny_checkpoint("bert")))
+    assert {name: finding.state for name, finding in found.items()} == dict.fromkeys(found, "ok")
+    assert len(found) == 11
+    assert found["data"].found == "120 records for classification, 3 labels"
+    assert "TLSv1.3" in found["network"].found
+    assert "private step on made-up text" in found["training"].found
+
+
+def test_a_causal_model_is_tried_too(place, tiny_checkpoint):
+    assert place.check(str(tiny_checkpoint("llama")))["training"].state == "ok"
+
+
+def test_one_failure_hides_no_other(place):
+    place.write_policy("[alow]\n")
+    found = place.check()
+    assert found["kit"].state == "ok"
+    assert (found["network"].state, found["network"].exit_code) == ("failed", 1)
+    assert f"127.0.0.1 port {place.port} cannot be reached" in found["network"].found
+    assert "outbound TCP" in found["network"].remedy
+    assert found["clock"].state == found["data"].state == found["training"].state == "skipped"
+    assert (found["policy"].state, found["policy"].exit_code) == ("failed", 2)
+    assert "did you mean 'allow'" in found["policy"].remedy
+    assert found["disk"].state == "ok"
+
+
+def test_a_kit_that_others_can_read(place):
+    (place.kit / "keys" / "secret.bin").chmod(0o644)
+    found = place.check()
+    assert found["kit"].state == "failed"
+    assert "chmod" in found["kit"].remedy
+    assert found["network"].state == "skipped"
+    assert found["data"].state == "ok"
+
+
+def test_somebody_else_answers(place, tmp_path):
+    make_federation(tmp_path / "evil")
+    with tls_server(tmp_path / "evil" / "kits" / "coordinator", place.port):
+        finding = place.check()["network"]
+    assert (finding.state, finding.exit_code) == ("failed", 4)
+    assert "is not the federation's coordinator" in finding.found
+    assert "inspect" in finding.remedy
+
+
+def test_an_expired_certificate(place, tmp_path):
+    past = datetime.now(UTC) - timedelta(days=500)
+    renew(place.federation, now=past)
+    server = shutil.copytree(place.coordinator, tmp_path / "server")
+    shutil.copy(place.federation / "server.pem", server / "server.pem")
+    with tls_server(server, place.port):
+        finding = place.check()["network"]
+    assert finding.exit_code == 4
+    assert "has expired" in finding.found
+
+
+def test_a_port_that_speaks_no_tls(place):
+    with socket.create_server(("127.0.0.1", place.port)) as listener:
+        import threading
+
+        def answer() -> None:
+            stream, _ = listener.accept()
+            stream.recv(100)
+            stream.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+            stream.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        finding = place.check()["network"]
+        thread.join()
+    assert finding.state == "failed"
+    assert "not in TLS 1.3" in finding.found
+
+
+@pytest.mark.parametrize(
+    ("minutes", "state", "words"),
+    [(-2, "failed", "ahead of"), (10, "failed", "behind"), (2, "ok", "seconds from")],
+)
+def test_clocks_that_differ(place, minutes, state, words):
+    theirs = datetime.now(UTC) + timedelta(minutes=minutes)
+    with tls_server(place.coordinator, place.port, theirs):
+        finding = place.check()["clock"]
+    assert finding.state == state
+    assert words in finding.found
+
+
+def test_a_coordinator_without_a_clock(place):
+    with tls_server(place.coordinator, place.port, None):
+        assert place.check()["clock"].state == "warning"
+
+
+def test_dates_that_come_near(place):
+    soon = datetime.now(UTC) - timedelta(days=380)
+    done = renew(place.federation, now=soon)
+    assert done.roster is not None
+    from fedllm.identity.kits import update_roster
+
+    update_roster(place.kit, (place.federation / "roster.json").read_text())
+    with tls_server(place.coordinator, place.port):
+        found = place.check()
+    for name in ("roster", "certificate"):
+        assert found[name].state == "warning"
+        assert "renew" in found[name].remedy
+
+
+@pytest.mark.parametrize(
+    ("rows", "extra", "words"),
+    [
+        ([{"text": PRIVATE, "label": None}], "", "row 1 (line 1): field 'label' is null"),
+        ([{"text": 3, "label": 1}], "", "field 'text' is of type int"),
+        ([{"note": PRIVATE}], "", "no column 'text'"),
+        ([{"text": PRIVATE, "label": 1}], 'unit = "patient"\n', "no column 'patient'"),
+        ([{"text": PRIVATE, "label": 1}] * 120, '[allow]\nunit = "person"\n', "names no column"),
+        ([], "", "holds no rows"),
+    ],
+)
+def test_records_that_do_not_fit(place, rows, extra, words):
+    place.write_records(rows)
+    place.write_policy(extra)
+    finding = place.check()["data"]
+    assert (finding.state, finding.exit_code) == ("failed", 2)
+    assert words in finding.found
+    assert finding.remedy
+
+
+def test_few_records_are_a_warning(place):
+    place.write_records([{"text": PRIVATE, "label": i} for i in range(3)])
+    assert place.check()["data"].state == "warning"
+
+
+def test_the_first_task_that_fits_is_read(place):
+    place.write_records([{"q": PRIVATE, "a": "yes"}] * 150)
+    place.write_policy('prompt = "q"\nresponse = "a"\n')
+    assert place.check()["data"].found == "150 records for instruction"
+
+
+def test_the_ledger_is_verified(place):
+    from fedllm.privacy.ledger import Ledger
+
+    path = place.kit / "state" / "ledger.sqlite"
+    Ledger.open(path, "anne", Identity.load("anne", place.kit / "keys"))
+    assert "1 entries hold; epsilon 0.00 of 8" in place.check()["ledger"].found
+    content = bytearray(path.read_bytes())
+    place_of_key = content.rindex(b"public_key")
+    content[place_of_key + 14] ^= 1
+    path.write_bytes(content)
+    finding = place.check()["ledger"]
+    assert (finding.state, finding.exit_code) == ("failed", 4)
+
+
+def test_the_ledger_of_another_site_is_refused(place):
+    from fedllm.privacy.ledger import Ledger
+
+    path = place.kit / "state" / "ledger.sqlite"
+    Ledger.open(path, "eve", Identity.load("anne", place.kit / "keys"))
+    finding = place.check()["ledger"]
+    assert (finding.state, finding.exit_code) == ("failed", 3)
+
+
+def test_a_model_that_the_policy_does_not_allow(place, tiny_checkpoint):
+    place.write_policy(f'[allow]\nmodels = ["{"0" * 64}"]\n')
+    finding = place.check(str(tiny_checkpoint("bert")))["training"]
+    assert (finding.state, finding.exit_code) == ("failed", 3)
+    assert "allow.models" in finding.found
+
+
+def test_a_model_that_is_not_there(place):
+    finding = place.check(str(place.kit / "model"))["training"]
+    assert finding.state == "failed"
+    assert place.check()["training"].state == "skipped"
+
+
+def test_a_full_disk_and_little_memory(place, monkeypatch):
+    usage = shutil.disk_usage(place.kit)
+    monkeypatch.setattr(check.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    monkeypatch.setattr(check, "_available_memory", lambda: 1 << 20)
+    found = place.check()
+    assert found["disk"].state == "failed"
+    assert found["memory"].state == "warning"
+
+
+def test_an_error_of_a_library_shows_its_kind_alone(place, monkeypatch):
+    def fails(*_: object) -> None:
+        raise ValueError(PRIVATE)
+
+    monkeypatch.setattr(check, "_readable", fails)
+    finding = place.check()["data"]
+    assert finding.found == "broke off (ValueError)"
+    assert finding.state == "failed"
+
+
+def test_a_policy_that_others_can_change(place):
+    place.policy.chmod(0o666)
+    finding = place.check()["policy"]
+    assert finding.state == "warning"
+    assert "chmod" in finding.remedy
+
+
+def test_min_cohort_above_the_number_of_sites(place):
+    place.write_policy("[allow]\nmin_cohort = 3\n")
+    assert "will refuse every round" in place.check()["policy"].found
