@@ -53,12 +53,12 @@ def model_card(
             "|---|---|---|---|---|---|---|",
             *(_row(part) for part in manifest.sources),
             "",
-            f"Held out: {manifest.evaluation.documents:,} documents, "
-            f"{manifest.evaluation.tokens:,} tokens.",
+            f"Held out: {sum(p.documents for p in manifest.evaluation):,} documents, "
+            f"{sum(p.tokens for p in manifest.evaluation):,} tokens.",
             "",
             *(
                 f"- `{file['name']}`: {file['bytes']:,} bytes, SHA-256 `{file['sha256']}`"
-                for part in (*manifest.sources, manifest.evaluation)
+                for part in (*manifest.sources, *manifest.evaluation)
                 for file in part.files
             ),
             "",

@@ -44,19 +44,21 @@ class CorpusSection(Section):
         How often each source is drawn; in proportion to its tokens when left out.
     evaluation : str or list of str
         Held-out files. Documents that also stand there are left out of training.
-    evaluation_text : str, optional
-        Column or template of the held-out files; that of the first source when left out.
+    evaluation_text : str or list of str, optional
+        Column or template of the held-out files, one for all or one each; that of the first
+        source when left out.
     held_out : float
         Share of the training documents held out when ``evaluation`` is empty.
     exclude : str or list of str
-        Further files (columns as in ``evaluation``) whose documents must not be trained on.
+        Further files (columns as in the first of ``evaluation``) whose documents must not be
+        trained on.
     """
 
     train: Annotated[Strings, Field(min_length=1)]
     text: Annotated[Strings, Field(min_length=1)] = ("text",)
     weights: tuple[PositiveFloat, ...] | None = None
     evaluation: Strings = ()
-    evaluation_text: str | None = None
+    evaluation_text: Strings = ()
     held_out: Share = 0.02
     exclude: Strings = ()
 
@@ -64,6 +66,10 @@ class CorpusSection(Section):
     def _one_setting_a_source(self) -> Self:
         if len(self.text) not in (1, len(self.train)):
             raise ValueError("data.text needs one entry, or one for each entry of data.train")
+        if len(self.evaluation_text) not in (0, 1, len(self.evaluation)):
+            raise ValueError(
+                "data.evaluation_text needs one entry, or one for each entry of data.evaluation"
+            )
         if self.weights is not None and len(self.weights) != len(self.train):
             raise ValueError("data.weights needs one entry for each entry of data.train")
         return self
@@ -72,10 +78,10 @@ class CorpusSection(Section):
         """Return the column or template of one source."""
         return self.text[source if len(self.text) > 1 else 0]
 
-    @property
-    def text_of_evaluation(self) -> str:
-        """The column or template of the held-out files."""
-        return self.evaluation_text or self.text[0]
+    def text_of_evaluation(self, part: int = 0) -> str:
+        """Return the column or template of one entry of ``evaluation``."""
+        texts = self.evaluation_text or self.text[:1]
+        return texts[part if len(texts) > 1 else 0]
 
 
 class TokenizerSection(Section):
@@ -157,6 +163,9 @@ class OptimizationSection(Section):
         Arithmetic of matrix products; parameters stay in fp32.
     compile : bool
         ``torch.compile``; pays off in runs of many minutes.
+    sharded : bool
+        Divide parameters, gradients and optimiser states between several processes (FSDP2)
+        instead of holding them whole in each (DDP); for models that do not fit.
     threads : int, optional
         CPU threads of one process; all cores when left out.
     """
@@ -173,6 +182,7 @@ class OptimizationSection(Section):
     clipping_norm: PositiveFloat = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = False
+    sharded: bool = False
     threads: PositiveInt | None = None
 
     @property
@@ -189,7 +199,8 @@ class ReportSection(Section):
     log_every, evaluate_every, checkpoint_every : int
         Optimiser steps between two of each.
     evaluation_tokens : int
-        Held-out text beyond this many tokens is not used.
+        Held-out text beyond this many tokens is not used; shared out evenly between the
+        entries of ``data.evaluation``.
     prompts : str or list of str
         Beginnings that the model continues at each evaluation (causal).
     sample_tokens : int

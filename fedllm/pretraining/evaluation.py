@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,48 +18,92 @@ _TEMPERATURE = 0.8
 
 
 @torch.no_grad()
-def mean_losses(
+def held_out_sums(
     objective: Objective,
     pieces: Sequence[NDArray[np.int64]],
     rows: int,
     world: World,
     autocast: torch.autocast,
-) -> tuple[dict[str, float], float]:
-    """Return each part's mean loss per target in nats, and the sum of all losses.
+) -> NDArray[np.float64]:
+    """Return the sum of each measure over held-out pieces, and its number of targets.
+
+    Every process works on its share of the batches. All run the model equally often, as a
+    sharded model needs; what is left over counts nothing.
 
     Parameters
     ----------
     pieces : sequence of arrays
-        Held-out pieces; the same in each process, which works on its share.
+        Held-out pieces; the same in each process.
     rows : int
         Pieces worked on at once.
+
+    Returns
+    -------
+    array
+        float64 of shape (2, measures), summed over processes.
     """
-    objective.model.eval()
-    parts = len(objective.parts)
-    sums, targets = [0.0] * parts, [0.0] * parts
+    objective.eval()
+    sums = torch.zeros(2, len(objective.measures), dtype=torch.float64)
+    batches = _batches_of_equal_shape(pieces, rows)
+    for turn in range(-(-len(batches) // world.size)):
+        number = turn * world.size + world.rank
+        chosen = batches[min(number, len(batches) - 1)]
+        # The same masks at every evaluation, so that figures can be compared.
+        random = [RandomStream.seeded(0, "evaluation", i) for i in chosen]
+        batch = objective.batch([pieces[i] for i in chosen], random)
+        batch = {k: v.to(world.device) for k, v in batch.items()}
+        with autocast:
+            measured = objective.measure(batch)
+        if number < len(batches):
+            sums += measured
+    objective.train()
+    return np.asarray(world.total(*sums.flatten().tolist())).reshape(2, -1)
+
+
+def _batches_of_equal_shape(pieces: Sequence[NDArray[np.int64]], rows: int) -> list[list[int]]:
     groups: dict[int, list[int]] = {}
     for number, piece in enumerate(pieces):
         groups.setdefault(piece.shape[-1], []).append(number)
-    number = 0
-    for group in groups.values():
-        for start in range(0, len(group), rows):
-            chosen = group[start : start + rows]
-            number += 1
-            if number % world.size != world.rank:
-                continue
-            # The same masks at every evaluation, so that figures can be compared.
-            random = [RandomStream.seeded(0, "evaluation", i) for i in chosen]
-            batch = objective.batch([pieces[i] for i in chosen], random)
-            batch = {k: v.to(world.device) for k, v in batch.items()}
-            with autocast:
-                losses = objective(batch).tolist()
-            sums = [a + b for a, b in zip(sums, losses, strict=True)]
-            targets = [a + b for a, b in zip(targets, objective.targets(batch), strict=True)]
-    objective.model.train()
-    totals = world.total(*sums, *targets)
-    sums, targets = totals[:parts], totals[parts:]
-    means = [a / max(1.0, b) for a, b in zip(sums, targets, strict=True)]
-    return dict(zip(objective.parts, means, strict=True)), sum(sums)
+    return [
+        group[start : start + rows]
+        for group in groups.values()
+        for start in range(0, len(group), rows)
+    ]
+
+
+def held_out_figures(
+    measures: Sequence[str], parts: Mapping[str, NDArray[np.float64]], text_bytes: Mapping[str, int]
+) -> dict[str, float]:
+    """Put the sums of several held-out texts into figures: over all, and for each.
+
+    Parameters
+    ----------
+    measures : sequence of str
+        What the sums are of.
+    parts : mapping of str to array
+        Sums and counts of each text, as `held_out_sums` returns them.
+    text_bytes : mapping of str to int
+        UTF-8 bytes of each text of which every token was predicted; empty otherwise.
+
+    Returns
+    -------
+    dict
+        ``bits_per_byte`` if the bytes are known, else ``held_out_<measure>``; if there are
+        several texts also the same with ``/<name of the text>`` for each.
+    """
+
+    def figures(sums: NDArray[np.float64], size: int | None, suffix: str) -> dict[str, float]:
+        if size is not None:
+            return {f"bits_per_byte{suffix}": bits_per_byte(float(sums[0, 0]), size)}
+        means = sums[0] / np.maximum(sums[1], 1.0)
+        return {f"held_out_{m}{suffix}": float(v) for m, v in zip(measures, means, strict=True)}
+
+    whole = sum(text_bytes.values()) if text_bytes else None
+    result = figures(np.sum(list(parts.values()), axis=0), whole, "")
+    if len(parts) > 1:
+        for name, sums in parts.items():
+            result |= figures(sums, text_bytes.get(name), f"/{name}")
+    return result
 
 
 def bits_per_byte(summed_loss: float, text_bytes: int) -> float:

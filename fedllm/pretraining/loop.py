@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,14 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 
 from fedllm.errors import ConfigError, TrainingError
-from fedllm.files import append_line, write_bytes
-from fedllm.pretraining.checkpoint import load_newest_checkpoint, save_checkpoint
+from fedllm.pretraining.checkpoint import load_tensors, newest_checkpoint, save_checkpoint
 from fedllm.pretraining.config import PretrainConfig
-from fedllm.pretraining.evaluation import bits_per_byte, continue_prompts, mean_losses
+from fedllm.pretraining.evaluation import continue_prompts, held_out_figures, held_out_sums
 from fedllm.pretraining.material import HeldOut
+from fedllm.pretraining.metrics import add_metrics, forget_after
 from fedllm.pretraining.objectives import Batch, Objective
 from fedllm.pretraining.optimizer import Optimizers, clip_gradients
-from fedllm.pretraining.parallel import World
+from fedllm.pretraining.parallel import World, shard, synchronise, whole_model
 from fedllm.pretraining.progress import Observer, Progress
 from fedllm.pretraining.sampling import Sampler
 from fedllm.randomness import RandomStream
@@ -75,14 +73,17 @@ class Loop:
         self._held_out = held_out
         self._tokenizer = tokenizer
         self._out = out
+        self._metrics = out / "metrics.jsonl"
         self._world = world
         self._observer = observer
+        if training.sharded and world.size > 1:
+            shard(objective)
         self._optimizers = Optimizers(objective.model, training)
         self._course = _Course()
         self._trained: nn.Module = objective
         if training.compile:
             self._trained = torch.compile(objective)  # type: ignore[assignment]
-        if world.size > 1:
+        if world.size > 1 and not training.sharded:
             self._trained = DistributedDataParallel(self._trained)
 
     def run(self) -> dict[str, float]:
@@ -121,16 +122,16 @@ class Loop:
         batches = list(self._batches(pieces))
         counts = [self._objective.targets(b) for b in batches]
         targets = world.total(*(sum(part) for part in zip(*counts, strict=True)))
-        # DDP takes the mean over processes; each part is a mean over all its targets.
+        # DDP and FSDP take the mean over processes; each part is a mean over all its targets.
         scale = torch.tensor(
             [world.size / max(1.0, count) for count in targets], device=world.device
         )
         mean = 0.0
         for number, batch in enumerate(batches):
-            with self._unsynchronised(number + 1 < len(batches)):
-                with self._autocast():
-                    loss = torch.dot(self._trained(batch), scale)
-                loss.backward()
+            synchronise(self._trained, now=number + 1 == len(batches))
+            with self._autocast():
+                loss = torch.dot(self._trained(batch), scale)
+            loss.backward()
             mean += float(loss.detach()) / world.size
         (mean,) = world.total(mean)
         norm = clip_gradients(self._objective.model.parameters(), training.clipping_norm)
@@ -156,11 +157,6 @@ class Loop:
             batch = self._objective.batch([pieces[i] for i in rows], random)
             yield {k: v.to(self._world.device) for k, v in batch.items()}
 
-    def _unsynchronised(self, more: bool) -> AbstractContextManager[Any]:
-        if more and isinstance(self._trained, DistributedDataParallel):
-            return self._trained.no_sync()
-        return nullcontext()
-
     def _autocast(self) -> torch.autocast:
         enabled = self._config.training.precision == "bf16"
         return torch.autocast(self._world.device.type, torch.bfloat16, enabled=enabled)
@@ -184,26 +180,25 @@ class Loop:
         )
 
     def _evaluate(self) -> dict[str, float]:
-        if not self._held_out.pieces:
+        held_out, training = self._held_out, self._config.training
+        if not held_out.pieces:
             return {}
-        training = self._config.training
-        means, summed = mean_losses(
-            self._objective,
-            self._held_out.pieces,
-            training.microbatch_rows or training.batch_rows,
-            self._world,
-            self._autocast(),
-        )
-        if self._held_out.text_bytes:
-            return {"bits_per_byte": bits_per_byte(summed, self._held_out.text_bytes)}
-        return {f"held_out_{part}": value for part, value in means.items()}
+        rows = training.microbatch_rows or training.batch_rows
+        sums = {
+            name: held_out_sums(self._objective, pieces, rows, self._world, self._autocast())
+            for name, pieces in held_out.pieces.items()
+        }
+        return held_out_figures(self._objective.measures, sums, held_out.text_bytes)
 
     def _samples(self) -> dict[str, Any]:
         report = self._config.report
-        if not report.prompts or not self._world.first:
+        if not report.prompts:
+            return {}
+        model = whole_model(self._objective.model, self._world)
+        if model is None or not self._world.first:
             return {}
         texts = continue_prompts(
-            self._objective.model,
+            model,
             self._tokenizer,
             report.prompts,
             report.sample_tokens,
@@ -248,20 +243,19 @@ class Loop:
         )
         self._observer.advance(progress)
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def _write(self, figures: dict[str, Any]) -> None:
         if self._world.first:
-            append_line(self._out / "metrics.jsonl", json.dumps(line, ensure_ascii=False))
+            add_metrics(self._metrics, figures)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        model = self._objective.model
+        parameters = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+        return parameters | {f"optimizer.{k}": v for k, v in self._optimizers.tensors().items()}
 
     def _save(self) -> None:
-        if self._world.first:
-            state = {
-                "course": asdict(self._course),
-                "sampler": self._sampler.state(),
-                "model": self._objective.model.state_dict(),
-                "optimizers": self._optimizers.state(),
-            }
-            save_checkpoint(self._out / "checkpoints", self._course.step, state)
-        self._world.wait()
+        course = {**asdict(self._course), "sampler": self._sampler.state()}
+        folder = self._out / "checkpoints"
+        save_checkpoint(folder, self._course.step, self._tensors(), course, self._world)
 
     def resume(self) -> int:
         """Go back to the newest checkpoint and return its step; 0 if there is none.
@@ -271,48 +265,22 @@ class Loop:
         Raises
         ------
         CheckpointError
-            If no checkpoint is whole.
+            If no checkpoint is whole, or it is of another model.
         """
-        state = load_newest_checkpoint(self._out / "checkpoints")
-        if state is not None:
-            self._course = _Course(**state["course"])
-            self._sampler.restore(state["sampler"])
-            self._objective.model.load_state_dict(state["model"])
-            self._optimizers.restore(state["optimizers"])
+        found = newest_checkpoint(self._out / "checkpoints", self._world)
+        if found is not None:
+            path, course = found
+            load_tensors(path, self._tensors())
+            self._sampler.restore(course.pop("sampler"))
+            self._course = _Course(**course)
         if self._world.first:
-            _forget_after(self._out / "metrics.jsonl", self._course.step if state else -1)
+            forget_after(self._metrics, self._course.step if found else -1)
         return self._course.step
-
-    def curve(self) -> list[dict[str, float]]:
-        """Return the evaluations so far: step, tokens and each held-out measure."""
-        points = []
-        for line in (self._out / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            values = json.loads(line)
-            measures = {
-                k: v for k, v in values.items() if k == "bits_per_byte" or k.startswith("held_out")
-            }
-            if measures:
-                points.append({"step": values["step"], "tokens": values["tokens"], **measures})
-        return points
 
     @property
     def seconds(self) -> float:
         """Time spent so far, over all starts of the run."""
         return self._course.seconds
-
-
-def _forget_after(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            keep = line.endswith(b"\n") and json.loads(line)["step"] <= step
-        except ValueError:
-            keep = False  # cut off by the crash
-        if keep:
-            kept.append(line)
-    write_bytes(path, b"".join(kept))
 
 
 class _Clock:

@@ -76,6 +76,7 @@ class MaskedLanguage(Objective):
     """
 
     parts = ("masked_loss", "next_sentence_loss")
+    measures = (*parts, "masked_accuracy", "next_sentence_accuracy")
 
     def __init__(self, model: PreTrainedModel, vocabulary: MaskedVocabulary, length: int) -> None:
         super().__init__(model)
@@ -138,8 +139,8 @@ class MaskedLanguage(Objective):
         """Count the chosen tokens, and the pairs."""
         return int((batch["labels"] != IGNORED).sum()), len(batch["next_sentence"])
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Return the summed losses of the chosen tokens and of the pairs."""
+    def _scores(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """Return scores and right answers of the chosen tokens and of the pairs."""
         states = self.model.bert(  # type: ignore[operator]
             batch["input_ids"],
             attention_mask=batch["attention_mask"],
@@ -149,12 +150,19 @@ class MaskedLanguage(Objective):
         heads: Any = self.model.cls
         scores = heads.predictions(states.last_hidden_state[chosen])
         related = heads.seq_relationship(states.pooler_output)
-        return torch.stack(
-            [
-                summed_cross_entropy(scores, batch["labels"][chosen]),
-                summed_cross_entropy(related, batch["next_sentence"]),
-            ]
-        )
+        return [(scores, batch["labels"][chosen]), (related, batch["next_sentence"])]
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the summed losses of the chosen tokens and of the pairs."""
+        return torch.stack([summed_cross_entropy(*both) for both in self._scores(batch)])
+
+    def measure(self, batch: Batch) -> Tensor:
+        """Return losses and right answers, summed, and the number of targets of each."""
+        scored = self._scores(batch)
+        losses = [summed_cross_entropy(*both) for both in scored]
+        right = [(scores.argmax(-1) == answers).sum() for scores, answers in scored]
+        sums = torch.stack([*losses, *right]).double().cpu()
+        return torch.stack([sums, torch.tensor(2 * self.targets(batch)).double()])
 
 
 def segments(

@@ -22,10 +22,13 @@ from fedllm.pretraining.spans import SpanCorruption, sentinel_ids
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Held-out pieces, and the UTF-8 bytes of their text if every token is predicted."""
+    """Pieces of each held-out text by its name.
 
-    pieces: list[NDArray[np.int64]]
-    text_bytes: int | None
+    ``text_bytes`` are the UTF-8 bytes of each whose every token is predicted.
+    """
+
+    pieces: dict[str, list[NDArray[np.int64]]]
+    text_bytes: dict[str, int]
 
 
 def make_objective(
@@ -79,12 +82,18 @@ def make_sampler(config: PretrainConfig, manifest: Manifest, tokens: Path) -> Sa
 
 def held_out_text(config: PretrainConfig, manifest: Manifest, tokens: Path) -> HeldOut:
     """Open the held-out shards below ``tokens``."""
-    shards = open_shards(tokens, manifest.evaluation, manifest.dtype)
-    if config.objective == "causal":
-        rows = whole_stream(shards, config.training.sequence_length)
-        return HeldOut(rows, manifest.evaluation.text_bytes)
-    pieces = _pieces(config, shards, manifest.boundary, len(manifest.sources))
-    return HeldOut([pieces.piece(0, i) for i in range(pieces.count(0))], None)
+    pieces, text_bytes = {}, {}
+    for number, part in enumerate(manifest.evaluation):
+        if not part.documents:
+            continue
+        shards, name = open_shards(tokens, part, manifest.dtype), part.name
+        if config.objective == "causal":
+            pieces[name] = whole_stream(shards, config.training.sequence_length)
+            text_bytes[name] = part.text_bytes
+        else:
+            source = _pieces(config, shards, manifest.boundary, len(manifest.sources) + number)
+            pieces[name] = [source.piece(0, i) for i in range(source.count(0))]
+    return HeldOut(pieces, text_bytes)
 
 
 def whole_stream(shards: Sequence[NDArray[Any]], length: int) -> list[NDArray[np.int64]]:

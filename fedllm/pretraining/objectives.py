@@ -8,6 +8,7 @@ microbatches and processes exact.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -26,9 +27,14 @@ IGNORED = -100
 
 
 class Objective(nn.Module, ABC):
-    """A model and how it is trained; ``parts`` names the terms of its loss."""
+    """A model and how it is trained.
+
+    ``parts`` names the terms of its loss, ``measures`` what is measured on held-out text:
+    these terms, and shares of right answers if there are any.
+    """
 
     parts: ClassVar[tuple[str, ...]]
+    measures: ClassVar[tuple[str, ...]]
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -46,6 +52,16 @@ class Objective(nn.Module, ABC):
     def forward(self, batch: Batch) -> Tensor:
         """Return the summed parts of the loss in nats, fp32 of shape (parts,)."""
 
+    def measure(self, batch: Batch) -> Tensor:
+        """Return the sum of each measure over ``batch``, and over how many targets it goes.
+
+        Returns
+        -------
+        Tensor
+            float64 of shape (2, measures); the first measures are the parts of the loss.
+        """
+        return torch.stack([self(batch).double().cpu(), torch.tensor(self.targets(batch)).double()])
+
 
 class NextToken(Objective):
     """Next-token prediction on packed rows, no document seeing another.
@@ -54,15 +70,26 @@ class NextToken(Objective):
     of a document does not depend on what stands beside it in the row.
     """
 
-    parts = ("loss",)
+    parts = measures = ("loss",)
 
     def __init__(self, model: PreTrainedModel, boundary: int) -> None:
         super().__init__(model)
         self._boundary = boundary
+        self._adds_mask = model.config._attn_implementation == "eager"
 
     def batch(self, pieces: Sequence[NDArray[np.int64]], random: Sequence[RandomStream]) -> Batch:
-        """Return ``rows``, int64 of shape (B, T + 1)."""
-        return {"rows": torch.from_numpy(np.stack(pieces))}
+        """Return ``rows``, int64 (B, T + 1), with positions and mask of their documents.
+
+        The mask is left out where causal attention alone is the same and the model has a
+        fast kernel for that.
+        """
+        rows = torch.from_numpy(np.stack(pieces))
+        inputs = rows[:, :-1]
+        positions, mask = document_attention(inputs, self._boundary)
+        batch = {"rows": rows, "positions": positions}
+        if self._adds_mask or bool((inputs[:, 1:] == self._boundary).any()):
+            batch["mask"] = mask
+        return batch
 
     def targets(self, batch: Batch) -> tuple[int, ...]:
         """Count T targets a row: the packed stream has no padding."""
@@ -72,11 +99,23 @@ class NextToken(Objective):
     def forward(self, batch: Batch) -> Tensor:
         """Return the summed loss of all B * T targets."""
         inputs, targets = batch["rows"][:, :-1], batch["rows"][:, 1:]
-        positions, mask = document_attention(inputs, self._boundary)
+        mask = batch.get("mask")
+        if mask is not None and self._adds_mask:
+            mask = additive_mask(mask)
         logits = self.model(
-            input_ids=inputs, position_ids=positions, attention_mask=mask, use_cache=False
+            input_ids=inputs, position_ids=batch["positions"], attention_mask=mask, use_cache=False
         ).logits
-        return summed_cross_entropy(logits.flatten(0, 1), targets.flatten())[None]
+        return torch.stack([summed_cross_entropy(logits.flatten(0, 1), targets.flatten())])
+
+
+def additive_mask(mask: Tensor) -> Tensor:
+    """Turn a boolean mask into one that is added to scores: 0 where true, else minus infinity.
+
+    It has the dtype of the scores, so that they are not widened by the addition.
+    """
+    kind = mask.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -math.inf)
 
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -92,7 +131,7 @@ def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
 
 
-def document_attention(inputs: Tensor, boundary: int) -> tuple[Tensor, Tensor | None]:
+def document_attention(inputs: Tensor, boundary: int) -> tuple[Tensor, Tensor]:
     """Return positions and attention mask of packed rows.
 
     Parameters
@@ -102,16 +141,11 @@ def document_attention(inputs: Tensor, boundary: int) -> tuple[Tensor, Tensor | 
 
     Returns
     -------
-    (Tensor, Tensor or None)
+    (Tensor, Tensor)
         Positions that restart at each document, int64 (B, T). A boolean mask (B, 1, T, T),
-        true where a token may look: earlier in its own document. None if no row has a
-        boundary after its first token, for which causal attention alone is the same.
+        true where a token may look: earlier in its own document.
     """
-    length = inputs.shape[1]
-    index = torch.arange(length, device=inputs.device)
-    starts = inputs == boundary
-    first = torch.where(starts, index, 0).cummax(dim=1).values
-    if not bool(starts[:, 1:].any()):
-        return index.expand_as(inputs), None
+    index = torch.arange(inputs.shape[1], device=inputs.device)
+    first = torch.where(inputs == boundary, index, 0).cummax(dim=1).values
     same = first[:, :, None] == first[:, None, :]
     return index - first, (same & (index[:, None] >= index[None, :]))[:, None]

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from fedllm.pretraining.config import OptimizationSection
@@ -25,6 +26,7 @@ class Optimizers:
 
     def __init__(self, model: PreTrainedModel, section: OptimizationSection) -> None:
         self._section = section
+        self._names = {id(p): name for name, p in model.named_parameters()}
         hidden, matrices, vectors = _groups(model)
         decay = section.weight_decay
         self._parts: list[torch.optim.Optimizer] = []
@@ -62,14 +64,26 @@ class Optimizers:
             part.zero_grad(set_to_none=True)
         return rate
 
-    def state(self) -> list[dict[str, object]]:
-        """Return the state of all parts, for a checkpoint."""
-        return [part.state_dict() for part in self._parts]
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the moments of each parameter by name, to be saved or to be read into."""
+        if not all(part.state for part in self._parts):
+            self._allocate()
+        return {
+            f"{self._names[id(parameter)]}.{key}": value
+            for part in self._parts
+            for parameter, state in part.state.items()
+            for key, value in state.items()
+        }
 
-    def restore(self, state: list[dict[str, object]]) -> None:
-        """Go on from where `state` was taken."""
-        for part, saved in zip(self._parts, state, strict=True):
-            part.load_state_dict(saved)
+    def _allocate(self) -> None:
+        # Optimisers make their moments in the first step; one of nothing at rate 0 does.
+        for part in self._parts:
+            for group in part.param_groups:
+                group["lr"] = 0.0
+                for parameter in group["params"]:
+                    parameter.grad = torch.zeros_like(parameter)
+            part.step()
+            part.zero_grad(set_to_none=True)
 
 
 def _groups(model: PreTrainedModel) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -104,4 +118,5 @@ def learning_rate(step: int, section: OptimizationSection) -> float:
 
 def clip_gradients(parameters: Iterable[Tensor], norm: float) -> float:
     """Scale the whole gradient to at most ``norm``; return its norm before (L2)."""
-    return float(torch.nn.utils.clip_grad_norm_(list(parameters), norm))
+    before = torch.nn.utils.clip_grad_norm_(list(parameters), norm)
+    return float(before.full_tensor() if isinstance(before, DTensor) else before)

@@ -1,16 +1,29 @@
-"""The processes of one run: alone, or several started by ``torchrun``."""
+"""The processes of one run: alone, or several started by ``torchrun``.
+
+Several either hold the whole model each and average gradients (DDP), or hold a shard of
+parameters, gradients and optimiser states each (FSDP2, `torch.distributed.fsdp`).
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
 
 from fedllm.errors import ConfigError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +47,14 @@ class World:
         tensor = torch.tensor(values, dtype=torch.float64, device=on)
         dist.all_reduce(tensor)
         return [float(v) for v in tensor.tolist()]
+
+    def share(self, value: T) -> T:
+        """Return the first process's ``value``."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
 
     def wait(self) -> None:
         """Return when all processes are here."""
@@ -73,3 +94,52 @@ def joined_world() -> Iterator[World]:
         yield World(dist.get_rank(), dist.get_world_size(), device)
     finally:
         dist.destroy_process_group()
+
+
+def shard(module: nn.Module) -> None:
+    """Divide ``module`` between the processes in place (FSDP2), layer by layer.
+
+    Parameters become DTensors, each process holding its rows. A layer is gathered when it
+    runs and let go afterwards, so that a process needs memory for its share, one layer, and
+    what stands outside of the layers (embeddings, norms, heads).
+    """
+    for layer in _layers(module):
+        fully_shard(layer)
+    fully_shard(module, reshard_after_forward=True)
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from _layers(child)
+
+
+def synchronise(module: nn.Module, now: bool) -> None:
+    """Say whether the next backward pass ends with the exchange of gradients."""
+    if isinstance(module, DistributedDataParallel):
+        module.require_backward_grad_sync = now
+    elif isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(now)
+
+
+def whole_model(model: PreTrainedModel, world: World) -> PreTrainedModel | None:
+    """Return the model with whole parameters: itself, or a copy on the first process.
+
+    Called by all processes; None on the others if the model is sharded.
+    """
+    if not any(isinstance(p, DTensor) for p in model.parameters()):
+        return model
+    whole = {}
+    for name, parameter in model.named_parameters():
+        tensor = parameter.detach().full_tensor().cpu()  # type: ignore[attr-defined]
+        if world.first:
+            whole[name] = tensor
+    if not world.first:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        copy = type(model)(deepcopy(model.config))
+    copy.load_state_dict(whole, strict=False)
+    copy.generation_config = deepcopy(model.generation_config)
+    return copy

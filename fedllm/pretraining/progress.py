@@ -57,11 +57,16 @@ def describe(progress: Progress) -> str:
     parts = [
         f"step {progress.step}/{progress.steps}",
         f"loss {progress.loss:.3f}",
-        *(f"{k.replace('_', ' ')} {v:.3f}" for k, v in (progress.evaluation or {}).items()),
+        *_figures(progress.evaluation or {}),
         f"{progress.tokens_per_s:,.0f} tokens/s",
         f"{_duration(progress.seconds_left)} left",
     ]
     return "  ".join(parts)
+
+
+def _figures(evaluation: dict[str, float]) -> list[str]:
+    """Say the measures over all held-out text; those of single texts are in metrics.jsonl."""
+    return [f"{k.replace('_', ' ')} {v:.3f}" for k, v in evaluation.items() if "/" not in k]
 
 
 def _duration(seconds: float) -> str:
@@ -112,10 +117,7 @@ class Live:
         """Move the bar."""
         bar = self._bar = self._bar or self._start(progress.steps)
         self._evaluation = progress.evaluation or self._evaluation
-        shown = {k: f"{v:.3f}" for k, v in self._evaluation.items()}
-        text = "  ".join(
-            [f"loss {progress.loss:.3f}", *(f"{k.replace('_', ' ')} {v}" for k, v in shown.items())]
-        )
+        text = "  ".join([f"loss {progress.loss:.3f}", *_figures(self._evaluation)])
         bar.update(
             self._task,
             completed=progress.step,

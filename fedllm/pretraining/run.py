@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +17,14 @@ from transformers.utils import logging as transformers_logging
 from fedllm.config import parse, read_toml, to_toml
 from fedllm.errors import CheckpointError, ConfigError
 from fedllm.files import atomic_directory, write_bytes, write_json
-from fedllm.pretraining.architectures import build_model, measure
+from fedllm.pretraining.architectures import build_model, choose_attention, measure
 from fedllm.pretraining.card import model_card
 from fedllm.pretraining.config import PretrainConfig
 from fedllm.pretraining.loop import Loop
 from fedllm.pretraining.material import held_out_text, make_objective, make_sampler
 from fedllm.pretraining.memory import keep_freed_memory
-from fedllm.pretraining.parallel import World, joined_world
+from fedllm.pretraining.metrics import curve
+from fedllm.pretraining.parallel import World, joined_world, whole_model
 from fedllm.pretraining.progress import Observer, Silent
 from fedllm.pretraining.shards import Manifest, load_manifest, tokenise, training_texts
 from fedllm.pretraining.tokenizer import load_tokenizer, train_tokenizer
@@ -69,6 +71,7 @@ def _run(config: PretrainConfig, out: Path, observer: Observer, resume: bool, wo
     manifest = load_manifest(out / "tokens")
     model = build_model(config.model, config.training, tokenizer, config.seed)
     nn.Module.to(model, world.device)
+    choose_attention(model, world.device, config.training.sequence_length)
     observer.message(_introduction(config, model, manifest))
     loop = Loop(
         config,
@@ -82,19 +85,21 @@ def _run(config: PretrainConfig, out: Path, observer: Observer, resume: bool, wo
     )
     if resume and (step := loop.resume()):
         observer.message(f"going on after step {step}")
-    started = time.process_time()
+    started = _cpu_seconds()
     evaluation = loop.run()
-    if world.first:
-        _save_model(model, tokenizer, out / "model")
+    whole = whole_model(model, world)
+    if world.first and whole is not None:
+        _save_model(whole, tokenizer, out / "model")
         weights = _sha256(out / "model" / "model.safetensors")
-        card = model_card(config, manifest, model.num_parameters(), weights, loop.curve())
+        points = curve(out / "metrics.jsonl")
+        card = model_card(config, manifest, model.num_parameters(), weights, points)
         write_bytes(out / "model" / "README.md", card.encode())
         summary = _summary(config, manifest, model, weights) | {
             "processes": world.size,
             "metrics": evaluation,
             "seconds": {
                 "total": round(loop.seconds, 3),
-                "cpu_of_this_start": round(time.process_time() - started, 3),
+                "cpu_of_this_start": round(_cpu_seconds() - started, 3),
             },
         }
         write_json(out / "summary.json", summary)
@@ -162,7 +167,7 @@ def _claim(config: PretrainConfig, out: Path, resume: bool) -> None:
 def _decisive(config: PretrainConfig) -> dict[str, object]:
     # Neither reports nor the use of the machine change what is learned.
     values = config.model_dump(mode="json", exclude={"report"})
-    for key in ("threads", "microbatch_rows", "compile"):
+    for key in ("threads", "microbatch_rows", "compile", "sharded"):
         values["training"].pop(key)
     return values
 
@@ -183,6 +188,12 @@ def _prepare_tokenizer(
     with atomic_directory(folder) as temporary:
         tokenizer.save_pretrained(temporary)
     return tokenizer
+
+
+def _cpu_seconds() -> float:
+    # Compilers that `torch.compile` starts count too.
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def _step_tokens(config: PretrainConfig) -> int:

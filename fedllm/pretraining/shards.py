@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,6 +46,12 @@ class Part:
     excluded: int
     files: tuple[dict[str, Any], ...]
 
+    @property
+    def name(self) -> str:
+        """Folder and file name of the location, without what says its format."""
+        path = Path(self.location)
+        return f"{path.parent.name}/{path.name.split('.')[0]}"
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -55,14 +61,14 @@ class Manifest:
     dtype: str
     boundary: int
     sources: tuple[Part, ...]
-    evaluation: Part
+    evaluation: tuple[Part, ...]
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over what was read and what became of it, wherever the files lay."""
         values = asdict(self)
         del values["key"]
-        for part in (*values["sources"], values["evaluation"]):
+        for part in (*values["sources"], *values["evaluation"]):
             del part["location"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -116,13 +122,14 @@ def load_manifest(folder: Path) -> Manifest:
     """
     try:
         values = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        parts = [
-            Part(**{**p, "shards": tuple(p["shards"]), "files": tuple(p["files"])})
-            for p in (*values["sources"], values["evaluation"])
-        ]
-        return Manifest(
-            **{**values, "sources": tuple(parts[:-1]), "evaluation": parts[-1]},
+        sources, evaluation = (
+            tuple(
+                Part(**{**p, "shards": tuple(p["shards"]), "files": tuple(p["files"])})
+                for p in values[name]
+            )
+            for name in ("sources", "evaluation")
         )
+        return Manifest(**{**values, "sources": sources, "evaluation": evaluation})
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(
             f"{folder} has no usable manifest.json", "delete the folder; it is made again"
@@ -163,41 +170,50 @@ class _Writer:
         self._folder = folder
         self._seen: set[bytes] = set()
         self._forbidden: set[bytes] = set()
+        self._held_out: set[bytes] = set()
 
     def write(self, key: str) -> Manifest:
         data = self._data
         for location in data.exclude:
             self._forbidden.update(
-                d.digest() for d in read_documents(location, data.text_of_evaluation)
+                d.digest() for d in read_documents(location, data.text_of_evaluation())
             )
         if data.evaluation:
-            evaluation = self._evaluation_from_files()
+            evaluation = tuple(self._held_out_file(i) for i in range(len(data.evaluation)))
             sources = tuple(self._source(i) for i in range(len(data.train)))
         else:
             held_out: list[Document] = []
             sources = tuple(self._source(i, held_out) for i in range(len(data.train)))
             # In the order of their digests, so that a limit takes from all sources alike.
             held_out.sort(key=Document.digest)
-            evaluation = self._write(_HELD_OUT, (), iter(held_out), self._limit)
+            evaluation = (self._write(_HELD_OUT, (), iter(held_out), self._limit),)
         if not any(part.tokens for part in sources):
             raise DataError("no document is left for training", "check data.train and data.exclude")
-        if not evaluation.documents and (data.evaluation or data.held_out):
+        if not any(p.documents for p in evaluation) and (data.evaluation or data.held_out):
             raise DataError(
                 "no document is held out for evaluation",
                 "name data.evaluation, raise data.held_out, or set it to 0 to do without",
             )
         return Manifest(key, self._dtype.name, self._boundary, sources, evaluation)
 
-    def _evaluation_from_files(self) -> Part:
-        data = self._data
+    def _held_out_file(self, index: int) -> Part:
+        data, duplicates = self._data, 0
+        location = data.evaluation[index]
 
         def documents() -> Iterator[Document]:
-            for location in data.evaluation:
-                for document in read_documents(location, data.text_of_evaluation):
-                    self._forbidden.add(document.digest())
-                    yield document
+            nonlocal duplicates
+            for document in read_documents(location, data.text_of_evaluation(index)):
+                digest = document.digest()
+                if digest in self._held_out:
+                    duplicates += 1
+                    continue
+                self._held_out.add(digest)
+                self._forbidden.add(digest)
+                yield document
 
-        return self._write(_HELD_OUT, data.evaluation, documents(), self._limit)
+        limit = max(1, self._limit // len(data.evaluation))
+        part = self._write(f"{_HELD_OUT}{index}", (location,), documents(), limit)
+        return replace(part, duplicates=duplicates)
 
     def _source(self, index: int, held_out: list[Document] | None = None) -> Part:
         duplicates = excluded = 0
@@ -219,7 +235,7 @@ class _Writer:
                     yield document
 
         part = self._write(f"source{index}", (location,), kept(), None)
-        return Part(**{**asdict(part), "duplicates": duplicates, "excluded": excluded})
+        return replace(part, duplicates=duplicates, excluded=excluded)
 
     def _chosen(self, digest: bytes) -> bool:
         # By the text itself, so that a document stays on its side when the corpus grows.

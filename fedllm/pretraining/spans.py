@@ -47,7 +47,7 @@ class SpanCorruption(Objective):
     end.
     """
 
-    parts = ("loss",)
+    parts = measures = ("loss",)
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class SpanCorruption(Objective):
             decoder_input_ids=batch["decoder_input_ids"],
             use_cache=False,
         ).logits
-        return summed_cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())[None]
+        return torch.stack([summed_cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())])
 
 
 def span_lengths(

@@ -6,7 +6,7 @@ import torch
 
 from fedllm.pretraining.architectures import build_model
 from fedllm.pretraining.config import NetworkSection, OptimizationSection, TokenizerSection
-from fedllm.pretraining.objectives import NextToken, document_attention
+from fedllm.pretraining.objectives import NextToken, additive_mask, document_attention
 from fedllm.pretraining.tokenizer import train_tokenizer
 
 TEXT = "some words to train a small vocabulary with, and a few more of them " * 5
@@ -19,9 +19,11 @@ def tokenizer():
     return train_tokenizer([TEXT], TokenizerSection(vocabulary=320), "llama")
 
 
-@pytest.fixture(scope="module")
-def llama(tokenizer):
-    return build_model(NetworkSection(**NETWORK), TRAINING, tokenizer, seed=1)
+@pytest.fixture(scope="module", params=["eager", "sdpa"])
+def llama(tokenizer, request):
+    model = build_model(NetworkSection(**NETWORK), TRAINING, tokenizer, seed=1)
+    model.set_attn_implementation(request.param)
+    return model
 
 
 def log_probability(model, tokens: list[int], target: int) -> float:
@@ -47,25 +49,41 @@ def test_packed_documents_have_the_loss_they_have_alone(llama, tokenizer):
 def test_neighbours_in_a_row_do_not_matter(llama, tokenizer):
     b = tokenizer.bos_token_id
     document = [b, 60, 61, 62, 63, b]
-    alone = float(NextToken(llama, b)({"rows": torch.tensor([document])}))
-    losses = []
+    objective = NextToken(llama, b)
+
+    def loss(row: list[int]) -> float:
+        return float(objective(objective.batch([np.asarray(row)], [])))
+
+    alone, losses = loss(document), []
     for other in ([b, 70, 71, 72], [b, 90, 40, 33]):
-        both = float(NextToken(llama, b)({"rows": torch.tensor([other + document])}))
-        losses.append(both - float(NextToken(llama, b)({"rows": torch.tensor([[*other, b]])})))
+        losses.append(loss(other + document) - loss([*other, b]))
     assert losses == pytest.approx([alone, alone], rel=1e-4)
 
 
 @torch.no_grad()
-def test_rows_without_boundaries_need_no_mask(llama, tokenizer):
+def test_rows_without_boundaries_need_no_mask_where_a_causal_kernel_runs(llama, tokenizer):
     b = tokenizer.bos_token_id
-    inputs = torch.randint(20, 300, (3, 10))
-    inputs[0, 0] = b
-    positions, mask = document_attention(inputs, b)
-    assert mask is None
-    assert positions.tolist() == [list(range(10))] * 3
+    rows = [np.asarray([b, *range(20, 30)]), np.arange(30, 41)]
+    objective = NextToken(llama, b)
+    batch = objective.batch(rows, [])
+    assert ("mask" in batch) == (llama.config._attn_implementation == "eager")
+    expected = sum(
+        -log_probability(llama, row[: i + 1].tolist(), int(row[i + 1]))
+        for row in rows
+        for i in range(10)
+    )
+    assert float(objective(batch)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_mask_and_positions():
     positions, mask = document_attention(torch.tensor([[5, 1, 6, 1]]), 1)
     assert positions.tolist() == [[0, 0, 1, 0]]
     assert mask.int().tolist() == [[[[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]]]
+
+
+def test_the_added_mask_has_the_dtype_of_the_scores():
+    mask = torch.tensor([[True, False]])
+    assert additive_mask(mask).tolist() == [[0.0, -np.inf]]
+    assert additive_mask(mask).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert additive_mask(mask).dtype == torch.bfloat16

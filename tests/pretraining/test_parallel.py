@@ -1,4 +1,4 @@
-"""Two processes under torchrun do what one does, and one goes on where two stopped."""
+"""Two processes under torchrun do what one does, whole or sharded, and take turns with one."""
 
 import json
 import os
@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from transformers import AutoModelForCausalLM
 
 from fedllm.errors import ConfigError
 from fedllm.pretraining.config import PretrainConfig
@@ -26,7 +29,7 @@ run_pretraining(config, pathlib.Path(sys.argv[2]), resume="resume" in sys.argv)
 """
 
 
-def config(folder: Path) -> PretrainConfig:
+def config(folder: Path, **training) -> PretrainConfig:
     words = WORDS.split()
     picks = RandomStream.seeded(0).below(len(words), 200 * 15).reshape(200, 15)
     corpus = folder / "corpus.jsonl"
@@ -46,8 +49,15 @@ def config(folder: Path) -> PretrainConfig:
                 "microbatch_rows": 2,
                 "precision": "fp32",
                 "threads": 1,
+                **training,
             },
-            "report": {"log_every": 1, "evaluate_every": 4, "checkpoint_every": 4},
+            "report": {
+                "log_every": 1,
+                "evaluate_every": 4,
+                "checkpoint_every": 4,
+                "prompts": ["one two"],
+                "sample_tokens": 3,
+            },
         }
     )
 
@@ -69,35 +79,62 @@ def curve(out: Path, key: str) -> list[float]:
     return [line[key] for line in lines if key in line]
 
 
-def test_two_processes_follow_the_curve_of_one_and_one_goes_on_where_they_stopped(tmp_path):
-    run = config(tmp_path)
-    settings = tmp_path / "config.json"
-    settings.write_text(run.model_dump_json())
-    run_pretraining(run, tmp_path / "one")
-    under_torchrun(settings, tmp_path / "two")
-    for key in ("loss", "gradient_norm", "bits_per_byte"):
-        one, two = curve(tmp_path / "one", key), curve(tmp_path / "two", key)
-        assert len(one) == {"loss": 12, "gradient_norm": 12, "bits_per_byte": 4}[key]
-        assert two == pytest.approx(one, rel=2e-4), key
-    assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> tuple[PretrainConfig, Path]:
+    folder = tmp_path_factory.mktemp("alone")
+    run = config(folder)
+    run_pretraining(run, folder / "run")
+    return run, folder / "run"
 
-    back_to_step_8(tmp_path / "two")
-    run_pretraining(run, tmp_path / "two", resume=True)
-    assert curve(tmp_path / "two", "loss") == pytest.approx(
-        curve(tmp_path / "one", "loss"), rel=2e-4
+
+def settings(run: PretrainConfig, folder: Path, sharded: bool) -> Path:
+    training = run.training.model_copy(update={"sharded": sharded})
+    path = folder / "config.json"
+    path.write_text(run.model_copy(update={"training": training}).model_dump_json())
+    return path
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp"])
+def test_two_processes_follow_the_curve_of_one_and_one_goes_on_where_they_stopped(
+    alone, tmp_path, sharded
+):
+    run, one = alone
+    two = tmp_path / "two"
+    under_torchrun(settings(run, tmp_path, sharded), two)
+    for key in ("loss", "gradient_norm", "bits_per_byte"):
+        assert len(curve(one, key)) == {"loss": 12, "gradient_norm": 12, "bits_per_byte": 4}[key]
+        assert curve(two, key) == pytest.approx(curve(one, key), rel=4e-4), key
+    assert curve(two, "samples") == curve(one, "samples")
+    summary = json.loads((two / "summary.json").read_text())
+    assert summary["processes"] == 2
+    one_model, two_model = (
+        AutoModelForCausalLM.from_pretrained(f / "model", local_files_only=True) for f in (one, two)
     )
+    for name, parameter in one_model.named_parameters():
+        assert torch.allclose(parameter, two_model.get_parameter(name), atol=2e-3), name
+
+    assert set(parts_of_parameters(two)) == ({2} if sharded else {1})
+    back_to_step_8(two)
+    run_pretraining(run, two, resume=True)
+    assert curve(two, "loss") == pytest.approx(curve(one, "loss"), rel=4e-4)
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_where_one_stopped(tmp_path):
-    run = config(tmp_path)
-    settings = tmp_path / "config.json"
-    settings.write_text(run.model_dump_json())
-    run_pretraining(run, tmp_path / "one")
-    expected = curve(tmp_path / "one", "loss")
-    back_to_step_8(tmp_path / "one")
-    under_torchrun(settings, tmp_path / "one", "resume")
-    assert curve(tmp_path / "one", "loss") == pytest.approx(expected, rel=2e-4)
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp"])
+def test_two_processes_go_on_where_one_stopped(alone, tmp_path, sharded):
+    run, one = alone
+    out = tmp_path / "run"
+    shutil.copytree(one, out)
+    back_to_step_8(out)
+    under_torchrun(settings(run, tmp_path, sharded), out, "resume")
+    assert curve(out, "loss") == pytest.approx(curve(one, "loss"), rel=4e-4)
+
+
+def parts_of_parameters(out: Path) -> list[int]:
+    """In how many parts each matrix, and each of its moments, stands in the checkpoint."""
+    newest = max((out / "checkpoints").iterdir())
+    metadata = dcp.FileSystemReader(newest).read_metadata().state_dict_metadata
+    return [len(entry.chunks) for entry in metadata.values() if len(entry.size) == 2]
 
 
 def back_to_step_8(out: Path) -> None:
@@ -106,8 +143,6 @@ def back_to_step_8(out: Path) -> None:
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused(tmp_path, monkeypatch):
-    import torch
-
     from fedllm.pretraining import run as module
     from fedllm.pretraining.parallel import World
 

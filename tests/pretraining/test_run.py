@@ -152,7 +152,7 @@ def weights(out: Path) -> str:
 def test_a_damaged_newest_checkpoint_is_passed_over(corpus, whole_run, tmp_path):
     out = tmp_path / "run"
     run_pretraining(config(corpus), out)
-    newest = sorted((out / "checkpoints").iterdir())[-1] / "state.pt"
+    newest = sorted((out / "checkpoints").iterdir())[-1] / "__0_0.distcp"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
@@ -175,7 +175,9 @@ def test_a_run_folder_is_not_overwritten(corpus, whole_run):
         run_pretraining(config(corpus, learning_rate=0.5), whole_run, resume=True)
 
 
-def test_divergence_stops_and_keeps_the_last_good_checkpoint(corpus, tmp_path, monkeypatch):
+def test_divergence_stops_and_keeps_the_last_good_checkpoint(
+    corpus, whole_run, tmp_path, monkeypatch
+):
     from fedllm.pretraining.objectives import NextToken
 
     honest, calls = NextToken.forward, []
@@ -185,13 +187,22 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(corpus, tmp_path, m
         loss = honest(self, batch)
         return loss * float("nan") if sum(calls) > 12 else loss
 
-    monkeypatch.setattr(NextToken, "forward", broken)
-    with pytest.raises(TrainingError, match="diverged at step 13"):
-        run_pretraining(config(corpus), tmp_path / "run")
-    names = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(NextToken, "forward", broken)
+        with pytest.raises(TrainingError, match="diverged at step 13"):
+            run_pretraining(config(corpus), out)
+    names = sorted(p.name for p in (out / "checkpoints").iterdir())
     assert names == ["step-00000005", "step-00000010"]
-    state = torch.load(tmp_path / "run" / "checkpoints" / names[-1] / "state.pt", weights_only=True)
-    assert all(torch.isfinite(t).all() for t in state["model"].values())
+    run_pretraining(config(corpus), out, resume=True)
+    assert curve(out) == curve(whole_run)
+
+
+def test_a_learning_rate_that_is_far_too_high_is_noticed(corpus, tmp_path):
+    wild = config(corpus, learning_rate=10.0, optimizer="adamw", clipping_norm=1e9)
+    with pytest.raises(TrainingError, match=r"diverged at step \d+: loss \d"):
+        run_pretraining(wild, tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def test_continued_pretraining_begins_where_the_checkpoint_ended(corpus, whole_run, tmp_path):

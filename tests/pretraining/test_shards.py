@@ -52,9 +52,9 @@ def test_duplicates_and_evaluation_documents_are_left_out(tmp_path, tokenizer):
     assert second == TEXTS[40:50] + TEXTS[52:60]
     assert [p.excluded for p in manifest.sources] == [6, 2]
     assert [p.duplicates for p in manifest.sources] == [0, 10]
-    held = documents(tmp_path / "tokens", manifest.evaluation, manifest, tokenizer)
+    held = documents(tmp_path / "tokens", manifest.evaluation[0], manifest, tokenizer)
     assert held == TEXTS[:5]
-    assert manifest.evaluation.text_bytes == sum(len(t.encode()) for t in TEXTS[:5])
+    assert manifest.evaluation[0].text_bytes == sum(len(t.encode()) for t in TEXTS[:5])
 
 
 def test_evaluation_documents_beyond_the_limit_are_excluded_all_the_same(tmp_path, tokenizer):
@@ -63,7 +63,7 @@ def test_evaluation_documents_beyond_the_limit_are_excluded_all_the_same(tmp_pat
     run = config(train, evaluation=evaluation)
     run = run.model_copy(update={"report": run.report.model_copy(update={"evaluation_tokens": 20})})
     manifest = tokenise(run, tokenizer, tmp_path / "tokens")
-    assert manifest.evaluation.documents < 5
+    assert manifest.evaluation[0].documents < 5
     assert manifest.sources[0].documents == 30
 
 
@@ -72,7 +72,7 @@ def test_held_out_documents_stay_held_out_when_the_corpus_grows(tmp_path, tokeni
     for count in (40, 60):
         run = config(write(tmp_path / "a.jsonl", TEXTS[:count]), held_out=0.2)
         manifest = tokenise(run, tokenizer, folder)
-        held.append(set(documents(folder, manifest.evaluation, manifest, tokenizer)))
+        held.append(set(documents(folder, manifest.evaluation[0], manifest, tokenizer)))
         rest = documents(folder, manifest.sources[0], manifest, tokenizer)
         assert held[-1] | set(rest) == set(TEXTS[:count])
         assert not held[-1] & set(rest)

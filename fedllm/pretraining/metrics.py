@@ -1,0 +1,42 @@
+"""metrics.jsonl of a run: one line a report, from which the curve is read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fedllm.files import append_line, write_bytes
+
+_MEASURES = ("bits_per_byte", "held_out")
+
+
+def add_metrics(path: Path, figures: dict[str, Any]) -> None:
+    """Append one report, durably."""
+    append_line(path, json.dumps(figures, ensure_ascii=False))
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Remove the reports of later steps, and what a crash cut off: they are done again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            keep = line.endswith(b"\n") and json.loads(line)["step"] <= step
+        except ValueError:
+            keep = False
+        if keep:
+            kept.append(line)
+    write_bytes(path, b"".join(kept))
+
+
+def curve(path: Path) -> list[dict[str, float]]:
+    """Return the evaluations so far: step, tokens and each held-out measure."""
+    points = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        values = json.loads(line)
+        measures = {k: v for k, v in values.items() if k.startswith(_MEASURES)}
+        if measures:
+            points.append({"step": values["step"], "tokens": values["tokens"], **measures})
+    return points
