@@ -1,0 +1,351 @@
+"""Six bugs that break a private run silently; each is planted into sound code and caught.
+
+Every check passes on the code as it is, and fails once the bug is planted. The checks measure
+what the program does (updates, batches, ledger entries), not how it is written.
+
+1. noise off
+2. per-batch clipping instead of per-record
+3. shuffled instead of Poisson batches
+4. an accountant that is restarted each round
+5. a noise share too small for the cohort
+6. a batch that is used twice for one charge
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import sqrt
+
+import numpy as np
+import pytest
+import torch
+from support.federation import build, small_config
+
+from fedllm.errors import FedllmError
+from fedllm.federation import charging, terms
+from fedllm.federation import site as site_module
+from fedllm.federation.charging import next_noise_multiplier
+from fedllm.privacy import dpsgd
+from fedllm.privacy.accounting import epsilon
+from fedllm.privacy.events import PoissonGaussian
+from fedllm.privacy.ledger import Ledger
+from fedllm.randomness import RandomStream
+from fedllm.training import local
+from fedllm.training.local import LocalSettings, train_locally
+
+STEP = LocalSettings(
+    steps=1,
+    sampling_rate=1.0,
+    expected_batch_size=1.0,
+    microbatch_size=64,
+    optimizer="sgd",
+    learning_rate=1.0,
+    head_learning_rate=1.0,
+    clipping_norm=0.5,
+    noise_multiplier=2.0,
+)
+
+
+def in_clear(checkpoint, **sections):
+    """Return a small run without encryption, which these checks have nothing to do with."""
+    return small_config(checkpoint, encryption={"scheme": "none"}, **sections)
+
+
+def sampled(update, deviation):
+    """Whether an update's spread is that of the noise: six standard errors of a spread."""
+    error = 6 / sqrt(2 * len(update))
+    return abs(float(np.std(update)) / deviation - 1) <= error
+
+
+# --- 1. noise off -------------------------------------------------------------------------
+
+
+def check_noise(model, data):
+    settings = replace(STEP, clipping_norm=1e-4, noise_multiplier=1000.0)
+    update = train_locally(model, data, settings, *streams()).update
+    assert sampled(update, 1000.0 * 1e-4), "the update does not carry the noise of its charge"
+
+
+def streams(seed=0):
+    return RandomStream.seeded(seed, "sampling"), RandomStream.seeded(seed, "noise")
+
+
+def test_noise_off_is_caught(tiny_model, random_dataset, monkeypatch):
+    model, data = tiny_model("bert"), random_dataset(6)
+    check_noise(model, data)
+    monkeypatch.setattr(dpsgd, "gaussian_noise", lambda stream, count, deviation: np.zeros(count))
+    with pytest.raises(AssertionError, match="does not carry the noise"):
+        check_noise(model, data)
+
+
+# --- 2. per-batch clipping ----------------------------------------------------------------
+
+
+def check_clipping(model, data):
+    """Give one record a gradient as large as can be: the sum must move by the norm at most."""
+    settings = replace(STEP, noise_multiplier=0.0)
+    everyone = train_locally(model, data, settings, *streams()).update
+    for left_out in range(len(data)):
+        rest = np.delete(np.arange(len(data)), left_out)
+        others = train_locally(model, subset(data, rest), settings, *streams()).update
+        moved = float(np.linalg.norm(everyone.astype(np.float64) - others))
+        assert moved <= 0.5 * 1.001, "one record moves the sum by more than the clipping norm"
+    total = float(np.linalg.norm(everyone))
+    assert total > 0.5 * 1.5, "the sum is clipped as a whole: its noise does not fit its size"
+
+
+def subset(data, rows):
+    tokens = [data.tokens[data.offsets[i] : data.offsets[i + 1]] for i in rows]
+    return replace(
+        data,
+        tokens=np.concatenate(tokens),
+        offsets=np.concatenate([[0], np.cumsum([len(t) for t in tokens])]).astype(np.int64),
+        targets=data.targets[rows],
+        units=np.arange(len(rows)),
+    )
+
+
+def clip_the_batch(gradients, units, clipping_norm):
+    flat = torch.cat([dense(g).flatten(1) for g in gradients], dim=1).double()
+    total = flat.sum(0)
+    norm = total.norm()
+    # Scaled up to the batch, so that the size of the sum gives nothing away.
+    weight = len(flat) * clipping_norm / max(float(norm), 1e-12)
+    return dpsgd.ClippedSum((total * weight).numpy(), norm.reshape(1).numpy())
+
+
+def dense(gradient):
+    if isinstance(gradient, torch.Tensor):
+        return gradient
+    return gradient.backprops[:, :, None] * gradient.activations[:, None, :]
+
+
+def test_per_batch_clipping_is_caught(tiny_model, random_dataset, monkeypatch):
+    model, data = tiny_model("bert"), random_dataset(6)
+    check_clipping(model, data)
+    monkeypatch.setattr(local, "clipped_sum", clip_the_batch)
+    with pytest.raises(AssertionError, match="more than the clipping norm"):
+        check_clipping(model, data)
+
+
+# --- 3. shuffled instead of Poisson batches -----------------------------------------------
+
+
+def check_sampling(model, data, monkeypatch):
+    """Watch which records a run looks at: sizes must vary, and rounds must not know each other.
+
+    Twenty records, rate one half. Poisson: sizes have variance 5, and the batches of two steps
+    overlap in a quarter of the records. Shuffled: sizes have no variance, and the two batches
+    of an epoch share nothing. A seeded stream makes the outcome the same each time.
+    """
+    batches = []
+    attach = model.prefix.attach
+
+    def watched(dataset, indices, batch):
+        batches.append(set(indices.tolist()))
+        return attach(dataset, indices, batch)
+
+    monkeypatch.setattr(model.prefix, "attach", watched)
+    settings = replace(STEP, steps=60, sampling_rate=0.5, learning_rate=1e-6)
+    train_locally(model, data, settings, *streams())
+    sizes = np.array([len(batch) for batch in batches])
+    shared = [len(a & b) for a, b in zip(batches[::2], batches[1::2], strict=True)]
+    assert 2 < sizes.var() < 10, "the batches' sizes are not binomial: this is not Poisson sampling"
+    assert 3.5 < np.mean(shared) < 6.5, "batches depend on each other: this is not Poisson sampling"
+
+
+def shuffled_batches(batch_size):
+    order: list[int] = []
+
+    def draw(units, number_of_units, sampling_rate, sampling):
+        if len(order) < batch_size:
+            order[:] = sampling.permutation(number_of_units).tolist()
+        return np.sort([order.pop() for _ in range(batch_size)]).astype(np.int64)
+
+    return draw
+
+
+def test_shuffled_batches_are_caught(tiny_model, random_dataset, monkeypatch):
+    model, data = tiny_model("bert"), random_dataset(20)
+    with monkeypatch.context() as patch:
+        check_sampling(model, data, patch)
+    monkeypatch.setattr(local, "poisson_batch", shuffled_batches(10))
+    with pytest.raises(AssertionError, match="not Poisson"):
+        check_sampling(model, data, monkeypatch)
+
+
+# --- 4. an accountant that is restarted each round ----------------------------------------
+
+
+def check_run(federation, rounds):
+    """Recompute a whole run from the ledger: it must keep the epsilon it promised."""
+    config = federation.config
+    for number in range(1, rounds + 1):
+        federation.round(number, number)
+    for name in federation.sites:
+        events = ledger_of(federation, name).events_of_run("run-1")
+        assert len(events) == rounds
+        spent = epsilon(events, config.privacy.delta).value
+        assert spent <= config.privacy.epsilon, "the run cost more than it promised"
+
+
+def ledger_of(federation, name):
+    return Ledger.open(federation.folder / f"{name}.sqlite", name, federation.identities[name])
+
+
+def restarted(self, config, units, number, done):
+    """Choose noise as if every round were the first and only one."""
+    rate, steps = terms.sampling_rate(config, units), config.training.local_steps
+    target, delta = config.privacy.epsilon, config.privacy.delta
+    return charging.choose_noise_multiplier(target, delta, rate, steps, ())
+
+
+def test_an_accountant_restarted_each_round_is_caught(tiny_checkpoint, tmp_path, monkeypatch):
+    config = in_clear(tiny_checkpoint("bert"), privacy={"epsilon": 2.0}, rounds={"count": 3})
+    for folder in ("sound", "planted"):
+        (tmp_path / folder).mkdir()
+    check_run(build(tmp_path / "sound", config), 3)
+    monkeypatch.setattr(charging.SiteAccount, "_noise", restarted)
+    with pytest.raises(AssertionError, match="cost more than it promised"):
+        check_run(build(tmp_path / "planted", config), 3)
+
+
+def test_an_accountant_that_forgets_is_refused_by_the_ceiling(
+    tiny_checkpoint, tmp_path, monkeypatch
+):
+    """Whatever a run's accountant says, the ledger adds up what was charged."""
+    from fedllm.config import AllowSection, BudgetSection, SitePolicy
+
+    config = in_clear(tiny_checkpoint("bert"), privacy={"epsilon": 2.0}, rounds={"count": 3})
+    allow = AllowSection(min_cohort=1, encryption="optional")
+    policy = SitePolicy(budget=BudgetSection(epsilon=2.0), allow=allow)
+    monkeypatch.setattr(charging.SiteAccount, "_noise", restarted)
+    monkeypatch.setattr(charging.SiteAccount, "check_run", lambda *arguments: None)
+    federation = build(tmp_path, config, policy=policy)
+    federation.round(1, 1)
+    with pytest.raises(FedllmError, match="its ceiling is 2"):
+        federation.round(2, 2)
+
+
+# --- 5. a noise share too small for the cohort --------------------------------------------
+
+
+def distributed(checkpoint, **privacy):
+    return small_config(
+        checkpoint,
+        privacy={"epsilon": 1.0, "noise": "distributed", "clipping_norm": 1e-3, **privacy},
+        rounds={"min_sites": 3, "count": 1},
+        training={
+            "local_steps": 1,
+            "optimizer": "sgd",
+            "sampling_rate": 0.3,
+            "learning_rate": 1.0,
+            "batch_size": 8,
+        },
+    )
+
+
+def check_shares(federation, lost=()):
+    """Open a sum with some sites lost: what is left must carry the whole noise."""
+    config = federation.config
+    noise = next_noise_multiplier(config, 1, ())
+    federation.tamper = lambda kind, name, m: None if kind == "train" and name in lost else m
+    outcome = federation.round(noise_multiplier=noise)
+    honest = len(outcome.survivors) - config.privacy.colluders
+    # The shares of assumed colluders are in the sum, but count for nothing.
+    counted = outcome.mean * len(outcome.survivors) * sqrt(honest / len(outcome.survivors))
+    needed = noise * config.privacy.clipping_norm / config.training.batch_size
+    deviation = float(np.std(counted))
+    error = 6 / sqrt(2 * len(counted))
+    assert deviation >= needed * (1 - error), "the shares do not make up the noise of the charge"
+
+
+@pytest.mark.parametrize(("colluders", "lost"), [(0, ()), (1, ("site-3",))])
+def test_a_share_too_small_for_the_cohort_is_caught(
+    tiny_checkpoint, tmp_path, monkeypatch, colluders, lost
+):
+    from support.federation import records
+
+    config = distributed(tiny_checkpoint("bert"), colluders=colluders)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"sites": 4})})
+    data = {f"site-{i}": records(40, seed=i) for i in range(4)}
+    for folder in ("sound", "planted"):
+        (tmp_path / folder).mkdir()
+    check_shares(build(tmp_path / "sound", config, data), lost)
+    # The mistake: shares for ten sites, when three may be enough to open a sum.
+    monkeypatch.setattr(terms, "noise_share", lambda config: 1 / sqrt(10))
+    with pytest.raises(AssertionError, match="do not make up the noise"):
+        check_shares(build(tmp_path / "planted", config, data), lost)
+
+
+# --- 6. a batch that is used twice --------------------------------------------------------
+
+
+def check_one_use(federation, monkeypatch):
+    """Count how often records are looked at: never more often than steps were charged."""
+    used = []
+    work = local._gradient_sum
+
+    def watched(model, dataset, indices, settings, record):
+        used.append(tuple(indices.tolist()))
+        return work(model, dataset, indices, settings, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "_gradient_sum", watched)
+        federation.round()
+    charged = 0
+    for name in federation.sites:
+        for event in ledger_of(federation, name).events_of_run("run-1"):
+            assert isinstance(event, PoissonGaussian)
+            charged += event.steps
+    assert len(used) <= charged, "batches were used more often than they were charged"
+
+
+def test_a_batch_used_twice_is_caught(tiny_checkpoint, tmp_path, monkeypatch):
+    config = in_clear(tiny_checkpoint("bert"), privacy={"epsilon": 4.0})
+    for folder in ("sound", "planted"):
+        (tmp_path / folder).mkdir()
+    check_one_use(build(tmp_path / "sound", config), monkeypatch)
+    train = site_module.train_locally
+
+    def twice(model, dataset, settings, sampling, noise):
+        train(model, dataset, settings, RandomStream.seeded(1), noise)
+        return train(model, dataset, settings, RandomStream.seeded(1), noise)
+
+    monkeypatch.setattr(site_module, "train_locally", twice)
+    with pytest.raises(AssertionError, match="more often than they were charged"):
+        check_one_use(build(tmp_path / "planted", config), monkeypatch)
+
+
+def test_the_same_batch_in_two_steps_is_caught(tiny_model, random_dataset, monkeypatch):
+    """Two steps on one draw are no two independent samples, although two were charged."""
+    model, data = tiny_model("bert"), random_dataset(20)
+    drawn = []
+    draw = local.poisson_batch
+
+    def check():
+        seen = []
+        attach = model.prefix.attach
+
+        def watched(dataset, indices, batch):
+            seen.append(tuple(indices.tolist()))
+            return attach(dataset, indices, batch)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(model.prefix, "attach", watched)
+            settings = replace(STEP, steps=12, sampling_rate=0.5, learning_rate=1e-6)
+            train_locally(model, data, settings, *streams())
+        assert len(set(seen)) == len(seen), "a batch served two steps"
+
+    check()
+
+    def reused(units, number_of_units, sampling_rate, sampling):
+        if len(drawn) % 2 == 0:
+            drawn.append(draw(units, number_of_units, sampling_rate, sampling))
+        else:
+            drawn.append(drawn[-1])
+        return drawn[-1]
+
+    monkeypatch.setattr(local, "poisson_batch", reused)
+    with pytest.raises(AssertionError, match="served two steps"):
+        check()
