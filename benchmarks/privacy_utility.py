@@ -67,7 +67,7 @@ AIMS = {
 GAP_TO_POOLED, STEP_RATIO = 0.01, 3.0
 # (rounds, sampling rate, optimiser at the coordinator, its learning rate), by noise and epsilon.
 PLANS: dict[str, dict[float | None, tuple[int, float, str, float]]] = {
-    "pooled": {None: (100, 0.4, "adam", 0.02)},
+    "pooled": {None: (100, 0.4, "momentum", 4.0)},
     "distributed": {
         8.0: (100, 0.4, "momentum", 2.0),
         3.0: (100, 0.4, "momentum", 1.0),
@@ -81,7 +81,7 @@ PLANS: dict[str, dict[float | None, tuple[int, float, str, float]]] = {
     "alone": {
         8.0: (100, 0.4, "momentum", 0.2),
         3.0: (60, 0.4, "momentum", 0.1),
-        1.0: (60, 0.4, "momentum", 0.05),
+        1.0: (60, 0.4, "momentum", 0.02),
     },
 }
 

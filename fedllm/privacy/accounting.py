@@ -17,7 +17,7 @@ import functools
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,9 @@ def epsilon(events: Sequence[Event], delta: float) -> EpsilonEstimate:
         If ``delta`` is not in (0, 1).
     """
     _check_delta(delta)
-    return _estimate(fold(events), float(delta))
+    ideal, delta, inexact = _idealised(fold(events), float(delta))
+    estimate = _estimate(ideal, delta)
+    return replace(estimate, value=estimate.value + inexact) if inexact else estimate
 
 
 @functools.lru_cache(maxsize=2048)
@@ -99,13 +101,30 @@ def upper_bound(folded: Folded, delta: float) -> float:
         If ``delta`` is not in (0, 1).
     """
     _check_delta(delta)
-    return _choose(_bounds(folded, delta))
+    folded, delta, inexact = _idealised(folded, delta)
+    return _choose(_bounds(folded, delta)) + inexact
 
 
 def quick_bound(folded: Folded, delta: float) -> float:
     """Return an upper bound in microseconds, from closed forms only; about a tenth above."""
     _check_delta(delta)
-    return _choose(_closed_bounds(folded, delta))
+    folded, delta, inexact = _idealised(folded, delta)
+    return _choose(_closed_bounds(folded, delta)) + inexact
+
+
+def _idealised(folded: Folded, delta: float) -> tuple[Folded, float, float]:
+    """Replace discrete noise by the Gaussian that stands for it, for less delta.
+
+    Returns that, the delta that is left, and what adds to epsilon. If M is within max
+    divergence d of an (epsilon, delta) mechanism but for probability f, it is
+    (epsilon + 2 d, exp(d) delta + f) differentially private.
+    """
+    if folded.failure == 0 and folded.divergence == 0:
+        return folded, delta, 0.0
+    left = (delta - folded.failure) * math.exp(-folded.divergence)
+    if left <= 0:
+        return Folded(non_private=True), delta, 0.0
+    return replace(folded, failure=0.0, divergence=0.0), left, 2 * folded.divergence
 
 
 def _check_delta(delta: float) -> None:

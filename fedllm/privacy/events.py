@@ -15,8 +15,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedllm.errors import ConfigError
+from fedllm.privacy.discrete import (
+    DIVERGENCE_PER_VALUE,
+    LARGEST_SHARE,
+    ROUNDING_FAILURE,
+    TAIL_PROBABILITY,
+    share_deviation,
+)
 
 MAX_STEPS = 10**12
+MAX_SHARES = 1024
 
 
 def _number(name: str, value: object, low: float, high: float) -> float:
@@ -95,14 +103,72 @@ class Gaussian:
 
 
 @dataclass(frozen=True, slots=True)
+class PoissonDiscreteGaussian:
+    """Rounded sums of Poisson-sampled units plus shares of discrete Gaussian noise.
+
+    Says what was drawn, in integers, and which continuous noise it is worth; an event that
+    claims more than its shares give cannot be made. See `fedllm.privacy.discrete`.
+
+    Parameters
+    ----------
+    sampling_rate, steps
+        As of `PoissonGaussian`.
+    noise_multiplier : float
+        Of the continuous Gaussian that the shares are worth at least, sampled alike.
+    shares : int
+        Independent shares that make up the noise.
+    share_deviation : int
+        Standard deviation of one share, in grid steps.
+    clipping_steps : float
+        L2 bound on one unit's contribution before rounding, in grid steps.
+    length : int
+        Values of the vector.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range, or the shares are worth less than ``noise_multiplier``.
+    """
+
+    sampling_rate: float
+    noise_multiplier: float
+    steps: int
+    shares: int
+    share_deviation: int
+    clipping_steps: float
+    length: int
+
+    def __post_init__(self) -> None:
+        _set(self, "sampling_rate", _number("sampling_rate", self.sampling_rate, 0, 1))
+        _set(self, "noise_multiplier", _noise(self.noise_multiplier))
+        for name in ("steps", "shares", "share_deviation", "length"):
+            _set(self, name, _count(name, getattr(self, name)))
+        _set(self, "clipping_steps", _number("clipping_steps", self.clipping_steps, 0, 1e15))
+        if not 1 <= self.shares <= MAX_SHARES or self.length < 1:
+            raise ConfigError(
+                "discrete noise needs shares and values", f"use 1 to {MAX_SHARES} shares"
+            )
+        needed = share_deviation(
+            self.noise_multiplier, self.shares, self.clipping_steps, self.length
+        )
+        if not needed <= self.share_deviation <= LARGEST_SHARE:
+            raise ConfigError(
+                f"{self.shares} shares of {self.share_deviation} grid steps are not worth a noise "
+                f"multiplier of {self.noise_multiplier:g}",
+                f"each share needs {needed} steps, at most {LARGEST_SHARE}",
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class NonPrivate:
     """A release without differential privacy: epsilon is infinite from here on."""
 
 
-Event = PoissonGaussian | Gaussian | NonPrivate
+Event = PoissonGaussian | PoissonDiscreteGaussian | Gaussian | NonPrivate
 
-_TYPES: dict[str, type[PoissonGaussian] | type[Gaussian] | type[NonPrivate]] = {
+_TYPES: dict[str, type[Event]] = {
     "poisson_gaussian": PoissonGaussian,
+    "poisson_discrete_gaussian": PoissonDiscreteGaussian,
     "gaussian": Gaussian,
     "non_private": NonPrivate,
 }
@@ -167,7 +233,10 @@ def canonical_bytes(value: Any) -> bytes:
 
 
 def to_dp_event(event: Event) -> Any:
-    """Return the same event as a ``dp_accounting.DpEvent``, for other accountants."""
+    """Return the same event as a ``dp_accounting.DpEvent``, for other accountants.
+
+    Discrete noise is stated as the continuous noise that it is worth.
+    """
     import dp_accounting as dp
 
     if isinstance(event, NonPrivate):
@@ -192,11 +261,19 @@ class Folded:
         Gaussians is exactly one Gaussian of that ``mu`` (Dong, Roth, Su 2019, cor. 3.3).
     non_private : bool
         Whether anything happened without noise.
+    failure : float
+        Probability that a bound on the noise or the sums of discrete noise does not hold; adds
+        to delta.
+    divergence : float
+        Max divergence between discrete noise and the Gaussian that stands for it, over all
+        steps; adds to epsilon.
     """
 
     sampled: tuple[tuple[float, float, int], ...] = ()
     mu_squared: float = 0.0
     non_private: bool = False
+    failure: float = 0.0
+    divergence: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -208,8 +285,11 @@ class Folded:
         if self.non_private and not other.non_private:
             return False
         steps = {(rate, noise): count for rate, noise, count in other.sampled}
-        return self.mu_squared <= other.mu_squared and all(
-            count <= steps.get((rate, noise), 0) for rate, noise, count in self.sampled
+        less_exact = self.failure > other.failure or self.divergence > other.divergence
+        return (
+            not less_exact
+            and self.mu_squared <= other.mu_squared
+            and all(count <= steps.get((rate, noise), 0) for rate, noise, count in self.sampled)
         )
 
 
@@ -221,10 +301,15 @@ def fold(events: Iterable[Event]) -> Folded:
     sampled: Counter[tuple[float, float]] = Counter()
     unsampled: Counter[float] = Counter()
     non_private = False
+    inexact: list[int] = []
+    values: list[int] = []
     for event in events:
         if isinstance(event, NonPrivate):
             non_private = True
             continue
+        if isinstance(event, PoissonDiscreteGaussian):
+            inexact.append(event.steps)
+            values.append(event.steps * event.length)
         rate, count = (
             (1.0, event.count)
             if isinstance(event, Gaussian)
@@ -242,4 +327,6 @@ def fold(events: Iterable[Event]) -> Folded:
         unsampled.clear()
     squares = [count / noise**2 for noise, count in sorted(unsampled.items())]
     triples = tuple((rate, noise, count) for (rate, noise), count in sorted(sampled.items()))
-    return Folded(triples, math.fsum(squares), non_private)
+    failure = sum(inexact) * ROUNDING_FAILURE + sum(values) * MAX_SHARES * TAIL_PROBABILITY
+    divergence = sum(values) * DIVERGENCE_PER_VALUE
+    return Folded(triples, math.fsum(squares), non_private, failure, divergence)
