@@ -219,6 +219,10 @@ class PrivacySection(Section):
         Probability mass outside the epsilon bound.
     noise : {"local", "distributed"}
         "local": each site's update is private by itself. "distributed": the sum is.
+    distribution : {"gaussian", "discrete_gaussian"}
+        Shares of continuous noise, rounded before encryption; or integer shares, added after
+        rounding, whose sum is exactly the noise that is accounted. The second needs
+        distributed noise, BFV and about 20 bits.
     clipping_norm : float
         L2 bound on the gradient of one record, or of one person's records together.
     colluders : int
@@ -228,6 +232,7 @@ class PrivacySection(Section):
     epsilon: Annotated[PositiveFloat | None, BeforeValidator(_none)] = None
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     noise: Literal["local", "distributed"] = "local"
+    distribution: Literal["gaussian", "discrete_gaussian"] = "gaussian"
     clipping_norm: PositiveFloat = 1.0
     colluders: Annotated[int, Field(ge=0)] = 0
 
@@ -349,14 +354,38 @@ class RunConfig(Section):
                 self.evaluation.epsilon >= self.privacy.epsilon
             ):
                 raise ValueError("evaluation.epsilon must be smaller than privacy.epsilon")
+        if self.privacy.distribution == "discrete_gaussian":
+            self._discrete_noise_fits()
         if self.data.site is None and self.rounds.min_sites > self.data.sites:
             raise ValueError("rounds.min_sites is larger than data.sites")
         return self
+
+    def _discrete_noise_fits(self) -> None:
+        training = self.training
+        if self.privacy.noise != "distributed":
+            raise ValueError(
+                "privacy.distribution = 'discrete_gaussian' needs privacy.noise = 'distributed'"
+            )
+        if {training.learning_rate, training.head_learning_rate or 1.0} != {1.0}:
+            raise ValueError(
+                "privacy.distribution = 'discrete_gaussian' needs training.learning_rate = 1: "
+                "the site sends its sum, the coordinator takes the step"
+            )
+        if self.encryption.scheme != "bfv":
+            raise ValueError(
+                "privacy.distribution = 'discrete_gaussian' needs encryption.scheme = 'bfv', "
+                "whose sums are exact"
+            )
 
     @property
     def private(self) -> bool:
         """Whether the run promises differential privacy."""
         return self.privacy.epsilon is not None
+
+    @property
+    def discrete_noise(self) -> bool:
+        """Whether sites add integer noise after rounding."""
+        return self.private and self.privacy.distribution == "discrete_gaussian"
 
     @property
     def unit(self) -> Literal["record", "person"]:

@@ -25,6 +25,7 @@ from fedllm.federation.coordinator import (
     run_round,
     statement_of,
 )
+from fedllm.federation.discrete import make_grid
 from fedllm.federation.evaluating import evaluation_rounds, planned_events, read_sum
 from fedllm.federation.messages import Member, RoundStatement, digest
 from fedllm.federation.terms import public_settings, shared_config
@@ -98,8 +99,12 @@ def starting_state(config: RunConfig, out: Path, model: SharedModel, resume: boo
 
 def make_terms(config: RunConfig, model: SharedModel, run: str) -> Terms:
     """Return what stays the same in all rounds, for the sites to hear."""
-    settings = public_settings(config, planned_events(config))
-    bounds = update_bounds(settings, model.manifest)
+    if config.discrete_noise:
+        grid = make_grid(shared_config(config), model.manifest.length)
+        bounds: tuple[float, ...] = (grid.bound,) * len(model.manifest.segments)
+    else:
+        settings = public_settings(config, planned_events(config))
+        bounds = update_bounds(settings, model.manifest)
     sizes = [segment.size for segment in model.manifest.segments]
     return Terms(
         run=run,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -151,3 +152,36 @@ def test_any_text_survives_toml(text: str) -> None:
 def test_any_override_is_applied_or_refused_clearly(overrides: list[str]) -> None:
     with contextlib.suppress(ConfigError):
         apply_overrides({"a": {"b": 1}}, overrides)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"privacy.noise": "local"}, "needs privacy.noise"),
+        ({"training.learning_rate": 0.5}, "learning_rate = 1"),
+        ({"training.head_learning_rate": 0.5}, "learning_rate = 1"),
+        ({"encryption.scheme": "ckks"}, "sums are exact"),
+    ],
+)
+def test_discrete_noise_names_what_it_needs(change, words):
+    keys = {
+        "privacy.noise": "distributed",
+        "privacy.distribution": "discrete_gaussian",
+        "privacy.epsilon": 1.0,
+        "training.local_steps": 1,
+        "training.optimizer": "sgd",
+        "training.sampling_rate": 0.1,
+        "training.learning_rate": 1.0,
+        **change,
+    }
+    values: dict[str, Any] = {
+        "name": "x",
+        "task": "classification",
+        "model": {"path": "m"},
+        "data": {"train": "t"},
+    }
+    for key, value in keys.items():
+        section, _, name = key.partition(".")
+        values.setdefault(section, {})[name] = value
+    with pytest.raises(ConfigError, match=words):
+        parse(RunConfig, values, "test")

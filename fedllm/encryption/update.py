@@ -53,13 +53,36 @@ def seal_update(
     ConfigError
         If the quantiser has other bits than the plan.
     """
+    _check_bits(plan, quantiser)
+    return seal_levels(quantiser.quantise(vector, random), plan, public_key, masks)
+
+
+def seal_levels(
+    levels: NDArray[np.uint64],
+    plan: EncryptionPlan,
+    public_key: PublicRoundKey,
+    masks: NDArray[np.uint64] | None,
+) -> bytes:
+    """Pack, mask and encrypt what is quantised already.
+
+    Parameters
+    ----------
+    levels : uint64 (P,)
+        From 0 to ``plan.top_level``.
+    plan, public_key, masks
+        As of `seal_update`; the same result and `RefusedError`.
+
+    Raises
+    ------
+    FedllmError
+        If the levels do not fit the plan.
+    """
     if (masks is not None) != plan.masked:
         raise RefusedError(
             "an update must be masked exactly when the round's plan says so",
             "use the masks of this round, or a plan without masks",
         )
-    _check_bits(plan, quantiser)
-    slots = pack(quantiser.quantise(vector, random), plan)
+    slots = pack(levels, plan)
     if masks is not None:
         slots = (slots + masks) % np.uint64(plan.plain_modulus)
     return public_key.encrypt(slots)

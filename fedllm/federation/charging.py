@@ -11,6 +11,7 @@ from pathlib import Path
 from fedllm.config import BudgetSection, RunConfig
 from fedllm.data.records import Record
 from fedllm.errors import RefusedError
+from fedllm.federation.discrete import make_grid
 from fedllm.federation.evaluating import (
     colluder_event,
     evaluation_event,
@@ -23,7 +24,12 @@ from fedllm.identity.keys import Identity
 from fedllm.privacy.accounting import epsilon
 from fedllm.privacy.budget import Ceiling, Charge
 from fedllm.privacy.calibration import solve_noise_multiplier
-from fedllm.privacy.events import Event, NonPrivate, PoissonGaussian
+from fedllm.privacy.events import (
+    Event,
+    NonPrivate,
+    PoissonDiscreteGaussian,
+    PoissonGaussian,
+)
 from fedllm.privacy.fingerprints import FingerprintKey, identify
 from fedllm.privacy.ledger import Ledger
 
@@ -88,7 +94,20 @@ def next_noise_multiplier(config: RunConfig, number: int, before: Sequence[float
     charged = tuple(PoissonGaussian(rate, noise, 1) for noise in before)
     steps = config.rounds.count - number + 1
     beside = planned_events(config)
-    return choose_noise_multiplier(target, config.privacy.delta, rate, steps, charged, beside)
+    return choose_noise_multiplier(target, _planned_delta(config), rate, steps, charged, beside)
+
+
+def _planned_delta(config: RunConfig) -> float:
+    """Return the delta to choose noise for; discrete noise leaves a little for its failures."""
+    delta = config.privacy.delta
+    return delta * (1 - 1e-6) if config.discrete_noise else delta
+
+
+def _as_gaussian(event: Event) -> Event:
+    """Return the continuous noise that a step is worth, which noise is chosen by."""
+    if isinstance(event, PoissonDiscreteGaussian):
+        return PoissonGaussian(event.sampling_rate, event.noise_multiplier, event.steps)
+    return event
 
 
 @dataclass(frozen=True)
@@ -138,8 +157,10 @@ class SiteAccount:
             identify(records, key, "person" if persons else "record")
         )
 
-    def check_run(self, run: str, number: int, config: RunConfig, units: int) -> None:
+    def check_run(self, run: str, number: int, config: RunConfig, units: int, length: int) -> None:
         """Refuse a run whose rounds from ``number`` on do not fit the site's budget.
+
+        ``length`` is that of the adapter.
 
         Raises
         ------
@@ -148,13 +169,17 @@ class SiteAccount:
         """
         noise = self._noise(config, units, number, self._ledger.events_of_run(run, "training"))
         rounds = range(number, config.rounds.count + 1)
-        planned = [self._charge(run, one, config, units, noise) for one in rounds]
+        planned = [self._charge(run, one, config, units, length, noise) for one in rounds]
         left = [one for one in evaluation_rounds(config) if one >= number]
         planned += [self._evaluation_charge(run, one, config) for one in left]
         self._ledger.check(planned, self._ceiling(config))
 
-    def reserve(self, statement: RoundStatement, config: RunConfig, units: int) -> Paid:
+    def reserve(
+        self, statement: RoundStatement, config: RunConfig, units: int, length: int
+    ) -> Paid:
         """Charge one round before it is trained; on disk when this returns.
+
+        ``length`` is that of the adapter.
 
         Raises
         ------
@@ -174,7 +199,7 @@ class SiteAccount:
                     "the coordinator must announce more noise or fewer rounds",
                 )
             noise = announced
-        charge = self._charge(statement.run, statement.round, config, units, noise)
+        charge = self._charge(statement.run, statement.round, config, units, length, noise)
         return Paid(self._ledger.reserve(charge, self._ceiling(config)), noise)
 
     def reserve_evaluation(self, statement: RoundStatement, config: RunConfig) -> Paid:
@@ -212,19 +237,28 @@ class SiteAccount:
             return None
         steps = (config.rounds.count - number + 1) * config.training.local_steps
         rate = sampling_rate(config, units)
-        target, delta = config.privacy.epsilon, config.privacy.delta
-        beside = planned_events(config)
-        return choose_noise_multiplier(target, delta, rate, steps, tuple(done), beside)
+        target, delta = config.privacy.epsilon, _planned_delta(config)
+        charged, beside = tuple(map(_as_gaussian, done)), planned_events(config)
+        return choose_noise_multiplier(target, delta, rate, steps, charged, beside)
 
     def _charge(
-        self, run: str, number: int, config: RunConfig, units: int, noise: float | None
+        self,
+        run: str,
+        number: int,
+        config: RunConfig,
+        units: int,
+        length: int,
+        noise: float | None,
     ) -> Charge:
         event: Event = NonPrivate()
         alone: tuple[Event, ...] | None = None
         if noise is not None:
             rate, steps = sampling_rate(config, units), config.training.local_steps
             event = PoissonGaussian(rate, noise, steps)
-            if config.privacy.noise == "distributed":
+            if config.discrete_noise:
+                grid = make_grid(config, length)
+                event, alone = grid.event(rate, noise), (grid.event(rate, noise, alone=True),)
+            elif config.privacy.noise == "distributed":
                 alone = (PoissonGaussian(rate, noise * noise_share(config), steps),)
         return Charge(
             run=run,

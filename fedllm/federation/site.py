@@ -19,9 +19,10 @@ from fedllm.data.records import Record
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.schemes import PublicRoundKey
-from fedllm.encryption.update import seal_update
+from fedllm.encryption.update import seal_levels
 from fedllm.errors import PeerError, RefusedError
 from fedllm.federation.charging import SiteAccount
+from fedllm.federation.discrete import make_grid
 from fedllm.federation.evaluating import Bounds, noised_sum, sum_shape
 from fedllm.federation.masking import (
     check_settled,
@@ -60,7 +61,7 @@ from fedllm.identity.sealing import seal_for
 from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
 from fedllm.training.evaluate import unit_scores
-from fedllm.training.local import LocalResult, train_locally
+from fedllm.training.local import LocalStatistics, clipped_gradient_sum, train_locally
 
 Answer = TypeVar("Answer")
 
@@ -146,7 +147,8 @@ class Site:
             )
             require(1 <= header.round <= config.rounds.count, "there is no such round")
             units = self._data.datasets(config, model).training.number_of_units
-            self._account().check_run(header.run, header.round, config, units)
+            length = model.manifest.length
+            self._account().check_run(header.run, header.round, config, units, length)
             return Joined(JoinedHeader(member=make_member(self._identity, header.run)))
 
         return self._guarded(agree, lambda refusal: Joined(JoinedHeader(refusal=refusal)))
@@ -261,18 +263,24 @@ class Site:
                 [size for size, _ in bounds] == [s.size for s in model.manifest.segments],
                 "the bounds are for another adapter",
             )
+            if config.discrete_noise:
+                grid = make_grid(config, model.manifest.length)
+                require(
+                    all(bound == grid.bound for _, bound in bounds),
+                    "the bounds are not the grid that this run's noise is counted on",
+                )
         return Quantiser(bounds, plan.bits)
 
     def _train_round(self, order: _Order) -> bytes:
         dataset = self._data.datasets(order.config, order.model).training
-        units = dataset.number_of_units
-        paid = self._account().reserve(order.statement, order.config, units)
+        units, length = dataset.number_of_units, order.model.manifest.length
+        paid = self._account().reserve(order.statement, order.config, units, length)
         started = time.perf_counter()
-        result = self._train(order, dataset, paid.noise_multiplier)
+        levels, statistics = self._train(order, dataset, paid.noise_multiplier)
         trained = time.perf_counter()
-        sealed = self._seal(order, result.update)
+        sealed = self._seal(order, levels)
         self._account().commit(paid)
-        self._log(order.statement, result, trained - started, time.perf_counter() - trained)
+        self._log(order.statement, statistics, trained - started, time.perf_counter() - trained)
         return sealed
 
     def _evaluate_round(self, order: _Order) -> bytes:
@@ -280,33 +288,40 @@ class Site:
         paid = self._account().reserve_evaluation(order.statement, order.config)
         order.model.set_adapter(order.adapter)
         scores = np.zeros((0, 2)) if dataset is None else unit_scores(order.model, dataset)
-        sealed = self._seal(order, noised_sum(order.config, scores, RandomStream.secure()))
+        noised = noised_sum(order.config, scores, RandomStream.secure())
+        sealed = self._seal(
+            order, order.quantiser.quantise(noised, self._random(order, "rounding"))
+        )
         self._account().commit(paid)
         return sealed
 
     def _train(
         self, order: _Order, dataset: EncodedDataset, noise_multiplier: float | None
-    ) -> LocalResult:
-        order.model.set_adapter(order.adapter)
-        settings = local_settings(order.config, dataset.number_of_units, noise_multiplier)
-        return train_locally(
-            order.model,
-            dataset,
-            settings,
-            sampling=self._random(order, "sampling"),
-            noise=RandomStream.secure(),
+    ) -> tuple[NDArray[np.uint64], LocalStatistics]:
+        """Return the site's update as quantised levels, noise included."""
+        config, model = order.config, order.model
+        model.set_adapter(order.adapter)
+        settings = local_settings(config, dataset.number_of_units, noise_multiplier)
+        sampling = self._random(order, "sampling")
+        if config.discrete_noise and noise_multiplier is not None:
+            total, statistics = clipped_gradient_sum(model, dataset, settings, sampling)
+            grid = make_grid(config, model.manifest.length)
+            norm, secure = config.privacy.clipping_norm, RandomStream.secure()
+            return grid.noised_levels(total, norm, noise_multiplier, secure), statistics
+        result = train_locally(
+            model, dataset, settings, sampling=sampling, noise=RandomStream.secure()
         )
+        levels = order.quantiser.quantise(result.update, self._random(order, "rounding"))
+        return levels, result.statistics
 
-    def _seal(self, order: _Order, update: NDArray[np.float32]) -> bytes:
+    def _seal(self, order: _Order, levels: NDArray[np.uint64]) -> bytes:
         masks = None
         if order.plan.masked:
             recover = order.config.encryption.recover_dropouts
             masks = site_masks(
                 self._identity, order.statement, order.plan, recover
             ).mask_for_update()
-        payload = seal_update(
-            update, order.plan, order.quantiser, order.key, masks, self._random(order, "rounding")
-        )
+        payload = seal_levels(levels, order.plan, order.key, masks)
         return seal(payload, order.statement, order.plan, self._identity)
 
     def _random(self, order: _Order, purpose: str) -> RandomStream:
@@ -346,17 +361,21 @@ class Site:
         return self._open_account
 
     def _log(
-        self, statement: RoundStatement, result: LocalResult, train_s: float, encrypt_s: float
+        self,
+        statement: RoundStatement,
+        statistics: LocalStatistics,
+        train_s: float,
+        encrypt_s: float,
     ) -> None:
         line = {
             "run": statement.run,
             "round": statement.round,
             "attempt": statement.attempt,
             "seconds": {"train": train_s, "encrypt": encrypt_s},
-            "loss": result.statistics.loss if np.isfinite(result.statistics.loss) else None,
-            "records_seen": result.statistics.records_seen,
-            "empty_batches": result.statistics.empty_batches,
-            "norm_quantiles": result.statistics.norm_quantiles,
+            "loss": statistics.loss if np.isfinite(statistics.loss) else None,
+            "records_seen": statistics.records_seen,
+            "empty_batches": statistics.empty_batches,
+            "norm_quantiles": statistics.norm_quantiles,
         }
         append_line(self._files.log, json.dumps(line))
 

@@ -63,9 +63,14 @@ def noise_share(config: RunConfig) -> float:
     With distributed noise the shares of the smallest sum that may be opened, less those of
     the assumed colluders, must make up the whole: n shares of 1/sqrt(n) do.
     """
+    return 1.0 / sqrt(noise_shares(config))
+
+
+def noise_shares(config: RunConfig) -> int:
+    """Return how many sites' shares make up the whole noise; 1 with local noise."""
     if config.privacy.noise == "local":
-        return 1.0
-    return 1.0 / sqrt(config.rounds.min_sites - config.privacy.colluders)
+        return 1
+    return config.rounds.min_sites - config.privacy.colluders
 
 
 def local_settings(config: RunConfig, units: int, noise_multiplier: float | None) -> LocalSettings:

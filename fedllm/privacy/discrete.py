@@ -81,6 +81,12 @@ def share_deviation(
     return max(SMALLEST_SHARE, math.ceil(math.sqrt(needed / shares) * (1 + 1e-12)))
 
 
+def worth(deviation: int, shares: int, clipping_steps: float, length: int) -> float:
+    """Return the noise multiplier that ``shares`` of a deviation are worth, rounded down."""
+    variance = max(0.0, shares * float(deviation) ** 2 - SMOOTHING_VARIANCE)
+    return math.sqrt(variance) / sensitivity(clipping_steps, length) * (1 - 1e-9)
+
+
 def round_at_random(values: NDArray[np.float64], stream: RandomStream) -> NDArray[np.int64]:
     """Round each value (P,) up or down at random, right on average."""
     lower = np.floor(values)

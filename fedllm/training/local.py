@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -185,6 +185,41 @@ def train_locally(
     return LocalResult(update, record.statistics())
 
 
+def clipped_gradient_sum(
+    model: SharedModel, dataset: SiteDataset, settings: LocalSettings, sampling: RandomStream
+) -> tuple[Vector, LocalStatistics]:
+    """Return the sum of one Poisson batch's clipped gradients: private, without any noise.
+
+    For noise that is added after rounding. The sum must not leave the site as it is.
+
+    Parameters
+    ----------
+    settings : LocalSettings
+        ``noise_multiplier`` says that units are clipped; its size does not count here.
+
+    Returns
+    -------
+    float64 array (P,)
+        All zero for an empty batch.
+    LocalStatistics
+        Private.
+
+    Raises
+    ------
+    TrainingError
+        If a loss or gradient is not finite, or the adapter is not connected to the loss.
+    """
+    record = _Record(model.manifest)
+    with per_sample_hooks(model.module, model.row_layers):
+        indices = poisson_batch(
+            dataset.units, dataset.number_of_units, settings.sampling_rate, sampling
+        )
+        total = _gradient_sum(model, dataset, indices, settings, record)
+    record.end_of_step(model.adapter().astype(np.float64), total, len(indices))
+    record.check_connected()
+    return total, record.statistics()
+
+
 def _gradient_sum(
     model: SharedModel,
     dataset: SiteDataset,
@@ -278,22 +313,32 @@ class _Record:
         """
         if not np.isfinite(update).all():
             raise TrainingError("the update holds NaN or infinity", "lower the learning rates")
-        dead = sorted(self._expected - self._seen)
         still = [
             s.name
             for s in self._manifest.segments
             if s.name in self._seen and not update[s.slice].any()
         ]
-        if dead or still:
-            raise TrainingError(
-                f"training did not reach {', '.join(dead + still)}: the adapter is not connected "
-                "to the loss, or the learning rate is too small for float32",
-                "check lora.target_modules and the learning rates",
-            )
+        self.check_connected(still)
         if not update.any():
             raise TrainingError(
                 "training changed nothing: no batch held a record with a loss",
                 "raise training.batch_size or training.local_steps",
+            )
+
+    def check_connected(self, still: Sequence[str] = ()) -> None:
+        """Refuse when a tensor had to have a gradient and had none, or is ``still``.
+
+        Raises
+        ------
+        TrainingError
+            Names the tensors.
+        """
+        dead = [*sorted(self._expected - self._seen), *still]
+        if dead:
+            raise TrainingError(
+                f"training did not reach {', '.join(dead)}: the adapter is not connected "
+                "to the loss, or the learning rate is too small for float32",
+                "check lora.target_modules and the learning rates",
             )
 
     def statistics(self) -> LocalStatistics:

@@ -10,7 +10,7 @@ from support.federation import build, plain_means, quantisation_step, records, s
 
 from fedllm.config import AllowSection, BudgetSection, SitePolicy
 from fedllm.encryption.sandbox import SecretKeyProcess
-from fedllm.errors import BudgetError, PeerError, RefusedError, TrainingError
+from fedllm.errors import BudgetError, ConfigError, PeerError, RefusedError, TrainingError
 from fedllm.privacy.events import NonPrivate, PoissonGaussian
 from fedllm.privacy.ledger import Ledger
 
@@ -164,6 +164,115 @@ def test_distributed_shares_add_up_to_the_whole_noise(tiny_checkpoint, tmp_path,
     # Three shares of sigma/sqrt(3) give sigma in the sum; the mean over sites and batch follows.
     expected = noise * 1e-3 / (3 * 8)
     assert mean.std() == pytest.approx(expected, rel=0.2)
+
+
+def discrete(checkpoint, **sections):
+    values = {
+        "privacy": {"epsilon": 1.0, "noise": "distributed", "distribution": "discrete_gaussian"},
+        "rounds": {"min_sites": 3, "count": 2},
+        "training": {
+            "local_steps": 1,
+            "optimizer": "sgd",
+            "sampling_rate": 0.5,
+            "learning_rate": 1.0,
+            "batch_size": 20,
+        },
+        "encryption": {"bits": 20},
+    }
+    for name, section in sections.items():
+        values[name] = {**values[name], **section}
+    return small_config(checkpoint, **values)
+
+
+def test_discrete_shares_open_to_exactly_the_charged_noise_on_whole_steps(
+    tiny_checkpoint, tmp_path
+):
+    norm = 1e-6  # nothing but noise, and many grid steps of it
+    config = discrete(tiny_checkpoint("bert"), privacy={"clipping_norm": norm})
+    federation = build(tmp_path, config)
+    from fedllm.federation.charging import next_noise_multiplier
+
+    noise = next_noise_multiplier(config, 1, ())
+    mean = federation.round(noise_multiplier=noise).mean
+    step = quantisation_step(federation)
+    integers = mean * 3 / step
+    np.testing.assert_allclose(integers, np.round(integers), atol=1e-6)
+    ledger = ledger_of(federation, "site-0")
+    (event,) = ledger.events_of_run("run-1")
+    assert (event.noise_multiplier, event.shares, event.length) == (noise, 3, len(mean))
+    assert event.clipping_steps * step[0] * 20 == pytest.approx(norm), "divided by the batch"
+    drawn = event.share_deviation * np.sqrt(3)
+    assert integers.std() == pytest.approx(drawn, rel=6 / np.sqrt(2 * len(mean)))
+    dataset = next(iter(ledger.verify().datasets)).id
+    (alone,) = ledger.events(dataset, "colluders")
+    assert (alone.shares, alone.share_deviation) == (1, event.share_deviation)
+    assert alone.noise_multiplier == pytest.approx(noise / np.sqrt(3), rel=1e-3)
+
+
+def test_discrete_noise_lies_around_the_sum_of_clipped_gradients(
+    tiny_checkpoint, tmp_path, monkeypatch
+):
+    import fedllm.federation.discrete as discrete_module
+    import fedllm.federation.site as site_module
+
+    config = discrete(tiny_checkpoint("bert"), privacy={"epsilon": 50.0})
+    federation = build(tmp_path, config)
+    totals = []
+    summed = site_module.clipped_gradient_sum
+
+    def watched(*arguments):
+        total, statistics = summed(*arguments)
+        totals.append(total)
+        return total, statistics
+
+    monkeypatch.setattr(site_module, "clipped_gradient_sum", watched)
+    silent = lambda random, count, deviation: np.zeros(count, dtype=np.int64)  # noqa: E731
+    monkeypatch.setattr(discrete_module, "discrete_gaussian", silent)
+    from fedllm.federation.charging import next_noise_multiplier
+
+    mean = federation.round(noise_multiplier=next_noise_multiplier(config, 1, ())).mean
+    expected = -np.sum(totals, axis=0) / 3 / 20
+    assert np.abs(mean - expected).max() <= quantisation_step(federation).max()
+    assert np.linalg.norm(expected) > 50 * quantisation_step(federation).max()
+
+
+def test_a_whole_discrete_run_keeps_its_epsilon_and_lost_attempts_count(tiny_checkpoint, tmp_path):
+    from fedllm.federation.charging import next_noise_multiplier
+    from fedllm.privacy.accounting import epsilon
+
+    config = discrete(tiny_checkpoint("bert"))
+    federation = build(tmp_path, config)
+    before: list[float] = []
+    for number, attempt, lost in ((1, 1, True), (1, 2, False), (2, 3, False)):
+        before.append(next_noise_multiplier(config, number, before))
+        federation.tamper = lambda kind, name, m, lost=lost: None if lost and kind == "train" else m
+        if lost:
+            with pytest.raises(PeerError):
+                federation.round(number, attempt, noise_multiplier=before[-1])
+        else:
+            federation.round(number, attempt, noise_multiplier=before[-1])
+    events = ledger_of(federation, "site-0").events_of_run("run-1")
+    assert [event.noise_multiplier for event in events] == before
+    assert before[0] < before[1] == before[2]
+    assert 0.9 < epsilon(events, 1e-5).value <= 1.0
+
+
+def test_a_grid_other_than_the_charged_one_is_refused(tiny_checkpoint, tmp_path):
+    from dataclasses import replace
+
+    from fedllm.federation.charging import next_noise_multiplier
+
+    config = discrete(tiny_checkpoint("bert"))
+    federation = build(tmp_path, config)
+    wider = tuple((size, 2 * bound) for size, bound in federation.terms.bounds)
+    federation.terms = replace(federation.terms, bounds=wider)
+    with pytest.raises(PeerError, match="not the grid"):
+        federation.round(noise_multiplier=next_noise_multiplier(config, 1, ()))
+
+
+def test_too_few_bits_for_discrete_noise_are_named(tiny_checkpoint, tmp_path):
+    with pytest.raises(ConfigError, match="bits = 8 is too coarse"):
+        build(tmp_path, discrete(tiny_checkpoint("bert"), encryption={"bits": 8}))
 
 
 def test_a_run_over_the_ceiling_is_refused_before_any_training(
