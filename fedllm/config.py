@@ -400,10 +400,20 @@ class BudgetSection(Section):
     ----------
     epsilon, delta : float
         Ceilings over all runs for the life of the data set.
+    colluders_epsilon : float, optional
+        The same for what everyone else could learn together, who then know all noise but
+        the site's own share (distributed noise). Left out, it is written down but not limited.
     """
 
     epsilon: PositiveFloat = 8.0
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    colluders_epsilon: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _colluders_see_no_less(self) -> Self:
+        if self.colluders_epsilon is not None and self.colluders_epsilon < self.epsilon:
+            raise ValueError("colluders_epsilon must not be smaller than epsilon: they see more")
+        return self
 
 
 class AllowSection(Section):

@@ -109,7 +109,11 @@ def _dataset_json(dataset: DatasetReport) -> dict[str, Any]:
         "overlaps": list(dataset.overlaps),
         "epsilon": _finite(dataset.spent.value),
         "epsilon_against_colluders": _finite(dataset.spent_against_colluders.value),
-        "ceiling": {"epsilon": _finite(ceiling.epsilon), "delta": ceiling.delta}
+        "ceiling": {
+            "epsilon": _finite(ceiling.epsilon),
+            "delta": ceiling.delta,
+            "colluders_epsilon": _finite(ceiling.colluders_epsilon),
+        }
         if ceiling
         else None,
         "runs": [
@@ -145,7 +149,8 @@ def _print_tables(found: Verification) -> None:
             _shown(dataset.spent.value),
             _shown(ceiling.epsilon) if ceiling else "-",
             f"{ceiling.delta:g}" if ceiling else "-",
-            _shown(dataset.spent_against_colluders.value),
+            _shown(dataset.spent_against_colluders.value)
+            + (f" of {_shown(ceiling.colluders_epsilon)}" if ceiling else ""),
         )
     console.print(table)
     runs = Table("Run", "Data set", "Finished", "Charged, not finished", "ε of the run alone")

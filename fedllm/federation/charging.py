@@ -285,4 +285,7 @@ class SiteAccount:
     def _ceiling(self, config: RunConfig) -> Ceiling:
         # A site that allows runs without privacy has no ceiling for them; what they spend
         # stands in the ledger all the same, and is infinite for every later run.
-        return Ceiling(self._budget.epsilon if config.private else inf, self._budget.delta)
+        if not config.private:
+            return Ceiling(inf, self._budget.delta)
+        against_colluders = self._budget.colluders_epsilon or inf
+        return Ceiling(self._budget.epsilon, self._budget.delta, against_colluders)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from fedllm.errors import BudgetError, ConfigError
-from fedllm.privacy.accounting import EpsilonEstimate, epsilon
+from fedllm.privacy.accounting import epsilon
 from fedllm.privacy.events import Event, Folded, fold
 
 # Who is looking: everyone who sees only opened sums (the promise of a run), or everyone else
 # colluding against the site.
 View = Literal["sums", "colluders"]
+VIEWS: tuple[View, ...] = get_args(View)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class Ceiling:
         Positive; infinite only at a site that allows runs without privacy.
     delta : float
         In (0, 1).
+    colluders_epsilon : float
+        The same in the eyes of everyone else colluding; infinite where that is not limited.
 
     Raises
     ------
@@ -35,15 +38,22 @@ class Ceiling:
 
     epsilon: float
     delta: float
+    colluders_epsilon: float = math.inf
 
     def __post_init__(self) -> None:
-        if not self.epsilon > 0 or not 0 < self.delta < 1:
+        possible = self.epsilon > 0 and self.colluders_epsilon > 0
+        if not possible or not 0 < self.delta < 1:
             raise ConfigError(
-                f"a ceiling of epsilon {self.epsilon!r}, delta {self.delta!r} is impossible",
-                "epsilon must be positive and delta in (0, 1)",
+                f"a ceiling of epsilon {self.epsilon!r} (colluders {self.colluders_epsilon!r}), "
+                f"delta {self.delta!r} is impossible",
+                "epsilons must be positive and delta in (0, 1)",
             )
-        object.__setattr__(self, "epsilon", float(self.epsilon))
-        object.__setattr__(self, "delta", float(self.delta))
+        for name in ("epsilon", "delta", "colluders_epsilon"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+
+    def limit(self, view: View) -> float:
+        """Return the largest epsilon in the eyes of one kind of observer."""
+        return self.epsilon if view == "sums" else self.colluders_epsilon
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +72,7 @@ class Charge:
         What happens in the eyes of those who see opened sums only.
     colluder_events : tuple of Event or None
         The same in the eyes of everyone else colluding; None where it makes no difference
-        (local noise). The ceiling holds for ``events``; these are recorded beside them.
+        (local noise). `Ceiling.colluders_epsilon` holds for these.
     delta : float
         The delta that the run asked for; the ledger accounts at the ceiling's.
     purpose : str
@@ -89,6 +99,12 @@ class Charge:
         if not 0 < self.delta < 1 or self.purpose not in ("training", "evaluation"):
             raise ConfigError("a charge has a wrong delta or purpose", "see fedllm.privacy.budget")
 
+    def seen_by(self, view: View) -> tuple[Event, ...]:
+        """Return the events in the eyes of one kind of observer."""
+        if view == "sums" or self.colluder_events is None:
+            return self.events
+        return self.colluder_events
+
 
 class BudgetGuard:
     """Decides whether planned events fit under a ceiling.
@@ -98,10 +114,15 @@ class BudgetGuard:
     """
 
     def __init__(self) -> None:
-        self._known: list[tuple[Folded, Ceiling]] = []
+        self._known: list[tuple[Folded, float, float]] = []
 
     def require(
-        self, spent: Sequence[Event], planned: Sequence[Event], ceiling: Ceiling, what: str
+        self,
+        spent: Sequence[Event],
+        planned: Sequence[Event],
+        ceiling: Ceiling,
+        what: str,
+        view: View = "sums",
     ) -> None:
         """Do nothing if ``spent`` and ``planned`` together stay within ``ceiling``.
 
@@ -113,32 +134,38 @@ class BudgetGuard:
             The site's.
         what : str
             Names the request in the message, from public words only.
+        view : {"sums", "colluders"}
+            In whose eyes the events happened.
 
         Raises
         ------
         BudgetError
             If they exceed it; the message says how much is spent, asked for and allowed.
         """
+        limit, delta = ceiling.limit(view), ceiling.delta
+        if math.isinf(limit):
+            return
         total = fold([*spent, *planned])
-        if math.isinf(ceiling.epsilon):
+        if any((limit, delta) == known[1:] and total.within(known[0]) for known in self._known):
             return
-        if any(ceiling == known and total.within(all_of_it) for all_of_it, known in self._known):
-            return
-        after = epsilon([*spent, *planned], ceiling.delta).value
-        if after > ceiling.epsilon:
-            raise self._refusal(epsilon(spent, ceiling.delta), after, ceiling, what)
-        self._known = [*self._known[-15:], (total, ceiling)]
+        after = epsilon([*spent, *planned], delta).value
+        if after > limit:
+            before = epsilon(spent, delta).value
+            raise _refusal(before, after, limit, delta, what, view)
+        self._known = [*self._known[-15:], (total, limit, delta)]
 
-    @staticmethod
-    def _refusal(before: EpsilonEstimate, after: float, ceiling: Ceiling, what: str) -> BudgetError:
-        left = max(0.0, ceiling.epsilon - before.value)
-        return BudgetError(
-            f"{what} would bring the data set to epsilon {_shown(after)}; its ceiling is "
-            f"{_shown(ceiling.epsilon)} at delta {ceiling.delta:g}, of which "
-            f"{_shown(before.value)} is spent and {_shown(left)} is left",
-            "plan fewer rounds, more noise or a lower sampling rate (fedllm privacy plan); "
-            "only the site can raise its ceiling, in site.toml",
-        )
+
+def _refusal(
+    before: float, after: float, limit: float, delta: float, what: str, view: View
+) -> BudgetError:
+    eyes = "" if view == "sums" else " for everyone else colluding"
+    return BudgetError(
+        f"{what} would bring the data set to epsilon {_shown(after)}{eyes}; its ceiling is "
+        f"{_shown(limit)} at delta {delta:g}, of which {_shown(before)} is spent and "
+        f"{_shown(max(0.0, limit - before))} is left",
+        "plan fewer rounds, more noise or a lower sampling rate (fedllm privacy plan); "
+        "only the site can raise its ceiling, in site.toml",
+    )
 
 
 def _shown(value: float) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from fedllm.privacy.accounting import EpsilonEstimate, epsilon
-from fedllm.privacy.budget import BudgetGuard, Ceiling, Charge, View
+from fedllm.privacy.budget import VIEWS, BudgetGuard, Ceiling, Charge, View
 from fedllm.privacy.events import Event
 from fedllm.privacy.fingerprints import DatasetIdentity, share_a_tag
 from fedllm.privacy.ledger_audit import Verification, check_anchor, tags_of, verify_ledger
@@ -182,7 +182,6 @@ class Ledger:
                 self._require([charge], ceiling)
                 known = self._state.datasets[charge.dataset]
                 key = (charge.run, charge.round, charge.purpose)
-                colluders = charge.colluder_events
                 reservation = Reservation(
                     sequence=0,
                     run=charge.run,
@@ -193,7 +192,7 @@ class Ledger:
                     delta=charge.delta,
                     ceiling=ceiling,
                     events=charge.events,
-                    colluder_events=charge.events if colluders is None else colluders,
+                    colluder_events=charge.seen_by("colluders"),
                 )
                 return append("reserve", reservation_body(reservation, known.unit))
 
@@ -285,9 +284,11 @@ class Ledger:
             rounds = f"round {first.round}"
             if first.round != last.round:
                 rounds = f"rounds {first.round} to {last.round}"
-            events = [event for charge in charges for event in charge.events]
             what = f"{rounds} of run '{first.run}'"
-            self._guard.require(self._state.spent(dataset), events, ceiling, what)
+            for view in VIEWS:
+                events = [event for charge in charges for event in charge.seen_by(view)]
+                spent = self._state.spent(dataset, view)
+                self._guard.require(spent, events, ceiling, what, view)
 
     def _must_know(self, dataset: str) -> None:
         if dataset not in self._state.datasets:

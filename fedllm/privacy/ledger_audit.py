@@ -13,7 +13,7 @@ from typing import Any
 from fedllm.errors import ConfigError
 from fedllm.files import write_bytes
 from fedllm.privacy.accounting import EpsilonEstimate, epsilon
-from fedllm.privacy.budget import Ceiling
+from fedllm.privacy.budget import VIEWS, Ceiling
 from fedllm.privacy.events import canonical_bytes
 from fedllm.privacy.fingerprints import DatasetIdentity, share_a_tag
 from fedllm.privacy.ledger_entries import Head, LedgerError, RawEntry, TamperedError, read_chain
@@ -110,11 +110,16 @@ def verify_ledger(
     _check_overlaps(state, tags_of(stored_tags, state))
     for (dataset, ceiling), sequence in last_charge.items():
         # Spending only grows, so the last charge under a ceiling stands for all of them.
-        total = epsilon(state.spent(dataset, until=sequence), ceiling.delta).value
-        if total > ceiling.epsilon:
+        for view in VIEWS:
+            if ceiling.limit(view) == float("inf"):
+                continue
+            total = epsilon(state.spent(dataset, view, until=sequence), ceiling.delta).value
+            if total <= ceiling.limit(view):
+                continue
+            eyes = "" if view == "sums" else " for everyone else colluding"
             raise TamperedError(
-                f"data set {dataset[:12]} was charged to epsilon {total:.4g}, above its ceiling "
-                f"{ceiling.epsilon:g} at delta {ceiling.delta:g}",
+                f"data set {dataset[:12]} was charged to epsilon {total:.4g}{eyes}, above its "
+                f"ceiling {ceiling.limit(view):g} at delta {ceiling.delta:g}",
                 "the program that wrote this ledger did not keep the budget; train no more",
             )
     return Verification(state.site, state.public_key.hex(), state.head, report(state))

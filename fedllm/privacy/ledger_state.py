@@ -177,6 +177,9 @@ def reservation_body(reservation: Reservation, unit: Unit) -> dict[str, Any]:
     """Return a reservation as plain values; `reservation_of` reads them back."""
     ceiling = reservation.ceiling
     unlimited = ceiling.epsilon == float("inf")
+    limits = {"epsilon": None if unlimited else ceiling.epsilon, "delta": ceiling.delta}
+    if ceiling.colluders_epsilon != float("inf"):
+        limits["colluders_epsilon"] = ceiling.colluders_epsilon
     return {
         "run": reservation.run,
         "round": reservation.round,
@@ -186,7 +189,7 @@ def reservation_body(reservation: Reservation, unit: Unit) -> dict[str, Any]:
         "unit": unit,
         "neighbours": NEIGHBOURS,
         "delta": reservation.delta,
-        "ceiling": {"epsilon": None if unlimited else ceiling.epsilon, "delta": ceiling.delta},
+        "ceiling": limits,
         "events": [to_json(event) for event in reservation.events],
         "colluder_events": [to_json(event) for event in reservation.colluder_events],
     }
@@ -201,7 +204,8 @@ def reservation_of(entry: Entry) -> Reservation:
         If the body is not one that `reservation_body` makes.
     """
     body = entry.body
-    ceiling = body["ceiling"]
+    ceiling = dict(body["ceiling"])
+    against_colluders = ceiling.pop("colluders_epsilon", float("inf"))
     _exactly(ceiling, "epsilon", "delta")
     reservation = Reservation(
         sequence=entry.sequence,
@@ -212,7 +216,9 @@ def reservation_of(entry: Entry) -> Reservation:
         dataset=body["dataset"],
         delta=body["delta"],
         ceiling=Ceiling(
-            float("inf") if ceiling["epsilon"] is None else ceiling["epsilon"], ceiling["delta"]
+            float("inf") if ceiling["epsilon"] is None else ceiling["epsilon"],
+            ceiling["delta"],
+            against_colluders,
         ),
         events=tuple(from_json(event) for event in body["events"]),
         colluder_events=tuple(from_json(event) for event in body["colluder_events"]),

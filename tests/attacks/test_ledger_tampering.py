@@ -429,12 +429,24 @@ def test_planted_bug_accountant_restarted_each_round(path, ledger, monkeypatch):
     monkeypatch.setattr(
         budget.BudgetGuard,
         "require",
-        lambda self, spent, planned, ceiling, what: honest(self, [], planned, ceiling, what),
+        lambda self, spent, planned, ceiling, what, view="sums": honest(
+            self, [], planned, ceiling, what, view
+        ),
     )
     data = next(iter(ledger._state.datasets))
     for number in range(10, 40):
         ledger.reserve(Charge("run", number, data, (Gaussian(10.0),)), CEILING)
     with pytest.raises(TamperedError, match="above its ceiling"):
+        ledger.verify()
+
+
+def test_a_charge_above_the_ceiling_for_colluders_is_found(path, ledger, monkeypatch):
+    monkeypatch.setattr(budget.BudgetGuard, "require", lambda *arguments: None)
+    data = next(iter(ledger._state.datasets))
+    ceiling = Ceiling(100.0, 1e-5, 101.0)
+    alone = (Gaussian(0.05),)
+    ledger.reserve(Charge("run", 10, data, (Gaussian(10.0),), alone), ceiling)
+    with pytest.raises(TamperedError, match="for everyone else colluding, above its ceiling 101"):
         ledger.verify()
 
 

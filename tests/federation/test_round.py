@@ -291,6 +291,21 @@ def test_a_run_over_the_ceiling_is_refused_before_any_training(
     assert ledger_of(federation, "site-0").events_of_run("run-1") == []
 
 
+def test_a_site_can_limit_what_everyone_else_could_learn_together(tiny_checkpoint, tmp_path):
+    config = small_config(
+        tiny_checkpoint("bert"),
+        privacy={"epsilon": 1.0, "noise": "distributed"},
+        rounds={"min_sites": 3},
+        training={"local_steps": 1, "optimizer": "sgd", "sampling_rate": 0.3},
+    )
+    budget = BudgetSection(epsilon=1.0, colluders_epsilon=1.5)
+    policy = SitePolicy(budget=budget, allow=AllowSection(min_cohort=1))
+    federation = build(tmp_path, config, policy=policy)
+    with pytest.raises(BudgetError, match="for everyone else colluding; its ceiling is"):
+        federation.round()
+    assert [kind for kind, _ in federation.heard] == ["join"] * 3
+
+
 @pytest.mark.parametrize(
     ("sections", "allow", "words"),
     [

@@ -243,6 +243,35 @@ def test_non_private_needs_an_unlimited_ceiling_and_ends_the_budget(ledger):
     ledger.verify()
 
 
+def test_the_ceiling_for_colluders_holds_beside_the_other(path, ledger):
+    data = ledger.register(dataset("a"))
+    ceiling = Ceiling(2.0, 1e-5, 6.0)
+
+    def shared(number, noise=10.0):
+        alone = (Gaussian(noise / 4),)
+        return Charge("r", number, data, (Gaussian(noise),), alone)
+
+    ledger.reserve(shared(0), ceiling)
+    ledger.reserve(shared(1), ceiling)
+    alone = ledger.spent(data, 1e-5, "colluders").value
+    with pytest.raises(BudgetError, match="for everyone else colluding; its ceiling is 6"):
+        for number in range(2, 40):
+            ledger.reserve(shared(number), ceiling)
+    assert alone < ledger.spent(data, 1e-5, "colluders").value <= 6.0
+    assert ledger.spent(data, 1e-5).value < 2.0, "the other ceiling was not the reason"
+    with pytest.raises(BudgetError, match="for everyone else colluding"):
+        ledger.check([shared(40)], ceiling)
+    again = Ledger.open(path, "site-00", SIGNER)
+    (report,) = again.verify().datasets
+    assert report.ceiling == ceiling
+
+
+def test_local_noise_counts_for_colluders_as_for_all(ledger):
+    data = ledger.register(dataset("a"))
+    with pytest.raises(BudgetError, match="for everyone else"):
+        ledger.reserve(Charge("r", 0, data, (Gaussian(1.0),)), Ceiling(10.0, 1e-5, 1.0))
+
+
 def test_poisson_rounds_compose_as_one_run(ledger):
     data = ledger.register(dataset("a"))
     ceiling = Ceiling(7.1, 1e-5)
@@ -458,7 +487,11 @@ def test_commands(ledger, path, tmp_path):
     assert shown.exit_code == 0
     assert "[bold]odd" in shown.output
     values = json.loads(runner.invoke(app, ["show", str(path), "--json"]).output)
-    assert values["datasets"][0]["ceiling"] == {"epsilon": 2.0, "delta": 1e-5}
+    assert values["datasets"][0]["ceiling"] == {
+        "epsilon": 2.0,
+        "delta": 1e-5,
+        "colluders_epsilon": None,
+    }
     assert [run["reserved_only"] for run in values["datasets"][0]["runs"]] == [0, 1]
     key = SIGNER.public_bytes().hex()
     verify = ["verify", str(path), "--public-key", key, "--anchor"]
