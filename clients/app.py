@@ -1,4 +1,4 @@
-"""The ClientApp: Flower's handlers, which only unwrap a message and call the site."""
+"""The ClientApps of a site and of the key authority: they unwrap a message and pass it on."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TypeVar
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from fedllm.federation.authority import Authority
 from fedllm.federation.flower import answer
-from fedllm.federation.messages import Join, Settle, Train, Unmask, Wire
+from fedllm.federation.messages import Join, OpenRound, OpenSum, Settle, Train, Unmask, Wire
 from fedllm.federation.site import Site
 
 Request = TypeVar("Request", bound=Wire)
@@ -40,6 +41,21 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
     @app.query("unmask")
     def unmask(message: Message, context: Context) -> Message:
         return _answer(message, Unmask, site_of(context).unmask)
+
+    return app
+
+
+def make_authority_app(authority: Authority) -> ClientApp:
+    """Return a ClientApp whose messages are answered by the key authority."""
+    app = ClientApp()
+
+    @app.query("open_round")
+    def open_round(message: Message, context: Context) -> Message:
+        return _answer(message, OpenRound, authority.open_round)
+
+    @app.query("open_sum")
+    def open_sum(message: Message, context: Context) -> Message:
+        return _answer(message, OpenSum, authority.open_sum)
 
     return app
 

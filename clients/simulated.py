@@ -93,7 +93,7 @@ def _site(
         policy=policy,
         files=source.files(name),
         model_path=config.model.path,
-        records=lambda: records,
+        records=lambda task: records,
         models=process_models(),
         full_errors=True,
     )

@@ -20,6 +20,7 @@ from fedllm import __version__
 from fedllm.commands import audit, authority, client, ledger, privacy, provision, server
 from fedllm.commands.demo import demo
 from fedllm.commands.pretrain import pretrain
+from fedllm.commands.run import run
 from fedllm.commands.simulate import simulate
 from fedllm.errors import FedllmError
 
@@ -51,6 +52,7 @@ def _options(
 app.command()(demo)
 app.command()(pretrain)
 app.command()(simulate)
+app.command()(run)
 app.add_typer(provision.app, name="provision")
 app.add_typer(server.app, name="server")
 app.add_typer(authority.app, name="authority")

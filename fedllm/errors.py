@@ -52,6 +52,10 @@ class PeerError(FedllmError):
     exit_code = 4
 
 
+class RepeatError(PeerError):
+    """A party was asked a second time for what it does once; the next attempt may succeed."""
+
+
 class CheckpointError(FedllmError):
     """A checkpoint or model folder is missing, damaged or of another model."""
 

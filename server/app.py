@@ -1,4 +1,4 @@
-"""The ServerApp, and the sites as it sees them through Flower's grid."""
+"""The ServerApp, and the sites as it sees them through Flower's grid, here or far away."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedllm.errors import FedllmError, PeerError
-from fedllm.federation.flower import exchange, from_content, to_content
+from fedllm.federation.flower import Presence, exchange, from_content, to_content
 from fedllm.federation.messages import (
     Join,
     Joined,
@@ -36,23 +36,31 @@ class GridSites:
         Ids of the nodes that are asked to join.
     timeout_s : float
         How long one exchange waits.
+    presence : Presence, optional
+        Who is connected, where nodes come and go.
     """
 
-    def __init__(self, grid: Grid, nodes: list[int], timeout_s: float) -> None:
+    def __init__(
+        self, grid: Grid, nodes: list[int], timeout_s: float, presence: Presence | None = None
+    ) -> None:
         self._grid = grid
-        self._nodes = nodes
+        self._nodes = {f"node {node}": node for node in nodes}
         self._timeout_s = timeout_s
+        self._presence = presence
         self._node_of: dict[str, int] = {}
 
     def admit(self, node: str, name: str) -> None:
         """Remember which site a node is."""
-        self._node_of[name] = int(node.removeprefix("node "))
+        self._node_of[name] = self._nodes[node]
+
+    def changed(self) -> bool:
+        """Tell whether sites came or went since the last `join`: in one process none do."""
+        return False
 
     def join(self, request: Join) -> Iterator[tuple[str, Joined | FedllmError]]:
-        """Ask every node whether it takes part; yields ``"node ID"`` and the answer."""
+        """Ask every node whether it takes part; yields the node and its answer."""
         self._node_of.clear()
-        names = {f"node {node}": node for node in self._nodes}
-        yield from self._ask("query.join", request, names, Joined)
+        yield from self._ask("query.join", request, self._nodes, Joined)
 
     def train(
         self, request: Train, names: tuple[str, ...]
@@ -80,7 +88,7 @@ class GridSites:
     ) -> Iterator[tuple[str, Answer | FedllmError]]:
         names = {node: name for name, node in nodes.items()}
         contents = {node: to_content(*request.to_wire()) for node in names}
-        for reply in exchange(self._grid, kind, contents, self._timeout_s):
+        for reply in exchange(self._grid, kind, contents, self._timeout_s, self._presence):
             name = names[reply.node]
             if reply.content is None:
                 yield name, PeerError(f"{name}: {reply.failure}", "see the site's own log")

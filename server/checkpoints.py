@@ -121,6 +121,12 @@ def load_checkpoint(folder: Path) -> RunState | None:
         ) from None
 
 
+def newest_round(folder: Path) -> int | None:
+    """Return the number of the newest checkpoint's round, without reading it."""
+    rounds = _rounds(folder)
+    return rounds[-1] if rounds else None
+
+
 def _rounds(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []

@@ -129,6 +129,11 @@ class Loop:
         As the sites hear them.
     sites, authority
         The other parties.
+
+    Attributes
+    ----------
+    names : set of str
+        The sites that were in any cohort since `run` began.
     """
 
     def __init__(
@@ -146,6 +151,7 @@ class Loop:
         self._authority = authority
         self._checkpoints = place.out / "checkpoints"
         self._cohort: tuple[Member, ...] = ()
+        self.names: set[str] = set()
         self._optimizer = ServerOptimizer(config.rounds, place.model.manifest)
 
     def run(self, state: RunState) -> RunState:
@@ -172,6 +178,8 @@ class Loop:
     def _next(self, state: RunState) -> RunState:
         started = time.perf_counter()
         number = state.round + 1
+        if self._sites.changed():
+            self._cohort = self._gather(number)
         state, outcome = self._attempts(state, number)
         adapter = self._optimizer.apply(state.adapter, outcome.mean)
         state = replace(state, round=number, adapter=adapter, optimizer=self._optimizer.state())
@@ -248,7 +256,9 @@ class Loop:
 
     def _gather(self, number: int) -> tuple[Member, ...]:
         place = self._place
-        return gather_cohort(self._sites, self._terms, number, place.roster, place.observer.note)
+        cohort = gather_cohort(self._sites, self._terms, number, place.roster, place.observer.note)
+        self.names.update(member.name for member in cohort)
+        return cohort
 
     def _due(self, number: int) -> bool:
         rounds = self._config.rounds

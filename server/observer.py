@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import Protocol
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
 
+from fedllm.files import append_line
 from server.metrics import RoundReport
 
 
@@ -78,6 +82,50 @@ class PlainObserver:
 
     def close(self) -> None:
         """Have nothing to put away."""
+
+
+class FileObserver:
+    """Writes what happens as lines of JSON, for those who watch from another process.
+
+    Parameters
+    ----------
+    path : Path
+        ``progress.jsonl``; `replay` reads it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def _write(self, kind: str, **values: Any) -> None:
+        append_line(self._path, json.dumps({"kind": kind, **values}, ensure_ascii=False))
+
+    def started(self, rounds: int, sites: int, done: int) -> None:
+        """Note how long the run is."""
+        self._write("started", rounds=rounds, sites=sites, done=done)
+
+    def note(self, text: str) -> None:
+        """Note the message."""
+        self._write("note", text=text)
+
+    def site_answered(self, round: int, site: str, answered: int, sites: int) -> None:
+        """Note who answered."""
+        self._write("site_answered", round=round, site=site, answered=answered, sites=sites)
+
+    def finished_round(self, report: RoundReport) -> None:
+        """Note the round's figures."""
+        self._write("finished_round", report=asdict(report))
+
+    def close(self) -> None:
+        """Have nothing to put away."""
+
+
+def replay(line: str, observer: Observer) -> None:
+    """Tell an observer what a line of a `FileObserver` says."""
+    value = json.loads(line)
+    kind = value.pop("kind")
+    if kind == "finished_round":
+        value = {"report": RoundReport(**value["report"])}
+    getattr(observer, kind)(**value)
 
 
 class RichObserver:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +13,6 @@ from flwr.serverapp import Grid, ServerApp
 
 from clients.app import make_client_app
 from clients.simulated import SimulatedSites, divide
-from fedllm.audit.report import write_report
 from fedllm.config import (
     AllowSection,
     BudgetSection,
@@ -25,24 +21,18 @@ from fedllm.config import (
     to_toml,
     with_absolute_locations,
 )
-from fedllm.data.encode import EncodedDataset, encode, label_set
-from fedllm.data.records import Record
-from fedllm.data.sources import read_records
 from fedllm.errors import ConfigError
 from fedllm.federation.authority import Authority
 from fedllm.federation.flower import nodes_of, run_in_process, run_with_ray
-from fedllm.federation.models import process_models
 from fedllm.files import write_bytes
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
-from fedllm.models.shared import SharedModel
-from fedllm.randomness import RandomStream
 from server.app import GridSites, make_server_app
 from server.figures import SiteFigures
 from server.loop import Loop, Workplace, make_terms, starting_state
-from server.metrics import read_reports
 from server.observer import Observer, PlainObserver
-from server.summary import Summary, make_summary, write_summary
+from server.summary import Summary
+from server.workplace import finish, given_up, locked, public_part
 
 Engine = Literal["inprocess", "ray"]
 _AUTHORITY = "authority"
@@ -93,7 +83,7 @@ def simulate(
     started = time.perf_counter()
     config, out = with_absolute_locations(config), out.absolute()
     observer = observer or PlainObserver()
-    with _locked(out):
+    with locked(out):
         _check_folder(out, resume)
         threads = config.engine.threads or os.cpu_count() or 1
         torch.set_num_threads(threads)
@@ -101,7 +91,7 @@ def simulate(
         source = SimulatedSites(out, home, threads)
         # Bad data is found before the folder is touched.
         names = tuple(divide(config))
-        model, test = _public_part(config)
+        model, test = public_part(config)
         # A data URL may hold a password.
         write_bytes(out / "run.toml", to_toml(config).encode(), mode=0o600)
         write_bytes(out / "policy.toml", to_toml(policy or _open_policy(config)).encode())
@@ -123,27 +113,8 @@ def simulate(
         finally:
             observer.close()
             authority.forget()
-        model.save_adapter(out / "adapter")
-        reports = read_reports(out / "metrics.jsonl")
-        seconds = time.perf_counter() - started
-        summary = make_summary(config, model, state.run, names, reports, seconds)
-        write_summary(out, summary)
-        write_report(out)
+        summary = finish(out, config, model, state.run, names, started)
     return summary
-
-
-def given_up(config: RunConfig) -> list[str]:
-    """Say which protections a run does without."""
-    warnings = []
-    if not config.private:
-        warnings.append("no differential privacy: the shared model may repeat private records")
-    if config.encryption.scheme == "none":
-        warnings.append("no encryption: the coordinator sees every site's update in clear")
-    elif not config.encryption.masked:
-        warnings.append(
-            "no masks: coordinator and key authority together can read every site's update"
-        )
-    return warnings
 
 
 def _run(
@@ -153,19 +124,6 @@ def _run(
         run_with_ray(server_app, client_app, nodes, threads)
     else:
         run_in_process(server_app, client_app, nodes)
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"another process is working in {out}", "wait for it, or choose another --out"
-            ) from None
-        yield
 
 
 def _check_folder(out: Path, resume: bool) -> None:
@@ -206,21 +164,3 @@ def _open_policy(config: RunConfig) -> SitePolicy:
     )
     allow = AllowSection(min_cohort=1, encryption="optional", non_private=not config.private)
     return SitePolicy(budget=budget, allow=allow)
-
-
-def _public_part(config: RunConfig) -> tuple[SharedModel, EncodedDataset | None]:
-    """Load the base model and the public test set, as the coordinator has them."""
-    records: list[Record] = []
-    if config.data.test is not None:
-        section = config.data.model_copy(update={"unit": None, "site": None, "query": None})
-        records = read_records(config.data.test, section, config.task)
-    classify = config.task == "classification"
-    labels = label_set(config.data, records) if classify else ()
-    if config.data.test_limit is not None:
-        order = RandomStream.seeded(config.seed, "test records").permutation(len(records))
-        records = [records[i] for i in sorted(order[: config.data.test_limit])]
-    model = process_models().get(config, labels)
-    if not records:
-        return model, None
-    length = config.model.max_length
-    return model, encode(records, config.task, model.tokenizer, length, labels)

@@ -29,7 +29,8 @@ class Summary(BaseModel):
     site_metrics : dict
         The same on records that the sites hold out; empty without `evaluation.every`.
     privacy : dict
-        ``epsilon`` (the largest of all sites), ``delta``, ``unit``, ``noise``, ``sites``
+        ``epsilon`` (the largest of all sites; what was promised where only the sites know
+        what they spent), ``delta``, ``unit``, ``noise``, ``sites``
         (epsilon of each), ``promised`` (what was asked for).
     encryption : dict
         ``scheme``, ``bytes_up_per_parameter``, ``expansion_vs_fp32``, ``security_bits``.
@@ -122,7 +123,9 @@ def make_summary(
         metrics_before=(first.metrics if first else None) or {},
         site_metrics=at_sites[-1] if at_sites else {},
         privacy={
-            "epsilon": max(epsilons.values(), default=None) if config.private else None,
+            "epsilon": max(epsilons.values(), default=config.privacy.epsilon)
+            if config.private
+            else None,
             "promised": config.privacy.epsilon,
             "delta": config.privacy.delta,
             "unit": config.unit,

@@ -2,9 +2,47 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
 import typer
 
 from fedllm.commands.joining import add_joining_commands
 
-app = typer.Typer(help="The key authority: join a federation.", no_args_is_help=True)
+app = typer.Typer(help="The key authority: join a federation, open its sums.", no_args_is_help=True)
 add_joining_commands(app, "authority")
+
+_KIT = typer.Option(..., help="The key authority's kit.")
+
+
+@app.command()
+def start(kit: Path = _KIT) -> None:
+    """Make the keys of rounds and open their sums until stopped; connects outwards only."""
+    from fedllm.identity.kits import read_kit
+    from fedllm.processes import keep_running, only_one, say, stop_on_signals
+
+    read_kit(kit, "authority")
+    arguments = ["authority", str(kit.absolute())]
+    with only_one(kit / "state" / "authority.lock", "a key authority"):
+        sys.exit(keep_running("clients.node", arguments, stop_on_signals(), say))
+
+
+@app.command()
+def log(
+    kit: Path = _KIT, json_output: bool = typer.Option(False, "--json", help="Print JSON.")
+) -> None:
+    """Check and show which rounds were opened for which sites; exit code 4 if it was altered."""
+    from fedllm.federation.round_log import read_log, round_log_path
+    from fedllm.identity.kits import read_kit
+
+    found = read_kit(kit, "authority")
+    entries = read_log(round_log_path(found.folder), found.identity.public_bytes())
+    if json_output:
+        print(json.dumps([asdict(entry) for entry in entries], indent=2))
+        return
+    for entry in entries:
+        which = f"run {entry.run}, round {entry.round}, attempt {entry.attempt}"
+        print(f"{entry.number:6} {entry.time}  {entry.event:6}  {which}: {', '.join(entry.sites)}")
+    print(f"{len(entries)} entries hold")

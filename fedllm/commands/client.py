@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,9 @@ import typer
 
 from fedllm.commands.joining import add_joining_commands
 
-app = typer.Typer(help="A site: join a federation, check the site.", no_args_is_help=True)
+app = typer.Typer(
+    help="A site: join a federation, check the site, work for it.", no_args_is_help=True
+)
 add_joining_commands(app, "site")
 
 if TYPE_CHECKING:
@@ -65,3 +68,20 @@ def _print_findings(findings: list[Finding]) -> None:
         console.print(f"Not ready: {', '.join(failed)}.")
     else:
         console.print("Ready: fedllm client start")
+
+
+@app.command()
+def start(
+    kit: Path = typer.Option(..., help="The site's kit."),
+    policy: Path = typer.Option(..., help="What the site allows, its data and model (site.toml)."),
+) -> None:
+    """Take part in the federation's runs until stopped; connects outwards only."""
+    from fedllm.config import load_site_policy
+    from fedllm.identity.kits import read_kit
+    from fedllm.processes import keep_running, only_one, say, stop_on_signals
+
+    read_kit(kit, "site")
+    load_site_policy(policy)
+    arguments = ["site", str(kit.absolute()), str(policy.absolute())]
+    with only_one(kit / "state" / "client.lock", "a client"):
+        sys.exit(keep_running("clients.node", arguments, stop_on_signals(), say))

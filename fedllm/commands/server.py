@@ -2,9 +2,82 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
 import typer
 
 from fedllm.commands.joining import add_joining_commands
 
-app = typer.Typer(help="The coordinator: join a federation.", no_args_is_help=True)
+app = typer.Typer(help="The coordinator: join a federation, serve it.", no_args_is_help=True)
 add_joining_commands(app, "coordinator")
+
+_KIT = typer.Option(..., help="The coordinator's kit.")
+
+
+@app.command()
+def start(
+    kit: Path = _KIT,
+    listen: str | None = typer.Option(
+        None, metavar="HOST:PORT", help="Where to listen; all interfaces, the kit's port."
+    ),
+) -> None:
+    """Serve the federation and carry its runs until stopped."""
+    from fedllm.identity.kits import read_kit, split_address
+    from fedllm.processes import say, stop_on_signals
+    from server.service import Service
+
+    found = read_kit(kit.absolute(), "coordinator")
+    host, port = split_address(listen or found.address)
+    if listen is None and host not in ("127.0.0.1", "localhost", "::1"):
+        host = "0.0.0.0"  # noqa: S104
+    Service(found, (host, port), say).run(stop_on_signals())
+
+
+@app.command()
+def status(
+    kit: Path = _KIT, json_output: bool = typer.Option(False, "--json", help="Print JSON.")
+) -> None:
+    """Show who is connected and which runs there are; exit code 1 if no coordinator runs."""
+    from fedllm.errors import ConfigError
+    from fedllm.processes import is_held
+    from server.jobs import coordinator_lock
+
+    try:
+        found = json.loads((kit / "state" / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"no coordinator was ever started with {kit}", f"fedllm server start --kit {kit}"
+        ) from None
+    found["running"] = is_held(coordinator_lock(kit))
+    if json_output:
+        print(json.dumps(found, indent=2))
+    else:
+        _print_status(found)
+    sys.exit(0 if found["running"] else 1)
+
+
+def _print_status(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    state = f"running since {found['started']}" if found["running"] else "NOT running"
+    console.print(
+        f"Coordinator of {found['federation']} at {found['address']}: {state}, "
+        f"roster version {found['roster_version']}",
+        markup=False,
+        highlight=False,
+    )
+    nodes = Table("Party", "Connected", "Since")
+    for node in found["nodes"]:
+        here = node["online"] and found["running"]
+        nodes.add_row(node["name"], "yes" if here else "no", node["since"] or "never")
+    console.print(nodes)
+    runs = Table("Run", "Status", "Rounds", "Submitted")
+    for run in found["runs"]:
+        rounds = f"{run['round']} of {run['rounds']}"
+        runs.add_row(run["name"], run["status"], rounds, run["submitted"])
+    console.print(runs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fedllm.encryption.pack import unpack
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
-from fedllm.errors import FedllmError, RefusedError
+from fedllm.errors import FedllmError, RefusedError, RepeatError
 from fedllm.federation.masking import hex_bytes, mask_scope, reveal_purpose, take_masks_off
 from fedllm.federation.messages import (
     OpenRound,
@@ -57,6 +57,32 @@ class RoundKey(Protocol):
         ...
 
 
+class OpenedRounds:
+    """Remembers in memory which rounds were opened, so that none is opened twice."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[str, int, int]] = set()
+
+    def add(self, statement: RoundStatement) -> None:
+        """Note that a key for this attempt of a round is about to be made.
+
+        Raises
+        ------
+        RepeatError
+            If there was one before.
+        """
+        which = (statement.series, statement.round, statement.attempt)
+        if which in self._seen:
+            raise RepeatError(
+                f"round {statement.round}, attempt {statement.attempt} was opened before",
+                "ask under a new attempt",
+            )
+        self._seen.add(which)
+
+    def summed(self, statement: RoundStatement, survivors: Sequence[str]) -> None:
+        """Note that the sum of these sites was opened."""
+
+
 class Authority:
     """Holds the secret key of the current round, and nothing else of value.
 
@@ -70,6 +96,8 @@ class Authority:
         Rounds whose sum could be opened with fewer sites are refused.
     make_key : callable
         Makes the key of a round: in this process, or `SecretKeyProcess` in one of its own.
+    opened : OpenedRounds, optional
+        Remembers which rounds were opened; in memory by default.
     full_errors : bool
         Whether refusals carry the text of unforeseen errors (simulation).
     """
@@ -81,6 +109,7 @@ class Authority:
         min_cohort: int,
         *,
         make_key: Callable[[EncryptionPlan], RoundKey] = SecretRoundKey.generate,
+        opened: OpenedRounds | None = None,
         full_errors: bool = False,
     ) -> None:
         self._identity = identity
@@ -88,7 +117,7 @@ class Authority:
         self._min_cohort = min_cohort
         self._make_key = make_key
         self._full_errors = full_errors
-        self._opened: set[tuple[str, int, int]] = set()
+        self._opened = opened or OpenedRounds()
         self._statement = ""
         self._secret: RoundKey | None = None
         self._sealing: SealingKey | None = None
@@ -128,14 +157,9 @@ class Authority:
         plan = EncryptionPlan.from_bytes(request.plan)
         require(plan.fingerprint() == proposal.plan, "the plan is not that of the round")
         require(plan.max_sites >= len(proposal.cohort), "the plan is for a smaller cohort")
-        which = (proposal.series, proposal.round, proposal.attempt)
-        if which in self._opened:
-            raise RefusedError(
-                f"round {proposal.round}, attempt {proposal.attempt} was opened before",
-                "ask under a new attempt",
-            )
         self.forget()
-        self._opened.add(which)
+        # Known for good before there is a key: a crash in between loses the attempt, no more.
+        self._opened.add(proposal)
         self._secret, self._sealing = self._make_key(plan), SealingKey()
         public = self._secret.public_context()
         keys = {
@@ -151,7 +175,7 @@ class Authority:
         statement = read_statement(request.header.statement, request.header.signature, self._roster)
         open_now = request.header.statement == self._statement
         if self._secret is None or self._sealing is None or not open_now:
-            raise RefusedError("this round is not open", "open it, or go on to the next attempt")
+            raise RepeatError("this round is not open", "open it, or go on to the next attempt")
         survivors = request.header.survivors
         require(list(survivors) == sorted(set(survivors)), "the survivors are not in order")
         require(set(survivors) <= set(statement.names), "a survivor is not in the cohort")
@@ -173,6 +197,7 @@ class Authority:
                 self._unsealed(self._sealing, statement, request.header),
                 self._roster,
             )
+        self._opened.summed(statement, survivors)
         levels = unpack(slots, plan, len(survivors))
         return SumOpened(SumOpenedHeader(count=len(survivors)), levels.astype("<u8").tobytes())
 

@@ -78,6 +78,10 @@ class Sites(Protocol):
         """Remember which site a node is."""
         ...
 
+    def changed(self) -> bool:
+        """Tell whether sites came or went since the last `join`."""
+        ...
+
 
 class KeyAuthority(Protocol):
     """A way to ask the key authority."""

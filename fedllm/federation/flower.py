@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 # Before the first import of flwr or ray: no usage statistics leave a hospital's network.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -31,7 +32,8 @@ _LOG = logging.getLogger(__name__)
 _ARRAY_TYPE = "fedllm.bytes.v1"
 _PARTITION = "partition-id"
 _POLL_S = 0.05
-_SERVER_NODE, _FIRST_NODE = 1, 100
+_REMOTE_POLL_S, _LOOK_S = 0.1, 1.0
+_NOBODY, _SERVER_NODE, _FIRST_NODE = -1, 1, 100
 
 
 def to_content(header: str, blobs: Mapping[str, bytes]) -> RecordDict:
@@ -78,39 +80,81 @@ class Reply:
     failure: str = ""
 
 
+class Presence(Protocol):
+    """Knows which nodes are there, and when each of them came."""
+
+    def mark(self, node: int) -> str | None:
+        """Return what changes whenever the node starts anew; None while it is not there."""
+        ...
+
+
 def exchange(
-    grid: Grid, kind: str, contents: Mapping[int, RecordDict], timeout_s: float
+    grid: Grid,
+    kind: str,
+    contents: Mapping[int, RecordDict],
+    timeout_s: float,
+    presence: Presence | None = None,
 ) -> Iterator[Reply]:
     """Send one message to each node and yield the replies as they arrive.
 
     Nodes that have not answered after ``timeout_s`` are yielded as failures, so that each
-    node is yielded exactly once.
+    node is yielded exactly once. With ``presence``, a node that left is a failure at once,
+    and one that was started anew is asked again: what it had taken before is lost.
     """
-    messages = [
-        Message(content=content, dst_node_id=node, message_type=kind, ttl=timeout_s)
-        for node, content in contents.items()
-    ]
-    identifiers = list(grid.push_messages(messages))
-    waiting = dict(zip(identifiers, contents, strict=True))
+    marks = {node: presence.mark(node) for node in contents} if presence else {}
+    waiting: dict[str, int] = {}
+    open_nodes = dict.fromkeys(contents)
+    unsent = _push(grid, kind, contents, list(contents), timeout_s, waiting)
     deadline = time.monotonic() + timeout_s
-    while waiting:
-        arrived = list(grid.pull_messages(list(waiting)))
+    while open_nodes:
+        for node in unsent:
+            open_nodes.pop(node)
+            yield Reply(node, None, "the message could not be sent")
+        unsent = []
+        arrived = list(grid.pull_messages(list(waiting))) if waiting else []
         for message in arrived:
-            node = waiting.pop(message.metadata.reply_to_message_id, None)
-            if node is None or node != message.metadata.src_node_id:
+            node = waiting.pop(message.metadata.reply_to_message_id, _NOBODY)
+            # A reply that could not be fetched comes from Flower itself.
+            lost = message.has_error() and message.metadata.src_node_id == _SERVER_NODE
+            if node not in open_nodes or (message.metadata.src_node_id != node and not lost):
                 continue
+            open_nodes.pop(node)
             if message.has_error():
                 yield Reply(node, None, message.error.reason or f"code {message.error.code}")
             else:
                 yield Reply(node, message.content)
-        if not waiting or arrived:
+        if not open_nodes or arrived:
             # Sites that share this process answer one after the other; that is no silence.
             continue
-        if time.monotonic() > deadline:
-            for node in waiting.values():
-                yield Reply(node, None, f"no answer within {timeout_s:.0f} s")
-            return
-        time.sleep(_POLL_S)
+        left = deadline - time.monotonic()
+        for node in list(open_nodes):
+            mark = presence.mark(node) if presence else ""
+            if left < 0 or mark is None:
+                open_nodes.pop(node)
+                silent = f"no answer within {timeout_s:.0f} s"
+                yield Reply(node, None, silent if left < 0 else "it is not connected any more")
+            elif presence and mark != marks[node]:
+                marks[node] = mark
+                unsent += _push(grid, kind, contents, [node], left, waiting)
+        time.sleep(_POLL_S if presence is None else _REMOTE_POLL_S)
+
+
+def _push(
+    grid: Grid,
+    kind: str,
+    contents: Mapping[int, RecordDict],
+    nodes: list[int],
+    ttl_s: float,
+    waiting: dict[str, int],
+) -> list[int]:
+    """Send, note the messages' ids in ``waiting``, and return the nodes they are not for."""
+    messages = [
+        Message(content=contents[node], dst_node_id=node, message_type=kind, ttl=ttl_s)
+        for node in nodes
+    ]
+    sent = {i: node for i, node in zip(grid.push_messages(messages), nodes, strict=True) if i}
+    waiting.update(sent)
+    return [node for node in nodes if node not in sent.values()]
 
 
 class LocalGrid(Grid):
@@ -192,7 +236,7 @@ class LocalGrid(Grid):
 
     def _answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
-        with _task_identity(self._run.run_id, node):
+        with task_identity(self._run.run_id, node):
             try:
                 return self._app(message, self._contexts[node])
             except Exception as error:
@@ -204,7 +248,8 @@ class LocalGrid(Grid):
 
 
 @contextlib.contextmanager
-def _task_identity(run_id: int, node: int) -> Iterator[None]:
+def task_identity(run_id: int, node: int) -> Iterator[None]:
+    """Let Flower stamp messages made in the block as those of a node in a run."""
     # Flower stamps the sender of each new message from this process-wide identity, whose
     # public properties raise while nothing is set.
     names = ("_task_id", "_run_id", "_node_id")
@@ -221,7 +266,7 @@ def run_in_process(server_app: ServerApp, client_app: ClientApp, nodes: int) -> 
     """Run both apps in this process; errors of the ServerApp are raised here."""
     grid = LocalGrid(client_app, nodes)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
-    with _task_identity(1, _SERVER_NODE):
+    with task_identity(1, _SERVER_NODE):
         server_app(grid, context)
 
 
@@ -257,6 +302,31 @@ def run_with_ray(server_app: ServerApp, client_app: ClientApp, nodes: int, threa
 def partition_of(context: Context) -> int:
     """Return the number of a simulated node, from 0."""
     return int(context.node_config[_PARTITION])
+
+
+class GridPresence:
+    """Asks a SuperLink which nodes are connected, at most once a second."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._asked_at = -math.inf
+        self._nodes: dict[int, NodeInfo] = {}
+
+    def mark(self, node: int) -> str | None:
+        """Return when a connected node came; None for others."""
+        found = self._look().get(node)
+        return found.last_activated_at if found is not None else None
+
+    def keys(self) -> dict[bytes, int]:
+        """Return the connected nodes' numbers by their public keys (PEM)."""
+        return {node.public_key: number for number, node in self._look().items()}
+
+    def _look(self) -> dict[int, NodeInfo]:
+        now = time.monotonic()
+        if now - self._asked_at > _LOOK_S:
+            self._nodes = {node.node_id: node for node in self._grid.get_nodes()}
+            self._asked_at = now
+        return self._nodes
 
 
 def nodes_of(grid: Grid, count: int, timeout_s: float) -> list[int]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedllm.errors import RefusedError
+from fedllm.errors import RefusedError, RepeatError
 from fedllm.files import write_json
 
 
@@ -31,12 +31,12 @@ class SiteMemory:
 
         Raises
         ------
-        RefusedError
+        RepeatError
             If this attempt, or a later one, was begun before.
         """
         with self._changing(run) as entry:
             if attempt <= int(str(entry.get("attempt", 0))):
-                raise RefusedError(
+                raise RepeatError(
                     f"attempt {attempt} of run {run} was trained before; a second update under "
                     "the same masks would give the first one away",
                     "ask under a new attempt",

@@ -23,10 +23,20 @@ from fedllm.errors import (
     FedllmError,
     PeerError,
     RefusedError,
+    RepeatError,
     TrainingError,
 )
 
 MAX_HEADER_BYTES = 16 << 20
+_TRAVELLING = (
+    RefusedError,
+    BudgetError,
+    DataError,
+    ConfigError,
+    TrainingError,
+    PeerError,
+    RepeatError,
+)
 
 Purpose = typing.Literal["update", "evaluation"]
 
@@ -142,22 +152,19 @@ class Refusal(Header):
     message: str
     remedy: str = ""
 
-    _KINDS: ClassVar[dict[str, type[FedllmError]]] = {
-        kind.__name__: kind
-        for kind in (RefusedError, BudgetError, DataError, ConfigError, TrainingError, PeerError)
-    }
+    _KINDS: ClassVar[dict[str, type[FedllmError]]] = {kind.__name__: kind for kind in _TRAVELLING}
 
     @classmethod
     def of(cls, error: BaseException, full_text: bool) -> Refusal:
         """Describe an error; private text is left out unless ``full_text``.
 
-        The words of a refusal by policy or budget speak of public numbers only and always
-        travel; every other error shrinks to its kind.
+        The words of a refusal by policy or budget, or of something twice, speak of public
+        numbers only and always travel; every other error shrinks to its kind.
         """
         names = (kind.__name__ for kind in type(error).__mro__)
         kind = next((name for name in names if name in cls._KINDS), "FedllmError")
         # Subclasses, such as the ledger's own refusals, may name files of the site.
-        public = type(error) in (RefusedError, BudgetError)
+        public = type(error) in (RefusedError, BudgetError, RepeatError)
         if isinstance(error, FedllmError) and (full_text or public):
             return cls(kind=kind, message=error.message, remedy=error.remedy)
         if full_text:

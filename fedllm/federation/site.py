@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedllm.config import RunConfig, SitePolicy, parse
+from fedllm.config import RunConfig, SitePolicy, Task, parse
 from fedllm.data.encode import EncodedDataset
 from fedllm.data.records import Record
 from fedllm.encryption.plan import EncryptionPlan
@@ -101,7 +101,7 @@ class Site:
     model_path : str
         Where the site keeps the base model; its fingerprint is what counts.
     records : callable
-        Reads the site's training records.
+        Reads the site's training records of a task.
     models : ModelCache
         Keeps the base model in memory.
     full_errors : bool
@@ -116,7 +116,7 @@ class Site:
         policy: SitePolicy,
         files: SiteFiles,
         model_path: str,
-        records: Callable[[], list[Record]],
+        records: Callable[[Task], list[Record]],
         models: ModelCache,
         full_errors: bool = False,
     ) -> None:
@@ -130,7 +130,7 @@ class Site:
         self._models = models
         self._full_errors = full_errors
         self._memory = SiteMemory(files.memory)
-        self._open_account: SiteAccount | None = None
+        self._accounts: dict[Task, SiteAccount] = {}
 
     def join(self, request: Join) -> Joined:
         """Say whether this site takes part in a run; a yes holds its signed mask key."""
@@ -148,7 +148,7 @@ class Site:
             require(1 <= header.round <= config.rounds.count, "there is no such round")
             units = self._data.datasets(config, model).training.number_of_units
             length = model.manifest.length
-            self._account().check_run(header.run, header.round, config, units, length)
+            self._account(config.task).check_run(header.run, header.round, config, units, length)
             return Joined(JoinedHeader(member=make_member(self._identity, header.run)))
 
         return self._guarded(agree, lambda refusal: Joined(JoinedHeader(refusal=refusal)))
@@ -274,25 +274,27 @@ class Site:
     def _train_round(self, order: _Order) -> bytes:
         dataset = self._data.datasets(order.config, order.model).training
         units, length = dataset.number_of_units, order.model.manifest.length
-        paid = self._account().reserve(order.statement, order.config, units, length)
+        paid = self._account(order.config.task).reserve(
+            order.statement, order.config, units, length
+        )
         started = time.perf_counter()
         levels, statistics = self._train(order, dataset, paid.noise_multiplier)
         trained = time.perf_counter()
         sealed = self._seal(order, levels)
-        self._account().commit(paid)
+        self._account(order.config.task).commit(paid)
         self._log(order.statement, statistics, trained - started, time.perf_counter() - trained)
         return sealed
 
     def _evaluate_round(self, order: _Order) -> bytes:
         dataset = self._data.datasets(order.config, order.model).held_out
-        paid = self._account().reserve_evaluation(order.statement, order.config)
+        paid = self._account(order.config.task).reserve_evaluation(order.statement, order.config)
         order.model.set_adapter(order.adapter)
         scores = np.zeros((0, 2)) if dataset is None else unit_scores(order.model, dataset)
         noised = noised_sum(order.config, scores, RandomStream.secure())
         sealed = self._seal(
             order, order.quantiser.quantise(noised, self._random(order, "rounding"))
         )
-        self._account().commit(paid)
+        self._account(order.config.task).commit(paid)
         return sealed
 
     def _train(
@@ -353,12 +355,13 @@ class Site:
             )
         return model
 
-    def _account(self) -> SiteAccount:
-        if self._open_account is None:
-            self._open_account = SiteAccount(
-                self._files.ledger, self._identity, self._policy.budget, self._data.records()
+    def _account(self, task: Task) -> SiteAccount:
+        if task not in self._accounts:
+            records = self._data.records(task)
+            self._accounts[task] = SiteAccount(
+                self._files.ledger, self._identity, self._policy.budget, records
             )
-        return self._open_account
+        return self._accounts[task]
 
     def _log(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fedllm.config import RunConfig
+from fedllm.config import RunConfig, Task
 from fedllm.data.encode import EncodedDataset, encode
 from fedllm.data.records import Record
 from fedllm.errors import DataError
@@ -28,22 +28,22 @@ class SiteData:
     Parameters
     ----------
     read : callable
-        Reads the site's records.
+        Reads the site's records of a task.
     identity : Identity
         Decides, by a secret, which records are held out.
     """
 
-    def __init__(self, read: Callable[[], list[Record]], identity: Identity) -> None:
+    def __init__(self, read: Callable[[Task], list[Record]], identity: Identity) -> None:
         self._read = read
         self._identity = identity
-        self._records: list[Record] | None = None
+        self._records: dict[Task, list[Record]] = {}
         self._encoded: tuple[SharedModel, float, Datasets] | None = None
 
-    def records(self) -> list[Record]:
-        """Return all of them."""
-        if self._records is None:
-            self._records = self._read()
-        return self._records
+    def records(self, task: Task) -> list[Record]:
+        """Return all of them, in the roles of a task."""
+        if task not in self._records:
+            self._records[task] = self._read(task)
+        return self._records[task]
 
     def datasets(self, config: RunConfig, model: SharedModel) -> Datasets:
         """Return the site's data sets for one model.
@@ -64,9 +64,9 @@ class SiteData:
             return encode(records, config.task, model.tokenizer, length, model.labels)
 
         if not fraction:
-            return Datasets(encoded(self.records()), None)
+            return Datasets(encoded(self.records(config.task)), None)
         holdout = Holdout(self._identity.derive("held-out records"), fraction)
-        training, held_out = holdout.split(self.records())
+        training, held_out = holdout.split(self.records(config.task))
         if not training:
             raise DataError(
                 "every record of this site is held out for evaluation",

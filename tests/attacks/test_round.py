@@ -13,7 +13,7 @@ from fedllm.config import AllowSection, BudgetSection, SitePolicy
 from fedllm.data.records import Record
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
-from fedllm.errors import FedllmError, PeerError, RefusedError
+from fedllm.errors import FedllmError, PeerError, RefusedError, RepeatError
 from fedllm.federation import authority as authority_module
 from fedllm.federation.messages import (
     OpenSum,
@@ -333,7 +333,7 @@ def test_the_authority_opens_one_sum_of_a_round_and_no_second(federation):
 
 def test_the_authority_does_not_open_a_round_twice(federation):
     federation.round(1, 1)
-    with pytest.raises(RefusedError, match="was opened before"):
+    with pytest.raises(RepeatError, match="was opened before"):
         federation.round(1, 1)
 
 

@@ -8,11 +8,11 @@ from fedllm.errors import PeerError
 from fedllm.federation.flower import (
     _SERVER_NODE,
     LocalGrid,
-    _task_identity,
     answer,
     exchange,
     from_content,
     partition_of,
+    task_identity,
     to_content,
 )
 
@@ -59,7 +59,7 @@ def test_every_node_answers_once_and_errors_lose_their_text():
     ran: list[int] = []
     grid = LocalGrid(make_app(ran), 3)
     contents = {node: to_content("n", {"x": b"1"}) for node in grid.get_node_ids()}
-    with _task_identity(1, _SERVER_NODE):
+    with task_identity(1, _SERVER_NODE):
         replies = exchange(grid, "query.echo", contents, 10.0)
         first = next(replies)
         assert ran == [0], "replies are computed one at a time"
@@ -73,7 +73,7 @@ def test_every_node_answers_once_and_errors_lose_their_text():
 def test_sites_that_wait_for_their_turn_are_not_late():
     grid = LocalGrid(make_app([]), 4)
     contents = {node: to_content("n", {}) for node in (100, 102, 103)}
-    with _task_identity(1, _SERVER_NODE):
+    with task_identity(1, _SERVER_NODE):
         replies = list(exchange(grid, "query.echo", contents, 0.0))
     assert [reply.failure for reply in replies] == ["", "", ""]
 
@@ -85,7 +85,7 @@ def test_a_node_that_never_answers_is_reported_after_the_timeout():
 
     grid = Deaf(make_app([]), 1)
     contents = {100: to_content("n", {})}
-    with _task_identity(1, _SERVER_NODE):
+    with task_identity(1, _SERVER_NODE):
         (reply,) = exchange(grid, "query.echo", contents, 0.1)
     assert reply.content is None
     assert "no answer within" in reply.failure

@@ -20,7 +20,8 @@ from fedllm.identity.keys import Identity
 from fedllm.models.shared import load_shared_model
 from fedllm.privacy.ledger import Ledger
 from server.observer import PlainObserver
-from server.simulation import given_up, simulate
+from server.simulation import simulate
+from server.workplace import given_up
 
 
 @pytest.fixture

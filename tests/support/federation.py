@@ -96,6 +96,10 @@ class Federation:
     def admit(self, node: str, name: str) -> None:
         """Nodes already have the names of sites."""
 
+    def changed(self) -> bool:
+        """Tell whether sites came or went: none do."""
+        return False
+
     def join(self, request: Wire) -> Iterator[tuple[str, Any]]:
         yield from self._ask("join", request, tuple(self.sites))
 
@@ -157,7 +161,7 @@ def build(
                 folder / f"{name}.sqlite", folder / f"{name}.json", folder / f"{name}.log"
             ),
             model_path=config.model.path,
-            records=lambda rows=rows: rows,
+            records=lambda task, rows=rows: rows,
             models=models,
             full_errors=full_errors,
         )
@@ -180,7 +184,7 @@ def plain_means(federation: Federation, names: list[str] | None = None, number: 
     model, config = federation.model(), federation.config
     updates = []
     for name in names or sorted(federation.sites):
-        rows = federation.sites[name]._data.records()
+        rows = federation.sites[name]._data.records(config.task)
         dataset = encode(rows, config.task, model.tokenizer, config.model.max_length, model.labels)
         settings = local_settings(config, dataset.number_of_units, None)
         sampling = RandomStream.seeded(config.seed, "sampling", name, number)

@@ -83,6 +83,10 @@ class Federation:
     def admit(self, node: str, name: str) -> None:
         """Nodes have the names of sites already."""
 
+    def changed(self) -> bool:
+        """Tell whether sites came or went: none do."""
+        return False
+
     def join(self, request: Wire) -> Iterator[tuple[str, Any]]:
         """Ask every site whether it takes part."""
         yield from self._ask("join", request, tuple(self.sites))
@@ -230,7 +234,7 @@ def build(
                 folder / f"{name}.sqlite", folder / f"{name}.json", folder / f"{name}.log"
             ),
             model_path=config.model.path,
-            records=lambda: records_of(name),
+            records=lambda task: records_of(name),
             models=models,
             full_errors=True,
         )

@@ -1,0 +1,118 @@
+"""The process that works for a site or the key authority: kit and policy in, messages answered.
+
+Started by ``fedllm client start`` and ``fedllm authority start``, which keep it running. It
+imports nothing but the installed package; what the coordinator sends is data.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+from flwr.clientapp import ClientApp
+
+from clients.app import make_authority_app, make_client_app
+from fedllm.config import SitePolicy, Task, load_site_policy
+from fedllm.data.records import Record
+from fedllm.data.sources import read_records
+from fedllm.encryption.sandbox import SecretKeyProcess
+from fedllm.errors import ConfigError, FedllmError
+from fedllm.federation.authority import Authority
+from fedllm.federation.fleet import FleetNode
+from fedllm.federation.models import process_models
+from fedllm.federation.round_log import RoundLog, round_log_path
+from fedllm.federation.site import Site, SiteFiles
+from fedllm.identity.kits import Kit, read_kit
+from fedllm.processes import die_with_parent, say, stop_on_signals
+
+
+def site_files(kit: Kit) -> SiteFiles:
+    """Return where a site keeps its ledger, its memory and its own log."""
+    state = kit.folder / "state"
+    return SiteFiles(
+        ledger=state / "ledger.sqlite", memory=state / "memory.json", log=state / "rounds.jsonl"
+    )
+
+
+def deployed_site(kit: Kit, policy: SitePolicy, policy_path: Path) -> Site:
+    """Build the site of a kit and a policy.
+
+    Raises
+    ------
+    ConfigError
+        If the policy does not name the site's data and base model.
+    """
+    if policy.data is None or policy.model is None:
+        missing = "[data]" if policy.data is None else "[model]"
+        raise ConfigError(
+            f"{policy_path} has no section {missing}",
+            "name the site's own records and base model; see examples/deployment/site.toml",
+        )
+    data = policy.data
+
+    def records(task: Task) -> list[Record]:
+        return read_records(data.train, data, task)
+
+    return Site(
+        identity=kit.identity,
+        roster=kit.roster,
+        policy=policy,
+        files=site_files(kit),
+        model_path=policy.model.path,
+        records=records,
+        models=process_models(),
+    )
+
+
+def deployed_authority(kit: Kit) -> Authority:
+    """Build the key authority of a kit: durable log, keys in a process of their own."""
+    return Authority(
+        kit.identity,
+        kit.roster,
+        kit.roster.min_cohort,
+        make_key=SecretKeyProcess.generate,
+        opened=RoundLog(round_log_path(kit.folder), kit.identity),
+    )
+
+
+def serve(kit: Kit, app: ClientApp, stop: threading.Event) -> None:
+    """Keep a node connected until ``stop`` is set or its roster changes on disk."""
+    if kit.node_key is None:
+        raise ConfigError(f"the kit {kit.folder} has no node key", "restore it from its backup")
+    node = FleetNode(kit.address, kit.ca_certificate, kit.node_key, app, say)
+    watch = threading.Thread(target=_watch, args=(kit.folder / "roster.json", stop), daemon=True)
+    watch.start()
+    node.serve(stop)
+
+
+def _watch(roster: Path, stop: threading.Event) -> None:
+    """Stop the node when its roster is replaced; it is started again with the new one."""
+    before = roster.stat().st_mtime_ns
+    while not stop.wait(2.0):
+        if roster.exists() and roster.stat().st_mtime_ns != before:
+            say("the roster was replaced; starting again with it")
+            stop.set()
+
+
+def main() -> None:
+    """Work for a party; the arguments are PARENT ROLE KIT [POLICY]."""
+    parent, role, folder, *rest = sys.argv[1:]
+    die_with_parent(int(parent))
+    stop = stop_on_signals()
+    try:
+        if role == "site":
+            kit, policy_path = read_kit(Path(folder), "site"), Path(rest[0])
+            site = deployed_site(kit, load_site_policy(policy_path), policy_path)
+            app = make_client_app(lambda context: site)
+        else:
+            kit = read_kit(Path(folder), "authority")
+            app = make_authority_app(deployed_authority(kit))
+        serve(kit, app, stop)
+    except FedllmError as error:
+        say(f"fedllm: {error}")
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

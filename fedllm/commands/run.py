@@ -1,0 +1,76 @@
+"""``fedllm run``: hand a run to the coordinator of this machine, and watch it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from fedllm.commands.base_model import with_base_model
+from fedllm.config import load_run_config
+from fedllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from server.jobs import Job
+
+
+def run(
+    configuration: Path = typer.Argument(metavar="RUN.toml", help="The run configuration (TOML)."),
+    kit: Path = typer.Option(..., help="The coordinator's kit."),
+    override: list[str] = typer.Option(
+        [], "--set", metavar="KEY=VALUE", help="Override a key, e.g. --set privacy.epsilon=3."
+    ),
+    detach: bool = typer.Option(False, "--detach", help="Return at once; the run goes on."),
+    follow: bool = typer.Option(False, "--follow", help="Watch the run that was handed over."),
+    resume: bool = typer.Option(
+        False, "--resume", help="Go on with a run that failed or was cancelled."
+    ),
+    cancel: bool = typer.Option(False, "--cancel", help="Stop the run."),
+    json_output: bool = typer.Option(False, "--json", help="Print summary.json at the end."),
+) -> None:
+    """Run a federated fine-tuning with the sites that are connected to the coordinator.
+
+    Interrupting this command does not stop the run; --follow comes back to it.
+    """
+    if sum((detach, follow, cancel)) > 1 or (resume and (follow or cancel)):
+        raise ConfigError("these options exclude each other", "give one of them")
+    config = load_run_config(configuration, override)
+
+    from fedllm.identity.kits import read_kit
+    from fedllm.processes import is_held
+    from server import jobs
+
+    read_kit(kit, "coordinator")
+    if cancel:
+        jobs.cancel(kit, config.name)
+        return
+    if follow:
+        folder = jobs.runs_folder(kit) / config.name
+    else:
+        folder = jobs.submit(kit.absolute(), with_base_model(config), resume)
+    if not is_held(jobs.coordinator_lock(kit)):
+        typer.echo(f"no coordinator is running: fedllm server start --kit {kit}", err=True)
+    if not detach:
+        _watch(folder, json_output)
+    elif json_output:
+        print(json.dumps({"run": config.name, "folder": str(folder)}))
+    else:
+        print(f"handed over; watch it with --follow. The run's folder is {folder}")
+
+
+def _watch(folder: Path, json_output: bool) -> None:
+    from server.following import follow as follow_run
+    from server.observer import default_observer
+    from server.summary import Summary
+
+    try:
+        job: Job = follow_run(folder, default_observer())
+    except KeyboardInterrupt:
+        typer.echo("the run goes on; come back with --follow, stop it with --cancel", err=True)
+        raise typer.Exit(0) from None
+    if job.status != "finished":
+        raise job.to_error()
+    text = (folder / "summary.json").read_text(encoding="utf-8")
+    print(text if json_output else Summary.model_validate_json(text).describe(folder))

@@ -1,0 +1,382 @@
+"""The coordinator's side of Flower's fleet: a SuperLink that lets in the roster and nobody else.
+
+One process holds Flower's state on disk and two listeners. The public one (TLS) serves eight
+paths of the fleet interface to registered nodes; who does not prove a registered key is turned
+away before a byte of the request's body is read. The private one (loopback) serves the process
+that carries a run, by its token. Flower's control interface, through which anyone could submit
+code or register nodes, is served nowhere. With `flower` and `fleet` the only file that imports
+Flower's private modules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import contextlib
+import datetime
+import logging
+import secrets
+import socket
+import ssl
+import threading
+import time
+from base64 import b64decode
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from cryptography.exceptions import UnsupportedAlgorithm
+from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, TRANSPORT_TYPE_GRPC_RERE, Status
+from flwr.server.superlink.linkstate import LinkState
+from flwr.serverapp import Grid
+from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
+from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
+from flwr.superlink.config_loader import SuperLinkLifespanConfig
+from flwr.superlink.grid import HttpGrid
+from flwr.superlink.main import create_app
+from starlette.concurrency import run_in_threadpool
+
+from fedllm.errors import ConfigError, FedllmError
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+PUBLIC_PATHS = frozenset(
+    f"/v1/fleet/{name}"
+    for name in (
+        "activate-node",
+        "deactivate-node",
+        "send-node-heartbeat",
+        "pull-messages",
+        "push-messages",
+        "pull-object",
+        "push-object",
+        "confirm-message-received",
+    )
+)
+PRIVATE_PATHS = frozenset(
+    f"/v1/runtime/{name}"
+    for name in (
+        "get-nodes",
+        "pull-messages",
+        "push-messages",
+        "pull-object",
+        "push-object",
+        "confirm-message-received",
+        "send-task-heartbeat",
+    )
+)
+# Flower cuts a message into objects of 5 MiB; a request carries one.
+MAX_REQUEST_BYTES = 8 << 20
+_CLOCK_TOLERANCE_S = 60.0
+_SERVER_NODE = 1
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Where the public listener is, and its TLS files (PEM)."""
+
+    host: str
+    port: int
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """A registered node.
+
+    Attributes
+    ----------
+    name : str
+        The party's name in the roster.
+    node_id : int
+        Flower's number for it.
+    online : bool
+        Whether it was heard of lately.
+    since : str, optional
+        When it last came online or went offline (ISO 8601).
+    """
+
+    name: str
+    node_id: int
+    online: bool
+    since: str | None
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What the process that carries a run needs to speak through the SuperLink."""
+
+    address: str
+    run_id: int
+    task_id: int
+    token: str
+
+    def __repr__(self) -> str:
+        return f"Ticket({self.address!r}, {self.run_id}, <hidden>)"
+
+
+class SuperLink:
+    """Flower's server state and its two listeners.
+
+    Parameters
+    ----------
+    database : Path
+        SQLite file; what nodes and coordinator know of each other survives a restart.
+    listener : Listener
+        The public listener.
+
+    Raises
+    ------
+    ConfigError
+        If a certificate cannot be read or an address is taken.
+    """
+
+    def __init__(self, database: Path, listener: Listener) -> None:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        logging.getLogger("flwr").setLevel(logging.ERROR)
+        self._names: dict[bytes, str] = {}
+        self._app = create_app(_lifespan_config(database), SuperLinkLifespan)
+        self._state: LinkState = self._app.state.linkstate_factory.state()
+        self._private_socket = _bind("127.0.0.1", 0)
+        self._public_socket = _bind(listener.host, listener.port)
+        self.port: int = self._public_socket.getsockname()[1]
+        gate = _gate(self._app, PUBLIC_PATHS, self._node_key, self._turn_over)
+        inner = _gate(self._app, PRIVATE_PATHS, None, None)
+        common: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False}
+        public = uvicorn.Config(gate, lifespan="off", **common)
+        public.load()
+        public.ssl = _server_context(listener)
+        private = uvicorn.Config(inner, lifespan="off", **common)
+        self._servers = (uvicorn.Server(public), uvicorn.Server(private))
+        self._thread = threading.Thread(target=self._run, name="superlink", daemon=True)
+
+    @property
+    def private_address(self) -> str:
+        """``host:port`` of the private listener."""
+        return f"127.0.0.1:{self._private_socket.getsockname()[1]}"
+
+    def start(self) -> None:
+        """Serve in a thread; returns when both listeners answer.
+
+        Raises
+        ------
+        FedllmError
+            If they do not within ten seconds.
+        """
+        self._thread.start()
+        deadline = time.monotonic() + 10.0
+        while not all(server.started for server in self._servers):
+            if time.monotonic() > deadline or not self._thread.is_alive():
+                raise FedllmError("the listeners did not start", "see the log")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Close both listeners."""
+        for server in self._servers:
+            server.should_exit = True
+        self._thread.join(timeout=5.0)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the listeners are being served."""
+        return self._thread.is_alive()
+
+    def register(self, keys: Mapping[str, bytes]) -> None:
+        """Let exactly these nodes in: the name and public key (PEM) of each."""
+        names = {key: name for name, key in keys.items()}
+        known = {node.public_key: node for node in self._state.get_node_info()}
+        for key, node in known.items():
+            if key not in names and node.status != "unregistered":
+                self._state.delete_node(NOOP_FLWR_AID, node.node_id)
+        for key, name in names.items():
+            if self._state.get_node_id_by_public_key(key) is not None:
+                continue
+            if key in known:
+                raise ConfigError(
+                    f"the node key of '{name}' was revoked before", "make a new key for it"
+                )
+            self._state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 10.0, name=name)
+        self._names = names
+
+    def nodes(self) -> list[NodeState]:
+        """Return the registered nodes, by name."""
+        found = []
+        for node in self._state.get_node_info():
+            name = self._names.get(node.public_key)
+            if name is not None:
+                online = node.status == "online"
+                since = node.last_activated_at if online else node.last_deactivated_at
+                found.append(NodeState(name, node.node_id, online, since or None))
+        return sorted(found, key=lambda node: node.name)
+
+    def open_run(self) -> Ticket:
+        """Begin a run without an app bundle and return the ticket of who carries it."""
+        run_id = self._state.create_run(
+            None, None, None, {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP
+        )
+        (task,) = self._state.get_tasks(run_ids=[run_id])
+        token = self._state.claim_task(task.task_id)
+        if token is None or not self._state.activate_task(task.task_id):
+            raise FedllmError("Flower's state did not take a new run", "restart the coordinator")
+        return Ticket(self.private_address, run_id, task.task_id, token)
+
+    def close_runs(self) -> None:
+        """End all runs and delete what is left of their messages."""
+        unfinished = [Status.PENDING, Status.STARTING, Status.RUNNING]
+        for run in self._state.get_run_info(statuses=unfinished):
+            self._state.stop_run(run.run_id)
+
+    def _node_key(self, key: bytes) -> bool:
+        return key in self._names
+
+    def _turn_over(self, key: bytes) -> None:
+        # A node that was killed comes back before its heartbeats are missed.
+        node_id = self._state.get_node_id_by_public_key(key)
+        if node_id is not None:
+            self._state.deactivate_node(node_id)
+
+    def _run(self) -> None:
+        async def both() -> None:
+            public, private = self._servers
+            async with self._app.router.lifespan_context(self._app):
+                await asyncio.gather(
+                    public.serve([self._public_socket]), private.serve([self._private_socket])
+                )
+
+        asyncio.run(both())
+
+
+def _gate(
+    app: App,
+    paths: frozenset[str],
+    known: Callable[[bytes], bool] | None,
+    turn_over: Callable[[bytes], None] | None,
+) -> App:
+    """Return ``app`` behind a door that opens for known paths, sizes and keys alone."""
+
+    async def gate(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in paths:
+            await _refuse(scope, send, 404)
+            return
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        length = headers.get(b"content-length", b"")
+        if not length.isdigit() or int(length) > MAX_REQUEST_BYTES:
+            await _refuse(scope, send, 413)
+            return
+        if known is not None:
+            key = await run_in_threadpool(_proven_key, headers)
+            if key is None or not known(key):
+                await _refuse(scope, send, 401)
+                return
+            if turn_over is not None and scope["path"].endswith("/activate-node"):
+                await run_in_threadpool(turn_over, key)
+        await app(scope, receive, send)
+
+    return gate
+
+
+def _proven_key(headers: Mapping[bytes, bytes]) -> bytes | None:
+    """Return the public key (PEM) whose owner signed the time of this request."""
+    try:
+        key = b64decode(headers[b"flwr-public-key"], validate=True)
+        signature = b64decode(headers[b"flwr-signature"], validate=True)
+        moment = headers[b"flwr-timestamp"]
+        signed_at = datetime.datetime.fromisoformat(moment.decode("ascii"))
+        age_s = (datetime.datetime.now(datetime.UTC) - signed_at).total_seconds()
+        if abs(age_s) > _CLOCK_TOLERANCE_S:
+            return None
+        return key if verify_signature(bytes_to_public_key(key), moment, signature) else None
+    except (KeyError, ValueError, TypeError, AttributeError, binascii.Error, UnsupportedAlgorithm):
+        return None
+
+
+async def _refuse(scope: Scope, send: Send, status: int) -> None:
+    if scope["type"] != "http":
+        return
+    closing = [(b"connection", b"close"), (b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": status, "headers": closing})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    where = socket.socket(family, socket.SOCK_STREAM)
+    where.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        where.bind((host, port))
+    except OSError as error:
+        where.close()
+        raise ConfigError(
+            f"cannot listen on {host}:{port} ({error.strerror or error})",
+            "stop the program that listens there, or choose another address",
+        ) from None
+    return where
+
+
+def _server_context(listener: Listener) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_cert_chain(listener.certificate, listener.key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"the server certificate {listener.certificate} and its key cannot be read "
+            f"({type(error).__name__})",
+            "restore the kit, or renew the certificate",
+        ) from None
+    return context
+
+
+def _lifespan_config(database: Path) -> SuperLinkLifespanConfig:
+    return SuperLinkLifespanConfig(
+        control_address="",
+        health_server_address=None,
+        host="127.0.0.1",
+        port=0,
+        insecure=True,
+        certificates=None,
+        # Known to nobody: tasks are handed out in this process alone.
+        superexec_auth_secret=secrets.token_bytes(32),
+        authn_plugin=NoOpControlAuthnPlugin(),
+        event_log_plugin=None,
+        fleet_event_log_plugin=None,
+        enable_event_log=False,
+        artifact_provider=None,
+        enable_supernode_auth=True,
+        fleet_api_type=TRANSPORT_TYPE_GRPC_RERE,
+        fleet_api_address=None,
+        simulation=False,
+        ssl_ca_certfile=None,
+        ssl_certfile=None,
+        ssl_keyfile=None,
+        database=str(database),
+        isolation="process",
+        runtime_dependency_install=False,
+    )
+
+
+@contextlib.contextmanager
+def grid_of(ticket: Ticket) -> Iterator[Grid]:
+    """Connect the process that carries a run to its coordinator's SuperLink."""
+    TaskIdentity.task_id, TaskIdentity.run_id = ticket.task_id, ticket.run_id
+    TaskIdentity.node_id = _SERVER_NODE
+    grid = HttpGrid(ticket.address, insecure=True, token=ticket.token)
+    grid.set_run(Run.create_empty(run_id=ticket.run_id))
+    heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(grid._runtime_client))
+    heartbeat.start()
+    try:
+        yield grid
+    finally:
+        heartbeat.stop()
+        grid.close()

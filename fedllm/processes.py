@@ -1,0 +1,155 @@
+"""Long-running processes: one at a time, children that do not outlive their parent, restarts."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fedllm.errors import ConfigError, FedllmError
+
+_FIRST_WAIT_S, _MAX_WAIT_S, _STABLE_S = 1.0, 60.0, 60.0
+_PR_SET_PDEATHSIG = 1
+# What cannot get better by starting again.
+_HOPELESS = (2,)
+
+
+@contextmanager
+def only_one(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file as long as the block runs; the system frees it when the process dies.
+
+    Raises
+    ------
+    ConfigError
+        If another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"{what} is already running with this kit", "stop it first, or use its own kit"
+            ) from None
+        yield
+
+
+def is_held(path: Path) -> bool:
+    """Tell whether a process holds the lock file of `only_one`."""
+    try:
+        with path.open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def die_with_parent(parent: int) -> None:
+    """Let the system kill this process when the thread that started it ends (Linux).
+
+    Raises
+    ------
+    FedllmError
+        If the parent has ended already.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise FedllmError("the process that started this one has ended")
+
+
+def stop_on_signals() -> threading.Event:
+    """Return an event that SIGTERM and SIGINT set; call in the main thread."""
+    stop = threading.Event()
+
+    def note(number: int, frame: object) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGINT, note)
+    return stop
+
+
+def start_module(
+    module: str, arguments: Sequence[str], stdin: bytes = b""
+) -> subprocess.Popen[bytes]:
+    """Start the ``main`` of a module as a child that dies with this thread.
+
+    Nothing is imported from the working directory. The child must call `die_with_parent` with
+    the first argument, this process's id.
+    ``stdin`` reaches it through a pipe: secrets do not belong on a command line.
+    """
+    # Not "-m": processes that multiprocessing spawns would import that module once more.
+    program = f"from {module} import main; main()"
+    command = [sys.executable, "-P", "-c", program, str(os.getpid()), *arguments]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE)
+    if child.stdin is None:
+        raise FedllmError("a child process has no pipe")
+    child.stdin.write(stdin)
+    child.stdin.close()
+    return child
+
+
+def end(child: subprocess.Popen[bytes], grace_s: float) -> None:
+    """Ask a child to stop, and kill it when it does not within ``grace_s``."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(timeout=grace_s)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def say(text: str) -> None:
+    """Write a line with the time to standard error, for the service's journal."""
+    print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%SZ} {text}", file=sys.stderr, flush=True)
+
+
+def keep_running(
+    module: str,
+    arguments: Sequence[str],
+    stop: threading.Event,
+    say: Callable[[str], None],
+    grace_s: float = 10.0,
+) -> int:
+    """Start a child (`start_module`) and start it again, with growing pauses, when it fails.
+
+    Returns
+    -------
+    int
+        0 when ``stop`` was set, or the child's exit code when it cannot get better.
+    """
+    wait_s = _FIRST_WAIT_S
+    while not stop.is_set():
+        began = time.monotonic()
+        child = start_module(module, arguments)
+        while child.poll() is None and not stop.is_set():
+            stop.wait(0.1)
+        if stop.is_set():
+            end(child, grace_s)
+            break
+        if child.returncode in _HOPELESS:
+            return int(child.returncode)
+        if child.returncode == 0:
+            continue
+        if time.monotonic() - began > _STABLE_S:
+            wait_s = _FIRST_WAIT_S
+        say(f"the working process ended ({_ending(child.returncode)}); again in {wait_s:.0f} s")
+        stop.wait(wait_s)
+        wait_s = min(2 * wait_s, _MAX_WAIT_S)
+    return 0
+
+
+def _ending(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
