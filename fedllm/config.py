@@ -110,6 +110,8 @@ class DataSection(Section):
         Path, glob pattern or SQL URL. ``test`` is public and stays with the coordinator.
     query : str, optional
         The SELECT that gives the training records when ``train`` is a SQL URL.
+    query_timeout_s : float
+        How long the database may work on that query before it is cancelled (PostgreSQL).
     text, label : str
         Columns of a classification task; ``text`` also serves the causal task.
     prompt, response : str
@@ -133,6 +135,7 @@ class DataSection(Section):
     train: str
     test: str | None = None
     query: str | None = None
+    query_timeout_s: Annotated[PositiveFloat, Field(le=86400)] = 600.0
     text: str = "text"
     label: str = "label"
     prompt: str = "prompt"

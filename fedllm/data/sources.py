@@ -75,7 +75,7 @@ def _tables(
             )
         from fedllm.data.sql import query_rows
 
-        yield "query", query_rows(location, data.query, columns)
+        yield "query", query_rows(location, data.query, columns, data.query_timeout_s)
         return
     paths = _files(location)
     # With one file this is its folder, with many the deepest folder they share.

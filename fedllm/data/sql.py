@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -18,12 +19,17 @@ from fedllm.data.columns import ColumnMap, Row
 from fedllm.errors import DataError
 
 _FETCH_ROWS = 2000
+_CONNECT_TIMEOUT_S = 10
+# PostgreSQL's code for a statement cancelled by its time-out (appendix A of its manual).
+_CANCELLED = "57014"
 _QUOTED_OR_COMMENT = re.compile(
     r"'(?:[^']|'')*' | \"(?:[^\"]|\"\")*\" | --[^\n]* | /\*.*?\*/", re.VERBOSE | re.DOTALL
 )
 
 
-def query_rows(location: str, query: str | None, columns: ColumnMap) -> Iterator[Row]:
+def query_rows(
+    location: str, query: str | None, columns: ColumnMap, timeout_s: float
+) -> Iterator[Row]:
     """Yield the rows of one SELECT, streamed, in a session that cannot write.
 
     SQL promises no order: a query without ORDER BY may give its rows, and so a simulated
@@ -37,6 +43,9 @@ def query_rows(location: str, query: str | None, columns: ColumnMap) -> Iterator
         One SELECT (or WITH ... SELECT), handed to the database as it is: no parameters.
     columns : ColumnMap
         Columns that the result must have.
+    timeout_s : float
+        PostgreSQL cancels a statement that takes longer: the query's start, or the next
+        rows of it.
 
     Raises
     ------
@@ -54,8 +63,17 @@ def query_rows(location: str, query: str | None, columns: ColumnMap) -> Iterator
     engine = _engine(url)
     with _connect(engine, url) as connection:
         try:
+            if engine.dialect.name == "postgresql":
+                connection.exec_driver_sql(
+                    f"SET LOCAL statement_timeout = {math.ceil(1000 * timeout_s)}"
+                )
             yield from _fetch(connection, query, columns)
         except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) == _CANCELLED:
+                raise DataError(
+                    f"{_shown(url)}: the query took longer than {timeout_s:g} s",
+                    "raise data.query_timeout_s, or ask the database for less: an index, a view",
+                ) from None
             raise DataError(
                 f"{_shown(url)}: the query failed: {_query_failure(error)}",
                 "try data.query in the database's own client",
@@ -95,11 +113,16 @@ def _engine(url: URL) -> Engine:
             "sqlite://", creator=_sqlite_opener(url), poolclass=NullPool, hide_parameters=True
         )
     try:
-        return sqlalchemy.create_engine(url, poolclass=NullPool, hide_parameters=True)
+        return sqlalchemy.create_engine(
+            url,
+            poolclass=NullPool,
+            hide_parameters=True,
+            connect_args={"connect_timeout": _CONNECT_TIMEOUT_S},
+        )
     except (ModuleNotFoundError, NoSuchModuleError):
         raise DataError(
             f"{_shown(url)}: the driver of '{url.drivername}' is not installed",
-            "write postgresql+psycopg:// and run: pip install 'psycopg[binary]'",
+            "write postgresql+psycopg:// and run: pip install 'fedllm[postgres]'",
         ) from None
 
 
@@ -117,8 +140,6 @@ def _sqlite_opener(url: URL) -> Any:
 def _connect(engine: Engine, url: URL) -> Connection:
     try:
         return engine.connect().execution_options(
-            stream_results=True,
-            yield_per=_FETCH_ROWS,
             no_parameters=True,
             **({"postgresql_readonly": True} if engine.dialect.name == "postgresql" else {}),
         )
@@ -130,7 +151,8 @@ def _connect(engine: Engine, url: URL) -> Connection:
 
 
 def _fetch(connection: Connection, query: str, columns: ColumnMap) -> Iterator[Row]:
-    result = connection.exec_driver_sql(query)
+    streamed = {"stream_results": True, "yield_per": _FETCH_ROWS}
+    result = connection.exec_driver_sql(query, execution_options=streamed)
     names = list(result.keys())
     columns.check(names, "the result of data.query")
     for number, values in enumerate(result, 1):

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import pytest
+from support.postgresql import PASSWORD, postgresql
+
+from fedllm.config import DataSection
+from fedllm.data.sources import read_records
+from fedllm.errors import DataError
+
+psycopg = pytest.importorskip("psycopg", reason="needs the extra: pip install 'fedllm[postgres]'")
+
+QUERY = "SELECT note, code, person FROM notes ORDER BY id"
+
+
+@pytest.fixture(scope="module")
+def port():
+    with postgresql() as port:
+        with connect(port) as connection:
+            connection.execute("CREATE TABLE notes (id int, note text, code int, person uuid)")
+            connection.execute(
+                "INSERT INTO notes SELECT i, '100% :fine; note ' || i, i % 3, "
+                "('00000000-0000-0000-0000-' || lpad((i % 700)::text, 12, '0'))::uuid "
+                "FROM generate_series(0, 4999) AS i"
+            )
+            connection.execute("CREATE SEQUENCE counter")
+        yield port
+
+
+def connect(port: int):
+    return psycopg.connect(
+        host="127.0.0.1", port=port, user="nurse", password=PASSWORD, dbname="postgres"
+    )
+
+
+def url(port: int, password: str = PASSWORD, name: str = "postgres") -> str:
+    return f"postgresql+psycopg://nurse:{quote(password, safe='')}@127.0.0.1:{port}/{name}"
+
+
+def read(location: str, query: str, **keys):
+    data = DataSection(train=location, query=query, text="note", label="code", **keys)
+    return read_records(location, data, "classification")
+
+
+def refusal(location: str, query: str, **keys) -> str:
+    with pytest.raises(DataError) as caught:
+        read(location, query, **keys)
+    assert caught.value.remedy
+    assert PASSWORD not in str(caught.value)
+    assert quote(PASSWORD, safe="") not in str(caught.value)
+    return str(caught.value)
+
+
+def test_rows_become_records(port):
+    records = read(url(port), QUERY, unit="person")
+    assert len(records) == 5000
+    assert dict(records[4].values) == {"text": "100% :fine; note 4", "label": "1"}
+    assert len({record.unit for record in records}) == 700
+    assert records[4].origin == "query:5"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "DELETE FROM notes RETURNING note, code",
+        "SELECT note, code FROM notes; DELETE FROM notes",
+        "WITH gone AS (DELETE FROM notes RETURNING *) SELECT note, code FROM gone",
+        "SELECT 'x' || nextval('counter') AS note, 1 AS code",
+        "SELECT note, code INTO copied FROM notes",
+        "SELECT note, code FROM notes FOR UPDATE",
+        "WITH off AS (SELECT set_config('transaction_read_only', 'off', false)) "
+        "SELECT o.set_config AS note, 1 AS code FROM off AS o",
+        "COPY notes TO PROGRAM 'true'",
+        "SELECT note, code FROM notes; COMMIT; DROP TABLE notes",
+    ],
+)
+def test_nothing_can_be_written(port, query):
+    refusal(url(port), query)
+    assert len(read(url(port), QUERY)) == 5000
+    with connect(port) as connection:
+        assert connection.execute("SELECT is_called FROM counter").fetchone() == (False,)
+
+
+def test_a_query_that_takes_too_long_is_cancelled(port):
+    slow = "SELECT 'x' AS note, 1 AS code FROM pg_sleep(600)"
+    message = refusal(url(port), slow, query_timeout_s=0.2)
+    assert "took longer than 0.2 s" in message
+    assert "data.query_timeout_s" in message
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("SELECT note, code FROM nots", 'relation "nots" does not exist'),
+        ("SELECT note FROM notes", "no column 'code'; columns there: note"),
+        ("SELECT note, code FROM notes WHERE false", "holds no rows"),
+        ("SELECT note, nullif(code, 2) AS code FROM notes ORDER BY id", "1666 rows cannot be used"),
+    ],
+)
+def test_wrong_queries_are_explained(port, query, words):
+    assert words in refusal(url(port), query)
+
+
+def test_an_error_that_would_quote_a_record_shows_its_code_alone(port):
+    message = refusal(url(port), "SELECT note::int AS note, code FROM notes")
+    assert "fine" not in message
+    assert "22P02" in message
+
+
+def test_the_password_is_in_no_message(port):
+    assert "authentication failed" in refusal(url(port, password="wr0ng"), QUERY)
+    assert "wr0ng" not in refusal(url(port, password="wr0ng"), QUERY)
+    assert "does not exist" in refusal(url(port, name="nowhere"), QUERY)
+    refusal(f"{url(port)}?sslmode=require", QUERY)
+    refusal(f"{url(port)}?options=-c%20nonsense%3D{quote(PASSWORD, safe='')}", QUERY)
