@@ -157,6 +157,7 @@ class Bench:
         records = len(self._records) if case.kind.startswith("pooled") else len(self._records) / 10
         overrides = [
             CENTRED,
+            "training.microbatch_size=1024",
             f"rounds.count={rounds}",
             f"rounds.min_sites={sites}",
             f'rounds.optimizer="{optimizer}"',
@@ -175,7 +176,12 @@ class Bench:
         if self._split[:2] != (case.split, case.seed):
             data = self._config.data.model_copy(update={"partition": case.split, "alpha": 0.5})
             parts = split_into_sites(self._records, data, case.seed)
+            place = {id(record): row for row, record in enumerate(self._records)}
             sites = [self._encode(parts[name]) for name in sorted(parts)]
+            self.model.prefix.attach(self._pooled, np.arange(1), self._pooled.batch(np.arange(1)))
+            for site, name in zip(sites, sorted(parts), strict=True):
+                rows = np.array([place[id(record)] for record in parts[name]])
+                self.model.prefix.share(self._pooled, site, rows)
             self._split = (case.split, case.seed, sites)
         return self._split[2]
 

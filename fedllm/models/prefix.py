@@ -120,6 +120,21 @@ class PrefixCache:
         length = 1 if self._pooled else batch["input_ids"].shape[1]
         return {**batch, "states": kept.rows(indices, length)}
 
+    def share(self, whole: Dataset, part: Dataset, rows: NDArray[np.int64]) -> None:
+        """Keep for ``part`` what is kept of ``whole``, whose records ``rows`` it holds.
+
+        For one process that plays many sites with records of one file.
+        """
+        kept = self._kept.get(whole)
+        if kept is None or not self._pooled:
+            return
+        count = len(rows)
+        self._kept[part] = _Kept(
+            kept.states[torch.from_numpy(rows)],
+            np.arange(count, dtype=np.int64),
+            np.ones(count, dtype=np.int64),
+        )
+
     def _compute(self, dataset: Dataset) -> _Kept | None:
         # Pieces are cut from the data set's own order, never from a random batch, so that
         # rounding is the same whichever process or round computes them.

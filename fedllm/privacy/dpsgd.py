@@ -89,7 +89,14 @@ def per_sample_hooks(module: nn.Module, row_layers: Sequence[nn.Linear] = ()) ->
     trained = [(p, p.requires_grad) for layer in row_layers for p in layer.parameters()]
     for parameter, _ in trained:
         parameter.requires_grad_(False)
-    hooks = GradSampleHooks(module, batch_first=True, loss_reduction="sum", strict=True)
+    # Where row layers are all that is trained, a walk through the whole model would cost more
+    # than their gradients.
+    others = any(parameter.requires_grad for parameter in module.parameters())
+    hooks = (
+        GradSampleHooks(module, batch_first=True, loss_reduction="sum", strict=True)
+        if others
+        else None
+    )
     for parameter, was in trained:
         parameter.requires_grad_(was)
     try:
@@ -98,7 +105,8 @@ def per_sample_hooks(module: nn.Module, row_layers: Sequence[nn.Linear] = ()) ->
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             yield
     finally:
-        hooks.cleanup()
+        if hooks is not None:
+            hooks.cleanup()
         for handle in handles:
             handle.remove()
 
