@@ -220,6 +220,11 @@ class PrivacySection(Section):
         Spent by the whole run at each site; left out or "none", the run is not private.
     delta : float
         Probability mass outside the epsilon bound.
+    unit : {"record", "site"}
+        What one unit is: "record", or each person's records together where ``data.unit`` names
+        persons; or "site": all that a site contributes to a round. The update as a whole is
+        then clipped, local steps are ordinary ones, and the promise holds for a site's
+        records being exchanged for any others. It takes far more noise.
     noise : {"local", "distributed"}
         "local": each site's update is private by itself. "distributed": the sum is.
     distribution : {"gaussian", "discrete_gaussian"}
@@ -227,13 +232,15 @@ class PrivacySection(Section):
         rounding, whose sum is exactly the noise that is accounted. The second needs
         distributed noise, BFV and about 20 bits.
     clipping_norm : float
-        L2 bound on the gradient of one record, or of one person's records together.
+        L2 bound on the gradient of one record, or of one person's records together; with unit
+        "site" on a site's update.
     colluders : int
         Sites assumed to reveal their noise shares (distributed noise).
     """
 
     epsilon: Annotated[PositiveFloat | None, BeforeValidator(_none)] = None
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    unit: Literal["record", "site"] = "record"
     noise: Literal["local", "distributed"] = "local"
     distribution: Literal["gaussian", "discrete_gaussian"] = "gaussian"
     clipping_norm: PositiveFloat = 1.0
@@ -331,22 +338,12 @@ class RunConfig(Section):
         if self.lora.rank == 0 and self.task != "classification":
             raise ValueError("lora.rank = 0 leaves nothing to train in this task")
         if self.privacy.noise == "distributed":
-            if self.training.local_steps != 1:
-                raise ValueError("privacy.noise = 'distributed' needs training.local_steps = 1")
-            if self.training.optimizer != "sgd":
-                raise ValueError(
-                    "privacy.noise = 'distributed' needs training.optimizer = 'sgd': "
-                    "the site sends its gradient, the coordinator takes the step"
-                )
+            if self.privacy.unit == "record":
+                self._sends_one_gradient()
             if self.encryption.scheme == "none" and self.privacy.epsilon is not None:
                 raise ValueError(
                     "privacy.noise = 'distributed' needs encryption: one site's share of the "
                     "noise does not protect an update that is sent in clear"
-                )
-            if self.training.sampling_rate is None:
-                raise ValueError(
-                    "privacy.noise = 'distributed' needs training.sampling_rate: it must be "
-                    "public and the same at every site"
                 )
             if self.privacy.colluders >= self.rounds.min_sites:
                 raise ValueError("privacy.colluders must be smaller than rounds.min_sites")
@@ -359,12 +356,35 @@ class RunConfig(Section):
                 raise ValueError("evaluation.epsilon must be smaller than privacy.epsilon")
         if self.privacy.distribution == "discrete_gaussian":
             self._discrete_noise_fits()
+        if self.privacy.unit == "site" and self.evaluation.every:
+            raise ValueError(
+                "evaluation.every does not go with privacy.unit = 'site': its noise hides single "
+                "records"
+            )
         if self.data.site is None and self.rounds.min_sites > self.data.sites:
             raise ValueError("rounds.min_sites is larger than data.sites")
         return self
 
+    def _sends_one_gradient(self) -> None:
+        if self.training.local_steps != 1:
+            raise ValueError("privacy.noise = 'distributed' needs training.local_steps = 1")
+        if self.training.optimizer != "sgd":
+            raise ValueError(
+                "privacy.noise = 'distributed' needs training.optimizer = 'sgd': "
+                "the site sends its gradient, the coordinator takes the step"
+            )
+        if self.training.sampling_rate is None:
+            raise ValueError(
+                "privacy.noise = 'distributed' needs training.sampling_rate: it must be "
+                "public and the same at every site"
+            )
+
     def _discrete_noise_fits(self) -> None:
         training = self.training
+        if self.privacy.unit == "site":
+            raise ValueError(
+                "privacy.distribution = 'discrete_gaussian' needs privacy.unit = 'record'"
+            )
         if self.privacy.noise != "distributed":
             raise ValueError(
                 "privacy.distribution = 'discrete_gaussian' needs privacy.noise = 'distributed'"
@@ -391,8 +411,10 @@ class RunConfig(Section):
         return self.private and self.privacy.distribution == "discrete_gaussian"
 
     @property
-    def unit(self) -> Literal["record", "person"]:
+    def unit(self) -> Literal["record", "person", "site"]:
         """What one unit of privacy protects."""
+        if self.privacy.unit == "site":
+            return "site"
         return "record" if self.data.unit is None else "person"
 
 

@@ -30,8 +30,10 @@ from fedllm.federation.evaluating import evaluation_rounds, planned_events, read
 from fedllm.federation.messages import Member, RoundStatement, digest
 from fedllm.federation.terms import public_settings, shared_config
 from fedllm.identity.roster import Roster
+from fedllm.models.manifest import AdapterManifest
 from fedllm.models.shared import SharedModel
-from fedllm.training.bounds import update_bounds
+from fedllm.privacy.whole import site_deviation
+from fedllm.training.bounds import update_bounds, whole_update_bounds
 from fedllm.training.evaluate import evaluate
 from fedllm.training.server_optimizer import ServerOptimizer
 from server.checkpoints import RunState, load_checkpoint, save_checkpoint
@@ -99,12 +101,7 @@ def starting_state(config: RunConfig, out: Path, model: SharedModel, resume: boo
 
 def make_terms(config: RunConfig, model: SharedModel, run: str) -> Terms:
     """Return what stays the same in all rounds, for the sites to hear."""
-    if config.discrete_noise:
-        grid = make_grid(shared_config(config), model.manifest.length)
-        bounds: tuple[float, ...] = (grid.bound,) * len(model.manifest.segments)
-    else:
-        settings = public_settings(config, planned_events(config))
-        bounds = update_bounds(settings, model.manifest)
+    bounds = _bounds(config, model.manifest)
     sizes = [segment.size for segment in model.manifest.segments]
     return Terms(
         run=run,
@@ -114,6 +111,18 @@ def make_terms(config: RunConfig, model: SharedModel, run: str) -> Terms:
         length=model.manifest.length,
         bounds=tuple(zip(sizes, bounds, strict=True)),
     )
+
+
+def _bounds(config: RunConfig, manifest: AdapterManifest) -> tuple[float, ...]:
+    if config.discrete_noise:
+        grid = make_grid(shared_config(config), manifest.length)
+        return (grid.bound,) * len(manifest.segments)
+    settings = public_settings(config, planned_events(config))
+    if config.unit == "site" and settings.noise_multiplier is not None:
+        norm = config.privacy.clipping_norm
+        deviation = site_deviation(settings.noise_multiplier, norm, settings.noise_share)
+        return whole_update_bounds(norm, deviation, manifest)
+    return update_bounds(settings, manifest)
 
 
 class Loop:

@@ -185,3 +185,27 @@ def test_discrete_noise_names_what_it_needs(change, words):
         values.setdefault(section, {})[name] = value
     with pytest.raises(ConfigError, match=words):
         parse(RunConfig, values, "test")
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"evaluation": {"every": 2}}, "hides single records"),
+        (
+            {"privacy": {"distribution": "discrete_gaussian", "noise": "distributed"}},
+            "needs privacy.unit",
+        ),
+    ],
+)
+def test_a_site_as_the_unit_names_what_does_not_go_with_it(sections, words):
+    values: dict[str, Any] = {
+        "name": "x",
+        "task": "classification",
+        "model": {"path": "m"},
+        "data": {"train": "t"},
+        "privacy": {"unit": "site", "epsilon": 1.0},
+    }
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section}
+    with pytest.raises(ConfigError, match=words):
+        parse(RunConfig, values, "test")

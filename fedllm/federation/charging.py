@@ -19,7 +19,7 @@ from fedllm.federation.evaluating import (
     planned_events,
 )
 from fedllm.federation.messages import RoundStatement
-from fedllm.federation.terms import noise_share, sampling_rate
+from fedllm.federation.terms import charged_rate, charged_steps, noise_share
 from fedllm.identity.keys import Identity
 from fedllm.privacy.accounting import epsilon
 from fedllm.privacy.budget import Ceiling, Charge
@@ -88,9 +88,11 @@ def next_noise_multiplier(config: RunConfig, number: int, before: Sequence[float
     before : sequence of float
         Noise multipliers of all attempts so far.
     """
-    target, rate = config.privacy.epsilon, config.training.sampling_rate
-    if target is None or config.privacy.noise == "local" or rate is None:
+    target = config.privacy.epsilon
+    if target is None or config.privacy.noise == "local":
         return None
+    # Public and the same at every site, whatever the number of its records.
+    rate = charged_rate(config, 1)
     charged = tuple(PoissonGaussian(rate, noise, 1) for noise in before)
     steps = config.rounds.count - number + 1
     beside = planned_events(config)
@@ -235,8 +237,8 @@ class SiteAccount:
     ) -> float | None:
         if config.privacy.epsilon is None:
             return None
-        steps = (config.rounds.count - number + 1) * config.training.local_steps
-        rate = sampling_rate(config, units)
+        steps = (config.rounds.count - number + 1) * charged_steps(config)
+        rate = charged_rate(config, units)
         target, delta = config.privacy.epsilon, _planned_delta(config)
         charged, beside = tuple(map(_as_gaussian, done)), planned_events(config)
         return choose_noise_multiplier(target, delta, rate, steps, charged, beside)
@@ -253,7 +255,7 @@ class SiteAccount:
         event: Event = NonPrivate()
         alone: tuple[Event, ...] | None = None
         if noise is not None:
-            rate, steps = sampling_rate(config, units), config.training.local_steps
+            rate, steps = charged_rate(config, units), charged_steps(config)
             event = PoissonGaussian(rate, noise, steps)
             if config.discrete_noise:
                 grid = make_grid(config, length)

@@ -6,7 +6,7 @@ import json
 import time
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,6 +59,7 @@ from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.identity.sealing import seal_for
 from fedllm.models.shared import SharedModel
+from fedllm.privacy.whole import private_update
 from fedllm.randomness import RandomStream
 from fedllm.training.evaluate import unit_scores
 from fedllm.training.local import LocalStatistics, clipped_gradient_sum, train_locally
@@ -310,11 +311,22 @@ class Site:
             grid = make_grid(config, model.manifest.length)
             norm, secure = config.privacy.clipping_norm, RandomStream.secure()
             return grid.noised_levels(total, norm, noise_multiplier, secure), statistics
+        whole_site = config.unit == "site" and noise_multiplier is not None
+        if whole_site:
+            settings = replace(settings, noise_multiplier=None)
         result = train_locally(
             model, dataset, settings, sampling=sampling, noise=RandomStream.secure()
         )
-        levels = order.quantiser.quantise(result.update, self._random(order, "rounding"))
-        return levels, result.statistics
+        update = result.update
+        if whole_site and noise_multiplier is not None:
+            update = private_update(
+                update,
+                config.privacy.clipping_norm,
+                noise_multiplier,
+                settings.noise_share,
+                RandomStream.secure(),
+            )
+        return order.quantiser.quantise(update, self._random(order, "rounding")), result.statistics
 
     def _seal(self, order: _Order, levels: NDArray[np.uint64]) -> bytes:
         masks = None

@@ -57,6 +57,16 @@ def sampling_rate(config: RunConfig, units: int) -> float:
     return min(1.0, config.training.batch_size / units)
 
 
+def charged_rate(config: RunConfig, units: int) -> float:
+    """Return the probability of one unit of privacy to be in a step; sites are in every round."""
+    return 1.0 if config.unit == "site" else sampling_rate(config, units)
+
+
+def charged_steps(config: RunConfig) -> int:
+    """Return how many noised sums one round releases of a unit."""
+    return 1 if config.unit == "site" else config.training.local_steps
+
+
 def noise_share(config: RunConfig) -> float:
     """Return the part of the noise's standard deviation that one site adds.
 
@@ -89,7 +99,7 @@ def local_settings(config: RunConfig, units: int, noise_multiplier: float | None
     rate = sampling_rate(config, units)
     # With distributed noise the divisor must not depend on private sizes: the coordinator
     # learns the sum, and all sites divide by the same public number.
-    distributed = config.privacy.noise == "distributed"
+    distributed = config.privacy.noise == "distributed" and config.unit != "site"
     return LocalSettings(
         steps=training.local_steps,
         sampling_rate=rate,
@@ -113,7 +123,7 @@ def public_settings(config: RunConfig, beside: tuple[Event, ...] = ()) -> LocalS
     """
     noise = None
     if config.privacy.epsilon is not None:
-        steps = config.rounds.count * config.training.local_steps
+        steps = config.rounds.count * charged_steps(config)
         noise = solve_noise_multiplier(
             config.privacy.epsilon, config.privacy.delta, 1.0, steps, beside
         )

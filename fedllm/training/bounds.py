@@ -29,6 +29,21 @@ def update_bounds(settings: LocalSettings, manifest: AdapterManifest) -> tuple[f
     return tuple(step * rates[segment.group] for segment in manifest.segments)
 
 
+def whole_update_bounds(
+    clipping_norm: float, deviation: float, manifest: AdapterManifest
+) -> tuple[float, ...]:
+    """Return the same for updates that are clipped and noised as a whole.
+
+    Parameters
+    ----------
+    clipping_norm : float
+        Largest norm, so also the largest value, before noise.
+    deviation : float
+        Standard deviation of one site's noise.
+    """
+    return (clipping_norm + _DEVIATIONS * deviation,) * len(manifest.segments)
+
+
 def _adam_steps(steps: int) -> float:
     """Bound the sum of |mean| / sqrt(square) over the steps, by Cauchy and Schwarz."""
     total = 0.0

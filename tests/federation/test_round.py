@@ -166,6 +166,50 @@ def test_distributed_shares_add_up_to_the_whole_noise(tiny_checkpoint, tmp_path,
     assert mean.std() == pytest.approx(expected, rel=0.2)
 
 
+@pytest.mark.parametrize("noise", ["local", "distributed"])
+def test_a_whole_site_can_be_the_unit(tiny_checkpoint, tmp_path, noise):
+    from fedllm.federation.charging import next_noise_multiplier
+
+    config = small_config(
+        tiny_checkpoint("bert"),
+        privacy={"epsilon": 4.0, "unit": "site", "noise": noise, "clipping_norm": 1e-3},
+        rounds={"min_sites": 3, "count": 3},
+        training={"local_steps": 3, "optimizer": "adam"},
+    )
+    assert config.unit == "site"
+    federation = build(tmp_path, config)
+    announced = next_noise_multiplier(config, 1, ())
+    mean = federation.round(noise_multiplier=announced).mean
+    (event,) = ledger_of(federation, "site-0").events_of_run("run-1")
+    assert (event.sampling_rate, event.steps) == (1.0, 1), "once a round, whatever the batches"
+    assert announced in (None, event.noise_multiplier)
+    shares = 3 if noise == "local" else 1
+    deviation = event.noise_multiplier * 2e-3 * np.sqrt(shares) / 3
+    assert mean.std() == pytest.approx(deviation, rel=8 / np.sqrt(2 * len(mean)))
+    from fedllm.privacy.accounting import epsilon
+
+    assert 3.9 < epsilon([event] * 3, 1e-5).value <= 4.0
+
+
+def test_a_site_as_the_unit_sends_no_more_than_the_clipping_norm(
+    tiny_checkpoint, tmp_path, monkeypatch
+):
+    from fedllm.privacy import whole
+
+    config = small_config(
+        tiny_checkpoint("bert"),
+        privacy={"epsilon": 4.0, "unit": "site", "clipping_norm": 0.01},
+        training={"local_steps": 3},
+        encryption={"bits": 24},
+    )
+    federation = build(tmp_path, config)
+    before = np.linalg.norm(plain_means(federation))
+    monkeypatch.setattr(whole, "gaussian_noise", lambda stream, count, deviation: np.zeros(count))
+    sums = federation.round().mean * 3
+    assert before > 0.02
+    assert 0.003 < np.linalg.norm(sums) <= 3 * 0.01 * 1.01
+
+
 def discrete(checkpoint, **sections):
     values = {
         "privacy": {"epsilon": 1.0, "noise": "distributed", "distribution": "discrete_gaussian"},
