@@ -24,8 +24,9 @@ State = Literal["ok", "warning", "failed", "skipped"]
 
 _SOON_DAYS = 30
 _MIN_DISK, _GOOD_DISK = 256 << 20, 2 << 30
-# Flower's coordinator refuses a node whose signed time lies 5 s ahead or 305 s behind its own.
-_CLOCK_AHEAD_S, _CLOCK_BEHIND_S = 5.0, 300.0
+# The coordinator refuses a node whose signed time lies 5 s ahead of its own clock (Flower) or
+# 60 s behind it (`fedllm.federation.superlink`).
+_CLOCK_AHEAD_S, _CLOCK_BEHIND_S = 5.0, 60.0
 _FEW_UNITS = 100
 
 Needed = TypeVar("Needed")
@@ -269,9 +270,10 @@ def _check_disk(folder: Path) -> str:
 
 
 def _check_ledger(kit: Kit, policy: SitePolicy) -> str:
+    from clients.node import site_files
     from fedllm.privacy.ledger_audit import verify_ledger
 
-    path = kit.folder / "state" / "ledger.sqlite"
+    path = site_files(kit).ledger
     if not path.exists():
         return f"none yet; {path} is made in the first run"
     found = verify_ledger(path, kit.identity.public_bytes())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
+import urllib.parse
+import urllib.request
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -38,6 +40,9 @@ class Reached:
 def reach_coordinator(kit: Kit) -> Reached:
     """Connect as the site's node will, ask for nothing, and hang up.
 
+    A proxy that the environment names (``HTTPS_PROXY``, ``NO_PROXY``) is used, as the node
+    does; TLS goes through it untouched.
+
     Raises
     ------
     FedllmError
@@ -49,23 +54,40 @@ def reach_coordinator(kit: Kit) -> Reached:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(cafile=str(kit.ca_certificate))
-    with _connected(host, port) as plain:
-        try:
-            with context.wrap_socket(plain, server_hostname=host) as secured:
-                return _look(secured, host, port)
-        except ssl.SSLCertVerificationError as error:
-            raise _not_the_coordinator(kit.address, error) from None
-        except (ssl.SSLError, OSError, http.client.HTTPException) as error:
-            raise FedllmError(
-                f"{kit.address} answers, but not in TLS 1.3 ({_reason(error)})",
-                "let the firewall pass the connection untouched (no TLS inspection), and check "
-                "that the port is the coordinator's",
-            ) from None
-
-
-def _connected(host: str, port: int) -> socket.socket:
+    proxy = _proxy(host)
+    _try_tcp(*(proxy or (host, port)))
+    connection = http.client.HTTPSConnection(
+        *(proxy or (host, port)), context=context, timeout=_TIMEOUT_S
+    )
+    if proxy:
+        connection.set_tunnel(host, port)
     try:
-        return socket.create_connection((host, port), timeout=_TIMEOUT_S)
+        connection.connect()
+        return _look(connection)
+    except ssl.SSLCertVerificationError as error:
+        raise _not_the_coordinator(kit.address, error) from None
+    except (OSError, http.client.HTTPException) as error:
+        by = f" through the proxy {proxy[0]}:{proxy[1]}" if proxy else ""
+        raise FedllmError(
+            f"{kit.address} answers{by}, but not in TLS 1.3 ({_reason(error)})",
+            "let firewall and proxy pass the connection untouched (no TLS inspection), and check "
+            "that the port is the coordinator's",
+        ) from None
+    finally:
+        connection.close()
+
+
+def _proxy(host: str) -> tuple[str, int] | None:
+    if urllib.request.proxy_bypass(host):
+        return None
+    proxies = urllib.request.getproxies()
+    found = urllib.parse.urlsplit(proxies.get("https") or proxies.get("all") or "")
+    return (found.hostname, found.port or 80) if found.hostname else None
+
+
+def _try_tcp(host: str, port: int) -> None:
+    try:
+        socket.create_connection((host, port), timeout=_TIMEOUT_S).close()
     except socket.gaierror:
         raise FedllmError(
             f"the name {host} is not known to this machine's DNS",
@@ -85,11 +107,12 @@ def _connected(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def _look(secured: ssl.SSLSocket, host: str, port: int) -> Reached:
+def _look(connection: http.client.HTTPSConnection) -> Reached:
+    secured = connection.sock
+    if not isinstance(secured, ssl.SSLSocket):
+        raise ssl.SSLError("no TLS")
     expires = ssl.cert_time_to_seconds(str((secured.getpeercert() or {})["notAfter"]))
     protocol = secured.version() or "TLS"
-    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
-    connection.sock = secured
     connection.request("GET", "/")
     date = connection.getresponse().getheader("Date")
     return Reached(protocol, datetime.fromtimestamp(expires, UTC), _difference(date))

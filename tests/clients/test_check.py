@@ -125,7 +125,7 @@ def test_a_port_that_speaks_no_tls(place):
 
 @pytest.mark.parametrize(
     ("minutes", "state", "words"),
-    [(-2, "failed", "ahead of"), (10, "failed", "behind"), (2, "ok", "seconds from")],
+    [(-2, "failed", "ahead of"), (10, "failed", "behind"), (0.5, "ok", "seconds from")],
 )
 def test_clocks_that_differ(place, minutes, state, words):
     theirs = datetime.now(UTC) + timedelta(minutes=minutes)
@@ -138,6 +138,44 @@ def test_clocks_that_differ(place, minutes, state, words):
 def test_a_coordinator_without_a_clock(place):
     with tls_server(place.coordinator, place.port, None):
         assert place.check()["clock"].state == "warning"
+
+
+def test_a_proxy_that_the_environment_names(place, monkeypatch):
+    """It is asked to tunnel, and the coordinator's certificate still counts."""
+    import threading
+
+    asked = []
+    with (
+        tls_server(place.coordinator, place.port),
+        socket.create_server(("127.0.0.1", 0)) as listener,
+    ):
+
+        def tunnel() -> None:
+            # The first connection only tries whether the proxy is there.
+            listener.accept()[0].close()
+            near, _ = listener.accept()
+            asked.append(near.recv(4096).split(b"\r\n")[0])
+            far = socket.create_connection(("127.0.0.1", place.port))
+            near.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            back = threading.Thread(target=pump, args=(far, near))
+            back.start()
+            pump(near, far)
+            back.join()
+
+        def pump(source: socket.socket, target: socket.socket) -> None:
+            while content := source.recv(4096):
+                target.sendall(content)
+            target.shutdown(socket.SHUT_WR)
+
+        thread = threading.Thread(target=tunnel)
+        thread.start()
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.setattr("urllib.request.proxy_bypass", lambda host: False)
+        finding = place.check()["network"]
+        thread.join(timeout=20)
+    assert finding.state == "ok"
+    assert asked[0].startswith(f"CONNECT 127.0.0.1:{place.port} ".encode())
 
 
 def test_dates_that_come_near(place):

