@@ -4,8 +4,10 @@
 
 Each line is a process of its own, so that its peak memory is its own. Peers: `platform`
 encrypts each LoRA tensor into its own CKKS vector with the settings of NVIDIA FLARE's
-homomorphic encryption (TenSEAL, N = 8192, [60, 40, 40], scale 2**40); `masks` adds pairwise
-masks and encrypts nothing; `fp32` sends the update as it is.
+homomorphic encryption (TenSEAL, N = 8192, [60, 40, 40], scale 2**40); `released` is that
+platform's own package, run by the interpreter of an environment that has ``nvflare[HE]``
+(``--platform-python``); `masks` adds pairwise masks and encrypts nothing; `fp32` sends the
+update as it is.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import math
 import multiprocessing
 import os
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -146,6 +149,19 @@ def platform(length: int, sites: int) -> dict[str, Any]:
         "decrypt_s": decrypt_s,
         "tensors": len(blobs),
     }
+
+
+def released(python: str, length: int, sites: int) -> dict[str, Any]:
+    """Measure the platform's released package with another interpreter."""
+    tensors = len(lora_tensors(np.zeros(length, np.float32)))
+    script = Path(__file__).with_name("released_platform.py")
+    command = [python, str(script), *map(str, (length, sites, tensors))]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        sys.exit(f"{python} cannot run the platform's package: {done.stderr[-500:]}")
+    row = json.loads(done.stdout.splitlines()[-1])
+    return row | {"variant": "released", "length": length, "sites": sites}
 
 
 def _each(work: Callable[..., Any], *lists: list[Any]) -> list[Any]:
@@ -282,6 +298,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["10k", "100k", "1M", "5M"])
     parser.add_argument("--sites", nargs="+", type=int, default=[10, 100])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
+    parser.add_argument("--platform-python", help="interpreter with nvflare[HE]")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     head = "parameters sites variant    client s  masks s    add s decrypt s  B/param  x fp32"
@@ -290,8 +307,14 @@ def main() -> None:
     for size in options.sizes:
         for sites in options.sites:
             group: dict[str, dict[str, Any]] = {}
-            for variant in options.variants:
-                row = group[variant] = in_process(variant, size_of(size), sites)
+            variants = [*options.variants, *(["released"] if options.platform_python else [])]
+            for variant in variants:
+                length = size_of(size)
+                row = group[variant] = (
+                    released(options.platform_python, length, sites)
+                    if variant == "released"
+                    else in_process(variant, length, sites)
+                )
                 print(
                     f"{size:>10} {sites:5d} {row['variant']:<9} {row['client_s']:9.4f} "
                     f"{row.get('mask_s', 0.0):8.4f} {row['add_s']:8.4f} {row['decrypt_s']:9.4f} "
@@ -299,18 +322,19 @@ def main() -> None:
                     f"{row['peak_mb']:8.0f}  {row['largest_error_over_bound']:.1e}",
                     flush=True,
                 )
-            if {"bfv-16", "platform"} <= set(group):
-                print_ratios(group["bfv-16"], group["platform"])
+            for peer in sorted({"platform", "released"} & set(group)):
+                if "bfv-16" in group:
+                    print_ratios(group["bfv-16"], group[peer])
             rows += group.values()
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 def print_ratios(mine: dict[str, Any], peer: dict[str, Any]) -> None:
-    """Print how many times less `bfv-16` costs than the platform."""
+    """Print how many times less `bfv-16` costs than a peer."""
     client = mine["client_s"] + mine["mask_s"]
     print(
-        f"{'':17}platform / bfv-16: bytes {peer['times_fp32'] / mine['times_fp32']:.1f}, "
+        f"{'':17}{peer['variant']} / bfv-16: bytes {peer['times_fp32'] / mine['times_fp32']:.1f}, "
         f"client CPU {peer['client_s'] / mine['client_s']:.1f} "
         f"({peer['client_s'] / client:.1f} with masks), add {peer['add_s'] / mine['add_s']:.1f}, "
         f"decrypt {peer['decrypt_s'] / mine['decrypt_s']:.1f}"
