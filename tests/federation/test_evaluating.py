@@ -223,8 +223,16 @@ def test_an_evaluation_that_was_not_planned_is_refused(tiny_checkpoint, tmp_path
     with pytest.raises(RefusedError, match="no evaluation at the sites left"):
         evaluated(federation, 1)
     evaluated(federation, 2)
-    # A second one under a new number, as a coordinator might try.
-    with pytest.raises(FedllmError):
+    # The authority refuses a second one, the sites' memory does, and the ledger by itself.
+    with pytest.raises(FedllmError, match="opened before"):
+        evaluated(federation, 2)
+    federation.authority._opened.clear()
+    with pytest.raises(FedllmError, match="trained before"):
+        evaluated(federation, 2)
+    federation.authority._opened.clear()
+    for name in federation.sites:
+        (federation.folder / f"{name}.json").unlink()
+    with pytest.raises(RefusedError, match="no evaluation at the sites left"):
         evaluated(federation, 2)
     assert ledger_of(federation).events_of_run("run-1", "evaluation") == [evaluation_event(config)]
 
