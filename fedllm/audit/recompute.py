@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -75,6 +76,12 @@ def recompute(events: Iterable[Event], delta: float) -> Recomputed:
         elif isinstance(event, PoissonGaussian) and event.sampling_rate > 0:
             steps[event.sampling_rate, event.noise_multiplier] += event.steps
     steps = Counter({step: count for step, count in steps.items() if count > 0})
+    return _all_three(tuple(sorted(steps.items())), delta)
+
+
+@lru_cache(maxsize=256)
+def _all_three(counted: tuple[tuple[Step, int], ...], delta: float) -> Recomputed:
+    steps = Counter(dict(counted))
     if not steps:
         return Recomputed(0.0, 0.0, 0.0)
     if min(noise for _, noise in steps) <= 0:
@@ -107,7 +114,7 @@ def _pld(steps: Counter[Step], delta: float) -> float | None:
 
     if not _numeric(steps, delta, _MOST_DISTINCT_PLD):
         return None
-    interval = 1e-4 if len(steps) <= 4 else 1e-3
+    interval = 5e-4 if len(steps) <= 4 else 1e-3
     accountant = pld.PLDAccountant(value_discretization_interval=interval)
     try:
         for (rate, noise), count in steps.items():

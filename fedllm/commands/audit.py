@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fedllm.errors import FedllmError
+from fedllm.errors import ConfigError, FedllmError
 
 if TYPE_CHECKING:
     from fedllm.audit.selftest.run import Check, Result
@@ -85,6 +85,45 @@ def _result_json(result: Result) -> dict[str, Any]:
         "problem": result.problem,
         "seconds": round(result.seconds, 2),
     }
+
+
+@app.command()
+def epsilon(
+    ledgers: list[Path] = typer.Argument(
+        help="Ledgers, exports of them, folders of them, or run folders."
+    ),
+    public_key: list[str] = typer.Option(
+        [], "--public-key", metavar="SITE=HEX", help="A site's Ed25519 public key."
+    ),
+    anchor: list[str] = typer.Option(
+        [], "--anchor", metavar="SITE=SEQ:HASH", help="A ledger's head that another party kept."
+    ),
+    json_output: bool = _JSON,
+) -> None:
+    """Recompute every epsilon from the ledgers' events with three foreign accountants.
+
+    Chain and signatures are checked first. Exit code 4 when a claim does not hold.
+    """
+    from fedllm.audit.epsilon import audit_ledgers, find_ledgers, require_sound
+    from fedllm.audit.epsilon_text import as_json, print_tables
+    from fedllm.commands.ledger import read_key
+    from fedllm.privacy.ledger_entries import Head
+
+    keys = {site: read_key(value) for site, value in map(_named, public_key)}
+    anchors = {site: Head.parse(value) for site, value in map(_named, anchor)}
+    found = audit_ledgers(find_ledgers(ledgers), keys, anchors)
+    if json_output:
+        print(json.dumps(as_json(found), indent=2, allow_nan=False))
+    else:
+        print_tables(found)
+    require_sound(found)
+
+
+def _named(option: str) -> tuple[str, str]:
+    site, sign, value = option.partition("=")
+    if not sign or not site:
+        raise ConfigError(f"{option!r} is not SITE=VALUE", "e.g. --public-key site-a=3af0...")
+    return site, value
 
 
 @app.command()

@@ -49,7 +49,7 @@ def verify(
 
     found = verify_ledger(
         path,
-        _read_key(public_key) if public_key else None,
+        read_key(public_key) if public_key else None,
         Head.parse(anchor) if anchor else None,
     )
     if json_output:
@@ -74,7 +74,14 @@ def export(
     print(f"{out}: {head.sequence} entries, head {head}")
 
 
-def _read_key(text: str) -> bytes:
+def read_key(text: str) -> bytes:
+    """Read 64 hexadecimal digits.
+
+    Raises
+    ------
+    ConfigError
+        If the text is anything else.
+    """
     try:
         key = bytes.fromhex(text)
     except ValueError:

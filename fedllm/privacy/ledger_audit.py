@@ -94,20 +94,10 @@ def verify_ledger(
     LedgerError
         If the file cannot be read.
     """
-    stored, stored_tags = _read(path)
-    state = LedgerState()
-    last_charge: dict[tuple[str, Ceiling], int] = {}
-    for entry in read_chain(stored, public_key=public_key):
-        state.apply(entry)
-        if entry.kind == "reserve":
-            charge = state.reservations[entry.sequence]
-            last_charge[charge.dataset, charge.ceiling] = entry.sequence
+    state = read_state(path, public_key, anchor)
     if state.head is None:
         raise TamperedError(f"{path} holds no entries")
-    if public_key is not None and state.public_key != public_key:
-        raise TamperedError("the ledger was begun with another key than the site's")
-    check_anchor(stored, anchor)
-    _check_overlaps(state, tags_of(stored_tags, state))
+    last_charge = {(c.dataset, c.ceiling): c.sequence for c in state.reservations.values()}
     for (dataset, ceiling), sequence in last_charge.items():
         # Spending only grows, so the last charge under a ceiling stands for all of them.
         for view in VIEWS:
@@ -123,6 +113,26 @@ def verify_ledger(
                 "the program that wrote this ledger did not keep the budget; train no more",
             )
     return Verification(state.site, state.public_key.hex(), state.head, report(state))
+
+
+def read_state(
+    path: Path, public_key: bytes | None = None, anchor: Head | None = None
+) -> LedgerState:
+    """Check a ledger's chain, signatures and fingerprints, and return what it says.
+
+    Computes no epsilon; arguments and errors as in `verify_ledger`.
+    """
+    stored, stored_tags = _read(path)
+    state = LedgerState()
+    for entry in read_chain(stored, public_key=public_key):
+        state.apply(entry)
+    if state.head is None:
+        raise TamperedError(f"{path} holds no entries")
+    if public_key is not None and state.public_key != public_key:
+        raise TamperedError("the ledger was begun with another key than the site's")
+    check_anchor(stored, anchor)
+    _check_overlaps(state, tags_of(stored_tags, state))
+    return state
 
 
 def check_anchor(stored: Iterable[RawEntry], anchor: Head | None) -> None:
