@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import exp, inf
+from math import exp
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -81,7 +81,7 @@ class Bound:
     confidence: float
 
 
-def guess(scores: np.ndarray, coins: np.ndarray, made: int) -> Guesses:
+def guess(scores: np.ndarray, coins: np.ndarray, low: int, high: int) -> Guesses:
     """Guess the coins of the most extreme scores.
 
     Parameters
@@ -90,22 +90,24 @@ def guess(scores: np.ndarray, coins: np.ndarray, made: int) -> Guesses:
         (m,), larger where the canary seems to have been in.
     coins : ndarray
         (m,) bool, whether it was.
-    made : int
-        Guesses: half of them the largest scores ("in"), half the smallest ("out").
+    low, high : int
+        How many of the smallest are guessed "out", and of the largest "in".
     """
     order = np.argsort(scores, kind="stable")
-    low, high = order[: made // 2], order[len(order) - (made - made // 2) :]
-    right = int(np.count_nonzero(~coins[low])) + int(np.count_nonzero(coins[high]))
-    return Guesses(len(scores), made, right)
+    out, inside = order[:low], order[len(order) - high :]
+    right = int(np.count_nonzero(~coins[out])) + int(np.count_nonzero(coins[inside]))
+    return Guesses(len(scores), low + high, right)
 
 
 def lower_bound(
     scores: np.ndarray, coins: np.ndarray, delta: float, confidence: float = 0.95
 ) -> Bound:
-    """Return the best lower bound over a few fixed numbers of guesses.
+    """Return the best lower bound over a few fixed ways to guess.
 
-    All canaries, a half, a fifth and a twentieth of them are guessed; each number gets a
-    fourth of the error (Bonferroni), so that choosing the best afterwards is fair.
+    All canaries are guessed, or a half, a fifth and a twentieth of them, from both ends or
+    from the upper end alone (a canary that no batch drew cannot be told from one that was
+    out). Each way gets an equal part of the error (Bonferroni), so that choosing the best
+    afterwards is fair.
 
     Parameters
     ----------
@@ -116,11 +118,16 @@ def lower_bound(
     confidence : float
         Of the whole bound.
     """
-    numbers = sorted({max(1, len(scores) // part) for part in (1, 2, 5, 20)})
-    error = (1 - confidence) / len(numbers)
-    tried = [guess(scores, coins, made) for made in numbers]
-    gaussian = [(gaussian_bound(one, delta, error), one) for one in tried]
-    best, guesses = max(gaussian, key=lambda pair: pair[0])
+    m = len(scores)
+    ways = {(m // 2, m - m // 2)}
+    for part in (2, 5, 20):
+        made = max(2, m // part)
+        ways |= {(made // 2, made - made // 2), (0, made)}
+    error = (1 - confidence) / len(ways)
+    tried = [guess(scores, coins, low, high) for low, high in sorted(ways)]
+    best, guesses = max(
+        ((gaussian_bound(one, delta, error), one) for one in tried), key=lambda pair: pair[0]
+    )
     plain = max(plain_bound(one, delta, error) for one in tried)
     return Bound(max(best, plain), plain, guesses, confidence)
 
@@ -188,4 +195,4 @@ def _largest(rejected: Callable[[float], bool], top: float) -> float:
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (middle, high) if rejected(middle) else (low, middle)
-    return low if low < inf else 0.0
+    return low

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedllm.errors import TrainingError
 from fedllm.models.manifest import AdapterManifest, Segment
@@ -18,6 +18,7 @@ from fedllm.models.prefix import Dataset, by_length, take
 from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import Batch
 from fedllm.privacy.dpsgd import (
+    Gradients,
     clipped_sum,
     noised_mean,
     per_sample_gradients,
@@ -29,6 +30,7 @@ from fedllm.training.objectives import record_losses
 from fedllm.training.optimizers import Optimizer
 
 Vector = NDArray[np.float64]
+GradientSource = Callable[[Sequence[nn.Parameter], Callable[[], Tensor]], list[Gradients]]
 
 
 class SiteDataset(Dataset, Protocol):
@@ -125,6 +127,7 @@ def train_locally(
     settings: LocalSettings,
     sampling: RandomStream,
     noise: RandomStream,
+    gradients: GradientSource | None = None,
 ) -> LocalResult:
     """Train the adapter on one site's records, from the values that ``model`` holds.
 
@@ -140,6 +143,9 @@ def train_locally(
         The site's encoded records.
     sampling, noise : RandomStream
         ``RandomStream.secure()`` both, where privacy counts.
+    gradients : callable, optional
+        In place of `per_sample_gradients`: audits put gradients that they know into a
+        sandboxed copy of a run here. Everything after it is as always.
 
     Raises
     ------
@@ -161,7 +167,7 @@ def train_locally(
                 indices = poisson_batch(
                     dataset.units, dataset.number_of_units, settings.sampling_rate, sampling
                 )
-                total = _gradient_sum(model, dataset, indices, settings, record)
+                total = _gradient_sum(model, dataset, indices, settings, record, gradients)
                 record.end_of_step(vector, total, len(indices))
                 if settings.noise_multiplier is not None:
                     gradient = noised_mean(
@@ -226,6 +232,7 @@ def _gradient_sum(
     indices: NDArray[np.int64],
     settings: LocalSettings,
     record: _Record,
+    source: GradientSource | None,
 ) -> Vector:
     total = np.zeros(model.manifest.length)
     if not len(indices):
@@ -243,7 +250,7 @@ def _gradient_sum(
         if settings.noise_multiplier is None:
             total += _plain_gradient(model, losses())
         else:
-            gradients = per_sample_gradients(model.trained, losses)
+            gradients = (source or per_sample_gradients)(model.trained, losses)
             part = clipped_sum(gradients, units, settings.clipping_norm)
             record.norms.append(part.norms)
             total += part.values

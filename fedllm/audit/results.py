@@ -1,0 +1,196 @@
+"""What attacks found, kept in a run folder's ``audit/`` for the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from fedllm.config import Section
+from fedllm.errors import FedllmError
+from fedllm.files import write_json
+
+FOLDER = "audit"
+
+Count = Annotated[int, Field(ge=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class CanaryAttack(Section):
+    """One attack on canaries, and the lower bound that it gave.
+
+    Attributes
+    ----------
+    kind : {"white-box", "black-box"}
+        What the attacker saw: every sum, or the final model's losses.
+    canaries, guesses, right : int
+        Coins, guesses made, right guesses.
+    epsilon : float
+        Lower bound for the curve of a Gaussian mechanism.
+    epsilon_without_assumption : float
+        Lower bound for any mechanism.
+    confidence : float
+        Of each bound.
+    """
+
+    kind: Literal["white-box", "black-box"]
+    canaries: Count
+    guesses: Count
+    right: Count
+    epsilon: Finite
+    epsilon_without_assumption: Finite
+    confidence: Share
+
+
+class CanaryResult(Section):
+    """An audit by canaries.
+
+    Attributes
+    ----------
+    claimed : float, optional
+        Epsilon that the run promises; none without privacy.
+    recomputed : float, optional
+        Epsilon of the sandbox's events by foreign accountants; none without privacy.
+    delta : float
+        Of both and of the bounds.
+    attacks : tuple of CanaryAttack
+        What was tried.
+    """
+
+    claimed: Finite | None
+    recomputed: Finite | None
+    delta: Finite
+    attacks: tuple[CanaryAttack, ...]
+
+    @property
+    def refuted(self) -> bool:
+        """Whether an attack told more than the claim allows."""
+        return self.claimed is not None and any(a.epsilon > self.claimed for a in self.attacks)
+
+
+class MembershipAttack(Section):
+    """Membership inference against one model.
+
+    Attributes
+    ----------
+    name : str
+        The run.
+    epsilon : float, optional
+        That it promises; none without privacy.
+    auc : float
+        Area under the ROC curve; one half is guessing.
+    auc_interval : tuple of float
+        95% confidence interval.
+    tpr_at_0_1_percent, tpr_at_1_percent : float
+        Share of the members found at that share of false alarms.
+    false_positive, true_positive : tuple of float
+        The ROC curve.
+    """
+
+    name: str
+    epsilon: Finite | None
+    auc: Share
+    auc_interval: tuple[Finite, Finite]
+    tpr_at_0_1_percent: Share
+    tpr_at_1_percent: Share
+    false_positive: tuple[Share, ...]
+    true_positive: tuple[Share, ...]
+
+
+class MembershipResult(Section):
+    """Membership inference against a released model and its twins.
+
+    Attributes
+    ----------
+    members, others : int
+        Training records and other records that were told apart.
+    shadows : int
+        Models that the attacker trained itself.
+    models : tuple of MembershipAttack
+        The released one first.
+    """
+
+    members: Count
+    others: Count
+    shadows: Count
+    models: tuple[MembershipAttack, ...]
+
+
+class Extracted(Section):
+    """How much of the planted secrets one sandboxed model gives away.
+
+    Attributes
+    ----------
+    name : str
+        Of the model.
+    epsilon : float, optional
+        That it promises; none without privacy or before training.
+    extracted : int
+        Secrets that greedy completion gives word for word.
+    exposure : tuple of float
+        Of each secret, in bits.
+    """
+
+    name: str
+    epsilon: Finite | None
+    extracted: Count
+    exposure: tuple[Finite, ...]
+
+
+class ExtractionResult(Section):
+    """Exposure of secrets planted into a sandboxed copy of a run.
+
+    Attributes
+    ----------
+    secrets, repeats : int
+        Planted secrets, and how often each stood in the records of its person.
+    maximum, expected : float
+        Exposure of a secret that ranks first, and the mean without memorisation.
+    models : tuple of Extracted
+        Before training, as the run asks, and its twin without privacy.
+    """
+
+    secrets: Count
+    repeats: Count
+    maximum: Finite
+    expected: Finite
+    models: tuple[Extracted, ...]
+
+
+Result = TypeVar("Result", CanaryResult, MembershipResult, ExtractionResult)
+
+
+def save(run_folder: Path, name: str, result: Section) -> Path:
+    """Write a result to ``audit/NAME.json`` of a run folder.
+
+    Raises
+    ------
+    FedllmError
+        If the file cannot be written.
+    """
+    path = run_folder / FOLDER / f"{name}.json"
+    write_json(path, result.model_dump(mode="json"))
+    return path
+
+
+def load(run_folder: Path, name: str, kind: type[Result]) -> Result | None:
+    """Read a result; none when that audit was not made.
+
+    Raises
+    ------
+    FedllmError
+        If the file is there and damaged.
+    """
+    path = run_folder / FOLDER / f"{name}.json"
+    if not path.exists():
+        return None
+    try:
+        return kind.model_validate(json.loads(path.read_bytes()))
+    except (OSError, ValueError, ValidationError):
+        raise FedllmError(
+            f"{path} is damaged: it is not the result of `fedllm audit {name}`",
+            "repeat that audit, or remove the file to leave it out of the report",
+        ) from None
