@@ -30,12 +30,13 @@ from fedllm.training.objectives import record_losses
 
 Heard = Callable[[str, int, int], None]
 _ROWS = 64
-# Beside the canaries ordinary records are trained on, as in any run.
-_ORDINARY = 64
+# What is left of a canary's true gradient: nothing to count, but training checks that every
+# tensor is reached.
+_TRACE = 1e-9
 
 
 class CanaryDataset:
-    """Records of which the first ``coins`` are canaries: in by heads, without effect by tails.
+    """Canaries: in by heads, without effect by tails.
 
     The number of units does not depend on the coins, as differential privacy assumes here.
     """
@@ -50,10 +51,9 @@ class CanaryDataset:
         return len(self._inner)
 
     def batch(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Return a batch that also says which canary each row is; -1: none."""
-        batch = self._inner.batch(indices)
-        canary = np.where(np.asarray(indices) < len(self.coins), indices, -1)
-        return {**batch, "canary": torch.from_numpy(canary.astype(np.int64))}
+        """Return a batch that also says which canary each row is."""
+        canary = torch.from_numpy(np.asarray(indices, dtype=np.int64))
+        return {**self._inner.batch(indices), "canary": canary}
 
 
 @dataclass
@@ -67,7 +67,7 @@ class PlantedGradients:
     coordinates : int64 array (m,)
         The coordinate of each canary; all different.
     coins : bool array (m,)
-        A canary that is not in has a gradient of zero.
+        A canary that is not in has next to no gradient.
     length : float
         Of a canary's gradient: the clipping norm or more.
     """
@@ -98,29 +98,29 @@ class PlantedGradients:
     ) -> list[Gradients]:
         """Compute the true gradients, and put the canaries' in their places."""
         gradients = per_sample_gradients(parameters, losses)
-        rows = torch.nonzero(self._rows >= 0).flatten()
-        mine = self._rows[rows].numpy()
+        mine, planted = self._rows.numpy(), []
         for segment, gradient in zip(self.model.manifest.segments, gradients, strict=True):
             places = self.coordinates[mine] - segment.start
             inside = (places >= 0) & (places < segment.size) & self.coins[mine]
-            _plant(gradient, rows, torch.from_numpy(inside), places, self.length)
-        return gradients
+            planted.append(_plant(gradient, np.flatnonzero(inside), places[inside], self.length))
+        return planted
 
 
 def _plant(
-    gradient: Gradients, rows: Tensor, inside: Tensor, places: NDArray[np.int64], length: float
-) -> None:
-    chosen, at = rows[inside], torch.from_numpy(places[inside.numpy()])
+    gradient: Gradients, rows: NDArray[np.int64], places: NDArray[np.int64], length: float
+) -> Gradients:
+    # Copies: a layer's bias shares its gradient's memory with its weight's.
     if isinstance(gradient, OuterProducts):
-        gradient.backprops[rows] = 0.0
-        out, into = at // gradient.activations.shape[1], at % gradient.activations.shape[1]
-        gradient.activations[chosen] = 0.0
-        gradient.backprops[chosen, out] = length
-        gradient.activations[chosen, into] = 1.0
-        return
-    flat = gradient.view(len(gradient), -1)
-    flat[rows] = 0.0
-    flat[chosen, at] = length
+        backprops, activations = gradient.backprops * _TRACE, gradient.activations.clone()
+        out, into = np.divmod(places, activations.shape[1])
+        backprops[rows] = 0.0
+        activations[rows] = 0.0
+        backprops[rows, out] = length
+        activations[rows, into] = 1.0
+        return OuterProducts(backprops, activations)
+    flat = gradient.flatten(1) * _TRACE
+    flat[rows, places] = length
+    return flat.reshape(gradient.shape)
 
 
 def white_box(
@@ -145,8 +145,7 @@ def white_box(
     coordinates = np.sort(stream.permutation(model.manifest.length)[:canaries])
     # Canaries' own text does not matter, and short text is quick.
     short = made_up_record(sandbox.config, model.labels, stream, words=2)
-    records = [short] * canaries + sandbox.public[:_ORDINARY]
-    dataset = CanaryDataset(sandbox.encode(records), coins)
+    dataset = CanaryDataset(sandbox.encode([short] * canaries), coins)
     settings = sandbox.settings(dataset.number_of_units)
     planted = PlantedGradients(model, coordinates, coins, 2.0 * settings.clipping_norm)
     moved = np.zeros(canaries)
@@ -156,8 +155,10 @@ def white_box(
         moved = moved - update[coordinates]
         heard("gradient canaries", number, sandbox.config.rounds.count)
 
+    # No value may be zero: it would cut off the gradients of others.
+    start = (0.05 * stream.normal(model.manifest.length)).astype(np.float32)
     with planted.listening():
-        sandbox.train(dataset, settings, watch, planted)
+        sandbox.train(dataset, settings, watch, planted, start)
     # Values with a larger step size move further: compare in units of it.
     rates = model.manifest.per_value(settings.learning_rate, settings.head_learning_rate)
     return _attack("white-box", moved / rates[coordinates], coins, sandbox, confidence)

@@ -76,6 +76,7 @@ class Sandbox:
         settings: LocalSettings,
         heard: Callable[[int, NDArray[np.float32]], None],
         gradients: GradientSource | None = None,
+        start: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Run all rounds and return the last adapter, (P,) float32; the model keeps it.
 
@@ -85,9 +86,11 @@ class Sandbox:
             Called after each round with its number and the update (P,).
         gradients : callable, optional
             As in `train_locally`.
+        start : ndarray, optional
+            The first adapter (P,); the run's own when left out.
         """
         optimizer = ServerOptimizer(self.config.rounds, self.model.manifest)
-        adapter = self.model.initial
+        adapter = self.model.initial if start is None else start
         for number in range(1, self.config.rounds.count + 1):
             self.model.set_adapter(adapter)
             update = train_locally(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fedllm.errors import ConfigError, FedllmError
+from fedllm.config import RunConfig, Section, load_run_config
+from fedllm.errors import ConfigError, FedllmError, PeerError
 
 if TYPE_CHECKING:
     from fedllm.audit.selftest.run import Check, Result
@@ -124,6 +126,130 @@ def _named(option: str) -> tuple[str, str]:
     if not sign or not site:
         raise ConfigError(f"{option!r} is not SITE=VALUE", "e.g. --public-key site-a=3af0...")
     return site, value
+
+
+_RUN = typer.Argument(help="A run configuration (TOML), or the folder of a run.")
+_SET = typer.Option([], "--set", metavar="KEY=VALUE", help="Override a key of the run.")
+
+
+@app.command()
+def canaries(
+    run: Path = _RUN,
+    override: list[str] = _SET,
+    count: int = typer.Option(1000, "--canaries", min=20, help="Gradient canaries."),
+    confidence: float = typer.Option(0.95, min=0.5, max=0.999999, help="Of each lower bound."),
+    json_output: bool = _JSON,
+) -> None:
+    """Bound a run's epsilon from below: can anyone tell which canaries were in the data?
+
+    Trains a sandboxed copy of the run on made-up and public records. Exit code 4 when an
+    attack tells more than the claimed epsilon allows.
+    """
+    from fedllm.audit.attacks import run_canaries
+
+    config, folder = _configuration(run, override)
+    result = run_canaries(config, count, confidence, _progress(json_output))
+    _keep(folder, "canaries", result, json_output)
+    if not json_output:
+        claim = "no privacy" if result.claimed is None else f"epsilon {result.claimed:g}"
+        print(f"claimed: {claim} at delta {result.delta:g}")
+        for attack in result.attacks:
+            print(
+                f"{attack.kind}: {attack.right} of {attack.guesses} guesses right on "
+                f"{attack.canaries} canaries; epsilon is at least {attack.epsilon:.2f} "
+                f"({attack.epsilon_without_assumption:.2f} for any mechanism), "
+                f"{attack.confidence:.0%} confidence"
+            )
+    if result.refuted:
+        raise PeerError(
+            "an attack told more than the claimed epsilon allows",
+            "believe no epsilon of this installation; run `fedllm audit selftest`",
+        )
+
+
+@app.command()
+def membership(
+    runs: list[Path] = typer.Argument(help="Run folders of the same data: the released, twins."),
+    records: int = typer.Option(1000, min=50, help="Members and others to tell apart, each."),
+    shadows: int = typer.Option(4, min=1, help="Pairs of shadow models that the attacker trains."),
+    json_output: bool = _JSON,
+) -> None:
+    """Try to tell a run's training records from others by the released model's losses (LiRA).
+
+    Reads the runs' training records: for simulations, and for a site's own copy.
+    """
+    from fedllm.audit.attacks import run_membership
+
+    for run in runs:
+        if not (run / "adapter").is_dir():
+            raise ConfigError(f"{run} is no folder of a finished run", "give runs/<name>")
+    result = run_membership(runs, records, shadows, _progress(json_output))
+    _keep(runs[0], "membership", result, json_output)
+    if json_output:
+        return
+    print(f"{result.members} members, {result.others} others, {result.shadows} shadow models")
+    for model in result.models:
+        low, high = model.auc_interval
+        privacy = "no privacy" if model.epsilon is None else f"epsilon {model.epsilon:g}"
+        print(
+            f"{model.name}, {privacy}: AUC {model.auc:.3f} ({low:.3f} to {high:.3f}), members "
+            f"found at 0.1% false alarms {model.tpr_at_0_1_percent:.2%}, at 1% "
+            f"{model.tpr_at_1_percent:.2%}"
+        )
+
+
+@app.command()
+def extraction(
+    run: Path = _RUN,
+    override: list[str] = _SET,
+    secrets: int = typer.Option(16, min=1, help="Made-up secrets to plant."),
+    candidates: int = typer.Option(256, min=2, help="Codes that each secret is ranked among."),
+    json_output: bool = _JSON,
+) -> None:
+    """Plant secrets into a sandboxed copy of a run, and try to get them out of its model."""
+    from fedllm.audit.attacks import run_extraction
+
+    config, folder = _configuration(run, override)
+    result = run_extraction(config, secrets, candidates, _progress(json_output))
+    _keep(folder, "extraction", result, json_output)
+    if json_output:
+        return
+    for model in result.models:
+        mean = sum(model.exposure) / len(model.exposure)
+        print(
+            f"{model.name}: {model.extracted} of {result.secrets} secrets come out; mean exposure "
+            f"{mean:.2f} bits (chance {result.expected:.2f}, ranked first {result.maximum:.2f})"
+        )
+
+
+def _configuration(run: Path, override: list[str]) -> tuple[RunConfig, Path | None]:
+    """Read a run; with the folder in which results are kept, if it is one."""
+    from fedllm.commands.base_model import with_base_model
+
+    folder = run if run.is_dir() else run.parent
+    config = with_base_model(load_run_config(run / "run.toml" if run.is_dir() else run, override))
+    return config, folder if (folder / "summary.json").exists() and not override else None
+
+
+def _progress(quiet: bool) -> Callable[[str, int, int], None]:
+    def heard(what: str, done: int, of: int) -> None:
+        if quiet or not sys.stderr.isatty():
+            return
+        end = "\n" if done == of else ""
+        print(f"\r\033[K{what}: {done} of {of}", end=end, file=sys.stderr, flush=True)
+
+    return heard
+
+
+def _keep(folder: Path | None, name: str, result: Section, json_output: bool) -> None:
+    from fedllm.audit.results import save
+
+    if json_output:
+        print(result.model_dump_json(indent=2))
+    if folder is not None:
+        path = save(folder, name, result)
+        if not json_output:
+            print(f"kept in {path}; `fedllm audit report {folder}` shows it")
 
 
 @app.command()
