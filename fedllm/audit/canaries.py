@@ -30,6 +30,8 @@ from fedllm.training.objectives import record_losses
 
 Heard = Callable[[str, int, int], None]
 _ROWS = 64
+# In clipping norms: clipping must cut a canary, or it shows.
+_LENGTH = 2.0
 # What is left of a canary's true gradient: nothing to count, but training checks that every
 # tensor is reached.
 _TRACE = 1e-9
@@ -147,7 +149,7 @@ def white_box(
     short = made_up_record(sandbox.config, model.labels, stream, words=2)
     dataset = CanaryDataset(sandbox.encode([short] * canaries), coins)
     settings = sandbox.settings(dataset.number_of_units)
-    planted = PlantedGradients(model, coordinates, coins, 2.0 * settings.clipping_norm)
+    planted = PlantedGradients(model, coordinates, coins, _LENGTH * settings.clipping_norm)
     moved = np.zeros(canaries)
 
     def watch(number: int, update: NDArray[np.float32]) -> None:

@@ -119,7 +119,7 @@ def lower_bound(
         Of the whole bound.
     """
     m = len(scores)
-    ways = {(m // 2, m - m // 2)}
+    ways = {_divided(scores)}
     for part in (2, 5, 20):
         made = max(2, m // part)
         ways |= {(made // 2, made - made // 2), (0, made)}
@@ -130,6 +130,14 @@ def lower_bound(
     )
     plain = max(plain_bound(one, delta, error) for one in tried)
     return Bound(max(best, plain), plain, guesses, confidence)
+
+
+def _divided(scores: np.ndarray) -> tuple[int, int]:
+    """Divide all scores in the middle between the means of their lower and upper halves."""
+    ordered, half = np.sort(scores), len(scores) // 2
+    middle = (ordered[:half].mean() + ordered[half:].mean()) / 2
+    low = int(np.count_nonzero(scores <= middle))
+    return low, len(scores) - low
 
 
 def gaussian_bound(guesses: Guesses, delta: float, error: float) -> float:

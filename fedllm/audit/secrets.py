@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedllm.audit.answering import Answering
 from fedllm.audit.extraction import Exposure, exposure, extracted
@@ -72,25 +73,32 @@ def audit_extraction(
         + [replace(record, unit=f"public {i}") for i, record in enumerate(sandbox.public)]
     )
     seed = int(stream.below(2**63, 1)[0])
-    models, measured = [], None
-    for name, part in (("before training", None), ("as the run asks", config), ("twin", twin)):
-        if part is not None and (part.private or name == "twin"):
+    parts: list[tuple[str, RunConfig | None]] = [("before training", None)]
+    if config.private:
+        parts.append(("as the run asks", config))
+    parts.append(("without privacy", twin))
+    measured, models = [], []
+    for name, part in parts:
+        sandbox.model.set_adapter(sandbox.model.initial)
+        if part is not None:
             settings = sandbox.settings(dataset.number_of_units, part)
-            rounds = config.rounds.count
-            sandbox.train(dataset, settings, lambda n, _, name=name: heard(name, n, rounds))
-        elif part is None:
-            sandbox.model.set_adapter(sandbox.model.initial)
-        else:
-            continue
-        measured, model = _measure(sandbox, name, part, planted, candidates, seed)
+            sandbox.train(dataset, settings, _watch(heard, name, config.rounds.count))
+        ranking, model = _measure(sandbox, name, part, planted, candidates, seed)
+        measured.append(ranking)
         models.append(model)
     return ExtractionResult(
         secrets=secrets,
         repeats=repeats,
-        maximum=measured.maximum,
-        expected=measured.expected,
+        maximum=measured[0].maximum,
+        expected=measured[0].expected,
         models=tuple(models),
     )
+
+
+def _watch(
+    heard: Callable[[str, int, int], None], name: str, rounds: int
+) -> Callable[[int, NDArray[np.float32]], None]:
+    return lambda number, update: heard(name, number, rounds)
 
 
 def _measure(

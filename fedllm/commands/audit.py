@@ -140,7 +140,7 @@ def canaries(
     confidence: float = typer.Option(0.95, min=0.5, max=0.999999, help="Of each lower bound."),
     json_output: bool = _JSON,
 ) -> None:
-    """Bound a run's epsilon from below: can anyone tell which canaries were in the data?
+    """Bound a run's epsilon from below: can anyone tell which canaries were in the data.
 
     Trains a sandboxed copy of the run on made-up and public records. Exit code 4 when an
     attack tells more than the claimed epsilon allows.
@@ -150,7 +150,9 @@ def canaries(
     config, folder = _configuration(run, override)
     result = run_canaries(config, count, confidence, _progress(json_output))
     _keep(folder, "canaries", result, json_output)
-    if not json_output:
+    if json_output:
+        print(result.model_dump_json(indent=2))
+    else:
         claim = "no privacy" if result.claimed is None else f"epsilon {result.claimed:g}"
         print(f"claimed: {claim} at delta {result.delta:g}")
         for attack in result.attacks:
@@ -184,7 +186,12 @@ def membership(
         if not (run / "adapter").is_dir():
             raise ConfigError(f"{run} is no folder of a finished run", "give runs/<name>")
     result = run_membership(runs, records, shadows, _progress(json_output))
-    _keep(runs[0], "membership", result, json_output)
+    if json_output:
+        print(result.model_dump_json(indent=2))
+    for place, run in enumerate(runs):
+        # In each run's own folder its own model stands first.
+        order = (result.models[place], *result.models[:place], *result.models[place + 1 :])
+        _keep(run, "membership", result.model_copy(update={"models": order}), quiet=json_output)
     if json_output:
         return
     print(f"{result.members} members, {result.others} others, {result.shadows} shadow models")
@@ -213,6 +220,7 @@ def extraction(
     result = run_extraction(config, secrets, candidates, _progress(json_output))
     _keep(folder, "extraction", result, json_output)
     if json_output:
+        print(result.model_dump_json(indent=2))
         return
     for model in result.models:
         mean = sum(model.exposure) / len(model.exposure)
@@ -241,14 +249,12 @@ def _progress(quiet: bool) -> Callable[[str, int, int], None]:
     return heard
 
 
-def _keep(folder: Path | None, name: str, result: Section, json_output: bool) -> None:
+def _keep(folder: Path | None, name: str, result: Section, quiet: bool) -> None:
     from fedllm.audit.results import save
 
-    if json_output:
-        print(result.model_dump_json(indent=2))
     if folder is not None:
         path = save(folder, name, result)
-        if not json_output:
+        if not quiet:
             print(f"kept in {path}; `fedllm audit report {folder}` shows it")
 
 
