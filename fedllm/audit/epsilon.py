@@ -19,7 +19,7 @@ from fedllm.audit.findings import Finding, worst_first
 from fedllm.audit.recompute import Recomputed, recompute
 from fedllm.errors import ConfigError
 from fedllm.privacy import accounting
-from fedllm.privacy.events import Event, Gaussian, NonPrivate
+from fedllm.privacy.events import Event, Gaussian, NonPrivate, PoissonDiscreteGaussian
 from fedllm.privacy.ledger_audit import read_state
 from fedllm.privacy.ledger_entries import Head, TamperedError
 from fedllm.privacy.ledger_state import LedgerState, Reservation
@@ -53,7 +53,7 @@ class EventGroup:
     Attributes
     ----------
     mechanism : str
-        "Poisson-sampled Gaussian", "Gaussian" or "none".
+        "Poisson-sampled Gaussian" (or "discrete Gaussian"), "Gaussian" or "none".
     sampling_rate, noise_multiplier : float, optional
         None for steps without privacy.
     steps : int
@@ -306,8 +306,9 @@ def _groups(events: Iterable[Event]) -> list[EventGroup]:
         elif isinstance(event, Gaussian):
             counts["Gaussian", 1.0, event.noise_multiplier] += event.count
         else:
-            key = ("Poisson-sampled Gaussian", event.sampling_rate, event.noise_multiplier)
-            counts[key] += event.steps
+            discrete = "discrete " if isinstance(event, PoissonDiscreteGaussian) else ""
+            mechanism = f"Poisson-sampled {discrete}Gaussian"
+            counts[mechanism, event.sampling_rate, event.noise_multiplier] += event.steps
     return [EventGroup(*key, steps) for key, steps in counts.items()]
 
 

@@ -18,7 +18,14 @@ from functools import lru_cache
 
 import numpy as np
 
-from fedllm.privacy.events import Event, Gaussian, NonPrivate, PoissonGaussian
+from fedllm.errors import ConfigError
+from fedllm.privacy.events import (
+    Event,
+    Gaussian,
+    NonPrivate,
+    PoissonDiscreteGaussian,
+    PoissonGaussian,
+)
 
 Step = tuple[float, float]
 
@@ -73,9 +80,15 @@ def recompute(events: Iterable[Event], delta: float) -> Recomputed:
             return Recomputed(math.inf, math.inf, math.inf)
         if isinstance(event, Gaussian):
             steps[1.0, event.noise_multiplier] += event.count
-        elif isinstance(event, PoissonGaussian) and event.sampling_rate > 0:
+        elif isinstance(event, PoissonGaussian | PoissonDiscreteGaussian):
+            # Discrete noise is accounted as the continuous noise that it is worth; what it may
+            # fail by (`fedllm.privacy.discrete`) is far below the tolerance of an audit.
             steps[event.sampling_rate, event.noise_multiplier] += event.steps
-    steps = Counter({step: count for step, count in steps.items() if count > 0})
+        else:
+            raise ConfigError(
+                f"privacy event {type(event).__name__} has no recomputation", "update fedllm"
+            )
+    steps = Counter({step: count for step, count in steps.items() if count > 0 and step[0] > 0})
     return _all_three(tuple(sorted(steps.items())), delta)
 
 

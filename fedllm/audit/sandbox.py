@@ -17,6 +17,7 @@ from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset, encode, label_set
 from fedllm.data.records import Record
 from fedllm.data.sources import read_records
+from fedllm.errors import ConfigError
 from fedllm.federation.charging import choose_noise_multiplier
 from fedllm.federation.terms import local_settings
 from fedllm.models.shared import SharedModel, load_shared_model
@@ -112,9 +113,16 @@ def open_sandbox(config: RunConfig, most_public: int, stream: RandomStream) -> S
 
     Raises
     ------
+    ConfigError
+        If the run protects whole sites: a sandbox has only one.
     FedllmError
         If the model or the public file cannot be read.
     """
+    if config.unit == "site":
+        raise ConfigError(
+            "this run protects whole sites; canaries and secrets are single records or persons",
+            "audit a run with privacy.unit = 'record'",
+        )
     records: list[Record] = []
     if config.data.test is not None:
         section = config.data.model_copy(update={"unit": None, "site": None, "query": None})

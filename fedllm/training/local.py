@@ -232,7 +232,7 @@ def _gradient_sum(
     indices: NDArray[np.int64],
     settings: LocalSettings,
     record: _Record,
-    source: GradientSource | None,
+    source: GradientSource | None = None,
 ) -> Vector:
     total = np.zeros(model.manifest.length)
     if not len(indices):
