@@ -168,6 +168,47 @@ def test_microbatches_change_memory_and_not_the_result(corpus, whole_run, tmp_pa
     assert [s["loss"] for s in small[1:]] == pytest.approx([s["loss"] for s in large[1:]], rel=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["llama", "bert", "t5"])
+def test_compiling_changes_speed_and_not_the_result(corpus, tmp_path, architecture):
+    values = config(corpus, precision="fp32", tokens=10 * 8 * 24, sequence_length=24).model_dump()
+    values["objective"] = {"llama": "causal", "bert": "masked", "t5": "span"}[architecture]
+    values["model"] |= {"architecture": architecture}
+    values["tokenizer"]["vocabulary"] = 360
+    values["report"]["prompts"] = ()
+    out = {True: tmp_path / "compiled", False: tmp_path / "plain"}
+    for compiled, folder in out.items():
+        values["training"]["compile"] = compiled
+        run_pretraining(PretrainConfig.model_validate(values), folder)
+    compiled, plain = (curve(out[c]) for c in (True, False))
+    for key in ("loss", "gradient_norm"):
+        assert [line[key] for line in compiled[1:]] == pytest.approx(
+            [line[key] for line in plain[1:]], rel=1e-3
+        )
+    assert weights(out[True]) != weights(out[False])  # another order of sums: it did compile
+
+
+def test_autocast_rounds_matrix_products_and_keeps_parameters_whole(corpus, tmp_path, monkeypatch):
+    from fedllm.pretraining.objectives import NextToken
+
+    honest, seen = NextToken.forward, set()
+
+    def watched(self, batch):
+        product = self.model.model.layers[0].mlp.up_proj
+        with_hook = product.register_forward_hook(lambda _, __, result: seen.add(result.dtype))
+        losses = honest(self, batch)
+        with_hook.remove()
+        assert losses.dtype == torch.float32
+        assert {p.dtype for p in self.parameters()} == {torch.float32}
+        return losses
+
+    monkeypatch.setattr(NextToken, "forward", watched)
+    for precision, expected in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        seen.clear()
+        run_pretraining(config(corpus, precision=precision, tokens=128), tmp_path / precision)
+        assert seen == {expected}
+
+
 def test_a_run_folder_is_not_overwritten(corpus, whole_run):
     with pytest.raises(ConfigError, match="holds a run already"):
         run_pretraining(config(corpus), whole_run)

@@ -1,11 +1,14 @@
 """Tokenizers: reversible, sensible in English and Chinese, special tokens in place."""
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedllm.errors import CheckpointError, DataError
 from fedllm.pretraining.config import TokenizerSection
+from fedllm.pretraining.corpus import read_documents
 from fedllm.pretraining.tokenizer import (
     boundary_id,
     continues_word,
@@ -40,6 +43,28 @@ def test_both_languages_compress(bpe):
     for text in (ENGLISH, CHINESE):
         ids = bpe(text, add_special_tokens=False)["input_ids"]
         assert len(ids) * 3 < len(text.encode())
+
+
+@pytest.mark.data
+def test_real_text_of_both_languages_compresses(public_data):
+    sources = ("pretrain_en", "pretrain_zh")
+
+    def read(part: str, documents: int) -> list[list[str]]:
+        return [
+            [
+                d.text
+                for d in itertools.islice(
+                    read_documents(str(public_data / s / f"{part}.jsonl.gz"), "text"), documents
+                )
+            ]
+            for s in sources
+        ]
+
+    train = itertools.chain(*zip(*read("train", 40), strict=True))
+    tokenizer = train_tokenizer(train, TokenizerSection(vocabulary=8192), "llama")
+    for texts, most_tokens_per_character in zip(read("val", 8), (0.32, 0.8), strict=True):
+        tokens = sum(len(e.ids) for e in tokenizer.backend_tokenizer.encode_batch(texts))
+        assert tokens < most_tokens_per_character * sum(map(len, texts))
 
 
 def test_digits_are_single_tokens(bpe):
