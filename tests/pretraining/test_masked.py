@@ -70,6 +70,23 @@ def test_the_loss_is_that_of_both_heads_over_all_positions(objective, tokenizer)
     assert objective.targets(batch) == (int((batch["labels"] >= 0).sum()), 6)
 
 
+@torch.no_grad()
+def test_right_answers_are_counted_beside_the_losses(objective, tokenizer):
+    batch = objective.batch(pairs(tokenizer, 6), streams(6))
+    output = objective.model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        token_type_ids=batch["token_type_ids"],
+    )
+    chosen = batch["labels"] >= 0
+    words = (output.prediction_logits.argmax(-1) == batch["labels"])[chosen].sum()
+    related = (output.seq_relationship_logits.argmax(-1) == batch["next_sentence"]).sum()
+    sums, counts = objective.measure(batch).tolist()
+    assert objective.measures == (*objective.parts, "masked_accuracy", "next_sentence_accuracy")
+    assert sums == pytest.approx([*objective(batch).tolist(), int(words), int(related)])
+    assert counts == [int(chosen.sum()), 6] * 2
+
+
 def test_rows_are_laid_out_as_bert_reads_them(objective, tokenizer):
     batch = objective.batch(pairs(tokenizer, 3), streams(3))
     for row in range(3):

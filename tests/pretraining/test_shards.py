@@ -1,10 +1,13 @@
 """Shards: every document once, none that must not be there."""
 
+import gzip
 import itertools
 import json
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from fedllm.errors import DataError
 from fedllm.pretraining import shards
@@ -110,6 +113,43 @@ def test_several_shards_hold_what_one_holds(tmp_path, tokenizer, monkeypatch):
     assert documents(tmp_path / "one", one.sources[0], one, tokenizer) == documents(
         tmp_path / "many", many.sources[0], many, tokenizer
     )
+
+
+def test_every_kind_of_file_gives_the_same_documents(tmp_path, tokenizer):
+    rows = "".join(json.dumps({"text": t}) + "\n" for t in TEXTS)
+    (tmp_path / "a.jsonl").write_text(rows)
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as stream:
+        stream.write(rows)
+    parquet.write_table(pyarrow.table({"text": TEXTS}), tmp_path / "c.parquet")
+    found = []
+    for name in ("a.jsonl", "b.jsonl.gz", "c.parquet"):
+        folder = tmp_path / name.partition(".")[0]
+        manifest = tokenise(config(str(tmp_path / name), held_out=0), tokenizer, folder)
+        found.append(documents(folder, manifest.sources[0], manifest, tokenizer))
+    assert found == [TEXTS] * 3
+
+
+def test_held_out_files_have_columns_of_their_own_and_share_the_limit(tmp_path, tokenizer):
+    train = write(tmp_path / "a.jsonl", TEXTS)
+    plain = write(tmp_path / "p.jsonl", [*TEXTS[:30], TEXTS[0]])
+    (tmp_path / "q.jsonl").write_text(
+        "".join(json.dumps({"number": t[:17], "rest": t[17:]}) + "\n" for t in TEXTS[25:40])
+    )
+    texts = ["text", "{number}{rest}"]
+    evaluation = [plain, str(tmp_path / "q.jsonl")]
+    run = config(train, evaluation=evaluation, evaluation_text=texts)
+    manifest = tokenise(run, tokenizer, tmp_path / "tokens")
+    held = [documents(tmp_path / "tokens", p, manifest, tokenizer) for p in manifest.evaluation]
+    assert held == [TEXTS[:30], TEXTS[30:40]]
+    assert [p.duplicates for p in manifest.evaluation] == [1, 5]
+    assert [p.name for p in manifest.evaluation] == [f"{tmp_path.name}/p", f"{tmp_path.name}/q"]
+    assert documents(tmp_path / "tokens", manifest.sources[0], manifest, tokenizer) == TEXTS[40:]
+    limited = run.model_copy(
+        update={"report": run.report.model_copy(update={"evaluation_tokens": 40})}
+    )
+    manifest = tokenise(limited, tokenizer, tmp_path / "tokens")
+    assert all(20 <= p.tokens < 40 for p in manifest.evaluation)
+    assert manifest.sources[0].documents == 20
 
 
 def test_nothing_left_is_refused(tmp_path, tokenizer):

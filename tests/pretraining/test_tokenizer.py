@@ -60,11 +60,11 @@ def test_real_text_of_both_languages_compresses(public_data):
             for s in sources
         ]
 
-    train = itertools.chain(*zip(*read("train", 40), strict=True))
+    train = itertools.chain(*zip(*read("train", 20), strict=True))
     tokenizer = train_tokenizer(train, TokenizerSection(vocabulary=8192), "llama")
-    for texts, most_tokens_per_character in zip(read("val", 8), (0.32, 0.8), strict=True):
+    for texts, most in zip(read("val", 8), (0.35, 0.65), strict=True):
         tokens = sum(len(e.ids) for e in tokenizer.backend_tokenizer.encode_batch(texts))
-        assert tokens < most_tokens_per_character * sum(map(len, texts))
+        assert tokens < most * sum(map(len, texts))
 
 
 def test_digits_are_single_tokens(bpe):
