@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -44,6 +45,7 @@ class _Course:
     smoothed: float = math.nan
     best: float = math.inf
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 class Loop:
@@ -99,7 +101,7 @@ class Loop:
         if course.step == 0:
             self._write({"step": 0, "tokens": 0, **evaluation, **self._samples()})
         self._objective.model.train()
-        clock = _Clock(course.seconds, course.step)
+        clock = _Clock(course)
         while course.step < steps:
             rate, norm = self._step()
             last = course.step == steps
@@ -107,10 +109,10 @@ class Loop:
             if due or course.step % report.log_every == 0:
                 figures = self._evaluate() if due else {}
                 evaluation = figures or evaluation
-                course.seconds = clock.seconds()
+                clock.update(course)
                 self._report(rate, norm, figures, clock, self._samples() if due else {})
             if last or course.step % report.checkpoint_every == 0:
-                course.seconds = clock.seconds()
+                clock.update(course)
                 self._save()
         return evaluation
 
@@ -237,6 +239,7 @@ class Loop:
                 "gradient_norm": norm,
                 "tokens_per_s": round(progress.tokens_per_s, 1),
                 "seconds": round(course.seconds, 3),
+                "cpu_seconds": round(course.cpu_seconds, 3),
                 **evaluation,
                 **samples,
             }
@@ -278,22 +281,29 @@ class Loop:
         return self._course.step
 
     @property
-    def seconds(self) -> float:
-        """Time spent so far, over all starts of the run."""
-        return self._course.seconds
+    def seconds(self) -> dict[str, float]:
+        """Wall time and this process's CPU time so far, over all starts of the run."""
+        return {"total": round(self._course.seconds, 3), "cpu": round(self._course.cpu_seconds, 3)}
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of the compilers that it ran."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 class _Clock:
-    """Wall time of the run, and the pace of the last steps."""
+    """Wall time and CPU time of the run over all its starts, and the pace of the last steps."""
 
-    def __init__(self, before: float, step: int) -> None:
-        self._before = before
-        self._start = self._last = time.monotonic()
-        self._step = step
+    def __init__(self, course: _Course) -> None:
+        self._last = time.monotonic()
+        self._zero = course.seconds - self._last, course.cpu_seconds - cpu_seconds()
+        self._step = course.step
         self._pace: float | None = None
 
-    def seconds(self) -> float:
-        return self._before + time.monotonic() - self._start
+    def update(self, course: _Course) -> None:
+        course.seconds = self._zero[0] + time.monotonic()
+        course.cpu_seconds = self._zero[1] + cpu_seconds()
 
     def seconds_per_step(self, step: int) -> float:
         now = time.monotonic()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import resource
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,7 +83,6 @@ def _run(config: PretrainConfig, out: Path, observer: Observer, resume: bool, wo
     )
     if resume and (step := loop.resume()):
         observer.message(f"going on after step {step}")
-    started = _cpu_seconds()
     evaluation = loop.run()
     whole = whole_model(model, world)
     if world.first and whole is not None:
@@ -97,10 +94,7 @@ def _run(config: PretrainConfig, out: Path, observer: Observer, resume: bool, wo
         summary = _summary(config, manifest, model, weights) | {
             "processes": world.size,
             "metrics": evaluation,
-            "seconds": {
-                "total": round(loop.seconds, 3),
-                "cpu_of_this_start": round(_cpu_seconds() - started, 3),
-            },
+            "seconds": loop.seconds,
         }
         write_json(out / "summary.json", summary)
     world.wait()
@@ -188,12 +182,6 @@ def _prepare_tokenizer(
     with atomic_directory(folder) as temporary:
         tokenizer.save_pretrained(temporary)
     return tokenizer
-
-
-def _cpu_seconds() -> float:
-    # Compilers that `torch.compile` starts count too.
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def _step_tokens(config: PretrainConfig) -> int:

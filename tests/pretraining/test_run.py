@@ -70,7 +70,7 @@ def config(corpus: Path, **training) -> PretrainConfig:
 
 
 def curve(out: Path) -> list[dict]:
-    volatile = {"seconds", "tokens_per_s"}
+    volatile = {"seconds", "cpu_seconds", "tokens_per_s"}
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in volatile} for line in lines]
 
