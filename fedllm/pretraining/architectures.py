@@ -217,7 +217,7 @@ def _continued(
 
 
 def choose_attention(model: PreTrainedModel, device: torch.device, length: int) -> None:
-    """Set the attention that is fastest in training; the saved configuration is unchanged.
+    """Set the attention that is fastest in training; a saved configuration does not name it.
 
     On CPUs plain matrix products beat the fused kernel by a quarter to a half up to rows of
     1,024 tokens (``benchmarks/pretraining.py``); they keep all scores, so longer rows would
@@ -231,12 +231,16 @@ def measure(model: PreTrainedModel, training: OptimizationSection) -> Size:
     """Count parameters and estimate the bytes of a training step.
 
     Parameters, gradients and at most two fp32 moments; per token of a microbatch about 16
-    numbers of the hidden width a layer (Korthikanti et al. 2022, with fused attention), and
-    two fp32 rows of logits.
+    numbers of the hidden width a layer (Korthikanti et al. 2022, with fused attention), two
+    fp32 rows of logits, and the scores of attention where they are kept (in bf16, in fp32,
+    and their softmax).
     """
     parameters = sum(p.numel() for p in model.parameters())
     config = model.config
     tokens = (training.microbatch_rows or training.batch_rows) * training.sequence_length
     layers = config.num_hidden_layers * (2 if config.is_encoder_decoder else 1)
     activations = tokens * (layers * 16 * config.hidden_size * 2 + 2 * 4 * config.vocab_size)
+    if config._attn_implementation == "eager":
+        scores = tokens * training.sequence_length * config.num_attention_heads
+        activations += layers * scores * (2 + 4 + 2)
     return Size(parameters, 16 * parameters + activations)

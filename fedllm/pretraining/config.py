@@ -165,7 +165,8 @@ class OptimizationSection(Section):
         ``torch.compile``; pays off in runs of many minutes.
     sharded : bool
         Divide parameters, gradients and optimiser states between several processes (FSDP2)
-        instead of holding them whole in each (DDP); for models that do not fit.
+        instead of holding them whole in each (DDP); for models that do not fit. Not
+        together with ``compile``.
     threads : int, optional
         CPU threads of one process; all cores when left out.
     """
@@ -184,6 +185,12 @@ class OptimizationSection(Section):
     compile: bool = False
     sharded: bool = False
     threads: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _compiled_or_sharded(self) -> Self:
+        if self.compile and self.sharded:
+            raise ValueError("training.compile and training.sharded cannot both be true")
+        return self
 
     @property
     def steps(self) -> int:

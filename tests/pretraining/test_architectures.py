@@ -1,9 +1,16 @@
 """Shapes, parameter counts, and numbers that do not fit together."""
 
 import pytest
+import torch
 
 from fedllm.errors import ConfigError
-from fedllm.pretraining.architectures import SHAPES, build_model, measure, resolve_shape
+from fedllm.pretraining.architectures import (
+    SHAPES,
+    build_model,
+    choose_attention,
+    measure,
+    resolve_shape,
+)
 from fedllm.pretraining.config import NetworkSection, OptimizationSection, TokenizerSection
 from fedllm.pretraining.tokenizer import train_tokenizer
 
@@ -49,6 +56,12 @@ def test_the_count_is_that_of_the_formula_and_the_seed_decides_the_weights():
     size = measure(models[0], training)
     assert size.parameters == vocabulary * 64 + 2 * layer + 64
     assert size.training_bytes > 16 * size.parameters
+    choose_attention(models[0], torch.device("cpu"), 1024)
+    longer = training.model_copy(update={"sequence_length": 2 * training.sequence_length})
+    kept = measure(models[0], longer).training_bytes - measure(models[0], training).training_bytes
+    choose_attention(models[0], torch.device("cpu"), 1025)
+    fused = measure(models[0], longer).training_bytes - measure(models[0], training).training_bytes
+    assert kept > 1.5 * fused  # all scores, quadratic in the length
     first, same, other = (m.model.layers[0].mlp.up_proj.weight for m in models)
     assert (first == same).all()
     assert not (first == other).all()

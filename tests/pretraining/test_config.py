@@ -47,11 +47,17 @@ def test_a_written_configuration_reads_back(file):
         ("data.text=['a', 'b', 'c']", "one for each entry of data.train"),
         ("tokenizer.kind=wordpiece", "needs model.architecture = 'bert'"),
         ("training.tokens=0", "greater than 0"),
+        ("data.evaluation_text=['a', 'b']", "one for each entry of data.evaluation"),
     ],
 )
 def test_wrong_values_are_refused_with_reason(file, override, message):
     with pytest.raises(ConfigError, match=message):
         load_pretrain_config(file, [override])
+
+
+def test_a_sharded_run_is_not_compiled(file):
+    with pytest.raises(ConfigError, match="cannot both be true"):
+        load_pretrain_config(file, ["training.compile=true", "training.sharded=true"])
 
 
 def test_the_command_runs(tmp_path, monkeypatch):
