@@ -209,6 +209,8 @@ def renew(
     A CA is rolled over in three steps, with the roster handed out after each: ``new_ca``
     adds one; the next renewal issues the server's certificate from it; ``drop_old_ca`` leaves
     the old one out. Certificates come from the newest CA that a roster already announced.
+    Both at once replace a CA that cannot be trusted any more: nobody can connect before it
+    has the new roster.
 
     Raises
     ------
@@ -218,8 +220,10 @@ def renew(
     moment = now or datetime.now(UTC)
     with _locked(folder):
         state = _load_state(folder)
+        if new_ca and drop_old_ca:
+            _add_ca(folder, state.config, moment)
         _write_server_certificate(folder, state, moment)
-        if new_ca:
+        if new_ca and not drop_old_ca:
             _add_ca(folder, state.config, moment)
         if drop_old_ca:
             _drop_old_cas(folder)

@@ -246,6 +246,22 @@ def test_the_ca_rolls_over_without_a_gap(tmp_path):
     read_kit(tmp_path / "kits" / "coordinator", "coordinator")
 
 
+def test_a_stolen_coordinator_is_shut_out(tmp_path):
+    folder = tmp_path / "fed"
+    make_federation(folder)
+    stolen = Path(shutil.move(folder / "kits" / "coordinator", tmp_path / "stolen"))
+    revoke(folder, "coordinator")
+    _, answer = sign(folder, enroll(tmp_path / "new", "coordinator", "coordinator"))
+    renew(folder, new_ca=True, drop_old_ca=True)
+    _, answer = sign(folder, read_request((tmp_path / "new" / "request.json").read_text()))
+    accept(tmp_path / "new", read_answer(answer.read_text()))
+    new = read_kit(tmp_path / "new", "coordinator")
+    ca = read_kit(folder / "kits" / "anne", "site").ca_certificate
+    assert handshake(new.server_certificate, new.server_key, ca, "127.0.0.1") is None
+    refused = handshake(stolen / "server.pem", stolen / "server.key", ca, "127.0.0.1")
+    assert "unable to get local issuer" in str(refused)
+
+
 def test_an_expired_ca_leaves_the_roster(tmp_path):
     past = datetime.now(UTC) - timedelta(days=29)
     make_federation(tmp_path, past, validity_days=30, ca_validity_days=30)
