@@ -129,6 +129,7 @@ class _SiteCheck:
             ("roster", self.roster),
             ("network", self.network),
             ("clock", self.clock),
+            ("registration", self.registration),
             ("certificate", self.certificate),
             ("policy", self.policy),
             ("data", self.data),
@@ -171,6 +172,16 @@ class _SiteCheck:
                 "set the clock by NTP: the coordinator refuses nodes whose clocks differ",
             )
         return f"{abs(difference):.0f} seconds from the coordinator's"
+
+    def registration(self) -> str:
+        kit = _needed(self._kit, "the kit")
+        if not _needed(self._reached, "the network").knows_this_node:
+            raise RefusedError(
+                f"the coordinator does not accept the node key of '{kit.name}'",
+                f"if the clock is right, the coordinator lacks roster {kit.roster.version} or has "
+                "a newer one that leaves this site out: ask the operator",
+            )
+        return f"the coordinator knows '{kit.name}'"
 
     def certificate(self) -> str:
         expires = _needed(self._reached, "the network").certificate_expires

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import http
 import http.client
 import socket
 import ssl
@@ -11,10 +13,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from fedllm.errors import FedllmError, PeerError
 from fedllm.identity.kits import Kit, split_address
 
 _TIMEOUT_S = 10.0
+_NODE_PATH = "/v1/fleet/send-node-heartbeat"
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Reached:
     protocol: str
     certificate_expires: datetime
     clock_difference_s: float | None
+    knows_this_node: bool
 
 
 def reach_coordinator(kit: Kit) -> Reached:
@@ -63,7 +70,7 @@ def reach_coordinator(kit: Kit) -> Reached:
         connection.set_tunnel(host, port)
     try:
         connection.connect()
-        return _look(connection)
+        return _look(connection, kit)
     except ssl.SSLCertVerificationError as error:
         raise _not_the_coordinator(kit.address, error) from None
     except (OSError, http.client.HTTPException) as error:
@@ -107,15 +114,37 @@ def _try_tcp(host: str, port: int) -> None:
         ) from None
 
 
-def _look(connection: http.client.HTTPSConnection) -> Reached:
+def _look(connection: http.client.HTTPSConnection, kit: Kit) -> Reached:
     secured = connection.sock
     if not isinstance(secured, ssl.SSLSocket):
         raise ssl.SSLError("no TLS")
     expires = ssl.cert_time_to_seconds(str((secured.getpeercert() or {})["notAfter"]))
     protocol = secured.version() or "TLS"
-    connection.request("GET", "/")
-    date = connection.getresponse().getheader("Date")
-    return Reached(protocol, datetime.fromtimestamp(expires, UTC), _difference(date))
+    # Not a message, so that nothing is done: only whether the door opens for the key counts.
+    connection.request("POST", _NODE_PATH, body=b"\xff", headers=_proof(kit))
+    answer = connection.getresponse()
+    return Reached(
+        protocol,
+        datetime.fromtimestamp(expires, UTC),
+        _difference(answer.getheader("Date")),
+        answer.status != http.HTTPStatus.UNAUTHORIZED,
+    )
+
+
+def _proof(kit: Kit) -> dict[str, str]:
+    """Return the headers by which a node of Flower 1.41 proves its key."""
+    if kit.node_key is None:
+        return {}
+    key = serialization.load_ssh_private_key(kit.node_key.read_bytes(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        return {}
+    moment = datetime.now(UTC).isoformat()
+    signature = key.sign(moment.encode(), ec.ECDSA(hashes.SHA256()))
+    return {
+        "flwr-public-key": base64.b64encode(kit.roster.node_keys[kit.name]).decode(),
+        "flwr-timestamp": moment,
+        "flwr-signature": base64.b64encode(signature).decode(),
+    }
 
 
 def _difference(date: str | None) -> float | None:

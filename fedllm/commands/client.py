@@ -31,7 +31,7 @@ def check(
 ) -> None:
     """Try everything a first run needs, and say what to do where something is wrong.
 
-    Network, clock, certificates, roster, records, disk, memory, ledger, and one training step
+    Network, clock, registration, certificates, records, disk, memory, ledger, and one training step
     on made-up text. Shows counts and names of columns, never a record. The exit code is 0 if
     nothing failed, otherwise that of the first failure.
     """

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from support.deployment import Deployment, wait_until
 from support.kits import make_federation
 from support.tls import free_port, tls_server
 
@@ -53,7 +54,7 @@ def test_a_site_that_is_ready(place, tiny_checkpoint):
     with tls_server(place.coordinator, place.port):
         found = place.check(str(tiny_checkpoint("bert")))
     assert {name: finding.state for name, finding in found.items()} == dict.fromkeys(found, "ok")
-    assert len(found) == 11
+    assert len(found) == 12
     assert found["data"].found == "120 records for classification, 3 labels"
     assert "TLSv1.3" in found["network"].found
     assert "private step on made-up text" in found["training"].found
@@ -110,6 +111,8 @@ def test_a_port_that_speaks_no_tls(place):
         import threading
 
         def answer() -> None:
+            # The first connection only tries whether the port is open.
+            listener.accept()[0].close()
             stream, _ = listener.accept()
             stream.recv(100)
             stream.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
@@ -133,6 +136,40 @@ def test_clocks_that_differ(place, minutes, state, words):
         finding = place.check()["clock"]
     assert finding.state == state
     assert words in finding.found
+
+
+def test_a_coordinator_that_does_not_know_the_site(place):
+    with tls_server(place.coordinator, place.port, status="401 Unauthorized"):
+        finding = place.check()["registration"]
+    assert (finding.state, finding.exit_code) == ("failed", 3)
+    assert "ask the operator" in finding.remedy
+
+
+@pytest.mark.slow
+def test_a_real_coordinator(tmp_path, tiny_checkpoint):
+    """It knows the site, until the operator revokes it."""
+    from fedllm.identity.provisioning import revoke
+
+    deployment = Deployment(tmp_path, tiny_checkpoint("bert"))
+    try:
+        deployment.start("coordinator")
+        wait_until(lambda: "listening" in deployment.log("coordinator"))
+
+        def check() -> dict[str, str]:
+            kit, policy = deployment.kit("site-00"), tmp_path / "site-00.toml"
+            return {finding.check: finding.state for finding in check_site(kit, policy)}
+
+        states = check()
+        # Thirty records of the helper are few.
+        assert states == dict.fromkeys(states, "ok") | {"data": "warning"}
+        stale = shutil.copytree(deployment.kit("site-00"), tmp_path / "stale")
+        revoke(tmp_path / "operator", "site-00")
+        wait_until(lambda: "version 2 is in force" in deployment.log("coordinator"))
+        found = check_site(stale, tmp_path / "site-00.toml")
+        states = {finding.check: finding.state for finding in found}
+        assert (states["network"], states["registration"]) == ("ok", "failed")
+    finally:
+        deployment.close()
 
 
 def test_a_coordinator_without_a_clock(place):

@@ -18,7 +18,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def tls_server(kit: Path, port: int, date: datetime | str | None = "now") -> Iterator[None]:
+def tls_server(
+    kit: Path,
+    port: int,
+    date: datetime | str | None = "now",
+    status: str = "400 Bad Request",
+) -> Iterator[None]:
     """Answer any request on loopback with the certificate of a coordinator's kit.
 
     ``date`` is the time in its answers; None leaves it out.
@@ -34,12 +39,13 @@ def tls_server(kit: Path, port: int, date: datetime | str | None = "now") -> Ite
             except OSError:
                 return
             with suppress(OSError), context.wrap_socket(plain, server_side=True) as stream:
-                stream.recv(4096)
+                # A request of `reach_coordinator`, to the last byte of its body.
+                received = b""
+                while not received.endswith(b"\xff") and (part := stream.recv(4096)):
+                    received += part
                 moment = datetime.now(UTC) if date == "now" else date
                 header = f"Date: {format_datetime(moment, usegmt=True)}\r\n" if moment else ""
-                stream.sendall(
-                    f"HTTP/1.1 404 Not Found\r\n{header}Content-Length: 0\r\n\r\n".encode()
-                )
+                stream.sendall(f"HTTP/1.1 {status}\r\n{header}Content-Length: 0\r\n\r\n".encode())
 
     thread = threading.Thread(target=answer, daemon=True)
     thread.start()
