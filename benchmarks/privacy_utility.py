@@ -71,7 +71,7 @@ PLANS: dict[str, dict[float | None, tuple[int, float, str, float]]] = {
     "distributed": {
         8.0: (100, 0.4, "momentum", 2.0),
         3.0: (100, 0.4, "momentum", 1.0),
-        1.0: (100, 0.4, "momentum", 0.6),
+        1.0: (100, 0.4, "momentum", 0.5),
     },
     "local": {
         8.0: (100, 0.4, "momentum", 1.0),
