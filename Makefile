@@ -39,6 +39,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/private_step.py
 	$(BIN)/python benchmarks/round.py
 	$(BIN)/python benchmarks/encryption.py
+	$(BIN)/python benchmarks/discrete_noise.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
