@@ -30,6 +30,7 @@ from fedllm.errors import FedllmError, PeerError
 
 _LOG = logging.getLogger(__name__)
 _ARRAY_TYPE = "fedllm.bytes.v1"
+_BESIDE, _SMALL_BYTES = "blob.", 1 << 18
 _PARTITION = "partition-id"
 _POLL_S = 0.05
 _REMOTE_POLL_S, _LOOK_S = 0.1, 1.0
@@ -37,17 +38,22 @@ _NOBODY, _SERVER_NODE, _FIRST_NODE = -1, 1, 100
 
 
 def to_content(header: str, blobs: Mapping[str, bytes]) -> RecordDict:
-    """Put a header and blobs into Flower's records, each blob one Array.
+    """Put a header and blobs into Flower's records.
 
-    Flower cuts an Array into objects of 5 MiB; the bytes of a ConfigRecord are not cut.
+    Each part of a record is a request of its own to a SuperLink, so small blobs go beside the
+    header. Flower cuts an Array into objects of 5 MiB, and does not cut a ConfigRecord: large
+    blobs are an Array each.
     """
+    if sum(map(len, blobs.values())) <= _SMALL_BYTES:
+        beside = {_BESIDE + name: data for name, data in blobs.items()}
+        return RecordDict({"header": ConfigRecord({"json": header, **beside})})
     content = RecordDict({"header": ConfigRecord({"json": header})})
-    arrays = {
-        name: Array(dtype="uint8", shape=(len(data),), stype=_ARRAY_TYPE, data=data)
-        for name, data in blobs.items()
-    }
-    if arrays:
-        content["blobs"] = ArrayRecord(arrays)
+    content["blobs"] = ArrayRecord(
+        {
+            name: Array(dtype="uint8", shape=(len(data),), stype=_ARRAY_TYPE, data=data)
+            for name, data in blobs.items()
+        }
+    )
     return content
 
 
@@ -59,13 +65,17 @@ def from_content(content: RecordDict) -> tuple[str, dict[str, bytes]]:
     PeerError
         If the records are not those of `to_content`.
     """
-    header = content.config_records.get("header")
-    text = header.get("json") if header is not None else None
+    header = dict(content.config_records.get("header", {}))
+    text = header.pop("json", None)
     if not isinstance(text, str) or set(content) - {"header", "blobs"}:
         raise PeerError("a message does not have the form of fedllm's messages")
     blobs = {}
+    for name, data in header.items():
+        if not name.startswith(_BESIDE) or not isinstance(data, bytes):
+            raise PeerError("a message's header holds what does not belong there")
+        blobs[name.removeprefix(_BESIDE)] = data
     for name, array in content.array_records.get("blobs", {}).items():
-        if array.stype != _ARRAY_TYPE:
+        if array.stype != _ARRAY_TYPE or name in blobs:
             raise PeerError(f"a message's part '{name}' has the type {array.stype!r}")
         blobs[name] = array.data
     return text, blobs

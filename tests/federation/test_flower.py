@@ -18,8 +18,9 @@ from fedllm.federation.flower import (
 
 
 def test_header_and_blobs_survive_flowers_records():
-    blobs = {"a": b"\x00\xff" * 1000, "b": b""}
-    assert from_content(to_content("{}", blobs)) == ("{}", blobs)
+    for size in (1000, 1 << 18):
+        blobs = {"a": b"\x00\xff" * size, "b": b""}
+        assert from_content(to_content("{}", blobs)) == ("{}", blobs)
     assert from_content(to_content("{}", {})) == ("{}", {})
 
 
@@ -28,6 +29,8 @@ def test_header_and_blobs_survive_flowers_records():
     [
         RecordDict(),
         RecordDict({"header": ConfigRecord({"json": 3})}),
+        RecordDict({"header": ConfigRecord({"json": "{}", "x": b"1"})}),
+        RecordDict({"header": ConfigRecord({"json": "{}", "blob.x": "text"})}),
         RecordDict({"header": ConfigRecord({"json": "{}"}), "more": ConfigRecord({"x": 1})}),
         RecordDict(
             {
