@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -11,7 +11,9 @@ from flwr.clientapp import ClientApp
 from fedllm.federation.authority import Authority
 from fedllm.federation.flower import answer
 from fedllm.federation.messages import Join, OpenRound, OpenSum, Settle, Train, Unmask, Wire
-from fedllm.federation.site import Site
+
+if TYPE_CHECKING:
+    from fedllm.federation.site import Site
 
 Request = TypeVar("Request", bound=Wire)
 

@@ -9,26 +9,26 @@ from __future__ import annotations
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.clientapp import ClientApp
 
-from clients.app import make_authority_app, make_client_app
 from fedllm.config import SitePolicy, Task, load_site_policy
-from fedllm.data.records import Record
-from fedllm.data.sources import read_records
-from fedllm.encryption.sandbox import SecretKeyProcess
 from fedllm.errors import ConfigError, FedllmError
-from fedllm.federation.authority import Authority
 from fedllm.federation.fleet import FleetNode
-from fedllm.federation.models import process_models
-from fedllm.federation.round_log import RoundLog, round_log_path
-from fedllm.federation.site import Site, SiteFiles
 from fedllm.identity.kits import Kit, read_kit
 from fedllm.processes import die_with_parent, say, stop_on_signals
+
+if TYPE_CHECKING:
+    from fedllm.data.records import Record
+    from fedllm.federation.authority import Authority
+    from fedllm.federation.site import Site, SiteFiles
 
 
 def site_files(kit: Kit) -> SiteFiles:
     """Return where a site keeps its ledger, its memory and its own log."""
+    from fedllm.federation.site import SiteFiles
+
     state = kit.folder / "state"
     return SiteFiles(
         ledger=state / "ledger.sqlite", memory=state / "memory.json", log=state / "rounds.jsonl"
@@ -49,6 +49,11 @@ def deployed_site(kit: Kit, policy: SitePolicy, policy_path: Path) -> Site:
             f"{policy_path} has no section {missing}",
             "name the site's own records and base model; see examples/deployment/site.toml",
         )
+    # A key authority needs neither torch nor the time to import it.
+    from fedllm.data.sources import read_records
+    from fedllm.federation.models import process_models
+    from fedllm.federation.site import Site
+
     data = policy.data
 
     def records(task: Task) -> list[Record]:
@@ -67,6 +72,10 @@ def deployed_site(kit: Kit, policy: SitePolicy, policy_path: Path) -> Site:
 
 def deployed_authority(kit: Kit) -> Authority:
     """Build the key authority of a kit: durable log, keys in a process of their own."""
+    from fedllm.encryption.sandbox import SecretKeyProcess
+    from fedllm.federation.authority import Authority
+    from fedllm.federation.round_log import RoundLog, round_log_path
+
     return Authority(
         kit.identity,
         kit.roster,
@@ -104,9 +113,13 @@ def main() -> None:
         if role == "site":
             kit, policy_path = read_kit(Path(folder), "site"), Path(rest[0])
             site = deployed_site(kit, load_site_policy(policy_path), policy_path)
+            from clients.app import make_client_app
+
             app = make_client_app(lambda context: site)
         else:
             kit = read_kit(Path(folder), "authority")
+            from clients.app import make_authority_app
+
             app = make_authority_app(deployed_authority(kit))
         serve(kit, app, stop)
     except FedllmError as error:
