@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.clientapp import ClientApp
 
+from clients.app import make_authority_app, make_client_app
 from fedllm.config import SitePolicy, Task, load_site_policy
 from fedllm.errors import ConfigError, FedllmError
 from fedllm.federation.fleet import FleetNode
@@ -35,8 +37,8 @@ def site_files(kit: Kit) -> SiteFiles:
     )
 
 
-def deployed_site(kit: Kit, policy: SitePolicy, policy_path: Path) -> Site:
-    """Build the site of a kit and a policy.
+def deployed_site(kit: Kit, policy: SitePolicy) -> Site:
+    """Build the site of a kit and a policy; imports what training needs.
 
     Raises
     ------
@@ -44,10 +46,9 @@ def deployed_site(kit: Kit, policy: SitePolicy, policy_path: Path) -> Site:
         If the policy does not name the site's data and base model.
     """
     if policy.data is None or policy.model is None:
-        missing = "[data]" if policy.data is None else "[model]"
         raise ConfigError(
-            f"{policy_path} has no section {missing}",
-            "name the site's own records and base model; see examples/deployment/site.toml",
+            "the policy does not name the site's records and base model",
+            "add [data] and [model]; see examples/deployment/site.toml",
         )
     # A key authority needs neither torch nor the time to import it.
     from fedllm.data.sources import read_records
@@ -111,15 +112,12 @@ def main() -> None:
     stop = stop_on_signals()
     try:
         if role == "site":
-            kit, policy_path = read_kit(Path(folder), "site"), Path(rest[0])
-            site = deployed_site(kit, load_site_policy(policy_path), policy_path)
-            from clients.app import make_client_app
-
-            app = make_client_app(lambda context: site)
+            kit, policy = read_kit(Path(folder), "site"), load_site_policy(Path(rest[0]))
+            # The connection does not wait for torch; the first message does.
+            site = ThreadPoolExecutor(1).submit(deployed_site, kit, policy)
+            app = make_client_app(lambda context: site.result())
         else:
             kit = read_kit(Path(folder), "authority")
-            from clients.app import make_authority_app
-
             app = make_authority_app(deployed_authority(kit))
         serve(kit, app, stop)
     except FedllmError as error:

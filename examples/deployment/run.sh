@@ -62,14 +62,14 @@ fedllm server status --kit "$(kit coordinator)"
 
 say "hand over the run"
 fedllm run "$here/run.toml" --kit "$(kit coordinator)" --detach
-wait_for 400 finished_round 3
+wait_for 1500 finished_round 3
 
 say "kill -9 bank-c in the middle of the run"
 kill -9 "${process[bank-c]}"; wait "${process[bank-c]}" 2>/dev/null || true
-wait_for 400 finished_round 6
+wait_for 1500 finished_round 6
 say "bank-c comes back"
 start bank-c
-wait_for 400 finished_round 9
+wait_for 1500 finished_round 9
 
 say "kill -9 the coordinator, and start it again"
 kill -9 "${process[coordinator]}"; wait "${process[coordinator]}" 2>/dev/null || true

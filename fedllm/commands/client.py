@@ -77,11 +77,18 @@ def start(
 ) -> None:
     """Take part in the federation's runs until stopped; connects outwards only."""
     from fedllm.config import load_site_policy
+    from fedllm.errors import ConfigError
     from fedllm.identity.kits import read_kit
     from fedllm.processes import keep_running, only_one, say, stop_on_signals
 
     read_kit(kit, "site")
-    load_site_policy(policy)
+    found = load_site_policy(policy)
+    for section in ("model", "data"):
+        if getattr(found, section) is None:
+            raise ConfigError(
+                f"{policy} has no section [{section}]",
+                "name the site's own records and base model; see examples/deployment/site.toml",
+            )
     arguments = ["site", str(kit.absolute()), str(policy.absolute())]
     with only_one(kit / "state" / "client.lock", "a client"):
         sys.exit(keep_running("clients.node", arguments, stop_on_signals(), say))

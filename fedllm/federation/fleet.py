@@ -57,8 +57,9 @@ from fedllm.errors import ConfigError, FedllmError, PeerError
 from fedllm.federation.flower import task_identity
 
 MAX_MESSAGE_BYTES = 4 << 30
-_HEARTBEAT_S = 10.0
-_BUSY_POLL_S, _IDLE_POLL_S, _BUSY_FOR_S = 0.2, 2.0, 30.0
+# Silent for twice as long, a node counts as gone.
+_HEARTBEAT_S, _BEAT_EVERY_S = 15.0, 5.0
+_BUSY_POLL_S, _IDLE_POLL_S = 0.2, 2.0
 _MAX_WAIT_S = 30.0
 
 Answer = TypeVar("Answer")
@@ -167,7 +168,7 @@ class _Link:
     def heartbeats(self) -> None:
         """Tell the coordinator that this node lives, until the link is gone."""
         request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=_HEARTBEAT_S)
-        while not self.gone.wait(_HEARTBEAT_S / 2):
+        while not self.gone.wait(_BEAT_EVERY_S):
             # A failure shows in the main thread's own requests.
             with contextlib.suppress(httpx.HTTPError, OSError):
                 self._client.SendNodeHeartbeat(request)
@@ -180,15 +181,16 @@ class _Link:
         httpx.HTTPError
             If the coordinator cannot be reached.
         """
-        busy_until = time.monotonic() + _BUSY_FOR_S
+        last = time.monotonic()
         while not self._stop.is_set():
             pulled = self._client.PullMessages(PullMessagesRequest(node=self._node))
             for proto, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=False):
                 self._handle(message_from_proto(proto), tree)
-                busy_until = time.monotonic() + _BUSY_FOR_S
+                last = time.monotonic()
             if not pulled.messages_list:
-                busy = time.monotonic() < busy_until
-                self._stop.wait(_BUSY_POLL_S if busy else _IDLE_POLL_S)
+                # A round's messages follow each other closely; between rounds there is time.
+                quiet_s = time.monotonic() - last
+                self._stop.wait(min(_IDLE_POLL_S, max(_BUSY_POLL_S, quiet_s / 10)))
 
     def _handle(self, envelope: Message, tree: ObjectTree) -> None:
         run, kind = envelope.metadata.run_id, envelope.metadata.message_type

@@ -36,7 +36,7 @@ def hostile(tiny_checkpoint, tmp_path_factory):
     # One of the hospitals has a record that cannot be read.
     bad = folder / "carol.jsonl"
     bad.write_text(bad.read_text() + '{"text": "patient 4711 has diabetes", "label": "HIV"}\n')
-    config = small_config(checkpoint, rounds={"timeout_s": 90.0, "min_sites": 2})
+    config = small_config(checkpoint, rounds={"timeout_s": 300.0, "min_sites": 2})
     kits = deployment.kit("coordinator").parent
     roster = read_kit(deployment.kit("coordinator"), "coordinator").roster
     try:
@@ -46,8 +46,8 @@ def hostile(tiny_checkpoint, tmp_path_factory):
                 wait_online(link, name)
             with grid_of(link.open_run()) as grid:
                 presence, keys = GridPresence(grid), dict(roster.node_keys)
-                authority = FleetAuthority(grid, presence, keys.pop("authority"), 90.0, print)
-                sites = FleetSites(grid, presence, keys, 3, 90.0, print)
+                authority = FleetAuthority(grid, presence, keys.pop("authority"), 300.0, print)
+                sites = FleetSites(grid, presence, keys, 3, 300.0, print)
                 terms = make_terms(config, ModelCache().get(config, LABELS), RUN)
                 said: list[str] = []
                 cohort = gather_cohort(sites, terms, 1, roster, said.append)

@@ -206,7 +206,7 @@ def hears(federation, tmp_path, words: str, **other) -> str:
 
     log = tmp_path / "node.log"
     with echo_node(federation.anne, federation.link.port, log, **other):
-        wait_until(lambda: words in log.read_text(), 60.0, words)
+        wait_until(lambda: words in log.read_text(), 300.0, words)
     return log.read_text()
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from support.deployment import Deployment
+from support.deployment import Deployment, wait_until
 from support.federation import records, small_config, write_jsonl
 
 from fedllm.config import RunConfig
+from fedllm.privacy.ledger_audit import verify_ledger
+from server.simulation import simulate
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -23,18 +30,186 @@ def deployment(tiny_checkpoint, tmp_path) -> Iterator[Deployment]:
 
 @pytest.fixture
 def config(tiny_checkpoint, tmp_path) -> RunConfig:
+    """A run without noise, for which every site is needed in every round."""
     test = write_jsonl(tmp_path / "test.jsonl", records(30, seed=99))
     return small_config(
         tiny_checkpoint("bert"),
         data={"train": "unused", "test": str(test), "labels": None, "sites": 3},
-        rounds={"count": 3, "timeout_s": 60.0},
+        rounds={"count": 5, "min_sites": 3, "timeout_s": 120.0},
         training={"learning_rate": 0.02, "head_learning_rate": 0.05, "batch_size": 10},
     )
 
 
-@pytest.mark.slow
-def test_a_run_over_tls_from_submission_to_report(deployment, config):
+def simulated(config: RunConfig, deployment: Deployment) -> str:
+    """Return the adapter's SHA-256 of the same run in one process, from the same files."""
+    rows = []
+    for name in deployment.sites:
+        for line in (deployment.folder / f"{name}.jsonl").read_text().splitlines():
+            rows.append(json.dumps({**json.loads(line), "bank": name}))
+    path = deployment.folder / "all.jsonl"
+    path.write_text("\n".join(rows) + "\n")
+    data = config.data.model_copy(update={"train": str(path), "site": "bank"})
+    whole = config.model_copy(update={"data": data})
+    return simulate(whole, deployment.folder / "simulated").adapter_sha256
+
+
+def ledger_of(deployment: Deployment, name: str):
+    (dataset,) = verify_ledger(deployment.kit(name) / "state" / "ledger.sqlite").datasets
+    return dataset
+
+
+def children_of(deployment: Deployment) -> list[str]:
+    """Return the command lines of all processes that work with this federation's kits."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if str(deployment.folder / "operator") in line:
+                found.append(line)
+    return found
+
+
+def test_any_process_may_be_killed_and_the_adapter_is_that_of_the_simulator(deployment, config):
+    """Site, authority, the run's own process and the coordinator: kill -9, one after the other."""
     deployment.start_all()
-    done = deployment.submit(config, "--json")
+    assert deployment.submit(config, "--detach").returncode == 0
+
+    def reached(number: int) -> bool:
+        lines = deployment.rounds("small")
+        return bool(lines) and lines[-1]["round"] >= number
+
+    wait_until(lambda: reached(1), 600.0, "round 1")
+    deployment.kill("site-01")
+    deployment.start("site-01")
+    wait_until(lambda: reached(2), 600.0, "round 2")
+    deployment.kill("authority")
+    deployment.start("authority")
+    wait_until(lambda: reached(3), 600.0, "round 3")
+    (runner,) = [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and is_runner(entry, deployment)
+    ]
+    os.kill(runner, signal.SIGKILL)
+    wait_until(lambda: reached(4), 600.0, "round 4")
+    deployment.kill("coordinator")
+    assert not any("server.runner" in line for line in children_of(deployment))
+    deployment.start("coordinator")
+    path = deployment.folder / "small.toml"
+    kit = str(deployment.kit("coordinator"))
+    done = deployment.fedllm("run", str(path), "--kit", kit, "--follow", "--json")
     assert done.returncode == 0, done.stderr + deployment.log("coordinator")
-    assert json.loads(done.stdout)["rounds"] == 3
+    summary = json.loads(done.stdout)
+    assert summary["rounds"] == 5
+    assert [line["round"] for line in deployment.rounds("small")] == [0, 1, 2, 3, 4, 5]
+    assert summary["adapter_sha256"] == simulated(config, deployment)
+    for name in deployment.sites:
+        (run,) = ledger_of(deployment, name).runs
+        assert run.committed + run.reserved_only >= 5
+    assert not (deployment.run_folder("small") / "ledgers").exists()
+    assert "<html" in (deployment.run_folder("small") / "report.html").read_text()
+    log = deployment.fedllm("authority", "log", "--kit", str(deployment.kit("authority")))
+    assert log.returncode == 0, log.stderr
+    deployment.close()
+    assert children_of(deployment) == []
+
+
+def is_runner(entry: Path, deployment: Deployment) -> bool:
+    try:
+        line = (entry / "cmdline").read_bytes().decode()
+    except OSError:
+        return False
+    return "server.runner" in line and str(deployment.folder) in line
+
+
+def test_a_private_run_goes_on_without_a_lost_site_and_takes_it_back(deployment, config):
+    deployment.policy["non_private"] = False
+    for name in deployment.sites:
+        deployment.write_policy(name)
+    rounds = config.rounds.model_copy(update={"count": 12, "min_sites": 2})
+    privacy = config.privacy.model_copy(update={"epsilon": 6.0})
+    private = config.model_copy(update={"rounds": rounds, "privacy": privacy})
+    deployment.start_all()
+    assert deployment.submit(private, "--detach").returncode == 0
+
+    def last(sites: int) -> bool:
+        lines = deployment.rounds("small")
+        return len(lines) > 2 and lines[-1]["sites"] == sites
+
+    wait_until(lambda: last(3), 600.0, "all three sites")
+    deployment.kill("site-02")
+    wait_until(lambda: last(2), 600.0, "two sites go on")
+    deployment.start("site-02")
+    wait_until(lambda: last(3), 600.0, "the third is back")
+    path, kit = deployment.folder / "small.toml", str(deployment.kit("coordinator"))
+    done = deployment.fedllm("run", str(path), "--kit", kit, "--follow", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["privacy"]["promised"] == 6.0
+    for name in deployment.sites:
+        found = ledger_of(deployment, name)
+        assert 0 < found.spent.value <= 6.0
+    lost = ledger_of(deployment, "site-02").runs[0]
+    whole = ledger_of(deployment, "site-00").runs[0]
+    assert whole.committed == 12
+    assert lost.committed < 12
+
+
+def test_a_party_is_started_once_and_stops_when_it_is_told_to(deployment):
+    deployment.start("coordinator")
+    wait_until(lambda: deployment.status()["nodes"], 600.0, "status")
+    kit = str(deployment.kit("coordinator"))
+    second = deployment.fedllm("server", "start", "--kit", kit)
+    assert second.returncode == 2
+    assert "already running" in second.stderr
+    shown = deployment.fedllm("server", "status", "--kit", kit, "--json")
+    assert json.loads(shown.stdout)["running"] is True
+    deployment.start("site-00")
+    deployment.wait_connected("site-00")
+    site = deployment.kit("site-00")
+    policy = str(deployment.folder / "site-00.toml")
+    again = deployment.fedllm("client", "start", "--kit", str(site), "--policy", policy)
+    assert again.returncode == 2
+    process = deployment.processes.pop("site-00")
+    process.terminate()
+    assert process.wait(timeout=60) == 0
+    process = deployment.processes.pop("coordinator")
+    process.terminate()
+    assert process.wait(timeout=60) == 0
+    assert children_of(deployment) == []
+    shown = deployment.fedllm("server", "status", "--kit", kit)
+    assert shown.returncode == 1
+    assert "NOT running" in shown.stdout
+
+
+def test_a_policy_without_data_is_refused_at_the_start(deployment):
+    policy = deployment.folder / "empty.toml"
+    policy.write_text("[budget]\nepsilon = 1\n")
+    kit = str(deployment.kit("site-00"))
+    done = deployment.fedllm("client", "start", "--kit", kit, "--policy", str(policy))
+    assert done.returncode == 2
+    assert "no section [model]" in done.stderr
+
+
+def test_runs_are_handed_over_cancelled_and_refused_with_words(deployment, config):
+    kit = str(deployment.kit("coordinator"))
+    waiting = deployment.submit(config, "--detach")
+    assert waiting.returncode == 0
+    assert "no coordinator is running" in waiting.stderr
+    twice = deployment.submit(config)
+    assert twice.returncode == 2
+    assert "--follow" in twice.stderr
+    path = str(deployment.folder / "small.toml")
+    assert deployment.fedllm("run", path, "--kit", kit, "--cancel").returncode == 0
+    ended = deployment.fedllm("run", path, "--kit", kit, "--follow")
+    assert ended.returncode == 1
+    assert "cancelled" in ended.stderr
+    assert deployment.submit(config).returncode == 2
+    rounds = config.rounds.model_copy(update={"timeout_s": 3.0})
+    short = config.model_copy(update={"rounds": rounds, "name": "short"})
+    deployment.start("coordinator")
+    lonely = deployment.submit(short)
+    assert lonely.returncode == 4
+    assert "0 sites are connected, 3 are needed" in lonely.stderr

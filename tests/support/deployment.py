@@ -30,7 +30,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 90.0, what: str = "") -> Any:
+def wait_until(condition: Callable[[], Any], timeout_s: float = 300.0, what: str = "") -> Any:
     """Wait for a condition and return what it gave."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):

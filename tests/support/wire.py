@@ -75,7 +75,7 @@ def online(link: SuperLink, name: str) -> int | None:
 
 def wait_online(link: SuperLink, name: str) -> int:
     """Wait for a node."""
-    return wait_until(lambda: online(link, name), 60.0, f"{name} connected")
+    return wait_until(lambda: online(link, name), 300.0, f"{name} connected")
 
 
 def proof(key: ec.EllipticCurvePrivateKey, age_s: float = 0.0) -> dict[str, str]:
