@@ -20,7 +20,7 @@ say() { printf '\n== %s\n' "$*"; }
 declare -A process
 start() { # PARTY: the command becomes the process itself, so that kill -9 meets the right one
   local role=client policy=()
-  case $1 in coordinator) role=server ;; authority) role=authority ;; *) policy=(--policy "$here/site.toml") ;; esac
+  case $1 in coordinator) role=server ;; authority) role=authority ;; *) policy=(--policy "$here/bank.toml") ;; esac
   FEDLLM_SITE_RECORDS=$out/records/$1.jsonl \
     "$python" -m fedllm "$role" start --kit "$(kit "$1")" ${policy[@]+"${policy[@]}"} 2>>"$out/$1.log" &
   process[$1]=$!
@@ -48,7 +48,7 @@ finished_round() { grep -q "^{\"round\": $1," "$(kit coordinator)/state/runs/$na
 
 say "provision a federation of three banks in $out"
 mkdir -p "$out/records"
-sed "/^hosts/a port = $port" "$here/federation.toml" >"$out/federation.toml"
+sed "/^hosts/a port = $port" "$here/banks.toml" >"$out/federation.toml"
 fedllm provision "$out/federation.toml" --out "$out/operator" >/dev/null
 ls "$out/operator/kits"
 "$python" "$here/divide.py" "$data/banking77/train.jsonl.gz" "$out/records" "${sites[@]}"
