@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fedllm.audit.epsilon import ASSUMPTIONS, DatasetAudit, EpsilonAudit, RunAudit
 from fedllm.audit.recompute import Recomputed
+from fedllm.audit.results import EpsilonResult, FoundProblem, SiteEpsilon
 
 
 def as_json(found: EpsilonAudit) -> dict[str, Any]:
@@ -66,6 +67,32 @@ def _recomputed_json(value: Recomputed) -> dict[str, Any]:
         "rdp": number(value.rdp),
         "prv": number(value.prv),
     }
+
+
+def as_result(found: EpsilonAudit) -> EpsilonResult:
+    """Return what a run folder keeps of the audit, for its report."""
+    return EpsilonResult(
+        sites=tuple(
+            SiteEpsilon(
+                site=ledger.site,
+                unit=data.unit,
+                claimed=_finite(data.claimed),
+                recomputed=_finite(data.sums.value),
+                colluders=_finite(data.colluders.value),
+                delta=data.delta,
+            )
+            for ledger in found.ledgers
+            for data in ledger.datasets
+        ),
+        findings=tuple(
+            FoundProblem(severity=f.severity, subject=f.subject, text=f.text)
+            for f in found.findings
+        ),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def number(value: float | None) -> float | str | None:

@@ -187,3 +187,110 @@ def exposure_plot(
         _clean(axes)
         figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9)
         return finish(description)
+
+
+def promise_plot(
+    runs: Mapping[str, tuple[float | None, float | None, float | None]],
+    words: Mapping[str, str],
+    description: str,
+) -> Markup:
+    """Plot what was promised against what attacks showed, a row for each run.
+
+    Parameters
+    ----------
+    runs : mapping of str to (float or None, float or None, float or None)
+        Claimed epsilon (none: unlimited), white-box and black-box lower bounds.
+    words : mapping
+        Texts ``axis``, ``claimed``, ``white``, ``black``, ``unlimited``.
+    description : str
+        For those who do not see the plot.
+    """
+    with _figure("promise", 1.4 + 0.6 * len(runs)) as (figure, finish):
+        axes = figure.add_subplot()
+        known = [value for values in runs.values() for value in values if value is not None]
+        reach = 1.15 * max([*known, 1.0])
+        labelled: set[str] = set()
+
+        def label(key: str) -> str | None:
+            first = key not in labelled
+            labelled.add(key)
+            return words[key] if first else None
+
+        for row, (claimed, white, black) in enumerate(runs.values()):
+            for value, key, colour, offset in (
+                (white, "white", COLOURS[0], -0.14),
+                (black, "black", COLOURS[4], 0.14),
+            ):
+                if value is not None:
+                    axes.barh(row + offset, value, 0.24, color=colour, label=label(key))
+                    axes.annotate(
+                        f"{value:.2f}",
+                        (value, row + offset),
+                        xytext=(4, 0),
+                        textcoords="offset points",
+                        va="center",
+                        fontsize=8.5,
+                    )
+            if claimed is None:
+                axes.annotate(
+                    f"{words['unlimited']} →",
+                    (reach, row),
+                    ha="right",
+                    va="center",
+                    color=COLOURS[1],
+                )
+            else:
+                ends = (row - 0.34, row + 0.34)
+                axes.plot(
+                    (claimed, claimed), ends, color=COLOURS[1], lw=2.5, label=label("claimed")
+                )
+        axes.set_yticks(range(len(runs)), list(runs))
+        axes.set_ylim(len(runs) - 0.45, -0.55)
+        axes.set_xlim(0, reach)
+        axes.set_xlabel(words["axis"])
+        _clean(axes)
+        figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9)
+        return finish(description)
+
+
+def roc_plot(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    words: Mapping[str, str],
+    description: str,
+) -> Markup:
+    """Plot receiver operating characteristics with logarithmic axes, where the danger shows.
+
+    Parameters
+    ----------
+    curves : mapping of str to (sequence of float, sequence of float)
+        False and true positive rates, by model.
+    words : mapping
+        Texts ``false``, ``true``, ``guessing``.
+    description : str
+        For those who do not see the plot.
+    """
+    with _figure("roc", 3.6) as (figure, finish):
+        axes = figure.add_subplot()
+        low = 1e-3
+        for (name, (false, true)), colour in zip(curves.items(), COLOURS, strict=False):
+            # A step on a logarithmic axis begins at the axis, not at zero.
+            axes.plot(
+                np.maximum(false, low / 2),
+                np.maximum(true, low / 2),
+                drawstyle="steps-post",
+                color=colour,
+                label=name,
+            )
+        axes.plot((low, 1), (low, 1), color="#999999", linestyle=":", label=words["guessing"])
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlim(low, 1)
+        axes.set_ylim(low, 1)
+        ticks = (0.001, 0.01, 0.1, 1.0)
+        axes.set_xticks(ticks, ["0.1%", "1%", "10%", "100%"])
+        axes.set_yticks(ticks, ["0.1%", "1%", "10%", "100%"])
+        axes.set_xlabel(words["false"])
+        axes.set_ylabel(words["true"])
+        _clean(axes)
+        figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9)
+        return finish(description)

@@ -1,58 +1,48 @@
 """Write a run's report: one HTML file that a data-protection officer can read and print.
 
-Everything in it comes from the run folder (see `fedllm.audit.run_folder`). The file loads
-nothing from anywhere. Names of sites and other recorded text are hostile input: Jinja2
-escapes all of it, and the page forbids scripts.
+Everything in it comes from the run folder: what the run recorded (`fedllm.audit.run_folder`)
+and what audits left in ``audit/`` (`fedllm.audit.results`). The file loads nothing from
+anywhere. Names of sites and other recorded text are hostile input: Jinja2 escapes all of it,
+and the page forbids scripts. ``report.json`` says the same for machines.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 import tomllib
-from collections.abc import Iterator, Mapping
-from decimal import ROUND_CEILING, Decimal
-from functools import cached_property
-from importlib import metadata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from fedllm.audit.comparison import Comparison, load_comparison
-from fedllm.audit.plots import epsilon_plot, exposure_plot, metric_plot
-from fedllm.audit.run_folder import PHASES, RunFolder, read_run_folder
-from fedllm.files import write_bytes
+from fedllm.audit.comparison import load_comparison
+from fedllm.audit.report_audits import AuditParts
+from fedllm.audit.report_numbers import bound, number, percent
+from fedllm.audit.report_run import RunParts
+from fedllm.audit.run_folder import read_run_folder
+from fedllm.files import write_bytes, write_json
 
 REPORT_FILE = "report.html"
-Language = Literal["en"]
+TWIN_FILE = "report.json"
+Language = Literal["en", "zh"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_MOST_SITES = 40
-_MOST_VALUES = 64
-_PACKAGES = (
-    "fedllm",
-    "torch",
-    "opacus",
-    "peft",
-    "transformers",
-    "tenseal",
-    "flwr",
-    "dp-accounting",
-)
 
 
-def write_report(run_folder: Path, language: Language = "en") -> Path:
-    """Write ``report.html`` into a finished run's folder.
+def write_report(run_folder: Path, language: Language = "en", beside: Sequence[Path] = ()) -> Path:
+    """Write ``report.html`` and ``report.json`` into a finished run's folder.
 
     Parameters
     ----------
     run_folder : Path
-        Holds ``run.toml``, ``summary.json``, ``metrics.jsonl`` and, where models were
-        compared, ``comparison.json``.
-    language : {"en"}
+        Holds ``run.toml``, ``summary.json``, ``metrics.jsonl`` and, where they were made,
+        ``comparison.json`` and the results of audits.
+    language : {"en", "zh"}
         Of the texts.
+    beside : sequence of Path
+        Folders of runs to show promise and attacks of, beside this one's.
 
     Returns
     -------
@@ -66,412 +56,38 @@ def write_report(run_folder: Path, language: Language = "en") -> Path:
     FedllmError
         If another file is missing or damaged, or the report cannot be written.
     """
+    texts = read_texts(language)
+    run = read_run_folder(run_folder)
+    others = [read_run_folder(folder) for folder in beside]
+    parts = RunParts(run, load_comparison(run_folder), texts).parts()
+    parts |= AuditParts(run, others, texts).parts()
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(t=texts, **parts)
+    write_json(run_folder / TWIN_FILE, {"language": language, **_plain(parts)})
     path = run_folder / REPORT_FILE
-    report = Report(read_run_folder(run_folder), load_comparison(run_folder), language)
-    write_bytes(path, report.html().encode())
+    write_bytes(path, page.encode())
     return path
 
 
-class Report:
-    """The parts of a report, each as plain values ready for the template."""
-
-    def __init__(self, run: RunFolder, comparison: Comparison | None, language: Language) -> None:
-        self._run = run
-        self._config = run.config
-        self._summary = run.summary
-        self._comparison = comparison
-        self._language = language
-
-    def html(self) -> str:
-        """Return the whole page."""
-        environment = Environment(
-            loader=FileSystemLoader(_TEMPLATES),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-        )
-        return environment.get_template("report.html.j2").render(
-            t=self._texts,
-            title=self._texts["page"]["title"].format(run=self._config.name),
-            private=self._config.private,
-            verdict=self._verdict(),
-            cards=list(self._cards()),
-            what=self._what(),
-            who=self._who(),
-            protected=list(self._protected()),
-            progress=self._progress(),
-            epsilon_plot=self._epsilon_plot(),
-            comparison=self._attacks(self._comparison) if self._comparison else None,
-            time=list(self._time()),
-            encryption=list(self._encryption()),
-            limits=list(self._limits()),
-            origin=self._origin(),
-            appendix=list(_flat(self._summary, self._texts["appendix"]["more"])),
-        )
-
-    @cached_property
-    def _texts(self) -> dict[str, Any]:
-        return tomllib.loads((_TEMPLATES / f"report.{self._language}.toml").read_text("utf-8"))
-
-    @cached_property
-    def _epsilon(self) -> dict[str, float]:
-        """Spent by site, from the rounds or else from the summary."""
-        if self._run.epsilon:
-            return self._run.epsilon
-        recorded = self._section("privacy").get("sites", {})
-        if not isinstance(recorded, Mapping):
-            return {}
-        values = {name: _epsilon_of(value) for name, value in recorded.items()}
-        return {name: value for name, value in values.items() if value is not None}
-
-    @property
-    def _largest_epsilon(self) -> float | None:
-        claimed = _epsilon_of(self._section("privacy"))
-        values = [*self._epsilon.values(), *([] if claimed is None else [claimed])]
-        return max(values, default=None)
-
-    @property
-    def _unit(self) -> str:
-        return str(self._texts["unit"][self._config.unit])
-
-    def _section(self, name: str) -> Mapping[str, Any]:
-        value = self._summary.get(name)
-        return value if isinstance(value, Mapping) else {}
-
-    def _verdict(self) -> str:
-        texts = self._texts["verdict"]
-        if not self._config.private:
-            return str(texts["not_private"])
-        return str(
-            texts["private"].format(
-                unit=self._unit,
-                epsilon=bound(self._largest_epsilon),
-                delta=number(self._config.privacy.delta),
-            )
-        )
-
-    def _cards(self) -> Iterator[tuple[str, str]]:
-        texts = self._texts["cards"]
-        yield str(self._site_count), texts["sites"]
-        yield str(self._finished_rounds), texts["rounds"]
-        first, last = self._first_and_last_metrics()
-        for name in [n for n in ("accuracy", "loss") if n in last][:1]:
-            key = "metric" if name in first else "metric_alone"
-            yield (
-                number(last[name]),
-                texts[key].format(name=name, before=number(first.get(name))),
-            )
-        if self._config.private:
-            ceiling = number(self._config.privacy.epsilon)
-            yield bound(self._largest_epsilon), texts["epsilon"].format(ceiling=ceiling)
-        else:
-            yield texts["none"], texts["no_epsilon"]
-        scheme = self._config.encryption.scheme
-        yield (texts["none"] if scheme == "none" else scheme.upper()), texts["encryption"]
-        total = self._section("seconds").get("total")
-        if _is_number(total):
-            yield number(total), texts["seconds"]
-
-    @property
-    def _site_count(self) -> int:
-        sites = self._summary.get("sites")
-        if isinstance(sites, list | dict):
-            return len(sites)
-        return sites if isinstance(sites, int) else len(self._run.sites)
-
-    @property
-    def _finished_rounds(self) -> int:
-        return self._run.rounds[-1].number
-
-    def _what(self) -> SimpleNamespace:
-        texts, config = self._texts["what"], self._config
-        model = self._section("model")
-        task = self._texts["task"][config.task]
-        adapter = model.get("adapter_parameters")
-        rows = [
-            (texts["task"], task),
-            (texts["model"], Path(str(model.get("path") or config.model.path)).name),
-        ]
-        rows += [
-            (texts[key], number(model[key]))
-            for key in ("parameters", "adapter_parameters")
-            if key in model
-        ]
-        rows += [
-            (texts["sites"], str(self._site_count)),
-            (texts["rounds"], f"{self._finished_rounds} / {config.rounds.count}"),
-            (texts["local_steps"], str(config.training.local_steps)),
-        ]
-        if config.private:
-            if config.training.sampling_rate is not None:
-                rate = number(config.training.sampling_rate)
-                rows.append((texts["records"].format(unit=self._unit), rate))
-            norm = number(config.privacy.clipping_norm)
-            rows.append((texts["clipping"].format(unit=self._unit), norm))
-        text = texts["text"].format(task=task, adapter=number(adapter))
-        return SimpleNamespace(text=text, rows=rows)
-
-    def _who(self) -> SimpleNamespace:
-        texts = self._texts["who"]
-        trained = [line for line in self._run.rounds if line.number > 0]
-        recorded = self._summary.get("site_names")
-        named = map(str, recorded) if isinstance(recorded, list) else ()
-        names = sorted({*self._run.sites, *self._epsilon, *named})
-        names.sort(key=lambda name: -self._epsilon.get(name, 0.0))
-        ceiling = self._config.privacy.epsilon
-        rows = []
-        for name in names[:_MOST_SITES]:
-            spent = self._epsilon.get(name)
-            left = None if spent is None or ceiling is None else max(0.0, ceiling - spent)
-            part = sum(name not in line.dropped for line in trained)
-            rows.append(
-                SimpleNamespace(
-                    name=name,
-                    rounds=f"{part} / {len(trained)}",
-                    epsilon=bound(spent),
-                    left=number(left),
-                )
-            )
-        notes = []
-        if len(names) > _MOST_SITES:
-            most = bound(self._epsilon.get(names[_MOST_SITES]))
-            notes.append(texts["more"].format(count=len(names) - _MOST_SITES, epsilon=most))
-        if not names:
-            notes.append(texts["unnamed"].format(count=self._site_count))
-        incomplete = [str(line.number) for line in trained if line.dropped]
-        if incomplete:
-            shown = ", ".join(incomplete[:_MOST_VALUES])
-            notes.append(texts["dropped"].format(rounds=shown))
-        return SimpleNamespace(sites=rows, notes=notes)
-
-    def _protected(self) -> Iterator[str]:
-        texts, config = self._texts["protected"], self._config
-        if config.private and self._largest_epsilon is not None:
-            yield texts["dp"].format(
-                unit=self._unit,
-                epsilon=bound(self._largest_epsilon),
-                factor=bound(math.exp(self._largest_epsilon)),
-                delta=number(config.privacy.delta),
-            )
-            yield texts[f"dp_unit_{config.unit}"]
-            yield texts[f"noise_{config.privacy.noise}"].format(colluders=config.privacy.colluders)
-            yield texts["ledger"]
-        elif not config.private:
-            yield texts["no_dp"]
-        if config.encryption.scheme == "none":
-            yield texts["not_encrypted"]
-            return
-        yield texts["encrypted"].format(scheme=config.encryption.scheme.upper())
-        yield texts["masked" if config.encryption.masked else "not_masked"]
-
-    def _first_and_last_metrics(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
-        measured = [line for line in self._run.rounds if line.metrics]
-        last = {k: float(v) for k, v in self._section("metrics").items() if _is_number(v)}
-        if not measured:
-            return {}, last
-        first = measured[0].metrics if measured[0].number == 0 else {}
-        return first, last or measured[-1].metrics
-
-    def _progress(self) -> SimpleNamespace:
-        texts = self._texts["progress"]
-        first, last = self._first_and_last_metrics()
-        rows = [(name, number(first.get(name)), number(value)) for name, value in last.items()]
-        plots = []
-        for name in ("accuracy", "loss"):
-            points = [(r.number, r.metrics[name]) for r in self._run.rounds if name in r.metrics]
-            if len(points) > 1:
-                description = texts["plot"].format(
-                    name=name, first=number(points[0][1]), last=number(points[-1][1])
-                )
-                plots.append(metric_plot(name, points, texts["round"], description))
-        return SimpleNamespace(rows=rows, plots=plots)
-
-    def _epsilon_plot(self) -> str | None:
-        texts, ceiling = self._texts["epsilon"], self._config.privacy.epsilon
-        curves: dict[str, list[tuple[int, float]]] = {}
-        for line in self._run.rounds:
-            for site, spent in line.epsilon.items():
-                curves.setdefault(site, [(0, 0.0)]).append((line.number, spent))
-        if not curves:
-            return None
-        words = {
-            "round": self._texts["progress"]["round"],
-            "epsilon": texts["label"],
-            "ceiling": texts["ceiling"].format(ceiling=number(ceiling)),
-            "range": texts["range"],
-            "several": texts["several"],
-        }
-        description = texts["plot"].format(largest=bound(self._largest_epsilon))
-        return epsilon_plot(curves, ceiling, words, description)
-
-    def _attacks(self, found: Comparison) -> SimpleNamespace:
-        texts = self._texts["comparison"]
-        models = [
-            SimpleNamespace(
-                name=model.name,
-                accuracy=percent(model.accuracy),
-                exact=percent(model.exact),
-                extracted=texts["of"].format(count=model.extracted, total=found.secrets),
-                first=texts["of"].format(count=found.ranked_first(model), total=found.secrets),
-                exposure=number(sum(model.exposure) / max(1, len(model.exposure))),
-            )
-            for model in found.models
-        ]
-        examples = [
-            SimpleNamespace(
-                prompt=example.prompt,
-                right=example.right,
-                answers=list(zip((m.name for m in found.models), example.answers, strict=False)),
-            )
-            for example in found.examples
-        ]
-        words = {"exposure": texts["axis"], **{k: texts[k] for k in ("maximum", "expected")}}
-        return SimpleNamespace(
-            models=models,
-            examples=examples,
-            text=texts["text"].format(
-                secrets=found.secrets, candidates=number(round(2**found.maximum_exposure))
-            ),
-            chance=texts["chance"].format(
-                chance=percent(found.chance),
-                questions=number(found.questions),
-                expected=number(found.expected_exposure),
-                maximum=number(found.maximum_exposure),
-            ),
-            plot=exposure_plot(
-                {m.name: m.exposure for m in found.models},
-                found.maximum_exposure,
-                found.expected_exposure,
-                words,
-                texts["plot"],
-            ),
-        )
-
-    def _time(self) -> Iterator[SimpleNamespace]:
-        texts = self._texts["time"]
-        recorded = {k: float(v) for k, v in self._section("seconds").items() if _is_number(v)}
-        for phase in PHASES:
-            if phase not in recorded:
-                values = [r.seconds[phase] for r in self._run.rounds if phase in r.seconds]
-                recorded |= {phase: sum(values)} if values else {}
-        parts = {name: value for name, value in recorded.items() if name != "total"}
-        whole = sum(parts.values())
-        for name, value in parts.items():
-            share = 100 * value / whole if whole > 0 else 0.0
-            yield SimpleNamespace(
-                name=texts.get(name, name),
-                seconds=f"{value:,.2f}",
-                share=f"{share:.1f}%",
-                percent=round(share, 1),
-            )
-        if "total" in recorded:
-            total = f"{recorded['total']:,.2f}"
-            yield SimpleNamespace(name=texts["total"], seconds=total, share="", percent=None)
-
-    def _encryption(self) -> Iterator[tuple[str, str]]:
-        texts, config = self._texts["encryption"], self._config.encryption
-        known: dict[str, Any] = {"scheme": config.scheme}
-        if config.scheme == "bfv":
-            known |= {"bits": config.bits, "masks": config.masked}
-        totals = {k: self._summary[k] for k in ("bytes_up", "bytes_down") if k in self._summary}
-        for key, value in {**known, **self._section("encryption")}.items():
-            if isinstance(value, list):
-                shown = ", ".join(map(str, value))
-            elif isinstance(value, bool):
-                shown = texts["yes" if value else "no"]
-            else:
-                shown = number(value) if _is_number(value) else str(value)
-            yield texts.get(key, key), shown
-        for key, value in totals.items():
-            yield texts[key], number(value)
-
-    def _limits(self) -> Iterator[str]:
-        texts, config = self._texts["limits"], self._config
-        if not config.private:
-            yield texts["not_private"]
-        if config.encryption.scheme == "none":
-            yield texts["not_encrypted"]
-        if (self._run.path / "ledgers").is_dir():
-            # Only a simulation has every site's ledger at hand.
-            yield texts["simulation"]
-        if config.private:
-            yield texts[config.unit]
-        yield from texts["items"]
-
-    def _origin(self) -> SimpleNamespace:
-        texts, model = self._texts["origin"], self._section("model")
-        named = (
-            ("model", model.get("fingerprint")),
-            ("adapter", self._summary.get("adapter_sha256")),
-            ("run_toml", _sha256(self._run.path / "run.toml")),
-            ("summary", _sha256(self._run.path / "summary.json")),
-            ("seed", self._config.seed),
-        )
-        rows = [(texts[key], str(value)) for key, value in named if value is not None]
-        recorded = self._section("versions")
-        versions = {k: str(v) for k, v in recorded.items()} or _installed_versions()
-        note = texts["versions_recorded" if recorded else "versions_here"]
-        return SimpleNamespace(rows=[*rows, *versions.items()], note=note)
+def read_texts(language: Language) -> dict[str, Any]:
+    """Return every text of the report in one language."""
+    return tomllib.loads((_TEMPLATES / f"report.{language}.toml").read_text("utf-8"))
 
 
-def number(value: Any) -> str:
-    """Write a number for readers: four significant digits, thousands separated."""
-    if not _is_number(value):
-        return "–"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if value and (abs(value) < 1e-3 or abs(value) >= 1e9):
-        mantissa, _, exponent = f"{value:.3g}".partition("e")
-        return f"{mantissa}e{int(exponent)}" if exponent else mantissa
-    return f"{value:,.2f}".removesuffix(".00") if abs(value) >= 100 else f"{value:.4g}"
-
-
-def bound(value: float | None) -> str:
-    """Write a number that must not be passed, rounded up to four significant digits."""
-    if value is None or not math.isfinite(value) or value <= 0:
-        return number(value)
-    # The float's shortest decimal is what was recorded; its binary tail is not rounded up.
-    exact = Decimal(repr(float(value)))
-    step = Decimal(1).scaleb(exact.adjusted() - 3)
-    return number(float(exact.quantize(step, rounding=ROUND_CEILING)))
-
-
-def percent(share: float) -> str:
-    """Write a share of one in percent."""
-    return f"{100 * share:.1f}%"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _epsilon_of(value: Any) -> float | None:
+def _plain(value: Any) -> Any:
+    """Return a part as plain JSON values; plots are left out."""
+    if isinstance(value, SimpleNamespace):
+        value = vars(value)
     if isinstance(value, Mapping):
-        value = value.get("epsilon")
-    return float(value) if _is_number(value) else None
+        return {key: _plain(inner) for key, inner in value.items() if not isinstance(inner, Markup)}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value if not isinstance(inner, Markup)]
+    return value
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _installed_versions() -> dict[str, str]:
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _flat(value: Any, more: str, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every value of nested JSON under its dotted key; long tables are cut short."""
-    if isinstance(value, Mapping | list) and value:
-        items = list(value.items() if isinstance(value, Mapping) else enumerate(value))
-        for name, inner in items[:_MOST_VALUES]:
-            yield from _flat(inner, more, f"{key}.{name}" if key else str(name))
-        if len(items) > _MOST_VALUES:
-            yield key, more.format(count=len(items) - _MOST_VALUES)
-    else:
-        yield key, "–" if value is None else str(value)
+__all__ = ["REPORT_FILE", "TWIN_FILE", "bound", "number", "percent", "write_report"]

@@ -160,7 +160,49 @@ class ExtractionResult(Section):
     models: tuple[Extracted, ...]
 
 
-Result = TypeVar("Result", CanaryResult, MembershipResult, ExtractionResult)
+class SiteEpsilon(Section):
+    """What one data set of a site has spent over all runs, recomputed.
+
+    Attributes
+    ----------
+    site, unit : str
+        Whose, and what one unit of privacy is.
+    claimed, recomputed, colluders : float, optional
+        By fedllm; by foreign accountants, as others see sums, and as all others collude. None
+        is unlimited.
+    delta : float
+        Of all three.
+    """
+
+    site: str
+    unit: str
+    claimed: Finite | None
+    recomputed: Finite | None
+    colluders: Finite | None
+    delta: Finite
+
+
+class FoundProblem(Section):
+    """A finding of an audit of ledgers."""
+
+    severity: Literal["critical", "warning", "note"]
+    subject: str
+    text: str
+
+
+class EpsilonResult(Section):
+    """An audit of a run's ledgers."""
+
+    sites: tuple[SiteEpsilon, ...]
+    findings: tuple[FoundProblem, ...]
+
+    @property
+    def critical(self) -> int:
+        """How many findings mean that a claim does not hold."""
+        return sum(finding.severity == "critical" for finding in self.findings)
+
+
+Result = TypeVar("Result", CanaryResult, MembershipResult, ExtractionResult, EpsilonResult)
 
 
 def save(run_folder: Path, name: str, result: Section) -> Path:

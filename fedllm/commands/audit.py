@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,13 +108,15 @@ def epsilon(
     Chain and signatures are checked first. Exit code 4 when a claim does not hold.
     """
     from fedllm.audit.epsilon import audit_ledgers, find_ledgers, require_sound
-    from fedllm.audit.epsilon_text import as_json, print_tables
+    from fedllm.audit.epsilon_text import as_json, as_result, print_tables
     from fedllm.commands.ledger import read_key
     from fedllm.privacy.ledger_entries import Head
 
     keys = {site: read_key(value) for site, value in map(_named, public_key)}
     anchors = {site: Head.parse(value) for site, value in map(_named, anchor)}
     found = audit_ledgers(find_ledgers(ledgers), keys, anchors)
+    folder = ledgers[0] if (ledgers[0] / "summary.json").exists() and not ledgers[1:] else None
+    _keep(folder, "epsilon", as_result(found), quiet=json_output)
     if json_output:
         print(json.dumps(as_json(found), indent=2, allow_nan=False))
     else:
@@ -258,9 +261,25 @@ def _keep(folder: Path | None, name: str, result: Section, quiet: bool) -> None:
             print(f"kept in {path}; `fedllm audit report {folder}` shows it")
 
 
+class Language(StrEnum):
+    """Of a report."""
+
+    en = "en"
+    zh = "zh"
+
+
 @app.command()
-def report(run: Path = typer.Argument(help="The folder of a finished run.")) -> None:
-    """Write report.html, one page for a data-protection officer, into a run's folder."""
+def report(
+    run: Path = typer.Argument(help="The folder of a finished run."),
+    language: Language = typer.Option(Language.en, help="English or Chinese."),
+    beside: list[Path] = typer.Option(
+        [], help="Another run's folder, to show promise and attacks side by side."
+    ),
+) -> None:
+    """Write report.html, one page for a data-protection officer, and report.json for machines.
+
+    Shows what `audit epsilon`, `canaries`, `membership` and `extraction` left in the folder.
+    """
     from fedllm.audit.report import write_report
 
-    print(write_report(run))
+    print(write_report(run, language.value, beside))

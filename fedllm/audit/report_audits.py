@@ -1,0 +1,278 @@
+"""What audits found about a run, beside what was promised, for its report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from fedllm.audit.findings import Severity
+from fedllm.audit.plots import promise_plot, roc_plot
+from fedllm.audit.report_numbers import bound, number, percent
+from fedllm.audit.results import (
+    CanaryResult,
+    EpsilonResult,
+    ExtractionResult,
+    MembershipResult,
+    load,
+)
+from fedllm.audit.run_folder import RunFolder
+
+# Above this the bound on what an attacker can learn says little in practice.
+_LARGE_EPSILON = 10.0
+
+
+@dataclass(frozen=True)
+class Audited:
+    """A run and the audits in its folder."""
+
+    run: RunFolder
+    epsilon: EpsilonResult | None
+    canaries: CanaryResult | None
+    membership: MembershipResult | None
+    extraction: ExtractionResult | None
+
+    @classmethod
+    def of(cls, run: RunFolder) -> Audited:
+        """Read a run folder's ``audit/``.
+
+        Raises
+        ------
+        FedllmError
+            If a result is damaged.
+        """
+        return cls(
+            run,
+            load(run.path, "epsilon", EpsilonResult),
+            load(run.path, "canaries", CanaryResult),
+            load(run.path, "membership", MembershipResult),
+            load(run.path, "extraction", ExtractionResult),
+        )
+
+    @property
+    def spent(self) -> float | None:
+        """Largest epsilon that the run recorded; none without privacy."""
+        return max(self.run.epsilon.values(), default=None)
+
+    @property
+    def recomputed(self) -> float | None:
+        """Largest recomputed epsilon of all sites; none where there is none or no limit."""
+        if self.epsilon is None or not self.run.config.private:
+            return None
+        return max((s.recomputed for s in self.epsilon.sites if s.recomputed), default=None)
+
+    def lower_bound(self, kind: str) -> float | None:
+        """Return what canaries of one kind showed."""
+        attacks = self.canaries.attacks if self.canaries else ()
+        return next((attack.epsilon for attack in attacks if attack.kind == kind), None)
+
+
+class AuditParts:
+    """The parts that come from audits, each as plain values ready for the template."""
+
+    def __init__(
+        self, run: RunFolder, beside: Sequence[RunFolder], texts: Mapping[str, Any]
+    ) -> None:
+        self._mine = Audited.of(run)
+        self._all = [self._mine, *map(Audited.of, beside)]
+        self._texts = texts
+
+    def parts(self) -> dict[str, Any]:
+        """Return every part by the name that the template has for it."""
+        return {
+            "findings": self._findings(),
+            "promise": self._promise(),
+            "ledgers": self._ledgers(),
+            "membership": self._membership(),
+            "extraction": self._extraction(),
+        }
+
+    def _findings(self) -> list[SimpleNamespace]:
+        texts = self._texts["findings"]
+        order: tuple[Severity, ...] = ("critical", "warning", "note")
+        found = [
+            SimpleNamespace(severity=severity, word=texts[severity], text=text)
+            for severity, text in self._found()
+        ]
+        return sorted(found, key=lambda finding: order.index(finding.severity))
+
+    def _found(self) -> Iterator[tuple[Severity, str]]:
+        texts, config = self._texts["findings"], self._mine.run.config
+        if not config.private:
+            yield "critical", texts["not_private"]
+        if config.encryption.scheme == "none":
+            yield "critical", texts["not_encrypted"]
+        elif not config.encryption.masked:
+            yield "warning", texts["not_masked"]
+        if config.privacy.epsilon is not None and config.privacy.epsilon > _LARGE_EPSILON:
+            yield "warning", texts["large"].format(epsilon=number(config.privacy.epsilon))
+        if config.private and config.unit == "record":
+            yield "note", texts["record"]
+        if any(line.dropped for line in self._mine.run.rounds):
+            yield "note", texts["dropped"]
+        yield from self._found_by_ledgers()
+        yield from self._found_by_canaries()
+        yield from self._found_by_membership()
+        yield from self._found_by_extraction()
+
+    def _found_by_ledgers(self) -> Iterator[tuple[Severity, str]]:
+        texts, found = self._texts["findings"], self._mine.epsilon
+        if found is None:
+            yield "note", texts["no_ledgers"]
+        elif found.critical:
+            yield "critical", texts["ledgers"].format(count=found.critical)
+        elif self._mine.run.config.private:
+            yield "note", texts["ledgers_hold"].format(count=len(found.sites))
+
+    def _found_by_canaries(self) -> Iterator[tuple[Severity, str]]:
+        texts, found = self._texts["findings"], self._mine.canaries
+        if found is None:
+            yield "note", texts["no_canaries"]
+        elif found.claimed is not None:
+            largest = max((attack.epsilon for attack in found.attacks), default=0.0)
+            words = {"found": number(largest), "claimed": number(found.claimed)}
+            yield (
+                ("critical", texts["refuted"].format(**words))
+                if found.refuted
+                else ("note", texts["canaries_hold"].format(**words))
+            )
+
+    def _found_by_membership(self) -> Iterator[tuple[Severity, str]]:
+        texts, found = self._texts["findings"], self._mine.membership
+        if found is None:
+            yield "note", texts["no_membership"]
+            return
+        mine = found.models[0]
+        told = mine.auc_interval[0] > 0.5
+        yield (
+            "warning" if told else "note",
+            texts["membership" if told else "membership_chance"].format(auc=number(mine.auc)),
+        )
+
+    def _found_by_extraction(self) -> Iterator[tuple[Severity, str]]:
+        found = self._mine.extraction
+        if found is None:
+            return
+        # The run's own model stands after the untrained one.
+        mine = found.models[1]
+        if mine.extracted:
+            yield (
+                "warning",
+                self._texts["findings"]["extracted"].format(
+                    count=mine.extracted, total=found.secrets
+                ),
+            )
+
+    def _promise(self) -> SimpleNamespace:
+        """Promise and attacks, a row for each run."""
+        texts = self._texts["promise"]
+        rows = []
+        for audited in self._all:
+            private = audited.run.config.private
+            unlimited = texts["unlimited"]
+            attack = audited.membership.models[0] if audited.membership else None
+            rows.append(
+                SimpleNamespace(
+                    run=audited.run.config.name,
+                    promised=number(audited.run.config.privacy.epsilon) if private else unlimited,
+                    spent=bound(audited.spent) if private else unlimited,
+                    recomputed=bound(audited.recomputed) if private else unlimited,
+                    white=number(audited.lower_bound("white-box")),
+                    black=number(audited.lower_bound("black-box")),
+                    auc=number(attack.auc) if attack else "–",
+                    tpr=percent(attack.tpr_at_1_percent) if attack else "–",
+                )
+            )
+        tested = [audited for audited in self._all if audited.canaries]
+        plot = None
+        if tested:
+            bars = {
+                audited.run.config.name: (
+                    audited.run.config.privacy.epsilon,
+                    audited.lower_bound("white-box"),
+                    audited.lower_bound("black-box"),
+                )
+                for audited in tested
+            }
+            words = {key: texts[f"plot_{key}"] for key in ("axis", "claimed", "white", "black")}
+            plot = promise_plot(bars, {**words, "unlimited": texts["unlimited"]}, texts["plot"])
+        return SimpleNamespace(rows=rows, plot=plot, canaries=self._canaries())
+
+    def _canaries(self) -> list[str]:
+        found, texts = self._mine.canaries, self._texts["promise"]
+        if found is None:
+            return []
+        return [
+            texts[attack.kind].format(
+                right=attack.right,
+                guesses=attack.guesses,
+                canaries=attack.canaries,
+                epsilon=number(attack.epsilon),
+                plain=number(attack.epsilon_without_assumption),
+                confidence=percent(attack.confidence),
+            )
+            for attack in found.attacks
+        ]
+
+    def _ledgers(self) -> list[SimpleNamespace]:
+        found, unlimited = self._mine.epsilon, self._texts["promise"]["unlimited"]
+        if found is None:
+            return []
+
+        def shown(value: float | None) -> str:
+            return unlimited if value is None else bound(value)
+
+        return [
+            SimpleNamespace(
+                site=site.site,
+                claimed=shown(site.claimed),
+                recomputed=shown(site.recomputed),
+                colluders=shown(site.colluders),
+                delta=number(site.delta),
+            )
+            for site in found.sites
+        ]
+
+    def _membership(self) -> SimpleNamespace | None:
+        found, texts = self._mine.membership, self._texts["membership"]
+        if found is None:
+            return None
+        unlimited = self._texts["promise"]["unlimited"]
+        rows = [
+            SimpleNamespace(
+                name=model.name,
+                epsilon=unlimited if model.epsilon is None else number(model.epsilon),
+                auc=f"{model.auc:.3f} ({model.auc_interval[0]:.3f}–{model.auc_interval[1]:.3f})",
+                tpr_at_0_1_percent=f"{model.tpr_at_0_1_percent:.2%}",
+                tpr_at_1_percent=f"{model.tpr_at_1_percent:.2%}",
+            )
+            for model in found.models
+        ]
+        words = {key: texts[key] for key in ("false", "true", "guessing")}
+        curves = {model.name: (model.false_positive, model.true_positive) for model in found.models}
+        text = texts["text"].format(
+            members=number(found.members), others=number(found.others), shadows=found.shadows
+        )
+        plot = roc_plot(curves, words, texts["plot"])
+        return SimpleNamespace(rows=rows, plot=plot, text=text)
+
+    def _extraction(self) -> SimpleNamespace | None:
+        found, texts = self._mine.extraction, self._texts["extraction"]
+        if found is None:
+            return None
+        rows = [
+            SimpleNamespace(
+                name=texts[model.name.replace(" ", "_")],
+                extracted=texts["of"].format(count=model.extracted, total=found.secrets),
+                exposure=number(sum(model.exposure) / len(model.exposure)),
+            )
+            for model in found.models
+        ]
+        text = texts["text"].format(
+            secrets=found.secrets,
+            candidates=number(round(2**found.maximum)),
+            expected=number(found.expected),
+            maximum=number(found.maximum),
+        )
+        return SimpleNamespace(rows=rows, text=text)
