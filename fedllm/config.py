@@ -234,6 +234,10 @@ class PrivacySection(Section):
     clipping_norm : float
         L2 bound on the gradient of one record, or of one person's records together; with unit
         "site" on a site's update.
+    clipping_quantile : float, optional
+        Where set, each site's clipping norm starts at ``clipping_norm`` and follows the
+        gradients, so that this part of them is within it. The noise is 2% larger for it.
+        Needs local noise and ``training.optimizer = "adam"``.
     colluders : int
         Sites assumed to reveal their noise shares (distributed noise).
     """
@@ -244,6 +248,7 @@ class PrivacySection(Section):
     noise: Literal["local", "distributed"] = "local"
     distribution: Literal["gaussian", "discrete_gaussian"] = "gaussian"
     clipping_norm: PositiveFloat = 1.0
+    clipping_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
     colluders: Annotated[int, Field(ge=0)] = 0
 
 
@@ -356,6 +361,8 @@ class RunConfig(Section):
                 raise ValueError("evaluation.epsilon must be smaller than privacy.epsilon")
         if self.privacy.distribution == "discrete_gaussian":
             self._discrete_noise_fits()
+        if self.privacy.clipping_quantile is not None:
+            self._clipping_may_move()
         if self.privacy.unit == "site" and self.evaluation.every:
             raise ValueError(
                 "evaluation.every does not go with privacy.unit = 'site': its noise hides single "
@@ -377,6 +384,18 @@ class RunConfig(Section):
             raise ValueError(
                 "privacy.noise = 'distributed' needs training.sampling_rate: it must be "
                 "public and the same at every site"
+            )
+
+    def _clipping_may_move(self) -> None:
+        if self.privacy.noise != "local" or self.privacy.unit != "record":
+            raise ValueError(
+                "privacy.clipping_quantile needs privacy.noise = 'local' and unit 'record': "
+                "each site follows its own gradients"
+            )
+        if self.training.optimizer != "adam":
+            raise ValueError(
+                "privacy.clipping_quantile needs training.optimizer = 'adam', whose steps have a "
+                "bound whatever the clipping norm becomes"
             )
 
     def _discrete_noise_fits(self) -> None:

@@ -191,13 +191,21 @@ def test_discrete_noise_names_what_it_needs(change, words):
     ("sections", "words"),
     [
         ({"evaluation": {"every": 2}}, "hides single records"),
+        ({"privacy": {"clipping_quantile": 0.5}}, "follows its own gradients"),
+        (
+            {
+                "privacy": {"clipping_quantile": 0.5, "unit": "record"},
+                "training": {"optimizer": "sgd"},
+            },
+            "optimizer = 'adam'",
+        ),
         (
             {"privacy": {"distribution": "discrete_gaussian", "noise": "distributed"}},
             "needs privacy.unit",
         ),
     ],
 )
-def test_a_site_as_the_unit_names_what_does_not_go_with_it(sections, words):
+def test_kinds_of_privacy_name_what_does_not_go_with_them(sections, words):
     values: dict[str, Any] = {
         "name": "x",
         "task": "classification",

@@ -130,6 +130,7 @@ class Site:
         self._data = SiteData(records, identity)
         self._models = models
         self._full_errors = full_errors
+        self._clipping_norms: dict[str, float] = {}
         self._memory = SiteMemory(files.memory)
         self._accounts: dict[Task, SiteAccount] = {}
 
@@ -314,9 +315,14 @@ class Site:
         whole_site = config.unit == "site" and noise_multiplier is not None
         if whole_site:
             settings = replace(settings, noise_multiplier=None)
+        # After a restart the norm starts anew; what it follows is noised either way.
+        norm = self._clipping_norms.get(order.statement.run, settings.clipping_norm)
+        settings = replace(settings, clipping_norm=norm)
         result = train_locally(
             model, dataset, settings, sampling=sampling, noise=RandomStream.secure()
         )
+        if settings.clipping_quantile is not None:
+            self._clipping_norms[order.statement.run] = result.clipping_norm
         update = result.update
         if whole_site and noise_multiplier is not None:
             update = private_update(

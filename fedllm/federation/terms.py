@@ -111,6 +111,7 @@ def local_settings(config: RunConfig, units: int, noise_multiplier: float | None
         clipping_norm=config.privacy.clipping_norm,
         noise_multiplier=noise_multiplier,
         noise_share=noise_share(config),
+        clipping_quantile=config.privacy.clipping_quantile if noise_multiplier else None,
     )
 
 

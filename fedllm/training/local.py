@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from fedllm.models.manifest import AdapterManifest, Segment
 from fedllm.models.prefix import Dataset, by_length, take
 from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import Batch
+from fedllm.privacy.adaptive import AdaptiveClipping
 from fedllm.privacy.dpsgd import (
     Gradients,
     clipped_sum,
@@ -71,6 +72,9 @@ class LocalSettings:
         Standard deviation of the noise in units of ``clipping_norm``; none: not private.
     noise_share : float
         Part of that standard deviation which this site adds; 1 is the whole.
+    clipping_quantile : float, optional
+        Where set, ``clipping_norm`` is where the norm starts, and it moves with each step so
+        that this part of the units is within it; needs the whole noise.
     """
 
     steps: int
@@ -83,6 +87,7 @@ class LocalSettings:
     clipping_norm: float
     noise_multiplier: float | None
     noise_share: float = 1.0
+    clipping_quantile: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +120,13 @@ class LocalResult:
         (P,) float32: adapter after training minus before.
     statistics : LocalStatistics
         Private.
+    clipping_norm : float
+        After the last step; as private as the update is.
     """
 
     update: NDArray[np.float32]
     statistics: LocalStatistics
+    clipping_norm: float
 
 
 def train_locally(
@@ -161,15 +169,28 @@ def train_locally(
     vector = start.astype(np.float64)
     record = _Record(model.manifest)
     private = settings.noise_multiplier is not None
+    clipping = None
+    if settings.clipping_quantile is not None:
+        clipping = AdaptiveClipping(settings.clipping_norm, settings.clipping_quantile)
     try:
         with per_sample_hooks(model.module, model.row_layers) if private else nullcontext():
             for _ in range(settings.steps):
                 indices = poisson_batch(
                     dataset.units, dataset.number_of_units, settings.sampling_rate, sampling
                 )
-                total = _gradient_sum(model, dataset, indices, settings, record, gradients)
+                used = replace(settings, clipping_norm=clipping.norm) if clipping else settings
+                seen = len(record.norms)
+                total = _gradient_sum(model, dataset, indices, used, record, gradients)
                 record.end_of_step(vector, total, len(indices))
-                if settings.noise_multiplier is not None:
+                if settings.noise_multiplier is not None and clipping is not None:
+                    gradient = clipping.noised_mean(
+                        total,
+                        np.concatenate([np.empty(0), *record.norms[seen:]]),
+                        settings.noise_multiplier,
+                        settings.expected_batch_size,
+                        noise,
+                    )
+                elif settings.noise_multiplier is not None:
                     gradient = noised_mean(
                         total,
                         settings.noise_multiplier,
@@ -188,7 +209,8 @@ def train_locally(
         model.set_adapter(start)
     update = (vector - start).astype(np.float32)
     record.check(update)
-    return LocalResult(update, record.statistics())
+    norm = clipping.norm if clipping else settings.clipping_norm
+    return LocalResult(update, record.statistics(), norm)
 
 
 def clipped_gradient_sum(

@@ -286,9 +286,9 @@ def check_one_use(federation, monkeypatch):
     used = []
     work = local._gradient_sum
 
-    def watched(model, dataset, indices, settings, record):
+    def watched(model, dataset, indices, *others):
         used.append(tuple(indices.tolist()))
-        return work(model, dataset, indices, settings, record)
+        return work(model, dataset, indices, *others)
 
     with monkeypatch.context() as patch:
         patch.setattr(local, "_gradient_sum", watched)

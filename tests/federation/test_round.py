@@ -210,6 +210,36 @@ def test_a_site_as_the_unit_sends_no_more_than_the_clipping_norm(
     assert 0.003 < np.linalg.norm(sums) <= 3 * 0.01 * 1.01
 
 
+def test_a_moving_clipping_norm_is_kept_over_rounds_and_charged_as_ever(
+    tiny_checkpoint, tmp_path, monkeypatch
+):
+    import fedllm.federation.site as site_module
+
+    config = small_config(
+        tiny_checkpoint("bert"),
+        privacy={"epsilon": 8.0, "clipping_quantile": 0.5, "clipping_norm": 1e-4},
+        training={"local_steps": 3},
+        encryption={"scheme": "none"},
+    )
+    federation = build(tmp_path, config)
+    norms = []
+    train = site_module.train_locally
+
+    def watched(model, dataset, settings, sampling, noise):
+        result = train(model, dataset, settings, sampling=sampling, noise=noise)
+        norms.append((settings.clipping_norm, result.clipping_norm))
+        return result
+
+    monkeypatch.setattr(site_module, "train_locally", watched)
+    federation.round(1, 1)
+    federation.round(2, 2)
+    assert [start for start, _ in norms[:3]] == [1e-4] * 3
+    assert [start for start, _ in norms[3:]] == [end for _, end in norms[:3]]
+    assert all(start != end for start, end in norms)
+    (first, second) = ledger_of(federation, "site-0").events_of_run("run-1")
+    assert first == second == PoissonGaussian(0.2, first.noise_multiplier, 3)
+
+
 def discrete(checkpoint, **sections):
     values = {
         "privacy": {"epsilon": 1.0, "noise": "distributed", "distribution": "discrete_gaussian"},
