@@ -9,7 +9,7 @@ import pytest
 from fedllm.config import load_run_config, load_site_policy
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-STORIES = ("bank_intents", "hospital_questions")
+STORIES = ("bank_intents", "hospital_questions", "audit")
 RUNS = [p for s in STORIES for p in (EXAMPLES / s).glob("*.toml") if p.stem != "pretrain"]
 
 
@@ -33,3 +33,27 @@ def test_the_policy_can_be_read():
     policy = load_site_policy(EXAMPLES / "site.toml")
     assert policy.budget.epsilon == 10.0
     assert policy.allow.min_cohort == 3
+
+
+def test_the_audit_story_calls_commands_and_options_that_exist():
+    import re
+    import subprocess
+    import sys
+
+    script = (EXAMPLES / "audit/audit.sh").read_text()
+    subprocess.run(["sh", "-n", EXAMPLES / "audit/audit.sh"], check=True)
+    calls = re.findall(r"^fedllm (.+)$", script, flags=re.MULTILINE)
+    assert len(calls) >= 9
+    for command in sorted(
+        {tuple(call.split()[: 2 if "audit" in call[:5] else 1]) for call in calls}
+    ):
+        shown = subprocess.run(
+            [sys.executable, "-m", "fedllm", *command, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for call in calls:
+            if tuple(call.split()[: len(command)]) == command:
+                for option in re.findall(r"--[a-z-]+", call):
+                    assert option in shown, (command, option)
