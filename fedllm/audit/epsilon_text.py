@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedllm.audit.epsilon import ASSUMPTIONS, DatasetAudit, EpsilonAudit, RunAudit
+from fedllm.audit.epsilon_figures import ASSUMPTIONS, DatasetAudit, EpsilonAudit, RunAudit
 from fedllm.audit.recompute import Recomputed
 from fedllm.audit.results import EpsilonResult, FoundProblem, SiteEpsilon
 

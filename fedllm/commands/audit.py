@@ -107,7 +107,8 @@ def epsilon(
 
     Chain and signatures are checked first. Exit code 4 when a claim does not hold.
     """
-    from fedllm.audit.epsilon import audit_ledgers, find_ledgers, require_sound
+    from fedllm.audit.epsilon import audit_ledgers, find_ledgers
+    from fedllm.audit.epsilon_judge import require_sound
     from fedllm.audit.epsilon_text import as_json, as_result, print_tables
     from fedllm.commands.ledger import read_key
     from fedllm.privacy.ledger_entries import Head

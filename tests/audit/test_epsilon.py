@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from fedllm.audit import epsilon as audited
 from fedllm.audit.epsilon import audit_ledgers, find_ledgers
+from fedllm.audit.epsilon_figures import EventGroup
 from fedllm.audit.recompute import Recomputed, recompute
 from fedllm.commands.audit import app
 from fedllm.data.records import Record
@@ -106,7 +106,7 @@ def test_a_sound_ledger_has_no_critical_findings(book, tmp_path):
     (run,) = data.runs
     assert (data.unit, data.records, data.ceiling, data.delta) == ("record", 50, 8.0, DELTA)
     assert (run.committed, run.reserved_only) == (2, 0)
-    assert run.groups == (audited.EventGroup("Poisson-sampled Gaussian", 0.1, 1.0, 20),)
+    assert run.groups == (EventGroup("Poisson-sampled Gaussian", 0.1, 1.0, 20),)
     assert data.sums == run.recomputed == recompute([STEP, STEP], DELTA)
     assert data.claimed == pytest.approx(data.sums.value, rel=0.02)
 
