@@ -18,9 +18,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedllm.errors import FedllmError, PeerError
 from fedllm.identity.kits import Kit, split_address
+from fedllm.identity.roster import ROSTER_PATH
 
 _TIMEOUT_S = 10.0
 _NODE_PATH = "/v1/fleet/send-node-heartbeat"
+_MAX_ROSTER_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -57,17 +59,9 @@ def reach_coordinator(kit: Kit) -> Reached:
     PeerError
         If somebody answers who is not the federation's coordinator.
     """
-    host, port = split_address(kit.address)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_verify_locations(cafile=str(kit.ca_certificate))
-    proxy = _proxy(host)
-    _try_tcp(*(proxy or (host, port)))
-    connection = http.client.HTTPSConnection(
-        *(proxy or (host, port)), context=context, timeout=_TIMEOUT_S
-    )
-    if proxy:
-        connection.set_tunnel(host, port)
+    proxy = _proxy(split_address(kit.address)[0])
+    _try_tcp(*(proxy or split_address(kit.address)))
+    connection = _connection(kit, proxy)
     try:
         connection.connect()
         return _look(connection, kit)
@@ -82,6 +76,41 @@ def reach_coordinator(kit: Kit) -> Reached:
         ) from None
     finally:
         connection.close()
+
+
+def fetch_roster(kit: Kit) -> str:
+    """Ask the coordinator for the newest signed roster; whether it is one, the caller checks.
+
+    Raises
+    ------
+    FedllmError
+        If the coordinator cannot be reached, or gives none to this node.
+    """
+    connection = _connection(kit, _proxy(split_address(kit.address)[0]))
+    try:
+        connection.request("POST", ROSTER_PATH, body=b"", headers=_proof(kit))
+        answer = connection.getresponse()
+        content = answer.read(_MAX_ROSTER_BYTES + 1)
+        if answer.status != http.HTTPStatus.OK or not 0 < len(content) <= _MAX_ROSTER_BYTES:
+            raise FedllmError(f"the coordinator gave no roster (status {answer.status})")
+        return content.decode()
+    except (OSError, http.client.HTTPException, UnicodeDecodeError) as error:
+        raise FedllmError(f"the roster was not fetched ({_reason(error)})") from None
+    finally:
+        connection.close()
+
+
+def _connection(kit: Kit, proxy: tuple[str, int] | None) -> http.client.HTTPSConnection:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(cafile=str(kit.ca_certificate))
+    host, port = split_address(kit.address)
+    connection = http.client.HTTPSConnection(
+        *(proxy or (host, port)), context=context, timeout=_TIMEOUT_S
+    )
+    if proxy:
+        connection.set_tunnel(host, port)
+    return connection
 
 
 def _proxy(host: str) -> tuple[str, int] | None:

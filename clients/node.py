@@ -15,16 +15,20 @@ from typing import TYPE_CHECKING
 from flwr.clientapp import ClientApp
 
 from clients.app import make_authority_app, make_client_app
+from clients.connection import fetch_roster
 from fedllm.config import SitePolicy, Task, load_site_policy
-from fedllm.errors import ConfigError, FedllmError
+from fedllm.errors import ConfigError, FedllmError, PeerError, RefusedError
 from fedllm.federation.fleet import FleetNode
 from fedllm.identity.kits import Kit, read_kit
+from fedllm.identity.roster import verify_roster
 from fedllm.processes import die_with_parent, say, stop_on_signals
 
 if TYPE_CHECKING:
     from fedllm.data.records import Record
     from fedllm.federation.authority import Authority
     from fedllm.federation.site import Site, SiteFiles
+
+_ROSTER_POLL_S = 60.0
 
 
 def site_files(kit: Kit) -> SiteFiles:
@@ -93,7 +97,42 @@ def serve(kit: Kit, app: ClientApp, stop: threading.Event) -> None:
     node = FleetNode(kit.address, kit.ca_certificate, kit.node_key, app, say)
     watch = threading.Thread(target=_watch, args=(kit.folder / "roster.json", stop), daemon=True)
     watch.start()
+    threading.Thread(target=_keep_roster, args=(kit, stop), daemon=True).start()
     node.serve(stop)
+
+
+def _keep_roster(kit: Kit, stop: threading.Event) -> None:
+    """Install a newer roster when the coordinator has one; `_watch` then starts anew with it."""
+    complained = ""
+    while not stop.is_set():
+        try:
+            take_roster(kit)
+        except (PeerError, RefusedError) as error:
+            # The same complaint each minute would hide what matters.
+            if str(error) != complained:
+                say(f"the coordinator's roster is not used: {error}")
+            complained = str(error)
+        except FedllmError:
+            # The node itself says when there is no connection.
+            pass
+        stop.wait(_ROSTER_POLL_S)
+
+
+def take_roster(kit: Kit) -> bool:
+    """Fetch the coordinator's roster, and install it if it is newer; tell whether it was.
+
+    Raises
+    ------
+    PeerError, RefusedError
+        If it is not one that `Kit.install_roster` accepts.
+    FedllmError
+        If none was given.
+    """
+    text = fetch_roster(kit)
+    if verify_roster(text, kit.root).version <= kit.roster.version:
+        return False
+    kit.install_roster(text)
+    return True
 
 
 def _watch(roster: Path, stop: threading.Event) -> None:

@@ -108,7 +108,8 @@ class Service:
             self._say(f"the new roster is not used: {error}")
             if self._roster_time == 0:
                 raise
-        link.register(self._kit.roster.node_keys)
+        text = (self._kit.folder / "roster.json").read_text(encoding="utf-8")
+        link.register(self._kit.roster.node_keys, text)
         if self._roster_time:
             self._say(f"roster version {self._kit.roster.version} is in force")
         self._roster_time = changed

@@ -1,11 +1,11 @@
 """The coordinator's side of Flower's fleet: a SuperLink that lets in the roster and nobody else.
 
 One process holds Flower's state on disk and two listeners. The public one (TLS) serves eight
-paths of the fleet interface to registered nodes; who does not prove a registered key is turned
-away before a byte of the request's body is read. The private one (loopback) serves the process
-that carries a run, by its token. Flower's control interface, through which anyone could submit
-code or register nodes, is served nowhere. With `flower` and `fleet` the only file that imports
-Flower's private modules.
+paths of the fleet interface, and the signed roster, to registered nodes; who does not prove a
+registered key is turned away before a byte of the request's body is read. The private one
+(loopback) serves the process that carries a run, by its token. Flower's control interface,
+through which anyone could submit code or register nodes, is served nowhere. With `flower` and
+`fleet` the only file that imports Flower's private modules.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from flwr.superlink.main import create_app
 from starlette.concurrency import run_in_threadpool
 
 from fedllm.errors import ConfigError, FedllmError
+from fedllm.identity.roster import ROSTER_PATH
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -151,7 +152,10 @@ class SuperLink:
         self._private_socket = _bind("127.0.0.1", 0)
         self._public_socket = _bind(listener.host, listener.port)
         self.port: int = self._public_socket.getsockname()[1]
-        gate = _gate(self._app, PUBLIC_PATHS, self._node_key, self._turn_over)
+        self._roster = b""
+        public_app = _with_roster(self._app, lambda: self._roster)
+        paths = PUBLIC_PATHS | {ROSTER_PATH}
+        gate = _gate(public_app, paths, self._node_key, self._turn_over)
         inner = _gate(self._app, PRIVATE_PATHS, None, None)
         common: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False}
         public = uvicorn.Config(gate, lifespan="off", **common)
@@ -192,8 +196,16 @@ class SuperLink:
         """Whether the listeners are being served."""
         return self._thread.is_alive()
 
-    def register(self, keys: Mapping[str, bytes]) -> None:
-        """Let exactly these nodes in: the name and public key (PEM) of each."""
+    def register(self, keys: Mapping[str, bytes], roster: str = "") -> None:
+        """Let exactly these nodes in, and give them the signed roster when they ask for it.
+
+        Parameters
+        ----------
+        keys : mapping of str to bytes
+            Public key (PEM) of each node by name.
+        roster : str
+            The signed roster; empty for none.
+        """
         names = {key: name for name, key in keys.items()}
         known = {node.public_key: node for node in self._state.get_node_info()}
         for key, node in known.items():
@@ -208,6 +220,7 @@ class SuperLink:
                 )
             self._state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 10.0, name=name)
         self._names = names
+        self._roster = roster.encode()
 
     def nodes(self) -> list[NodeState]:
         """Return the registered nodes, by name."""
@@ -284,6 +297,21 @@ def _gate(
         await app(scope, receive, send)
 
     return gate
+
+
+def _with_roster(app: App, roster: Callable[[], bytes]) -> App:
+    """Answer the roster's path, and hand everything else to ``app``."""
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("path") != ROSTER_PATH:
+            await app(scope, receive, send)
+            return
+        content = roster()
+        headers = [(b"content-length", str(len(content)).encode()), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    return serve
 
 
 def _proven_key(headers: Mapping[bytes, bytes]) -> bytes | None:

@@ -18,6 +18,8 @@ from fedllm.identity.keys import Identity, verify_signature
 Role = Literal["coordinator", "authority", "operator", "site"]
 ROLES: tuple[Role, ...] = ("coordinator", "authority", "operator", "site")
 
+# Where a coordinator gives the signed roster to the nodes in it.
+ROSTER_PATH = "/v1/fedllm/roster"
 _FORMAT = "fedllm.roster.v1"
 _SITE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _FETCH = "fetch it again from the operator"

@@ -1,0 +1,84 @@
+"""How a new roster reaches a site whose kit lies elsewhere than the operator's folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from support.kits import make_federation
+from support.tls import free_port
+
+from clients.connection import fetch_roster, reach_coordinator
+from clients.node import take_roster
+from fedllm.errors import FedllmError, PeerError
+from fedllm.federation.superlink import Listener, SuperLink
+from fedllm.identity.kits import read_kit
+from fedllm.identity.provisioning import revoke
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[SimpleNamespace]:
+    """A SuperLink with a coordinator's kit, and a site's kit that left the operator's machine."""
+    folder, port = tmp_path / "operator", free_port()
+
+    def provision(*sites: str) -> None:
+        coordinator = {"hosts": ["127.0.0.1"], "port": port}
+        make_federation(folder, sites=list(sites), coordinator=coordinator)
+
+    provision("anne", "bob")
+    site = Path(shutil.move(folder / "kits" / "anne", tmp_path / "anne"))
+    kit = read_kit(folder / "kits" / "coordinator", "coordinator")
+    listener = Listener("127.0.0.1", port, kit.server_certificate, kit.server_key)
+    link = SuperLink(tmp_path / "superlink.sqlite", listener)
+
+    def follow(text: str | None = None) -> None:
+        found = read_kit(kit.folder, "coordinator")
+        link.register(
+            found.roster.node_keys, text or (folder / "roster.json").read_text(encoding="utf-8")
+        )
+
+    follow()
+    link.start()
+    yield SimpleNamespace(
+        folder=folder, site=lambda: read_kit(site, "site"), follow=follow, provision=provision
+    )
+    link.stop()
+
+
+def test_a_new_roster_reaches_the_site(place):
+    assert reach_coordinator(place.site()).knows_this_node
+    assert not take_roster(place.site())
+    place.provision("anne", "bob", "carl")
+    place.follow()
+    assert take_roster(place.site())
+    assert set(place.site().roster.sites) == {"anne", "bob", "carl"}
+    assert not take_roster(place.site())
+
+
+def test_an_older_or_forged_roster_changes_nothing(place, tmp_path):
+    old = (place.folder / "roster.json").read_text()
+    revoke(place.folder, "bob")
+    place.follow()
+    assert take_roster(place.site())
+    place.follow(old)
+    assert not take_roster(place.site())
+    make_federation(tmp_path / "evil", name="north")
+    place.follow((tmp_path / "evil" / "roster.json").read_text())
+    with pytest.raises(PeerError, match="signature"):
+        take_roster(place.site())
+    place.follow("{}")
+    with pytest.raises(PeerError, match="damaged"):
+        take_roster(place.site())
+    assert set(place.site().roster.sites) == {"anne"}
+
+
+def test_a_revoked_site_gets_none(place):
+    kit = place.site()
+    revoke(place.folder, "anne")
+    place.follow()
+    with pytest.raises(FedllmError, match="401"):
+        fetch_roster(kit)
+    assert not reach_coordinator(kit).knows_this_node
