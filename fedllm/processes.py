@@ -90,7 +90,8 @@ def start_module(
     ``stdin`` reaches it through a pipe: secrets do not belong on a command line.
     """
     # Not "-m": processes that multiprocessing spawns would import that module once more.
-    program = f"from {module} import main; main()"
+    quiet = "import warnings; warnings.filterwarnings('ignore', module='transformers')"
+    program = f"{quiet}; from {module} import main; main()"
     command = [sys.executable, "-P", "-c", program, str(os.getpid()), *arguments]
     child = subprocess.Popen(command, stdin=subprocess.PIPE)
     if child.stdin is None:

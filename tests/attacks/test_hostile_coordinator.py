@@ -97,7 +97,9 @@ def test_a_record_that_cannot_be_read_does_not_leave_its_site(hostile):
     for private in ("4711", "diabetes", "HIV", "carol.jsonl", "row"):
         assert private not in said
     assert [member.name for member in hostile.cohort] == ["anne", "bob"]
-    assert "HIV" in (hostile.deployment.kit("carol") / "state" / "rounds.jsonl").read_text()
+    assert (
+        "carol.jsonl:31" in (hostile.deployment.kit("carol") / "state" / "rounds.jsonl").read_text()
+    )
 
 
 def test_an_honest_round_first(hostile):

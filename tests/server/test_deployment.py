@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.deployment import Deployment, wait_until
+from support.deployment import Deployment, free_port, wait_until
 from support.federation import records, small_config, write_jsonl
+from support.network import HUB, network
 
 from fedllm.config import RunConfig
 from fedllm.privacy.ledger_audit import verify_ledger
@@ -213,3 +214,39 @@ def test_runs_are_handed_over_cancelled_and_refused_with_words(deployment, confi
     lonely = deployment.submit(short)
     assert lonely.returncode == 4
     assert "0 sites are connected, 3 are needed" in lonely.stderr
+
+
+def test_a_site_that_is_cut_off_in_a_round_comes_back(tiny_checkpoint, tmp_path, config):
+    """Five machines with addresses of their own; one of them loses its cable for a while."""
+    names = ("authority", "site-00", "site-01", "site-02")
+    with network(names) as net:
+        port = free_port()
+        deployment = Deployment(
+            tmp_path,
+            tiny_checkpoint("bert"),
+            port=port,
+            federation={"coordinator": {"hosts": [HUB], "port": port}},
+            inside=net.inside,
+        )
+        rounds = config.rounds.model_copy(update={"count": 500, "min_sites": 2})
+        long = config.model_copy(update={"rounds": rounds})
+
+        def last(sites: int) -> bool:
+            lines = deployment.rounds("small")
+            return len(lines) > 1 and lines[-1]["sites"] == sites
+
+        try:
+            deployment.start_all()
+            assert deployment.submit(long, "--detach").returncode == 0
+            wait_until(lambda: last(3), 600.0, "all three sites")
+            net.cut("site-02")
+            wait_until(lambda: last(2), 600.0, "two sites go on")
+            net.mend("site-02")
+            wait_until(lambda: last(3), 600.0, "the third is back")
+            path, kit = deployment.folder / "small.toml", str(deployment.kit("coordinator"))
+            done = deployment.fedllm("run", str(path), "--kit", kit, "--cancel")
+            assert done.returncode == 0
+            for name in deployment.sites:
+                assert ledger_of(deployment, name).runs[0].committed > 1
+        finally:
+            deployment.close()

@@ -49,6 +49,7 @@ class Deployment:
     port: int = field(default_factory=free_port)
     federation: dict[str, Any] = field(default_factory=dict)
     policy: dict[str, Any] = field(default_factory=dict)
+    inside: Callable[[str], list[str]] = lambda name: []
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -97,7 +98,9 @@ class Deployment:
                 command += ["--policy", str(self.folder / f"{name}.toml")]
             with (self.folder / f"{name}.log").open("ab") as log:
                 self.processes[name] = subprocess.Popen(
-                    [sys.executable, "-m", "fedllm", role, *command], stderr=log, env=ENVIRONMENT
+                    [*self.inside(name), sys.executable, "-m", "fedllm", role, *command],
+                    stderr=log,
+                    env=ENVIRONMENT,
                 )
 
     def start_all(self) -> None:

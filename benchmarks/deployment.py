@@ -1,0 +1,300 @@
+"""Rounds over TLS: fedllm's coordinator and nodes against plain Flower's, on the same work.
+
+Two nodes and a coordinator as processes of their own, TLS on loopback, state on disk on both
+sides. What is measured is what carries the messages: nodes answer at once with bytes.
+
+- *one exchange*: the same bytes to both nodes and back, by either.
+- *a round's shape*: plain Flower's round is one exchange. A round of fedllm has five (key,
+  training, agreement on the survivors, masks, sum), and packed ciphertexts instead of floats;
+  the sizes are those of its BFV plan. Encryption itself is measured in ``encryption.py``.
+
+Also prints how long ``fedllm client start`` takes until the node has answered its first
+message. Ratios are of medians.
+
+    python benchmarks/deployment.py [--rounds 5] [--json PATH]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedllm.config import parse
+from fedllm.encryption.plan import make_plan
+from fedllm.federation.flower import GridPresence, exchange, from_content, to_content
+from fedllm.federation.superlink import Listener, SuperLink, grid_of
+from fedllm.identity.config import FederationConfig
+from fedllm.identity.kits import Kit, read_kit
+from fedllm.identity.provisioning import provision
+
+PARAMETERS = 1_000_000
+NAMES = ("one", "two")
+ENVIRONMENT = {
+    **os.environ,
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "PYTHONPATH": os.pathsep.join(sys.path),
+}
+NODE = """
+import sys, threading
+from pathlib import Path
+from flwr.clientapp import ClientApp
+from fedllm.federation.fleet import FleetNode
+from fedllm.federation.flower import answer
+app = ClientApp()
+@app.query("echo")
+def echo(message, context):
+    return answer(message, lambda header, blobs: (header, {"x": bytes(int(header))}))
+address, ca, key = sys.argv[1:]
+FleetNode(address, Path(ca), Path(key), app, lambda text: None).serve(threading.Event())
+"""
+PLAIN_APP = (
+    """
+import json, time
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+app = ClientApp()
+
+@app.query("echo")
+def echo(message, context):
+    return Message(message.content, reply_to=message)
+
+server = ServerApp()
+
+@server.main()
+def main(grid, context):
+    rounds, out = context.run_config["rounds"], context.run_config["out"]
+    times = {}
+    while len(list(grid.get_node_ids())) < 2:
+        time.sleep(0.5)
+    for size in (0, PARAMETERS):
+        times[size] = []
+        for number in range(rounds + 1):
+            began = time.perf_counter()
+            content = ArrayRecord({"x": Array(np.zeros(size, dtype=np.float32))})
+            messages = [
+                Message(RecordDict({"x": content}), node, "query.echo")
+                for node in grid.get_node_ids()
+            ]
+            replies = list(grid.send_and_receive(messages, timeout=300))
+            assert len(replies) == 2 and not any(reply.has_error() for reply in replies)
+            if number:
+                times[size].append(time.perf_counter() - began)
+    with open(out, "w") as stream:
+        json.dump({str(size): values for size, values in times.items()}, stream)
+"""
+    % PARAMETERS
+)
+PLAIN_PROJECT = """[project]
+name = "plain"
+version = "1.0.0"
+license = "Apache-2.0"
+dependencies = []
+[tool.flwr.app]
+publisher = "bench"
+[tool.flwr.app.components]
+serverapp = "plain_app:server"
+clientapp = "plain_app:app"
+[tool.flwr.app.config]
+rounds = ROUNDS
+out = "OUT"
+"""
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def children() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start processes that end with the block."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*command: str) -> subprocess.Popen[bytes]:
+        quiet = subprocess.DEVNULL
+        started.append(subprocess.Popen(command, stdout=quiet, stderr=quiet, env=ENVIRONMENT))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            try:
+                process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def fedllm_rounds(kits: Path, folder: Path, rounds: int) -> dict[str, list[float]]:
+    """Time exchanges and round shapes of fedllm; seconds each."""
+    kit = read_kit(kits / "coordinator", "coordinator")
+    assert kit.server_certificate is not None
+    assert kit.server_key is not None
+    listener = Listener("127.0.0.1", 0, kit.server_certificate, kit.server_key)
+    link = SuperLink(folder / "fedllm.sqlite", listener)
+    link.register(kit.roster.node_keys)
+    link.start()
+    plan = make_plan("bfv", 16, 2, PARAMETERS, True)
+    key = len(plan.to_bytes()) + (1 << 17)
+    shapes = {
+        "exchange, empty": [(0, 0)],
+        "exchange, 1M": [(4 * PARAMETERS, 4 * PARAMETERS)],
+        "round, empty": [(0, 0)] * 5,
+        "round, 1M": [
+            (0, key),
+            (4 * PARAMETERS + key, plan.update_bytes),
+            (0, 0),
+            (0, 0),
+            (plan.update_bytes, 8 * PARAMETERS),
+        ],
+    }
+    times: dict[str, list[float]] = {}
+    with children() as start:
+        for name in NAMES:
+            site = read_kit(kits / name, "site")
+            arguments = (f"127.0.0.1:{link.port}", str(site.ca_certificate), str(site.node_key))
+            start(sys.executable, "-c", NODE, *arguments)
+        with grid_of(link.open_run()) as grid:
+            presence = GridPresence(grid)
+            while len(presence.keys()) < 2:
+                time.sleep(0.5)
+            nodes = list(presence.keys().values())
+            for name, steps in shapes.items():
+                for number in range(rounds + 1):
+                    began = time.perf_counter()
+                    for down, up in steps:
+                        content = to_content(str(up), {"x": bytes(down)})
+                        for reply in exchange(
+                            grid, "query.echo", dict.fromkeys(nodes, content), 300.0, presence
+                        ):
+                            assert reply.content is not None
+                            assert len(from_content(reply.content)[1]["x"]) == up
+                    if number:
+                        times.setdefault(name, []).append(time.perf_counter() - began)
+        link.close_runs()
+    link.stop()
+    return times
+
+
+def plain_rounds(kit: Kit, folder: Path, rounds: int) -> dict[str, list[float]]:
+    """Time rounds of stock flower-superlink and flower-supernode; seconds each."""
+    from flwr.cli.build import build_fab_from_files
+    from flwr.proto.control_pb2 import StartRunRequest
+    from flwr.proto.fab_pb2 import Fab
+    from flwr.supercore.control import ControlHttpClient
+
+    port, out = free_port(), folder / "plain.json"
+    ca = str(kit.ca_certificate)
+    bin_folder = Path(sys.executable).parent
+    tls = ("--ssl-certfile", str(kit.server_certificate), "--ssl-keyfile", str(kit.server_key))
+    files = {
+        "pyproject.toml": PLAIN_PROJECT.replace("ROUNDS", str(rounds))
+        .replace("OUT", str(out))
+        .encode(),
+        "plain_app.py": PLAIN_APP.encode(),
+    }
+    content = build_fab_from_files(files)[0]
+    with children() as start:
+        database = ("--database", str(folder / "plain.sqlite"))
+        where = ("--host", "127.0.0.1", "--port", str(port))
+        start(
+            str(bin_folder / "flower-superlink"), *tls, "--ssl-ca-certfile", ca, *where, *database
+        )
+        time.sleep(10)
+        for _ in NAMES:
+            command = ("--superlink", f"127.0.0.1:{port}", "--root-certificates", ca)
+            own = ("--port", str(free_port()))
+            start(str(bin_folder / "flower-supernode"), *command, *own)
+        address, pem = f"127.0.0.1:{port}", kit.ca_certificate.read_bytes()
+        with ControlHttpClient.from_server_address(address, False, pem, []) as client:
+            client.StartRun(StartRunRequest(fab=Fab(content=content)))
+        deadline = time.monotonic() + 60 + 120 * rounds
+        while not out.exists():
+            if time.monotonic() > deadline:
+                raise SystemExit("plain Flower did not finish in time")
+            time.sleep(0.5)
+        time.sleep(0.5)
+    found = json.loads(out.read_text())
+    return {"empty": found["0"], "1M": found[str(PARAMETERS)]}
+
+
+def first_answer(kits: Path, folder: Path) -> float:
+    """Return the seconds from ``fedllm client start`` to the first answered message."""
+    kit = read_kit(kits / "coordinator", "coordinator")
+    assert kit.server_certificate is not None
+    assert kit.server_key is not None
+    port = int(kit.address.rpartition(":")[2])
+    listener = Listener("127.0.0.1", port, kit.server_certificate, kit.server_key)
+    link = SuperLink(folder / "first.sqlite", listener)
+    link.register(kit.roster.node_keys)
+    link.start()
+    policy = folder / "site.toml"
+    policy.write_text('[model]\npath = "none"\n[data]\ntrain = "none.jsonl"\n')
+    with children() as start, grid_of(link.open_run()) as grid:
+        began = time.perf_counter()
+        arguments = ("--kit", str(kits / NAMES[0]), "--policy", str(policy))
+        start(sys.executable, "-m", "fedllm", "client", "start", *arguments)
+        presence = GridPresence(grid)
+        while not presence.keys():
+            time.sleep(0.1)
+        node = next(iter(presence.keys().values()))
+        # An order that the site reads and refuses: everything but the model was loaded for it.
+        list(exchange(grid, "query.join", {node: to_content("{}", {})}, 300.0, presence))
+        seconds = time.perf_counter() - began
+    link.close_runs()
+    link.stop()
+    return seconds
+
+
+def main() -> None:
+    """Print seconds a round, rounds a minute, and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        host = {"hosts": ["127.0.0.1"], "port": free_port()}
+        values = {"name": "bench", "sites": list(NAMES), "coordinator": host}
+        provision(parse(FederationConfig, values, "benchmark"), folder / "operator")
+        kits = folder / "operator" / "kits"
+        ours = fedllm_rounds(kits, folder, options.rounds)
+        plain = plain_rounds(read_kit(kits / "coordinator", "coordinator"), folder, options.rounds)
+        started = first_answer(kits, folder)
+    result: dict[str, float] = {"client start to first answer, s": started}
+    for work in ("empty", "1M"):
+        theirs = statistics.median(plain[work])
+        print(f"plain Flower, {work}: {theirs:.2f} s a round, {60 / theirs:.1f} rounds a minute")
+        for kind in ("exchange", "round"):
+            mine = statistics.median(ours[f"{kind}, {work}"])
+            print(
+                f"fedllm, {kind}, {work}: {mine:.2f} s, {60 / mine:.1f} a minute, "
+                f"{mine / theirs:.2f} times plain Flower's round"
+            )
+            result[f"{kind}, {work}, times plain"] = mine / theirs
+    print(f"client start to the first answer: {started:.1f} s")
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
