@@ -59,8 +59,7 @@ def echo(message, context):
 address, ca, key = sys.argv[1:]
 FleetNode(address, Path(ca), Path(key), app, lambda text: None).serve(threading.Event())
 """
-PLAIN_APP = (
-    """
+PLAIN_APP = """
 import json, time
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
@@ -96,9 +95,7 @@ def main(grid, context):
                 times[size].append(time.perf_counter() - began)
     with open(out, "w") as stream:
         json.dump({str(size): values for size, values in times.items()}, stream)
-"""
-    % PARAMETERS
-)
+""".replace("PARAMETERS", str(PARAMETERS))
 PLAIN_PROJECT = """[project]
 name = "plain"
 version = "1.0.0"

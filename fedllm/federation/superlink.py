@@ -397,6 +397,7 @@ def _lifespan_config(database: Path) -> SuperLinkLifespanConfig:
 @contextlib.contextmanager
 def grid_of(ticket: Ticket) -> Iterator[Grid]:
     """Connect the process that carries a run to its coordinator's SuperLink."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
     TaskIdentity.task_id, TaskIdentity.run_id = ticket.task_id, ticket.run_id
     TaskIdentity.node_id = _SERVER_NODE
     grid = HttpGrid(ticket.address, insecure=True, token=ticket.token)
