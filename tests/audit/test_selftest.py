@@ -164,8 +164,8 @@ def fixed_seed_of_the_sampling(patch):
 
 
 def charged_at_half_the_rate(patch):
-    right = charging.sampling_rate
-    patch.setattr(charging, "sampling_rate", lambda config, units: right(config, units) / 2)
+    right = charging.charged_rate
+    patch.setattr(charging, "charged_rate", lambda config, units: right(config, units) / 2)
 
 
 def noise_chosen_for_half_the_rate(patch):
@@ -248,10 +248,10 @@ def pairwise_masks_zero(patch):
 def adapters_unchanged(patch):
     right = local.LocalResult
 
-    def head_alone(update, statistics):
-        return right(np.zeros_like(update), statistics)
+    def nothing(update, *rest):
+        return right(np.zeros_like(update), *rest)
 
-    patch.setattr(local, "LocalResult", head_alone)
+    patch.setattr(local, "LocalResult", nothing)
 
 
 def adapters_unchanged_between_steps(patch):
