@@ -14,10 +14,9 @@ from fedllm.audit.recompute import recompute
 from fedllm.audit.results import (
     CanaryResult,
     ExtractionResult,
-    MembershipAttack,
     MembershipResult,
 )
-from fedllm.audit.sandbox import Sandbox, open_sandbox
+from fedllm.audit.sandbox import open_sandbox
 from fedllm.config import RunConfig, load_run_config
 from fedllm.data.records import Record
 from fedllm.data.sources import read_records
@@ -118,30 +117,23 @@ def run_membership(
     shadows = membership.train_shadows(
         sandbox, records, pairs, RandomStream.secure(), lambda n, of: heard("shadow models", n, of)
     )
+    everyone = sandbox.encode(records)
+    sandbox.model.set_adapter(sandbox.model.initial)
+    control = membership.attack("before training", None, sandbox, everyone, member, shadows)
     attacks = []
     for number, (folder, config) in enumerate(zip(folders, configs, strict=True), 1):
-        attacks.append(_attack(folder, config, sandbox, records, member, shadows))
+        sandbox.model.load_adapter(folder / "adapter")
+        name = config.name if folder.name == config.name else f"{config.name} ({folder.name})"
+        epsilon = config.privacy.epsilon
+        attacks.append(membership.attack(name, epsilon, sandbox, everyone, member, shadows))
         heard("models attacked", number, len(folders))
     return MembershipResult(
         members=len(members),
         others=len(records) - len(members),
         shadows=2 * pairs,
         models=tuple(attacks),
+        control=control,
     )
-
-
-def _attack(
-    folder: Path,
-    config: RunConfig,
-    sandbox: Sandbox,
-    records: list[Record],
-    member: np.ndarray,
-    shadows: membership.Shadows,
-) -> MembershipAttack:
-    sandbox.model.load_adapter(folder / "adapter")
-    name = f"{config.name} ({folder.name})" if folder.name != config.name else config.name
-    everyone = sandbox.encode(records)
-    return membership.attack(name, config.privacy.epsilon, sandbox, everyone, member, shadows)
 
 
 def _members(config: RunConfig, most: int, stream: RandomStream) -> list[Record]:

@@ -143,11 +143,10 @@ class AuditParts:
         if found is None:
             yield "note", texts["no_membership"]
             return
-        mine = found.models[0]
-        told = mine.auc_interval[0] > 0.5
+        words = {"auc": number(found.models[0].auc), "control": number(found.control.auc)}
         yield (
-            "warning" if told else "note",
-            texts["membership" if told else "membership_chance"].format(auc=number(mine.auc)),
+            "warning" if found.told else "note",
+            texts["membership" if found.told else "membership_chance"].format(**words),
         )
 
     def _found_by_extraction(self) -> Iterator[tuple[Severity, str]]:
@@ -249,8 +248,20 @@ class AuditParts:
             )
             for model in found.models
         ]
+        control = found.control
+        rows.append(
+            SimpleNamespace(
+                name=texts["control"],
+                epsilon="–",
+                auc=f"{control.auc:.3f} ({control.auc_interval[0]:.3f}–"
+                f"{control.auc_interval[1]:.3f})",
+                tpr_at_0_1_percent=f"{control.tpr_at_0_1_percent:.2%}",
+                tpr_at_1_percent=f"{control.tpr_at_1_percent:.2%}",
+            )
+        )
         words = {key: texts[key] for key in ("false", "true", "guessing")}
-        curves = {model.name: (model.false_positive, model.true_positive) for model in found.models}
+        named = [(model.name, model) for model in found.models] + [(texts["control"], control)]
+        curves = {name: (model.false_positive, model.true_positive) for name, model in named}
         text = texts["text"].format(
             members=number(found.members), others=number(found.others), shadows=found.shadows
         )

@@ -111,12 +111,21 @@ class MembershipResult(Section):
         Models that the attacker trained itself.
     models : tuple of MembershipAttack
         The released one first.
+    control : MembershipAttack
+        The same attack on the model before training, which knows nothing of the records: what
+        it finds is how members and others differ in kind.
     """
 
     members: Count
     others: Count
     shadows: Count
     models: tuple[MembershipAttack, ...]
+    control: MembershipAttack
+
+    @property
+    def told(self) -> bool:
+        """Whether the released model told members beyond chance and beyond the control."""
+        return self.models[0].auc_interval[0] > max(0.5, self.control.auc)
 
 
 class Extracted(Section):

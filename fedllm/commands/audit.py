@@ -199,7 +199,7 @@ def membership(
     if json_output:
         return
     print(f"{result.members} members, {result.others} others, {result.shadows} shadow models")
-    for model in result.models:
+    for model in (*result.models, result.control):
         low, high = model.auc_interval
         privacy = "no privacy" if model.epsilon is None else f"epsilon {model.epsilon:g}"
         print(

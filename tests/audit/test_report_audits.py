@@ -39,7 +39,7 @@ def canary_result(**changes):
     return CanaryResult.model_validate({**values, **changes})
 
 
-def membership_result(low=0.47, name="made-up <i>"):
+def membership_result(low=0.47, name="made-up <i>", control=0.5):
     model = {
         "name": name,
         "epsilon": 8.0,
@@ -51,7 +51,10 @@ def membership_result(low=0.47, name="made-up <i>"):
         "true_positive": [0.0, 0.0132, 1.0],
     }
     twin = {**model, "name": "twin", "epsilon": None, "auc": 0.741}
-    return MembershipResult(members=1000, others=900, shadows=8, models=(model, twin))
+    blind = {**model, "name": "before training", "epsilon": None, "auc": control}
+    return MembershipResult(
+        members=1000, others=900, shadows=8, models=(model, twin), control=blind
+    )
 
 
 def extraction_result(out=0):
@@ -145,7 +148,7 @@ def test_results_of_audits_are_shown_beside_the_promise(run):
     assert row["white"] == "3.217"
     assert row["recomputed"] == "7.91"
     assert row["black"] == "–"
-    assert [m["epsilon"] for m in twin["membership"]["rows"]] == ["8", "unlimited"]
+    assert [m["epsilon"] for m in twin["membership"]["rows"]] == ["8", "unlimited", "–"]
     assert [m["exposure"] for m in twin["extraction"]["rows"]] == ["1.5", "2", "4"]
     assert {severity for severity, _ in severities(run)} == {"note"}
 
@@ -163,10 +166,18 @@ def test_each_bad_result_is_a_finding_of_its_severity(run):
     assert "at least 3.217; 3 was claimed" in critical
     assert "1 claims in the sites' ledgers do not hold" in critical
     warnings = " ".join(text for severity, text in found if severity == "warning")
-    assert "better than by guessing" in warnings
+    assert "lets an attacker tell training records" in warnings
     assert "1 of 2 planted secrets" in warnings
     order = [item["severity"] for item in json.loads((run / "report.json").read_text())["findings"]]
     assert order == sorted(order, key=["critical", "warning", "note"].index)
+
+
+def test_members_that_the_untrained_model_tells_as_well_are_no_finding(run):
+    save(run, "membership", membership_result(low=0.57, control=0.6))
+    write_report(run)
+    (text,) = [t for s, t in severities(run) if "told training records" in t]
+    assert "untrained model 0.6" in text
+    assert not any(severity == "warning" for severity, _ in severities(run))
 
 
 def test_audits_that_were_not_made_are_said(run):

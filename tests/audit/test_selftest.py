@@ -17,7 +17,7 @@ from fedllm.commands.audit import app
 from fedllm.encryption import masks
 from fedllm.encryption.schemes import PublicRoundKey
 from fedllm.errors import FedllmError
-from fedllm.federation import charging
+from fedllm.federation import charging, terms
 from fedllm.federation.site import Site
 from fedllm.models.shared import SharedModel
 from fedllm.privacy import accounting, dpsgd
@@ -82,6 +82,11 @@ def noise_reused_in_the_steps_of_a_round(patch):
         return kept["noise"]
 
     patch.setattr(dpsgd, "gaussian_noise", reuse)
+
+
+def shares_that_suit_larger_sums(patch):
+    # 1/sqrt of all sites instead of the fewest whose sum may be opened.
+    patch.setattr(terms, "noise_share", lambda config: 3**-0.5)
 
 
 def rows_of(gradients):
@@ -263,6 +268,7 @@ PLANTED = [
     (half_the_noise, "noise of a step"),
     (noise_reused_in_every_call, "noise of a step"),
     (noise_reused_in_the_steps_of_a_round, "noise of a step"),
+    (shares_that_suit_larger_sums, "shared noise"),
     (clipping_off, "clipping of records"),
     (clipping_per_batch, "clipping of records"),
     (clipping_records_before_averaging_over_a_person, "clipping of persons"),

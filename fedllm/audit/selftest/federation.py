@@ -31,6 +31,7 @@ from fedllm.encryption.plan import EncryptionPlan, make_plan
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
 from fedllm.encryption.seal_format import new_context
 from fedllm.federation.authority import Authority
+from fedllm.federation.charging import next_noise_multiplier
 from fedllm.federation.coordinator import (
     RoundOutcome,
     Terms,
@@ -68,6 +69,8 @@ class Federation:
     ----------
     updates : list of bytes
         Every sealed update that a site sent, as it went over the wire.
+    announced : list of float
+        Noise multipliers of the rounds so far, with distributed noise.
     """
 
     config: RunConfig
@@ -79,6 +82,7 @@ class Federation:
     terms: Terms
     start: NDArray[np.float32]
     updates: list[bytes] = field(default_factory=list)
+    announced: list[float] = field(default_factory=list)
 
     def admit(self, node: str, name: str) -> None:
         """Nodes have the names of sites already."""
@@ -112,7 +116,9 @@ class Federation:
     def round(self, number: int) -> RoundOutcome:
         """Carry one round through, from the same adapter each time."""
         cohort = gather_cohort(self, self.terms, number, self.roster, lambda text: None)
-        statement = statement_of(self.terms, cohort, number, number, None)
+        noise = next_noise_multiplier(self.config, number, self.announced)
+        self.announced += [noise] if noise is not None else []
+        statement = statement_of(self.terms, cohort, number, number, noise)
         return run_round(
             self,
             self.authority,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,9 +59,21 @@ class Observed:
         }
 
 
-def observe(material: Material, like: Federation | None = None) -> Observed:
+# One step a round, whose noise the sites share.
+SHARED: dict[str, dict[str, Any]] = {
+    "privacy": {"noise": "distributed"},
+    "training": {"local_steps": 1, "sampling_rate": BATCH / RECORDS},
+}
+
+
+def observe(
+    material: Material,
+    like: Federation | None = None,
+    sections: Mapping[str, dict[str, Any]] | None = None,
+) -> Observed:
     """Run all rounds of a federation; with the same keys as another one, if given."""
-    federation = build(material, material.config(), like.identities if like else None)
+    config = material.config("bert", **(sections or {}))
+    federation = build(material, config, like.identities if like else None)
     each = clipped(gradients_of_sites(material, federation.config), 1.0)
     basis, *_ = np.linalg.svd(each.T, full_matrices=False)
     drawn, noise, readable = [], [], True
@@ -78,8 +92,11 @@ def noise_of_sums(observed: Observed) -> str | None:
     events = [event for name in SITES for event in observed.events[name][:1]]
     if len(events) < len(SITES):
         return "a ledger says nothing of the run's noise"
-    right = sum(event.steps * event.noise_multiplier**2 for event in events)
     federation = observed.federation
+    config = federation.config
+    # With shared noise the smallest sum that may be opened must hold all of it.
+    shares = config.rounds.min_sites if config.privacy.noise == "distributed" else 1
+    right = sum(event.steps * event.noise_multiplier**2 for event in events) / shares
     step = Quantiser(federation.terms.bounds, federation.config.encryption.bits).step
     # Stochastic rounding has a variance of at most a quarter of a squared step.
     rounding = len(SITES) * float(np.max(step) * BATCH / LEARNING_RATE) ** 2 / 4

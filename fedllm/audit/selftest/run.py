@@ -13,7 +13,7 @@ import torch
 
 from fedllm.audit.selftest import promises, rounds, step
 from fedllm.audit.selftest.material import Material
-from fedllm.audit.selftest.rounds import Observed, observe
+from fedllm.audit.selftest.rounds import SHARED, Observed, observe
 from fedllm.audit.selftest.statistics import ALARM
 from fedllm.errors import FedllmError
 
@@ -31,6 +31,11 @@ class Subject:
     def run(self) -> Observed:
         """A finished run."""
         return observe(self.material)
+
+    @cached_property
+    def shared(self) -> Observed:
+        """A finished run whose sites share the noise."""
+        return observe(self.material, sections=SHARED)
 
     @cached_property
     def twin(self) -> Observed:
@@ -102,6 +107,11 @@ CHECKS = (
         "noise of a round",
         "sums that the key authority opens hold the noise that the ledgers were charged for",
         lambda s: rounds.noise_of_sums(s.run),
+    ),
+    Check(
+        "shared noise",
+        "the sites' shares of noise make up the whole, in the smallest sum that may be opened",
+        lambda s: rounds.noise_of_sums(s.shared),
     ),
     Check(
         "chance",
