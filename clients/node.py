@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fedllm.federation.authority import Authority
     from fedllm.federation.site import Site, SiteFiles
 
-_ROSTER_POLL_S = 60.0
+_ROSTER_POLL_S = 20.0
 
 
 def site_files(kit: Kit) -> SiteFiles:
@@ -108,7 +108,7 @@ def _keep_roster(kit: Kit, stop: threading.Event) -> None:
         try:
             take_roster(kit)
         except (PeerError, RefusedError) as error:
-            # The same complaint each minute would hide what matters.
+            # The same complaint again and again would hide what matters.
             if str(error) != complained:
                 say(f"the coordinator's roster is not used: {error}")
             complained = str(error)

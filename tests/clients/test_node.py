@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.deployment import Deployment, wait_until
 from support.kits import make_federation
 from support.tls import free_port
 
@@ -82,3 +83,26 @@ def test_a_revoked_site_gets_none(place):
     with pytest.raises(FedllmError, match="401"):
         fetch_roster(kit)
     assert not reach_coordinator(kit).knows_this_node
+
+
+class Elsewhere(Deployment):
+    """A deployment whose first site has its kit on a machine of its own."""
+
+    def kit(self, name: str) -> Path:
+        return self.folder / name if name == "site-00" else super().kit(name)
+
+
+@pytest.mark.slow
+def test_a_running_site_starts_anew_with_the_new_roster(tmp_path, tiny_checkpoint):
+    deployment = Elsewhere(tmp_path, tiny_checkpoint("bert"))
+    kit = deployment.kit("site-00")
+    shutil.move(tmp_path / "operator" / "kits" / "site-00", kit)
+    try:
+        deployment.start("coordinator", "site-00")
+        deployment.wait_connected("site-00")
+        revoke(tmp_path / "operator", "site-02")
+        wait_until(lambda: "starting again with it" in deployment.log("site-00"))
+        assert read_kit(kit, "site").roster.version == 2
+        wait_until(lambda: deployment.log("site-00").count("connected to") == 2)
+    finally:
+        deployment.close()
