@@ -72,7 +72,7 @@ def test_the_loss_is_that_of_both_heads_over_all_positions(objective, tokenizer)
 
 @torch.no_grad()
 def test_right_answers_are_counted_beside_the_losses(objective, tokenizer):
-    batch = objective.batch(pairs(tokenizer, 6), streams(6))
+    batch = objective.batch(pairs(tokenizer, 5), streams(5))
     output = objective.model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
@@ -84,7 +84,7 @@ def test_right_answers_are_counted_beside_the_losses(objective, tokenizer):
     sums, counts = objective.measure(batch).tolist()
     assert objective.measures == (*objective.parts, "masked_accuracy", "next_sentence_accuracy")
     assert sums == pytest.approx([*objective(batch).tolist(), int(words), int(related)])
-    assert counts == [int(chosen.sum()), 6] * 2
+    assert counts == [int(chosen.sum()), 5] * 2
 
 
 def test_rows_are_laid_out_as_bert_reads_them(objective, tokenizer):

@@ -20,6 +20,7 @@ from transformers import (
 
 from fedllm.errors import CheckpointError, ConfigError, DataError, TrainingError
 from fedllm.pretraining.config import PretrainConfig
+from fedllm.pretraining.progress import Silent
 from fedllm.pretraining.run import run_pretraining
 from fedllm.randomness import RandomStream
 
@@ -157,8 +158,21 @@ def test_a_damaged_newest_checkpoint_is_passed_over(corpus, whole_run, tmp_path)
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     (out / "summary.json").unlink()
-    run_pretraining(config(corpus), out, resume=True)
+    heard = Heard()
+    run_pretraining(config(corpus), out, heard, resume=True)
+    assert "going on after step 25" in heard.messages
     assert curve(out) == curve(whole_run)
+    assert weights(out) == weights(whole_run)
+
+
+class Heard(Silent):
+    """Keeps the messages of a run."""
+
+    def __init__(self):
+        self.messages = []
+
+    def message(self, text):
+        self.messages.append(text)
 
 
 def test_microbatches_change_memory_and_not_the_result(corpus, whole_run, tmp_path):
