@@ -40,6 +40,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/round.py
 	$(BIN)/python benchmarks/encryption.py
 	$(BIN)/python benchmarks/discrete_noise.py
+	$(BIN)/python benchmarks/pretraining.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
