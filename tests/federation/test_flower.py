@@ -92,3 +92,56 @@ def test_a_node_that_never_answers_is_reported_after_the_timeout():
         (reply,) = exchange(grid, "query.echo", contents, 0.1)
     assert reply.content is None
     assert "no answer within" in reply.failure
+
+
+class Comings:
+    """Says of the one node what the test tells it to."""
+
+    def __init__(self, *marks: str | None) -> None:
+        self._marks = list(marks)
+
+    def mark(self, node: int) -> str | None:
+        return self._marks.pop(0) if len(self._marks) > 1 else self._marks[0]
+
+
+class Forgetful(LocalGrid):
+    """Loses the first messages, as a node does that is killed."""
+
+    def __init__(self, lost: int) -> None:
+        super().__init__(make_app([]), 1)
+        self.lost, self.pushed = lost, 0
+
+    def push_messages(self, messages):
+        self.pushed += 1
+        sent = super().push_messages(messages)
+        if self.pushed <= self.lost:
+            self._queue.clear()
+        return sent
+
+
+def ask(grid: LocalGrid, presence: Comings, timeout_s: float = 60.0):
+    contents = {100: to_content("n", {})}
+    with task_identity(1, _SERVER_NODE):
+        (reply,) = exchange(grid, "query.echo", contents, timeout_s, presence)
+    return reply
+
+
+def test_a_node_that_was_started_anew_is_asked_again():
+    grid = Forgetful(lost=2)
+    reply = ask(grid, Comings("monday", "monday", "tuesday", "tuesday", "wednesday"))
+    assert from_content(reply.content) == ("n0", {})
+    assert grid.pushed == 3
+
+
+def test_a_node_that_left_is_not_waited_for():
+    reply = ask(Forgetful(lost=9), Comings("monday", "monday", None))
+    assert "not connected any more" in reply.failure
+
+
+def test_a_message_that_was_not_taken_is_a_failure():
+    class Full(LocalGrid):
+        def push_messages(self, messages):
+            return ["" for _ in messages]
+
+    reply = ask(Full(make_app([]), 1), Comings("monday"))
+    assert "could not be sent" in reply.failure

@@ -1,0 +1,101 @@
+"""Processes that are kept running: locks, restarts, children that die with their parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from fedllm.errors import ConfigError
+from fedllm.processes import is_held, keep_running, only_one
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from fedllm.processes import die_with_parent
+def main():
+    parent, folder, code = sys.argv[1:]
+    die_with_parent(int(parent))
+    with (Path(folder) / "starts").open("a") as stream:
+        stream.write("x")
+    if code == "sleep":
+        time.sleep(600)
+    sys.exit(int(code))
+"""
+
+
+@pytest.fixture
+def child(tmp_path, monkeypatch) -> str:
+    (tmp_path / "a_child.py").write_text(CHILD)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    return "a_child"
+
+
+def starts(folder: Path) -> int:
+    path = folder / "starts"
+    return len(path.read_text()) if path.exists() else 0
+
+
+def test_a_lock_lives_as_long_as_its_process(tmp_path):
+    path = tmp_path / "state" / "x.lock"
+    assert not is_held(path)
+    with only_one(path, "a client"):
+        assert is_held(path)
+        with (
+            pytest.raises(ConfigError, match="a client is already running"),
+            only_one(path, "a client"),
+        ):
+            pass
+    assert not is_held(path)
+    with only_one(path, "a client"):
+        pass
+
+
+def test_a_child_that_fails_is_started_again_until_told_to_stop(child, tmp_path):
+    stop, said = threading.Event(), []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if len(said) == 2:
+            stop.set()
+
+    assert keep_running(child, [str(tmp_path), "1"], stop, say) == 0
+    assert starts(tmp_path) == 2
+    assert "again in 1 s" in said[0]
+    assert "again in 2 s" in said[1]
+
+
+def test_what_cannot_get_better_is_not_tried_again(child, tmp_path):
+    assert keep_running(child, [str(tmp_path), "2"], threading.Event(), lambda text: None) == 2
+    assert starts(tmp_path) == 1
+
+
+def test_children_do_not_outlive_a_parent_that_is_killed(child, tmp_path):
+    program = (
+        "import threading; from fedllm.processes import keep_running\n"
+        f"keep_running({child!r}, [{str(tmp_path)!r}, 'sleep'], threading.Event(), print)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program])
+    deadline = time.monotonic() + 120
+    while not starts(tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (number,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    while alive(number):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(number: str) -> bool:
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
