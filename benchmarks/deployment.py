@@ -119,6 +119,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def wait_for_port(port: int) -> None:
+    """Wait until somebody listens on a port."""
+    deadline = time.monotonic() + 120
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        if time.monotonic() > deadline:
+            raise SystemExit("flower-superlink did not start")
+        time.sleep(0.2)
+
+
 @contextmanager
 def children() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Start processes that end with the block."""
@@ -216,7 +228,7 @@ def plain_rounds(kit: Kit, folder: Path, rounds: int) -> dict[str, list[float]]:
         start(
             str(bin_folder / "flower-superlink"), *tls, "--ssl-ca-certfile", ca, *where, *database
         )
-        time.sleep(10)
+        wait_for_port(port)
         for _ in NAMES:
             command = ("--superlink", f"127.0.0.1:{port}", "--root-certificates", ca)
             own = ("--port", str(free_port()))
