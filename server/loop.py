@@ -74,7 +74,9 @@ class Workplace:
 
 def config_digest(config: RunConfig) -> str:
     """Return the SHA-256 of what must not change between start and resume."""
-    return digest(config.model_dump(mode="json", exclude={"engine"}))
+    # Without what stands at its default: a newer version of the software, with keys that this
+    # run never set, can resume it.
+    return digest(config.model_dump(mode="json", exclude={"engine"}, exclude_defaults=True))
 
 
 def starting_state(config: RunConfig, out: Path, model: SharedModel, resume: bool) -> RunState:

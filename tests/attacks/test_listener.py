@@ -27,9 +27,10 @@ from support.kits import make_federation
 from support.wire import client_of, echo_node, node_key, proof, running_superlink, wait_online
 
 from fedllm.errors import ConfigError
-from fedllm.federation.flower import GridPresence, exchange, from_content, to_content
+from fedllm.federation.flower import exchange, from_content, to_content
 from fedllm.federation.superlink import MAX_REQUEST_BYTES, PUBLIC_PATHS, SuperLink, grid_of
 from fedllm.identity.kits import read_kit
+from fedllm.identity.roster import ROSTER_PATH
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +74,11 @@ def test_a_stranger_gets_nothing_from_any_path_of_the_whole_server(federation, h
     paths = all_paths(federation.link)
     assert {path for _, path in paths} > PUBLIC_PATHS
     assert any(path.startswith("/v1/control/start-run") for _, path in paths)
-    for method, path in sorted(paths | {("POST", "/"), ("GET", "/v1/fleet/pull-messages")}):
+    served = PUBLIC_PATHS | {ROSTER_PATH}
+    more = {("POST", "/"), ("GET", "/v1/fleet/pull-messages"), ("POST", ROSTER_PATH)}
+    for method, path in sorted(paths | more):
         reply = http.request(method, path, content=b"")
-        expected = 401 if method == "POST" and path in PUBLIC_PATHS else 404
+        expected = 401 if method == "POST" and path in served else 404
         assert (reply.status_code, reply.content) == (expected, b""), (method, path)
 
 
@@ -102,7 +105,7 @@ def raw_request(federation, request: bytes) -> bytes:
 
 def test_an_unregistered_node_is_turned_away(http):
     stranger = ec.generate_private_key(ec.SECP384R1())
-    for path in PUBLIC_PATHS:
+    for path in PUBLIC_PATHS | {ROSTER_PATH}:
         assert http.post(path, headers=proof(stranger), content=b"").status_code == 401
 
 
@@ -296,11 +299,10 @@ def test_a_node_answers_its_app_only_and_keeps_its_errors_to_itself(
     with echo_node(federation.anne, link.port, log) as process:
         node = wait_online(link, "anne")
         with grid_of(link.open_run()) as grid:
-            presence = GridPresence(grid)
 
             def ask(kind: str, content=None):
                 contents = {node: content or to_content("hello", {"x": b"1"})}
-                (reply,) = exchange(grid, kind, contents, 60.0, presence)
+                (reply,) = exchange(grid, kind, contents, 600.0)
                 return reply
 
             fine = ask("query.echo")
