@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from fedllm.pretraining.config import OptimizationSection
+from fedllm.pretraining.parallel import layers
 
 _ADAM_BETAS = (0.9, 0.95)
 
@@ -87,20 +88,19 @@ class Optimizers:
 
 
 def _groups(model: PreTrainedModel) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    embeddings = {
-        id(p)
-        for module in model.modules()
-        if isinstance(module, nn.Embedding)
-        for p in module.parameters()
+    """Return the layers' matrices, other matrices (embeddings, heads), and the rest."""
+    hidden = {
+        id(parameter)
+        for layer in layers(model)
+        for module in layer.modules()
+        if not isinstance(module, nn.Embedding)
+        for parameter in module.parameters(recurse=False)
     }
-    head = model.get_output_embeddings()
-    if head is not None:
-        embeddings |= {id(p) for p in head.parameters()}
     parameters = list(model.parameters())
     matrices = [p for p in parameters if p.ndim == 2]
     return (
-        [p for p in matrices if id(p) not in embeddings],
-        [p for p in matrices if id(p) in embeddings],
+        [p for p in matrices if id(p) in hidden],
+        [p for p in matrices if id(p) not in hidden],
         [p for p in parameters if p.ndim != 2],
     )
 

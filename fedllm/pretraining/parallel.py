@@ -103,17 +103,18 @@ def shard(module: nn.Module) -> None:
     runs and let go afterwards, so that a process needs memory for its share, one layer, and
     what stands outside of the layers (embeddings, norms, heads).
     """
-    for layer in _layers(module):
+    for layer in layers(module):
         fully_shard(layer)
     fully_shard(module, reshard_after_forward=True)
 
 
-def _layers(module: nn.Module) -> Iterator[nn.Module]:
+def layers(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the Transformer layers inside ``module``."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child
         else:
-            yield from _layers(child)
+            yield from layers(child)
 
 
 def synchronise(module: nn.Module, now: bool) -> None:

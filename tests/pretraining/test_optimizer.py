@@ -50,6 +50,23 @@ def test_muon_takes_hidden_matrices_only(model):
             assert torch.allclose(change.abs(), torch.ones_like(change), atol=1e-2), name
 
 
+@pytest.mark.parametrize(
+    ("architecture", "outside"),
+    [("bert", ("embeddings", "pooler", "cls.")), ("t5", ("shared", "relative_attention_bias"))],
+)
+def test_heads_and_embeddings_of_other_architectures_stay_with_adamw(architecture, outside):
+    tokenizer = train_tokenizer(["a b c " * 50], TokenizerSection(vocabulary=300), architecture)
+    section = NetworkSection(architecture=architecture, layers=1, width=32, heads=2, inner=64)
+    model = build_model(section, OptimizationSection(), tokenizer, 0)
+    muon, adamw = Optimizers(model, OptimizationSection())._parts
+    with_muon = {id(p) for group in muon.param_groups for p in group["params"]}
+    with_adamw = {id(p) for group in adamw.param_groups for p in group["params"]}
+    assert not with_muon & with_adamw
+    for name, p in model.named_parameters():
+        apart = p.ndim != 2 or any(part in name for part in outside)
+        assert id(p) in (with_adamw if apart else with_muon), name
+
+
 def test_adamw_alone_decays_matrices_and_not_norms(model):
     optimizers = Optimizers(
         model, OptimizationSection(optimizer="adamw", weight_decay=0.5, warmup=0.0)
