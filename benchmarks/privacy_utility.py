@@ -331,9 +331,10 @@ def report(results: dict[str, Any]) -> None:
         print()
         for name, step in results["step"].items():
             print(
-                f"{name}: whole round {step['round_s']:.3f} s, plain step {step['plain_s']:.3f} s"
+                f"{name}: whole round {step['round_s']:.3f} s ({step['round_cpu_s']:.3f} of CPU), "
+                f"plain step {step['plain_s']:.3f} s ({step['plain_cpu_s']:.3f} of CPU)"
             )
-            verdict(f"{name}: whole round over plain step", step["ratio"], STEP_RATIO, True)
+            verdict(f"{name}: CPU of round over plain step", step["ratio"], STEP_RATIO, True)
 
 
 def verdict(what: str, value: float, aim: float, at_most: bool) -> None:
