@@ -45,6 +45,8 @@ ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "PYTHONPATH": os.pathsep.join(sys.path),
+    # Flower's programs start each other by name.
+    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
 }
 NODE = """
 import sys, threading
@@ -121,7 +123,7 @@ def free_port() -> int:
 
 def wait_for_port(port: int) -> None:
     """Wait until somebody listens on a port."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while True:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
