@@ -5,6 +5,7 @@
 #   sh examples/audit/audit.sh [FOLDER]
 set -eu
 out=${1:-runs/audit}
+fedllm() { "${PYTHON:-.venv/bin/python}" -m fedllm "$@"; }
 
 echo "1. Does the installed code do what an epsilon assumes?"
 fedllm audit selftest

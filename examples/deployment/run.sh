@@ -7,7 +7,8 @@ set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$(mktemp -d)}
-python=${PYTHON:-python}
+python=${PYTHON:-$here/../../.venv/bin/python}
+[[ -x $(command -v "$python") ]] || { echo "no $python: run make install, or name an interpreter in PYTHON" >&2; exit 2; }
 data=${FEDLLM_DATA:-$here/../../../shared/data}
 port=${PORT:-9443}
 name=deployed-banks

@@ -36,7 +36,7 @@ class LogEntry:
     event : str
         "opened" before a round's key is made, "summed" before its sum is given out.
     run, round, attempt
-        Which round.
+        Which round; ``run`` is `RoundStatement.series`, which tells evaluation from training.
     sites : tuple of str
         The cohort, or the sites whose sum was opened.
     previous : str
@@ -100,7 +100,7 @@ class RoundLog(OpenedRounds):
             number=self._number + 1,
             time=datetime.now(UTC).isoformat(timespec="milliseconds"),
             event=event,
-            run=statement.run,
+            run=statement.series,
             round=statement.round,
             attempt=statement.attempt,
             sites=tuple(sites),

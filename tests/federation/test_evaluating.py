@@ -226,10 +226,10 @@ def test_an_evaluation_that_was_not_planned_is_refused(tiny_checkpoint, tmp_path
     # The authority refuses a second one, the sites' memory does, and the ledger by itself.
     with pytest.raises(FedllmError, match="opened before"):
         evaluated(federation, 2)
-    federation.authority._opened.clear()
+    federation.authority._opened._seen.clear()
     with pytest.raises(FedllmError, match="trained before"):
         evaluated(federation, 2)
-    federation.authority._opened.clear()
+    federation.authority._opened._seen.clear()
     for name in federation.sites:
         (federation.folder / f"{name}.json").unlink()
     with pytest.raises(RefusedError, match="no evaluation at the sites left"):

@@ -54,6 +54,18 @@ def test_a_round_is_opened_once_even_after_a_restart(tmp_path, identity):
     ]
 
 
+def test_training_and_evaluation_of_a_round_are_kept_apart(tmp_path, identity):
+    path = tmp_path / "rounds.jsonl"
+    training = statement(1)
+    evaluation = training.model_copy(update={"purpose": "evaluation"})
+    RoundLog(path, identity).add(evaluation)
+    log = RoundLog(path, identity)
+    log.add(training)
+    for opened in (training, evaluation):
+        with pytest.raises(RepeatError):
+            RoundLog(path, identity).add(opened)
+
+
 def test_a_line_that_a_crash_cut_off_was_never_acted_on(tmp_path, identity):
     path = tmp_path / "rounds.jsonl"
     RoundLog(path, identity).add(statement(1))
