@@ -1,0 +1,52 @@
+"""What a run asks for (`RunConfig`) and what a site allows (`SitePolicy`).
+
+Both are read from TOML, frozen, and strict: an unknown key or an impossible value is
+refused with the key, the reason and the nearest valid key.
+"""
+
+from fedllm.config.data import DataSection
+from fedllm.config.encryption import EncryptionSection
+from fedllm.config.engine import EngineSection
+from fedllm.config.evaluation import EvaluationSection
+from fedllm.config.files import load_run_config, load_site_policy, with_absolute_locations
+from fedllm.config.locations import package_folder, resolve_location
+from fedllm.config.model import LoraSection, ModelSection
+from fedllm.config.overrides import apply_overrides
+from fedllm.config.parsing import parse
+from fedllm.config.privacy import PrivacySection
+from fedllm.config.rounds import RoundsSection
+from fedllm.config.run import RunConfig
+from fedllm.config.section import PositiveFloat, PositiveInt, Section, Task
+from fedllm.config.site_policy import AllowSection, BudgetSection, SiteModelSection, SitePolicy
+from fedllm.config.toml import read_toml, to_toml
+from fedllm.config.training import TrainingSection
+
+__all__ = [
+    "AllowSection",
+    "BudgetSection",
+    "DataSection",
+    "EncryptionSection",
+    "EngineSection",
+    "EvaluationSection",
+    "LoraSection",
+    "ModelSection",
+    "PositiveFloat",
+    "PositiveInt",
+    "PrivacySection",
+    "RoundsSection",
+    "RunConfig",
+    "Section",
+    "SiteModelSection",
+    "SitePolicy",
+    "Task",
+    "TrainingSection",
+    "apply_overrides",
+    "load_run_config",
+    "load_site_policy",
+    "package_folder",
+    "parse",
+    "read_toml",
+    "resolve_location",
+    "to_toml",
+    "with_absolute_locations",
+]

@@ -1,0 +1,58 @@
+"""Where the records of a run come from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedllm.config.section import PositiveFloat, PositiveInt, Section
+
+
+class DataSection(Section):
+    """Where records come from and which column means what.
+
+    Attributes
+    ----------
+    train, test : str
+        Path, glob pattern or SQL URL. ``test`` is public and stays with the coordinator.
+    query : str, optional
+        The SELECT that gives the training records when ``train`` is a SQL URL.
+    query_timeout_s : float
+        How long the database may work on that query before it is cancelled (PostgreSQL).
+    text, label : str
+        Columns of a classification task; ``text`` also serves the causal task.
+    prompt, response : str
+        Columns of an instruction task; the loss counts the response only.
+    labels : list of str, optional
+        The public set of labels; taken from the public test file when left out.
+    unit : str, optional
+        Column that names the person a record belongs to; records are protected one by
+        one when left out.
+    site : str, optional
+        Column that splits the file into natural sites (simulation).
+    partition, alpha, sites
+        Otherwise the file is dealt out to ``sites`` sites, evenly or by a Dirichlet
+        distribution over labels with concentration ``alpha`` (simulation).
+    max_records_per_unit : int
+        A person's records beyond this number are left out.
+    test_limit : int, optional
+        Evaluate on so many of the test records, chosen at random.
+    """
+
+    train: str
+    test: str | None = None
+    query: str | None = None
+    query_timeout_s: Annotated[PositiveFloat, Field(le=86400)] = 600.0
+    text: str = "text"
+    label: str = "label"
+    prompt: str = "prompt"
+    response: str = "response"
+    labels: tuple[str, ...] | None = None
+    unit: str | None = None
+    max_records_per_unit: PositiveInt = 16
+    site: str | None = None
+    partition: Literal["iid", "dirichlet"] = "iid"
+    alpha: PositiveFloat = 0.5
+    sites: PositiveInt = 10
+    test_limit: PositiveInt | None = None

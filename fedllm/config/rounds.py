@@ -1,0 +1,40 @@
+"""The rounds of a run and the coordinator's step in each."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedllm.config.section import PositiveFloat, PositiveInt, Section
+
+
+class RoundsSection(Section):
+    """The federation's rounds and the optimiser at the coordinator.
+
+    Attributes
+    ----------
+    count : int
+        Rounds of the run.
+    min_sites : int
+        A round with fewer finished sites fails.
+    optimizer : {"average", "momentum", "adam"}
+        What is done with the mean of the sites' updates (Reddi et al. 2021).
+    learning_rate : float
+        Step size of that optimiser; 1 with "average" is FedAvg.
+    head_learning_rate : float, optional
+        The same for the classification head.
+    timeout_s : float
+        How long a round waits for a site.
+    evaluate_every : int
+        Rounds between two evaluations on the public test file.
+    """
+
+    count: PositiveInt = 10
+    min_sites: Annotated[int, Field(ge=1)] = 2
+    optimizer: Literal["average", "momentum", "adam"] = "average"
+    learning_rate: PositiveFloat = 1.0
+    head_learning_rate: PositiveFloat | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    timeout_s: PositiveFloat = 3600.0
+    evaluate_every: PositiveInt = 1

@@ -1,0 +1,132 @@
+"""What the coordinator asks for in one run, and which sections fit together."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedllm.config.data import DataSection
+from fedllm.config.encryption import EncryptionSection
+from fedllm.config.engine import EngineSection
+from fedllm.config.evaluation import EvaluationSection
+from fedllm.config.model import LoraSection, ModelSection
+from fedllm.config.privacy import PrivacySection
+from fedllm.config.rounds import RoundsSection
+from fedllm.config.section import Section, Task
+from fedllm.config.training import TrainingSection
+
+
+class RunConfig(Section):
+    """Everything the coordinator asks for in one run; see `load_run_config`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    task: Task
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    model: ModelSection
+    data: DataSection
+    lora: LoraSection = LoraSection()
+    rounds: RoundsSection = RoundsSection()
+    training: TrainingSection = TrainingSection()
+    privacy: PrivacySection = PrivacySection()
+    encryption: EncryptionSection = EncryptionSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    engine: EngineSection = EngineSection()
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        if self.lora.rank == 0 and self.task != "classification":
+            raise ValueError("lora.rank = 0 leaves nothing to train in this task")
+        if self.privacy.noise == "distributed":
+            if self.privacy.unit == "record":
+                self._sends_one_gradient()
+            if self.encryption.scheme == "none" and self.privacy.epsilon is not None:
+                raise ValueError(
+                    "privacy.noise = 'distributed' needs encryption: one site's share of the "
+                    "noise does not protect an update that is sent in clear"
+                )
+            if self.privacy.colluders >= self.rounds.min_sites:
+                raise ValueError("privacy.colluders must be smaller than rounds.min_sites")
+        if self.evaluation.every:
+            if self.encryption.scheme == "ckks":
+                raise ValueError("evaluation.every needs exact sums: encryption.scheme = 'bfv'")
+            if self.privacy.epsilon is not None and (
+                self.evaluation.epsilon >= self.privacy.epsilon
+            ):
+                raise ValueError("evaluation.epsilon must be smaller than privacy.epsilon")
+        if self.privacy.distribution == "discrete_gaussian":
+            self._discrete_noise_fits()
+        if self.privacy.clipping_quantile is not None:
+            self._clipping_may_move()
+        if self.privacy.unit == "site" and self.evaluation.every:
+            raise ValueError(
+                "evaluation.every does not go with privacy.unit = 'site': its noise hides single "
+                "records"
+            )
+        if self.data.site is None and self.rounds.min_sites > self.data.sites:
+            raise ValueError("rounds.min_sites is larger than data.sites")
+        return self
+
+    def _sends_one_gradient(self) -> None:
+        if self.training.local_steps != 1:
+            raise ValueError("privacy.noise = 'distributed' needs training.local_steps = 1")
+        if self.training.optimizer != "sgd":
+            raise ValueError(
+                "privacy.noise = 'distributed' needs training.optimizer = 'sgd': "
+                "the site sends its gradient, the coordinator takes the step"
+            )
+        if self.training.sampling_rate is None:
+            raise ValueError(
+                "privacy.noise = 'distributed' needs training.sampling_rate: it must be "
+                "public and the same at every site"
+            )
+
+    def _clipping_may_move(self) -> None:
+        if self.privacy.noise != "local" or self.privacy.unit != "record":
+            raise ValueError(
+                "privacy.clipping_quantile needs privacy.noise = 'local' and unit 'record': "
+                "each site follows its own gradients"
+            )
+        if self.training.optimizer != "adam":
+            raise ValueError(
+                "privacy.clipping_quantile needs training.optimizer = 'adam', whose steps have a "
+                "bound whatever the clipping norm becomes"
+            )
+
+    def _discrete_noise_fits(self) -> None:
+        training = self.training
+        if self.privacy.unit == "site":
+            raise ValueError(
+                "privacy.distribution = 'discrete_gaussian' needs privacy.unit = 'record'"
+            )
+        if self.privacy.noise != "distributed":
+            raise ValueError(
+                "privacy.distribution = 'discrete_gaussian' needs privacy.noise = 'distributed'"
+            )
+        if {training.learning_rate, training.head_learning_rate or 1.0} != {1.0}:
+            raise ValueError(
+                "privacy.distribution = 'discrete_gaussian' needs training.learning_rate = 1: "
+                "the site sends its sum, the coordinator takes the step"
+            )
+        if self.encryption.scheme != "bfv":
+            raise ValueError(
+                "privacy.distribution = 'discrete_gaussian' needs encryption.scheme = 'bfv', "
+                "whose sums are exact"
+            )
+
+    @property
+    def private(self) -> bool:
+        """Whether the run promises differential privacy."""
+        return self.privacy.epsilon is not None
+
+    @property
+    def discrete_noise(self) -> bool:
+        """Whether sites add integer noise after rounding."""
+        return self.private and self.privacy.distribution == "discrete_gaussian"
+
+    @property
+    def unit(self) -> Literal["record", "person", "site"]:
+        """What one unit of privacy protects."""
+        if self.privacy.unit == "site":
+            return "site"
+        return "record" if self.data.unit is None else "person"

@@ -1,0 +1,17 @@
+"""What all parts of a configuration have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Task = Literal["classification", "instruction", "causal"]
+
+
+class Section(BaseModel):
+    """A frozen part of a configuration that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)

@@ -1,0 +1,85 @@
+"""What a site allows, whatever a run asks for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedllm.config.data import DataSection
+from fedllm.config.section import PositiveFloat, Section, Task
+
+
+class BudgetSection(Section):
+    """The most that a data set may ever spend.
+
+    Attributes
+    ----------
+    epsilon, delta : float
+        Ceilings over all runs for the life of the data set.
+    colluders_epsilon : float, optional
+        The same for what everyone else could learn together, who then know all noise but
+        the site's own share (distributed noise). Left out, it is written down but not limited.
+    """
+
+    epsilon: PositiveFloat = 8.0
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    colluders_epsilon: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _colluders_see_no_less(self) -> Self:
+        if self.colluders_epsilon is not None and self.colluders_epsilon < self.epsilon:
+            raise ValueError("colluders_epsilon must not be smaller than epsilon: they see more")
+        return self
+
+
+class AllowSection(Section):
+    """What the site takes part in.
+
+    Attributes
+    ----------
+    tasks : list of str
+        Tasks that may be trained.
+    models : list of str
+        SHA-256 fingerprints of base models; empty allows any.
+    min_cohort : int
+        Smallest number of sites whose sum may be opened.
+    encryption : {"required", "optional"}
+        Whether a run without encryption is refused.
+    non_private : bool
+        Whether a run without differential privacy is allowed.
+    unit : {"record", "person"}
+        Weakest unit of privacy that is accepted.
+    """
+
+    tasks: tuple[Task, ...] = ("classification", "instruction", "causal")
+    models: tuple[str, ...] = ()
+    min_cohort: Annotated[int, Field(ge=1)] = 2
+    encryption: Literal["required", "optional"] = "required"
+    non_private: bool = False
+    unit: Literal["record", "person"] = "record"
+
+
+class SiteModelSection(Section):
+    """The site's own copy of the base model.
+
+    Attributes
+    ----------
+    path : str
+        As `ModelSection.path`; the run is refused when its fingerprint is not the run's.
+    """
+
+    path: str
+
+
+class SitePolicy(Section):
+    """What one site allows, whatever a run asks for; never sent anywhere.
+
+    ``data`` is the site's own source and column mapping and replaces the run's, ``model`` its
+    own copy of the base model; a deployed site needs both.
+    """
+
+    model: SiteModelSection | None = None
+    data: DataSection | None = None
+    budget: BudgetSection = BudgetSection()
+    allow: AllowSection = AllowSection()

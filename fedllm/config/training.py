@@ -1,0 +1,39 @@
+"""A site's training in one round."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedllm.config.section import PositiveFloat, PositiveInt, Section
+
+
+class TrainingSection(Section):
+    """What one site does in one round.
+
+    Attributes
+    ----------
+    local_steps : int
+        Optimiser steps a site takes in a round.
+    batch_size : int
+        Expected records of a Poisson-sampled batch. With distributed noise it is the
+        public constant that the sum is divided by, for each site.
+    sampling_rate : float, optional
+        Probability of each record to be in a batch. Left out, a site takes
+        ``batch_size`` divided by the number of its records (at most 1).
+    microbatch_size : int
+        Records worked on at once; bounds memory, changes no result.
+    optimizer : {"adam", "sgd"}
+        The site's own optimiser, started anew each round.
+    learning_rate, head_learning_rate : float
+        Its step size for adapters, and for the classification head.
+    """
+
+    local_steps: PositiveInt = 10
+    batch_size: PositiveInt = 64
+    sampling_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    microbatch_size: PositiveInt = 64
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: PositiveFloat = 1e-3
+    head_learning_rate: PositiveFloat | None = None
