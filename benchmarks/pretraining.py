@@ -1,8 +1,8 @@
 """Tokens per CPU-second of `fedllm pretrain` against a plain training loop.
 
-The peer is a loop as one would write it in an afternoon, in the manner of nanoGPT: the same
-Llama-type shape in plain PyTorch, the same batch, bf16 autocast, fused AdamW, random rows of
-one token stream, no document boundaries. Each runs in processes of its own, in turn; the
+The peer is a loop as one would write it in an afternoon (`plain_llama.py`): the same
+Llama-type shape, the same batch, bf16 autocast, fused AdamW, random rows of one token stream,
+no document boundaries. Each runs in processes of its own, in turn; the
 best of several counts. The first steps of each (allocation, and compilation with --compile)
 are not timed. The share of the machine's bf16 matrix rate, measured in the same turns, that
 the model's arithmetic reaches is printed too.
@@ -27,7 +27,6 @@ import numpy as np
 if TYPE_CHECKING:
     from fedllm.pretraining.progress import Progress
 
-HEAD_WIDTH = 64
 UNTIMED_STEPS = 5
 
 
@@ -112,74 +111,24 @@ def measure_fedllm(options: argparse.Namespace, optimizer: str) -> dict[str, flo
 def measure_plain(options: argparse.Namespace) -> dict[str, float]:
     """Time the afternoon's loop."""
     import torch
-    import torch.nn.functional as F
-    from torch import nn
+    from plain_llama import PlainLlama, plain_step, random_rows
 
     from fedllm.pretraining.architectures import resolve_shape
     from fedllm.pretraining.config import NetworkSection
 
     shape = resolve_shape(NetworkSection(layers=options.layers, width=options.width))
-    width, inner, heads, length = shape.width, shape.inner, shape.heads, options.length
-
-    angles = torch.outer(
-        torch.arange(length).float(), 1e4 ** (-torch.arange(0, HEAD_WIDTH, 2) / HEAD_WIDTH)
-    ).repeat(1, 2)
-    cos, sin = angles.cos(), angles.sin()
-
-    def rotate(x: torch.Tensor) -> torch.Tensor:
-        left, right = x.chunk(2, dim=-1)
-        return x * cos + torch.cat((-right, left), dim=-1) * sin
-
-    class Layer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
-            self.qkv = nn.Linear(width, 3 * width, bias=False)
-            self.out = nn.Linear(width, width, bias=False)
-            self.gate_up = nn.Linear(width, 2 * inner, bias=False)
-            self.down = nn.Linear(inner, width, bias=False)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            rows, time_steps, _ = x.shape
-            q, k, v = (
-                part.view(rows, time_steps, heads, -1).transpose(1, 2)
-                for part in self.qkv(self.norm1(x)).chunk(3, dim=-1)
-            )
-            mixed = F.scaled_dot_product_attention(
-                rotate(q).to(v.dtype), rotate(k).to(v.dtype), v, is_causal=True
-            )
-            x = x + self.out(mixed.transpose(1, 2).reshape(rows, time_steps, width))
-            gate, up = self.gate_up(self.norm2(x)).chunk(2, dim=-1)
-            return x + self.down(F.silu(gate) * up)
-
-    class Plain(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed = nn.Embedding(options.vocabulary, width)
-            self.layers = nn.Sequential(*(Layer() for _ in range(options.layers)))
-            self.norm = nn.RMSNorm(width)
-
-        def forward(self, ids: torch.Tensor) -> torch.Tensor:
-            return F.linear(self.norm(self.layers(self.embed(ids))), self.embed.weight)
-
     torch.manual_seed(0)
-    model = Plain()
+    model = PlainLlama(
+        options.vocabulary, options.layers, options.width, shape.inner, options.length
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    data = torch.randint(300, (1_000_000,))
+    stream = torch.randint(300, (1_000_000,))
     run = torch.compile(model) if options.compile else model
     started = 0.0
     for step in range(UNTIMED_STEPS + options.steps):
         if step == UNTIMED_STEPS:
             started = time.process_time()
-        starts = torch.randint(len(data) - length - 1, (options.rows,)).tolist()
-        rows = torch.stack([data[i : i + length + 1] for i in starts])
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = run(rows[:, :-1])
-            loss = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        plain_step(run, model, optimizer, random_rows(stream, options.rows, options.length))
     seconds = time.process_time() - started
     return {"seconds": seconds, "parameters": sum(p.numel() for p in model.parameters())}
 
