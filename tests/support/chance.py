@@ -1,0 +1,41 @@
+"""How far a correct program may stray: bounds it leaves with a known, tiny probability.
+
+A test that compares unseeded random numbers with what they should be takes its bounds from
+here, so that it cannot fail by chance, and draws so many that the bug it is for still does.
+"""
+
+from __future__ import annotations
+
+from scipy import stats
+
+FALSE_ALARM = 1e-12
+
+
+def standard_deviation_bounds(
+    count: int, deviation: float, probability: float = FALSE_ALARM
+) -> tuple[float, float]:
+    """Return what the root mean square of ``count`` centred normal numbers lies within.
+
+    The sum of their squares over ``deviation`` squared has a chi-square law. `numpy.std`
+    takes the mean off as well, which costs one degree of freedom; the bounds hold for both.
+    """
+    low = stats.chi2.ppf(probability / 2, count - 1) / count
+    high = stats.chi2.isf(probability / 2, count) / count
+    return deviation * low**0.5, deviation * high**0.5
+
+
+def mean_bound(count: int, deviation: float, probability: float = FALSE_ALARM) -> float:
+    """Return how far the mean of ``count`` centred normal numbers may lie from zero."""
+    return float(deviation * stats.norm.isf(probability / 2) / count**0.5)
+
+
+def largest_bound(count: int, deviation: float, probability: float = FALSE_ALARM) -> float:
+    """Return what all of ``count`` centred normal numbers stay within, by absolute value."""
+    return float(deviation * stats.norm.isf(probability / (2 * count)))
+
+
+def count_bounds(trials: int, rate: float, probability: float = FALSE_ALARM) -> tuple[int, int]:
+    """Return the smallest and largest likely number of successes in independent trials."""
+    low = stats.binom.ppf(probability / 2, trials, rate)
+    high = stats.binom.isf(probability / 2, trials, rate)
+    return int(low), int(high)
