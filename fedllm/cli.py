@@ -19,12 +19,13 @@ import typer
 from fedllm import __version__
 from fedllm.commands import audit, authority, client, ledger, privacy, provision, server
 from fedllm.commands.demo import demo
+from fedllm.commands.help import CommandGroup
 from fedllm.commands.pretrain import pretrain
 from fedllm.commands.run import run
 from fedllm.commands.simulate import simulate
 from fedllm.errors import FedllmError
 
-app = typer.Typer(
+app = CommandGroup(
     name="fedllm",
     help="Fine-tune one shared language model on records that never leave their owners.",
     no_args_is_help=True,
@@ -43,7 +44,7 @@ def _version(show: bool) -> None:
 @app.callback()
 def _options(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version and leave."
+        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
     ),
 ) -> None:
     """Fine-tune one shared language model on records that never leave their owners."""

@@ -11,28 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from fedllm.commands.help import CommandGroup
 from fedllm.config import RunConfig, Section, load_run_config
 from fedllm.errors import ConfigError, FedllmError, PeerError
 
 if TYPE_CHECKING:
     from fedllm.audit.selftest.run import Check, Result
 
-app = typer.Typer(help="Audits for those who trust none of the parties.", no_args_is_help=True)
+app = CommandGroup(help="Audits for those who trust none of the parties.", no_args_is_help=True)
 
-_JSON = typer.Option(False, "--json", help="Print JSON.")
-
-
-@app.callback()
-def _audit() -> None:
-    """Audit what was claimed, for those who trust none of the parties."""
+_JSON = typer.Option(False, "--json", help="Print the result as JSON, for scripts.")
 
 
 @app.command()
 def selftest(json_output: bool = _JSON) -> None:
-    """Train on made-up data and check that this installation does what epsilon assumes.
+    """Check that this installation does what epsilon assumes.
 
-    Noise, clipping, sampling, accounting, ledger, encryption, masks and keys; no data of the
-    site is touched. Exit code 1 when a check fails.
+    Trains on made-up data and checks noise, clipping, sampling, accounting, ledger, encryption,
+    masks and keys; no data of the site is touched. Exit code 1 when a check fails.
     """
     if not json_output:
         print("Loading the installed code ...", flush=True)
@@ -96,16 +92,24 @@ def epsilon(
         help="Ledgers, exports of them, folders of them, or run folders."
     ),
     public_key: list[str] = typer.Option(
-        [], "--public-key", metavar="SITE=HEX", help="A site's Ed25519 public key."
+        [],
+        "--public-key",
+        metavar="SITE=HEX",
+        help="A site's public key (64 hex digits), taken from the roster; may be repeated.",
     ),
     anchor: list[str] = typer.Option(
-        [], "--anchor", metavar="SITE=SEQ:HASH", help="A ledger's head that another party kept."
+        [],
+        "--anchor",
+        metavar="SITE=SEQ:HASH",
+        help="The head of a site's ledger (number and hash of its last entry), as noted elsewhere "
+        "before; may be repeated.",
     ),
     json_output: bool = _JSON,
 ) -> None:
-    """Recompute every epsilon from the ledgers' events with three foreign accountants.
+    """Recompute every epsilon from the ledgers' events.
 
-    Chain and signatures are checked first. Exit code 4 when a claim does not hold.
+    Three accountants of other authors do it; chain and signatures are checked first. Exit code 4
+    when a claim does not hold.
     """
     from fedllm.audit.epsilon import audit_ledgers, find_ledgers
     from fedllm.audit.epsilon_judge import require_sound
@@ -132,22 +136,32 @@ def _named(option: str) -> tuple[str, str]:
     return site, value
 
 
-_RUN = typer.Argument(help="A run configuration (TOML), or the folder of a run.")
-_SET = typer.Option([], "--set", metavar="KEY=VALUE", help="Override a key of the run.")
+_RUN = typer.Argument(help="The folder of a run, or a run configuration (a TOML file).")
+_SET = typer.Option(
+    [],
+    "--set",
+    metavar="KEY=VALUE",
+    help="Use another value than the run's, e.g. --set privacy.epsilon=3; may be repeated.",
+)
 
 
 @app.command()
 def canaries(
     run: Path = _RUN,
     override: list[str] = _SET,
-    count: int = typer.Option(1000, "--canaries", min=20, help="Gradient canaries."),
-    confidence: float = typer.Option(0.95, min=0.5, max=0.999999, help="Of each lower bound."),
+    count: int = typer.Option(
+        1000, "--canaries", min=20, help="Made-up contributions to plant; more show more."
+    ),
+    confidence: float = typer.Option(
+        0.95, min=0.5, max=0.999999, help="How sure each printed lower bound is."
+    ),
     json_output: bool = _JSON,
 ) -> None:
-    """Bound a run's epsilon from below: can anyone tell which canaries were in the data.
+    """Attack a run's epsilon with planted canaries.
 
-    Trains a sandboxed copy of the run on made-up and public records. Exit code 4 when an
-    attack tells more than the claimed epsilon allows.
+    An attacker guesses which canaries were in the data. Trains a sandboxed copy of the run on
+    made-up and public records. Exit code 4 when an attack tells more than the claimed epsilon
+    allows.
     """
     from fedllm.audit.attacks import run_canaries
 
@@ -175,14 +189,21 @@ def canaries(
 
 @app.command()
 def membership(
-    runs: list[Path] = typer.Argument(help="Run folders of the same data: the released, twins."),
-    records: int = typer.Option(1000, min=50, help="Members and others to tell apart, each."),
-    shadows: int = typer.Option(4, min=1, help="Pairs of shadow models that the attacker trains."),
+    runs: list[Path] = typer.Argument(
+        help="Folders of finished runs on the same data: the released run, then its twins."
+    ),
+    records: int = typer.Option(
+        1000, min=50, help="Training records, and as many others, to tell apart."
+    ),
+    shadows: int = typer.Option(
+        4, min=1, help="Pairs of models that the attacker trains to practise; more attack better."
+    ),
     json_output: bool = _JSON,
 ) -> None:
-    """Try to tell a run's training records from others by the released model's losses (LiRA).
+    """Try to tell a run's training records from others.
 
-    Reads the runs' training records: for simulations, and for a site's own copy.
+    Goes by the released model's losses (the likelihood ratio attack, LiRA). Reads the runs'
+    training records: for simulations, and for a site's own copy.
     """
     from fedllm.audit.attacks import run_membership
 
@@ -214,10 +235,15 @@ def extraction(
     run: Path = _RUN,
     override: list[str] = _SET,
     secrets: int = typer.Option(16, min=1, help="Made-up secrets to plant."),
-    candidates: int = typer.Option(256, min=2, help="Codes that each secret is ranked among."),
+    candidates: int = typer.Option(
+        256, min=2, help="Random codes that each secret is ranked among."
+    ),
     json_output: bool = _JSON,
 ) -> None:
-    """Plant secrets into a sandboxed copy of a run, and try to get them out of its model."""
+    """Try to get planted secrets out of a run's model.
+
+    Trains a sandboxed copy of the run, with made-up secrets among its records.
+    """
     from fedllm.audit.attacks import run_extraction
 
     config, folder = _configuration(run, override)
@@ -272,14 +298,17 @@ class Language(StrEnum):
 @app.command()
 def report(
     run: Path = typer.Argument(help="The folder of a finished run."),
-    language: Language = typer.Option(Language.en, help="English or Chinese."),
+    language: Language = typer.Option(
+        Language.en, help="Language of the report: English or Chinese."
+    ),
     beside: list[Path] = typer.Option(
-        [], help="Another run's folder, to show promise and attacks side by side."
+        [], help="Folder of another run to show promise and attacks beside; may be repeated."
     ),
 ) -> None:
-    """Write report.html, one page for a data-protection officer, and report.json for machines.
+    """Write report.html for a data-protection officer.
 
-    Shows what `audit epsilon`, `canaries`, `membership` and `extraction` left in the folder.
+    One page, and report.json, which says the same for machines. Shows what `audit epsilon`,
+    `canaries`, `membership` and `extraction` left in the folder.
     """
     from fedllm.audit.report import write_report
 

@@ -9,17 +9,23 @@ from pathlib import Path
 
 import typer
 
+from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import add_joining_commands
 
-app = typer.Typer(help="The key authority: join a federation, open its sums.", no_args_is_help=True)
+app = CommandGroup(
+    help="The key authority: join a federation, open its sums.", no_args_is_help=True
+)
 add_joining_commands(app, "authority")
 
-_KIT = typer.Option(..., help="The key authority's kit.")
+_KIT = typer.Option(..., metavar="KIT", help="The key authority's kit (the folder with its keys).")
 
 
 @app.command()
 def start(kit: Path = _KIT) -> None:
-    """Make the keys of rounds and open their sums until stopped; connects outwards only."""
+    """Make the keys of rounds and open their sums until stopped.
+
+    Connects to the coordinator; no port is opened on this machine.
+    """
     from fedllm.identity.kits import read_kit
     from fedllm.processes import keep_running, only_one, say, stop_on_signals
 
@@ -31,9 +37,15 @@ def start(kit: Path = _KIT) -> None:
 
 @app.command()
 def log(
-    kit: Path = _KIT, json_output: bool = typer.Option(False, "--json", help="Print JSON.")
+    kit: Path = _KIT,
+    json_output: bool = typer.Option(
+        False, "--json", help="Print the result as JSON, for scripts."
+    ),
 ) -> None:
-    """Check and show which rounds were opened for which sites; exit code 4 if it was altered."""
+    """Show which rounds were opened for which sites.
+
+    Checks that the log is whole; exit code 4 if it was altered.
+    """
     from fedllm.federation.round_log import read_log, round_log_path
     from fedllm.identity.kits import read_kit
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import add_joining_commands
 
-app = typer.Typer(
+app = CommandGroup(
     help="A site: join a federation, check the site, work for it.", no_args_is_help=True
 )
 add_joining_commands(app, "site")
@@ -24,16 +25,23 @@ _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "dim
 
 @app.command()
 def check(
-    kit: Path = typer.Option(..., metavar="KIT", help="The site's kit."),
-    policy: Path = typer.Option(..., help="What the site allows, its data and model (site.toml)."),
-    model: str | None = typer.Option(None, help="The base model, if not where the policy says."),
-    json_output: bool = typer.Option(False, "--json", help="Print JSON."),
+    kit: Path = typer.Option(..., metavar="KIT", help="The site's kit (the folder with its keys)."),
+    policy: Path = typer.Option(
+        ..., help="What the site allows, and where its data and model are (site.toml)."
+    ),
+    model: str | None = typer.Option(
+        None, metavar="PATH", help="Folder of the base model, if not the one in the policy."
+    ),
+    json_output: bool = typer.Option(
+        False, "--json", help="Print the result as JSON, for scripts."
+    ),
 ) -> None:
-    """Try everything a first run needs, and say what to do where something is wrong.
+    """Check that this site is ready for its first run.
 
-    Network, clock, registration, certificates, records, disk, memory, ledger, and one training step
-    on made-up text. Shows counts and names of columns, never a record. The exit code is 0 if
-    nothing failed, otherwise that of the first failure.
+    Tries everything that a run needs, and says what to do where something is wrong: network, clock,
+    registration, certificates, records, disk, memory, ledger, and one training step on made-up
+    text. Shows counts and names of columns, never a record. The exit code is 0 if nothing failed,
+    otherwise that of the first failure.
     """
     from rich.console import Console
 
@@ -72,10 +80,15 @@ def _print_findings(findings: list[Finding]) -> None:
 
 @app.command()
 def start(
-    kit: Path = typer.Option(..., help="The site's kit."),
-    policy: Path = typer.Option(..., help="What the site allows, its data and model (site.toml)."),
+    kit: Path = typer.Option(..., metavar="KIT", help="The site's kit (the folder with its keys)."),
+    policy: Path = typer.Option(
+        ..., help="What the site allows, and where its data and model are (site.toml)."
+    ),
 ) -> None:
-    """Take part in the federation's runs until stopped; connects outwards only."""
+    """Take part in the federation's runs until stopped.
+
+    Connects to the coordinator; no port is opened on this machine.
+    """
     from fedllm.config import load_site_policy
     from fedllm.errors import ConfigError
     from fedllm.identity.kits import read_kit

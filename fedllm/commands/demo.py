@@ -8,12 +8,21 @@ import typer
 
 
 def demo(
-    out: Path = typer.Option(Path("runs/demo"), help="Folder; an earlier demo in it is replaced."),
+    out: Path = typer.Option(
+        Path("runs/demo"),
+        help="Folder for all that the demo writes; an earlier demo in it is replaced.",
+    ),
     quick: bool = typer.Option(
-        False, help="Show in half a minute that all parts work; too short to learn anything."
+        False,
+        "--quick",
+        help="Show in half a minute that all parts work; too short to learn anything.",
     ),
 ) -> None:
-    """Make up hospitals, pretrain a model, fine-tune it privately, attack it, report."""
+    """See the whole story on made-up data, in a few minutes.
+
+    Makes up hospitals, pretrains a model, fine-tunes it privately, attacks it, and writes a
+    report.
+    """
     from fedllm.demo.story import FULL, QUICK, tell
     from fedllm.demo.telling import default_teller
     from fedllm.pretraining.progress import default_observer as pretraining_observer

@@ -13,13 +13,22 @@ from fedllm.errors import ConfigError, FedllmError
 if TYPE_CHECKING:
     from fedllm.identity.roster import Role, Roster
 
-_OUT = typer.Option(..., "--out", metavar="KIT", help="Folder of the new kit.")
-_KIT = typer.Option(..., "--kit", metavar="KIT", help="Folder of the kit.")
-_ANSWER = typer.Argument(help="The operator's answer to this kit's request.")
-_ROOT = typer.Option(
-    None, "--root", metavar="FINGERPRINT", help="The root key's fingerprint, as the operator said."
+_OUT = typer.Option(
+    ..., "--out", metavar="KIT", help="Folder to make for the keys, which never leave it."
 )
-_ROSTER = typer.Argument(help="The roster that the operator sent (roster.json).")
+_KIT = typer.Option(
+    ..., "--kit", metavar="KIT", help="The kit: the folder with the keys that were made here."
+)
+_ANSWER = typer.Argument(help="The file that the operator sent back for your request.")
+_ROOT = typer.Option(
+    None,
+    "--root",
+    metavar="FINGERPRINT",
+    help="The root key's fingerprint, as the operator read it to you; asked for when left out.",
+)
+_ROSTER = typer.Argument(
+    help="The signed list of who takes part, as the operator sent it (roster.json)."
+)
 
 
 def add_joining_commands(
@@ -28,14 +37,22 @@ def add_joining_commands(
     """Add ``enroll``, ``accept`` and ``update-roster`` to a role's group of commands."""
 
     def enroll_site(
-        name: str = typer.Option(..., "--name", help="The site's name: letters, digits, hyphens."),
+        name: str = typer.Option(
+            ..., "--name", metavar="NAME", help="The site's name: letters, digits, hyphens."
+        ),
         out: Path = _OUT,
     ) -> None:
-        """Make the site's keys here, and a request for the operator. No key leaves this folder."""
+        """Make the site's keys here, and a request to join.
+
+        Send the operator request.json, which holds nothing secret, and read out its fingerprint.
+        """
         _enroll(out, role, name)
 
     def enroll_role(out: Path = _OUT) -> None:
-        """Make the keys here, and a request for the operator. No key leaves this folder."""
+        """Make the keys here, and a request to join.
+
+        Send the operator request.json, which holds nothing secret, and read out its fingerprint.
+        """
         _enroll(out, role, role)
 
     app.command("enroll")(enroll_site if role == "site" else enroll_role)
@@ -66,7 +83,11 @@ def _accept(answer: Path = _ANSWER, kit: Path = _KIT, root: str | None = _ROOT) 
 
 
 def _update_roster(roster: Path = _ROSTER, kit: Path = _KIT) -> None:
-    """Install a newer roster: sites that joined or left, a renewed CA, a new address."""
+    """Install a newer list of who takes part.
+
+    The coordinator needs each new one by hand. Sites and the key authority get it from there, and
+    need it by hand only when they cannot connect any more.
+    """
     from fedllm.identity.kits import update_roster
 
     _say_installed(kit, update_roster(kit, read_small_file(roster)))

@@ -9,24 +9,33 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from fedllm.commands.help import CommandGroup
 from fedllm.errors import ConfigError
 
 if TYPE_CHECKING:
     from fedllm.privacy.ledger_audit import DatasetReport, Verification
 
-app = typer.Typer(help="Read, check and export a site's privacy ledger.", no_args_is_help=True)
+app = CommandGroup(help="Read, check and export a site's privacy ledger.", no_args_is_help=True)
 
-_PATH = typer.Argument(help="A ledger (SQLite) or an export of one.")
-_JSON = typer.Option(False, "--json", help="Print JSON.")
-_KEY = typer.Option(None, "--public-key", metavar="HEX", help="The site's Ed25519 public key.")
+_PATH = typer.Argument(help="The ledger file (SQLite), or an export of one.")
+_JSON = typer.Option(False, "--json", help="Print the result as JSON, for scripts.")
+_KEY = typer.Option(
+    None,
+    "--public-key",
+    metavar="HEX",
+    help="The site's public key (64 hex digits), taken from the roster, not from the ledger.",
+)
 _ANCHOR = typer.Option(
-    None, "--anchor", metavar="SEQ:HASH", help="A head of this ledger that another party kept."
+    None,
+    "--anchor",
+    metavar="SEQ:HASH",
+    help="The ledger's head (number and hash of its last entry), as noted elsewhere before.",
 )
 
 
 @app.command()
 def show(path: Path = _PATH, json_output: bool = _JSON) -> None:
-    """Show what each data set has spent of its ceiling, and in which runs."""
+    """Show how much privacy each data set has spent."""
     from fedllm.privacy.ledger_audit import verify_ledger
 
     found = verify_ledger(path)
@@ -43,7 +52,10 @@ def verify(
     anchor: str | None = _ANCHOR,
     json_output: bool = _JSON,
 ) -> None:
-    """Check chain, signatures, fingerprints and budgets; exit code 4 when they do not hold."""
+    """Check that nobody changed the ledger or overspent.
+
+    Checks chain, signatures, fingerprints and budgets; exit code 4 when they do not hold.
+    """
     from fedllm.privacy.ledger_audit import verify_ledger
     from fedllm.privacy.ledger_entries import Head
 
@@ -65,9 +77,12 @@ def verify(
 @app.command()
 def export(
     path: Path = _PATH,
-    out: Path = typer.Option(..., "--out", help="The JSON Lines file to write."),
+    out: Path = typer.Option(..., "--out", help="The file to write."),
 ) -> None:
-    """Write the ledger as JSON Lines, which ``verify`` and ``show`` read as well."""
+    """Write a copy for others to check, as JSON Lines.
+
+    The commands verify and show read the copy as well.
+    """
     from fedllm.privacy.ledger_audit import export_ledger
 
     head = export_ledger(path, out)

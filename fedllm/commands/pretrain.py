@@ -11,14 +11,27 @@ from fedllm.pretraining.config import load_pretrain_config
 
 
 def pretrain(
-    run: Path = typer.Argument(help="The pretraining configuration (TOML)."),
-    override: list[str] = typer.Option(
-        [], "--set", metavar="KEY=VALUE", help="Override a key, e.g. --set training.tokens=1000000."
+    run: Path = typer.Argument(
+        metavar="RUN.toml", help="The pretraining configuration (a TOML file)."
     ),
-    out: Path | None = typer.Option(None, help="Run folder; runs/<name> when left out."),
-    resume: bool = typer.Option(False, help="Go on after the newest checkpoint."),
+    override: list[str] = typer.Option(
+        [],
+        "--set",
+        metavar="KEY=VALUE",
+        help="Use another value than the file's, e.g. --set training.tokens=1000000; may be "
+        "repeated.",
+    ),
+    out: Path | None = typer.Option(
+        None, help="Folder for the run's results; runs/<name> when left out."
+    ),
+    resume: bool = typer.Option(
+        False, "--resume", help="Go on with a run that was broken off, from its last saved state."
+    ),
 ) -> None:
-    """Pretrain a Transformer on public text, centrally."""
+    """Pretrain a model on public text, for sites to fine-tune.
+
+    Use public text only: nothing hides what a pretrained model has read.
+    """
     config = load_pretrain_config(run, override)
 
     # Before torch is loaded: threads that wait by sleeping instead of spinning cost next to

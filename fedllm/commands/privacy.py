@@ -11,9 +11,10 @@ from typing import TypeVar
 
 import typer
 
+from fedllm.commands.help import CommandGroup
 from fedllm.errors import ConfigError, FedllmError
 
-app = typer.Typer(help="Plan privacy budgets.", no_args_is_help=True)
+app = CommandGroup(help="Plan privacy budgets.", no_args_is_help=True)
 
 Number = TypeVar("Number", int, float)
 
@@ -37,19 +38,37 @@ def _group() -> None:
 
 @app.command()
 def plan(
-    epsilon: float = typer.Option(8.0, help="Budget of the whole run."),
-    delta: float = typer.Option(1e-5, help="Delta of the budget."),
-    records: str = typer.Option("300,1000", help="Records of a site, separated by commas."),
-    batch: int = typer.Option(64, help="Expected records of a batch."),
-    rounds: str = typer.Option("10,50", help="Numbers of rounds, separated by commas."),
-    steps: int = typer.Option(10, help="Steps a site takes in a round."),
-    noise: str = typer.Option(
-        "", help="Noise multipliers to show the epsilon of, instead of solving for the noise."
+    epsilon: float = typer.Option(
+        8.0, help="The privacy loss that the whole run may cause; smaller protects more."
     ),
-    json_output: bool = typer.Option(False, "--json", help="Print JSON."),
-    plot: Path | None = typer.Option(None, help="Write a plot (svg, png or pdf)."),
+    delta: float = typer.Option(
+        1e-5, help="The small probability that is left outside that bound."
+    ),
+    records: str = typer.Option(
+        "300,1000", metavar="NUMBERS", help="Numbers of records at a site, separated by commas."
+    ),
+    batch: int = typer.Option(64, help="Records in a batch, on average."),
+    rounds: str = typer.Option(
+        "10,50", metavar="NUMBERS", help="Numbers of rounds, separated by commas."
+    ),
+    steps: int = typer.Option(10, help="Training steps that a site takes in a round."),
+    noise: str = typer.Option(
+        "",
+        metavar="NUMBERS",
+        help="Amounts of noise (in clipping norms), separated by commas: show the epsilon of each, "
+        "and find no noise for --epsilon.",
+    ),
+    json_output: bool = typer.Option(
+        False, "--json", help="Print the result as JSON, for scripts."
+    ),
+    plot: Path | None = typer.Option(
+        None, help="Also draw the plan into this file (.svg, .png or .pdf)."
+    ),
 ) -> None:
-    """Show noise and epsilon against rounds and site size."""
+    """Show the noise or the epsilon of runs to come.
+
+    For each number of records and of rounds: how much noise keeps a run within --epsilon.
+    """
     if batch < 1 or steps < 1:
         raise ConfigError("--batch and --steps must be at least 1", "e.g. --batch 64 --steps 10")
     rows = [

@@ -11,6 +11,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
+from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import confirm_fingerprint, read_small_file
 
 if TYPE_CHECKING:
@@ -39,10 +40,12 @@ class _FileOrCommand(TyperGroup):
         return ["FEDERATION.toml --out DIR | COMMAND [ARGS]..."]
 
 
-app = typer.Typer(cls=_FileOrCommand, no_args_is_help=True)
+app = CommandGroup(cls=_FileOrCommand, no_args_is_help=True)
 
-_DIR = typer.Option(..., "--dir", metavar="DIR", help="The operator's folder (--out of before).")
-_JSON = typer.Option(False, "--json", help="Print JSON.")
+_DIR = typer.Option(
+    ..., "--dir", metavar="DIR", help="The operator's folder, which the first command made (--out)."
+)
+_JSON = typer.Option(False, "--json", help="Print the result as JSON, for scripts.")
 
 
 @app.callback()
@@ -58,9 +61,12 @@ def _options() -> None:
 @app.command(_MAKE, hidden=True)
 def make(
     federation: Path = typer.Argument(
-        metavar="FEDERATION.toml", help="Name, coordinator's hosts, sites."
+        metavar="FEDERATION.toml",
+        help="The federation's name, coordinator and sites (a TOML file).",
     ),
-    out: Path = typer.Option(..., "--out", metavar="DIR", help="The operator's folder."),
+    out: Path = typer.Option(
+        ..., "--out", metavar="DIR", help="The operator's folder; made if new."
+    ),
     json_output: bool = _JSON,
 ) -> None:
     """Make the kits of a federation; running it again adds what is new."""
@@ -78,7 +84,7 @@ def make(
 
 @app.command()
 def show(folder: Path = _DIR, json_output: bool = _JSON) -> None:
-    """Show who is in the federation, and until when its roster and certificates hold."""
+    """Show who takes part, and what expires when."""
     from fedllm.identity.provisioning import inspect
 
     done = inspect(folder)
@@ -90,13 +96,18 @@ def show(folder: Path = _DIR, json_output: bool = _JSON) -> None:
 
 @app.command()
 def sign(
-    request: Path = typer.Argument(help="request.json of a kit that was made elsewhere."),
+    request: Path = typer.Argument(help="The request.json that the party sent."),
     folder: Path = _DIR,
     fingerprint: str | None = typer.Option(
-        None, metavar="FINGERPRINT", help="What the party read out; asked for when left out."
+        None,
+        metavar="FINGERPRINT",
+        help="The request's fingerprint, as the party read it to you; asked for when left out.",
     ),
 ) -> None:
-    """Let in a party that made its keys itself, and write the answer that it installs."""
+    """Let in a party that made its keys itself.
+
+    Writes the answer that the party installs.
+    """
     from fedllm.identity.enrolment import read_request, root_fingerprint
     from fedllm.identity.provisioning import sign as sign_request
 
@@ -118,10 +129,15 @@ def sign(
 
 @app.command()
 def revoke(
-    name: str = typer.Argument(help="The site, or authority, coordinator, operator."),
+    name: str = typer.Argument(
+        help="The site's name, or one of: authority, coordinator, operator."
+    ),
     folder: Path = _DIR,
 ) -> None:
-    """Take a party off the roster for good; its keys are never accepted again."""
+    """Shut a party out for good.
+
+    It is taken off the roster, and its keys are never accepted again.
+    """
     from fedllm.identity.provisioning import revoke as revoke_party
 
     done = revoke_party(folder, name)
@@ -133,13 +149,16 @@ def revoke(
 def renew(
     folder: Path = _DIR,
     new_ca: bool = typer.Option(
-        False, "--new-ca", help="Add a CA; the next renewal uses it for the certificate."
+        False, "--new-ca", help="Add a new certificate authority; the next renewal uses it."
     ),
     drop_old_ca: bool = typer.Option(
-        False, "--drop-old-ca", help="Leave all CAs but the newest out of the roster."
+        False, "--drop-old-ca", help="Trust the newest certificate authority alone."
     ),
 ) -> None:
-    """Make a new roster and a new certificate for the coordinator, with the same keys."""
+    """Renew roster and certificate before they expire.
+
+    The new ones are for the same parties and keys.
+    """
     from fedllm.identity.provisioning import renew as renew_all
 
     _say(folder, renew_all(folder, new_ca=new_ca, drop_old_ca=drop_old_ca))

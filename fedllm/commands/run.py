@@ -17,22 +17,34 @@ if TYPE_CHECKING:
 
 
 def run(
-    configuration: Path = typer.Argument(metavar="RUN.toml", help="The run configuration (TOML)."),
-    kit: Path = typer.Option(..., help="The coordinator's kit."),
-    override: list[str] = typer.Option(
-        [], "--set", metavar="KEY=VALUE", help="Override a key, e.g. --set privacy.epsilon=3."
+    configuration: Path = typer.Argument(
+        metavar="RUN.toml", help="The run configuration (a TOML file)."
     ),
-    detach: bool = typer.Option(False, "--detach", help="Return at once; the run goes on."),
-    follow: bool = typer.Option(False, "--follow", help="Watch the run that was handed over."),
+    kit: Path = typer.Option(
+        ..., metavar="KIT", help="The coordinator's kit (the folder with its keys)."
+    ),
+    override: list[str] = typer.Option(
+        [],
+        "--set",
+        metavar="KEY=VALUE",
+        help="Use another value than the file's, e.g. --set privacy.epsilon=3; may be repeated.",
+    ),
+    detach: bool = typer.Option(
+        False, "--detach", help="Do not wait for the end; the run goes on."
+    ),
+    follow: bool = typer.Option(False, "--follow", help="Watch the run that was started before."),
     resume: bool = typer.Option(
         False, "--resume", help="Go on with a run that failed or was cancelled."
     ),
-    cancel: bool = typer.Option(False, "--cancel", help="Stop the run."),
-    json_output: bool = typer.Option(False, "--json", help="Print summary.json at the end."),
+    cancel: bool = typer.Option(False, "--cancel", help="Stop the run that was started before."),
+    json_output: bool = typer.Option(
+        False, "--json", help="Print the summary as JSON, for scripts."
+    ),
 ) -> None:
-    """Run a federated fine-tuning with the sites that are connected to the coordinator.
+    """Fine-tune with the sites that are connected.
 
-    Interrupting this command does not stop the run; --follow comes back to it.
+    Needs a coordinator that runs on this machine. Interrupting this command does not stop the run;
+    --follow comes back to it.
     """
     if sum((detach, follow, cancel)) > 1 or (resume and (follow or cancel)):
         raise ConfigError("these options exclude each other", "give one of them")

@@ -9,19 +9,22 @@ from typing import Any
 
 import typer
 
+from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import add_joining_commands
 
-app = typer.Typer(help="The coordinator: join a federation, serve it.", no_args_is_help=True)
+app = CommandGroup(help="The coordinator: join a federation, serve it.", no_args_is_help=True)
 add_joining_commands(app, "coordinator")
 
-_KIT = typer.Option(..., help="The coordinator's kit.")
+_KIT = typer.Option(..., metavar="KIT", help="The coordinator's kit (the folder with its keys).")
 
 
 @app.command()
 def start(
     kit: Path = _KIT,
     listen: str | None = typer.Option(
-        None, metavar="HOST:PORT", help="Where to listen; all interfaces, the kit's port."
+        None,
+        metavar="HOST:PORT",
+        help="Address and port to listen on; when left out, all addresses, and the kit's port.",
     ),
 ) -> None:
     """Serve the federation and carry its runs until stopped."""
@@ -38,9 +41,15 @@ def start(
 
 @app.command()
 def status(
-    kit: Path = _KIT, json_output: bool = typer.Option(False, "--json", help="Print JSON.")
+    kit: Path = _KIT,
+    json_output: bool = typer.Option(
+        False, "--json", help="Print the result as JSON, for scripts."
+    ),
 ) -> None:
-    """Show who is connected and which runs there are; exit code 1 if no coordinator runs."""
+    """Show who is connected, and which runs there are.
+
+    Exit code 1 if no coordinator runs.
+    """
     from fedllm.errors import ConfigError
     from fedllm.processes import is_held
     from server.jobs import coordinator_lock

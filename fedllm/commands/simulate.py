@@ -20,20 +20,34 @@ class Engine(StrEnum):
 
 
 def simulate(
-    run: Path = typer.Argument(help="The run configuration (TOML)."),
+    run: Path = typer.Argument(metavar="RUN.toml", help="The run configuration (a TOML file)."),
     override: list[str] = typer.Option(
-        [], "--set", metavar="KEY=VALUE", help="Override a key, e.g. --set privacy.epsilon=3."
+        [],
+        "--set",
+        metavar="KEY=VALUE",
+        help="Use another value than the file's, e.g. --set privacy.epsilon=3; may be repeated.",
     ),
-    out: Path | None = typer.Option(None, help="Run folder; runs/<name> when left out."),
-    engine: Engine = typer.Option(Engine.inprocess, help="What carries the messages."),
-    resume: bool = typer.Option(False, help="Go on after the last finished round."),
-    policy: Path | None = typer.Option(None, help="A site.toml that every site follows."),
+    out: Path | None = typer.Option(
+        None, help="Folder for the run's results; runs/<name> when left out."
+    ),
+    engine: Engine = typer.Option(
+        Engine.inprocess, help="Run the sites in this one process, or side by side with Ray."
+    ),
+    resume: bool = typer.Option(
+        False, "--resume", help="Go on with a run that was broken off, after its last full round."
+    ),
+    policy: Path | None = typer.Option(
+        None,
+        help="What every simulated site allows (a site.toml); left out, what the run asks for.",
+    ),
     ledgers: Path | None = typer.Option(
-        None, help="Folder of the sites' ledgers, to share budgets between runs."
+        None, help="Folder of the sites' privacy ledgers, for runs that share one budget."
     ),
-    json_output: bool = typer.Option(False, "--json", help="Print summary.json at the end."),
+    json_output: bool = typer.Option(
+        False, "--json", help="Print the summary as JSON, for scripts."
+    ),
 ) -> None:
-    """Run a federated fine-tuning on this machine, with simulated sites."""
+    """Fine-tune with simulated sites, all on this machine."""
     config = with_base_model(load_run_config(run, override))
     site_policy = load_site_policy(policy) if policy else None
 
