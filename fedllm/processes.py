@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import signal
 import subprocess
@@ -15,7 +14,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fedllm.errors import ConfigError, FedllmError
+from fedllm.errors import FedllmError
+from fedllm.locks import exclusive
 
 _FIRST_WAIT_S, _MAX_WAIT_S, _STABLE_S = 1.0, 60.0, 60.0
 _PR_SET_PDEATHSIG = 1
@@ -25,7 +25,7 @@ _HOPELESS = (2,)
 
 @contextmanager
 def only_one(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock file as long as the block runs; the system frees it when the process dies.
+    """Hold a kit's lock file as long as the block runs: one process of a kind with one kit.
 
     Raises
     ------
@@ -33,26 +33,9 @@ def only_one(path: Path, what: str) -> Iterator[None]:
         If another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"{what} is already running with this kit", "stop it first, or use its own kit"
-            ) from None
+    busy = f"{what} is already running with this kit"
+    with exclusive(path, busy, "stop it first, or use its own kit"):
         yield
-
-
-def is_held(path: Path) -> bool:
-    """Tell whether a process holds the lock file of `only_one`."""
-    try:
-        with path.open("r") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
 
 
 def die_with_parent(parent: int) -> None:

@@ -12,7 +12,7 @@ from fedllm.config import RunConfig, load_run_config, to_toml
 from fedllm.errors import ConfigError, FedllmError
 from fedllm.federation.messages import Refusal
 from fedllm.files import write_bytes, write_json
-from fedllm.processes import is_held
+from fedllm.locks import is_held
 
 Status = Literal["queued", "running", "finished", "failed", "cancelled"]
 ACTIVE: tuple[Status, ...] = ("queued", "running")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +12,8 @@ from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset, encode, label_set
 from fedllm.data.records import Record
 from fedllm.data.sources import read_records
-from fedllm.errors import ConfigError
 from fedllm.federation.models import process_models
+from fedllm.locks import exclusive
 from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
 from server.metrics import read_reports
@@ -31,13 +30,8 @@ def locked(out: Path) -> Iterator[None]:
         If another process works in it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"another process is working in {out}", "wait for it, or choose another --out"
-            ) from None
+    busy = f"another process is working in {out}"
+    with exclusive(out / ".lock", busy, "wait for it, or choose another --out"):
         yield
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from fedllm.errors import ConfigError
-from fedllm.processes import is_held, keep_running, only_one
+from fedllm.locks import is_held
+from fedllm.processes import keep_running, only_one
 
 CHILD = """
 import sys, time

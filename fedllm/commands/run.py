@@ -51,7 +51,7 @@ def run(
     config = load_run_config(configuration, override)
 
     from fedllm.identity.kits import read_kit
-    from fedllm.processes import is_held
+    from fedllm.locks import is_held
     from server import jobs
 
     read_kit(kit, "coordinator")

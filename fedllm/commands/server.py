@@ -51,7 +51,7 @@ def status(
     Exit code 1 if no coordinator runs.
     """
     from fedllm.errors import ConfigError
-    from fedllm.processes import is_held
+    from fedllm.locks import is_held
     from server.jobs import coordinator_lock
 
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from fedllm.errors import RefusedError, RepeatError
 from fedllm.files import write_json
+from fedllm.locks import in_turn
 
 
 class SiteMemory:
@@ -90,8 +90,7 @@ class SiteMemory:
     @contextmanager
     def _changing(self, run: str) -> Iterator[dict[str, object]]:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with in_turn(self._path.with_suffix(".lock")):
             everything = self._read()
             entry = everything.setdefault(run, {})
             yield entry

@@ -10,7 +10,6 @@ DIR/answers/          answers to the requests of parties that made their keys th
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from fedllm.identity.enrolment import Request, accept, enroll, make_answer, read
 from fedllm.identity.keys import Identity
 from fedllm.identity.kits import check_permissions
 from fedllm.identity.roster import Role, Roster, sign_roster, verify_roster
+from fedllm.locks import in_turn
 
 _STATE = "federation.json"
 
@@ -255,8 +255,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """Keep two operators from giving one version number to two rosters."""
     if not folder.is_dir():
         raise ConfigError(f"there is no folder {folder}", "run fedllm provision first")
-    with (folder / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with in_turn(folder / ".lock"):
         yield
 
 

@@ -1,0 +1,54 @@
+"""Lock files. The system frees a lock when the process that holds it dies, however it dies."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedllm.errors import ConfigError
+
+
+@contextmanager
+def exclusive(path: Path, busy: str, remedy: str) -> Iterator[None]:
+    """Hold a lock file as long as the block runs, or refuse at once.
+
+    Parameters
+    ----------
+    path : Path
+        The lock file, made if need be; its folder must exist.
+    busy, remedy : str
+        What is said when another process holds it.
+
+    Raises
+    ------
+    ConfigError
+        If another process holds it.
+    """
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(busy, remedy) from None
+        yield
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Hold a lock file as long as the block runs; waits until no other process holds it."""
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def is_held(path: Path) -> bool:
+    """Tell whether a process holds a lock file."""
+    try:
+        with path.open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
