@@ -22,8 +22,7 @@ import torch
 from support.federation import build, small_config
 
 from fedllm.errors import FedllmError
-from fedllm.federation import charging, terms
-from fedllm.federation import site as site_module
+from fedllm.federation import charging, site_work, terms
 from fedllm.federation.charging import next_noise_multiplier
 from fedllm.privacy import dpsgd
 from fedllm.privacy.accounting import epsilon
@@ -306,13 +305,13 @@ def test_a_batch_used_twice_is_caught(tiny_checkpoint, tmp_path, monkeypatch):
     for folder in ("sound", "planted"):
         (tmp_path / folder).mkdir()
     check_one_use(build(tmp_path / "sound", config), monkeypatch)
-    train = site_module.train_locally
+    train = site_work.train_locally
 
     def twice(model, dataset, settings, sampling, noise):
         train(model, dataset, settings, RandomStream.seeded(1), noise)
         return train(model, dataset, settings, RandomStream.seeded(1), noise)
 
-    monkeypatch.setattr(site_module, "train_locally", twice)
+    monkeypatch.setattr(site_work, "train_locally", twice)
     with pytest.raises(AssertionError, match="more often than they were charged"):
         check_one_use(build(tmp_path / "planted", config), monkeypatch)
 

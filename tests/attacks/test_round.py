@@ -444,7 +444,7 @@ def test_a_site_that_forgot_what_it_did_refuses_to_go_on(federation):
 
 
 def test_a_site_counts_a_failed_training_as_spent(tiny_checkpoint, tmp_path, monkeypatch):
-    import fedllm.federation.site as site_module
+    from fedllm.federation import site_work
 
     policy = SitePolicy(budget=BudgetSection(epsilon=2.0), allow=AllowSection(min_cohort=1))
     config = small_config(tiny_checkpoint("bert"), privacy={"epsilon": 2.0})
@@ -454,7 +454,7 @@ def test_a_site_counts_a_failed_training_as_spent(tiny_checkpoint, tmp_path, mon
         raise RuntimeError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(site_module, "train_locally", crash)
+        patch.setattr(site_work, "train_locally", crash)
         with pytest.raises(FedllmError):
             federation.round()
     assert charged(federation) == 1

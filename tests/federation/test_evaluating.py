@@ -83,7 +83,7 @@ def test_held_out_records_are_never_trained_on(tiny_checkpoint, tmp_path, monkey
     config = small_config(tiny_checkpoint("bert"), evaluation={"every": 1, "holdout": 0.5})
     federation = build(tmp_path, config)
     trained = []
-    import fedllm.federation.site as module
+    import fedllm.federation.site_work as module
 
     original = module.train_locally
 

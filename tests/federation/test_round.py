@@ -85,10 +85,10 @@ def test_local_noise_is_reserved_before_and_committed_after_training(
 ):
     config = small_config(tiny_checkpoint("bert"), privacy={"epsilon": 4.0})
     federation = build(tmp_path, config)
-    import fedllm.federation.site as site_module
+    from fedllm.federation import site_work
 
     seen = []
-    train = site_module.train_locally
+    train = site_work.train_locally
 
     def watched(model, dataset, settings, sampling, noise):
         seen.append((settings.noise_multiplier, settings.sampling_rate, settings.steps))
@@ -96,7 +96,7 @@ def test_local_noise_is_reserved_before_and_committed_after_training(
         assert sum(map(len, found)) == len(seen), "reserved before it is trained"
         return train(model, dataset, settings, sampling, noise)
 
-    monkeypatch.setattr(site_module, "train_locally", watched)
+    monkeypatch.setattr(site_work, "train_locally", watched)
     federation.round()
     for name in federation.sites:
         (event,) = ledger_of(federation, name).events_of_run("run-1")
@@ -225,7 +225,7 @@ def test_a_site_as_the_unit_sends_no_more_than_the_clipping_norm(
 def test_a_moving_clipping_norm_is_kept_over_rounds_and_charged_as_ever(
     tiny_checkpoint, tmp_path, monkeypatch
 ):
-    import fedllm.federation.site as site_module
+    from fedllm.federation import site_work
 
     config = small_config(
         tiny_checkpoint("bert"),
@@ -235,14 +235,14 @@ def test_a_moving_clipping_norm_is_kept_over_rounds_and_charged_as_ever(
     )
     federation = build(tmp_path, config)
     norms = []
-    train = site_module.train_locally
+    train = site_work.train_locally
 
     def watched(model, dataset, settings, sampling, noise):
         result = train(model, dataset, settings, sampling=sampling, noise=noise)
         norms.append((settings.clipping_norm, result.clipping_norm))
         return result
 
-    monkeypatch.setattr(site_module, "train_locally", watched)
+    monkeypatch.setattr(site_work, "train_locally", watched)
     federation.round(1, 1)
     federation.round(2, 2)
     assert [start for start, _ in norms[:3]] == [1e-4] * 3
@@ -304,19 +304,19 @@ def test_discrete_noise_lies_around_the_sum_of_clipped_gradients(
     tiny_checkpoint, tmp_path, monkeypatch
 ):
     import fedllm.federation.discrete as discrete_module
-    import fedllm.federation.site as site_module
+    from fedllm.federation import site_work
 
     config = discrete(tiny_checkpoint("bert"), privacy={"epsilon": 50.0})
     federation = build(tmp_path, config)
     totals = []
-    summed = site_module.clipped_gradient_sum
+    summed = site_work.clipped_gradient_sum
 
     def watched(*arguments):
         total, statistics = summed(*arguments)
         totals.append(total)
         return total, statistics
 
-    monkeypatch.setattr(site_module, "clipped_gradient_sum", watched)
+    monkeypatch.setattr(site_work, "clipped_gradient_sum", watched)
     silent = lambda random, count, deviation: np.zeros(count, dtype=np.int64)  # noqa: E731
     monkeypatch.setattr(discrete_module, "discrete_gaussian", silent)
     from fedllm.federation.charging import next_noise_multiplier
@@ -369,9 +369,9 @@ def test_too_few_bits_for_discrete_noise_are_named(tiny_checkpoint, tmp_path):
 def test_a_run_over_the_ceiling_is_refused_before_any_training(
     tiny_checkpoint, tmp_path, monkeypatch
 ):
-    import fedllm.federation.site as site_module
+    from fedllm.federation import site_work
 
-    monkeypatch.setattr(site_module, "train_locally", None)
+    monkeypatch.setattr(site_work, "train_locally", None)
     policy = SitePolicy(budget=BudgetSection(epsilon=1.0), allow=AllowSection(min_cohort=1))
     config = small_config(tiny_checkpoint("bert"), privacy={"epsilon": 2.0})
     federation = build(tmp_path, config, policy=policy)

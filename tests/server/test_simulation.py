@@ -114,7 +114,7 @@ def test_a_failed_evaluation_at_the_sites_does_not_lose_the_run(config, tmp_path
     def fail(*args):
         raise RuntimeError("private words")
 
-    monkeypatch.setattr("fedllm.federation.site.unit_scores", fail)
+    monkeypatch.setattr("fedllm.federation.site_work.unit_scores", fail)
     config = change(config, evaluation={"every": 1, "holdout": 0.4})
     summary = simulate(config, tmp_path / "run")
     assert summary.rounds == 3
