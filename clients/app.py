@@ -10,7 +10,8 @@ from flwr.clientapp import ClientApp
 
 from fedllm.federation.authority import Authority
 from fedllm.federation.flower import answer
-from fedllm.federation.messages import Join, OpenRound, OpenSum, Settle, Train, Unmask, Wire
+from fedllm.federation.messages import Join, OpenRound, OpenSum, Settle, Train, Unmask
+from fedllm.federation.wire import Wire
 
 if TYPE_CHECKING:
     from fedllm.federation.site import Site

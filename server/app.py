@@ -19,8 +19,8 @@ from fedllm.federation.messages import (
     Trained,
     Unmask,
     Unmasked,
-    Wire,
 )
+from fedllm.federation.wire import Wire
 
 Answer = TypeVar("Answer", bound=Wire)
 

@@ -10,15 +10,8 @@ from flwr.serverapp import Grid
 
 from fedllm.errors import FedllmError, PeerError
 from fedllm.federation.flower import GridPresence, exchange, from_content, to_content
-from fedllm.federation.messages import (
-    Join,
-    Joined,
-    OpenRound,
-    OpenSum,
-    RoundOpened,
-    SumOpened,
-    Wire,
-)
+from fedllm.federation.messages import Join, Joined, OpenRound, OpenSum, RoundOpened, SumOpened
+from fedllm.federation.wire import Wire
 from server.app import GridSites
 
 Answer = TypeVar("Answer", bound=Wire)

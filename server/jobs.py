@@ -10,7 +10,7 @@ from typing import Literal
 
 from fedllm.config import RunConfig, load_run_config, to_toml
 from fedllm.errors import ConfigError, FedllmError
-from fedllm.federation.messages import Refusal
+from fedllm.federation.refusals import Refusal
 from fedllm.files import write_bytes, write_json
 from fedllm.locks import is_held
 

@@ -27,8 +27,9 @@ from fedllm.federation.coordinator import (
 )
 from fedllm.federation.discrete import make_grid
 from fedllm.federation.evaluating import evaluation_rounds, planned_events, read_sum
-from fedllm.federation.messages import Member, RoundStatement, digest
+from fedllm.federation.messages import Member, RoundStatement
 from fedllm.federation.terms import public_settings, shared_config
+from fedllm.federation.wire import digest
 from fedllm.identity.roster import Roster
 from fedllm.models.manifest import AdapterManifest
 from fedllm.models.shared import SharedModel

@@ -11,7 +11,7 @@ from pathlib import Path
 from fedllm.config import load_run_config
 from fedllm.errors import FedllmError
 from fedllm.federation.flower import GridPresence
-from fedllm.federation.messages import Refusal
+from fedllm.federation.refusals import Refusal
 from fedllm.federation.superlink import Ticket, grid_of
 from fedllm.files import write_json
 from fedllm.identity.kits import Kit, read_kit

@@ -17,20 +17,20 @@ from fedllm.federation.messages import (
     OpenRound,
     OpenSum,
     OpenSumHeader,
-    Refusal,
     RoundOpened,
     RoundOpenedHeader,
     RoundStatement,
     SumOpened,
     SumOpenedHeader,
-    parse_header,
 )
+from fedllm.federation.refusals import Refusal
 from fedllm.federation.statements import (
     check_cohort,
     read_statement,
     require,
     require_cohort,
 )
+from fedllm.federation.wire import parse_header
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.identity.sealing import SealingKey

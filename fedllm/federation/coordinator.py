@@ -40,10 +40,10 @@ from fedllm.federation.messages import (
     TrainHeader,
     Unmask,
     UnmaskHeader,
-    digest,
 )
 from fedllm.federation.parties import KeyAuthority, Sites
 from fedllm.federation.statements import check_member, read_statement, require
+from fedllm.federation.wire import digest
 from fedllm.identity.roster import Roster
 
 

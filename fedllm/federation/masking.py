@@ -18,8 +18,9 @@ from fedllm.encryption.masks import (
 )
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.errors import PeerError
-from fedllm.federation.messages import RoundStatement, digest
+from fedllm.federation.messages import RoundStatement
 from fedllm.federation.statements import require
+from fedllm.federation.wire import digest
 from fedllm.identity.keys import Identity, verify_signature
 from fedllm.identity.roster import Roster
 

@@ -1,4 +1,4 @@
-"""What travels between the parties: a strict JSON header and named blobs of bytes.
+"""What travels between the parties of a run, each message after its header.
 
 Signed statements travel as the exact JSON text that was signed, so that no party has to
 write the same bytes a second time.
@@ -6,45 +6,14 @@ write the same bytes a second time.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from fedllm.federation.refusals import Refusal
+from fedllm.federation.wire import Header, Wire
 
-from fedllm.errors import (
-    BudgetError,
-    ConfigError,
-    DataError,
-    FedllmError,
-    PeerError,
-    RefusedError,
-    RepeatError,
-    TrainingError,
-)
-
-MAX_HEADER_BYTES = 16 << 20
-_TRAVELLING = (
-    RefusedError,
-    BudgetError,
-    DataError,
-    ConfigError,
-    TrainingError,
-    PeerError,
-    RepeatError,
-)
-
-Purpose = typing.Literal["update", "evaluation"]
-
-
-class Header(BaseModel):
-    """The JSON part of a message: frozen, no unknown keys, no conversions of type."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+Purpose = Literal["update", "evaluation"]
 
 
 class Member(Header):
@@ -130,6 +99,13 @@ class JoinHeader(Header):
     adapter_length: int
 
 
+@dataclass(frozen=True)
+class Join(Wire):
+    """Coordinator to site: the question whether it takes part."""
+
+    header: JoinHeader
+
+
 class JoinedHeader(Header):
     """A site's yes: its name and its signed mask key, or its no."""
 
@@ -137,47 +113,11 @@ class JoinedHeader(Header):
     refusal: Refusal | None = None
 
 
-class Refusal(Header):
-    """Why a party did not do what it was asked, without a word about its data.
+@dataclass(frozen=True)
+class Joined(Wire):
+    """Site to coordinator: yes or no."""
 
-    Attributes
-    ----------
-    kind : str
-        Name of the error class; decides the exit code.
-    message, remedy : str
-        Words for a person.
-    """
-
-    kind: str
-    message: str
-    remedy: str = ""
-
-    _KINDS: ClassVar[dict[str, type[FedllmError]]] = {kind.__name__: kind for kind in _TRAVELLING}
-
-    @classmethod
-    def of(cls, error: BaseException, full_text: bool) -> Refusal:
-        """Describe an error; private text is left out unless ``full_text``.
-
-        The words of a refusal by policy or budget, or of something twice, speak of public
-        numbers only and always travel; every other error shrinks to its kind.
-        """
-        names = (kind.__name__ for kind in type(error).__mro__)
-        kind = next((name for name in names if name in cls._KINDS), "FedllmError")
-        # Subclasses, such as the ledger's own refusals, may name files of the site.
-        public = type(error) in (RefusedError, BudgetError, RepeatError)
-        if isinstance(error, FedllmError) and (full_text or public):
-            return cls(kind=kind, message=error.message, remedy=error.remedy)
-        if full_text:
-            return cls(kind=kind, message=f"{type(error).__name__}: {error}")
-        return cls(kind=kind, message=kind, remedy="the site's own log has the details")
-
-    def to_error(self, who: str) -> FedllmError:
-        """Return the error that this refusal stands for."""
-        kind = self._KINDS.get(self.kind, FedllmError)
-        return kind(f"{who}: {self.message}", self.remedy)
-
-
-JoinedHeader.model_rebuild()
+    header: JoinedHeader
 
 
 class TrainHeader(Header):
@@ -205,12 +145,34 @@ class TrainHeader(Header):
     model: str
 
 
+@dataclass(frozen=True)
+class Train(Wire):
+    """Coordinator to site: train this round.
+
+    ``plan`` and ``public_key`` are the encryption's; ``adapter`` holds float32
+    (little-endian) in the manifest's order.
+    """
+
+    header: TrainHeader
+    plan: bytes
+    public_key: bytes
+    adapter: bytes
+
+
 class TrainedHeader(Header):
     """A site's answer to `TrainHeader`: its signature, or its refusal."""
 
     site: str
     signature: str = ""
     refusal: Refusal | None = None
+
+
+@dataclass(frozen=True)
+class Trained(Wire):
+    """Site to coordinator: the sealed update (empty with a refusal)."""
+
+    header: TrainedHeader
+    update: bytes
 
 
 class SettleHeader(Header):
@@ -221,12 +183,27 @@ class SettleHeader(Header):
     survivors: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Settle(Wire):
+    """Coordinator to survivor: these sites are in the sum."""
+
+    header: SettleHeader
+    plan: bytes
+
+
 class SettledHeader(Header):
     """A survivor's signature of its statement on the survivors, or its refusal."""
 
     site: str
     signature: str = ""
     refusal: Refusal | None = None
+
+
+@dataclass(frozen=True)
+class Settled(Wire):
+    """Survivor to coordinator: agreed, once and for all."""
+
+    header: SettledHeader
 
 
 class UnmaskHeader(Header):
@@ -241,6 +218,14 @@ class UnmaskHeader(Header):
     signatures: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Unmask(Wire):
+    """Coordinator to survivor: all agree; take your masks off."""
+
+    header: UnmaskHeader
+    plan: bytes
+
+
 class UnmaskedHeader(Header):
     """A survivor's reveal, sealed for the key authority and in hexadecimal, or its refusal."""
 
@@ -249,10 +234,25 @@ class UnmaskedHeader(Header):
     refusal: Refusal | None = None
 
 
+@dataclass(frozen=True)
+class Unmasked(Wire):
+    """Survivor to coordinator: what opens the sum of exactly the survivors."""
+
+    header: UnmaskedHeader
+
+
 class OpenRoundHeader(Header):
     """The coordinator's request for a round's key; the statement still lacks the key."""
 
     statement: str
+
+
+@dataclass(frozen=True)
+class OpenRound(Wire):
+    """Coordinator to authority: make a key pair for this round."""
+
+    header: OpenRoundHeader
+    plan: bytes
 
 
 class RoundOpenedHeader(Header):
@@ -261,6 +261,14 @@ class RoundOpenedHeader(Header):
     statement: str = ""
     signature: str = ""
     refusal: Refusal | None = None
+
+
+@dataclass(frozen=True)
+class RoundOpened(Wire):
+    """Authority to coordinator: the signed round and its public key."""
+
+    header: RoundOpenedHeader
+    public_key: bytes
 
 
 class OpenSumHeader(Header):
@@ -278,141 +286,6 @@ class OpenSumHeader(Header):
     reveals: tuple[str, ...] = ()
 
 
-class SumOpenedHeader(Header):
-    """The authority's answer: how many updates the sum holds, or a refusal."""
-
-    count: int = 0
-    refusal: Refusal | None = None
-
-
-@dataclass(frozen=True)
-class Wire:
-    """Base of all messages: a dataclass with a ``header`` and fields of bytes."""
-
-    def to_wire(self) -> tuple[str, dict[str, bytes]]:
-        """Return the header as JSON and the blobs by name."""
-        names = [field.name for field in dataclasses.fields(self) if field.name != "header"]
-        header: Header = self.header  # type: ignore[attr-defined]
-        return header.model_dump_json(), {name: getattr(self, name) for name in names}
-
-    @classmethod
-    def from_wire(cls, header: str, blobs: Mapping[str, bytes]) -> Self:
-        """Check and read what `to_wire` wrote.
-
-        Raises
-        ------
-        PeerError
-            If a part is missing, too many, or of the wrong form.
-        """
-        if len(header) > MAX_HEADER_BYTES:
-            raise PeerError(f"a {cls.__name__} message has a header of {len(header)} bytes")
-        hints = typing.get_type_hints(cls)
-        expected = {name for name in hints if name != "header"}
-        if set(blobs) != expected:
-            raise PeerError(f"a {cls.__name__} message has the parts {sorted(blobs)}")
-        return cls(header=parse_header(hints["header"], header), **blobs)  # type: ignore[call-arg]
-
-
-H = typing.TypeVar("H", bound=Header)
-
-
-def parse_header(kind: type[H], text: str) -> H:
-    """Read a JSON header strictly.
-
-    Raises
-    ------
-    PeerError
-        If a key is unknown, missing or of the wrong type; values are not repeated.
-    """
-    try:
-        return kind.model_validate_json(text)
-    except ValidationError as error:
-        where = sorted({".".join(map(str, item["loc"])) for item in error.errors()})
-        raise PeerError(f"a {kind.__name__} is malformed at {', '.join(where[:5])}") from None
-
-
-@dataclass(frozen=True)
-class Join(Wire):
-    """Coordinator to site: the question whether it takes part."""
-
-    header: JoinHeader
-
-
-@dataclass(frozen=True)
-class Joined(Wire):
-    """Site to coordinator: yes or no."""
-
-    header: JoinedHeader
-
-
-@dataclass(frozen=True)
-class Train(Wire):
-    """Coordinator to site: train this round.
-
-    ``plan`` and ``public_key`` are the encryption's; ``adapter`` holds float32
-    (little-endian) in the manifest's order.
-    """
-
-    header: TrainHeader
-    plan: bytes
-    public_key: bytes
-    adapter: bytes
-
-
-@dataclass(frozen=True)
-class Trained(Wire):
-    """Site to coordinator: the sealed update (empty with a refusal)."""
-
-    header: TrainedHeader
-    update: bytes
-
-
-@dataclass(frozen=True)
-class Settle(Wire):
-    """Coordinator to survivor: these sites are in the sum."""
-
-    header: SettleHeader
-    plan: bytes
-
-
-@dataclass(frozen=True)
-class Settled(Wire):
-    """Survivor to coordinator: agreed, once and for all."""
-
-    header: SettledHeader
-
-
-@dataclass(frozen=True)
-class Unmask(Wire):
-    """Coordinator to survivor: all agree; take your masks off."""
-
-    header: UnmaskHeader
-    plan: bytes
-
-
-@dataclass(frozen=True)
-class Unmasked(Wire):
-    """Survivor to coordinator: what opens the sum of exactly the survivors."""
-
-    header: UnmaskedHeader
-
-
-@dataclass(frozen=True)
-class OpenRound(Wire):
-    """Coordinator to authority: make a key pair for this round."""
-
-    header: OpenRoundHeader
-    plan: bytes
-
-
-@dataclass(frozen=True)
-class RoundOpened(Wire):
-    """Authority to coordinator: the signed round and its public key."""
-
-    header: RoundOpenedHeader
-    public_key: bytes
-
-
 @dataclass(frozen=True)
 class OpenSum(Wire):
     """Coordinator to authority: open this sum."""
@@ -421,16 +294,16 @@ class OpenSum(Wire):
     total: bytes
 
 
+class SumOpenedHeader(Header):
+    """The authority's answer: how many updates the sum holds, or a refusal."""
+
+    count: int = 0
+    refusal: Refusal | None = None
+
+
 @dataclass(frozen=True)
 class SumOpened(Wire):
     """Authority to coordinator: the opened levels, uint64 little-endian."""
 
     header: SumOpenedHeader
     levels: bytes
-
-
-def digest(value: str | bytes | dict[str, Any]) -> str:
-    """Return the SHA-256 of text, bytes or canonical JSON, in hexadecimal."""
-    if isinstance(value, dict):
-        value = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(value.encode() if isinstance(value, str) else value).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from fedllm.config import RunConfig
-from fedllm.federation.messages import digest
+from fedllm.federation.wire import digest
 from fedllm.models.shared import SharedModel, load_shared_model
 
 

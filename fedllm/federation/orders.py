@@ -15,10 +15,11 @@ from fedllm.encryption.schemes import PublicRoundKey
 from fedllm.errors import PeerError, RefusedError
 from fedllm.federation.discrete import make_grid
 from fedllm.federation.evaluating import Bounds, sum_shape
-from fedllm.federation.messages import RoundStatement, Train, digest
+from fedllm.federation.messages import RoundStatement, Train
 from fedllm.federation.models import ModelCache
 from fedllm.federation.statements import make_member, read_statement, require, require_cohort
 from fedllm.federation.terms import check_allowed
+from fedllm.federation.wire import digest
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.models.shared import SharedModel

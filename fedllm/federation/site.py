@@ -28,7 +28,6 @@ from fedllm.federation.messages import (
     Join,
     Joined,
     JoinedHeader,
-    Refusal,
     RoundStatement,
     Settle,
     Settled,
@@ -42,6 +41,7 @@ from fedllm.federation.messages import (
 )
 from fedllm.federation.models import ModelCache
 from fedllm.federation.orders import Order, OrderReader, read_plan
+from fedllm.federation.refusals import Refusal
 from fedllm.federation.site_data import SiteData
 from fedllm.federation.site_work import SiteWork
 from fedllm.federation.statements import make_member, read_statement, require

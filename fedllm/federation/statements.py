@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fedllm.errors import PeerError, RefusedError
-from fedllm.federation.messages import Member, RoundStatement, mask_key_statement, parse_header
+from fedllm.federation.messages import Member, RoundStatement, mask_key_statement
+from fedllm.federation.wire import parse_header
 from fedllm.identity.keys import Identity, verify_signature
 from fedllm.identity.roster import Roster
 

@@ -15,13 +15,8 @@ from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
 from fedllm.errors import FedllmError, PeerError, RefusedError, RepeatError
 from fedllm.federation import authority as authority_module
-from fedllm.federation.messages import (
-    OpenSum,
-    OpenSumHeader,
-    Refusal,
-    Settle,
-    Train,
-)
+from fedllm.federation.messages import OpenSum, OpenSumHeader, Settle, Train
+from fedllm.federation.refusals import Refusal
 from fedllm.federation.site import Site
 from fedllm.privacy.ledger import Ledger
 

@@ -257,7 +257,8 @@ def test_scores_cannot_pass_for_an_update(tiny_checkpoint, tmp_path):
     federation.tamper = listen
     evaluated(federation)
     from fedllm.encryption.plan import EncryptionPlan
-    from fedllm.federation.messages import RoundStatement, parse_header
+    from fedllm.federation.messages import RoundStatement
+    from fedllm.federation.wire import parse_header
 
     plan = EncryptionPlan.from_bytes(held["plan"])
     statement = parse_header(RoundStatement, held["statement"])

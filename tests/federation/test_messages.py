@@ -14,8 +14,8 @@ from fedllm.federation.messages import (
     Trained,
     TrainedHeader,
     TrainHeader,
-    parse_header,
 )
+from fedllm.federation.wire import parse_header
 
 text = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30)
 members = st.builds(Member, name=text, mask_key=text, signature=text)

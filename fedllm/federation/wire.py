@@ -1,0 +1,76 @@
+"""The form of all messages: a strict JSON header and named blobs of bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fedllm.errors import PeerError
+
+MAX_HEADER_BYTES = 16 << 20
+
+
+class Header(BaseModel):
+    """The JSON part of a message: frozen, no unknown keys, no conversions of type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+@dataclass(frozen=True)
+class Wire:
+    """Base of all messages: a dataclass with a ``header`` and fields of bytes."""
+
+    def to_wire(self) -> tuple[str, dict[str, bytes]]:
+        """Return the header as JSON and the blobs by name."""
+        names = [field.name for field in dataclasses.fields(self) if field.name != "header"]
+        header: Header = self.header  # type: ignore[attr-defined]
+        return header.model_dump_json(), {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_wire(cls, header: str, blobs: Mapping[str, bytes]) -> Self:
+        """Check and read what `to_wire` wrote.
+
+        Raises
+        ------
+        PeerError
+            If a part is missing, too many, or of the wrong form.
+        """
+        if len(header) > MAX_HEADER_BYTES:
+            raise PeerError(f"a {cls.__name__} message has a header of {len(header)} bytes")
+        hints = typing.get_type_hints(cls)
+        expected = {name for name in hints if name != "header"}
+        if set(blobs) != expected:
+            raise PeerError(f"a {cls.__name__} message has the parts {sorted(blobs)}")
+        return cls(header=parse_header(hints["header"], header), **blobs)  # type: ignore[call-arg]
+
+
+H = typing.TypeVar("H", bound=Header)
+
+
+def parse_header(kind: type[H], text: str) -> H:
+    """Read a JSON header strictly.
+
+    Raises
+    ------
+    PeerError
+        If a key is unknown, missing or of the wrong type; values are not repeated.
+    """
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        where = sorted({".".join(map(str, item["loc"])) for item in error.errors()})
+        raise PeerError(f"a {kind.__name__} is malformed at {', '.join(where[:5])}") from None
+
+
+def digest(value: str | bytes | dict[str, Any]) -> str:
+    """Return the SHA-256 of text, bytes or canonical JSON, in hexadecimal."""
+    if isinstance(value, dict):
+        value = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(value.encode() if isinstance(value, str) else value).hexdigest()
