@@ -1,0 +1,97 @@
+"""Files and entries that no site program of ours would write."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+
+import pytest
+from support.ledger import SIGNER, attack, content, is_found, row
+
+from fedllm.errors import FedllmError
+from fedllm.privacy.events import canonical_bytes
+from fedllm.privacy.ledger import Ledger
+from fedllm.privacy.ledger_audit import verify_ledger
+from fedllm.privacy.ledger_entries import TamperedError, entry_hash, make_entry
+
+
+@pytest.mark.parametrize("kind", ["TEXT", "INTEGER", "NULL"])
+def test_wrong_column_types(path, ledger, kind):
+    value = {"TEXT": "'x'", "INTEGER": "5", "NULL": "NULL"}[kind]
+    attack(
+        path,
+        "CREATE TABLE loose AS SELECT * FROM entries",
+        "DROP TABLE tags",
+        "DROP TABLE entries",
+        "ALTER TABLE loose RENAME TO entries",
+        "CREATE TABLE tags (sequence, records, persons)",
+        f"UPDATE entries SET signature = {value} WHERE sequence = 4",
+    )
+    is_found(path, ledger)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("commit", {"reserve": 2}),
+        ("commit", {"reserve": 4}),
+        ("commit", {"reserve": [4]}),
+        ("commit", {"reserve": 10, "more": 1}),
+        ("open", {}),
+        ("refund", {"reserve": 4}),
+        ("dataset", {"dataset": "x", "overlaps": ["y"], "description": {"unit": "record"}}),
+        ("reserve", {"run": "run"}),
+    ],
+)
+def test_signed_nonsense(path, ledger, kind, body):
+    # A faulty program with the site's key: right chain, right signature, impossible meaning.
+    entry = make_entry(SIGNER, "site-00", ledger.head(), kind, body)
+    attack(path, ("INSERT INTO entries VALUES (?, ?, ?, ?)", row(entry)))
+    is_found(path, ledger)
+
+
+def test_nonsense_clock_is_no_error(path, ledger):
+    entry = make_entry(SIGNER, "site-00", ledger.head(), "open", {})
+    value = {**entry.content, "kind": "reserve", "time": "1970-01-01T00:00:00+00:00"}
+    body = content(path, 4)["body"]
+    value["body"] = {**body, "round": 77}
+    digest = entry_hash(value)
+    signature = SIGNER.sign(b"fedllm.ledger.signature.v1\n" + digest)
+    attack(
+        path,
+        (
+            "INSERT INTO entries VALUES (?, ?, ?, ?)",
+            (12, canonical_bytes(value), digest, signature),
+        ),
+    )
+    assert verify_ledger(path, SIGNER.public_bytes()).head.sequence == 12
+
+
+def test_other_spelling_of_the_same_content(path, ledger):
+    value = content(path, 4)
+    spelled = json.dumps(value, indent=1).encode()
+    attack(path, ("UPDATE entries SET content = ? WHERE sequence = 4", (spelled,)))
+    is_found(path, ledger)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "empty", "cut", "pages", "other database"])
+def test_damaged_file_is_refused(path, ledger, damage):
+    whole = path.read_bytes()
+    if damage == "other database":
+        path.unlink()
+        sqlite3.connect(path).execute("CREATE TABLE x (y)").connection.close()
+    else:
+        path.write_bytes(
+            {
+                "garbage": b"not a ledger" * 100,
+                "empty": b"",
+                "cut": whole[: len(whole) // 2],
+                "pages": whole[:4096] + bytes(len(whole) - 4096),
+            }[damage]
+        )
+    before = path.read_bytes()
+    with pytest.raises(TamperedError):
+        verify_ledger(path)
+    with pytest.raises(FedllmError):
+        Ledger.open(path, "site-00", SIGNER)
+    assert path.read_bytes() == before, "evidence is left as it was"
