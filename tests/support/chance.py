@@ -6,6 +6,8 @@ here, so that it cannot fail by chance, and draws so many that the bug it is for
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 FALSE_ALARM = 1e-12
@@ -39,3 +41,11 @@ def count_bounds(trials: int, rate: float, probability: float = FALSE_ALARM) -> 
     low = stats.binom.ppf(probability / 2, trials, rate)
     high = stats.binom.isf(probability / 2, trials, rate)
     return int(low), int(high)
+
+
+def uniform_below(values: NDArray[np.integer], bound: int) -> float:
+    """Return how probable it is that uniform integers below a large bound look no more uniform.
+
+    The distribution of Kolmogorov and Smirnov's distance is exact for values without ties.
+    """
+    return float(stats.kstest(values.astype(np.float64) / bound, "uniform").pvalue)

@@ -28,7 +28,7 @@ Kind = Literal["bert", "llama"]
 
 LABELS = ("red", "green", "blue")
 SITES = ("site-a", "site-b", "site-c")
-RECORDS, BATCH, STEPS, ROUNDS = 24, 6, 4, 4
+RECORDS, BATCH, STEPS, ROUNDS = 24, 8, 4, 4
 # So small that gradients are the same in all steps, and updates add up without remainder.
 LEARNING_RATE = 1e-6
 # Tells almost everything: the self-test reads the sites' batches out of the opened sums.
@@ -63,7 +63,7 @@ class Material:
             "name": "selftest",
             "task": "classification" if kind == "bert" else "causal",
             "model": {"path": str(self._checkpoint(kind)), "max_length": 16, "feature_scale": 2.0},
-            "lora": {"rank": 4},
+            "lora": {"rank": 8},
             "data": {"train": "made up", "sites": len(SITES)},
             "rounds": {"count": ROUNDS, "min_sites": 2},
             "training": {

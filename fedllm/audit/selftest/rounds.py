@@ -121,17 +121,15 @@ def sampling_as_charged(observed: Observed) -> str | None:
     """Records are drawn as often as the ledgers say."""
     if not observed.readable:
         return "an opened sum is not a sum of records' clipped gradients and noise"
-    problems = []
-    for place, name in enumerate(SITES):
-        mine = observed.drawn[:, place * RECORDS : (place + 1) * RECORDS]
-        events = observed.events[name]
-        if not events:
-            return f"the ledger of {name} says nothing of the run"
-        draws = RECORDS * sum(event.steps for event in events)
-        rate = events[0].sampling_rate
-        problems.append(binomial(int(mine.sum()), draws, rate, "records drawn against the ledger"))
+    rates = {name: {event.sampling_rate for event in observed.events[name]} for name in SITES}
+    if any(len(found) != 1 for found in rates.values()) or len(set.union(*rates.values())) != 1:
+        return "the ledgers of equal sites do not name one sampling rate"
+    (rate,) = rates[SITES[0]]
+    draws = RECORDS * sum(event.steps for name in SITES for event in observed.events[name])
+    drawn = int(observed.drawn.sum())
+    problems = [binomial(drawn, draws, rate, "records drawn against the ledgers")]
     totals = observed.drawn.reshape(ROUNDS, len(SITES), RECORDS).sum(axis=2)
     if (totals == totals[:1]).all():
-        # Two binomial totals are equal with probability 0.07, and nine pairs of them would be.
+        # Four binomial totals of a site are equal with probability 0.0004, and three sites' are.
         problems.append("each site drew equally many records in all rounds")
     return first(*problems)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-# The whole self-test makes fewer than a hundred such tests: together below one in a million.
-ALARM = 1e-8
+# The whole self-test makes fewer than a hundred such tests: together below 1e-10.
+ALARM = 1e-12
 
 
 def binomial(count: int, trials: int, probability: float, what: str) -> str | None:
