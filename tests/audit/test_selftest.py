@@ -18,7 +18,7 @@ from fedllm.encryption import masks
 from fedllm.encryption.schemes import PublicRoundKey
 from fedllm.errors import FedllmError
 from fedllm.federation import charging, terms
-from fedllm.federation.site import Site
+from fedllm.federation.site_work import SiteWork
 from fedllm.models.shared import SharedModel
 from fedllm.privacy import accounting, dpsgd
 from fedllm.privacy.dpsgd import ClippedSum
@@ -162,7 +162,7 @@ def fixed_seed(patch):
 
 def fixed_seed_of_the_sampling(patch):
     patch.setattr(
-        Site,
+        SiteWork,
         "_random",
         lambda self, order, purpose: RandomStream.seeded(0, purpose, order.statement.round),
     )
