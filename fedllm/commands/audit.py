@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.config import RunConfig, Section, load_run_config
 from fedllm.errors import ConfigError, FedllmError, PeerError
@@ -20,11 +21,9 @@ if TYPE_CHECKING:
 
 app = CommandGroup(help="Audits for those who trust none of the parties.", no_args_is_help=True)
 
-_JSON = typer.Option(False, "--json", help="Print the result as JSON, for scripts.")
-
 
 @app.command()
-def selftest(json_output: bool = _JSON) -> None:
+def selftest(json_output: bool = options.JSON) -> None:
     """Check that this installation does what epsilon assumes.
 
     Trains on made-up data and checks noise, clipping, sampling, accounting, ledger, encryption,
@@ -104,7 +103,7 @@ def epsilon(
         help="The head of a site's ledger (number and hash of its last entry), as noted elsewhere "
         "before; may be repeated.",
     ),
-    json_output: bool = _JSON,
+    json_output: bool = options.JSON,
 ) -> None:
     """Recompute every epsilon from the ledgers' events.
 
@@ -137,25 +136,19 @@ def _named(option: str) -> tuple[str, str]:
 
 
 _RUN = typer.Argument(help="The folder of a run, or a run configuration (a TOML file).")
-_SET = typer.Option(
-    [],
-    "--set",
-    metavar="KEY=VALUE",
-    help="Use another value than the run's, e.g. --set privacy.epsilon=3; may be repeated.",
-)
 
 
 @app.command()
 def canaries(
     run: Path = _RUN,
-    override: list[str] = _SET,
+    override: list[str] = options.SET,
     count: int = typer.Option(
         1000, "--canaries", min=20, help="Made-up contributions to plant; more show more."
     ),
     confidence: float = typer.Option(
         0.95, min=0.5, max=0.999999, help="How sure each printed lower bound is."
     ),
-    json_output: bool = _JSON,
+    json_output: bool = options.JSON,
 ) -> None:
     """Attack a run's epsilon with planted canaries.
 
@@ -198,7 +191,7 @@ def membership(
     shadows: int = typer.Option(
         4, min=1, help="Pairs of models that the attacker trains to practise; more attack better."
     ),
-    json_output: bool = _JSON,
+    json_output: bool = options.JSON,
 ) -> None:
     """Try to tell a run's training records from others.
 
@@ -233,12 +226,12 @@ def membership(
 @app.command()
 def extraction(
     run: Path = _RUN,
-    override: list[str] = _SET,
+    override: list[str] = options.SET,
     secrets: int = typer.Option(16, min=1, help="Made-up secrets to plant."),
     candidates: int = typer.Option(
         256, min=2, help="Random codes that each secret is ranked among."
     ),
-    json_output: bool = _JSON,
+    json_output: bool = options.JSON,
 ) -> None:
     """Try to get planted secrets out of a run's model.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import add_joining_commands
 
@@ -38,9 +39,7 @@ def start(kit: Path = _KIT) -> None:
 @app.command()
 def log(
     kit: Path = _KIT,
-    json_output: bool = typer.Option(
-        False, "--json", help="Print the result as JSON, for scripts."
-    ),
+    json_output: bool = options.JSON,
 ) -> None:
     """Show which rounds were opened for which sites.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import add_joining_commands
 
@@ -32,9 +33,7 @@ def check(
     model: str | None = typer.Option(
         None, metavar="PATH", help="Folder of the base model, if not the one in the policy."
     ),
-    json_output: bool = typer.Option(
-        False, "--json", help="Print the result as JSON, for scripts."
-    ),
+    json_output: bool = options.JSON,
 ) -> None:
     """Check that this site is ready for its first run.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.errors import ConfigError
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 app = CommandGroup(help="Read, check and export a site's privacy ledger.", no_args_is_help=True)
 
 _PATH = typer.Argument(help="The ledger file (SQLite), or an export of one.")
-_JSON = typer.Option(False, "--json", help="Print the result as JSON, for scripts.")
 _KEY = typer.Option(
     None,
     "--public-key",
@@ -34,7 +34,7 @@ _ANCHOR = typer.Option(
 
 
 @app.command()
-def show(path: Path = _PATH, json_output: bool = _JSON) -> None:
+def show(path: Path = _PATH, json_output: bool = options.JSON) -> None:
     """Show how much privacy each data set has spent."""
     from fedllm.privacy.ledger_audit import verify_ledger
 
@@ -50,7 +50,7 @@ def verify(
     path: Path = _PATH,
     public_key: str | None = _KEY,
     anchor: str | None = _ANCHOR,
-    json_output: bool = _JSON,
+    json_output: bool = options.JSON,
 ) -> None:
     """Check that nobody changed the ledger or overspent.
 

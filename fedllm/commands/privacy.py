@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import typer
 
+from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.errors import ConfigError, FedllmError
 
@@ -58,9 +59,7 @@ def plan(
         help="Amounts of noise (in clipping norms), separated by commas: show the epsilon of each, "
         "and find no noise for --epsilon.",
     ),
-    json_output: bool = typer.Option(
-        False, "--json", help="Print the result as JSON, for scripts."
-    ),
+    json_output: bool = options.JSON,
     plot: Path | None = typer.Option(
         None, help="Also draw the plan into this file (.svg, .png or .pdf)."
     ),

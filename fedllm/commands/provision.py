@@ -11,6 +11,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
+from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import confirm_fingerprint, read_small_file
 
@@ -45,7 +46,6 @@ app = CommandGroup(cls=_FileOrCommand, no_args_is_help=True)
 _DIR = typer.Option(
     ..., "--dir", metavar="DIR", help="The operator's folder, which the first command made (--out)."
 )
-_JSON = typer.Option(False, "--json", help="Print the result as JSON, for scripts.")
 
 
 @app.callback()
@@ -67,7 +67,7 @@ def make(
     out: Path = typer.Option(
         ..., "--out", metavar="DIR", help="The operator's folder; made if new."
     ),
-    json_output: bool = _JSON,
+    json_output: bool = options.JSON,
 ) -> None:
     """Make the kits of a federation; running it again adds what is new."""
     from fedllm.identity.config import load_federation_config
@@ -83,7 +83,7 @@ def make(
 
 
 @app.command()
-def show(folder: Path = _DIR, json_output: bool = _JSON) -> None:
+def show(folder: Path = _DIR, json_output: bool = options.JSON) -> None:
     """Show who takes part, and what expires when."""
     from fedllm.identity.provisioning import inspect
 

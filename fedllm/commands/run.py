@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from fedllm.commands import options
 from fedllm.commands.base_model import with_base_model
 from fedllm.config import load_run_config
 from fedllm.errors import ConfigError
@@ -23,12 +24,7 @@ def run(
     kit: Path = typer.Option(
         ..., metavar="KIT", help="The coordinator's kit (the folder with its keys)."
     ),
-    override: list[str] = typer.Option(
-        [],
-        "--set",
-        metavar="KEY=VALUE",
-        help="Use another value than the file's, e.g. --set privacy.epsilon=3; may be repeated.",
-    ),
+    override: list[str] = options.SET,
     detach: bool = typer.Option(
         False, "--detach", help="Do not wait for the end; the run goes on."
     ),
@@ -37,9 +33,7 @@ def run(
         False, "--resume", help="Go on with a run that failed or was cancelled."
     ),
     cancel: bool = typer.Option(False, "--cancel", help="Stop the run that was started before."),
-    json_output: bool = typer.Option(
-        False, "--json", help="Print the summary as JSON, for scripts."
-    ),
+    json_output: bool = options.SUMMARY,
 ) -> None:
     """Fine-tune with the sites that are connected.
 

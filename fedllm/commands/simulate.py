@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from fedllm.commands import options
 from fedllm.commands.base_model import with_base_model
 from fedllm.config import load_run_config, load_site_policy
 from fedllm.errors import FedllmError
@@ -21,12 +22,7 @@ class Engine(StrEnum):
 
 def simulate(
     run: Path = typer.Argument(metavar="RUN.toml", help="The run configuration (a TOML file)."),
-    override: list[str] = typer.Option(
-        [],
-        "--set",
-        metavar="KEY=VALUE",
-        help="Use another value than the file's, e.g. --set privacy.epsilon=3; may be repeated.",
-    ),
+    override: list[str] = options.SET,
     out: Path | None = typer.Option(
         None, help="Folder for the run's results; runs/<name> when left out."
     ),
@@ -43,9 +39,7 @@ def simulate(
     ledgers: Path | None = typer.Option(
         None, help="Folder of the sites' privacy ledgers, for runs that share one budget."
     ),
-    json_output: bool = typer.Option(
-        False, "--json", help="Print the summary as JSON, for scripts."
-    ),
+    json_output: bool = options.SUMMARY,
 ) -> None:
     """Fine-tune with simulated sites, all on this machine."""
     config = with_base_model(load_run_config(run, override))

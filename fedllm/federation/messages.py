@@ -88,6 +88,28 @@ class RoundStatement(Header):
         return tuple(member.name for member in self.cohort)
 
 
+class SignedRound(Header):
+    """A round as the key authority signed it.
+
+    Attributes
+    ----------
+    statement : str
+        JSON of the `RoundStatement`, exactly as signed.
+    signature : str
+        The key authority's signature of it, in hexadecimal.
+    """
+
+    statement: str
+    signature: str
+
+
+class SiteAnswer(Header):
+    """A site's answer in a round, or its refusal."""
+
+    site: str
+    refusal: Refusal | None = None
+
+
 class JoinHeader(Header):
     """The question to a site whether it takes part in a run, from round ``round`` on."""
 
@@ -120,15 +142,11 @@ class Joined(Wire):
     header: JoinedHeader
 
 
-class TrainHeader(Header):
+class TrainHeader(SignedRound):
     """The order to train one round.
 
     Attributes
     ----------
-    statement : str
-        JSON of the `RoundStatement`, exactly as signed.
-    signature : str
-        The key authority's signature of it, in hexadecimal.
     config : str
         The run configuration as TOML; its SHA-256 stands in the statement.
     labels : tuple of str
@@ -137,8 +155,6 @@ class TrainHeader(Header):
         For each segment of the adapter its length and the bound of one coordinate.
     """
 
-    statement: str
-    signature: str
     config: str
     labels: tuple[str, ...]
     bounds: tuple[tuple[int, float], ...]
@@ -159,12 +175,8 @@ class Train(Wire):
     adapter: bytes
 
 
-class TrainedHeader(Header):
-    """A site's answer to `TrainHeader`: its signature, or its refusal."""
-
-    site: str
-    signature: str = ""
-    refusal: Refusal | None = None
+class TrainedHeader(SiteAnswer):
+    """A site's answer to `TrainHeader`; the update brings its own signature."""
 
 
 @dataclass(frozen=True)
@@ -175,11 +187,9 @@ class Trained(Wire):
     update: bytes
 
 
-class SettleHeader(Header):
+class SettleHeader(SignedRound):
     """The question to the survivors of a round whether they agree on who is in the sum."""
 
-    statement: str
-    signature: str
     survivors: tuple[str, ...]
 
 
@@ -191,12 +201,10 @@ class Settle(Wire):
     plan: bytes
 
 
-class SettledHeader(Header):
+class SettledHeader(SiteAnswer):
     """A survivor's signature of its statement on the survivors, or its refusal."""
 
-    site: str
     signature: str = ""
-    refusal: Refusal | None = None
 
 
 @dataclass(frozen=True)
@@ -206,14 +214,12 @@ class Settled(Wire):
     header: SettledHeader
 
 
-class UnmaskHeader(Header):
+class UnmaskHeader(SignedRound):
     """The survivors' statements, and the question for what opens their sum.
 
     ``signatures`` are in the order of ``survivors``.
     """
 
-    statement: str
-    signature: str
     survivors: tuple[str, ...]
     signatures: tuple[str, ...]
 
@@ -226,12 +232,10 @@ class Unmask(Wire):
     plan: bytes
 
 
-class UnmaskedHeader(Header):
+class UnmaskedHeader(SiteAnswer):
     """A survivor's reveal, sealed for the key authority and in hexadecimal, or its refusal."""
 
-    site: str
     reveal: str = ""
-    refusal: Refusal | None = None
 
 
 @dataclass(frozen=True)
@@ -271,7 +275,7 @@ class RoundOpened(Wire):
     public_key: bytes
 
 
-class OpenSumHeader(Header):
+class OpenSumHeader(SignedRound):
     """The coordinator's request to open a round's sum.
 
     With masks that allow for dropouts, ``signatures`` and ``reveals`` of the survivors, in
@@ -279,8 +283,6 @@ class OpenSumHeader(Header):
     coordinator passes the reveals on and cannot read them.
     """
 
-    statement: str
-    signature: str
     survivors: tuple[str, ...]
     signatures: tuple[str, ...] = ()
     reveals: tuple[str, ...] = ()
