@@ -37,10 +37,7 @@ def start(kit: Path = _KIT) -> None:
 
 
 @app.command()
-def log(
-    kit: Path = _KIT,
-    json_output: bool = options.JSON,
-) -> None:
+def log(kit: Path = _KIT, json_output: bool = options.JSON) -> None:
     """Show which rounds were opened for which sites.
 
     Checks that the log is whole; exit code 4 if it was altered.
