@@ -25,16 +25,11 @@ from fedllm.federation.coordinator import (
     run_round,
     statement_of,
 )
-from fedllm.federation.discrete import make_grid
-from fedllm.federation.evaluating import evaluation_rounds, planned_events, read_sum
+from fedllm.federation.evaluating import evaluation_rounds, read_sum
 from fedllm.federation.messages import Member, RoundStatement
-from fedllm.federation.terms import public_settings, shared_config
 from fedllm.federation.wire import digest
 from fedllm.identity.roster import Roster
-from fedllm.models.manifest import AdapterManifest
 from fedllm.models.shared import SharedModel
-from fedllm.privacy.whole import site_deviation
-from fedllm.training.bounds import update_bounds, whole_update_bounds
 from fedllm.training.evaluate import evaluate
 from fedllm.training.server_optimizer import ServerOptimizer
 from server.checkpoints import RunState, load_checkpoint, save_checkpoint
@@ -100,32 +95,6 @@ def starting_state(config: RunConfig, out: Path, model: SharedModel, resume: boo
             f"resume with {out / 'run.toml'}, or start anew with another --out",
         )
     return state
-
-
-def make_terms(config: RunConfig, model: SharedModel, run: str) -> Terms:
-    """Return what stays the same in all rounds, for the sites to hear."""
-    bounds = _bounds(config, model.manifest)
-    sizes = [segment.size for segment in model.manifest.segments]
-    return Terms(
-        run=run,
-        config=shared_config(config),
-        labels=model.labels,
-        model=model.fingerprint,
-        length=model.manifest.length,
-        bounds=tuple(zip(sizes, bounds, strict=True)),
-    )
-
-
-def _bounds(config: RunConfig, manifest: AdapterManifest) -> tuple[float, ...]:
-    if config.discrete_noise:
-        grid = make_grid(shared_config(config), manifest.length)
-        return (grid.bound,) * len(manifest.segments)
-    settings = public_settings(config, planned_events(config))
-    if config.unit == "site" and settings.noise_multiplier is not None:
-        norm = config.privacy.clipping_norm
-        deviation = site_deviation(settings.noise_multiplier, norm, settings.noise_share)
-        return whole_update_bounds(norm, deviation, manifest)
-    return update_bounds(settings, manifest)
 
 
 class Loop:

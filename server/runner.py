@@ -30,8 +30,9 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
     with grid_of(ticket) as grid:
         import torch
 
+        from fedllm.federation.run_terms import make_terms
         from server.fleet import FleetAuthority, FleetSites
-        from server.loop import Loop, Workplace, make_terms, starting_state
+        from server.loop import Loop, Workplace, starting_state
         from server.observer import FileObserver
         from server.workplace import finish, given_up, locked, public_part
 

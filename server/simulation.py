@@ -24,12 +24,13 @@ from fedllm.config import (
 from fedllm.errors import ConfigError
 from fedllm.federation.authority import Authority
 from fedllm.federation.flower import nodes_of, run_in_process, run_with_ray
+from fedllm.federation.run_terms import make_terms
 from fedllm.files import write_bytes
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from server.app import GridSites, make_server_app
 from server.figures import SiteFigures
-from server.loop import Loop, Workplace, make_terms, starting_state
+from server.loop import Loop, Workplace, starting_state
 from server.observer import Observer, PlainObserver
 from server.summary import Summary
 from server.workplace import finish, given_up, locked, public_part

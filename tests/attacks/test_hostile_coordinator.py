@@ -16,12 +16,12 @@ from fedllm.federation.authority import Authority
 from fedllm.federation.coordinator import gather_cohort, run_round, statement_of
 from fedllm.federation.flower import GridPresence
 from fedllm.federation.models import ModelCache
+from fedllm.federation.run_terms import make_terms
 from fedllm.federation.superlink import grid_of
 from fedllm.identity.keys import Identity
 from fedllm.identity.kits import read_kit
 from fedllm.privacy.ledger_audit import verify_ledger
 from server.fleet import FleetAuthority, FleetSites
-from server.loop import make_terms
 
 pytestmark = pytest.mark.slow
 RUN = "00112233"

@@ -10,17 +10,19 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fedllm.audit.selftest import promises, rounds, statistics, step
+from fedllm.audit.selftest import adaptive as moving_norm
+from fedllm.audit.selftest import discrete as discrete_noise
+from fedllm.audit.selftest import promises, rounds, statistics, step, whole_sites
 from fedllm.audit.selftest.material import Material
 from fedllm.audit.selftest.run import CHECKS, MOST_TESTS, Subject, false_alarm, perform
 from fedllm.commands.audit import app
 from fedllm.encryption import masks
 from fedllm.encryption.schemes import PublicRoundKey
 from fedllm.errors import FedllmError
-from fedllm.federation import charging, terms
+from fedllm.federation import charging, discrete, site_work, terms
 from fedllm.federation.site_work import SiteWork
 from fedllm.models.shared import SharedModel
-from fedllm.privacy import accounting, dpsgd
+from fedllm.privacy import accounting, adaptive, dpsgd, whole
 from fedllm.privacy.dpsgd import ClippedSum
 from fedllm.privacy.ledger import Ledger
 from fedllm.randomness import RandomStream
@@ -87,6 +89,136 @@ def noise_reused_in_the_steps_of_a_round(patch):
 def shares_that_suit_larger_sums(patch):
     # 1/sqrt of all sites instead of the fewest whose sum may be opened.
     patch.setattr(terms, "noise_share", lambda config: 3**-0.5)
+
+
+def no_discrete_noise(patch):
+    patch.setattr(
+        discrete, "discrete_gaussian", lambda stream, count, deviation: np.zeros(count, np.int64)
+    )
+
+
+def half_the_discrete_noise(patch):
+    right = discrete.discrete_gaussian
+    patch.setattr(
+        discrete, "discrete_gaussian", lambda s, count, deviation: right(s, count, deviation // 2)
+    )
+
+
+def discrete_noise_of_another_shape(patch):
+    from fedllm.privacy.discrete import _discrete_laplace
+
+    # A Laplace of the right variance, 2 scale**2.
+    patch.setattr(
+        discrete,
+        "discrete_gaussian",
+        lambda s, count, deviation: _discrete_laplace(s, count, round(deviation / 2**0.5)),
+    )
+
+
+def discrete_noise_on_every_second_integer(patch):
+    right = discrete.discrete_gaussian
+    patch.setattr(
+        discrete,
+        "discrete_gaussian",
+        lambda s, count, deviation: 2 * right(s, count, (deviation + 1) // 2),
+    )
+
+
+def rounding_down(patch):
+    patch.setattr(
+        discrete, "round_at_random", lambda values, stream: np.floor(values).astype(np.int64)
+    )
+
+
+def rounding_to_a_coarser_grid(patch):
+    right = discrete.round_at_random
+    patch.setattr(discrete, "round_at_random", lambda v, stream: 16 * right(v / 16, stream))
+
+
+def sums_scaled_up_before_rounding(patch):
+    right = discrete.Grid.noised_levels
+    patch.setattr(
+        discrete.Grid,
+        "noised_levels",
+        lambda self, total, norm, *rest: right(self, total, norm / 2, *rest),
+    )
+
+
+def discrete_shares_that_suit_larger_sums(patch):
+    patch.setattr(discrete, "noise_shares", lambda config: 3)
+
+
+def no_noise_of_the_count(patch):
+    right = adaptive.gaussian_noise
+
+    def without(stream, count, deviation):
+        drawn = right(stream, count, deviation)
+        drawn[-1] = 0.0
+        return drawn
+
+    patch.setattr(adaptive, "gaussian_noise", without)
+
+
+def half_the_noise_of_the_count(patch):
+    right = adaptive.gaussian_noise
+
+    def halved(stream, count, deviation):
+        drawn = right(stream, count, deviation)
+        drawn[-1] /= 2
+        return drawn
+
+    patch.setattr(adaptive, "gaussian_noise", halved)
+
+
+def count_is_not_charged(patch):
+    patch.setattr(adaptive, "sensitivity", lambda: 1.0)
+
+
+def moving_norm_with_half_the_noise_charged(patch):
+    right = site_work.train_locally
+
+    def halved(model, dataset, settings, **streams):
+        if settings.clipping_quantile is not None:
+            settings = replace(settings, noise_multiplier=settings.noise_multiplier / 2)
+        return right(model, dataset, settings, **streams)
+
+    patch.setattr(site_work, "train_locally", halved)
+
+
+def sites_are_not_clipped(patch):
+    right = site_work.private_update
+
+    def unclipped(update, norm, noise_multiplier, share, stream):
+        noise = right(np.zeros_like(update), norm, noise_multiplier, share, stream)
+        return update + noise
+
+    patch.setattr(site_work, "private_update", unclipped)
+
+
+def sites_are_clipped_tensor_by_tensor(patch):
+    right = site_work.private_update
+
+    def piecewise(update, norm, noise_multiplier, share, stream):
+        pieces = np.split(update, [len(update) // 2])
+        lengths = [max(norm, float(np.linalg.norm(piece))) for piece in pieces]
+        cut = [piece * (norm / length) for piece, length in zip(pieces, lengths, strict=True)]
+        noise = right(np.zeros_like(update), norm, noise_multiplier, share, stream)
+        return np.concatenate(cut) + noise
+
+    patch.setattr(site_work, "private_update", piecewise)
+
+
+def half_the_noise_of_sites(patch):
+    # An update may be exchanged for one twice the norm away, not once.
+    patch.setattr(whole, "site_deviation", lambda noise, norm, share: noise * norm * share)
+
+
+def no_noise_of_sites(patch):
+    patch.setattr(whole, "gaussian_noise", lambda stream, count, deviation: np.zeros(count))
+
+
+def sites_are_charged_as_if_sampled(patch):
+    patch.setattr(charging, "charged_rate", lambda config, units: 0.5)
 
 
 def rows_of(gradients):
@@ -178,7 +310,7 @@ def noise_chosen_for_half_the_rate(patch):
     patch.setattr(
         charging,
         "choose_noise_multiplier",
-        lambda target, delta, rate, steps, charged: right(target, delta, rate / 2, steps, charged),
+        lambda target, delta, rate, *rest: right(target, delta, rate / 2, *rest),
     )
 
 
@@ -284,9 +416,16 @@ PLANTED = [
     (pairwise_masks_zero, "masks"),
     (adapters_unchanged, "adapters"),
     (adapters_unchanged_between_steps, "adapters"),
+    (no_discrete_noise, "discrete noise"),
+    (half_the_discrete_noise, "discrete noise"),
+    (rounding_to_a_coarser_grid, "discrete noise"),
+    (no_noise_of_the_count, "moving norm"),
+    (count_is_not_charged, "moving norm"),
+    (sites_are_not_clipped, "whole sites"),
+    (half_the_noise_of_sites, "whole sites"),
 ]
-# The same bugs seen by a second check that is independent of the first.
-SEEN_TWICE = [
+# The same bugs seen by a second check that is independent of the first, and near relatives.
+SLOW = [
     (no_noise, "noise of a round"),
     (half_the_noise, "noise of a round"),
     (noise_reused_in_every_call, "noise of a round"),
@@ -297,6 +436,16 @@ SEEN_TWICE = [
     (accountant_that_halves_the_rate, "accounting"),
     (ledger_skips_a_step, "noise of a round"),
     (ledger_skips_a_round, "ledger"),
+    (discrete_noise_of_another_shape, "discrete noise"),
+    (discrete_noise_on_every_second_integer, "discrete noise"),
+    (rounding_down, "discrete noise"),
+    (sums_scaled_up_before_rounding, "discrete noise"),
+    (discrete_shares_that_suit_larger_sums, "discrete noise"),
+    (half_the_noise_of_the_count, "moving norm"),
+    (moving_norm_with_half_the_noise_charged, "moving norm"),
+    (sites_are_clipped_tensor_by_tensor, "whole sites"),
+    (no_noise_of_sites, "whole sites"),
+    (sites_are_charged_as_if_sampled, "whole sites"),
 ]
 
 
@@ -304,10 +453,7 @@ SEEN_TWICE = [
     ("plant", "name"),
     [
         *(pytest.param(p, n, id=f"{p.__name__}: {n}") for p, n in PLANTED),
-        *(
-            pytest.param(p, n, id=f"{p.__name__}: {n}", marks=pytest.mark.slow)
-            for p, n in SEEN_TWICE
-        ),
+        *(pytest.param(p, n, id=f"{p.__name__}: {n}", marks=pytest.mark.slow) for p, n in SLOW),
     ],
 )
 def test_a_planted_bug_turns_its_check_from_pass_to_fail(
@@ -321,12 +467,15 @@ def test_a_planted_bug_turns_its_check_from_pass_to_fail(
     monkeypatch.undo()
     forget()
     assert not found.passed
+    # A check that a planted bug merely breaks has seen nothing.
+    assert not found.problem.startswith("stopped by"), found.problem
 
 
 def forget():
     """Drop what accountants remember, which a planted bug would otherwise not touch."""
     for function in REMEMBERING:
         function.cache_clear()
+    discrete.make_grid.cache_clear()
 
 
 def test_clear_updates_are_seen_though_the_round_went_well(material):
@@ -346,6 +495,8 @@ def test_every_exact_test_holds_its_alarm_on_the_distribution_it_assumes():
     values = stream.normal(size=4000)
     assert statistics.variance(values, 1.0, "x") is None
     assert statistics.variance(1.2 * values, 1.0, "x") is not None
+    assert statistics.centred(values, 1.0, "x") is None
+    assert statistics.centred(values + 0.2, 1.0, "x") is not None
     assert statistics.normal_shape(values, "x") is None
     assert statistics.normal_shape(np.clip(values, -1, 1), "x") is not None
     assert statistics.unrelated([values[:2000], values[2000:]], 2000, "x") is None
@@ -368,9 +519,10 @@ def test_a_check_that_stops_has_failed(material):
 @pytest.mark.slow
 def test_the_number_of_exact_tests_is_no_larger_than_stated(material, monkeypatch):
     made = []
-    for module in (rounds, promises, step):
+    for module in (rounds, promises, step, moving_norm, discrete_noise, whole_sites):
         for name in (
             "binomial",
+            "centred",
             "central_counts",
             "variance",
             "normal_shape",

@@ -23,11 +23,11 @@ from fedllm.federation.coordinator import (
 )
 from fedllm.federation.messages import Wire
 from fedllm.federation.models import ModelCache
+from fedllm.federation.run_terms import make_terms
 from fedllm.federation.site import Site, SiteFiles
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.randomness import RandomStream
-from server.loop import make_terms
 
 WORDS = ("card", "cash", "bank", "loan", "rate", "fee", "pay", "send")
 LABELS = ("one", "two", "three")

@@ -48,14 +48,13 @@ from fedllm.federation.messages import (
     Wire,
 )
 from fedllm.federation.models import ModelCache
+from fedllm.federation.run_terms import make_terms
 from fedllm.federation.site import Site, SiteFiles
 from fedllm.federation.statements import read_statement
-from fedllm.federation.terms import public_settings, shared_config
 from fedllm.federation.updates import unseal
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.privacy.ledger import Ledger
-from fedllm.training.bounds import update_bounds
 
 RUN = "selftest-run"
 _AUTHORITY = "authority"
@@ -246,16 +245,6 @@ def build(
         )
 
     model = models.get(config, LABELS)
-    bounds = update_bounds(public_settings(config), model.manifest)
-    sizes = [segment.size for segment in model.manifest.segments]
-    terms = Terms(
-        run=RUN,
-        config=shared_config(config),
-        labels=model.labels,
-        model=model.fingerprint,
-        length=model.manifest.length,
-        bounds=tuple(zip(sizes, bounds, strict=True)),
-    )
     return Federation(
         config=config,
         folder=folder,
@@ -265,7 +254,7 @@ def build(
         authority=Authority(
             identities[_AUTHORITY], roster, config.rounds.min_sites, full_errors=True
         ),
-        terms=terms,
+        terms=make_terms(config, model, RUN),
         start=start_of(model),
     )
 

@@ -21,6 +21,7 @@ from fedllm.data.encode import EncodedDataset, encode
 from fedllm.data.records import Record
 from fedllm.models.shared import SharedModel, load_shared_model
 from fedllm.randomness import RandomStream
+from fedllm.training.local import LocalSettings
 from fedllm.training.objectives import record_losses
 
 Vector = NDArray[np.float64]
@@ -175,6 +176,26 @@ def clipped(gradients: Vector, norm: float) -> Vector:
     """Scale each row (U, P) down to at most ``norm``."""
     norms = np.linalg.norm(gradients, axis=1, keepdims=True)
     return gradients * np.minimum(1.0, norm / norms)
+
+
+def plain_steps(model: SharedModel, dataset: EncodedDataset, settings: LocalSettings) -> Vector:
+    """Return what gradient descent on all records changes, (P,): no clipping, no noise."""
+    manifest, everyone = model.manifest, dataset.batch(np.arange(len(dataset)))
+    rates = manifest.per_value(settings.learning_rate, settings.head_learning_rate)
+    before = [parameter.detach().clone() for parameter in model.trained]
+    for _ in range(settings.steps):
+        loss = record_losses(model, everyone).sum() / settings.expected_batch_size
+        gradients = torch.autograd.grad(loss, model.trained)
+        with torch.no_grad():
+            for segment, parameter, gradient in zip(
+                manifest.segments, model.trained, gradients, strict=True
+            ):
+                parameter.sub_(float(rates[segment.slice][0]) * gradient)
+    moved = [p.detach() - b for p, b in zip(model.trained, before, strict=True)]
+    with torch.no_grad():
+        for parameter, values in zip(model.trained, before, strict=True):
+            parameter.copy_(values)
+    return torch.cat([part.reshape(-1) for part in moved]).double().numpy()
 
 
 def save_random_transformer(folder: Path, kind: Kind) -> Path:

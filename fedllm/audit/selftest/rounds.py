@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from fedllm.audit.selftest.federation import RUN, Federation, build, gradients_of_sites
 from fedllm.audit.selftest.material import (
     BATCH,
-    LEARNING_RATE,
     RECORDS,
     ROUNDS,
     SITES,
@@ -23,7 +22,10 @@ from fedllm.audit.selftest.material import (
 )
 from fedllm.audit.selftest.statistics import binomial, first, unrelated, variance
 from fedllm.encryption.quantise import Quantiser
-from fedllm.privacy.events import PoissonGaussian
+from fedllm.privacy.events import PoissonDiscreteGaussian, PoissonGaussian
+from fedllm.privacy.ledger_audit import read_state
+
+Sampled = PoissonGaussian | PoissonDiscreteGaussian
 
 
 @dataclass
@@ -50,13 +52,20 @@ class Observed:
     readable: bool
 
     @cached_property
-    def events(self) -> dict[str, list[PoissonGaussian]]:
+    def events(self) -> dict[str, list[Sampled]]:
         """What each site's ledger says of the run."""
         found = {name: self.federation.ledger(name).events_of_run(RUN) for name in SITES}
         return {
-            name: [event for event in events if isinstance(event, PoissonGaussian)]
+            name: [event for event in events if isinstance(event, Sampled)]
             for name, events in found.items()
         }
+
+    @property
+    def step(self) -> float:
+        """Distance of two levels of the quantiser, in units of the clipping norm of a sum."""
+        config, bounds = self.federation.config, self.federation.terms.bounds
+        largest = float(np.max(Quantiser(bounds, config.encryption.bits).step))
+        return largest * BATCH / config.training.learning_rate
 
 
 # One step a round, whose noise the sites share.
@@ -79,7 +88,7 @@ def observe(
     drawn, noise, readable = [], [], True
     for number in range(1, ROUNDS + 1):
         mean = federation.round(number).mean
-        total = -mean * len(SITES) * BATCH / LEARNING_RATE
+        total = -mean * len(SITES) * BATCH / config.training.learning_rate
         weights, *_ = np.linalg.lstsq(each.T, total, rcond=None)
         readable &= bool(np.abs(weights - np.round(weights)).max() < 0.4)
         drawn.append(np.round(weights).astype(np.int64))
@@ -97,9 +106,12 @@ def noise_of_sums(observed: Observed) -> str | None:
     # With shared noise the smallest sum that may be opened must hold all of it.
     shares = config.rounds.min_sites if config.privacy.noise == "distributed" else 1
     right = sum(event.steps * event.noise_multiplier**2 for event in events) / shares
-    step = Quantiser(federation.terms.bounds, federation.config.encryption.bits).step
+    # Discrete noise is what the ledger says in steps; it is worth a little less.
+    grid = [event.share_deviation for event in events if isinstance(event, PoissonDiscreteGaussian)]
+    if config.discrete_noise:
+        right = sum(float(deviation) ** 2 for deviation in grid) * observed.step**2
     # Stochastic rounding has a variance of at most a quarter of a squared step.
-    rounding = len(SITES) * float(np.max(step) * BATCH / LEARNING_RATE) ** 2 / 4
+    rounding = len(SITES) * observed.step**2 / 4
     values = np.concatenate(observed.noise)
     return first(
         variance(
@@ -107,6 +119,21 @@ def noise_of_sums(observed: Observed) -> str | None:
         ),
         unrelated(observed.noise, observed.freedom, "noise of different rounds"),
     )
+
+
+def shares_as_charged(federation: Federation) -> str | None:
+    """Against everyone else colluding, the ledgers count one site's share of the noise alone."""
+    shares = federation.config.rounds.min_sites
+    for name in SITES:
+        for charge in read_state(federation.ledger_file(name)).reservations.values():
+            for event, alone in zip(charge.events, charge.colluder_events, strict=True):
+                if not (isinstance(event, PoissonGaussian) and isinstance(alone, PoissonGaussian)):
+                    return f"the ledger of {name} does not say how noise was shared"
+                share = replace(event, noise_multiplier=event.noise_multiplier / np.sqrt(shares))
+                same = replace(alone, noise_multiplier=share.noise_multiplier) == share
+                if not same or alone.noise_multiplier > share.noise_multiplier * (1 + 1e-9):
+                    return f"the ledger of {name} counts more noise than its site's share"
+    return None
 
 
 def noise_is_secret(observed: Observed, twin: Observed) -> str | None:
@@ -129,7 +156,11 @@ def sampling_as_charged(observed: Observed) -> str | None:
     drawn = int(observed.drawn.sum())
     problems = [binomial(drawn, draws, rate, "records drawn against the ledgers")]
     totals = observed.drawn.reshape(ROUNDS, len(SITES), RECORDS).sum(axis=2)
-    if (totals == totals[:1]).all():
-        # Four binomial totals of a site are equal with probability 0.0004, and three sites' are.
+    steps = observed.federation.config.training.local_steps
+    if steps > 1 and (totals == totals[:1]).all():
+        # Four binomial totals of a site are equal with probability 0.0004, and three sites' are;
+        # of one step each it would happen too often.
         problems.append("each site drew equally many records in all rounds")
+    if steps == 1 and observed.drawn.max() > 1:
+        problems.append("a record counted more than once in a step")
     return first(*problems)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from fedllm.audit.selftest import promises, rounds, step
+from fedllm.audit.selftest import adaptive, discrete, promises, rounds, step, whole_sites
+from fedllm.audit.selftest.discrete import DISCRETE
 from fedllm.audit.selftest.material import Material
 from fedllm.audit.selftest.rounds import SHARED, Observed, observe
 from fedllm.audit.selftest.statistics import ALARM
@@ -36,6 +37,11 @@ class Subject:
     def shared(self) -> Observed:
         """A finished run whose sites share the noise."""
         return observe(self.material, sections=SHARED)
+
+    @cached_property
+    def discrete(self) -> Observed:
+        """A finished run whose sites share discrete noise."""
+        return observe(self.material, sections=DISCRETE)
 
     @cached_property
     def twin(self) -> Observed:
@@ -111,7 +117,31 @@ CHECKS = (
     Check(
         "shared noise",
         "the sites' shares of noise make up the whole, in the smallest sum that may be opened",
-        lambda s: rounds.noise_of_sums(s.shared),
+        lambda s: rounds.noise_of_sums(s.shared) or rounds.shares_as_charged(s.shared.federation),
+    ),
+    Check(
+        "discrete noise",
+        "integer noise is drawn exactly, on the grid and in the amount that the ledgers say",
+        lambda s: (
+            discrete.rounding_and_noise(s.discrete.federation)
+            or rounds.noise_of_sums(s.discrete)
+            or rounds.sampling_as_charged(s.discrete)
+            or discrete.noise_as_charged(s.discrete.federation)
+        ),
+    ),
+    Check(
+        "moving norm",
+        "a clipping norm that follows the gradients is noised and charged with them",
+        lambda s: (
+            adaptive.norm_follows(s.material)
+            or adaptive.noise_of_sum_and_count(s.material)
+            or adaptive.noise_as_charged(s.material)
+        ),
+    ),
+    Check(
+        "whole sites",
+        "with a site as the unit its whole update is clipped, noised and charged as one",
+        lambda s: whole_sites.sites_as_units(s.material),
     ),
     Check(
         "chance",

@@ -67,6 +67,18 @@ def variance(
     return f"{what}: {found:.3f} times the standard deviation that it must have"
 
 
+def centred(values: NDArray[np.floating], proxy: float, what: str) -> str | None:
+    """Test that independent sub-Gaussian values have mean 0.
+
+    ``proxy`` bounds the variance of a Gaussian whose moment generating function is nowhere below
+    theirs; their sum then exceeds ``t`` with probability at most ``exp(-t**2 / (2 n proxy))``.
+    """
+    total = float(np.sum(values))
+    if abs(total) <= np.sqrt(2 * len(values) * proxy * np.log(2 / ALARM)):
+        return None
+    return f"{what}: the mean is {total / len(values):.3g} and not 0"
+
+
 def normal_shape(values: NDArray[np.float64], what: str) -> str | None:
     """Test that independent values are standard normal (Kolmogorov and Smirnov)."""
     distance = float(stats.kstest(values, "norm").statistic)

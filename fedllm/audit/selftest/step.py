@@ -9,7 +9,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedllm.audit.selftest.material import LEARNING_RATE, Material, Reference, Vector, clipped
+from fedllm.audit.selftest.material import (
+    LEARNING_RATE,
+    Material,
+    Reference,
+    Vector,
+    clipped,
+    plain_steps,
+)
 from fedllm.audit.selftest.statistics import (
     binomial,
     central_counts,
@@ -123,7 +130,7 @@ def adapters_move(material: Material) -> str | None:
         found = local.train_locally(
             part.model, part.dataset, settings, RandomStream.secure(), RandomStream.secure()
         ).update.astype(np.float64)
-        right = _plain_steps(part, settings)
+        right = plain_steps(part.model, part.dataset, settings)
         for segment in part.model.manifest.segments:
             gap = _distance(found[segment.slice], right[segment.slice])
             if not gap <= 20 * _TOLERANCE:
@@ -137,26 +144,3 @@ def _dead_segments(part: Reference) -> str | None:
         for segment in part.model.manifest.segments
     ]
     return next((name for name, size in norms if size == 0), None)
-
-
-def _plain_steps(part: Reference, settings: LocalSettings) -> Vector:
-    import torch
-
-    from fedllm.training.objectives import record_losses
-
-    manifest, everyone = part.model.manifest, part.dataset.batch(np.arange(len(part.dataset)))
-    rates = manifest.per_value(settings.learning_rate, settings.head_learning_rate)
-    before = [parameter.detach().clone() for parameter in part.model.trained]
-    for _ in range(settings.steps):
-        loss = record_losses(part.model, everyone).sum() / settings.expected_batch_size
-        parts = torch.autograd.grad(loss, part.model.trained)
-        with torch.no_grad():
-            for segment, parameter, gradient in zip(
-                manifest.segments, part.model.trained, parts, strict=True
-            ):
-                parameter.sub_(float(rates[segment.slice][0]) * gradient)
-    moved = [p.detach() - b for p, b in zip(part.model.trained, before, strict=True)]
-    with torch.no_grad():
-        for parameter, values in zip(part.model.trained, before, strict=True):
-            parameter.copy_(values)
-    return torch.cat([part.reshape(-1) for part in moved]).double().numpy()

@@ -1,0 +1,47 @@
+"""What all rounds of a run share: what sites hear of it, and how large their updates can get."""
+
+from __future__ import annotations
+
+from fedllm.config import RunConfig
+from fedllm.federation.coordinator import Terms
+from fedllm.federation.discrete import make_grid
+from fedllm.federation.evaluating import planned_events
+from fedllm.federation.terms import public_settings, shared_config
+from fedllm.models.manifest import AdapterManifest
+from fedllm.models.shared import SharedModel
+from fedllm.privacy.whole import site_deviation
+from fedllm.training.bounds import update_bounds, whole_update_bounds
+
+
+def make_terms(config: RunConfig, model: SharedModel, run: str) -> Terms:
+    """Return what stays the same in all rounds, for the sites to hear.
+
+    Raises
+    ------
+    ConfigError
+        If the run asks for discrete noise on too coarse a grid.
+    BudgetError
+        If no noise keeps the run's epsilon.
+    """
+    bounds = _bounds(config, model.manifest)
+    sizes = [segment.size for segment in model.manifest.segments]
+    return Terms(
+        run=run,
+        config=shared_config(config),
+        labels=model.labels,
+        model=model.fingerprint,
+        length=model.manifest.length,
+        bounds=tuple(zip(sizes, bounds, strict=True)),
+    )
+
+
+def _bounds(config: RunConfig, manifest: AdapterManifest) -> tuple[float, ...]:
+    if config.discrete_noise:
+        grid = make_grid(shared_config(config), manifest.length)
+        return (grid.bound,) * len(manifest.segments)
+    settings = public_settings(config, planned_events(config))
+    if config.unit == "site" and settings.noise_multiplier is not None:
+        norm = config.privacy.clipping_norm
+        deviation = site_deviation(settings.noise_multiplier, norm, settings.noise_share)
+        return whole_update_bounds(norm, deviation, manifest)
+    return update_bounds(settings, manifest)
