@@ -32,7 +32,8 @@ from pathlib import Path
 from fedllm.config import parse
 from fedllm.encryption.plan import make_plan
 from fedllm.federation.flower import GridPresence, exchange, from_content, to_content
-from fedllm.federation.superlink import Listener, SuperLink, grid_of
+from fedllm.federation.listener import Listener
+from fedllm.federation.superlink import SuperLink, grid_of
 from fedllm.identity.config import FederationConfig
 from fedllm.identity.kits import Kit, read_kit
 from fedllm.identity.provisioning import provision

@@ -17,9 +17,9 @@ from flwr.clientapp import ClientApp
 from clients.app import make_authority_app, make_client_app
 from clients.connection import fetch_roster
 from fedllm.config import SitePolicy, Task, load_site_policy
-from fedllm.errors import ConfigError, FedllmError, PeerError, RefusedError
+from fedllm.errors import ConfigError, FedllmError
 from fedllm.federation.fleet import FleetNode
-from fedllm.identity.kits import Kit, read_kit
+from fedllm.identity.kits import Kit, check_dates, read_kit
 from fedllm.identity.roster import verify_roster
 from fedllm.processes import die_with_parent, say, stop_on_signals
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fedllm.federation.authority import Authority
     from fedllm.federation.site import Site, SiteFiles
 
-_ROSTER_POLL_S = 20.0
+_ROSTER_POLL_S, _WATCH_S = 20.0, 2.0
 
 
 def site_files(kit: Kit) -> SiteFiles:
@@ -95,8 +95,7 @@ def serve(kit: Kit, app: ClientApp, stop: threading.Event) -> None:
     if kit.node_key is None:
         raise ConfigError(f"the kit {kit.folder} has no node key", "restore it from its backup")
     node = FleetNode(kit.address, kit.ca_certificate, kit.node_key, app, say)
-    watch = threading.Thread(target=_watch, args=(kit.folder / "roster.json", stop), daemon=True)
-    watch.start()
+    threading.Thread(target=_watch, args=(kit, stop), daemon=True).start()
     threading.Thread(target=_keep_roster, args=(kit, stop), daemon=True).start()
     node.serve(stop)
 
@@ -105,16 +104,18 @@ def _keep_roster(kit: Kit, stop: threading.Event) -> None:
     """Install a newer roster when the coordinator has one; `_watch` then starts anew with it."""
     complained = ""
     while not stop.is_set():
+        complaint = ""
         try:
             take_roster(kit)
-        except (PeerError, RefusedError) as error:
-            # The same complaint again and again would hide what matters.
-            if str(error) != complained:
-                say(f"the coordinator's roster is not used: {error}")
-            complained = str(error)
-        except FedllmError:
-            # The node itself says when there is no connection.
-            pass
+        except FedllmError as error:
+            complaint = f"the coordinator's roster is not used: {error}"
+        except Exception as error:
+            # This thread must live: without it no revocation would ever arrive.
+            complaint = f"the coordinator's roster is not used ({type(error).__name__})"
+        # The same complaint again and again would hide what matters.
+        if complaint and complaint != complained:
+            say(complaint)
+        complained = complaint
         stop.wait(_ROSTER_POLL_S)
 
 
@@ -126,19 +127,33 @@ def take_roster(kit: Kit) -> bool:
     PeerError, RefusedError
         If it is not one that `Kit.install_roster` accepts.
     FedllmError
-        If none was given.
+        If it cannot be written.
     """
-    text = fetch_roster(kit)
+    try:
+        text = fetch_roster(kit)
+    except FedllmError:
+        # The node itself says when there is no connection.
+        return False
     if verify_roster(text, kit.root).version <= kit.roster.version:
         return False
     kit.install_roster(text)
     return True
 
 
-def _watch(roster: Path, stop: threading.Event) -> None:
-    """Stop the node when its roster is replaced; it is started again with the new one."""
+def _watch(kit: Kit, stop: threading.Event) -> None:
+    """Stop the node when its roster is replaced or expires; it starts again if it can.
+
+    Asks nobody: a coordinator that holds a revocation back gains the time to the expiry and
+    no more, however long this process runs and however slowly it is answered.
+    """
+    roster = kit.folder / "roster.json"
     before = roster.stat().st_mtime_ns
-    while not stop.wait(2.0):
+    while not stop.wait(_WATCH_S):
+        try:
+            check_dates(kit.roster, "the roster")
+        except ConfigError as error:
+            say(str(error))
+            stop.set()
         if roster.exists() and roster.stat().st_mtime_ns != before:
             say("the roster was replaced; starting again with it")
             stop.set()

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+_MAX_LETTERS = 4000
+
+
+def _printable(text: str) -> str:
+    """Return text without what would steer a terminal, and not too much of it."""
+    cut = text if len(text) <= _MAX_LETTERS else f"{text[:_MAX_LETTERS]} ..."
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in cut)
+
 
 class FedllmError(Exception):
     """Base of every error that fedllm raises on purpose.
@@ -17,8 +25,9 @@ class FedllmError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, remedy: str = "") -> None:
-        self.message = message
-        self.remedy = remedy
+        # Words of another party may stand in it, and it ends on a terminal.
+        self.message = message = _printable(message)
+        self.remedy = remedy = _printable(remedy)
         super().__init__(f"{message}\n  -> {remedy}" if remedy else message)
 
     def __reduce__(self) -> tuple[type[FedllmError], tuple[str, str]]:

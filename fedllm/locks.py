@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fedllm.errors import ConfigError
 
+_TRIES, _WAIT_S = 10, 0.05
+
 
 @contextmanager
 def exclusive(path: Path, busy: str, remedy: str) -> Iterator[None]:
-    """Hold a lock file as long as the block runs, or refuse at once.
+    """Hold a lock file as long as the block runs, or refuse after half a second.
 
     Parameters
     ----------
@@ -27,10 +30,15 @@ def exclusive(path: Path, busy: str, remedy: str) -> Iterator[None]:
         If another process holds it.
     """
     with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(busy, remedy) from None
+        # Whoever asks `is_held` holds it for a moment.
+        for left in reversed(range(_TRIES)):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if left == 0:
+                    raise ConfigError(busy, remedy) from None
+            time.sleep(_WAIT_S)
         yield
 
 

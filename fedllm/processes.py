@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -79,8 +79,11 @@ def start_module(
     child = subprocess.Popen(command, stdin=subprocess.PIPE)
     if child.stdin is None:
         raise FedllmError("a child process has no pipe")
-    child.stdin.write(stdin)
-    child.stdin.close()
+    # A child that died at once is met where its end is awaited.
+    with suppress(BrokenPipeError):
+        child.stdin.write(stdin)
+    with suppress(BrokenPipeError):
+        child.stdin.close()
     return child
 
 

@@ -83,7 +83,7 @@ def write_job(folder: Path, job: Job) -> None:
 def all_jobs(kit: Path) -> list[tuple[Path, Job]]:
     """Return all runs of a coordinator, the earliest submitted first."""
     root = runs_folder(kit)
-    folders = sorted(root.iterdir()) if root.is_dir() else []
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     found = [(folder, job) for folder in folders if (job := read_job(folder)) is not None]
     return sorted(found, key=lambda pair: pair[1].submitted)
 

@@ -13,7 +13,8 @@ from subprocess import Popen
 
 from fedllm.config import load_run_config
 from fedllm.errors import ConfigError, FedllmError
-from fedllm.federation.superlink import Listener, SuperLink
+from fedllm.federation.listener import Listener
+from fedllm.federation.superlink import SuperLink
 from fedllm.files import write_json
 from fedllm.identity.kits import Kit, read_kit
 from fedllm.processes import end, only_one, start_module
@@ -101,18 +102,23 @@ class Service:
         changed = (self._kit.folder / "roster.json").stat().st_mtime_ns
         if changed == self._roster_time:
             return
+        first, self._roster_time = self._roster_time == 0, changed
         try:
             self._kit = read_kit(self._kit.folder, "coordinator")
         except ConfigError as error:
             # The roster that was checked before stays in force.
             self._say(f"the new roster is not used: {error}")
-            if self._roster_time == 0:
+            if first:
                 raise
+            return
         text = (self._kit.folder / "roster.json").read_text(encoding="utf-8")
-        link.register(self._kit.roster.node_keys, text)
-        if self._roster_time:
+        try:
+            link.register(self._kit.roster.node_keys, text)
+        except ConfigError as error:
+            # One party's old key is no reason to leave the others without a coordinator.
+            self._say(str(error))
+        if not first:
             self._say(f"roster version {self._kit.roster.version} is in force")
-        self._roster_time = changed
 
     def _begin(self, link: SuperLink) -> None:
         for folder, job in all_jobs(self._kit.folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from fedllm.errors import ConfigError
 from fedllm.locks import is_held
-from fedllm.processes import keep_running, only_one
+from fedllm.processes import keep_running, only_one, start_module
 
 CHILD = """
 import sys, time
@@ -56,6 +57,22 @@ def test_a_lock_lives_as_long_as_its_process(tmp_path):
     assert not is_held(path)
     with only_one(path, "a client"):
         pass
+
+
+def test_a_look_at_the_lock_does_not_keep_anybody_from_starting(tmp_path, monkeypatch):
+    """``server status`` holds the lock for a moment, just when the coordinator starts."""
+    path = tmp_path / "x.lock"
+    path.touch()
+    with path.open("r") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        monkeypatch.setattr(time, "sleep", lambda seconds: fcntl.flock(looking, fcntl.LOCK_UN))
+        with only_one(path, "a coordinator"):
+            pass
+
+
+def test_a_child_that_dies_before_it_reads_is_no_error_of_its_parent(child, tmp_path):
+    ended = start_module(child, [str(tmp_path), "3"], bytes(1 << 20))
+    assert ended.wait() == 3
 
 
 def test_a_child_that_fails_is_started_again_until_told_to_stop(child, tmp_path):

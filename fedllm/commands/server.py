@@ -33,10 +33,24 @@ def start(
     from server.service import Service
 
     found = read_kit(kit.absolute(), "coordinator")
-    host, port = split_address(listen or found.address)
+    host, port = split_address(found.address) if listen is None else _asked(listen)
     if listen is None and host not in ("127.0.0.1", "localhost", "::1"):
-        host = "0.0.0.0"  # noqa: S104
+        # An address of IPv6 is reached on all interfaces of IPv6, which take IPv4 as well.
+        host = "::" if ":" in host else "0.0.0.0"  # noqa: S104
     Service(found, (host, port), say).run(stop_on_signals())
+
+
+def _asked(listen: str) -> tuple[str, int]:
+    from fedllm.errors import ConfigError
+    from fedllm.identity.kits import split_address
+
+    try:
+        host, port = split_address(listen)
+    except ValueError:
+        host, port = "", -1
+    if not host or not 0 <= port < 1 << 16:
+        raise ConfigError(f"--listen {listen} is not HOST:PORT", "write 0.0.0.0:9092 or [::]:9092")
+    return host, port
 
 
 @app.command()

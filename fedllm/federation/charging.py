@@ -224,6 +224,11 @@ class SiteAccount:
         charge = self._evaluation_charge(statement.run, statement.round, config)
         return Paid(self._ledger.reserve(charge, self._ceiling(config)), None)
 
+    def charged(self, statement: RoundStatement) -> bool:
+        """Tell whether the ledger holds anything of the run that is of this purpose."""
+        purpose = "evaluation" if statement.purpose == "evaluation" else "training"
+        return bool(self._ledger.events_of_run(statement.run, purpose))
+
     def commit(self, paid: Paid) -> None:
         """Note that the round is finished and its result is about to leave."""
         self._ledger.commit(paid.reservation)

@@ -57,10 +57,13 @@ from fedllm.errors import ConfigError, FedllmError, PeerError
 from fedllm.federation.flower import task_identity
 
 MAX_MESSAGE_BYTES = 4 << 30
+# Of one answer of the coordinator's: an object of 5 MiB and its wrapping fit.
+MAX_REPLY_BYTES = 16 << 20
 # Silent for twice as long, a node counts as gone.
 _HEARTBEAT_S, _BEAT_EVERY_S = 15.0, 5.0
 _BUSY_POLL_S, _IDLE_POLL_S = 0.2, 2.0
 _MAX_WAIT_S = 30.0
+_MAX_DIGITS = 12
 
 Answer = TypeVar("Answer")
 
@@ -111,7 +114,7 @@ class FleetNode:
                     wait_s, last = 1.0, ""
                     link.work()
                 return
-            except (httpx.HTTPError, OSError) as error:
+            except (httpx.HTTPError, OSError, PeerError) as error:
                 reason = _reason(error)
             # The same complaint each half minute would hide what matters.
             if reason != last:
@@ -130,6 +133,8 @@ class FleetNode:
         ) as client:
             # A redirect would make this node send requests into its own network.
             client._client.follow_redirects = False
+            client._client.headers["accept-encoding"] = "identity"
+            client._client.event_hooks = {"response": [bounded]}
             activated = client.ActivateNode(
                 ActivateNodeRequest(
                     public_key=public_key_to_bytes(public_key), heartbeat_interval=_HEARTBEAT_S
@@ -142,7 +147,7 @@ class FleetNode:
                 yield link
             finally:
                 link.gone.set()
-                with contextlib.suppress(httpx.HTTPError, OSError):
+                with contextlib.suppress(httpx.HTTPError, OSError, FedllmError, ValueError):
                     client.DeactivateNode(DeactivateNodeRequest(node_id=activated.node_id))
                 beat.join(timeout=2.0)
 
@@ -169,8 +174,8 @@ class _Link:
         """Tell the coordinator that this node lives, until the link is gone."""
         request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=_HEARTBEAT_S)
         while not self.gone.wait(_BEAT_EVERY_S):
-            # A failure shows in the main thread's own requests.
-            with contextlib.suppress(httpx.HTTPError, OSError):
+            # A failure shows in the main thread's own requests; beats go on whatever came back.
+            with contextlib.suppress(Exception):
                 self._client.SendNodeHeartbeat(request)
 
     def work(self) -> None:
@@ -295,6 +300,25 @@ class _Link:
             wait_s = min(2 * wait_s, _MAX_WAIT_S)
 
 
+def bounded(response: httpx.Response) -> None:
+    """Refuse an answer before it is read: too long, of unknown length, or compressed.
+
+    Raises
+    ------
+    PeerError
+        If a coordinator could fill this machine's memory with it.
+    httpx.HTTPStatusError
+        If it is no success; what else it says is not read.
+    """
+    response.raise_for_status()
+    length = response.headers.get("content-length", "")
+    encoding = response.headers.get("content-encoding", "identity")
+    if not (length.isascii() and length.isdigit()) or len(length) > _MAX_DIGITS:
+        raise PeerError("the coordinator's answer does not say how long it is")
+    if int(length) > MAX_REPLY_BYTES or encoding != "identity":
+        raise PeerError(f"the coordinator's answer is larger than {MAX_REPLY_BYTES >> 20} MiB")
+
+
 def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """Read a node's ECDSA key.
 
@@ -343,6 +367,8 @@ def _reason(error: Exception) -> str:
                 "clocks differ"
             )
         return f"it answered with status {status}"
+    if isinstance(error, FedllmError):
+        return error.message
     words = str(error)
     if "CERTIFICATE_VERIFY_FAILED" in words:
         return f"its certificate is refused ({words.rpartition(': ')[2]})"

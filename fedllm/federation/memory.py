@@ -26,6 +26,10 @@ class SiteMemory:
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    def knows(self, run: str) -> bool:
+        """Tell whether an attempt of this run was ever begun."""
+        return run in self._read()
+
     def begin(self, run: str, attempt: int) -> None:
         """Note that an attempt of a round is being trained.
 

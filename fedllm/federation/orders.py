@@ -121,7 +121,8 @@ class OrderReader:
             digest(header.config) == statement.config, "the configuration is not the signed one"
         )
         config = self.configuration(header.config, header.model)
-        require_cohort(statement, self.allow.min_cohort)
+        # The operator signed the roster's; an authority that forgets it is not enough.
+        require_cohort(statement, max(self.allow.min_cohort, self.roster.min_cohort))
         require(statement.min_sites == config.rounds.min_sites, "the minimum cohort differs")
         require(statement.rounds == config.rounds.count, "the number of rounds differs")
         require(1 <= statement.round <= statement.rounds, "there is no such round")

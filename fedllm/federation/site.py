@@ -146,6 +146,7 @@ class Site:
 
         def work() -> Trained:
             order = self._orders.order(request)
+            self._require_memory(order)
             self._memory.begin(order.statement.series, order.statement.attempt)
             if order.statement.purpose == "evaluation":
                 sealed = self._evaluate_round(order)
@@ -197,6 +198,18 @@ class Site:
         return self._guarded(
             reveal, lambda refusal: Unmasked(UnmaskedHeader(site=self.name, refusal=refusal))
         )
+
+    def _require_memory(self, order: Order) -> None:
+        """Refuse a run that the ledger knows and the memory does not: it was lost or is old."""
+        statement = order.statement
+        if self._memory.knows(statement.series):
+            return
+        if self._account(order.config.task).charged(statement):
+            raise RefusedError(
+                f"this site has trained in run {statement.run} and lost its memory of it; an "
+                "attempt that is repeated would give the first one's update away",
+                "the site restores the file beside its ledger, or waits for the next run",
+            )
 
     def _guarded(self, work: Callable[[], Answer], refuse: Callable[[Refusal], Answer]) -> Answer:
         try:

@@ -1,39 +1,30 @@
 """The coordinator's side of Flower's fleet: a SuperLink that lets in the roster and nobody else.
 
-One process holds Flower's state on disk and two listeners. The public one (TLS) serves eight
-paths of the fleet interface, and the signed roster, to registered nodes; who does not prove a
-registered key is turned away before a byte of the request's body is read. The private one
-(loopback) serves the process that carries a run, by its token. Flower's control interface,
-through which anyone could submit code or register nodes, is served nowhere. With `flower` and
-`fleet` the only file that imports Flower's private modules.
+One process holds Flower's state on disk and two listeners (`fedllm.federation.listener`). The
+public one (TLS) serves eight paths of the fleet interface, and the signed roster, to registered
+nodes; who does not prove a registered key is turned away before a byte of the request's body is
+read. The private one (loopback) serves the process that carries a run, by its token. Flower's
+control interface, through which anyone could submit code or register nodes, is served nowhere.
+With `flower` and `fleet` the only file that imports Flower's private modules.
 """
 
 from __future__ import annotations
 
 import asyncio
-import binascii
 import contextlib
-import datetime
 import logging
 import secrets
-import socket
-import ssl
 import threading
 import time
-from base64 import b64decode
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import uvicorn
-from cryptography.exceptions import UnsupportedAlgorithm
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, TRANSPORT_TYPE_GRPC_RERE, Status
 from flwr.server.superlink.linkstate import LinkState
 from flwr.serverapp import Grid
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
-from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
@@ -41,55 +32,21 @@ from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.grid import HttpGrid
 from flwr.superlink.main import create_app
-from starlette.concurrency import run_in_threadpool
 
 from fedllm.errors import ConfigError, FedllmError
+from fedllm.federation.listener import (
+    PRIVATE_PATHS,
+    PUBLIC_PATHS,
+    Listener,
+    bind,
+    gate,
+    server_context,
+    server_of,
+    with_roster,
+)
 from fedllm.identity.roster import ROSTER_PATH
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-PUBLIC_PATHS = frozenset(
-    f"/v1/fleet/{name}"
-    for name in (
-        "activate-node",
-        "deactivate-node",
-        "send-node-heartbeat",
-        "pull-messages",
-        "push-messages",
-        "pull-object",
-        "push-object",
-        "confirm-message-received",
-    )
-)
-PRIVATE_PATHS = frozenset(
-    f"/v1/runtime/{name}"
-    for name in (
-        "get-nodes",
-        "pull-messages",
-        "push-messages",
-        "pull-object",
-        "push-object",
-        "confirm-message-received",
-        "send-task-heartbeat",
-    )
-)
-# Flower cuts a message into objects of 5 MiB; a request carries one.
-MAX_REQUEST_BYTES = 8 << 20
-_CLOCK_TOLERANCE_S = 60.0
 _SERVER_NODE = 1
-
-
-@dataclass(frozen=True)
-class Listener:
-    """Where the public listener is, and its TLS files (PEM)."""
-
-    host: str
-    port: int
-    certificate: Path
-    key: Path
 
 
 @dataclass(frozen=True)
@@ -149,20 +106,15 @@ class SuperLink:
         self._names: dict[bytes, str] = {}
         self._app = create_app(_lifespan_config(database), SuperLinkLifespan)
         self._state: LinkState = self._app.state.linkstate_factory.state()
-        self._private_socket = _bind("127.0.0.1", 0)
-        self._public_socket = _bind(listener.host, listener.port)
+        self._private_socket = bind("127.0.0.1", 0)
+        self._public_socket = bind(listener.host, listener.port)
         self.port: int = self._public_socket.getsockname()[1]
         self._roster = b""
-        public_app = _with_roster(self._app, lambda: self._roster)
+        public_app = with_roster(self._app, lambda: self._roster)
         paths = PUBLIC_PATHS | {ROSTER_PATH}
-        gate = _gate(public_app, paths, self._node_key, self._turn_over)
-        inner = _gate(self._app, PRIVATE_PATHS, None, None)
-        common: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False}
-        public = uvicorn.Config(gate, lifespan="off", **common)
-        public.load()
-        public.ssl = _server_context(listener)
-        private = uvicorn.Config(inner, lifespan="off", **common)
-        self._servers = (uvicorn.Server(public), uvicorn.Server(private))
+        public = server_of(gate(public_app, paths, self._node_key, self._turn_over))
+        public.config.ssl = server_context(listener)
+        self._servers = (public, server_of(gate(self._app, PRIVATE_PATHS, None, None)))
         self._thread = threading.Thread(target=self._run, name="superlink", daemon=True)
 
     @property
@@ -205,9 +157,18 @@ class SuperLink:
             Public key (PEM) of each node by name.
         roster : str
             The signed roster; empty for none.
+
+        Raises
+        ------
+        ConfigError
+            If a key was revoked before; it stays out, and all the others are in force.
         """
         names = {key: name for name, key in keys.items()}
         known = {node.public_key: node for node in self._state.get_node_info()}
+        # First: whoever is not in the roster stays out, whatever happens below.
+        self._names = {key: name for key, name in self._names.items() if key in names}
+        self._roster = roster.encode()
+        revoked = []
         for key, node in known.items():
             if key not in names and node.status != "unregistered":
                 self._state.delete_node(NOOP_FLWR_AID, node.node_id)
@@ -215,12 +176,15 @@ class SuperLink:
             if self._state.get_node_id_by_public_key(key) is not None:
                 continue
             if key in known:
-                raise ConfigError(
-                    f"the node key of '{name}' was revoked before", "make a new key for it"
-                )
+                revoked.append(name)
+                continue
             self._state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 10.0, name=name)
-        self._names = names
-        self._roster = roster.encode()
+        self._names = {key: name for key, name in names.items() if name not in revoked}
+        if revoked:
+            raise ConfigError(
+                f"the node keys of {', '.join(revoked)} were revoked before and stay out",
+                "the party must enroll with a new kit",
+            )
 
     def nodes(self) -> list[NodeState]:
         """Return the registered nodes, by name."""
@@ -268,102 +232,6 @@ class SuperLink:
                 )
 
         asyncio.run(both())
-
-
-def _gate(
-    app: App,
-    paths: frozenset[str],
-    known: Callable[[bytes], bool] | None,
-    turn_over: Callable[[bytes], None] | None,
-) -> App:
-    """Return ``app`` behind a door that opens for known paths, sizes and keys alone."""
-
-    async def gate(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in paths:
-            await _refuse(scope, send, 404)
-            return
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        length = headers.get(b"content-length", b"")
-        if not length.isdigit() or int(length) > MAX_REQUEST_BYTES:
-            await _refuse(scope, send, 413)
-            return
-        if known is not None:
-            key = await run_in_threadpool(_proven_key, headers)
-            if key is None or not known(key):
-                await _refuse(scope, send, 401)
-                return
-            if turn_over is not None and scope["path"].endswith("/activate-node"):
-                await run_in_threadpool(turn_over, key)
-        await app(scope, receive, send)
-
-    return gate
-
-
-def _with_roster(app: App, roster: Callable[[], bytes]) -> App:
-    """Answer the roster's path, and hand everything else to ``app``."""
-
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope.get("path") != ROSTER_PATH:
-            await app(scope, receive, send)
-            return
-        content = roster()
-        headers = [(b"content-length", str(len(content)).encode()), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
-
-    return serve
-
-
-def _proven_key(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """Return the public key (PEM) whose owner signed the time of this request."""
-    try:
-        key = b64decode(headers[b"flwr-public-key"], validate=True)
-        signature = b64decode(headers[b"flwr-signature"], validate=True)
-        moment = headers[b"flwr-timestamp"]
-        signed_at = datetime.datetime.fromisoformat(moment.decode("ascii"))
-        age_s = (datetime.datetime.now(datetime.UTC) - signed_at).total_seconds()
-        if abs(age_s) > _CLOCK_TOLERANCE_S:
-            return None
-        return key if verify_signature(bytes_to_public_key(key), moment, signature) else None
-    except (KeyError, ValueError, TypeError, AttributeError, binascii.Error, UnsupportedAlgorithm):
-        return None
-
-
-async def _refuse(scope: Scope, send: Send, status: int) -> None:
-    if scope["type"] != "http":
-        return
-    closing = [(b"connection", b"close"), (b"content-length", b"0")]
-    await send({"type": "http.response.start", "status": status, "headers": closing})
-    await send({"type": "http.response.body", "body": b""})
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    where = socket.socket(family, socket.SOCK_STREAM)
-    where.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        where.bind((host, port))
-    except OSError as error:
-        where.close()
-        raise ConfigError(
-            f"cannot listen on {host}:{port} ({error.strerror or error})",
-            "stop the program that listens there, or choose another address",
-        ) from None
-    return where
-
-
-def _server_context(listener: Listener) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    try:
-        context.load_cert_chain(listener.certificate, listener.key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"the server certificate {listener.certificate} and its key cannot be read "
-            f"({type(error).__name__})",
-            "restore the kit, or renew the certificate",
-        ) from None
-    return context
 
 
 def _lifespan_config(database: Path) -> SuperLinkLifespanConfig:

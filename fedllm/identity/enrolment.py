@@ -26,6 +26,7 @@ from fedllm.identity.keys import Identity, verify_signature
 from fedllm.identity.kits import (
     check_permissions,
     install_roster,
+    locked,
     read_description,
     write_description,
 )
@@ -111,6 +112,8 @@ def enroll(folder: Path, role: Role, name: str) -> Request:
         If the name is not valid, or the folder holds anything else.
     """
     _check_name(role, name)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder", "choose another one with --out")
     if not folder.exists() or not any(folder.iterdir()):
         _make_kit(folder, role, name)
     description = read_description(folder)
@@ -120,7 +123,15 @@ def enroll(folder: Path, role: Role, name: str) -> Request:
             "choose another folder; keys are never replaced",
         )
     check_permissions(folder)
-    return read_request((folder / "request.json").read_text(encoding="utf-8"))
+    path = folder / "request.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({type(error).__name__})",
+            "put the request back that was sent to the operator, or enroll in another folder",
+        ) from None
+    return read_request(text)
 
 
 def _check_name(role: Role, name: str) -> None:
@@ -314,6 +325,12 @@ def accept(folder: Path, answer: Answer) -> Roster:
     ConfigError
         If the folder is no kit.
     """
+    read_description(folder)
+    with locked(folder):
+        return _accept(folder, answer)
+
+
+def _accept(folder: Path, answer: Answer) -> Roster:
     description = read_description(folder)
     check_permissions(folder)
     if description["root"] not in (None, answer.root.hex()):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from fedllm.identity import certificates
 from fedllm.identity.certificates import current_time
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import ROLES, Role, Roster, verify_roster
+from fedllm.locks import in_turn
 
 _FORMAT = "fedllm.kit.v1"
 _PRIVATE = ("keys/signing.pem", "keys/secret.bin", "node.key", "server.key")
@@ -97,8 +101,13 @@ def read_kit(folder: Path, role: Role) -> Kit:
     identity = Identity.load(name, folder / "keys")
     if description["root"] is None:
         raise _incomplete(folder, role)
-    roster = _installed_roster(folder, description)
-    _check_ca(folder, roster)
+    with locked(folder):
+        # Once more: another process may just have installed a roster.
+        description = read_description(folder)
+        roster = _installed_roster(folder, description)
+        if roster.version > description["roster_version"]:
+            _make_current(folder, description, roster)
+        _check_ca(folder, roster)
     check_membership(roster, role, name, identity, folder)
     server = role == "coordinator"
     node = role in ("site", "authority")
@@ -144,20 +153,45 @@ def update_roster(folder: Path, text: str) -> Roster:
     ConfigError
         If the folder is no kit, or its request was not answered yet.
     """
-    description = read_description(folder)
-    check_permissions(folder)
-    if description["root"] is None:
-        raise _incomplete(folder, description["role"])
-    identity = Identity.load(description["name"], folder / "keys")
-    return install_roster(folder, description, text, identity)
+    read_description(folder)
+    with locked(folder):
+        description = read_description(folder)
+        check_permissions(folder)
+        if description["root"] is None:
+            raise _incomplete(folder, description["role"])
+        identity = Identity.load(description["name"], folder / "keys")
+        return install_roster(folder, description, text, identity)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep two processes from installing rosters at once: the older one could win."""
+    path = folder / ".lock"
+    try:
+        path.touch(mode=0o600)
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            # Nobody can install anything there.
+            yield
+            return
+        raise ConfigError(
+            f"{folder} cannot be written ({error.strerror or type(error).__name__})",
+            "check the path, and run as the owner of the kit",
+        ) from None
+    with in_turn(path):
+        yield
 
 
 def install_roster(
     folder: Path, description: dict[str, Any], text: str, identity: Identity
 ) -> Roster:
-    """Verify a signed roster under the pinned root, and make it the kit's; see `Kit`."""
+    """Verify a signed roster under the pinned root, and make it the kit's; see `Kit`.
+
+    The caller holds `locked`, and read ``description`` under it.
+    """
     roster = verify_roster(text, bytes.fromhex(description["root"]))
-    seen = description["roster_version"]
+    before = _roster_before(folder, description)
+    seen = max(description["roster_version"], before.version if before else 0)
     if roster.version < seen:
         raise RefusedError(
             f"the roster has version {roster.version}, and this kit has seen version {seen}",
@@ -170,32 +204,44 @@ def install_roster(
             "use the roster of the right federation",
         )
     try:
-        _check_dates(roster, "the new roster")
+        check_dates(roster, "the new roster")
         _check_authorities(roster, "the CA in the new roster")
         check_membership(roster, description["role"], description["name"], identity, folder)
     except ConfigError as error:
         raise RefusedError(error.message, error.remedy) from None
-    if roster.version == seen and _differs(folder, description, roster):
+    if before is not None and roster.version == before.version and roster != before:
         raise PeerError(
-            f"two different rosters have version {seen}: the root key signed both",
+            f"two different rosters have version {roster.version}: the root key signed both",
             "stop, and ask the operator; the root key may be in other hands",
         )
-    # The version last: after a crash in between, the same roster can be installed again.
-    write_bytes(folder / "ca.pem", roster.authorities_pem.encode(), mode=0o600)
+    if before is not None and not set(before.revoked) <= set(roster.revoked):
+        raise RefusedError(
+            f"the roster (version {roster.version}) no longer revokes a key that version "
+            f"{before.version} revoked",
+            "the operator's folder was restored from an old backup, or the root key is in other "
+            "hands: call the operator, and go on with the roster that is installed",
+        )
+    # The roster first and the version last: `read_kit` finishes what a crash cuts off.
     write_bytes(folder / "roster.json", text.encode(), mode=0o600)
+    _make_current(folder, description, roster)
+    return roster
+
+
+def _make_current(folder: Path, description: dict[str, Any], roster: Roster) -> None:
+    write_bytes(folder / "ca.pem", roster.authorities_pem.encode(), mode=0o600)
     write_description(
         folder,
         description | {"federation": roster.federation, "roster_version": roster.version},
     )
-    return roster
 
 
-def _differs(folder: Path, description: dict[str, Any], roster: Roster) -> bool:
+def _roster_before(folder: Path, description: dict[str, Any]) -> Roster | None:
+    """Return the installed roster, expired or not; None where it is damaged or gone."""
     try:
-        return _installed_roster(folder, description) != roster
+        return _signed_roster(folder, description)
     except ConfigError:
-        # Damaged or gone: installing it again is the remedy.
-        return False
+        # Installing one again is the remedy.
+        return None
 
 
 def write_description(folder: Path, description: dict[str, Any]) -> None:
@@ -261,6 +307,12 @@ def check_permissions(folder: Path) -> None:
 
 
 def _installed_roster(folder: Path, description: dict[str, Any]) -> Roster:
+    roster = _signed_roster(folder, description)
+    check_dates(roster, str(folder / "roster.json"))
+    return roster
+
+
+def _signed_roster(folder: Path, description: dict[str, Any]) -> Roster:
     path = folder / "roster.json"
     try:
         text = path.read_text(encoding="utf-8")
@@ -282,11 +334,17 @@ def _installed_roster(folder: Path, description: dict[str, Any]) -> Roster:
             f"{description['roster_version']}",
             "somebody put an older roster back; install the newest one with update-roster",
         )
-    _check_dates(roster, str(path))
     return roster
 
 
-def _check_dates(roster: Roster, origin: str) -> None:
+def check_dates(roster: Roster, origin: str) -> None:
+    """Check that a roster may still be relied on.
+
+    Raises
+    ------
+    ConfigError
+        If it has expired.
+    """
     now = current_time()
     if roster.expires is None or now > roster.expires:
         raise ConfigError(
@@ -351,7 +409,8 @@ def _check_server(folder: Path, roster: Roster) -> None:
         content = path.read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"{path} cannot be read ({type(error).__name__})", "restore the kit from its backup"
+            f"{path} cannot be read ({type(error).__name__})",
+            f"install the operator's last answer again: fedllm server accept ANSWER --kit {folder}",
         ) from None
     certificate = certificates.read_certificates(content, str(path))[0]
     certificates.check_period(certificate, str(path))

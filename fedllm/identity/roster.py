@@ -258,6 +258,9 @@ def _check_signed(roster: Roster) -> None:
             raise PeerError(f"the roster's node key of '{name}' is not a P-384 key", _FETCH)
     held = [roster.authority, *roster.sites.values()]
     held += [key for key in (roster.coordinator, roster.operator) if key is not None]
+    nodes = set(roster.node_keys.values())
+    if len(nodes) != len(roster.node_keys):
+        raise PeerError("the roster holds one node key twice", _FETCH)
     if len(set(held)) != len(held) or set(held) & set(roster.revoked):
         raise PeerError("the roster holds one key twice, or a revoked one", _FETCH)
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import ssl
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -90,6 +91,74 @@ def test_two_rosters_of_one_version_are_noticed(federation, site):
     root = Identity.load("root", federation / "root")
     with pytest.raises(PeerError, match="two different rosters"):
         update_roster(site, forged(federation, root, address="evil:1"))
+
+
+def test_a_newer_roster_cannot_lift_a_revocation(federation, site):
+    """The operator's folder was restored from a backup that knows nothing of the revocation."""
+    backup = federation.with_name("backup")
+    shutil.copytree(federation, backup)
+    revoke(federation, "bob")
+    update_roster(site, roster_of(federation))
+    for _ in range(3):
+        renew(backup)
+    with pytest.raises(RefusedError, match="no longer revokes a key that version 2 revoked"):
+        update_roster(site, roster_of(backup))
+    assert "bob" not in read_kit(site, "site").roster.sites
+    revoke(backup, "bob")
+    update_roster(site, roster_of(backup))
+
+
+def test_of_two_rosters_at_once_the_newer_one_stays(federation, site, monkeypatch):
+    """The node fetches version 2 while a person installs version 3, which revokes bob."""
+    renew(federation)
+    second = roster_of(federation)
+    revoke(federation, "bob")
+    third, read = roster_of(federation), kits.read_description
+    hand = threading.Thread(target=update_roster, args=(site, third))
+
+    def slow(folder):
+        found = read(folder)
+        if not hand.is_alive() and hand.ident is None:
+            hand.start()
+            # Long enough for the other one, were there no lock.
+            hand.join(timeout=1.0)
+        return found
+
+    with kits.locked(site):
+        description = read(site)
+        monkeypatch.setattr(kits, "read_description", slow)
+        kits.read_description(site)
+        kits.install_roster(site, description, second, Identity.load("anne", site / "keys"))
+    hand.join()
+    monkeypatch.undo()
+    assert read_kit(site, "site").roster.version == 3
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_an_installation_that_a_crash_cut_off_is_finished(federation, site, monkeypatch, lost):
+    """A new CA and a new version; the machine dies after each of the three files."""
+    renew(federation, new_ca=True)
+    writes, write = [], kits.write_bytes
+    describe = kits.write_description
+
+    def dying(do):
+        def step(*arguments, **options):
+            if len(writes) + 1 >= lost:
+                raise KeyboardInterrupt
+            writes.append(arguments[0])
+            return do(*arguments, **options)
+
+        return step
+
+    monkeypatch.setattr(kits, "write_bytes", dying(write))
+    monkeypatch.setattr(kits, "write_description", dying(describe))
+    with pytest.raises(KeyboardInterrupt):
+        update_roster(site, roster_of(federation))
+    monkeypatch.undo()
+    assert read_kit(site, "site").roster.version == (1 if lost == 1 else 2)
+    update_roster(site, roster_of(federation))
+    kit = read_kit(site, "site")
+    assert kit.roster.version == json.loads((site / "kit.json").read_text())["roster_version"] == 2
 
 
 def test_a_roster_held_back_expires(site, monkeypatch):

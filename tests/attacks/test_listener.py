@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import socket
 import ssl
 import threading
 import zipfile
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -27,8 +29,15 @@ from support.kits import make_federation
 from support.wire import client_of, echo_node, node_key, proof, running_superlink, wait_online
 
 from fedllm.errors import ConfigError
+from fedllm.federation.fleet import MAX_REPLY_BYTES
 from fedllm.federation.flower import exchange, from_content, to_content
-from fedllm.federation.superlink import MAX_REQUEST_BYTES, PUBLIC_PATHS, SuperLink, grid_of
+from fedllm.federation.listener import (
+    MAX_ENVELOPE_BYTES,
+    MAX_REQUEST_BYTES,
+    PUBLIC_PATHS,
+    Door,
+)
+from fedllm.federation.superlink import SuperLink, grid_of
 from fedllm.identity.kits import read_kit
 from fedllm.identity.roster import ROSTER_PATH
 
@@ -91,14 +100,20 @@ def test_no_spelling_of_a_path_gets_around_the_door(federation, path):
     assert b" 404 " in raw_request(federation, request)
 
 
-def raw_request(federation, request: bytes) -> bytes:
+@contextlib.contextmanager
+def connected(federation) -> Iterator[ssl.SSLSocket]:
     from fedllm.federation.fleet import client_context
 
     context = client_context(federation.anne.ca_certificate)
     with (
-        socket.create_connection(("127.0.0.1", federation.link.port), timeout=20) as plain,
+        socket.create_connection(("127.0.0.1", federation.link.port), timeout=120) as plain,
         context.wrap_socket(plain, server_hostname="127.0.0.1") as secure,
     ):
+        yield secure
+
+
+def raw_request(federation, request: bytes) -> bytes:
+    with connected(federation) as secure:
         secure.sendall(request)
         return secure.recv(4096)
 
@@ -148,6 +163,36 @@ def test_a_body_that_is_too_large_is_not_even_read(federation, http):
     assert b" 413 " in raw_request(federation, request.encode() + b"\r\n\r\n")
     chunked = http.post("/v1/fleet/push-object", headers=headers, content=iter([b"x"]))
     assert chunked.status_code == 413
+
+
+def test_a_node_cannot_announce_more_than_a_few_gigabytes(federation, http):
+    """What it may push follows from the list of objects in its message; lists are short."""
+    headers = proof(node_key(federation.anne))
+    long = bytes(MAX_ENVELOPE_BYTES + 1)
+    for path in sorted(PUBLIC_PATHS - {"/v1/fleet/push-object"}):
+        assert http.post(path, headers=headers, content=long).status_code == 413, path
+    digits = f"content-length: {'9' * 5000}"
+    request = f"POST /v1/fleet/push-object HTTP/1.1\r\nhost: x\r\n{digits}\r\n\r\n"
+    assert raw_request(federation, request.encode()).split()[1] in (b"400", b"413")
+
+
+def test_headers_without_end_are_not_kept(federation):
+    """A stranger's request whose headers never stop, before anybody asked for a key."""
+    sent, line = 0, b"x-filler: " + b"y" * 4000 + b"\r\n"
+    with connected(federation) as stream, contextlib.suppress(OSError):
+        stream.sendall(b"POST /v1/fleet/pull-messages HTTP/1.1\r\nhost: x\r\n")
+        while sent < 64 << 20:
+            stream.sendall(line)
+            sent += len(line)
+    assert sent < 64 << 20
+
+
+def test_who_says_nothing_is_hung_up_on(federation, monkeypatch):
+    monkeypatch.setattr(Door, "first_request_s", 0.2)
+    for said in (b"", b"POST /v1/fleet/pull-messages HTTP/1.1\r\nhost:"):
+        with connected(federation) as stream, contextlib.suppress(ConnectionError, ssl.SSLError):
+            stream.sendall(said)
+            assert stream.recv(4096) == b""
 
 
 @pytest.mark.parametrize(
@@ -276,6 +321,49 @@ def test_a_redirect_does_not_send_a_node_into_its_own_network(federation, tmp_pa
         config.loaded_app = before
         inner.socket.close()
     assert not asked
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"content-length", str(MAX_REPLY_BYTES + 1).encode())],
+        [(b"content-encoding", b"gzip"), (b"content-length", b"20")],
+        [],
+    ],
+    ids=["too long", "compressed", "without end"],
+)
+def test_a_coordinator_cannot_fill_a_nodes_memory(federation, tmp_path, headers):
+    """Answers that are large, say nothing of their size, or would grow when unpacked."""
+    config = federation.link._servers[0].config
+    before = config.loaded_app
+
+    async def flood(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"x" * 20, "more_body": True})
+
+    config.loaded_app = flood
+    try:
+        text = hears(federation, tmp_path, "the coordinator's answer")
+    finally:
+        config.loaded_app = before
+    assert "Traceback" not in text
+
+
+def test_an_old_key_keeps_one_party_out_and_no_other(tmp_path):
+    """Anne enrolled again and kept the node key of her revoked kit."""
+    make_federation(tmp_path / "operator")
+    kits = tmp_path / "operator" / "kits"
+    keys = dict(read_kit(kits / "coordinator", "coordinator").roster.node_keys)
+    bob = read_kit(kits / "bob", "site")
+    with running_superlink(tmp_path, kits) as link, client_of(bob, link) as client:
+        link.register({name: key for name, key in keys.items() if name == "authority"})
+        fresh = ec.generate_private_key(ec.SECP384R1())
+        mine = base64.b64decode(proof(fresh)["flwr-public-key"])
+        with pytest.raises(ConfigError, match="anne"):
+            link.register({"anne": keys["anne"], "carl": mine})
+        assert [state.name for state in link.nodes()] == ["carl"]
+        reply = client.post(ROSTER_PATH, headers=proof(fresh), content=b"")
+        assert reply.status_code == 200
 
 
 def test_a_node_answers_its_app_only_and_keeps_its_errors_to_itself(

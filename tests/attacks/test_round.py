@@ -444,6 +444,35 @@ def test_a_site_that_forgot_what_it_did_refuses_to_go_on(federation):
     assert "damaged" in outcome.dropped["site-0"]
 
 
+def test_a_site_that_lost_its_memory_does_not_train_an_attempt_again(federation):
+    """The coordinator asks once more for what the ledger knows and the memory does not."""
+    order = capture_order(federation)
+    (federation.folder / "site-0.json").unlink()
+    again = federation.sites["site-0"].train(order)
+    assert again.update == b""
+    assert "lost its memory" in again.header.refusal.message
+    assert charged(federation) == 1
+    assert federation.sites["site-1"].train(order).header.refusal.kind == "RepeatError"
+
+
+def test_a_site_holds_to_the_minimum_that_the_operator_signed(federation):
+    """The key authority forgot it; the site's own policy allows sums of one."""
+    site = federation.sites["site-0"]
+    site._roster = dataclasses.replace(federation.roster, min_cohort=3)
+    assert "minimum here is 3" in federation.round().dropped["site-0"]
+    assert charged(federation) == 0
+
+
+def test_a_peers_words_do_not_steer_a_terminal():
+    refusal = Refusal(
+        kind="PeerError", message="\x1b]0;owned\x07 \u202e" + "x" * 10**6, remedy="\x9b2J"
+    )
+    error = refusal.to_error("site")
+    assert isinstance(error, PeerError)
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(str(error))
+    assert len(str(error)) < 10_000
+
+
 def test_a_site_counts_a_failed_training_as_spent(tiny_checkpoint, tmp_path, monkeypatch):
     from fedllm.federation import site_work
 

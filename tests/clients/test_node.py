@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +14,13 @@ from support.deployment import Deployment, wait_until
 from support.kits import make_federation
 from support.tls import free_port
 
+from clients import node
 from clients.connection import fetch_roster, reach_coordinator
 from clients.node import take_roster
 from fedllm.errors import FedllmError, PeerError
-from fedllm.federation.superlink import Listener, SuperLink
+from fedllm.federation.listener import Listener
+from fedllm.federation.superlink import SuperLink
+from fedllm.identity import kits
 from fedllm.identity.kits import read_kit
 from fedllm.identity.provisioning import revoke
 
@@ -83,6 +88,42 @@ def test_a_revoked_site_gets_none(place):
     with pytest.raises(FedllmError, match="401"):
         fetch_roster(kit)
     assert not reach_coordinator(kit).knows_this_node
+
+
+def test_a_running_party_stops_when_its_roster_expires(place, monkeypatch):
+    """A coordinator that holds a revocation back; nothing is asked of it, and nothing restarts."""
+    kit, stop, said = place.site(), threading.Event(), []
+    monkeypatch.setattr(node, "_WATCH_S", 0.01)
+    monkeypatch.setattr(node, "say", said.append)
+    later = datetime.now(UTC) + timedelta(days=398)
+    monkeypatch.setattr(kits, "current_time", lambda: later)
+    watch = threading.Thread(target=node._watch, args=(kit, stop), daemon=True)
+    watch.start()
+    assert stop.wait(timeout=300)
+    watch.join()
+    assert any("expired" in words for words in said)
+
+
+def test_a_roster_that_cannot_be_written_is_complained_about(place, monkeypatch):
+    """A full disk must not hide that a revocation was not taken in."""
+    kit, stop, said = place.site(), threading.Event(), []
+    revoke(place.folder, "bob")
+    place.follow()
+
+    def full(path, content, mode=0o644):
+        raise FedllmError(f"could not write {path}: No space left on device", "free disk space")
+
+    def say(text):
+        said.append(text)
+        stop.set()
+
+    monkeypatch.setattr(kits, "write_bytes", full)
+    monkeypatch.setattr(node, "say", say)
+    keeper = threading.Thread(target=node._keep_roster, args=(kit, stop), daemon=True)
+    keeper.start()
+    assert stop.wait(timeout=300)
+    keeper.join()
+    assert "No space left" in said[0]
 
 
 class Elsewhere(Deployment):

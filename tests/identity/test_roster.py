@@ -37,7 +37,7 @@ def node_key(curve: ec.EllipticCurve) -> bytes:
     )
 
 
-NODE_KEY = node_key(ec.SECP384R1())
+NODE_KEY, *MORE_KEYS = (node_key(ec.SECP384R1()) for _ in range(4))
 
 
 @st.composite
@@ -49,7 +49,7 @@ def rosters(draw) -> Roster:
         sites={name: next(keys) for name in names},
         coordinator=draw(st.sampled_from([None, next(keys)])),
         operator=draw(st.sampled_from([None, next(keys)])),
-        node_keys=dict.fromkeys(names, NODE_KEY),
+        node_keys=dict(zip(names, (NODE_KEY, *MORE_KEYS), strict=False)),
         version=draw(st.integers(1, 10**6)),
         revoked=(next(keys),),
         federation="north",
@@ -110,6 +110,7 @@ def valid() -> Roster:
         ({"node_keys": {"eve": NODE_KEY}}, "unknown party"),
         ({"node_keys": {"anne": node_key(ec.SECP256R1())}}, "P-384"),
         ({"node_keys": {"anne": NODE_KEY + b"\n"}}, "P-384"),
+        ({"node_keys": {"anne": NODE_KEY, "authority": NODE_KEY}}, "one node key twice"),
         ({"coordinator": b"s" * 32}, "one key twice"),
         ({"revoked": (b"s" * 32,)}, "revoked one"),
     ],

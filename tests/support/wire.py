@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from support.deployment import ENVIRONMENT, wait_until
 
 from fedllm.federation.fleet import client_context, read_node_key
-from fedllm.federation.superlink import Listener, SuperLink
+from fedllm.federation.listener import Listener
+from fedllm.federation.superlink import SuperLink
 from fedllm.identity.kits import Kit, read_kit
 
 _ECHO = """
