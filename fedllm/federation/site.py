@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedllm.config import SitePolicy, Task
 from fedllm.data.records import Record
 from fedllm.encryption.update import seal_levels
+from fedllm.errors import RefusedError
 from fedllm.federation.charging import SiteAccount
 from fedllm.federation.masking import (
     check_settled,

@@ -458,7 +458,8 @@ def test_a_site_that_lost_its_memory_does_not_train_an_attempt_again(federation)
 def test_a_site_holds_to_the_minimum_that_the_operator_signed(federation):
     """The key authority forgot it; the site's own policy allows sums of one."""
     site = federation.sites["site-0"]
-    site._roster = dataclasses.replace(federation.roster, min_cohort=3)
+    roster = dataclasses.replace(federation.roster, min_cohort=3)
+    site._orders = dataclasses.replace(site._orders, roster=roster)
     assert "minimum here is 3" in federation.round().dropped["site-0"]
     assert charged(federation) == 0
 
