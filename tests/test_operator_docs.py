@@ -8,9 +8,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import click
 import pytest
-import typer
+from support.commands import Named, commands
 from support.tls import free_port, tls_server
 from typer.testing import CliRunner
 
@@ -25,46 +24,9 @@ GUIDES = sorted((REPOSITORY / "docs" / "operators").glob("*.md"))
 UNITS = sorted((DEPLOYMENT / "systemd").glob("*.service"))
 
 
-def commands(text: str) -> list[list[str]]:
-    """Every fedllm command of a text: lines of code blocks, code in sentences and tables."""
-    blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
-    lines += re.findall(r"`(fedllm [^`]+)`", text)
-    return [shlex.split(line)[1:] for line in lines if line.startswith("fedllm ")]
-
-
-def parse(arguments: list[str]) -> None:
-    """Let the command line parse a command, and not run it; one may also be named alone."""
-    command, context = typer.main.get_command(app), None
-    while isinstance(command, click.Group):
-        context = command.make_context(command.name, list(arguments), parent=context)
-        name, found, arguments = command.resolve_command(
-            context, context.protected_args + context.args
-        )
-        assert found is not None, name
-        command = found
-    if arguments:
-        command.make_context(command.name, list(arguments), parent=context)
-
-
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
-def test_every_command_exists(guide):
-    found = commands(guide.read_text())
-    assert found or guide.stem == "firewall"
-    for arguments in found:
-        parse(arguments)
-
-
-def test_a_wrong_command_would_be_noticed():
-    for wrong in (["client", "chek", "--kit", "x"], ["client", "start", "--kitt", "x"]):
-        with pytest.raises(click.UsageError):
-            parse(wrong)
-
-
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
-def test_links_lead_somewhere(guide):
-    for target in re.findall(r"\]\(([^)#]+)\)", guide.read_text()):
-        assert (guide.parent / target).exists(), target
+def test_each_guide_names_commands(guide):
+    assert commands(guide.read_text()) or guide.stem == "firewall"
 
 
 def test_the_story_of_the_guides(tmp_path, monkeypatch):
@@ -74,7 +36,10 @@ def test_the_story_of_the_guides(tmp_path, monkeypatch):
     text = (DEPLOYMENT / "federation.toml").read_text()
     text = text.replace('"fed.example.org", "192.0.2.7"', '"127.0.0.1"').replace("9092", str(port))
     (tmp_path / "federation.toml").write_text(text)
-    lines = {guide.stem: commands(guide.read_text()) for guide in GUIDES}
+    lines = {
+        guide.stem: [list(named.arguments) for named in commands(guide.read_text())]
+        for guide in GUIDES
+    }
 
     def run(guide: str, *start: str, **words: str) -> str:
         line = next(a for a in lines[guide] if a[: len(start)] == list(start))
@@ -132,7 +97,7 @@ def test_units_start_what_exists_and_lock_it_in(unit):
     settings = dict(line.split("=", 1) for line in lines)
     program, *arguments = shlex.split(settings["ExecStart"])
     assert program == "/opt/fedllm/bin/fedllm"
-    parse(arguments)
+    Named(tuple(arguments), sketched=False).parse()
     wanted = {
         "NoNewPrivileges": "yes",
         "ProtectSystem": "strict",
