@@ -20,13 +20,13 @@ from fedllm.federation.coordinator import (
     KeyAuthority,
     RoundOutcome,
     Sites,
-    Terms,
     gather_cohort,
     run_round,
     statement_of,
 )
 from fedllm.federation.evaluating import evaluation_rounds, read_sum
 from fedllm.federation.messages import Member, RoundStatement
+from fedllm.federation.run_terms import Terms
 from fedllm.federation.wire import digest
 from fedllm.identity.roster import Roster
 from fedllm.models.shared import SharedModel

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fedllm.config import RunConfig, to_toml
 from fedllm.encryption.plan import EncryptionPlan, make_plan
 from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey
@@ -21,7 +20,7 @@ from fedllm.federation.answers import (
     joined_member,
     too_few,
 )
-from fedllm.federation.evaluating import Bounds, sum_shape
+from fedllm.federation.evaluating import sum_shape
 from fedllm.federation.masking import check_settled, mask_scope
 from fedllm.federation.messages import (
     Join,
@@ -42,42 +41,10 @@ from fedllm.federation.messages import (
     UnmaskHeader,
 )
 from fedllm.federation.parties import KeyAuthority, Sites
+from fedllm.federation.run_terms import Terms
 from fedllm.federation.statements import check_member, read_statement, require
 from fedllm.federation.wire import digest
 from fedllm.identity.roster import Roster
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What stays the same in all rounds of a run.
-
-    Attributes
-    ----------
-    run : str
-        Random identifier of the run.
-    config : RunConfig
-        What the coordinator asks for; sent without the places of its own data.
-    labels : tuple of str
-        Public labels of a classification task.
-    model : str
-        Fingerprint of the base model.
-    length : int
-        Values of the adapter, P.
-    bounds : tuple of (int, float)
-        For each segment of the adapter its length and the bound of one coordinate.
-    """
-
-    run: str
-    config: RunConfig
-    labels: tuple[str, ...]
-    model: str
-    length: int
-    bounds: Bounds
-
-    @property
-    def config_text(self) -> str:
-        """The run configuration as the sites get it, as TOML."""
-        return to_toml(self.config)
 
 
 @dataclass

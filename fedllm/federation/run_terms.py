@@ -2,15 +2,49 @@
 
 from __future__ import annotations
 
-from fedllm.config import RunConfig
-from fedllm.federation.coordinator import Terms
+from dataclasses import dataclass
+
+from fedllm.config import RunConfig, to_toml
 from fedllm.federation.discrete import make_grid
-from fedllm.federation.evaluating import planned_events
+from fedllm.federation.evaluating import Bounds, planned_events
 from fedllm.federation.terms import public_settings, shared_config
 from fedllm.models.manifest import AdapterManifest
 from fedllm.models.shared import SharedModel
 from fedllm.privacy.whole import site_deviation
 from fedllm.training.bounds import update_bounds, whole_update_bounds
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What stays the same in all rounds of a run.
+
+    Attributes
+    ----------
+    run : str
+        Random identifier of the run.
+    config : RunConfig
+        What the coordinator asks for; sent without the places of its own data.
+    labels : tuple of str
+        Public labels of a classification task.
+    model : str
+        Fingerprint of the base model.
+    length : int
+        Values of the adapter, P.
+    bounds : tuple of (int, float)
+        For each segment of the adapter its length and the bound of one coordinate.
+    """
+
+    run: str
+    config: RunConfig
+    labels: tuple[str, ...]
+    model: str
+    length: int
+    bounds: Bounds
+
+    @property
+    def config_text(self) -> str:
+        """The run configuration as the sites get it, as TOML."""
+        return to_toml(self.config)
 
 
 def make_terms(config: RunConfig, model: SharedModel, run: str) -> Terms:

@@ -14,16 +14,10 @@ from fedllm.config import AllowSection, BudgetSection, RunConfig, SitePolicy, pa
 from fedllm.data.records import Record
 from fedllm.errors import PeerError
 from fedllm.federation.authority import Authority
-from fedllm.federation.coordinator import (
-    RoundOutcome,
-    Terms,
-    gather_cohort,
-    run_round,
-    statement_of,
-)
+from fedllm.federation.coordinator import RoundOutcome, gather_cohort, run_round, statement_of
 from fedllm.federation.messages import Wire
 from fedllm.federation.models import ModelCache
-from fedllm.federation.run_terms import make_terms
+from fedllm.federation.run_terms import Terms, make_terms
 from fedllm.federation.site import Site, SiteFiles
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster

@@ -32,13 +32,7 @@ from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
 from fedllm.encryption.seal_format import new_context
 from fedllm.federation.authority import Authority
 from fedllm.federation.charging import next_noise_multiplier
-from fedllm.federation.coordinator import (
-    RoundOutcome,
-    Terms,
-    gather_cohort,
-    run_round,
-    statement_of,
-)
+from fedllm.federation.coordinator import RoundOutcome, gather_cohort, run_round, statement_of
 from fedllm.federation.messages import (
     OpenRound,
     OpenRoundHeader,
@@ -48,7 +42,7 @@ from fedllm.federation.messages import (
     Wire,
 )
 from fedllm.federation.models import ModelCache
-from fedllm.federation.run_terms import make_terms
+from fedllm.federation.run_terms import Terms, make_terms
 from fedllm.federation.site import Site, SiteFiles
 from fedllm.federation.statements import read_statement
 from fedllm.federation.updates import unseal
