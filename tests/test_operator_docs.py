@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from support.commands import Named, commands
-from support.tls import free_port, tls_server
+from support.ports import free_port
+from support.tls import tls_server
 from typer.testing import CliRunner
 
 from fedllm.cli import app
@@ -117,7 +118,7 @@ def test_systemd_reads_the_units(unit, tmp_path):
     text = unit.read_text().replace("/opt/fedllm/bin/fedllm", "/bin/true")
     (tmp_path / unit.name).write_text(text)
     command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / unit.name)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert unit.name not in done.stderr, done.stderr
     assert done.returncode == 0, done.stderr
 

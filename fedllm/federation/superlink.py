@@ -128,10 +128,10 @@ class SuperLink:
         Raises
         ------
         FedllmError
-            If they do not within ten seconds.
+            If they do not within a minute.
         """
         self._thread.start()
-        deadline = time.monotonic() + 10.0
+        deadline = time.monotonic() + 60.0
         while not all(server.started for server in self._servers):
             if time.monotonic() > deadline or not self._thread.is_alive():
                 raise FedllmError("the listeners did not start", "see the log")

@@ -106,7 +106,7 @@ def connected(federation) -> Iterator[ssl.SSLSocket]:
 
     context = client_context(federation.anne.ca_certificate)
     with (
-        socket.create_connection(("127.0.0.1", federation.link.port), timeout=120) as plain,
+        socket.create_connection(("127.0.0.1", federation.link.port), timeout=300) as plain,
         context.wrap_socket(plain, server_hostname="127.0.0.1") as secure,
     ):
         yield secure
@@ -215,13 +215,13 @@ def test_bodies_that_are_no_messages_harm_nobody(federation, http, body):
 
 def test_nothing_but_tls_1_3_with_the_right_name_is_spoken(federation):
     port = federation.link.port
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as plain:
+    with socket.create_connection(("127.0.0.1", port), timeout=300) as plain:
         plain.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         assert not plain.recv(4096).startswith(b"HTTP")
     old = ssl.create_default_context(cafile=str(federation.anne.ca_certificate))
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=20) as plain,
+        socket.create_connection(("127.0.0.1", port), timeout=300) as plain,
         pytest.raises(ssl.SSLError),
     ):
         old.wrap_socket(plain, server_hostname="127.0.0.1")
@@ -254,7 +254,7 @@ def hears(federation, tmp_path, words: str, **other) -> str:
 
     log = tmp_path / "node.log"
     with echo_node(federation.anne, federation.link.port, log, **other):
-        wait_until(lambda: words in log.read_text(), 300.0, words)
+        wait_until(lambda: words in log.read_text(), 900.0, words)
     return log.read_text()
 
 

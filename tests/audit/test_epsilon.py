@@ -83,7 +83,7 @@ def test_nothing_and_no_privacy_are_the_two_ends():
     assert recompute([PoissonGaussian(0.1, 0.0, 1)], DELTA).value == math.inf
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(
     rate=st.sampled_from([0.01, 0.2, 1.0]),
     noise=st.floats(0.8, 6.0),

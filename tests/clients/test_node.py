@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from support.deployment import Deployment, wait_until
 from support.kits import make_federation
-from support.tls import free_port
+from support.ports import free_port
 
 from clients import node
 from clients.connection import fetch_roster, reach_coordinator

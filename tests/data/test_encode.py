@@ -33,7 +33,7 @@ def test_loss_covers_response_and_end_exactly(kind, request):
     tokenizer = request.getfixturevalue(kind)
 
     @given(words, words)
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def check(prompt, response):
         batch = everything(
             encode([record(prompt=prompt, response=response)], "instruction", tokenizer, 1024)
@@ -56,7 +56,7 @@ def test_cut_sequences_keep_template_and_a_part_of_the_response(kind, request):
     numbers = st.integers(2 * template, 160)
 
     @given(words, words, numbers)
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=80)
     def check(prompt, response, max_length):
         batch = everything(
             encode([record(prompt=prompt, response=response)], "instruction", tokenizer, max_length)
@@ -148,7 +148,7 @@ def test_empty_response_is_refused(kind, request):
 
 
 @given(indices)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_batch_holds_each_chosen_record_padded_on_the_right(turns, chosen):
     texts = ["flu?", "my lost card", "fever and rest " * 4, "water"]
     dataset = encode([record(text=text) for text in texts], "causal", turns, 100)

@@ -36,7 +36,7 @@ def labelled(count: int, labels: int = 4, persons: int | None = None) -> list[Re
     alpha=st.sampled_from([0.1, 0.5, 10.0]),
     seed=st.integers(0, 2**63 - 1),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_split_is_complete_disjoint_whole_and_repeatable(
     count, persons, sites, partition, alpha, seed
 ):

@@ -20,7 +20,8 @@ PRIVATE = "Mrs Private has gout"
 awkward = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 rows_of_texts = st.lists(st.tuples(awkward, awkward), min_size=1, max_size=8)
 in_one_folder = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

@@ -71,7 +71,7 @@ def test_signature_is_checked_before_the_payload_is_hashed(monkeypatch):
 
 
 @given(st.integers(0, len(BLOB) - 1), st.integers(0, 7))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_every_flipped_bit_is_noticed(place, bit):
     damaged = bytearray(BLOB)
     damaged[place] ^= 1 << bit
@@ -80,7 +80,7 @@ def test_every_flipped_bit_is_noticed(place, bit):
 
 
 @given(st.integers(0, len(BLOB) - 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_truncation_is_noticed(length):
     with pytest.raises(PeerError):
         open_envelope(BLOB[:length], EXPECTED, accept)

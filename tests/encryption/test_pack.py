@@ -13,7 +13,7 @@ SCHEMES = st.sampled_from(["bfv", "none"])
 
 
 @given(SCHEMES, st.integers(4, 24), st.integers(1, 1024), st.integers(1, 300), st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_sum_of_slots_unpacks_to_the_sum_of_levels(scheme, bits, sites, length, data):
     plan = make_plan(scheme, bits, sites, length, False)
     random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
@@ -24,7 +24,7 @@ def test_sum_of_slots_unpacks_to_the_sum_of_levels(scheme, bits, sites, length, 
 
 
 @given(SCHEMES, st.integers(4, 24), st.integers(1, 1024))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_no_overflow_when_every_site_sends_the_top_level(scheme, bits, sites):
     plan = make_plan(scheme, bits, sites, 50, False)
     slots = pack(np.full(50, plan.top_level, np.uint64), plan)

@@ -17,7 +17,7 @@ REQUESTS = st.tuples(st.integers(4, 24), st.integers(1, 1024), st.integers(1, 6_
 # The largest sum lies just under a power of two, above the largest prime below it.
 @example((24, 1, 1), False)
 @example((16, 1, 1), False)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_bfv_plan_holds_the_largest_sum_in_every_field_slot_and_ciphertext(request_, masked):
     bits, sites, length = request_
     plan = make_plan("bfv", bits, sites, length, masked)
@@ -35,7 +35,7 @@ def test_bfv_plan_holds_the_largest_sum_in_every_field_slot_and_ciphertext(reque
 
 
 @given(REQUESTS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_ckks_plan_leaves_room_for_the_sum(request_):
     plan = make_plan("ckks", *request_, False)
     assert plan.max_sites * plan.top_level * 2**plan.scale_bits < plan.ciphertext_primes[0] / 2
@@ -43,7 +43,7 @@ def test_ckks_plan_leaves_room_for_the_sum(request_):
 
 
 @given(REQUESTS, st.sampled_from([("bfv", True), ("bfv", False), ("ckks", False), ("none", False)]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_plan_survives_its_own_bytes(request_, scheme):
     plan = make_plan(scheme[0], *request_, scheme[1])
     again = EncryptionPlan.from_bytes(plan.to_bytes())

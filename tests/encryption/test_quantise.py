@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -14,7 +14,6 @@ FLOATS = st.floats(-4, 4, width=32)
 
 
 @given(hnp.arrays(np.float32, st.integers(1, 50), elements=FLOATS), st.integers(4, 24))
-@settings(deadline=None)
 def test_round_trip_is_within_one_step_and_clipped(vector, bits):
     quantiser = Quantiser([(len(vector), 2.0)], bits)
     levels = quantiser.quantise(vector, RandomStream.seeded(0))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedllm.encryption.residues import from_wire, to_wire, wire_length
@@ -12,7 +12,6 @@ PRIMES = st.lists(st.sampled_from([251, 65521, 1099509805057, 2**60 - 93]), min_
 
 
 @given(PRIMES, st.integers(1, 16), st.integers(0, 2**32))
-@settings(deadline=None)
 def test_round_trip(primes, degree, seed):
     random = np.random.default_rng(seed)
     rows = [random.integers(0, p, (2, degree), dtype=np.uint64) for p in primes]
@@ -23,7 +22,6 @@ def test_round_trip(primes, degree, seed):
 
 
 @given(PRIMES, st.integers(1, 8), st.data())
-@settings(deadline=None)
 def test_residue_at_its_prime_is_refused_wherever_it_stands(primes, degree, data):
     residues = np.zeros((2, len(primes), degree), dtype=np.uint64)
     prime = data.draw(st.integers(0, len(primes) - 1))

@@ -37,7 +37,7 @@ def test_opens_one_sum_and_ends_when_wiped():
 
 
 def test_death_in_the_middle_of_a_sum_is_an_error():
-    key = SecretKeyProcess(PLAN, timeout_s=60)
+    key = SecretKeyProcess(PLAN, timeout_s=600)
     blob = PublicRoundKey.from_bytes(PLAN, key.public_context()).encrypt(SLOTS)
     # Stopped, it takes the request but cannot answer before it is killed.
     os.kill(key._process.pid, signal.SIGSTOP)
@@ -49,7 +49,7 @@ def test_death_in_the_middle_of_a_sum_is_an_error():
 
 
 def test_sum_that_takes_too_long_is_an_error():
-    key = SecretKeyProcess(PLAN, timeout_s=60)
+    key = SecretKeyProcess(PLAN, timeout_s=600)
     blob = PublicRoundKey.from_bytes(PLAN, key.public_context()).encrypt(SLOTS)
     key._timeout_s = 0.2
     os.kill(key._process.pid, signal.SIGSTOP)

@@ -94,7 +94,7 @@ def test_ckks_error_is_the_quantisation_and_the_flooding():
 
 
 @given(st.sampled_from([4, 8, 16, 24]), st.integers(1, 8), st.integers(1, 400), st.integers(0, 999))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_sum_of_any_vectors_is_within_a_step_a_site_of_the_clipped_ones(bits, sites, length, seed):
     random = np.random.default_rng(seed)
     bounds = random.uniform(1e-6, 1e3, length).astype(np.float32)

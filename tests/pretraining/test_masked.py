@@ -102,7 +102,7 @@ def test_rows_are_laid_out_as_bert_reads_them(objective, tokenizer):
         assert (labels[[0, *marks]] == -100).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(1, 40))
 def test_words_are_chosen_whole(tokenizer, seed, length):
     vocabulary = MaskedVocabulary.of(tokenizer)

@@ -70,7 +70,7 @@ def under_torchrun(settings: Path, out: Path, *words: str) -> None:
         [*launch, str(program), str(settings), str(out), *words],
         check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
+        timeout=900,
     )
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -112,30 +111,30 @@ def test_the_model_card_names_data_weights_and_curve(whole_run, corpus):
     assert f"{summary['metrics']['bits_per_byte']:.4f}" in card
 
 
+DIES_AT_STEP_8 = """
+import os, pathlib, signal, sys
+from fedllm.pretraining.config import PretrainConfig
+from fedllm.pretraining.progress import Silent
+from fedllm.pretraining.run import run_pretraining
+
+class Dies(Silent):
+    def advance(self, progress):
+        if progress.step == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+config = PretrainConfig.model_validate_json(pathlib.Path(sys.argv[1]).read_text())
+run_pretraining(config, pathlib.Path(sys.argv[2]), Dies())
+"""
+
+
 def test_a_killed_run_follows_the_same_curve(corpus, whole_run, tmp_path):
     out = tmp_path / "run"
     settings = tmp_path / "config.json"
     settings.write_text(config(corpus).model_dump_json())
-    program = (
-        "import sys, pathlib\n"
-        "from fedllm.pretraining.config import PretrainConfig\n"
-        "from fedllm.pretraining.run import run_pretraining\n"
-        "text = pathlib.Path(sys.argv[1]).read_text()\n"
-        "run_pretraining(PretrainConfig.model_validate_json(text), pathlib.Path(sys.argv[2]))\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(settings), str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    metrics = out / "metrics.jsonl"
-    while process.poll() is None:
-        if metrics.exists() and metrics.read_bytes().count(b"\n") >= 8:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.005)
-    assert process.wait() == -signal.SIGKILL
-    killed_at = curve_step(metrics)
-    assert killed_at < 30
+    command = [sys.executable, "-c", DIES_AT_STEP_8, str(settings), str(out)]
+    died = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert 5 < curve_step(out / "metrics.jsonl") < 10, "between two checkpoints"
     run_pretraining(config(corpus), out, resume=True)
     assert curve(out) == curve(whole_run)
     assert weights(out) == weights(whole_run)

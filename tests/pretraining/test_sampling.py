@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedllm.pretraining.sampling import PackedRows, PassagePairs, Passages, Sampler, without_padding
@@ -78,7 +78,6 @@ def test_each_pass_deals_every_piece_once_in_another_order():
     assert first != second
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.floats(0.05, 1.0), min_size=1, max_size=4),
     st.integers(1, 40),

@@ -33,7 +33,6 @@ def objective(tokenizer):
     return SpanCorruption(model, sentinel_ids(tokenizer), tokenizer.eos_token_id, LENGTH)
 
 
-@settings(deadline=None)
 @given(st.integers(8, 600), st.integers(1, 32), st.integers(0, 99))
 def test_spans_divide_the_passage(tokens, most, seed):
     kept, removed = span_lengths(tokens, most, RandomStream.seeded(seed))
@@ -44,7 +43,7 @@ def test_spans_divide_the_passage(tokens, most, seed):
     assert kept.sum() + removed.sum() == tokens
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(8, LENGTH - 1), st.integers(0, 99))
 def test_input_and_target_together_give_the_passage(objective, length, seed):
     passage = np.full(LENGTH - 1, -1, dtype=np.int64)

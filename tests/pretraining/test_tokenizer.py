@@ -31,7 +31,7 @@ def wordpiece():
     return train_tokenizer([ENGLISH * 20], section, "bert")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_bpe_is_reversible(bpe, text):
     ids = bpe.backend_tokenizer.encode(text, add_special_tokens=False).ids

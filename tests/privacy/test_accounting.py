@@ -90,7 +90,7 @@ def test_many_distinct_rounds_stay_tight_enough():
     assert estimate.value <= estimate.rdp
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     rate=st.sampled_from([0.001, 0.01, 0.1, 0.4, 0.99, 1.0]),
     noise=st.sampled_from([0.4, 0.7, 1.0, 2.0, 10.0]),

@@ -21,7 +21,7 @@ def clipped(rows, norm):
     return (rows * weights[:, None]).sum(0), lengths
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     units=st.integers(1, 20),
     norm=st.floats(0.01, 100),

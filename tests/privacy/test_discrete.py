@@ -148,7 +148,7 @@ def test_the_noise_that_is_charged_is_hardly_more_than_continuous_noise():
     assert share * math.sqrt(3) / 20_000 / 1.5 < 1.001, "and costs a thousandth more noise"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     clipping=st.floats(0.5, 1e4),
     length=st.integers(1, 3000),

@@ -111,7 +111,7 @@ def test_one_persons_records_are_not_clipped_one_by_one():
     assert np.linalg.norm(together.values) == pytest.approx(1.0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     records=st.integers(1, 6),
     scale=st.sampled_from([1e-30, 1e-3, 1.0, 1e4, 1e18]),

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.deployment import Deployment, free_port, wait_until
+from support.deployment import Deployment, wait_until
 from support.federation import records, small_config, write_jsonl
 from support.network import HUB, network
+from support.ports import free_port
 
 from fedllm.config import RunConfig
 from fedllm.privacy.ledger_audit import verify_ledger
@@ -36,7 +37,7 @@ def config(tiny_checkpoint, tmp_path) -> RunConfig:
     return small_config(
         tiny_checkpoint("bert"),
         data={"train": "unused", "test": str(test), "labels": None, "sites": 3},
-        rounds={"count": 5, "min_sites": 3, "timeout_s": 120.0},
+        rounds={"count": 5, "min_sites": 3, "timeout_s": 600.0},
         training={"learning_rate": 0.02, "head_learning_rate": 0.05, "batch_size": 10},
     )
 
@@ -175,10 +176,10 @@ def test_a_party_is_started_once_and_stops_when_it_is_told_to(deployment):
     assert again.returncode == 2
     process = deployment.processes.pop("site-00")
     process.terminate()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=600) == 0
     process = deployment.processes.pop("coordinator")
     process.terminate()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=600) == 0
     assert children_of(deployment) == []
     shown = deployment.fedllm("server", "status", "--kit", kit)
     assert shown.returncode == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from support.federation import records, write_jsonl
+from support.ports import free_port
 
 from fedllm.config import RunConfig, parse, to_toml
 from fedllm.identity.config import FederationConfig
@@ -23,14 +23,7 @@ from fedllm.identity.provisioning import provision
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_until(condition: Callable[[], Any], timeout_s: float = 300.0, what: str = "") -> Any:
+def wait_until(condition: Callable[[], Any], timeout_s: float = 900.0, what: str = "") -> Any:
     """Wait for a condition and return what it gave."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
@@ -128,7 +121,7 @@ class Deployment:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
 
-    def fedllm(self, *arguments: str, timeout_s: float = 300.0) -> subprocess.CompletedProcess[str]:
+    def fedllm(self, *arguments: str, timeout_s: float = 900.0) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         return subprocess.run(
             [sys.executable, "-m", "fedllm", *arguments],
@@ -160,7 +153,7 @@ class Deployment:
             process.terminate()
         for process in self.processes.values():
             try:
-                process.wait(timeout=20)
+                process.wait(timeout=120)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.tls import free_port
+from support.ports import free_port
 
 PASSWORD = "pa55-w@rd/of the nurse"
 
@@ -33,7 +33,7 @@ def postgresql() -> Iterator[int]:
     def run(program: str, *arguments: str) -> None:
         command = [str(found[-1].parent / program), "-D", str(folder / "data"), *arguments]
         done = subprocess.run(
-            command, user=user, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+            command, user=user, cwd=folder, capture_output=True, text=True, timeout=900, check=False
         )
         assert done.returncode == 0, done.stderr
 

@@ -7,14 +7,9 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 @contextmanager
@@ -26,7 +21,8 @@ def tls_server(
 ) -> Iterator[None]:
     """Answer any request on loopback with the certificate of a coordinator's kit.
 
-    ``date`` is the time in its answers; None leaves it out.
+    ``date`` is the time in its answers; None leaves it out. "now" is half a minute ahead: a
+    client takes that for its own time, also when it is kept waiting for its turn.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(kit / "server.pem", kit / "server.key")
@@ -43,7 +39,7 @@ def tls_server(
                 received = b""
                 while not received.endswith(b"\xff") and (part := stream.recv(4096)):
                     received += part
-                moment = datetime.now(UTC) if date == "now" else date
+                moment = datetime.now(UTC) + timedelta(seconds=30) if date == "now" else date
                 header = f"Date: {format_datetime(moment, usegmt=True)}\r\n" if moment else ""
                 stream.sendall(f"HTTP/1.1 {status}\r\n{header}Content-Length: 0\r\n\r\n".encode())
 
@@ -54,7 +50,7 @@ def tls_server(
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(timeout=10)
+        thread.join(timeout=120)
 
 
 def handshake(certificate: Path, key: Path, ca: Path, host: str) -> Exception | None:

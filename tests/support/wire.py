@@ -76,7 +76,7 @@ def online(link: SuperLink, name: str) -> int | None:
 
 def wait_online(link: SuperLink, name: str) -> int:
     """Wait for a node."""
-    return wait_until(lambda: online(link, name), 300.0, f"{name} connected")
+    return wait_until(lambda: online(link, name), 900.0, f"{name} connected")
 
 
 def proof(key: ec.EllipticCurvePrivateKey, age_s: float = 0.0) -> dict[str, str]:
@@ -98,7 +98,7 @@ def proof(key: ec.EllipticCurvePrivateKey, age_s: float = 0.0) -> dict[str, str]
 def client_of(kit: Kit, link: SuperLink) -> httpx.Client:
     """Return an HTTP client that trusts the federation's CA."""
     verify = client_context(kit.ca_certificate)
-    return httpx.Client(base_url=f"https://127.0.0.1:{link.port}", verify=verify, timeout=20.0)
+    return httpx.Client(base_url=f"https://127.0.0.1:{link.port}", verify=verify, timeout=300.0)
 
 
 def node_key(kit: Kit) -> ec.EllipticCurvePrivateKey:
