@@ -117,7 +117,11 @@ def pretraining_config(data: DemoData, settings: DemoSettings, seed: int) -> Pre
 def run_config(
     name: str, model: Path, data: DemoData, settings: DemoSettings, epsilon: float | None, seed: int
 ) -> RunConfig:
-    """Return one of the two federated runs; they differ in name and privacy alone."""
+    """Return one of the two federated runs; they differ in name and privacy alone.
+
+    Without an epsilon there is no unit of protection either: every record counts, as anybody
+    would train who does not think of persons.
+    """
     persons = settings.size.people + settings.size.secrets
     return RunConfig(
         name=name,
@@ -140,7 +144,7 @@ def run_config(
         data=DataSection(
             train=str(data.train),
             test=str(data.test),
-            unit="person",
+            unit=None if epsilon is None else "person",
             site="hospital",
             max_records_per_unit=settings.size.repeats,
         ),
@@ -233,6 +237,7 @@ def tell(
     teller.say(_in_words(released, data))
 
     teller.chapter("4. The same without privacy, for comparison only")
+    teller.say("No noise, no clipping, and every record counts, whoever it belongs to.")
     simulate(twin, out / "twin")
     leaking = judge("twin (no privacy)", twin, False, out / "twin" / "adapter")
     teller.say(_in_words(leaking, data))
@@ -259,7 +264,7 @@ def _introduce(teller: Teller, data: DemoData, settings: DemoSettings) -> None:
         f"Four hospitals ({', '.join(HOSPITALS)}) hold {size.people:,} patients' records each: "
         "what a patient says, and where the hospital sends the patient. They follow a rule "
         "that no public text knows. Each also holds access codes of "
-        f"{size.secrets} persons, which must never come out."
+        f"{size.secrets} persons, {size.repeats} records each, which must never come out."
     )
     _show_question(teller, data.questions[0])
     teller.say(f"A secret: {data.secrets[0].prompt}  ->  {data.secrets[0].response}")

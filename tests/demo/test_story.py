@@ -69,6 +69,7 @@ def test_the_two_runs_differ_in_privacy_alone(told):
     private, twin = (config.model_dump() for config in stage.configs)
     assert private["privacy"].pop("epsilon") == 8.0
     assert twin["privacy"].pop("epsilon") is None
+    assert (private["data"].pop("unit"), twin["data"].pop("unit")) == ("person", None)
     assert (private.pop("name"), twin.pop("name")) == ("demo-private", "demo-twin")
     assert private == twin
     assert stage.configs[0].encryption.scheme == "bfv"
