@@ -170,6 +170,9 @@ def segments(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
     """Cut a passage in two, and exchange the second part with probability one half.
 
+    Neither its length nor where it was cut tells the second part's origin: both passages are
+    cut at random, and both second parts are as long as the shorter of them.
+
     Parameters
     ----------
     pair : array
@@ -181,10 +184,12 @@ def segments(
         The two segments, and 1 if the second is unrelated.
     """
     passage, unrelated = without_padding(pair[0]), without_padding(pair[1])
-    cut = 1 + int(random.below(len(passage) - 1, 1)[0])
+    cut, other = (1 + int(random.below(len(p) - 1, 1)[0]) for p in (passage, unrelated))
+    following, foreign = passage[cut:], unrelated[other:]
+    length = min(len(following), len(foreign))
     if random.uniform(1)[0] < 0.5:
-        return passage[:cut], passage[cut:], 0
-    return passage[:cut], unrelated[: len(passage) - cut], 1
+        return passage[:cut], following[:length], 0
+    return passage[:cut], foreign[:length], 1
 
 
 def choose_words(

@@ -77,7 +77,7 @@ def make_sampler(config: PretrainConfig, manifest: Manifest, tokens: Path) -> Sa
                 "add text, or lower training.sequence_length",
             )
         sources.append(pieces)
-    return Sampler(sources, config.data.weights, config.seed)
+    return Sampler(sources, config.data.weights, config.seed, manifest.training_fingerprint)
 
 
 def held_out_text(config: PretrainConfig, manifest: Manifest, tokens: Path) -> HeldOut:

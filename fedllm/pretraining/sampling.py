@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fedllm.errors import CheckpointError
 from fedllm.randomness import RandomStream
 
 
@@ -143,13 +144,20 @@ class Sampler:
         At least one piece each.
     weights : sequence of float, optional
         In proportion to the number of pieces when left out.
+    data : str
+        Fingerprint of what the sources hold: a state goes with one corpus only.
     """
 
     def __init__(
-        self, sources: Sequence[Pieces], weights: Sequence[float] | None, seed: int
+        self,
+        sources: Sequence[Pieces],
+        weights: Sequence[float] | None,
+        seed: int,
+        data: str = "",
     ) -> None:
         self._sources = sources
         self._seed = seed
+        self._data = data
         raw = np.asarray(weights or [s.count(0) for s in sources], dtype=np.float64)
         self._shares = raw / raw.sum()
         self._dealt = np.zeros(len(sources), dtype=np.int64)
@@ -180,16 +188,28 @@ class Sampler:
         self._dealt[source] += 1
         return self._sources[source].piece(epoch, int(order[position]))
 
-    def state(self) -> dict[str, list[int]]:
-        """Return what `restore` needs to go on from here."""
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` needs to go on from here, as plain values."""
         return {
+            "data": self._data,
             "dealt": self._dealt.tolist(),
             "epoch": self._epoch.tolist(),
             "start": self._start.tolist(),
         }
 
-    def restore(self, state: dict[str, list[int]]) -> None:
-        """Go on from where `state` was taken."""
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from where `state` was taken.
+
+        Raises
+        ------
+        CheckpointError
+            If it was taken on another corpus.
+        """
+        if state.get("data", self._data) != self._data:
+            raise CheckpointError(
+                "the training text is not what it was when the checkpoint was written",
+                "put the files back as they were, or start a new run with another --out",
+            )
         self._dealt = np.asarray(state["dealt"], dtype=np.int64)
         self._epoch = np.asarray(state["epoch"], dtype=np.int64)
         self._start = np.asarray(state["start"], dtype=np.int64)

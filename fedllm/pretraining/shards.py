@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from fedllm.errors import DataError
@@ -27,6 +28,8 @@ from fedllm.pretraining.tokenizer import boundary_id
 
 SHARD_TOKENS = 1 << 28
 _BATCH_DOCUMENTS = 1024
+# Counted up when the same corpus comes to other shards, so that old ones are made again.
+_FORMAT = 2
 _HELD_OUT = "evaluation"
 
 
@@ -66,9 +69,16 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over what was read and what became of it, wherever the files lay."""
-        values = asdict(self)
-        del values["key"]
-        for part in (*values["sources"], *values["evaluation"]):
+        return self._digest("key")
+
+    @property
+    def training_fingerprint(self) -> str:
+        """The same over what is trained on alone."""
+        return self._digest("key", "evaluation")
+
+    def _digest(self, *without: str) -> str:
+        values = {name: value for name, value in asdict(self).items() if name not in without}
+        for part in (*values["sources"], *values.get("evaluation", ())):
             del part["location"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -153,6 +163,7 @@ def _key(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> str:
         data.model_dump(mode="json", exclude={"weights"}),
         config.report.evaluation_tokens,
         stats,
+        _FORMAT,
         tokenizer.backend_tokenizer.to_str(),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -164,7 +175,10 @@ class _Writer:
     ) -> None:
         self._data: CorpusSection = config.data
         self._limit = config.report.evaluation_tokens
-        self._backend = tokenizer.backend_tokenizer
+        # A saved tokenizer may cut and pad texts, which packed documents must not be.
+        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
         self._boundary = boundary_id(tokenizer)
         self._dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
         self._folder = folder

@@ -131,19 +131,33 @@ def test_the_share_of_chosen_and_replaced_tokens(tokenizer):
     assert (kinds == tokens[chosen]).mean() == pytest.approx(0.1, abs=0.05)
 
 
-def test_second_segments_are_from_elsewhere_half_of_the_time(tokenizer):
+def test_second_segments_are_from_elsewhere_half_of_the_time():
     pair = np.stack([np.arange(100, 120), np.arange(200, 220)])
     unrelated = 0
     for seed in range(400):
         first, second, label = segments(pair, RandomStream.seeded(seed))
-        assert len(first) + len(second) == 20
         assert len(first) > 0
         assert len(second) > 0
         assert label == int(second[0] >= 200)
         if not label:
-            assert [*first, *second] == list(range(100, 120))
+            assert [*first, *second] == list(range(100, 100 + len(first) + len(second)))
         unrelated += label
     assert 160 < unrelated < 240
+
+
+def test_neither_length_nor_a_passage_start_tells_an_unrelated_segment():
+    # A long passage with a short partner, and the other way round.
+    for sizes in ((100, 10), (10, 100)):
+        pair = np.full((2, 100), -1)
+        for row, size in enumerate(sizes):
+            pair[row, :size] = 1000 * (row + 1) + np.arange(size)
+        lengths = {0: [], 1: []}
+        for seed in range(2000):
+            _, second, label = segments(pair, RandomStream.seeded(seed))
+            lengths[label].append(len(second))
+            assert second[0] % 1000 > 0, "no second segment begins where its passage does"
+        assert np.mean(lengths[0]) == pytest.approx(np.mean(lengths[1]), rel=0.1)
+        assert max(lengths[0]) == max(lengths[1]) == 9
 
 
 def test_a_tokenizer_without_mask_is_refused():

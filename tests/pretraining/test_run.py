@@ -164,6 +164,20 @@ def test_a_damaged_newest_checkpoint_is_passed_over(corpus, whole_run, tmp_path)
     assert weights(out) == weights(whole_run)
 
 
+def test_a_run_does_not_go_on_with_other_text(corpus, tmp_path):
+    text, out = tmp_path / "corpus.jsonl", tmp_path / "run"
+    text.write_bytes(corpus.read_bytes())
+    run_pretraining(config(text, tokens=640), out)
+    (out / "summary.json").unlink()
+    # Touched, but the same.
+    text.write_bytes(corpus.read_bytes())
+    run_pretraining(config(text, tokens=640), out, resume=True)
+    (out / "summary.json").unlink()
+    text.write_bytes(corpus.read_bytes().replace(b"cat", b"dog"))
+    with pytest.raises(CheckpointError, match="not what it was"):
+        run_pretraining(config(text, tokens=640), out, resume=True)
+
+
 class Heard(Silent):
     """Keeps the messages of a run."""
 

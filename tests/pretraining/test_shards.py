@@ -95,6 +95,20 @@ def test_shards_are_written_once_and_again_when_the_text_changes(tmp_path, token
     assert load_manifest(tmp_path / "tokens") == second
 
 
+def test_a_tokenizer_that_cuts_and_pads_texts_does_neither_here(tmp_path):
+    # As tokenizers of sentence encoders are often saved.
+    texts = [f"{text}, {'and so on ' * 20}" for text in TEXTS]
+    cutting = train_tokenizer(texts, TokenizerSection(vocabulary=320), "llama")
+    run = config(write(tmp_path / "a.jsonl", texts), held_out=0)
+    whole = tokenise(run, cutting, tmp_path / "whole").sources[0].tokens
+    cutting.backend_tokenizer.enable_truncation(8)
+    cutting.backend_tokenizer.enable_padding(length=12)
+    manifest = tokenise(run, cutting, tmp_path / "tokens")
+    assert manifest.sources[0].tokens == whole
+    assert documents(tmp_path / "tokens", manifest.sources[0], manifest, cutting) == texts
+    assert cutting.backend_tokenizer.truncation is not None, "the caller's own is left alone"
+
+
 def test_the_fingerprint_is_of_contents_and_not_of_places(tmp_path, tokenizer):
     found = []
     for name, texts in (("here", TEXTS), ("some where else", TEXTS), ("other", TEXTS[:-1])):
