@@ -42,13 +42,15 @@ def run_canaries(config: RunConfig, count: int, confidence: float, heard: Heard)
     count : int
         Gradient canaries; a fifth as many loss canaries.
     confidence : float
-        Of each bound.
+        That all bounds hold together.
     """
     torch.set_num_threads(config.engine.threads or torch.get_num_threads())
     stream = RandomStream.secure()
     sandbox = open_sandbox(config, _ORDINARY, stream)
     attacks, recomputed = [], None
     if config.private:
+        # Two attacks: each may err half as often.
+        confidence = (1 + confidence) / 2
         attacks.append(canaries.white_box(sandbox, count, confidence, stream, heard))
         events = sandbox.events(sandbox.settings(count))
         recomputed = recompute(events, config.privacy.delta).value

@@ -149,9 +149,11 @@ def _rdp(steps: Counter[Step], delta: float) -> float | None:
             gaussian = dp_accounting.GaussianDpEvent(noise)
             event = gaussian if rate == 1 else dp_accounting.PoissonSampledDpEvent(rate, gaussian)
             accountant.compose(event, count)
-        return _usable(float(accountant.get_epsilon(delta)))
+        value = _usable(float(accountant.get_epsilon(delta)))
     except (ArithmeticError, ValueError):
         return None
+    # Also said where rounding made a divergence negative; the other two know a true zero.
+    return None if value == 0 else value
 
 
 def _prv(steps: Counter[Step], delta: float) -> float | None:

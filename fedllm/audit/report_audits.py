@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from typing import Any
 
 from fedllm.audit.findings import Severity
 from fedllm.audit.plots import promise_plot, roc_plot
-from fedllm.audit.report_numbers import bound, number, percent
+from fedllm.audit.report_numbers import at_least, bound, number, percent
 from fedllm.audit.results import (
     CanaryResult,
     EpsilonResult,
@@ -57,10 +58,14 @@ class Audited:
 
     @property
     def recomputed(self) -> float | None:
-        """Largest recomputed epsilon of all sites; none where there is none or no limit."""
+        """Largest recomputed epsilon of all sites, over all runs on their records.
+
+        None where nothing was recomputed, infinite where some site's is unlimited.
+        """
         if self.epsilon is None or not self.run.config.private:
             return None
-        return max((s.recomputed for s in self.epsilon.sites if s.recomputed), default=None)
+        found = [math.inf if s.recomputed is None else s.recomputed for s in self.epsilon.sites]
+        return max(found, default=None)
 
     def lower_bound(self, kind: str) -> float | None:
         """Return what canaries of one kind showed."""
@@ -124,6 +129,8 @@ class AuditParts:
             yield "critical", texts["ledgers"].format(count=found.critical)
         elif self._mine.run.config.private:
             yield "note", texts["ledgers_hold"].format(count=len(found.sites))
+        if found is not None and found.warnings:
+            yield "warning", texts["ledgers_warn"].format(count=found.warnings)
 
     def _found_by_canaries(self) -> Iterator[tuple[Severity, str]]:
         texts, found = self._texts["findings"], self._mine.canaries
@@ -131,7 +138,11 @@ class AuditParts:
             yield "note", texts["no_canaries"]
         elif found.claimed is not None:
             largest = max((attack.epsilon for attack in found.attacks), default=0.0)
-            words = {"found": number(largest), "claimed": number(found.claimed)}
+            words = {
+                "found": at_least(largest),
+                "claimed": number(found.claimed),
+                "confidence": percent(found.confidence),
+            }
             yield (
                 ("critical", texts["refuted"].format(**words))
                 if found.refuted
@@ -143,7 +154,13 @@ class AuditParts:
         if found is None:
             yield "note", texts["no_membership"]
             return
-        words = {"auc": number(found.models[0].auc), "control": number(found.control.auc)}
+        mine, control = found.models[0], found.control
+        words = {
+            "auc": number(mine.auc),
+            "control": number(control.auc),
+            "tpr": percent(mine.tpr_at_1_percent),
+            "control_tpr": percent(control.tpr_at_1_percent),
+        }
         yield (
             "warning" if found.told else "note",
             texts["membership" if found.told else "membership_chance"].format(**words),
@@ -166,19 +183,22 @@ class AuditParts:
     def _promise(self) -> SimpleNamespace:
         """Promise and attacks, a row for each run."""
         texts = self._texts["promise"]
-        rows = []
+        rows, unlimited = [], texts["unlimited"]
+
+        def shown(value: float | None) -> str:
+            return unlimited if value == math.inf else bound(value)
+
         for audited in self._all:
             private = audited.run.config.private
-            unlimited = texts["unlimited"]
             attack = audited.membership.models[0] if audited.membership else None
             rows.append(
                 SimpleNamespace(
                     run=audited.run.config.name,
                     promised=number(audited.run.config.privacy.epsilon) if private else unlimited,
                     spent=bound(audited.spent) if private else unlimited,
-                    recomputed=bound(audited.recomputed) if private else unlimited,
-                    white=number(audited.lower_bound("white-box")),
-                    black=number(audited.lower_bound("black-box")),
+                    recomputed=shown(audited.recomputed) if private else unlimited,
+                    white=at_least(audited.lower_bound("white-box")),
+                    black=at_least(audited.lower_bound("black-box")),
                     auc=number(attack.auc) if attack else "–",
                     tpr=percent(attack.tpr_at_1_percent) if attack else "–",
                 )
@@ -207,8 +227,8 @@ class AuditParts:
                 right=attack.right,
                 guesses=attack.guesses,
                 canaries=attack.canaries,
-                epsilon=number(attack.epsilon),
-                plain=number(attack.epsilon_without_assumption),
+                epsilon=at_least(attack.epsilon),
+                plain=at_least(attack.epsilon_without_assumption),
                 confidence=percent(attack.confidence),
             )
             for attack in found.attacks
@@ -263,7 +283,10 @@ class AuditParts:
         named = [(model.name, model) for model in found.models] + [(texts["control"], control)]
         curves = {name: (model.false_positive, model.true_positive) for name, model in named}
         text = texts["text"].format(
-            members=number(found.members), others=number(found.others), shadows=found.shadows
+            members=number(found.members),
+            others=number(found.others),
+            shadows=found.shadows,
+            one=f"{1 / found.others:.2%}" if found.others else "–",
         )
         plot = roc_plot(curves, words, texts["plot"])
         return SimpleNamespace(rows=rows, plot=plot, text=text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
 MOST_VALUES = 64
@@ -30,6 +30,22 @@ def bound(value: float | None) -> str:
     exact = Decimal(repr(float(value)))
     step = Decimal(1).scaleb(exact.adjusted() - 3)
     return number(float(exact.quantize(step, rounding=ROUND_CEILING)))
+
+
+def at_least(value: float | None) -> str:
+    """Write a lower bound, rounded down to four significant digits."""
+    if value is None or not math.isfinite(value) or value <= 0:
+        return number(value)
+    exact = Decimal(repr(float(value)))
+    step = Decimal(1).scaleb(exact.adjusted() - 3)
+    return number(float(exact.quantize(step, rounding=ROUND_FLOOR)))
+
+
+def factor(epsilon: float) -> str:
+    """Write e to the power of epsilon, rounded up; as a power of ten where it is huge."""
+    if epsilon < 50:
+        return bound(math.exp(epsilon))
+    return f"1e{math.ceil(epsilon / math.log(10))}"
 
 
 def percent(share: float) -> str:

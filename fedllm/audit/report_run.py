@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from fedllm.audit.report_numbers import (
     MOST_VALUES,
     bound,
     epsilon_of,
+    factor,
     flat,
     is_number,
     number,
@@ -149,13 +149,21 @@ class RunParts:
             (texts["local_steps"], str(config.training.local_steps)),
         ]
         if config.private:
-            if config.training.sampling_rate is not None:
+            # Sites are in every round, whatever part of their records a step takes.
+            if config.training.sampling_rate is not None and config.unit != "site":
                 rate = number(config.training.sampling_rate)
                 rows.append((texts["records"].format(unit=self._unit), rate))
             norm = number(config.privacy.clipping_norm)
-            rows.append((texts["clipping"].format(unit=self._unit), norm))
+            rows.append((self._clipping_text(), norm))
         text = texts["text"].format(task=task, adapter=number(adapter))
         return SimpleNamespace(text=text, rows=rows)
+
+    def _clipping_text(self) -> str:
+        texts, config = self._texts["what"], self._config
+        if config.unit == "site":
+            return str(texts["clipping_site"])
+        moving = config.privacy.clipping_quantile is not None
+        return str(texts["clipping_start" if moving else "clipping"].format(unit=self._unit))
 
     def _who(self) -> SimpleNamespace:
         texts = self._texts["who"]
@@ -196,7 +204,7 @@ class RunParts:
             yield texts["dp"].format(
                 unit=self._unit,
                 epsilon=bound(self._largest_epsilon),
-                factor=bound(math.exp(self._largest_epsilon)),
+                factor=factor(self._largest_epsilon),
                 delta=number(config.privacy.delta),
             )
             yield texts[f"dp_unit_{config.unit}"]

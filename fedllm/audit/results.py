@@ -66,6 +66,11 @@ class CanaryResult(Section):
     attacks: tuple[CanaryAttack, ...]
 
     @property
+    def confidence(self) -> float:
+        """Probability that all bounds hold together, at least."""
+        return max(0.0, 1 - sum(1 - attack.confidence for attack in self.attacks))
+
+    @property
     def refuted(self) -> bool:
         """Whether an attack told more than the claim allows."""
         return self.claimed is not None and any(a.epsilon > self.claimed for a in self.attacks)
@@ -124,8 +129,31 @@ class MembershipResult(Section):
 
     @property
     def told(self) -> bool:
-        """Whether the released model told members beyond chance and beyond the control."""
-        return self.models[0].auc_interval[0] > max(0.5, self.control.auc)
+        """Whether the released model told members beyond chance and beyond the control.
+
+        On the whole, or some of them at few false alarms.
+        """
+        released, control = self.models[0], self.control
+        return (
+            released.auc_interval[0] > max(0.5, control.auc)
+            or self._some_are_told(released.tpr_at_1_percent, control.tpr_at_1_percent, 0.01)
+            or self._some_are_told(released.tpr_at_0_1_percent, control.tpr_at_0_1_percent, 0.001)
+        )
+
+    def _some_are_told(self, found: float, control: float, false_alarms: float) -> bool:
+        """Compare shares by exact limits of 99% (Clopper and Pearson 1934), however few there are.
+
+        The threshold was chosen on the others, so their true share of false alarms may be
+        higher than what was counted.
+        """
+        from scipy.stats import beta
+
+        hits, alarms = round(found * self.members), int(false_alarms * self.others + 1e-9)
+        if not hits or not self.others:
+            return False
+        least = float(beta.ppf(0.01, hits, self.members - hits + 1))
+        most = float(beta.ppf(0.99, alarms + 1, self.others - alarms))
+        return least > max(most, control)
 
 
 class Extracted(Section):
@@ -209,6 +237,11 @@ class EpsilonResult(Section):
     def critical(self) -> int:
         """How many findings mean that a claim does not hold."""
         return sum(finding.severity == "critical" for finding in self.findings)
+
+    @property
+    def warnings(self) -> int:
+        """How many findings mean that a promise is weaker than it may seem."""
+        return sum(finding.severity == "warning" for finding in self.findings)
 
 
 Result = TypeVar("Result", CanaryResult, MembershipResult, ExtractionResult, EpsilonResult)

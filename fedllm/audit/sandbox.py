@@ -62,7 +62,7 @@ class Sandbox:
         noise = choose_noise_multiplier(
             config.privacy.epsilon, config.privacy.delta, settings.sampling_rate, steps, ()
         )
-        return replace(settings, noise_multiplier=noise, noise_share=1.0)
+        return replace(local_settings(config, units, noise), noise_share=1.0)
 
     def events(self, settings: LocalSettings) -> list[Event]:
         """Return what training by these settings costs a unit."""
@@ -94,16 +94,18 @@ class Sandbox:
         adapter = self.model.initial if start is None else start
         for number in range(1, self.config.rounds.count + 1):
             self.model.set_adapter(adapter)
-            update = train_locally(
+            result = train_locally(
                 self.model,
                 dataset,
                 settings,
                 RandomStream.secure(),
                 RandomStream.secure(),
                 gradients,
-            ).update
-            adapter = optimizer.apply(adapter, update)
-            heard(number, update)
+            )
+            # A norm that moves goes on from where it was, as at a site.
+            settings = replace(settings, clipping_norm=result.clipping_norm)
+            adapter = optimizer.apply(adapter, result.update)
+            heard(number, result.update)
         self.model.set_adapter(adapter)
         return adapter
 

@@ -146,7 +146,7 @@ def canaries(
         1000, "--canaries", min=20, help="Made-up contributions to plant; more show more."
     ),
     confidence: float = typer.Option(
-        0.95, min=0.5, max=0.999999, help="How sure each printed lower bound is."
+        0.95, min=0.5, max=0.999999, help="How sure all printed lower bounds together are."
     ),
     json_output: bool = options.JSON,
 ) -> None:
@@ -171,7 +171,7 @@ def canaries(
                 f"{attack.kind}: {attack.right} of {attack.guesses} guesses right on "
                 f"{attack.canaries} canaries; epsilon is at least {attack.epsilon:.2f} "
                 f"({attack.epsilon_without_assumption:.2f} for any mechanism), "
-                f"{attack.confidence:.0%} confidence"
+                f"{100 * attack.confidence:.4g}% confidence"
             )
     if result.refuted:
         raise PeerError(

@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from fedllm.audit import canaries
+from fedllm.audit import sandbox as sandbox_module
 from fedllm.audit.canaries import CanaryDataset, PlantedGradients, black_box, white_box
 from fedllm.audit.results import CanaryAttack, CanaryResult, load, save
 from fedllm.audit.sandbox import Sandbox, made_up_record
@@ -68,6 +69,27 @@ def test_without_clipping_the_claim_is_refuted(sandbox, monkeypatch):
     monkeypatch.setattr(local, "clipped_sum", lambda g, units, norm: clipped_sum(g, units, 1e9))
     monkeypatch.setattr(canaries, "_LENGTH", 40.0)
     assert white_box(sandbox, 1000, 0.95, RandomStream.seeded(2), quiet).epsilon > 8.0
+
+
+def test_a_moving_clipping_norm_moves_in_the_sandbox_too(material, monkeypatch):
+    config = material.config(
+        rounds={"count": 3, "min_sites": 2},
+        training={"local_steps": 1, "sampling_rate": 1.0, "optimizer": "adam"},
+        privacy={"epsilon": 8.0, "clipping_quantile": 0.5},
+    )
+    box = Sandbox(config, load_shared_model(config, LABELS), [])
+    right, norms = sandbox_module.train_locally, []
+
+    def watched(model, dataset, settings, *rest):
+        result = right(model, dataset, settings, *rest)
+        norms.append((settings.clipping_norm, result.clipping_norm))
+        return result
+
+    monkeypatch.setattr(sandbox_module, "train_locally", watched)
+    records = made_up(20, "moving", lambda i: None)
+    box.train(box.encode(records), box.settings(20), quiet)
+    assert [start for start, _ in norms] == [1.0, *(end for _, end in norms[:-1])]
+    assert all(start != end for start, end in norms)
 
 
 def test_planted_gradients_are_one_coordinate_each_and_nothing_without_the_coin(sandbox):

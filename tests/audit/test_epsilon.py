@@ -52,6 +52,13 @@ def book(tmp_path):
     return Book(tmp_path)
 
 
+def test_a_library_that_rounds_to_no_loss_at_all_is_not_believed():
+    # 0.1% of the units were seen, with little noise: no delta of 1e-5 makes that nothing.
+    found = recompute([PoissonGaussian(1e-9, 0.5, 10**6)], DELTA)
+    assert found.rdp is None
+    assert found.value > 0
+
+
 def audit(*paths, **trusted):
     return audit_ledgers(find_ledgers(paths), **trusted)
 

@@ -73,7 +73,7 @@ def test_a_model_that_learnt_its_records_by_heart_is_told_by_its_shadows(tmp_pat
         sandbox, records, 2, RandomStream.seeded(1), lambda done, of: told.append((done, of))
     )
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert (shadows.inside > shadows.outside).mean() > 0.9
+    assert (shadows.inside > shadows.outside).mean() > 0.8
     everyone = sandbox.encode(records)
     sandbox.model.set_adapter(sandbox.model.initial)
     untrained = membership.attack("before", None, sandbox, everyone, member, shadows)

@@ -1,3 +1,4 @@
+import json
 import re
 from html.parser import HTMLParser
 
@@ -193,6 +194,25 @@ def test_what_is_said_depends_on_unit_noise_and_masks(tmp_path):
     assert "record by record only" in other
     assert "at most 1 other sites" in other
     assert "could open single updates" in other
+
+
+def test_sites_as_units_are_not_said_to_be_sampled(tmp_path):
+    privacy = {"epsilon": 8.0, "unit": "site"}
+    config = run_config(privacy=privacy, training={"sampling_rate": 0.25})
+    page = write_report(write_run(tmp_path, config=config)).read_text()
+    assert "One site is taken for a training step" not in page
+    assert "influence on a round" in page
+    config = run_config(privacy={"epsilon": 8.0, "clipping_quantile": 0.5})
+    page = write_report(write_run(tmp_path / "moving", config=config)).read_text()
+    assert "at the start, from where it follows the gradients" in page
+
+
+def test_an_epsilon_without_meaning_still_gives_a_report(tmp_path):
+    folder = write_run(tmp_path, config=run_config(privacy={"epsilon": 2000.0}))
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["privacy"]["epsilon"] = 1999.5
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert "a factor of 1e869" in write_report(folder).read_text()
 
 
 def test_a_simulation_is_named_as_one(run):

@@ -172,6 +172,39 @@ def test_each_bad_result_is_a_finding_of_its_severity(run):
     assert order == sorted(order, key=["critical", "warning", "note"].index)
 
 
+def test_a_recomputed_epsilon_without_limit_is_not_hidden_by_the_others(run):
+    found = epsilon_result("warning")
+    unlimited = found.sites[0].model_copy(update={"site": "Southgate", "recomputed": None})
+    save(run, "epsilon", found.model_copy(update={"sites": (*found.sites, unlimited)}))
+    write_report(run)
+    (row,) = json.loads((run / "report.json").read_text())["promise"]["rows"]
+    assert row["recomputed"] == "unlimited"
+    (text,) = [text for severity, text in severities(run) if severity == "warning"]
+    assert "1 warnings" in text
+
+
+def test_a_few_members_told_for_certain_are_a_finding_at_any_auc():
+    found = membership_result()
+    few = found.models[0].model_copy(update={"tpr_at_0_1_percent": 0.03})
+    assert not found.told
+    assert found.model_copy(update={"models": (few, *found.models[1:])}).told
+    # Not when the untrained model finds as many.
+    control = found.control.model_copy(update={"tpr_at_0_1_percent": 0.03})
+    assert not found.model_copy(update={"models": (few,), "control": control}).told
+    # Five of a thousand before the first false alarm may be chance.
+    chance = found.models[0].model_copy(update={"tpr_at_0_1_percent": 0.005})
+    assert not found.model_copy(update={"models": (chance,)}).told
+
+
+def test_lower_bounds_are_rounded_down_and_say_how_sure_they_are(run):
+    attack = canary_result().attacks[0].model_copy(update={"epsilon": 2.99999})
+    save(run, "canaries", canary_result(claimed=3.0, attacks=[attack, attack]))
+    write_report(run)
+    (text,) = [text for _, text in severities(run) if "canaries showed" in text]
+    assert "with 90.0% confidence, an epsilon of at least 2.999; 3 was claimed" in text
+    assert "not refuted" in text
+
+
 def test_members_that_the_untrained_model_tells_as_well_are_no_finding(run):
     save(run, "membership", membership_result(low=0.57, control=0.6))
     write_report(run)
