@@ -64,6 +64,7 @@ def test_a_model_that_learnt_its_records_by_heart_is_told_by_its_shadows(tmp_pat
             "microbatch_size": 256,
         },
         privacy={"epsilon": None},
+        lora={"rank": 4},
     )
     sandbox = Sandbox(config, load_shared_model(config, LABELS), [])
     records = made_up(120, "members", lambda i: None)
