@@ -11,12 +11,13 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from fedllm.commands import options
+from fedllm.commands import options, passphrase
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import confirm_fingerprint, read_small_file
+from fedllm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fedllm.identity.provisioning import Provisioned
+    from fedllm.identity.issuing import Provisioned
 
 _MAKE = "make"
 _SOON_DAYS = 30
@@ -67,13 +68,25 @@ def make(
     out: Path = typer.Option(
         ..., "--out", metavar="DIR", help="The operator's folder; made if new."
     ),
+    passphrase_from: str | None = passphrase.FROM,
     json_output: bool = options.JSON,
 ) -> None:
-    """Make the kits of a federation; running it again adds what is new."""
+    """Make the kits of a federation; running it again adds what is new.
+
+    A passphrase protects the root key and the certificate authority's keys from whoever
+    copies the folder.
+    """
     from fedllm.identity.config import load_federation_config
+    from fedllm.identity.operator_keys import has_root
     from fedllm.identity.provisioning import provision
 
-    done = provision(load_federation_config(federation), out)
+    config = load_federation_config(federation)
+    secret = (
+        passphrase.passphrase_for(out, passphrase_from)
+        if has_root(out)
+        else passphrase.new_passphrase(passphrase_from)
+    )
+    done = provision(config, out, passphrase=secret)
     if json_output:
         print(json.dumps(_as_json(out, done), indent=2))
         return
@@ -103,6 +116,7 @@ def sign(
         metavar="FINGERPRINT",
         help="The request's fingerprint, as the party read it to you; asked for when left out.",
     ),
+    passphrase_from: str | None = passphrase.FROM,
 ) -> None:
     """Let in a party that made its keys itself.
 
@@ -114,7 +128,8 @@ def sign(
     found = read_request(read_small_file(request))
     who = f"the request of the {found.role} '{found.name}'"
     confirm_fingerprint(who, found.fingerprint, fingerprint, "--fingerprint")
-    done, answer = sign_request(folder, found)
+    secret = _secret(folder, passphrase_from)
+    done, answer = sign_request(folder, found, passphrase=secret)
     if done.roster is not None:
         group = {"site": "client", "coordinator": "server"}.get(found.role, found.role)
         print(
@@ -133,6 +148,7 @@ def revoke(
         help="The site's name, or one of: authority, coordinator, operator."
     ),
     folder: Path = _DIR,
+    passphrase_from: str | None = passphrase.FROM,
 ) -> None:
     """Shut a party out for good.
 
@@ -140,7 +156,7 @@ def revoke(
     """
     from fedllm.identity.provisioning import revoke as revoke_party
 
-    done = revoke_party(folder, name)
+    done = revoke_party(folder, name, passphrase=_secret(folder, passphrase_from))
     print(f"revoked '{name}'")
     _say(folder, done)
 
@@ -154,6 +170,7 @@ def renew(
     drop_old_ca: bool = typer.Option(
         False, "--drop-old-ca", help="Trust the newest certificate authority alone."
     ),
+    passphrase_from: str | None = passphrase.FROM,
 ) -> None:
     """Renew roster and certificate before they expire.
 
@@ -161,11 +178,47 @@ def renew(
     """
     from fedllm.identity.provisioning import renew as renew_all
 
-    _say(folder, renew_all(folder, new_ca=new_ca, drop_old_ca=drop_old_ca))
+    secret = _secret(folder, passphrase_from)
+    _say(folder, renew_all(folder, new_ca=new_ca, drop_old_ca=drop_old_ca, passphrase=secret))
+
+
+@app.command("passphrase")
+def change_passphrase(
+    folder: Path = _DIR,
+    passphrase_from: str | None = passphrase.FROM,
+    new_from: str | None = passphrase.NEW_FROM,
+    remove: bool = typer.Option(False, "--remove", help="Leave the keys without a passphrase."),
+) -> None:
+    """Set, change or remove the passphrase of the operator's keys.
+
+    Backups of the folder keep the passphrase that they were made with.
+    """
+    from fedllm.identity import provisioning
+
+    if remove and new_from is not None:
+        raise ConfigError("--remove and --new-passphrase-from exclude each other", "give one")
+    old = _secret(folder, passphrase_from)
+    new = None if remove else passphrase.new_passphrase(new_from)
+    if new is None and not remove:
+        raise ConfigError(
+            "no new passphrase was given; nothing was changed",
+            "type one, name it with --new-passphrase-from, or give --remove",
+        )
+    provisioning.change_passphrase(folder, old, new)
+    print(f"the keys in {folder} are " + ("not protected any more" if remove else "protected"))
+
+
+def _secret(folder: Path, source: str | None) -> bytes | None:
+    """Return what opens the keys of a folder, once it is known to be an operator's."""
+    from fedllm.identity.federation_state import load_state
+
+    load_state(folder)
+    return passphrase.passphrase_for(folder, source)
 
 
 def _say(folder: Path, done: Provisioned) -> None:
     from fedllm.identity.enrolment import root_fingerprint
+    from fedllm.identity.operator_keys import is_protected
 
     if done.roster is not None:
         print(
@@ -178,17 +231,24 @@ def _say(folder: Path, done: Provisioned) -> None:
         )
     for note in done.notes:
         print(f"note: {note}")
+    if not is_protected(folder):
+        print(
+            f"note: the keys in {folder} are not encrypted; to protect them with a passphrase: "
+            f"fedllm provision passphrase --dir {folder}"
+        )
 
 
 def _as_json(folder: Path, done: Provisioned) -> dict[str, Any]:
     from fedllm.identity.enrolment import root_fingerprint
-    from fedllm.identity.provisioning import server_certificate
+    from fedllm.identity.issuing import server_certificate
+    from fedllm.identity.operator_keys import is_protected
 
     certificate, roster = server_certificate(folder), done.roster
     return {
         "federation": done.state.config.name,
         "root": done.root.hex(),
         "root_fingerprint": root_fingerprint(done.root),
+        "keys_encrypted": is_protected(folder),
         "address": done.state.config.address,
         "min_cohort": done.state.config.min_cohort,
         "roster": roster
@@ -221,7 +281,7 @@ def _print_table(folder: Path, done: Provisioned) -> None:
     from rich.table import Table
 
     from fedllm.identity.enrolment import root_fingerprint
-    from fedllm.identity.provisioning import server_certificate
+    from fedllm.identity.issuing import server_certificate
 
     console = Console()
     console.print(

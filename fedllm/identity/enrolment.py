@@ -33,6 +33,7 @@ from fedllm.identity.kits import (
 from fedllm.identity.roster import (
     ROLES,
     Role,
+    Root,
     Roster,
     is_node_key,
     is_site_name,
@@ -267,7 +268,7 @@ def _check_server_proof(request: Request) -> None:
         )
 
 
-def make_answer(roster: Roster, root: Identity, server_certificate: str | None) -> str:
+def make_answer(roster: Roster, root: Root, server_certificate: str | None) -> str:
     """Return the operator's answer: the signed roster that lists the party, nothing secret."""
     value = {
         "format": _ANSWER,

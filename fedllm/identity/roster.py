@@ -7,13 +7,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedllm.errors import PeerError
-from fedllm.identity.keys import Identity, verify_signature
+from fedllm.identity.keys import verify_signature
 
 Role = Literal["coordinator", "authority", "operator", "site"]
 ROLES: tuple[Role, ...] = ("coordinator", "authority", "operator", "site")
@@ -127,7 +127,19 @@ class Roster:
         return _from_plain(value)
 
 
-def sign_roster(roster: Roster, root: Identity) -> str:
+class Root(Protocol):
+    """The federation's root key."""
+
+    def public_bytes(self) -> bytes:
+        """Return the 32 bytes of the public key."""
+        ...
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the Ed25519 signature of ``message``."""
+        ...
+
+
+def sign_roster(roster: Roster, root: Root) -> str:
     """Return the roster as JSON, signed by the federation's root key."""
     plain = _to_plain(roster)
     signature = root.sign(_signed_bytes(plain)).hex()

@@ -21,6 +21,7 @@ from fedllm.identity import certificates, enrolment, kits
 from fedllm.identity.enrolment import accept, enroll, read_answer, read_request
 from fedllm.identity.keys import Identity
 from fedllm.identity.kits import read_kit, update_roster
+from fedllm.identity.operator_keys import load_root
 from fedllm.identity.provisioning import renew, revoke, sign
 from fedllm.identity.roster import sign_roster
 
@@ -88,7 +89,7 @@ def test_an_old_roster_cannot_bring_back_a_revoked_site(federation, site):
 
 
 def test_two_rosters_of_one_version_are_noticed(federation, site):
-    root = Identity.load("root", federation / "root")
+    root = load_root(federation)
     with pytest.raises(PeerError, match="two different rosters"):
         update_roster(site, forged(federation, root, address="evil:1"))
 
@@ -178,7 +179,7 @@ def test_an_expired_roster_is_not_installed(tmp_path):
 
 
 def test_a_roster_of_another_federation_is_refused(federation, site):
-    root = Identity.load("root", federation / "root")
+    root = load_root(federation)
     with pytest.raises(RefusedError, match="of the federation 'south'"):
         update_roster(site, forged(federation, root, version=9, federation="south"))
 
@@ -377,7 +378,7 @@ def test_a_ca_that_somebody_put_there_is_refused(federation, site, tmp_path):
 
 def test_a_roster_cannot_make_a_server_the_ca(federation, site):
     """Even a roster that the root key signed is refused when its CA is no CA."""
-    root = Identity.load("root", federation / "root")
+    root = load_root(federation)
     leaf = (federation / "server.pem").read_text()
     with pytest.raises(RefusedError, match="not the certificate of a federation's CA"):
         update_roster(site, forged(federation, root, version=9, authorities_pem=leaf))
@@ -447,3 +448,40 @@ def test_an_expired_coordinator_does_not_start(federation, tmp_path, monkeypatch
     monkeypatch.undo()
     renew(federation)
     read_kit(kit, "coordinator")
+
+
+# The operator's folder
+
+
+def test_an_older_list_of_parties_does_not_forget_a_revocation(federation):
+    """federation.json came back from a backup; the rest of the folder did not."""
+    old = (federation / "federation.json").read_bytes()
+    revoke(federation, "bob")
+    (federation / "federation.json").write_bytes(old)
+    for step in (renew, lambda folder: revoke(folder, "anne"), make_federation):
+        with pytest.raises(ConfigError, match="different backups"):
+            step(federation)
+    (federation / "federation.json").unlink()
+    with pytest.raises(ConfigError, match="lost its list of parties"):
+        make_federation(federation)
+    assert "bob" not in json.loads(roster_of(federation))["roster"]["sites"]
+
+
+def test_a_revoked_node_key_stays_revoked_under_a_new_signing_key(federation, tmp_path):
+    """A site that was shut out signs a new request over the node key that the coordinator bans."""
+    bob = federation / "kits" / "bob"
+    node = serialization.load_ssh_private_key((bob / "node.key").read_bytes(), None)
+    known = read_request((bob / "request.json").read_text())
+    revoke(federation, "bob")
+    identity = Identity.generate("bob")
+    request = enrolment.Request("site", "bob", identity.public_bytes(), known.node_key)
+    text = enrolment._sign_request(request, identity, node)
+    with pytest.raises(RefusedError, match="a key in the request of 'bob' was revoked"):
+        sign(federation, read_request(text))
+
+
+def test_the_operators_folder_is_for_the_operator_alone(federation):
+    federation.chmod(0o750)
+    for step in (renew, lambda folder: revoke(folder, "anne"), make_federation):
+        with pytest.raises(ConfigError, match="other users"):
+            step(federation)

@@ -13,8 +13,9 @@ from support.tls import handshake
 from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.identity import certificates
 from fedllm.identity.enrolment import accept, enroll, read_answer, read_request, same_fingerprint
+from fedllm.identity.issuing import server_certificate
 from fedllm.identity.kits import Kit, read_kit, split_address, update_roster
-from fedllm.identity.provisioning import inspect, provision, renew, revoke, server_certificate, sign
+from fedllm.identity.provisioning import inspect, provision, renew, revoke, sign
 from fedllm.identity.roster import verify_roster
 
 
@@ -92,7 +93,17 @@ def test_a_kit_that_moved_to_its_site_is_not_made_again(tmp_path):
 
 
 def test_a_crash_at_any_write_is_mended_by_running_again(tmp_path, monkeypatch):
-    from fedllm.identity import enrolment, keys, kits, provisioning
+    from fedllm.identity import (
+        enrolment,
+        federation_state,
+        issuing,
+        keys,
+        kits,
+        operator_keys,
+        provisioning,
+    )
+
+    modules = (enrolment, federation_state, issuing, keys, kits, operator_keys, provisioning)
 
     def run_until(fatal: int, folder: Path) -> bool:
         count = 0
@@ -105,7 +116,7 @@ def test_a_crash_at_any_write_is_mended_by_running_again(tmp_path, monkeypatch):
             real(path, content, mode)
 
         with monkeypatch.context() as patch:
-            for module in (enrolment, keys, kits, provisioning):
+            for module in modules:
                 patch.setattr(module, "write_bytes", failing)
             try:
                 make_federation(folder, sites=[])

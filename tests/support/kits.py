@@ -8,7 +8,8 @@ from typing import Any
 
 from fedllm.config import parse
 from fedllm.identity.config import FederationConfig
-from fedllm.identity.provisioning import Provisioned, provision
+from fedllm.identity.issuing import Provisioned
+from fedllm.identity.provisioning import provision
 
 
 def federation_config(**keys: Any) -> FederationConfig:

@@ -1,0 +1,114 @@
+"""What the operator's folder knows of its federation: ``federation.json``, without secrets."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from fedllm.config import Section
+from fedllm.errors import ConfigError
+from fedllm.files import write_bytes
+from fedllm.identity.config import FederationConfig
+from fedllm.identity.enrolment import Request
+from fedllm.identity.roster import Role
+
+_STATE = "federation.json"
+
+
+class Member(Section):
+    """A party that was signed: its public keys, as in its `Request`."""
+
+    role: Role
+    name: str
+    signing_key: str
+    node_key: str | None
+    server_request: str | None
+    made_here: bool
+    since: datetime
+
+    @classmethod
+    def of(cls, request: Request, made_here: bool, now: datetime) -> Member:
+        """Take over a request that was checked."""
+        return cls(
+            role=request.role,
+            name=request.name,
+            signing_key=request.signing_key.hex(),
+            node_key=request.node_key.decode() if request.node_key else None,
+            server_request=request.server_request.decode() if request.server_request else None,
+            made_here=made_here,
+            since=now,
+        )
+
+    @property
+    def keys(self) -> tuple[str | None, ...]:
+        """Everything that tells one enrolment from another."""
+        return self.role, self.signing_key, self.node_key, self.server_request
+
+
+class Revocation(Section):
+    """Keys that are never accepted again."""
+
+    name: str
+    signing_key: str
+    node_key: str | None = None
+    at: datetime
+
+
+class FederationState(Section):
+    """Everything that ``federation.json`` holds; ``root`` is the root key's public half."""
+
+    config: FederationConfig
+    root: str | None = None
+    version: Annotated[int, Field(ge=0)] = 0
+    members: tuple[Member, ...] = ()
+    revoked: tuple[Revocation, ...] = ()
+
+    def member(self, name: str) -> Member | None:
+        """Return the active party of that name."""
+        return next((member for member in self.members if member.name == name), None)
+
+    def with_member(self, member: Member) -> FederationState:
+        """Return the state with one party more."""
+        return self.model_copy(update={"members": (*self.members, member)})
+
+    def without(self, member: Member, now: datetime) -> FederationState:
+        """Return the state with a party struck off for good."""
+        struck = Revocation(
+            name=member.name, signing_key=member.signing_key, node_key=member.node_key, at=now
+        )
+        left = tuple(one for one in self.members if one.name != member.name)
+        return self.model_copy(update={"members": left, "revoked": (*self.revoked, struck)})
+
+
+def has_state(folder: Path) -> bool:
+    """Tell whether a folder is an operator's."""
+    return (folder / _STATE).exists()
+
+
+def load_state(folder: Path) -> FederationState:
+    """Read ``federation.json``.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is not the operator's, or the file is damaged.
+    """
+    path = folder / _STATE
+    try:
+        return FederationState.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{folder} is no operator's folder: it has no {_STATE}",
+            f"run: fedllm provision FEDERATION.toml --out {folder}",
+        ) from None
+    except (OSError, ValidationError):
+        raise ConfigError(f"{path} is damaged", "restore the folder from its backup") from None
+
+
+def save_state(folder: Path, state: FederationState) -> None:
+    """Write ``federation.json``."""
+    content = state.model_dump_json(indent=2).encode() + b"\n"
+    write_bytes(folder / _STATE, content, mode=0o600)
