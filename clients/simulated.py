@@ -13,7 +13,7 @@ from fedllm.config import RunConfig, SitePolicy, load_run_config, load_site_poli
 from fedllm.data.partition import split_into_sites
 from fedllm.data.records import Record
 from fedllm.data.sources import read_records
-from fedllm.federation.flower import partition_of
+from fedllm.federation.engines import partition_of
 from fedllm.federation.models import process_models
 from fedllm.federation.site import Site, SiteFiles
 from fedllm.identity.keys import Identity

@@ -23,7 +23,8 @@ from fedllm.config import (
 )
 from fedllm.errors import ConfigError
 from fedllm.federation.authority import Authority
-from fedllm.federation.flower import nodes_of, run_in_process, run_with_ray
+from fedllm.federation.engines import run_in_process, run_with_ray
+from fedllm.federation.flower import nodes_of
 from fedllm.federation.run_terms import make_terms
 from fedllm.files import write_bytes
 from fedllm.identity.keys import Identity

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fedllm.commands import options
+from fedllm.commands import attacks, options
 from fedllm.commands.help import CommandGroup
-from fedllm.config import RunConfig, Section, load_run_config
-from fedllm.errors import ConfigError, FedllmError, PeerError
+from fedllm.errors import ConfigError, FedllmError
 
 if TYPE_CHECKING:
     from fedllm.audit.selftest.run import Check, Result
@@ -120,7 +118,7 @@ def epsilon(
     anchors = {site: Head.parse(value) for site, value in map(_named, anchor)}
     found = audit_ledgers(find_ledgers(ledgers), keys, anchors)
     folder = ledgers[0] if (ledgers[0] / "summary.json").exists() and not ledgers[1:] else None
-    _keep(folder, "epsilon", as_result(found), quiet=json_output)
+    attacks.keep(folder, "epsilon", as_result(found), quiet=json_output)
     if json_output:
         print(json.dumps(as_json(found), indent=2, allow_nan=False))
     else:
@@ -135,150 +133,9 @@ def _named(option: str) -> tuple[str, str]:
     return site, value
 
 
-_RUN = typer.Argument(help="The folder of a run, or a run configuration (a TOML file).")
-
-
-@app.command()
-def canaries(
-    run: Path = _RUN,
-    override: list[str] = options.SET,
-    count: int = typer.Option(
-        1000, "--canaries", min=20, help="Made-up contributions to plant; more show more."
-    ),
-    confidence: float = typer.Option(
-        0.95, min=0.5, max=0.999999, help="How sure all printed lower bounds together are."
-    ),
-    json_output: bool = options.JSON,
-) -> None:
-    """Attack a run's epsilon with planted canaries.
-
-    An attacker guesses which canaries were in the data. Trains a sandboxed copy of the run on
-    made-up and public records. Exit code 4 when an attack tells more than the claimed epsilon
-    allows.
-    """
-    from fedllm.audit.attacks import run_canaries
-
-    config, folder = _configuration(run, override)
-    result = run_canaries(config, count, confidence, _progress(json_output))
-    _keep(folder, "canaries", result, json_output)
-    if json_output:
-        print(result.model_dump_json(indent=2))
-    else:
-        claim = "no privacy" if result.claimed is None else f"epsilon {result.claimed:g}"
-        print(f"claimed: {claim} at delta {result.delta:g}")
-        for attack in result.attacks:
-            print(
-                f"{attack.kind}: {attack.right} of {attack.guesses} guesses right on "
-                f"{attack.canaries} canaries; epsilon is at least {attack.epsilon:.2f} "
-                f"({attack.epsilon_without_assumption:.2f} for any mechanism), "
-                f"{100 * attack.confidence:.4g}% confidence"
-            )
-    if result.refuted:
-        raise PeerError(
-            "an attack told more than the claimed epsilon allows",
-            "believe no epsilon of this installation; run `fedllm audit selftest`",
-        )
-
-
-@app.command()
-def membership(
-    runs: list[Path] = typer.Argument(
-        help="Folders of finished runs on the same data: the released run, then its twins."
-    ),
-    records: int = typer.Option(
-        1000, min=50, help="Training records, and as many others, to tell apart."
-    ),
-    shadows: int = typer.Option(
-        4, min=1, help="Pairs of models that the attacker trains to practise; more attack better."
-    ),
-    json_output: bool = options.JSON,
-) -> None:
-    """Try to tell a run's training records from others.
-
-    Goes by the released model's losses (the likelihood ratio attack, LiRA). Reads the runs'
-    training records: for simulations, and for a site's own copy.
-    """
-    from fedllm.audit.attacks import run_membership
-
-    for run in runs:
-        if not (run / "adapter").is_dir():
-            raise ConfigError(f"{run} is no folder of a finished run", "give runs/<name>")
-    result = run_membership(runs, records, shadows, _progress(json_output))
-    if json_output:
-        print(result.model_dump_json(indent=2))
-    for place, run in enumerate(runs):
-        # In each run's own folder its own model stands first.
-        order = (result.models[place], *result.models[:place], *result.models[place + 1 :])
-        _keep(run, "membership", result.model_copy(update={"models": order}), quiet=json_output)
-    if json_output:
-        return
-    print(f"{result.members} members, {result.others} others, {result.shadows} shadow models")
-    for model in (*result.models, result.control):
-        low, high = model.auc_interval
-        privacy = "no privacy" if model.epsilon is None else f"epsilon {model.epsilon:g}"
-        print(
-            f"{model.name}, {privacy}: AUC {model.auc:.3f} ({low:.3f} to {high:.3f}), members "
-            f"found at 0.1% false alarms {model.tpr_at_0_1_percent:.2%}, at 1% "
-            f"{model.tpr_at_1_percent:.2%}"
-        )
-
-
-@app.command()
-def extraction(
-    run: Path = _RUN,
-    override: list[str] = options.SET,
-    secrets: int = typer.Option(16, min=1, help="Made-up secrets to plant."),
-    candidates: int = typer.Option(
-        256, min=2, help="Random codes that each secret is ranked among."
-    ),
-    json_output: bool = options.JSON,
-) -> None:
-    """Try to get planted secrets out of a run's model.
-
-    Trains a sandboxed copy of the run, with made-up secrets among its records.
-    """
-    from fedllm.audit.attacks import run_extraction
-
-    config, folder = _configuration(run, override)
-    result = run_extraction(config, secrets, candidates, _progress(json_output))
-    _keep(folder, "extraction", result, json_output)
-    if json_output:
-        print(result.model_dump_json(indent=2))
-        return
-    for model in result.models:
-        mean = sum(model.exposure) / len(model.exposure)
-        print(
-            f"{model.name}: {model.extracted} of {result.secrets} secrets come out; mean exposure "
-            f"{mean:.2f} bits (chance {result.expected:.2f}, ranked first {result.maximum:.2f})"
-        )
-
-
-def _configuration(run: Path, override: list[str]) -> tuple[RunConfig, Path | None]:
-    """Read a run; with the folder in which results are kept, if it is one."""
-    from fedllm.commands.base_model import with_base_model
-
-    folder = run if run.is_dir() else run.parent
-    config = with_base_model(load_run_config(run / "run.toml" if run.is_dir() else run, override))
-    return config, folder if (folder / "summary.json").exists() and not override else None
-
-
-def _progress(quiet: bool) -> Callable[[str, int, int], None]:
-    def heard(what: str, done: int, of: int) -> None:
-        if quiet or not sys.stderr.isatty():
-            return
-        end = "\n" if done == of else ""
-        print(f"\r\033[K{what}: {done} of {of}", end=end, file=sys.stderr, flush=True)
-
-    return heard
-
-
-def _keep(folder: Path | None, name: str, result: Section, quiet: bool) -> None:
-    from fedllm.audit.results import save
-
-    if folder is not None:
-        path = save(folder, name, result)
-        if not quiet:
-            print(f"kept in {path}; `fedllm audit report {folder}` shows it")
+app.command()(attacks.canaries)
+app.command()(attacks.membership)
+app.command()(attacks.extraction)
 
 
 class Language(StrEnum):

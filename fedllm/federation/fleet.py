@@ -2,7 +2,7 @@
 
 It speaks the same protocol as Flower's SuperNode and leaves out what a site must not have: it
 never asks for the app bundle, opens no port, and starts no code but the app it was given. With
-`flower` and `superlink` the only file that imports Flower's private modules.
+`engines` and `superlink` the only file that imports Flower's private modules.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedllm.errors import ConfigError, FedllmError, PeerError
-from fedllm.federation.flower import task_identity
+from fedllm.federation.engines import task_identity
 
 MAX_MESSAGE_BYTES = 4 << 30
 # Of one answer of the coordinator's: an object of 5 MiB and its wrapping fit.

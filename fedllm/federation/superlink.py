@@ -5,7 +5,7 @@ public one (TLS) serves eight paths of the fleet interface, and the signed roste
 nodes; who does not prove a registered key is turned away before a byte of the request's body is
 read. The private one (loopback) serves the process that carries a run, by its token. Flower's
 control interface, through which anyone could submit code or register nodes, is served nowhere.
-With `flower` and `fleet` the only file that imports Flower's private modules.
+With `engines` and `fleet` the only file that imports Flower's private modules.
 """
 
 from __future__ import annotations

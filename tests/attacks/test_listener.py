@@ -434,7 +434,7 @@ def broken_parts(link: SuperLink, node: int) -> None:
     from flwr.app.message import remove_content_from_message
     from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
-    from fedllm.federation.flower import task_identity
+    from fedllm.federation.engines import task_identity
 
     run = link._state.get_run_info()[-1].run_id
     with task_identity(run, 1):

@@ -1,18 +1,19 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedllm.errors import PeerError
+from fedllm.federation.engines import LocalGrid, partition_of, task_identity
 from fedllm.federation.flower import (
-    _SERVER_NODE,
-    LocalGrid,
+    SERVER_NODE,
+    GridPresence,
     answer,
     exchange,
     from_content,
-    partition_of,
-    task_identity,
     to_content,
 )
 
@@ -62,7 +63,7 @@ def test_every_node_answers_once_and_errors_lose_their_text():
     ran: list[int] = []
     grid = LocalGrid(make_app(ran), 3)
     contents = {node: to_content("n", {"x": b"1"}) for node in grid.get_node_ids()}
-    with task_identity(1, _SERVER_NODE):
+    with task_identity(1, SERVER_NODE):
         replies = exchange(grid, "query.echo", contents, 10.0)
         first = next(replies)
         assert ran == [0], "replies are computed one at a time"
@@ -76,7 +77,7 @@ def test_every_node_answers_once_and_errors_lose_their_text():
 def test_sites_that_wait_for_their_turn_are_not_late():
     grid = LocalGrid(make_app([]), 4)
     contents = {node: to_content("n", {}) for node in (100, 102, 103)}
-    with task_identity(1, _SERVER_NODE):
+    with task_identity(1, SERVER_NODE):
         replies = list(exchange(grid, "query.echo", contents, 0.0))
     assert [reply.failure for reply in replies] == ["", "", ""]
 
@@ -88,7 +89,7 @@ def test_a_node_that_never_answers_is_reported_after_the_timeout():
 
     grid = Deaf(make_app([]), 1)
     contents = {100: to_content("n", {})}
-    with task_identity(1, _SERVER_NODE):
+    with task_identity(1, SERVER_NODE):
         (reply,) = exchange(grid, "query.echo", contents, 0.1)
     assert reply.content is None
     assert "no answer within" in reply.failure
@@ -121,7 +122,7 @@ class Forgetful(LocalGrid):
 
 def ask(grid: LocalGrid, presence: Comings, timeout_s: float = 60.0):
     contents = {100: to_content("n", {})}
-    with task_identity(1, _SERVER_NODE):
+    with task_identity(1, SERVER_NODE):
         (reply,) = exchange(grid, "query.echo", contents, timeout_s, presence)
     return reply
 
@@ -145,3 +146,11 @@ def test_a_message_that_was_not_taken_is_a_failure():
 
     reply = ask(Full(make_app([]), 1), Comings("monday"))
     assert "could not be sent" in reply.failure
+
+
+def test_presence_tells_who_is_connected_by_which_key_and_since_when():
+    node = SimpleNamespace(node_id=7, public_key=b"its key", last_activated_at="monday")
+    presence = GridPresence(SimpleNamespace(get_nodes=lambda: [node]))
+    assert presence.keys() == {b"its key": 7}
+    assert presence.mark(7) == "monday"
+    assert presence.mark(8) is None
