@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import add_joining_commands
 
@@ -54,12 +55,7 @@ def _asked(listen: str) -> tuple[str, int]:
 
 
 @app.command()
-def status(
-    kit: Path = _KIT,
-    json_output: bool = typer.Option(
-        False, "--json", help="Print the result as JSON, for scripts."
-    ),
-) -> None:
+def status(kit: Path = _KIT, json_output: bool = options.JSON) -> None:
     """Show who is connected, and which runs there are.
 
     Exit code 1 if no coordinator runs.
