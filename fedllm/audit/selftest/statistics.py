@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-# The whole self-test makes fewer than a hundred such tests: together below 1e-10.
+# The whole self-test makes no more than a hundred such tests: together 1e-10.
 ALARM = 1e-12
 
 
