@@ -9,6 +9,7 @@ colluding against the site.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from fedllm.audit.epsilon_figures import (
     EpsilonAudit,
     EventGroup,
     LedgerAudit,
+    Limit,
     RunAudit,
 )
 from fedllm.audit.epsilon_judge import judge, trust_findings
@@ -26,6 +28,7 @@ from fedllm.audit.findings import Finding, worst_first
 from fedllm.audit.recompute import recompute
 from fedllm.errors import ConfigError
 from fedllm.privacy import accounting
+from fedllm.privacy.budget import View
 from fedllm.privacy.events import Event, Gaussian, NonPrivate, PoissonDiscreteGaussian
 from fedllm.privacy.ledger_audit import read_state
 from fedllm.privacy.ledger_entries import Head, TamperedError
@@ -134,8 +137,7 @@ def _dataset(
 ) -> DatasetAudit:
     dataset = state.datasets[id_]
     own = [charge for charge in state.reservations.values() if charge.dataset == id_]
-    ceiling = own[-1].ceiling if own else None
-    delta = ceiling.delta if ceiling else 1e-5
+    delta = own[-1].ceiling.delta if own else 1e-5
     events = state.spent(id_)
     related = state.related(id_)
     return DatasetAudit(
@@ -145,7 +147,8 @@ def _dataset(
         persons=int(dataset.description["persons"]),
         overlaps=tuple(sorted(related - {id_})),
         delta=delta,
-        ceiling=ceiling.epsilon if ceiling else None,
+        limit=_limit(state, own[-1], "sums") if own else None,
+        colluders_limit=_limit(state, own[-1], "colluders") if own else None,
         sums=recompute(events, delta),
         colluders=recompute(state.spent(id_, "colluders"), delta),
         claimed=accounting.epsilon(events, delta).value,
@@ -159,6 +162,14 @@ def _dataset(
             for run in dict.fromkeys(charge.run for charge in own)
         ),
     )
+
+
+def _limit(state: LedgerState, last: Reservation, view: View) -> Limit:
+    ceiling = last.ceiling.limit(view)
+    if math.isinf(ceiling):
+        return Limit(ceiling, 0.0)
+    by_then = state.spent(last.dataset, view, until=last.sequence)
+    return Limit(ceiling, recompute(by_then, last.ceiling.delta).value)
 
 
 def _run(

@@ -76,6 +76,25 @@ class RunAudit:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """A site's ceiling at its last charge to a data set, and what had been spent by then.
+
+    Data sets that share units with this one may be charged later, within ceilings of their
+    own: what they add is not spent on any one unit twice.
+
+    Attributes
+    ----------
+    ceiling : float
+        Largest epsilon that the site allowed; infinite without a limit.
+    spent : float
+        Recomputed.
+    """
+
+    ceiling: float
+    spent: float
+
+
+@dataclass(frozen=True, slots=True)
 class DatasetAudit:
     """One data set over all runs.
 
@@ -85,8 +104,8 @@ class DatasetAudit:
         As in the ledger.
     delta : float
         At which everything is computed: the ceiling's.
-    ceiling : float, optional
-        Largest epsilon that the site allowed at its last charge; infinite without a limit.
+    limit, colluders_limit : Limit, optional
+        In the same two pairs of eyes; none where nothing was charged.
     sums, colluders : Recomputed
         Over all runs, as two kinds of observers see it.
     claimed : float
@@ -101,11 +120,17 @@ class DatasetAudit:
     persons: int
     overlaps: tuple[str, ...]
     delta: float
-    ceiling: float | None
+    limit: Limit | None
+    colluders_limit: Limit | None
     sums: Recomputed
     colluders: Recomputed
     claimed: float
     runs: tuple[RunAudit, ...]
+
+    @property
+    def ceiling(self) -> float | None:
+        """Largest epsilon that the site allowed at its last charge; infinite without a limit."""
+        return self.limit.ceiling if self.limit else None
 
 
 @dataclass(frozen=True, slots=True)

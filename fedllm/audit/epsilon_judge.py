@@ -39,12 +39,14 @@ def judge(site: str, data: DatasetAudit) -> Iterable[Finding]:
     subject = f"{site}, data set {data.id[:12]}"
     spent = data.sums.value
     yield from _compare(subject, "fedllm's accountant", data.claimed, data.sums)
-    if data.ceiling is not None and _above(spent, data.ceiling):
-        yield Finding(
-            "critical",
-            subject,
-            f"epsilon {_shown(spent)} was spent, above the site's ceiling {data.ceiling:g}",
-        )
+    for limit, eyes in ((data.limit, ""), (data.colluders_limit, " for everyone else colluding")):
+        if limit is not None and _above(limit.spent, limit.ceiling):
+            yield Finding(
+                "critical",
+                subject,
+                f"epsilon {_shown(limit.spent)} was spent{eyes}, above the site's ceiling "
+                f"{limit.ceiling:g}",
+            )
     if math.isinf(spent):
         yield Finding(
             "warning",

@@ -26,6 +26,10 @@ If P[C >= v] = alpha, the cheapest way to satisfy all of this puts alpha on j = 
 lower j just what the inequality above it asks for: mass at a lower j adds less to the left
 side and more to the right side of all inequalities that it appears in. When more than mass
 1 is needed, P[C >= v] < alpha, and seeing v right guesses rejects f at level alpha.
+
+A claim of epsilon at delta for Poisson-sampled Gaussians is refuted with the Gaussian of the same
+epsilon at the same delta: sampling puts more of the loss into the tail, so below that epsilon
+this Gaussian has the larger delta everywhere, and ruling it out rules out the claim.
 """
 
 from __future__ import annotations

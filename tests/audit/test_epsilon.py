@@ -127,6 +127,34 @@ def test_runs_are_added_up_for_the_data_set_and_each_stands_alone(book):
     assert second.recomputed == recompute([PoissonGaussian(0.2, 2.0, 5)], DELTA)
 
 
+def test_parts_of_a_data_set_may_each_be_spent_up_to_the_ceiling(tmp_path):
+    book = Book(tmp_path)
+    whole = book.dataset
+    rows = [Record({"text": f"site-a {i}"}, None, None, "") for i in range(50)]
+    key = FingerprintKey(book.identity.derive("data set fingerprints"))
+    alone = accounting.epsilon([STEP] * 2, DELTA).value
+    book.charge(STEP, ceiling=alone)
+    for part in (rows[:25], rows[25:]):
+        book.dataset = book.ledger.register(identify(part, key))
+        book.charge(STEP, run=f"part from {part[0].values['text']}", ceiling=alone)
+    found = audit(book.path)
+    (data,) = [d for d in found.ledgers[0].datasets if d.id == whole]
+    # Added up over both parts it is more, but no record is in both.
+    assert data.sums.value > 1.1 * alone
+    assert not found.critical
+
+
+def test_a_ceiling_against_colluders_is_held_too(book):
+    share = PoissonGaussian(STEP.sampling_rate, 0.5, STEP.steps)
+    charge = Charge("run-1", 1, book.dataset, (STEP,), (share,), DELTA)
+    limit = accounting.epsilon([share], DELTA).value / 2
+    body = Ceiling(8.0, DELTA, limit)
+    book.ledger._require = lambda *planned: None
+    book.ledger.commit(book.ledger.reserve(charge, body))
+    (text,) = texts(audit(book.path), "critical")
+    assert "for everyone else colluding, above the site's ceiling" in text
+
+
 def test_a_claim_that_is_too_small_is_critical(book, monkeypatch):
     book.charge(STEP)
     right = accounting.epsilon

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.optimize import linprog
+from scipy.optimize import brentq, linprog
 from scipy.special import ndtr, ndtri
 from scipy.stats import binom
 
@@ -19,7 +19,7 @@ from fedllm.audit.one_run import (
     lower_bound,
     plain_bound,
 )
-from fedllm.privacy.gaussian import gaussian_epsilon
+from fedllm.privacy.gaussian import gaussian_epsilon, gaussian_log_delta
 
 DELTA = 1e-5
 
@@ -120,3 +120,23 @@ def test_bound_passes_a_claim_that_the_noise_does_not_keep():
     stream = np.random.default_rng(2)
     coins = stream.random(1000) < 0.5
     assert lower_bound(coins * 1.0, coins, DELTA).epsilon > 8
+
+
+@pytest.mark.parametrize(
+    ("rate", "noise", "steps"),
+    [(1.0, 1.0, 1), (0.5, 0.6, 1), (0.9, 0.5, 3), (0.25, 0.7, 16), (0.064, 0.8, 100), (0.01, 1, 1)],
+)
+def test_a_gaussian_of_the_claimed_epsilon_leaks_no_less_than_the_mechanism_claimed(
+    rate, noise, steps
+):
+    # So who rules out that Gaussian has ruled out the claim, sampled steps as they are.
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
+    claimed = pld.from_gaussian_mechanism(
+        noise, sampling_prob=rate, value_discretization_interval=1e-3
+    ).self_compose(steps)
+    epsilon = claimed.get_epsilon_for_delta(1e-5)
+    mu = brentq(lambda mu: gaussian_epsilon(mu, 1e-5) - epsilon, 1e-6, 20)
+    for smaller in np.linspace(0, epsilon, 25):
+        leaked = claimed.get_delta_for_epsilon(smaller)
+        assert leaked <= 1.001 * np.exp(gaussian_log_delta(mu, smaller))
