@@ -52,7 +52,8 @@ def sandbox(material):
 
 def test_right_code_stays_under_its_claim(sandbox):
     found = white_box(sandbox, 400, 0.95, RandomStream.seeded(2), quiet)
-    assert 0.5 < found.epsilon < 8.0
+    # About 3.3 with a standard deviation of 0.5: nothing found, or too much, is seven away.
+    assert 0.0 < found.epsilon < 8.0
     assert found.epsilon_without_assumption <= found.epsilon
 
 

@@ -103,7 +103,7 @@ def test_two_processes_follow_the_curve_of_one_and_one_goes_on_where_they_stoppe
     under_torchrun(settings(run, tmp_path, sharded), two)
     for key in ("loss", "gradient_norm", "bits_per_byte"):
         assert len(curve(one, key)) == {"loss": 12, "gradient_norm": 12, "bits_per_byte": 4}[key]
-        assert curve(two, key) == pytest.approx(curve(one, key), rel=4e-4), key
+        assert curve(two, key) == pytest.approx(curve(one, key), rel=1e-3), key
     assert curve(two, "samples") == curve(one, "samples")
     summary = json.loads((two / "summary.json").read_text())
     assert summary["processes"] == 2
@@ -111,12 +111,12 @@ def test_two_processes_follow_the_curve_of_one_and_one_goes_on_where_they_stoppe
         AutoModelForCausalLM.from_pretrained(f / "model", local_files_only=True) for f in (one, two)
     )
     for name, parameter in one_model.named_parameters():
-        assert torch.allclose(parameter, two_model.get_parameter(name), atol=2e-3), name
+        assert torch.allclose(parameter, two_model.get_parameter(name), atol=5e-3), name
 
     assert set(parts_of_parameters(two)) == ({2} if sharded else {1})
     back_to_step_8(two)
     run_pretraining(run, two, resume=True)
-    assert curve(two, "loss") == pytest.approx(curve(one, "loss"), rel=4e-4)
+    assert curve(two, "loss") == pytest.approx(curve(one, "loss"), rel=1e-3)
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_two_processes_go_on_where_one_stopped(alone, tmp_path, sharded):
     shutil.copytree(one, out)
     back_to_step_8(out)
     under_torchrun(settings(run, tmp_path, sharded), out, "resume")
-    assert curve(out, "loss") == pytest.approx(curve(one, "loss"), rel=4e-4)
+    assert curve(out, "loss") == pytest.approx(curve(one, "loss"), rel=1e-3)
 
 
 def parts_of_parameters(out: Path) -> list[int]:
