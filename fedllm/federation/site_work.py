@@ -18,10 +18,10 @@ from fedllm.training.evaluate import unit_scores
 from fedllm.training.local import (
     LocalResult,
     LocalSettings,
-    LocalStatistics,
     clipped_gradient_sum,
     train_locally,
 )
+from fedllm.training.observed import LocalStatistics
 
 
 class SiteWork:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedllm.errors import TrainingError
-from fedllm.models.manifest import AdapterManifest, Segment
 from fedllm.models.prefix import Dataset, by_length, take
 from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import Batch
@@ -28,6 +27,7 @@ from fedllm.privacy.dpsgd import (
 )
 from fedllm.randomness import RandomStream
 from fedllm.training.objectives import record_losses
+from fedllm.training.observed import LocalStatistics, StepRecord
 from fedllm.training.optimizers import Optimizer
 
 Vector = NDArray[np.float64]
@@ -91,26 +91,6 @@ class LocalSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class LocalStatistics:
-    """What the site's own operators may look at; computed from records, never sent.
-
-    Attributes
-    ----------
-    loss : float
-        Mean loss of the records seen; NaN if all batches were empty.
-    records_seen, empty_batches : int
-        Sums over the steps.
-    norm_quantiles : tuple of float
-        10, 50 and 90 percent of the units' gradient norms before clipping; empty without DP.
-    """
-
-    loss: float
-    records_seen: int
-    empty_batches: int
-    norm_quantiles: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class LocalResult:
     """A site's update, checked, and statistics that stay at the site.
 
@@ -167,7 +147,7 @@ def train_locally(
         model.manifest.per_value(settings.learning_rate, settings.head_learning_rate),
     )
     vector = start.astype(np.float64)
-    record = _Record(model.manifest)
+    record = StepRecord(model.manifest)
     private = settings.noise_multiplier is not None
     clipping = None
     if settings.clipping_quantile is not None:
@@ -237,7 +217,7 @@ def clipped_gradient_sum(
     TrainingError
         If a loss or gradient is not finite, or the adapter is not connected to the loss.
     """
-    record = _Record(model.manifest)
+    record = StepRecord(model.manifest)
     with per_sample_hooks(model.module, model.row_layers):
         indices = poisson_batch(
             dataset.units, dataset.number_of_units, settings.sampling_rate, sampling
@@ -253,7 +233,7 @@ def _gradient_sum(
     dataset: SiteDataset,
     indices: NDArray[np.int64],
     settings: LocalSettings,
-    record: _Record,
+    record: StepRecord,
     source: GradientSource | None = None,
 ) -> Vector:
     total = np.zeros(model.manifest.length)
@@ -306,87 +286,3 @@ def _microbatches(
         places = torch.cat(taken)
         units = torch.cat([torch.full((len(t),), i) for i, t in enumerate(taken)])
         yield places, take(batch, places, int(lengths[places].max())), units
-
-
-class _Record:
-    """What happened in the steps, and whether the update is what training must give."""
-
-    def __init__(self, manifest: AdapterManifest) -> None:
-        self.losses: list[NDArray[np.float64]] = []
-        self.norms: list[NDArray[np.float64]] = []
-        self._manifest = manifest
-        self._expected: set[str] = set()
-        self._seen: set[str] = set()
-        self._counted = 0
-        self._empty = 0
-
-    def end_of_step(self, vector: Vector, total: Vector, records: int) -> None:
-        """Note which tensors had a gradient, and which had to have one."""
-        new, self._counted = self.losses[self._counted :], len(self.losses)
-        self._empty += records == 0
-        nonzero = {s.name: bool(vector[s.slice].any()) for s in self._manifest.segments}
-        learned = any(part.any() for part in new)
-        for segment in self._manifest.segments:
-            if total[segment.slice].any():
-                self._seen.add(segment.name)
-            if learned and _passes_gradient(segment, nonzero):
-                self._expected.add(segment.name)
-
-    def check(self, update: NDArray[np.float32]) -> None:
-        """Refuse an update that must not be released.
-
-        Raises
-        ------
-        TrainingError
-            If it is not finite, or a tensor that had to move did not.
-        """
-        if not np.isfinite(update).all():
-            raise TrainingError("the update holds NaN or infinity", "lower the learning rates")
-        still = [
-            s.name
-            for s in self._manifest.segments
-            if s.name in self._seen and not update[s.slice].any()
-        ]
-        self.check_connected(still)
-        if not update.any():
-            raise TrainingError(
-                "training changed nothing: no batch held a record with a loss",
-                "raise training.batch_size or training.local_steps",
-            )
-
-    def check_connected(self, still: Sequence[str] = ()) -> None:
-        """Refuse when a tensor had to have a gradient and had none, or is ``still``.
-
-        Raises
-        ------
-        TrainingError
-            Names the tensors.
-        """
-        dead = [*sorted(self._expected - self._seen), *still]
-        if dead:
-            raise TrainingError(
-                f"training did not reach {', '.join(dead)}: the adapter is not connected "
-                "to the loss, or the learning rate is too small for float32",
-                "check lora.target_modules and the learning rates",
-            )
-
-    def statistics(self) -> LocalStatistics:
-        """Return what the site's operators may look at."""
-        losses = np.concatenate(self.losses) if self.losses else np.empty(0)
-        norms = np.concatenate(self.norms) if self.norms else np.empty(0)
-        quantiles = np.quantile(norms, (0.1, 0.5, 0.9)).tolist() if len(norms) else []
-        return LocalStatistics(
-            loss=float(losses.mean()) if len(losses) else float("nan"),
-            records_seen=len(losses),
-            empty_batches=self._empty,
-            norm_quantiles=tuple(quantiles),
-        )
-
-
-def _passes_gradient(segment: Segment, nonzero: dict[str, bool]) -> bool:
-    # B = 0 stops the gradient of its A, and a head of zeros that of everything below it.
-    if segment.group == "head":
-        return True
-    partner = segment.name.replace(".lora_A.", ".lora_B.")
-    below_b = partner == segment.name or nonzero.get(partner, True)
-    return below_b and nonzero.get("head.weight", True)
