@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 import typer
 from typer.core import TyperGroup
 
-from fedllm.commands import options, passphrase
+from fedllm.commands import options, passphrase, provision_text
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import confirm_fingerprint, read_small_file
 from fedllm.errors import ConfigError
 
-if TYPE_CHECKING:
-    from fedllm.identity.issuing import Provisioned
-
 _MAKE = "make"
-_SOON_DAYS = 30
 
 
 class _FileOrCommand(TyperGroup):
@@ -88,11 +82,11 @@ def make(
     )
     done = provision(config, out, passphrase=secret)
     if json_output:
-        print(json.dumps(_as_json(out, done), indent=2))
+        print(json.dumps(provision_text.as_json(out, done), indent=2))
         return
     for name in done.kits:
         print(f"made  {out / 'kits' / name}")
-    _say(out, done)
+    provision_text.say(out, done)
 
 
 @app.command()
@@ -102,9 +96,9 @@ def show(folder: Path = _DIR, json_output: bool = options.JSON) -> None:
 
     done = inspect(folder)
     if json_output:
-        print(json.dumps(_as_json(folder, done), indent=2))
+        print(json.dumps(provision_text.as_json(folder, done), indent=2))
     else:
-        _print_table(folder, done)
+        provision_text.print_table(folder, done)
 
 
 @app.command()
@@ -139,7 +133,7 @@ def sign(
         )
     else:
         print(f"signed  '{found.name}'; sign the request again for its answer")
-    _say(folder, done)
+    provision_text.say(folder, done)
 
 
 @app.command()
@@ -158,7 +152,7 @@ def revoke(
 
     done = revoke_party(folder, name, passphrase=_secret(folder, passphrase_from))
     print(f"revoked '{name}'")
-    _say(folder, done)
+    provision_text.say(folder, done)
 
 
 @app.command()
@@ -179,7 +173,9 @@ def renew(
     from fedllm.identity.provisioning import renew as renew_all
 
     secret = _secret(folder, passphrase_from)
-    _say(folder, renew_all(folder, new_ca=new_ca, drop_old_ca=drop_old_ca, passphrase=secret))
+    provision_text.say(
+        folder, renew_all(folder, new_ca=new_ca, drop_old_ca=drop_old_ca, passphrase=secret)
+    )
 
 
 @app.command("passphrase")
@@ -214,99 +210,3 @@ def _secret(folder: Path, source: str | None) -> bytes | None:
 
     load_state(folder)
     return passphrase.passphrase_for(folder, source)
-
-
-def _say(folder: Path, done: Provisioned) -> None:
-    from fedllm.identity.enrolment import root_fingerprint
-    from fedllm.identity.operator_keys import is_protected
-
-    if done.roster is not None:
-        print(
-            f"roster {done.roster.version}: {len(done.roster.sites)} sites, coordinator at "
-            f"{done.roster.address}, valid until {done.roster.expires:%Y-%m-%d}\n"
-            f"root key {root_fingerprint(done.root)}\n"
-            f"Kits in {folder / 'kits'} have this roster. Elsewhere: send {folder / 'roster.json'} "
-            "and install it with\n  fedllm client update-roster roster.json --kit KIT   "
-            "(or authority, server)"
-        )
-    for note in done.notes:
-        print(f"note: {note}")
-    if not is_protected(folder):
-        print(
-            f"note: the keys in {folder} are not encrypted; to protect them with a passphrase: "
-            f"fedllm provision passphrase --dir {folder}"
-        )
-
-
-def _as_json(folder: Path, done: Provisioned) -> dict[str, Any]:
-    from fedllm.identity.enrolment import root_fingerprint
-    from fedllm.identity.issuing import server_certificate
-    from fedllm.identity.operator_keys import is_protected
-
-    certificate, roster = server_certificate(folder), done.roster
-    return {
-        "federation": done.state.config.name,
-        "root": done.root.hex(),
-        "root_fingerprint": root_fingerprint(done.root),
-        "keys_encrypted": is_protected(folder),
-        "address": done.state.config.address,
-        "min_cohort": done.state.config.min_cohort,
-        "roster": roster
-        and {
-            "version": roster.version,
-            "expires": roster.expires and roster.expires.isoformat(),
-        },
-        "server_certificate_expires": certificate and certificate.not_valid_after_utc.isoformat(),
-        "parties": [
-            {
-                "name": member.name,
-                "role": member.role,
-                "signing_key": member.signing_key,
-                "keys_made": "here" if member.made_here else "by the party",
-                "since": member.since.isoformat(),
-            }
-            for member in done.state.members
-        ],
-        "revoked": [
-            {"name": r.name, "signing_key": r.signing_key, "at": r.at.isoformat()}
-            for r in done.state.revoked
-        ],
-        "kits_made": list(done.kits),
-        "notes": list(done.notes),
-    }
-
-
-def _print_table(folder: Path, done: Provisioned) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from fedllm.identity.enrolment import root_fingerprint
-    from fedllm.identity.issuing import server_certificate
-
-    console = Console()
-    console.print(
-        f"Federation [bold]{done.state.config.name}[/bold], coordinator at "
-        f"{done.state.config.address}, sums of at least {done.state.config.min_cohort} sites\n"
-        f"root key {root_fingerprint(done.root)}"
-    )
-    table = Table("Party", "Role", "Keys made", "Since", "Signing key")
-    for member in done.state.members:
-        made = "here" if member.made_here else "by the party"
-        since = f"{member.since:%Y-%m-%d}"
-        table.add_row(member.name, member.role, made, since, member.signing_key[:16])
-    for gone in done.state.revoked:
-        table.add_row(gone.name, "revoked", "", f"{gone.at:%Y-%m-%d}", gone.signing_key[:16])
-    console.print(table)
-    certificate = server_certificate(folder)
-    if done.roster and done.roster.expires:
-        console.print(_lasts(f"roster {done.roster.version}", done.roster.expires))
-    else:
-        console.print("no roster yet: the key authority's request is awaited")
-    if certificate:
-        console.print(_lasts("the coordinator's certificate", certificate.not_valid_after_utc))
-
-
-def _lasts(what: str, until: datetime) -> str:
-    days = (until - datetime.now(UTC)).days
-    advice = "" if days >= _SOON_DAYS else "   -> run: fedllm provision renew"
-    return f"{what}: valid until {until:%Y-%m-%d} ({days} days){advice}"
