@@ -140,12 +140,10 @@ def per_sample_gradients(
     Raises
     ------
     TrainingError
-        If a loss is not finite, or a parameter got no gradient for each record.
+        If a parameter got no gradient for each record.
     """
     _forget_gradients(parameters)
     values = losses()
-    if not bool(torch.isfinite(values).all()):
-        raise TrainingError("a record's loss is NaN or infinite", "lower the learning rate")
     values.sum().backward()
     gradients: list[Gradients] = []
     for parameter in parameters:
@@ -177,7 +175,8 @@ class ClippedSum:
     values : ndarray
         (P,) float64, parameters in the order they were given.
     norms : ndarray
-        (U,) float64, the L2 norm of each unit's gradient before clipping.
+        (U,) float64, the L2 norm of each unit's gradient before clipping; infinite where it
+        has none.
     """
 
     values: NDArray[np.float64]
@@ -191,6 +190,8 @@ def clipped_sum(
 
     Norms and sums are float64: rounding then moves the sum by less than 1e-12 of the clipping
     norm, where float32 sums would let one record shift the others' rounding by up to 1e-4.
+    A unit whose gradient is not finite adds nothing: refusing the batch would tell, without any
+    noise, that such a unit is there, and whoever chooses the adapter can aim at one.
 
     Parameters
     ----------
@@ -201,20 +202,28 @@ def clipped_sum(
         gradients are added before they are clipped. Each record by itself when left out.
     clipping_norm : float
         Largest L2 norm that one unit adds.
-
-    Raises
-    ------
-    TrainingError
-        If a gradient is not finite.
     """
     squares = sum(_squared_norms(gradient, units) for gradient in gradients)
     norms = torch.as_tensor(squares).sqrt()
-    if not bool(torch.isfinite(norms).all()):
-        raise TrainingError("a record's gradient is NaN or infinite", "lower the learning rate")
+    finite = torch.isfinite(norms)
+    if not bool(finite.all()):
+        norms = norms.masked_fill(~finite, torch.inf)
+        # Their weight is 0, and 0 times NaN would not be.
+        gradients = [_finite(gradient) for gradient in gradients]
     weights = clipping_norm / norms.clamp(min=clipping_norm)
     of_records = weights if units is None else weights[units]
     values = torch.cat([_weighted_sum(gradient, of_records) for gradient in gradients])
     return ClippedSum(values.cpu().numpy(), norms.cpu().numpy())
+
+
+def _finite(gradient: Gradients) -> Gradients:
+    """Put zeros for what is not finite."""
+    if isinstance(gradient, OuterProducts):
+        return OuterProducts(
+            torch.nan_to_num(gradient.backprops, 0.0, 0.0, 0.0),
+            torch.nan_to_num(gradient.activations, 0.0, 0.0, 0.0),
+        )
+    return torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
 
 
 def _squared_norms(gradient: Gradients, units: Tensor | None) -> Tensor:
@@ -230,7 +239,9 @@ def _squared_norms(gradient: Gradients, units: Tensor | None) -> Tensor:
     # The inner product of two outer products is the product of the inner products.
     inner = (backprops @ backprops.T) * (activations @ activations.T)
     same = units[:, None] == units[None, :]
-    return _sums_by_unit((inner * same).sum(1, keepdim=True), units).flatten().clamp(min=0.0)
+    # Filled and not multiplied: one record's NaN must not reach other units.
+    own = inner.masked_fill(~same, 0.0).sum(1, keepdim=True)
+    return _sums_by_unit(own, units).flatten().clamp(min=0.0)
 
 
 def _sums_by_unit(rows: Tensor, units: Tensor) -> Tensor:

@@ -138,8 +138,8 @@ def train_locally(
     Raises
     ------
     TrainingError
-        If a loss or gradient is not finite, or the update is not finite or did not change
-        the adapter as training must.
+        If the update is not finite or did not change the adapter as training must; without
+        a noise multiplier also if a loss or gradient is not finite.
     """
     start = model.adapter()
     optimizer = Optimizer(
@@ -215,7 +215,7 @@ def clipped_gradient_sum(
     Raises
     ------
     TrainingError
-        If a loss or gradient is not finite, or the adapter is not connected to the loss.
+        If the adapter is not connected to the loss.
     """
     record = StepRecord(model.manifest)
     with per_sample_hooks(model.module, model.row_layers):

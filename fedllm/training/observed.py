@@ -55,7 +55,7 @@ class StepRecord:
         new, self._counted = self.losses[self._counted :], len(self.losses)
         self._empty += records == 0
         nonzero = {s.name: bool(vector[s.slice].any()) for s in self._manifest.segments}
-        learned = any(part.any() for part in new)
+        learned = any(part[np.isfinite(part)].any() for part in new)
         for segment in self._manifest.segments:
             if total[segment.slice].any():
                 self._seen.add(segment.name)
@@ -104,6 +104,7 @@ class StepRecord:
         """Return what the site's operators may look at."""
         losses = np.concatenate(self.losses) if self.losses else np.empty(0)
         norms = np.concatenate(self.norms) if self.norms else np.empty(0)
+        norms = norms[np.isfinite(norms)]
         quantiles = np.quantile(norms, (0.1, 0.5, 0.9)).tolist() if len(norms) else []
         return LocalStatistics(
             loss=float(losses.mean()) if len(losses) else float("nan"),

@@ -161,17 +161,30 @@ def test_small_gradients_are_not_scaled_up():
     np.testing.assert_allclose(found.values, [0.3, 0.4, 0.0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_is_refused(bad):
-    with pytest.raises(TrainingError, match="gradient is NaN"):
-        clipped_sum([torch.tensor([[1.0], [bad]])], None, 1.0)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_unit_whose_gradient_is_not_finite_adds_nothing(bad):
+    rows = torch.tensor([[3.0, 0.0], [bad, 1.0], [0.0, 0.5]])
+    found = clipped_sum([rows], None, 1.0)
+    assert found.values.tolist() == [1.0, 0.5]
+    assert found.norms.tolist() == [3.0, np.inf, 0.5]
+    # All of a person's records, when one of them has none.
+    together = clipped_sum([rows], torch.tensor([0, 1, 1]), 1.0)
+    assert together.values.tolist() == [1.0, 0.0]
+    factors = OuterProducts(rows, torch.ones(3, 1))
+    assert clipped_sum([factors], None, 1.0).values.tolist() == [1.0, 0.5]
+    assert clipped_sum([factors], torch.tensor([0, 1, 1]), 1.0).values.tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_is_refused(bad):
+def test_a_loss_that_is_not_finite_spoils_no_other_records_gradient(bad):
     layer = torch.nn.Linear(2, 1)
-    with per_sample_hooks(layer), pytest.raises(TrainingError, match="loss is NaN"):
-        per_sample_gradients(list(layer.parameters()), lambda: layer(torch.ones(3, 2)).sum(1) * bad)
+    scale = torch.tensor([1.0, bad, 1.0])
+    with per_sample_hooks(layer):
+        spoiled = per_sample_gradients(
+            list(layer.parameters()), lambda: layer(torch.ones(3, 2)).sum(1) * scale
+        )
+    found = clipped_sum(spoiled, None, 1.0)
+    np.testing.assert_allclose(found.values, np.full(3, 2 / 3**0.5), rtol=1e-6)
 
 
 def test_a_tensor_without_per_sample_gradients_is_refused():

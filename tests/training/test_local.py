@@ -206,22 +206,36 @@ def test_steps_too_small_for_float32_are_refused(tiny_model, random_dataset):
         train(model, data, settings)
 
 
-@pytest.mark.parametrize("noise_multiplier", [None, 1.0])
-def test_nan_losses_are_refused_and_the_model_restored(
-    noise_multiplier, tiny_model, random_dataset, monkeypatch
-):
-    model, data = tiny_model(), random_dataset(10)
-    before = model.adapter()
+def spoil(monkeypatch, records):
     original = local.record_losses
 
     def spoiled(model, batch):
         losses = original(model, batch)
-        return torch.cat([losses[:-1], losses[-1:] * float("nan")])
+        return torch.cat([losses[:-records], losses[-records:] * float("nan")])
 
     monkeypatch.setattr(local, "record_losses", spoiled)
+
+
+def test_nan_losses_are_refused_and_the_model_restored(tiny_model, random_dataset, monkeypatch):
+    model, data = tiny_model(), random_dataset(10)
+    before = model.adapter()
+    spoil(monkeypatch, 1)
     with pytest.raises(TrainingError, match="NaN"):
-        train(model, data, replace(ONE_STEP, noise_multiplier=noise_multiplier))
+        train(model, data, replace(ONE_STEP, noise_multiplier=None))
     assert np.array_equal(model.adapter(), before)
+
+
+@pytest.mark.parametrize("records", [1, 10])
+def test_a_private_site_does_not_tell_by_refusing_that_records_have_no_gradient(
+    records, tiny_model, random_dataset, monkeypatch
+):
+    model, data = tiny_model(), random_dataset(10)
+    spoil(monkeypatch, records)
+    settings = replace(ONE_STEP, noise_multiplier=1.0, microbatch_size=64)
+    assert np.isfinite(train(model, data, settings)).all()
+    total, _ = local.clipped_gradient_sum(model, data, settings, RandomStream.seeded(1))
+    assert np.isfinite(total).all()
+    assert total.any() == (records < 10)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
