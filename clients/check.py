@@ -282,9 +282,12 @@ def _check_disk(folder: Path) -> str:
 
 def _check_ledger(kit: Kit, policy: SitePolicy) -> str:
     from clients.node import site_files
+    from fedllm.federation.carrying import require_carried
     from fedllm.privacy.ledger_audit import verify_ledger
 
-    path = site_files(kit).ledger
+    files = site_files(kit)
+    require_carried(files.ledger, files.memory, kit.identity, kit.roster)
+    path = files.ledger
     if not path.exists():
         return f"none yet; {path} is made in the first run"
     found = verify_ledger(path, kit.identity.public_bytes())

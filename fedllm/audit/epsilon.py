@@ -29,7 +29,13 @@ from fedllm.audit.recompute import recompute
 from fedllm.errors import ConfigError
 from fedllm.privacy import accounting
 from fedllm.privacy.budget import View
-from fedllm.privacy.events import Event, Gaussian, NonPrivate, PoissonDiscreteGaussian
+from fedllm.privacy.events import (
+    Event,
+    Gaussian,
+    NonPrivate,
+    PoissonDiscreteGaussian,
+    Stated,
+)
 from fedllm.privacy.ledger_audit import read_state
 from fedllm.privacy.ledger_entries import Head, TamperedError
 from fedllm.privacy.ledger_state import LedgerState, Reservation
@@ -195,6 +201,8 @@ def _groups(events: Iterable[Event]) -> list[EventGroup]:
     for event in events:
         if isinstance(event, NonPrivate):
             counts["none", None, None] += 1
+        elif isinstance(event, Stated):
+            counts["stated", None, None] += 1
         elif isinstance(event, Gaussian):
             counts["Gaussian", 1.0, event.noise_multiplier] += event.count
         else:

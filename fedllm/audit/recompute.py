@@ -25,6 +25,7 @@ from fedllm.privacy.events import (
     NonPrivate,
     PoissonDiscreteGaussian,
     PoissonGaussian,
+    Stated,
 )
 
 Step = tuple[float, float]
@@ -75,9 +76,14 @@ def recompute(events: Iterable[Event], delta: float) -> Recomputed:
         In (0, 1).
     """
     steps: Counter[Step] = Counter()
+    stated = 0.0
     for event in events:
         if isinstance(event, NonPrivate):
             return Recomputed(math.inf, math.inf, math.inf)
+        if isinstance(event, Stated):
+            # Nothing to compute with: both its numbers add up.
+            stated, delta = stated + event.epsilon, delta - event.delta
+            continue
         if isinstance(event, Gaussian):
             steps[1.0, event.noise_multiplier] += event.count
         elif isinstance(event, PoissonGaussian | PoissonDiscreteGaussian):
@@ -89,7 +95,11 @@ def recompute(events: Iterable[Event], delta: float) -> Recomputed:
                 f"privacy event {type(event).__name__} has no recomputation", "update fedllm"
             )
     steps = Counter({step: count for step, count in steps.items() if count > 0 and step[0] > 0})
-    return _all_three(tuple(sorted(steps.items())), delta)
+    if delta <= 0:
+        return Recomputed(math.inf, math.inf, math.inf)
+    found = _all_three(tuple(sorted(steps.items())), delta)
+    added = (None if x is None else x + stated for x in (found.pld, found.rdp, found.prv))
+    return Recomputed(*added)
 
 
 @lru_cache(maxsize=256)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.errors import ConfigError
+
+Unit = Literal["record", "person"]
 
 if TYPE_CHECKING:
     from fedllm.privacy.ledger_audit import DatasetReport, Verification
@@ -89,6 +91,49 @@ def export(
     print(f"{out}: {head.sequence} entries, head {head}")
 
 
+@app.command("carry-over")
+def carry_over(
+    old: Path | None = typer.Argument(
+        None, help="The earlier ledger, or an export of it; left out where none is left."
+    ),
+    kit: Path = typer.Option(..., metavar="KIT", help="The site's kit (the folder with its keys)."),
+    epsilon: float | None = typer.Option(
+        None, help="Without OLD: the most that was spent; inf where nobody knows."
+    ),
+    delta: float | None = typer.Option(None, help="Without OLD: the delta that belongs to it."),
+    colluders_epsilon: float = typer.Option(
+        math.inf, help="Without OLD: the same against all others colluding, if it was limited."
+    ),
+    unit: Unit = typer.Option("record", help="Without OLD: what was protected."),
+) -> None:
+    """Charge to a new ledger what was spent before it.
+
+    Needed after a site lost its keys or its ledger; it takes part in no round before. Which records
+    were touched is not known any more, so it counts for all of them, for ever. Where no copy of the
+    earlier ledger is left, state the ceiling that the site's policy had: more was never spent.
+    """
+    from clients.node import site_files
+    from fedllm.federation.carrying import Statement, carry_ledger, carry_statement
+    from fedllm.identity.kits import read_kit
+
+    found = read_kit(kit, "site")
+    ledger = site_files(found).ledger
+    if old is not None and epsilon is None and delta is None:
+        carried = carry_ledger(old, ledger, found.identity, found.roster)
+    elif old is None and epsilon is not None and (delta is not None or math.isinf(epsilon)):
+        said = Statement(epsilon, delta or 0.0, colluders_epsilon, unit)
+        carried = carry_statement(said, ledger, found.identity, found.roster)
+    else:
+        raise ConfigError(
+            "what was spent before is not clear",
+            "give the earlier ledger, or both --epsilon and --delta",
+        )
+    count = sum(len(one.events) for one in carried)
+    print(f"{ledger}: {count} earlier charges count from now on, for all records of this site")
+    if old is None:
+        print("note: to go on, budget.epsilon and budget.delta in site.toml must be above these")
+
+
 def read_key(text: str) -> bytes:
     """Read 64 hexadecimal digits.
 
@@ -118,6 +163,10 @@ def _as_json(found: Verification) -> dict[str, Any]:
         "entries": found.head.sequence,
         "head": str(found.head),
         "datasets": [_dataset_json(dataset) for dataset in found.datasets],
+        "carried_over": [
+            {"keys": list(one.covers), "head": one.head or None, "charges": len(one.events)}
+            for one in found.carried
+        ],
     }
 
 
@@ -186,6 +235,11 @@ def _print_tables(found: Verification) -> None:
                 _shown(run.epsilon),
             )
     console.print(runs)
+    for one in found.carried:
+        source = f"an earlier ledger (head {one.head[:20]}...)" if one.head else "a statement"
+        console.print(
+            f"Carried over from {source}: {len(one.events)} charges, which count for all records"
+        )
     console.print(
         "Rounds that were charged and not finished count in full. Data sets that share records "
         "or persons count each other's rounds."

@@ -26,6 +26,10 @@ class SiteMemory:
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    def used(self) -> bool:
+        """Tell whether anything was ever begun."""
+        return bool(self._read())
+
     def knows(self, run: str) -> bool:
         """Tell whether an attempt of this run was ever begun."""
         return run in self._read()

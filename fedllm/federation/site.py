@@ -16,6 +16,7 @@ from fedllm.config import SitePolicy, Task
 from fedllm.data.records import Record
 from fedllm.encryption.update import seal_levels
 from fedllm.errors import RefusedError
+from fedllm.federation.carrying import require_carried
 from fedllm.federation.charging import SiteAccount
 from fedllm.federation.masking import (
     check_settled,
@@ -253,6 +254,9 @@ class Site:
 
     def _account(self, task: Task) -> SiteAccount:
         if task not in self._accounts:
+            require_carried(
+                self._files.ledger, self._files.memory, self._identity, self._orders.roster
+            )
             records = self._data.records(task)
             self._accounts[task] = SiteAccount(
                 self._files.ledger, self._identity, self._policy.budget, records

@@ -70,6 +70,10 @@ class FederationState(Section):
         """Return the active party of that name."""
         return next((member for member in self.members if member.name == name), None)
 
+    def former_keys(self, name: str) -> tuple[bytes, ...]:
+        """Return the revoked signing keys of all who had that name."""
+        return tuple(bytes.fromhex(r.signing_key) for r in self.revoked if r.name == name)
+
     def with_member(self, member: Member) -> FederationState:
         """Return the state with one party more."""
         return self.model_copy(update={"members": (*self.members, member)})

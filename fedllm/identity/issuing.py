@@ -170,6 +170,7 @@ def _roster(folder: Path, state: FederationState, now: datetime) -> Roster:
             certificates.pem(c) for c in ca_certificates(folder) if c.not_valid_after_utc > now
         ),
         min_cohort=state.config.min_cohort,
+        former={m.name: found for m in sites if (found := state.former_keys(m.name))},
         issued=now.replace(microsecond=0),
         expires=now.replace(microsecond=0) + timedelta(days=state.config.validity_days),
     )

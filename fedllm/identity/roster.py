@@ -64,6 +64,9 @@ class Roster:
         The certificates (PEM) of the private CA; two of them during a roll-over.
     min_cohort : int
         Smallest number of sites whose sum the key authority opens.
+    former : mapping of str to tuple of bytes
+        For a site that enrolled anew under its name, the keys it had before; all of them are
+        revoked. Its new ledger must say what was spent under them.
     issued, expires : datetime, optional
         When it was signed, and from when on nobody may rely on it (UTC).
     """
@@ -79,6 +82,7 @@ class Roster:
     address: str = ""
     authorities_pem: str = ""
     min_cohort: int = 1
+    former: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
     issued: datetime | None = None
     expires: datetime | None = None
 
@@ -195,7 +199,9 @@ def _to_plain(roster: Roster) -> dict[str, Any]:
     def time(value: datetime | None) -> str | None:
         return None if value is None else value.astimezone(UTC).isoformat()
 
-    return {
+    # Left out where nobody did, so that such rosters stay as they always were.
+    former = {name: [one.hex() for one in keys] for name, keys in sorted(roster.former.items())}
+    return ({"former": former} if former else {}) | {
         "federation": roster.federation,
         "version": roster.version,
         "issued": time(roster.issued),
@@ -226,6 +232,10 @@ def _from_plain(plain: Any) -> Roster:
             address=str(plain.get("address", "")),
             authorities_pem=str(plain.get("authorities_pem", "")),
             min_cohort=_whole(plain.get("min_cohort", 1)),
+            former={
+                str(name): tuple(bytes.fromhex(key) for key in keys)
+                for name, keys in plain.get("former", {}).items()
+            },
             issued=_time(plain.get("issued")),
             expires=_time(plain.get("expires")),
         )
@@ -270,6 +280,8 @@ def _check_signed(roster: Roster) -> None:
             raise PeerError(f"the roster's node key of '{name}' is not a P-384 key", _FETCH)
     held = [roster.authority, *roster.sites.values()]
     held += [key for key in (roster.coordinator, roster.operator) if key is not None]
+    if not {key for keys in roster.former.values() for key in keys} <= set(roster.revoked):
+        raise PeerError("the roster names an earlier key that is not revoked", _FETCH)
     nodes = set(roster.node_keys.values())
     if len(nodes) != len(roster.node_keys):
         raise PeerError("the roster holds one node key twice", _FETCH)

@@ -115,16 +115,19 @@ def quick_bound(folded: Folded, delta: float) -> float:
 def _idealised(folded: Folded, delta: float) -> tuple[Folded, float, float]:
     """Replace discrete noise by the Gaussian that stands for it, for less delta.
 
+    What was only stated is taken off beforehand in the same way: both its numbers add up.
+
     Returns that, the delta that is left, and what adds to epsilon. If M is within max
     divergence d of an (epsilon, delta) mechanism but for probability f, it is
     (epsilon + 2 d, exp(d) delta + f) differentially private.
     """
-    if folded.failure == 0 and folded.divergence == 0:
+    if folded.failure == 0 and folded.divergence == 0 and folded.stated == 0:
         return folded, delta, 0.0
     left = (delta - folded.failure) * math.exp(-folded.divergence)
     if left <= 0:
         return Folded(non_private=True), delta, 0.0
-    return replace(folded, failure=0.0, divergence=0.0), left, 2 * folded.divergence
+    ideal = replace(folded, failure=0.0, divergence=0.0, stated=0.0)
+    return ideal, left, 2 * folded.divergence + folded.stated
 
 
 def _check_delta(delta: float) -> None:

@@ -164,13 +164,41 @@ class NonPrivate:
     """A release without differential privacy: epsilon is infinite from here on."""
 
 
-Event = PoissonGaussian | PoissonDiscreteGaussian | Gaussian | NonPrivate
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """What was spent, stated without saying how: the data were used (epsilon, delta)-privately.
+
+    Composes with the rest by plain addition of both (Dwork and Roth 2014, theorem 3.16).
+
+    Parameters
+    ----------
+    epsilon : float
+        At least 0.
+    delta : float
+        In [0, 1].
+
+    Raises
+    ------
+    ConfigError
+        If a value is not a finite number in its range.
+    """
+
+    epsilon: float
+    delta: float
+
+    def __post_init__(self) -> None:
+        _set(self, "epsilon", _number("epsilon", self.epsilon, 0, 1e6))
+        _set(self, "delta", _number("delta", self.delta, 0, 1))
+
+
+Event = PoissonGaussian | PoissonDiscreteGaussian | Gaussian | NonPrivate | Stated
 
 _TYPES: dict[str, type[Event]] = {
     "poisson_gaussian": PoissonGaussian,
     "poisson_discrete_gaussian": PoissonDiscreteGaussian,
     "gaussian": Gaussian,
     "non_private": NonPrivate,
+    "stated": Stated,
 }
 _NAMES = {kind: name for name, kind in _TYPES.items()}
 
@@ -235,12 +263,15 @@ def canonical_bytes(value: Any) -> bytes:
 def to_dp_event(event: Event) -> Any:
     """Return the same event as a ``dp_accounting.DpEvent``, for other accountants.
 
-    Discrete noise is stated as the continuous noise that it is worth.
+    Discrete noise is stated as the continuous noise that it is worth; what was only stated is
+    nothing that they can compute with.
     """
     import dp_accounting as dp
 
     if isinstance(event, NonPrivate):
         return dp.NonPrivateDpEvent()
+    if isinstance(event, Stated):
+        return dp.UnsupportedDpEvent()
     gaussian = dp.GaussianDpEvent(event.noise_multiplier)
     if isinstance(event, Gaussian):
         return dp.SelfComposedDpEvent(gaussian, event.count)
@@ -267,6 +298,8 @@ class Folded:
     divergence : float
         Max divergence between discrete noise and the Gaussian that stands for it, over all
         steps; adds to epsilon.
+    stated : float
+        Sum of the epsilons that were only stated; their deltas are in ``failure``.
     """
 
     sampled: tuple[tuple[float, float, int], ...] = ()
@@ -274,6 +307,7 @@ class Folded:
     non_private: bool = False
     failure: float = 0.0
     divergence: float = 0.0
+    stated: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -285,7 +319,9 @@ class Folded:
         if self.non_private and not other.non_private:
             return False
         steps = {(rate, noise): count for rate, noise, count in other.sampled}
-        less_exact = self.failure > other.failure or self.divergence > other.divergence
+        mine = (self.failure, self.divergence, self.stated)
+        theirs = (other.failure, other.divergence, other.stated)
+        less_exact = any(a > b for a, b in zip(mine, theirs, strict=True))
         return (
             not less_exact
             and self.mu_squared <= other.mu_squared
@@ -303,9 +339,13 @@ def fold(events: Iterable[Event]) -> Folded:
     non_private = False
     inexact: list[int] = []
     values: list[int] = []
+    stated: list[Stated] = []
     for event in events:
         if isinstance(event, NonPrivate):
             non_private = True
+            continue
+        if isinstance(event, Stated):
+            stated.append(event)
             continue
         if isinstance(event, PoissonDiscreteGaussian):
             inexact.append(event.steps)
@@ -328,5 +368,7 @@ def fold(events: Iterable[Event]) -> Folded:
     squares = [count / noise**2 for noise, count in sorted(unsampled.items())]
     triples = tuple((rate, noise, count) for (rate, noise), count in sorted(sampled.items()))
     failure = sum(inexact) * ROUNDING_FAILURE + sum(values) * MAX_SHARES * TAIL_PROBABILITY
+    failure += math.fsum(event.delta for event in stated)
     divergence = sum(values) * DIVERGENCE_PER_VALUE
-    return Folded(triples, math.fsum(squares), non_private, failure, divergence)
+    spent = math.fsum(event.epsilon for event in stated)
+    return Folded(triples, math.fsum(squares), non_private, failure, divergence, spent)

@@ -28,7 +28,13 @@ from fedllm.privacy.ledger_entries import (
     make_entry,
     read_chain,
 )
-from fedllm.privacy.ledger_state import LedgerState, Reservation, reservation_body
+from fedllm.privacy.ledger_state import (
+    Carried,
+    LedgerState,
+    Reservation,
+    carry_body,
+    reservation_body,
+)
 from fedllm.privacy.ledger_store import Store, Transaction
 
 
@@ -222,6 +228,24 @@ class Ledger:
                 )
             append("commit", {"reserve": reservation})
 
+    def carry(self, carried: Sequence[Carried]) -> None:
+        """Take over what was spent under an earlier ledger; counts for every data set, for ever.
+
+        Raises
+        ------
+        LedgerRefusal
+            If the same was taken over before.
+        """
+        with self._lock, self._writing() as (_, append):
+            known = {(one.covers, one.head, one.unit) for one in self._state.carried}
+            for one in carried:
+                if one.head and (one.covers, one.head, one.unit) in known:
+                    raise LedgerRefusal(
+                        f"the spending up to entry {one.head} was taken over before",
+                        "nothing has to be done: it counts",
+                    )
+                append("carry", carry_body(one))
+
     def events(self, dataset: str, view: View = "sums") -> list[Event]:
         """Return every event that may have touched a unit of ``dataset``, over all runs.
 
@@ -307,9 +331,11 @@ class Ledger:
             def append(
                 kind: str, body: dict[str, Any], tags: tuple[bytes, bytes] | None = None
             ) -> int:
+                nonlocal head
                 entry = make_entry(self._signer, site, head, kind, body)
                 view.append(entry, tags)
                 written.append(entry)
+                head = entry.head
                 return entry.sequence
 
             yield view, append

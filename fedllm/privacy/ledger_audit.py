@@ -15,9 +15,9 @@ from fedllm.files import write_bytes
 from fedllm.privacy.accounting import EpsilonEstimate, epsilon
 from fedllm.privacy.budget import VIEWS, Ceiling
 from fedllm.privacy.events import canonical_bytes
-from fedllm.privacy.fingerprints import DatasetIdentity, share_a_tag
+from fedllm.privacy.fingerprints import DatasetIdentity, Unit, share_a_tag
 from fedllm.privacy.ledger_entries import Head, LedgerError, RawEntry, TamperedError, read_chain
-from fedllm.privacy.ledger_state import KnownDataset, LedgerState
+from fedllm.privacy.ledger_state import Carried, KnownDataset, LedgerState, Reservation
 from fedllm.privacy.ledger_store import Store
 
 Tags = dict[str, tuple[bytes, bytes]]
@@ -63,12 +63,13 @@ class DatasetReport:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """A ledger that was found in order."""
+    """A ledger that was found in order; ``carried`` is what was spent before it was begun."""
 
     site: str
     public_key: str
     head: Head
     datasets: tuple[DatasetReport, ...]
+    carried: tuple[Carried, ...] = ()
 
 
 def verify_ledger(
@@ -112,7 +113,9 @@ def verify_ledger(
                 f"ceiling {ceiling.limit(view):g} at delta {ceiling.delta:g}",
                 "the program that wrote this ledger did not keep the budget; train no more",
             )
-    return Verification(state.site, state.public_key.hex(), state.head, report(state))
+    return Verification(
+        state.site, state.public_key.hex(), state.head, report(state), tuple(state.carried)
+    )
 
 
 def read_state(
@@ -230,6 +233,32 @@ def _dataset_report(state: LedgerState, dataset: KnownDataset) -> DatasetReport:
         spent_against_colluders=epsilon(state.spent(dataset.id, "colluders"), delta),
         runs=tuple(runs),
     )
+
+
+def spending_of(path: Path) -> tuple[str, list[Carried]]:
+    """Return a ledger's site and everything that was charged in it, for a new ledger to carry.
+
+    Raises
+    ------
+    TamperedError, LedgerError
+        As `verify_ledger`.
+    """
+    found = verify_ledger(path)
+    state = read_state(path)
+    covers = tuple(sorted(state.covered() | {found.public_key}))
+    carried: list[Carried] = []
+    units: tuple[Unit, ...] = ("record", "person")
+    for unit in units:
+        parts: list[Carried | Reservation] = [one for one in state.carried if one.unit == unit]
+        for charge in state.reservations.values():
+            if state.datasets[charge.dataset].unit == unit:
+                parts.append(charge)
+        # One entry at least, so that an earlier ledger in which nothing was spent is covered.
+        if parts or (unit == "person" and not carried):
+            events = tuple(event for part in parts for event in part.events)
+            alone = tuple(event for part in parts for event in part.colluder_events)
+            carried.append(Carried(covers, str(found.head), unit, events, alone))
+    return found.site, carried
 
 
 def export_ledger(path: Path, out: Path) -> Head:

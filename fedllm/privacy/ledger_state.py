@@ -61,6 +61,36 @@ class Reservation:
         return self.events if view == "sums" else self.colluder_events
 
 
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What was spent before this ledger was begun, under a ledger or keys that were lost.
+
+    Which records it touched is not known any more, so it counts for every data set.
+
+    Attributes
+    ----------
+    covers : tuple of str
+        Public keys (hexadecimal) of the earlier ledgers whose spending this is.
+    head : str
+        Last entry of the earlier ledger; empty where the spending is only stated.
+    unit : {"record", "person"}
+        What was protected.
+    events, colluder_events
+        As in `Reservation`.
+    """
+
+    covers: tuple[str, ...]
+    head: str
+    unit: Unit
+    events: tuple[Event, ...]
+    colluder_events: tuple[Event, ...]
+    sequence: int = 0
+
+    def seen_by(self, view: View) -> tuple[Event, ...]:
+        """Return the events in the eyes of one kind of observer."""
+        return self.events if view == "sums" else self.colluder_events
+
+
 @dataclass(slots=True)
 class LedgerState:
     """Everything that the entries so far say; only `apply` changes it."""
@@ -72,6 +102,7 @@ class LedgerState:
     reservations: dict[int, Reservation] = field(default_factory=dict)
     committed: dict[int, int] = field(default_factory=dict)
     attempts: Counter[tuple[str, int, str]] = field(default_factory=Counter)
+    carried: list[Carried] = field(default_factory=list)
 
     def apply(self, entry: Entry) -> None:
         """Take in the next entry of a chain that was already checked.
@@ -86,6 +117,7 @@ class LedgerState:
             "dataset": self._dataset,
             "reserve": self._reserve,
             "commit": self._commit,
+            "carry": self._carry,
         }
         try:
             readers[entry.kind](entry)
@@ -136,6 +168,16 @@ class LedgerState:
             raise ValueError("nothing to commit")
         self.committed[reserve] = entry.sequence
 
+    def _carry(self, entry: Entry) -> None:
+        carried = carried_of(entry)
+        if carried.unit not in ("record", "person") or not carried.covers:
+            raise ValueError("unit or keys")
+        self.carried.append(carried)
+
+    def covered(self) -> set[str]:
+        """Return the public keys of earlier ledgers whose spending was taken over."""
+        return {key for carried in self.carried for key in carried.covers}
+
     def related(self, dataset: str) -> set[str]:
         """Return ``dataset`` and every data set that shares a record or person with it."""
         return {
@@ -149,7 +191,8 @@ class LedgerState:
     def spent(self, dataset: str, view: View = "sums", until: int | None = None) -> list[Event]:
         """Return every event that may have touched a unit of a data set.
 
-        All charges of all data sets that share anything with it, reserved or committed. A
+        What was carried over from an earlier ledger, and all charges of all data sets that
+        share anything with it, reserved or committed. A
         charge for another unit of privacy counts as not private: protection of single
         records bounds nothing for a person, and a person that is protected as a whole says
         little about a change inside one of the person's records.
@@ -158,6 +201,9 @@ class LedgerState:
         """
         unit, related = self.datasets[dataset].unit, self.related(dataset)
         events: list[Event] = []
+        for carried in self.carried:
+            if until is None or carried.sequence <= until:
+                events += carried.seen_by(view) if carried.unit == unit else [NonPrivate()]
         for reservation in self.reservations.values():
             if until is not None and reservation.sequence > until:
                 break
@@ -226,3 +272,31 @@ def reservation_of(entry: Entry) -> Reservation:
     if reservation_body(reservation, body["unit"]) != body or not reservation.events:
         raise ValueError("fields")
     return reservation
+
+
+def carry_body(carried: Carried) -> dict[str, Any]:
+    """Return what was carried over as plain values; `carried_of` reads them back."""
+    return {
+        "covers": list(carried.covers),
+        "head": carried.head,
+        "unit": carried.unit,
+        "neighbours": NEIGHBOURS,
+        "events": [to_json(event) for event in carried.events],
+        "colluder_events": [to_json(event) for event in carried.colluder_events],
+    }
+
+
+def carried_of(entry: Entry) -> Carried:
+    """Read back what was carried over; errors as in `reservation_of`."""
+    body = entry.body
+    carried = Carried(
+        covers=tuple(str(key) for key in body["covers"]),
+        head=str(body["head"]),
+        unit=body["unit"],
+        events=tuple(from_json(event) for event in body["events"]),
+        colluder_events=tuple(from_json(event) for event in body["colluder_events"]),
+        sequence=entry.sequence,
+    )
+    if carry_body(carried) != body:
+        raise ValueError("fields")
+    return carried

@@ -11,9 +11,11 @@ from support.deployment import Deployment, wait_until
 from support.kits import make_federation
 from support.ports import free_port
 from support.tls import tls_server
+from typer.testing import CliRunner
 
 from clients import check
 from clients.check import Finding, check_site
+from fedllm.cli import app
 from fedllm.identity.keys import Identity
 from fedllm.identity.provisioning import renew
 
@@ -276,6 +278,34 @@ def test_the_ledger_is_verified(place):
     path.write_bytes(content)
     finding = place.check()["ledger"]
     assert (finding.state, finding.exit_code) == ("failed", 4)
+
+
+def test_a_site_that_enrolled_anew_owes_its_earlier_spending(place, tmp_path):
+    """Check and start refuse until it was taken over."""
+    from fedllm.identity.enrolment import accept, enroll, read_answer
+    from fedllm.identity.provisioning import revoke, sign
+
+    revoke(place.federation, "anne")
+    request = enroll(tmp_path / "again", "site", "anne")
+    _, answer = sign(place.federation, request)
+    accept(tmp_path / "again", read_answer(answer.read_text()))
+    place.kit = tmp_path / "again"
+    kit = ["--kit", str(place.kit)]
+    finding = place.check()["ledger"]
+    assert (finding.state, finding.exit_code) == ("failed", 3)
+    assert "carry-over" in finding.remedy
+    runner = CliRunner()
+    started = runner.invoke(app, ["client", "start", *kit, "--policy", str(place.policy)])
+    assert "had other keys before" in str(started.exception)
+    for wrong in ([], ["--epsilon", "3"], ["old", "--epsilon", "3", "--delta", "1e-6"]):
+        assert "not clear" in str(
+            runner.invoke(app, ["ledger", "carry-over", *wrong, *kit]).exception
+        )
+    stated = ["--epsilon", "3", "--delta", "1e-6", "--unit", "record"]
+    done = runner.invoke(app, ["ledger", "carry-over", *stated, *kit])
+    assert done.exit_code == 0, done.exception
+    assert "count from now on" in done.output
+    assert place.check()["ledger"].state == "ok"
 
 
 def test_the_ledger_of_another_site_is_refused(place):

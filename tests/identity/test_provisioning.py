@@ -202,6 +202,20 @@ def test_revoked_is_out_for_good(tmp_path):
         revoke(folder, "eve")
 
 
+def test_a_roster_names_the_keys_that_a_site_had_before(tmp_path):
+    """Anne lost her keys, twice; bob left and nobody took his name."""
+    make_federation(tmp_path / "fed")
+    folder, lost = tmp_path / "fed", []
+    revoke(folder, "bob")
+    for number in (1, 2):
+        lost.append(inspect(folder).roster.sites["anne"])
+        revoke(folder, "anne")
+        sign(folder, enroll(tmp_path / f"anne{number}", "site", "anne"))
+    roster = inspect(folder).roster
+    assert roster.former == {"anne": tuple(lost)}
+    assert roster.sites["anne"] not in lost
+
+
 def test_a_site_taken_from_the_file_stays_until_revoked(tmp_path):
     make_federation(tmp_path)
     done = make_federation(tmp_path, sites=["anne"])

@@ -113,6 +113,7 @@ def valid() -> Roster:
         ({"node_keys": {"anne": NODE_KEY, "authority": NODE_KEY}}, "one node key twice"),
         ({"coordinator": b"s" * 32}, "one key twice"),
         ({"revoked": (b"s" * 32,)}, "revoked one"),
+        ({"former": {"anne": (b"o" * 32,)}}, "earlier key that is not revoked"),
     ],
 )
 def test_even_the_root_key_cannot_sign_nonsense(change, words):

@@ -13,6 +13,7 @@ from fedllm.privacy.events import (
     Gaussian,
     NonPrivate,
     PoissonGaussian,
+    Stated,
     canonical_bytes,
     fold,
     from_json,
@@ -25,6 +26,7 @@ events = st.one_of(
     st.builds(PoissonGaussian, st.floats(0, 1), noises, st.integers(0, 10**9)),
     st.builds(Gaussian, noises, st.integers(0, 10**9)),
     st.just(NonPrivate()),
+    st.builds(Stated, st.floats(0, 1e6), st.floats(0, 1)),
 )
 
 
@@ -52,6 +54,9 @@ def test_json_round_trip(event):
         {"type": "gaussian", "noise_multiplier": 1.0, "count": 1.5},
         {"type": "gaussian", "noise_multiplier": 1.0, "count": True},
         {"type": "non_private", "count": 1},
+        {"type": "stated", "epsilon": -1.0, "delta": 0.0},
+        {"type": "stated", "epsilon": 1.0, "delta": 1.5},
+        {"type": "stated", "epsilon": 1.0},
     ],
 )
 def test_unknown_or_malformed_events_are_refused(value):
