@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from support.ports import free_port
 from typer.testing import CliRunner
 
 from fedllm.cli import app
@@ -20,7 +21,7 @@ hosts = ["127.0.0.1"]
 def call(tmp_path, monkeypatch):
     """Run a command in an empty folder; give what it printed, or raise its error."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "federation.toml").write_text(FEDERATION)
+    (tmp_path / "federation.toml").write_text(f"{FEDERATION}port = {free_port()}\n")
     runner = CliRunner()
 
     def run(*arguments: str, code: int = 0) -> str:

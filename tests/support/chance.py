@@ -26,25 +26,8 @@ def standard_deviation_bounds(
     return deviation * low**0.5, deviation * high**0.5
 
 
-def mean_bound(count: int, deviation: float, probability: float = FALSE_ALARM) -> float:
-    """Return how far the mean of ``count`` centred normal numbers may lie from zero."""
-    return float(deviation * stats.norm.isf(probability / 2) / count**0.5)
-
-
-def largest_bound(count: int, deviation: float, probability: float = FALSE_ALARM) -> float:
-    """Return what all of ``count`` centred normal numbers stay within, by absolute value."""
-    return float(deviation * stats.norm.isf(probability / (2 * count)))
-
-
-def count_bounds(trials: int, rate: float, probability: float = FALSE_ALARM) -> tuple[int, int]:
-    """Return the smallest and largest likely number of successes in independent trials."""
-    low = stats.binom.ppf(probability / 2, trials, rate)
-    high = stats.binom.isf(probability / 2, trials, rate)
-    return int(low), int(high)
-
-
 def uniform_below(values: NDArray[np.integer], bound: int) -> float:
-    """Return how probable it is that uniform integers below a large bound look no more uniform.
+    """Return the p-value of integers under the claim that they are uniform below a large bound.
 
     The distribution of Kolmogorov and Smirnov's distance is exact for values without ties.
     """
