@@ -51,8 +51,8 @@ def run_plain(out: Path, learning_rate: float, cpu_seconds: float) -> dict[str, 
     from fedllm.config import parse, read_toml
     from fedllm.pretraining.architectures import resolve_shape
     from fedllm.pretraining.config import PretrainConfig
+    from fedllm.pretraining.manifest import load_manifest, open_shards
     from fedllm.pretraining.material import held_out_text
-    from fedllm.pretraining.shards import load_manifest, open_shards
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

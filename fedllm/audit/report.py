@@ -19,8 +19,10 @@ from markupsafe import Markup
 
 from fedllm.audit.comparison import load_comparison
 from fedllm.audit.report_audits import AuditParts
+from fedllm.audit.report_comparison import comparison_part
 from fedllm.audit.report_numbers import bound, number, percent
 from fedllm.audit.report_run import RunParts
+from fedllm.audit.report_technical import TechnicalParts
 from fedllm.audit.run_folder import read_run_folder
 from fedllm.files import write_bytes, write_json
 
@@ -59,8 +61,11 @@ def write_report(run_folder: Path, language: Language = "en", beside: Sequence[P
     texts = read_texts(language)
     run = read_run_folder(run_folder)
     others = [read_run_folder(folder) for folder in beside]
-    parts = RunParts(run, load_comparison(run_folder), texts).parts()
+    compared = load_comparison(run_folder)
+    parts = RunParts(run, texts).parts()
     parts |= AuditParts(run, others, texts).parts()
+    parts |= TechnicalParts(run, texts).parts()
+    parts["comparison"] = comparison_part(compared, texts["comparison"]) if compared else None
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,

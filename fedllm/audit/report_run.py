@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from fedllm.audit.comparison import Comparison
-from fedllm.audit.installation import installed_versions
-from fedllm.audit.plots import epsilon_plot, exposure_plot, metric_plot
+from fedllm.audit.plots import epsilon_plot, metric_plot
 from fedllm.audit.report_numbers import (
     MOST_VALUES,
     bound,
     epsilon_of,
     factor,
-    flat,
     is_number,
     number,
-    percent,
 )
-from fedllm.audit.run_folder import PHASES, RunFolder
+from fedllm.audit.run_folder import RunFolder
 
 _MOST_SITES = 40
 
@@ -30,13 +25,10 @@ _MOST_SITES = 40
 class RunParts:
     """The parts that the run itself recorded, each as plain values ready for the template."""
 
-    def __init__(
-        self, run: RunFolder, comparison: Comparison | None, texts: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, run: RunFolder, texts: Mapping[str, Any]) -> None:
         self._run = run
         self._config = run.config
         self._summary = run.summary
-        self._comparison = comparison
         self._texts = texts
 
     def parts(self) -> dict[str, Any]:
@@ -51,12 +43,7 @@ class RunParts:
             "protected": list(self._protected()),
             "progress": self._progress(),
             "epsilon_plot": self._epsilon_plot(),
-            "comparison": self._attacks(self._comparison) if self._comparison else None,
-            "time": list(self._time()),
-            "encryption": list(self._encryption()),
             "limits": list(self._limits()),
-            "origin": self._origin(),
-            "appendix": list(flat(self._summary, self._texts["appendix"]["more"])),
         }
 
     @cached_property
@@ -64,7 +51,7 @@ class RunParts:
         """Spent by site, from the rounds or else from the summary."""
         if self._run.epsilon:
             return self._run.epsilon
-        recorded = self._section("privacy").get("sites", {})
+        recorded = self._run.section("privacy").get("sites", {})
         if not isinstance(recorded, Mapping):
             return {}
         values = {name: epsilon_of(value) for name, value in recorded.items()}
@@ -72,17 +59,13 @@ class RunParts:
 
     @property
     def _largest_epsilon(self) -> float | None:
-        claimed = epsilon_of(self._section("privacy"))
+        claimed = epsilon_of(self._run.section("privacy"))
         values = [*self._epsilon.values(), *([] if claimed is None else [claimed])]
         return max(values, default=None)
 
     @property
     def _unit(self) -> str:
         return str(self._texts["unit"][self._config.unit])
-
-    def _section(self, name: str) -> Mapping[str, Any]:
-        value = self._summary.get(name)
-        return value if isinstance(value, Mapping) else {}
 
     def _verdict(self) -> str:
         texts = self._texts["verdict"]
@@ -114,7 +97,7 @@ class RunParts:
             yield texts["none"], texts["no_epsilon"]
         scheme = self._config.encryption.scheme
         yield (texts["none"] if scheme == "none" else scheme.upper()), texts["encryption"]
-        total = self._section("seconds").get("total")
+        total = self._run.section("seconds").get("total")
         if is_number(total):
             yield number(total), texts["seconds"]
 
@@ -131,7 +114,7 @@ class RunParts:
 
     def _what(self) -> SimpleNamespace:
         texts, config = self._texts["what"], self._config
-        model = self._section("model")
+        model = self._run.section("model")
         task = self._texts["task"][config.task]
         adapter = model.get("adapter_parameters")
         rows = [
@@ -220,7 +203,7 @@ class RunParts:
 
     def _first_and_last_metrics(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
         measured = [line for line in self._run.rounds if line.metrics]
-        last = {k: float(v) for k, v in self._section("metrics").items() if is_number(v)}
+        last = {k: float(v) for k, v in self._run.section("metrics").items() if is_number(v)}
         if not measured:
             return {}, last
         first = measured[0].metrics if measured[0].number == 0 else {}
@@ -258,87 +241,6 @@ class RunParts:
         description = texts["plot"].format(largest=bound(self._largest_epsilon))
         return epsilon_plot(curves, ceiling, words, description)
 
-    def _attacks(self, found: Comparison) -> SimpleNamespace:
-        texts = self._texts["comparison"]
-        models = [
-            SimpleNamespace(
-                name=model.name,
-                accuracy=percent(model.accuracy),
-                exact=percent(model.exact),
-                extracted=texts["of"].format(count=model.extracted, total=found.secrets),
-                first=texts["of"].format(count=found.ranked_first(model), total=found.secrets),
-                exposure=number(sum(model.exposure) / max(1, len(model.exposure))),
-            )
-            for model in found.models
-        ]
-        examples = [
-            SimpleNamespace(
-                prompt=example.prompt,
-                right=example.right,
-                answers=list(zip((m.name for m in found.models), example.answers, strict=False)),
-            )
-            for example in found.examples
-        ]
-        words = {"exposure": texts["axis"], **{k: texts[k] for k in ("maximum", "expected")}}
-        return SimpleNamespace(
-            models=models,
-            examples=examples,
-            text=texts["text"].format(
-                secrets=found.secrets, candidates=number(round(2**found.maximum_exposure))
-            ),
-            chance=texts["chance"].format(
-                chance=percent(found.chance),
-                questions=number(found.questions),
-                expected=number(found.expected_exposure),
-                maximum=number(found.maximum_exposure),
-            ),
-            plot=exposure_plot(
-                {m.name: m.exposure for m in found.models},
-                found.maximum_exposure,
-                found.expected_exposure,
-                words,
-                texts["plot"],
-            ),
-        )
-
-    def _time(self) -> Iterator[SimpleNamespace]:
-        texts = self._texts["time"]
-        recorded = {k: float(v) for k, v in self._section("seconds").items() if is_number(v)}
-        for phase in PHASES:
-            if phase not in recorded:
-                values = [r.seconds[phase] for r in self._run.rounds if phase in r.seconds]
-                recorded |= {phase: sum(values)} if values else {}
-        parts = {name: value for name, value in recorded.items() if name != "total"}
-        whole = sum(parts.values())
-        for name, value in parts.items():
-            share = 100 * value / whole if whole > 0 else 0.0
-            yield SimpleNamespace(
-                name=texts.get(name, name),
-                seconds=f"{value:,.2f}",
-                share=f"{share:.1f}%",
-                percent=round(share, 1),
-            )
-        if "total" in recorded:
-            total = f"{recorded['total']:,.2f}"
-            yield SimpleNamespace(name=texts["total"], seconds=total, share="", percent=None)
-
-    def _encryption(self) -> Iterator[tuple[str, str]]:
-        texts, config = self._texts["encryption"], self._config.encryption
-        known: dict[str, Any] = {"scheme": config.scheme}
-        if config.scheme == "bfv":
-            known |= {"bits": config.bits, "masks": config.masked}
-        totals = {k: self._summary[k] for k in ("bytes_up", "bytes_down") if k in self._summary}
-        for key, value in {**known, **self._section("encryption")}.items():
-            if isinstance(value, list):
-                shown = ", ".join(map(str, value))
-            elif isinstance(value, bool):
-                shown = texts["yes" if value else "no"]
-            else:
-                shown = number(value) if is_number(value) else str(value)
-            yield texts.get(key, key), shown
-        for key, value in totals.items():
-            yield texts[key], number(value)
-
     def _limits(self) -> Iterator[str]:
         texts, config = self._texts["limits"], self._config
         if not config.private:
@@ -351,22 +253,3 @@ class RunParts:
         if config.private:
             yield texts[config.unit]
         yield from texts["items"]
-
-    def _origin(self) -> SimpleNamespace:
-        texts, model = self._texts["origin"], self._section("model")
-        named = (
-            ("model", model.get("fingerprint")),
-            ("adapter", self._summary.get("adapter_sha256")),
-            ("run_toml", _sha256(self._run.path / "run.toml")),
-            ("summary", _sha256(self._run.path / "summary.json")),
-            ("seed", self._config.seed),
-        )
-        rows = [(texts[key], str(value)) for key, value in named if value is not None]
-        recorded = self._section("versions")
-        versions = {k: str(v) for k, v in recorded.items()} or installed_versions()
-        note = texts["versions_recorded" if recorded else "versions_here"]
-        return SimpleNamespace(rows=[*rows, *versions.items()], note=note)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -66,6 +66,11 @@ class RunFolder:
             last.update(line.epsilon)
         return last
 
+    def section(self, name: str) -> Mapping[str, Any]:
+        """Return a table of the summary; empty where it has none of that name."""
+        value = self.summary.get(name)
+        return value if isinstance(value, Mapping) else {}
+
     @property
     def sites(self) -> list[str]:
         """Names of the sites that appear anywhere in the rounds."""

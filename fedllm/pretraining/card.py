@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedllm.pretraining.config import PretrainConfig
-from fedllm.pretraining.shards import Manifest, Part
+from fedllm.pretraining.manifest import Manifest, Part
 
 _FRONT_MATTER = """---
 library_name: transformers

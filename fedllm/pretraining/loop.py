@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import resource
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from fedllm.errors import ConfigError, TrainingError
 from fedllm.pretraining.checkpoint import load_tensors, newest_checkpoint, save_checkpoint
 from fedllm.pretraining.config import PretrainConfig
+from fedllm.pretraining.course import Clock, Course
 from fedllm.pretraining.evaluation import continue_prompts, held_out_figures, held_out_sums
 from fedllm.pretraining.material import HeldOut
 from fedllm.pretraining.metrics import add_metrics, forget_after
@@ -33,19 +32,6 @@ from fedllm.randomness import RandomStream
 # A smoothed loss this far above its best is not coming back (nats per target).
 _DIVERGED_NATS = 2.0
 _SMOOTHING = 0.9
-
-
-@dataclass
-class _Course:
-    """What the loop carries from step to step, and into a checkpoint."""
-
-    step: int = 0
-    window_loss: float = 0.0
-    window_steps: int = 0
-    smoothed: float = math.nan
-    best: float = math.inf
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
 
 
 class Loop:
@@ -81,7 +67,7 @@ class Loop:
         if training.sharded and world.size > 1:
             shard(objective)
         self._optimizers = Optimizers(objective.model, training)
-        self._course = _Course()
+        self._course = Course()
         self._trained: nn.Module = objective
         if training.compile:
             self._trained = torch.compile(objective)  # type: ignore[assignment]
@@ -101,7 +87,7 @@ class Loop:
         if course.step == 0:
             self._write({"step": 0, "tokens": 0, **evaluation, **self._samples()})
         self._objective.model.train()
-        clock = _Clock(course)
+        clock = Clock(course)
         while course.step < steps:
             rate, norm = self._step()
             last = course.step == steps
@@ -213,7 +199,7 @@ class Loop:
         rate: float,
         norm: float,
         evaluation: dict[str, float],
-        clock: _Clock,
+        clock: Clock,
         samples: dict[str, Any],
     ) -> None:
         course, training = self._course, self._config.training
@@ -275,7 +261,7 @@ class Loop:
             path, course = found
             load_tensors(path, self._tensors())
             self._sampler.restore(course.pop("sampler"))
-            self._course = _Course(**course)
+            self._course = Course(**course)
         if self._world.first:
             forget_after(self._metrics, self._course.step if found else -1)
         return self._course.step
@@ -284,30 +270,3 @@ class Loop:
     def seconds(self) -> dict[str, float]:
         """Wall time and this process's CPU time so far, over all starts of the run."""
         return {"total": round(self._course.seconds, 3), "cpu": round(self._course.cpu_seconds, 3)}
-
-
-def cpu_seconds() -> float:
-    """Return the CPU time of this process and of the compilers that it ran."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
-
-
-class _Clock:
-    """Wall time and CPU time of the run over all its starts, and the pace of the last steps."""
-
-    def __init__(self, course: _Course) -> None:
-        self._last = time.monotonic()
-        self._zero = course.seconds - self._last, course.cpu_seconds - cpu_seconds()
-        self._step = course.step
-        self._pace: float | None = None
-
-    def update(self, course: _Course) -> None:
-        course.seconds = self._zero[0] + time.monotonic()
-        course.cpu_seconds = self._zero[1] + cpu_seconds()
-
-    def seconds_per_step(self, step: int) -> float:
-        now = time.monotonic()
-        pace = (now - self._last) / max(1, step - self._step)
-        self._pace = pace if self._pace is None else 0.7 * self._pace + 0.3 * pace
-        self._last, self._step = now, step
-        return max(self._pace, 1e-9)

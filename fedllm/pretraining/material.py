@@ -13,10 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedllm.errors import DataError
 from fedllm.pretraining.config import PretrainConfig
+from fedllm.pretraining.manifest import Manifest, open_shards
 from fedllm.pretraining.masked import SPECIAL_TOKENS, MaskedLanguage, MaskedVocabulary
 from fedllm.pretraining.objectives import NextToken, Objective
 from fedllm.pretraining.sampling import PackedRows, PassagePairs, Passages, Pieces, Sampler
-from fedllm.pretraining.shards import Manifest, open_shards
 from fedllm.pretraining.spans import SpanCorruption, sentinel_ids
 
 

@@ -19,12 +19,13 @@ from fedllm.pretraining.architectures import build_model, choose_attention, meas
 from fedllm.pretraining.card import model_card
 from fedllm.pretraining.config import PretrainConfig
 from fedllm.pretraining.loop import Loop
+from fedllm.pretraining.manifest import Manifest, load_manifest
 from fedllm.pretraining.material import held_out_text, make_objective, make_sampler
 from fedllm.pretraining.memory import keep_freed_memory
 from fedllm.pretraining.metrics import curve
 from fedllm.pretraining.parallel import World, joined_world, whole_model
 from fedllm.pretraining.progress import Observer, Silent
-from fedllm.pretraining.shards import Manifest, load_manifest, tokenise, training_texts
+from fedllm.pretraining.shards import tokenise, training_texts
 from fedllm.pretraining.tokenizer import load_tokenizer, train_tokenizer
 
 

@@ -12,7 +12,8 @@ from pyarrow import parquet
 from fedllm.errors import DataError
 from fedllm.pretraining import shards
 from fedllm.pretraining.config import PretrainConfig, TokenizerSection
-from fedllm.pretraining.shards import load_manifest, open_shards, tokenise
+from fedllm.pretraining.manifest import load_manifest, open_shards
+from fedllm.pretraining.shards import tokenise
 from fedllm.pretraining.tokenizer import train_tokenizer
 
 TEXTS = [f"document number {i} says {i * i}" for i in range(60)]
