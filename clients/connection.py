@@ -21,7 +21,6 @@ from fedllm.identity.kits import Kit, split_address
 from fedllm.identity.roster import ROSTER_PATH
 
 _TIMEOUT_S = 10.0
-_NODE_PATH = "/v1/fleet/send-node-heartbeat"
 _MAX_ROSTER_BYTES = 16 << 20
 
 
@@ -149,8 +148,8 @@ def _look(connection: http.client.HTTPSConnection, kit: Kit) -> Reached:
         raise ssl.SSLError("no TLS")
     expires = ssl.cert_time_to_seconds(str((secured.getpeercert() or {})["notAfter"]))
     protocol = secured.version() or "TLS"
-    # Not a message, so that nothing is done: only whether the door opens for the key counts.
-    connection.request("POST", _NODE_PATH, body=b"\xff", headers=_proof(kit))
+    # Only whether the door opens for the key counts; the body is not read.
+    connection.request("POST", ROSTER_PATH, body=b"\xff", headers=_proof(kit))
     answer = connection.getresponse()
     return Reached(
         protocol,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -133,3 +135,45 @@ def test_the_image_runs_as_nobody_in_particular():
     for source in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE):
         for name in source.split():
             assert (REPOSITORY / name).exists()
+
+
+def containerfile() -> str:
+    """The Containerfile with its continued lines joined."""
+    text = (DEPLOYMENT / "Containerfile").read_text()
+    return re.sub(r"\\\n#? *", "", text)
+
+
+def test_the_image_holds_all_that_the_package_is_made_of():
+    """What pyproject.toml names is copied; what is installed exists, in the tested versions."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    lines = containerfile().splitlines()
+    copied = {
+        name
+        for line in lines
+        if line.startswith("COPY ") and "--from" not in line
+        for name in line.split()[1:-1]
+    }
+    packages = set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"])
+    assert copied == packages | {"pyproject.toml", project["project"]["readme"], "constraints.txt"}
+    installs = [shlex.split(line) for line in lines if "pip install" in line]
+    (extras,) = (re.search(r"\.\[(.*)\]", word)[1] for word in installs[0] if "[" in word)
+    assert set(extras.split(",")) <= set(project["project"]["optional-dependencies"])
+    pinned = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    assert installs[1][-1] in pinned
+    assert all("--constraint" in words or "--no-deps" in words for words in installs)
+    (entry,) = (line for line in lines if line.startswith("ENTRYPOINT"))
+    assert json.loads(entry.removeprefix("ENTRYPOINT "))[0] in project["project"]["scripts"]
+
+
+def test_the_commands_of_the_image_are_those_of_the_package():
+    text = containerfile()
+    runs = re.findall(r"^#.*podman run.* (fedllm \w+ start .*)$", text, re.MULTILINE)
+    checks = re.findall(r"--health-cmd '(.*?)'", text)
+    assert len(runs) == 2
+    assert len(checks) == 1
+    for line in runs + checks:
+        Named(tuple(shlex.split(line)[1:]), sketched=False).parse()
+    # Who starts the image is the user inside, or could not read its own kit.
+    ids = set(re.findall(r"--[ug]id (\d+)", text)) | set(re.findall(r"[ug]id=(\d+)", text))
+    assert len(ids) == 1
+    assert all(text.count(f"{kind}={n}") == 1 for kind in ("uid", "gid") for n in ids)
