@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import nan
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedllm.data.encode import EncodedDataset
+from fedllm.errors import TrainingError
 from fedllm.federation.discrete import make_grid
 from fedllm.federation.evaluating import noised_sum
 from fedllm.federation.orders import Order
@@ -84,16 +86,24 @@ class SiteWork:
         settings: LocalSettings,
         noise_multiplier: float,
     ) -> tuple[NDArray[np.float32], LocalStatistics]:
-        """Train without noise, then clip and noise the update as one unit."""
-        result = self._trained(order, dataset, replace(settings, noise_multiplier=None))
+        """Train without noise, then clip and noise the update as one unit.
+
+        Training that fails counts as an update of nothing: a refusal would tell something of
+        the site without any noise. The site's log has no loss then.
+        """
+        try:
+            result = self._trained(order, dataset, replace(settings, noise_multiplier=None))
+            update, statistics = result.update, result.statistics
+        except TrainingError:
+            update, statistics = np.zeros_like(order.adapter), LocalStatistics(nan, 0, 0, ())
         update = private_update(
-            result.update,
+            update,
             order.config.privacy.clipping_norm,
             noise_multiplier,
             settings.noise_share,
             RandomStream.secure(),
         )
-        return update, result.statistics
+        return update, statistics
 
     def _with_integer_noise(
         self,

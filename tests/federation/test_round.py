@@ -203,6 +203,25 @@ def test_a_whole_site_can_be_the_unit(tiny_checkpoint, tmp_path, noise):
     assert 3.9 < epsilon([event] * 3, 1e-5).value <= 4.0
 
 
+def test_a_whole_site_does_not_tell_by_refusing_that_its_training_failed(
+    tiny_checkpoint, tmp_path, monkeypatch
+):
+    config = small_config(
+        tiny_checkpoint("bert"),
+        privacy={"epsilon": 4.0, "unit": "site", "clipping_norm": 0.01},
+    )
+    federation = build(tmp_path, config)
+
+    def fails(*_, **__):
+        raise TrainingError("a batch's gradient is NaN or infinite")
+
+    monkeypatch.setattr("fedllm.federation.site_work.train_locally", fails)
+    outcome = federation.round()
+    assert outcome.dropped == {}
+    assert np.isfinite(outcome.mean).all()
+    assert outcome.mean.std() > 0
+
+
 def test_a_site_as_the_unit_sends_no_more_than_the_clipping_norm(
     tiny_checkpoint, tmp_path, monkeypatch
 ):
