@@ -19,7 +19,7 @@ app = CommandGroup(
 add_joining_commands(app, "site")
 
 if TYPE_CHECKING:
-    from clients.check import Finding
+    from clients.findings import Finding
 
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "dim"}
 

@@ -13,8 +13,9 @@ from support.ports import free_port
 from support.tls import tls_server
 from typer.testing import CliRunner
 
-from clients import check
-from clients.check import Finding, check_site
+from clients import check, machine
+from clients.check import check_site
+from clients.findings import Finding
 from fedllm.cli import app
 from fedllm.identity.keys import Identity
 from fedllm.identity.provisioning import renew
@@ -55,8 +56,8 @@ def place(tmp_path: Path) -> Place:
 
 def test_a_site_that_is_ready(place, tiny_checkpoint, monkeypatch):
     usage = shutil.disk_usage(place.kit)
-    monkeypatch.setattr(check.shutil, "disk_usage", lambda path: usage._replace(free=1 << 40))
-    monkeypatch.setattr(check, "_available_memory", lambda: 1 << 40)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: usage._replace(free=1 << 40))
+    monkeypatch.setattr(machine, "_available_memory", lambda: 1 << 40)
     with tls_server(place.coordinator, place.port):
         found = place.check(str(tiny_checkpoint("bert")))
     assert {name: finding.state for name, finding in found.items()} == dict.fromkeys(found, "ok")
@@ -332,8 +333,8 @@ def test_a_model_that_is_not_there(place):
 
 def test_a_full_disk_and_little_memory(place, monkeypatch):
     usage = shutil.disk_usage(place.kit)
-    monkeypatch.setattr(check.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
-    monkeypatch.setattr(check, "_available_memory", lambda: 1 << 20)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    monkeypatch.setattr(machine, "_available_memory", lambda: 1 << 20)
     found = place.check()
     assert found["disk"].state == "failed"
     assert found["memory"].state == "warning"
