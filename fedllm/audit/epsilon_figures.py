@@ -13,8 +13,9 @@ ASSUMPTIONS = (
     "are taken as public.",
     "Sampling: each unit was in a step's batch independently, with the recorded probability "
     "(Poisson sampling). `fedllm audit selftest` tests that the installed code does this.",
-    "Noise: Gaussian, with the recorded standard deviation in units of the clipping norm, "
-    "from a generator that nobody can predict. The self-test tests this too.",
+    "Noise: Gaussian, or integers worth as much, with the recorded standard deviation in units "
+    "of the most that one unit can change (the clipping norm; twice that where whole sites are "
+    "the unit), from a generator that nobody can predict. The self-test tests this too.",
     "'Others see sums': coordinator, key authority and the other sites see opened sums and the "
     "model. With distributed noise this relies on at most `privacy.colluders` sites revealing "
     "their share of the noise.",
