@@ -32,10 +32,11 @@ from fedllm.training.evaluate import evaluate, unit_scores
 PRIVATE = {"epsilon": 4.0, "delta": 1e-3, "noise": "local"}
 
 
-def evaluated(federation, number=1):
+def evaluated(federation, number=1, attempt=None):
     """Run one evaluation round and return its outcome."""
     cohort = gather_cohort(federation, federation.terms, number, federation.roster, lambda _: None)
-    statement = statement_of(federation.terms, cohort, number, number, None, "evaluation")
+    attempt = attempt or number
+    statement = statement_of(federation.terms, cohort, number, attempt, None, "evaluation")
     adapter = federation.model().adapter()
     return run_round(
         federation,
@@ -224,17 +225,14 @@ def test_an_evaluation_that_was_not_planned_is_refused(tiny_checkpoint, tmp_path
     with pytest.raises(RefusedError, match="no evaluation at the sites left"):
         evaluated(federation, 1)
     evaluated(federation, 2)
-    # The authority refuses a second one, the sites' memory does, and the ledger by itself.
+    # The authority refuses it again, the sites' memory does, and the ledger a new attempt.
     with pytest.raises(FedllmError, match="opened before"):
         evaluated(federation, 2)
     federation.authority._opened._seen.clear()
     with pytest.raises(FedllmError, match="trained before"):
         evaluated(federation, 2)
-    federation.authority._opened._seen.clear()
-    for name in federation.sites:
-        (federation.folder / f"{name}.json").unlink()
     with pytest.raises(RefusedError, match="no evaluation at the sites left"):
-        evaluated(federation, 2)
+        evaluated(federation, 2, attempt=3)
     assert ledger_of(federation).events_of_run("run-1", "evaluation") == [evaluation_event(config)]
 
 
