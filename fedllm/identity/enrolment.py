@@ -23,13 +23,13 @@ from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.files import atomic_directory, write_bytes
 from fedllm.identity import certificates
 from fedllm.identity.keys import Identity, verify_signature
-from fedllm.identity.kits import (
+from fedllm.identity.kit_folder import (
     check_permissions,
-    install_roster,
     locked,
     read_description,
     write_description,
 )
+from fedllm.identity.kits import install_roster
 from fedllm.identity.roster import (
     ROLES,
     Role,

@@ -35,7 +35,7 @@ from fedllm.identity.issuing import (
     unchanged,
     write_server_certificate,
 )
-from fedllm.identity.kits import check_permissions
+from fedllm.identity.kit_folder import check_permissions
 from fedllm.identity.operator_keys import OperatorKeys
 from fedllm.identity.roster import Role
 from fedllm.locks import in_turn
