@@ -25,6 +25,7 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesRequest,
 )
 from flwr.proto.node_pb2 import Node
+from support.deployment import wait_until
 from support.kits import make_federation
 from support.wire import client_of, echo_node, node_key, proof, running_superlink, wait_online
 
@@ -250,8 +251,6 @@ def test_a_revoked_node_stays_out(federation, tmp_path):
 
 def hears(federation, tmp_path, words: str, **other) -> str:
     """Run a node until its log says ``words``."""
-    from support.deployment import wait_until
-
     log = tmp_path / "node.log"
     with echo_node(federation.anne, federation.link.port, log, **other):
         wait_until(lambda: words in log.read_text(), 900.0, words)
@@ -385,6 +384,8 @@ def test_a_node_answers_its_app_only_and_keeps_its_errors_to_itself(
     )
     log = tmp_path / "node.log"
     with echo_node(federation.anne, link.port, log) as process:
+        # Others have been here in her name: that she is online may be about them.
+        wait_until(lambda: "connected to" in log.read_text(), 900.0, "connected")
         node = wait_online(link, "anne")
         with grid_of(link.open_run()) as grid:
 
