@@ -30,6 +30,8 @@ from fedllm.federation.run_terms import Terms
 from fedllm.federation.wire import digest
 from fedllm.identity.roster import Roster
 from fedllm.models.shared import SharedModel
+from fedllm.privacy.ledger_entries import Head
+from fedllm.privacy.ledger_heads import HEADS_FILE, keep_heads, read_heads, went_back
 from fedllm.training.evaluate import evaluate
 from fedllm.training.server_optimizer import ServerOptimizer
 from server.checkpoints import RunState, load_checkpoint, save_checkpoint
@@ -133,6 +135,7 @@ class Loop:
         self._checkpoints = place.out / "checkpoints"
         self._cohort: tuple[Member, ...] = ()
         self.names: set[str] = set()
+        self._heads: dict[str, Head] = {}
         self._optimizer = ServerOptimizer(config.rounds, place.model.manifest)
 
     def run(self, state: RunState) -> RunState:
@@ -145,6 +148,9 @@ class Loop:
         """
         if state.round:
             self._optimizer.load(state.optimizer)
+        kept = self._place.out / HEADS_FILE
+        if kept.exists():
+            self._heads = {site: heads[-1] for site, heads in read_heads(kept).items()}
         self._cohort = self._gather(state.round + 1)
         rounds = self._config.rounds.count
         self._place.observer.started(rounds, len(self._cohort), state.round)
@@ -225,7 +231,7 @@ class Loop:
         return read_sum(self._config, outcome.mean * count, count)
 
     def _run_round(self, statement: RoundStatement, adapter: NDArray[np.float32]) -> RoundOutcome:
-        return run_round(
+        outcome = run_round(
             self._sites,
             self._authority,
             self._terms,
@@ -234,6 +240,17 @@ class Loop:
             adapter,
             partial(self._place.observer.site_answered, statement.round),
         )
+        self._keep_heads(statement, outcome.heads)
+        return outcome
+
+    def _keep_heads(self, statement: RoundStatement, heads: dict[str, Head]) -> None:
+        keep_heads(self._place.out / HEADS_FILE, statement.run, statement.round, heads)
+        for site in went_back(self._heads, heads):
+            self._place.observer.note(
+                f"the ledger of '{site}' is not the one of an earlier round continued: ask the "
+                f"site, and compare with `fedllm ledger verify LEDGER --heads {HEADS_FILE}`"
+            )
+        self._heads.update(heads)
 
     def _gather(self, number: int) -> tuple[Member, ...]:
         place = self._place

@@ -12,7 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedllm.audit.epsilon_figures import (
@@ -38,6 +38,7 @@ from fedllm.privacy.events import (
 )
 from fedllm.privacy.ledger_audit import read_state
 from fedllm.privacy.ledger_entries import Head, TamperedError
+from fedllm.privacy.ledger_heads import HEADS_FILE, read_heads
 from fedllm.privacy.ledger_state import LedgerState, Reservation
 
 
@@ -51,10 +52,13 @@ class Source:
         The ledger, or an export of one.
     reported : mapping of str to mapping of str to float
         Epsilon by run and site, as a run's summary says.
+    heads : mapping of str to sequence of Head
+        Heads that the run's coordinator kept, by site.
     """
 
     path: Path
     reported: Mapping[str, Mapping[str, float]]
+    heads: Mapping[str, Sequence[Head]] = field(default_factory=dict)
 
 
 def find_ledgers(paths: Sequence[Path]) -> list[Source]:
@@ -74,10 +78,12 @@ def find_ledgers(paths: Sequence[Path]) -> list[Source]:
             continue
         folder = path / "ledgers" if (path / "ledgers").is_dir() else path
         found = sorted(folder.glob("*.sqlite")) + sorted(folder.glob("*.jsonl"))
-        found = [file for file in found if folder != path or file.name != "metrics.jsonl"]
+        found = [file for file in found if file.name not in ("metrics.jsonl", HEADS_FILE)]
         if not found:
             raise ConfigError(f"{folder} holds no ledgers", "give a folder with *.sqlite ledgers")
-        sources += [Source(file, _reported(path)) for file in found]
+        kept = path / HEADS_FILE
+        heads = read_heads(kept) if kept.exists() else {}
+        sources += [Source(file, _reported(path), heads) for file in found]
     return sources
 
 
@@ -93,7 +99,7 @@ def _reported(folder: Path) -> dict[str, dict[str, float]]:
 def audit_ledgers(
     sources: Sequence[Source],
     public_keys: Mapping[str, bytes] | None = None,
-    anchors: Mapping[str, Head] | None = None,
+    anchors: Mapping[str, Sequence[Head]] | None = None,
 ) -> EpsilonAudit:
     """Check and recompute every ledger; what does not hold is a finding, not an exception.
 
@@ -103,30 +109,32 @@ def audit_ledgers(
         From `find_ledgers`.
     public_keys : mapping of str to bytes, optional
         Sites' raw Ed25519 keys from a trustworthy place, by site.
-    anchors : mapping of str to Head, optional
-        Heads of ledgers that other parties kept, by site.
+    anchors : mapping of str to sequence of Head, optional
+        Heads of ledgers that other parties kept, by site; those that the coordinator kept in
+        a run's folder are known besides.
 
     Raises
     ------
     FedllmError
         If a file cannot be read.
     """
-    keys, heads = public_keys or {}, anchors or {}
+    keys = public_keys or {}
     ledgers, findings = [], []
     for source in sources:
         name = str(source.path)
         try:
             state = read_state(source.path)
             # Once more against what others know of this site.
-            if state.site in keys or state.site in heads:
-                state = read_state(source.path, keys.get(state.site), heads.get(state.site))
+            heads = [*(anchors or {}).get(state.site, ()), *source.heads.get(state.site, ())]
+            if state.site in keys or heads:
+                state = read_state(source.path, keys.get(state.site), heads)
         except TamperedError as error:
             findings.append(Finding("critical", name, error.message))
             ledgers.append(LedgerAudit(name, "", "", ()))
             continue
         audited = _ledger(name, state, source.reported)
         ledgers.append(audited)
-        findings += trust_findings(audited, keys, heads)
+        findings += trust_findings(audited, state.site in keys, bool(heads))
         findings += [found for data in audited.datasets for found in judge(audited.site, data)]
     return EpsilonAudit(tuple(ledgers), tuple(worst_first(findings)))
 

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from fedllm.audit.epsilon_figures import DatasetAudit, EpsilonAudit, LedgerAudit, RunAudit
 from fedllm.audit.findings import Finding
 from fedllm.audit.recompute import Recomputed
-from fedllm.privacy.ledger_entries import Head, TamperedError
+from fedllm.privacy.ledger_entries import TamperedError
 
 # Both sides round upwards, by grids and by error bounds of about one hundredth.
 TOLERANCE = 0.02
 
 
-def trust_findings(
-    ledger: LedgerAudit, keys: Mapping[str, bytes], heads: Mapping[str, Head]
-) -> Iterable[Finding]:
+def trust_findings(ledger: LedgerAudit, key_known: bool, head_known: bool) -> Iterable[Finding]:
     """Say what was not known from a trustworthy place."""
-    if ledger.site not in keys:
+    if not key_known:
         yield Finding(
             "note",
             ledger.site,
             "signatures were checked against the key that the ledger itself names; "
             f"give --public-key {ledger.site}=HEX to know that it is the site's",
         )
-    if ledger.site not in heads:
+    if not head_known:
         yield Finding(
             "note",
             ledger.site,
-            "no anchor was given: entries cut off at the end would not be noticed; ask another "
-            "party for a head that it kept",
+            "no anchor was given: entries cut off at the end would not be noticed; ask the "
+            "coordinator for the heads that it kept (--heads)",
         )
 
 

@@ -101,6 +101,7 @@ def epsilon(
         help="The head of a site's ledger (number and hash of its last entry), as noted elsewhere "
         "before; may be repeated.",
     ),
+    heads: Path | None = options.HEADS,
     json_output: bool = options.JSON,
 ) -> None:
     """Recompute every epsilon from the ledgers' events.
@@ -113,9 +114,12 @@ def epsilon(
     from fedllm.audit.epsilon_text import as_json, as_result, print_tables
     from fedllm.commands.ledger import read_key
     from fedllm.privacy.ledger_entries import Head
+    from fedllm.privacy.ledger_heads import read_heads
 
     keys = {site: read_key(value) for site, value in map(_named, public_key)}
-    anchors = {site: Head.parse(value) for site, value in map(_named, anchor)}
+    anchors = read_heads(heads) if heads else {}
+    for site, value in map(_named, anchor):
+        anchors.setdefault(site, []).append(Head.parse(value))
     found = audit_ledgers(find_ledgers(ledgers), keys, anchors)
     folder = ledgers[0] if (ledgers[0] / "summary.json").exists() and not ledgers[1:] else None
     attacks.keep(folder, "epsilon", as_result(found), quiet=json_output)

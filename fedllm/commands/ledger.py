@@ -52,28 +52,34 @@ def verify(
     path: Path = _PATH,
     public_key: str | None = _KEY,
     anchor: str | None = _ANCHOR,
+    heads: Path | None = options.HEADS,
     json_output: bool = options.JSON,
 ) -> None:
     """Check that nobody changed the ledger or overspent.
 
     Checks chain, signatures, fingerprints and budgets; exit code 4 when they do not hold.
     """
-    from fedllm.privacy.ledger_audit import verify_ledger
+    from fedllm.privacy.ledger_audit import read_state, verify_ledger
     from fedllm.privacy.ledger_entries import Head
+    from fedllm.privacy.ledger_heads import read_heads
 
-    found = verify_ledger(
-        path,
-        read_key(public_key) if public_key else None,
-        Head.parse(anchor) if anchor else None,
-    )
+    anchors = [Head.parse(anchor)] if anchor else []
+    if heads:
+        anchors += read_heads(heads).get(read_state(path).site, [])
+    found = verify_ledger(path, read_key(public_key) if public_key else None, anchors)
     if json_output:
         print(json.dumps(_as_json(found), indent=2, allow_nan=False))
         return
     print(f"{path}: {found.head.sequence} entries of site {found.site} hold, head {found.head}")
     if not public_key:
         print(f"note: no --public-key given; the file itself names {found.public_key}")
-    if not anchor:
-        print("note: no --anchor given; entries cut off at the end would not be noticed")
+    if anchors:
+        print(f"{len(anchors)} heads that another party kept are in it")
+    else:
+        print(
+            "note: no head that another party kept is known (--heads, --anchor); entries cut off "
+            "at the end would not be noticed"
+        )
 
 
 @app.command()

@@ -12,3 +12,9 @@ SET = typer.Option(
     metavar="KEY=VALUE",
     help="Use another value than the file's, e.g. --set privacy.epsilon=3; may be repeated.",
 )
+HEADS = typer.Option(
+    None,
+    metavar="FILE",
+    help="Ends of the sites' ledgers as the coordinator kept them (ledger_heads.jsonl in its "
+    "folder of a run).",
+)

@@ -20,6 +20,8 @@ from fedllm.federation.messages import (
 from fedllm.federation.statements import require
 from fedllm.federation.updates import unseal
 from fedllm.identity.roster import Roster
+from fedllm.privacy.ledger_entries import Head
+from fedllm.privacy.ledger_heads import signed_head
 
 Answer = TypeVar("Answer", Joined, Trained, Settled, Unmasked)
 Named = TypeVar("Named", Trained, Settled, Unmasked)
@@ -52,6 +54,7 @@ class UpdateCollector:
         self.total = total
         self.survivors: list[str] = []
         self.failures: dict[str, FedllmError] = {}
+        self.heads: dict[str, Head] = {}
         self.bytes_up = 0
         self.seconds = 0.0
         self._statement = statement
@@ -74,8 +77,11 @@ class UpdateCollector:
     def _add(self, name: str, answer: Trained | FedllmError) -> None:
         if isinstance(answer, Trained):
             self.bytes_up += len(answer.update)
-        update = _from_site(answer, name).update
-        self.total.add(unseal(update, self._statement, self.total.plan, name, self._roster))
+        found = _from_site(answer, name)
+        header, key = found.header, self._roster.site_key(name)
+        head = signed_head(header.ledger, header.ledger_signature, key, name)
+        self.total.add(unseal(found.update, self._statement, self.total.plan, name, self._roster))
+        self.heads[name] = head
 
 
 def all_answers(

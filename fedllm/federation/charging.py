@@ -32,6 +32,7 @@ from fedllm.privacy.events import (
 )
 from fedllm.privacy.fingerprints import FingerprintKey, identify
 from fedllm.privacy.ledger import Ledger
+from fedllm.privacy.ledger_entries import Head
 
 
 @lru_cache(maxsize=256)
@@ -158,6 +159,10 @@ class SiteAccount:
         self._dataset = self._ledger.register(
             identify(records, key, "person" if persons else "record")
         )
+
+    def head(self) -> Head:
+        """Return the end of the ledger, for the coordinator to keep."""
+        return self._ledger.head()
 
     def check_run(self, run: str, number: int, config: RunConfig, units: int, length: int) -> None:
         """Refuse a run whose rounds from ``number`` on do not fit the site's budget.

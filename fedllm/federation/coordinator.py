@@ -45,6 +45,7 @@ from fedllm.federation.run_terms import Terms
 from fedllm.federation.statements import check_member, read_statement, require
 from fedllm.federation.wire import digest
 from fedllm.identity.roster import Roster
+from fedllm.privacy.ledger_entries import Head
 
 
 @dataclass
@@ -61,6 +62,8 @@ class RoundOutcome:
         Sites of the cohort that are not, and why.
     bytes_up, bytes_down : int
         Bytes from and to the sites.
+    heads : dict of str to Head
+        The survivors' ledgers after this round, each signed by its site.
     seconds : dict of str to float
         Wall time of "aggregate" and "decrypt".
     """
@@ -70,6 +73,7 @@ class RoundOutcome:
     dropped: dict[str, str]
     bytes_up: int
     bytes_down: int
+    heads: dict[str, Head] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -185,6 +189,7 @@ def run_round(
         dropped={name: str(error.message) for name, error in collector.failures.items()},
         bytes_up=collector.bytes_up,
         bytes_down=down,
+        heads=collector.heads,
         seconds={"aggregate": collector.seconds, "decrypt": decrypt},
     )
 

@@ -176,7 +176,18 @@ class Train(Wire):
 
 
 class TrainedHeader(SiteAnswer):
-    """A site's answer to `TrainHeader`; the update brings its own signature."""
+    """A site's answer to `TrainHeader`; the update brings its own signature.
+
+    Attributes
+    ----------
+    ledger, ledger_signature : str
+        Head of the site's ledger once this round is charged, ``SEQUENCE:HASH``, and the site's
+        signature of that entry in hexadecimal: for the coordinator to keep. Empty with a
+        refusal.
+    """
+
+    ledger: str = ""
+    ledger_signature: str = ""
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,11 @@ class Site:
                 sealed = self._evaluate_round(order)
             else:
                 sealed = self._train_round(order)
-            return Trained(TrainedHeader(site=self.name), sealed)
+            head = self._account(order.config.task).head()
+            answer = TrainedHeader(
+                site=self.name, ledger=str(head), ledger_signature=head.signature
+            )
+            return Trained(answer, sealed)
 
         return self._guarded(
             work, lambda refusal: Trained(TrainedHeader(site=self.name, refusal=refusal), b"")

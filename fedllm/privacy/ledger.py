@@ -18,7 +18,7 @@ from fedllm.privacy.accounting import EpsilonEstimate, epsilon
 from fedllm.privacy.budget import VIEWS, BudgetGuard, Ceiling, Charge, View
 from fedllm.privacy.events import Event
 from fedllm.privacy.fingerprints import DatasetIdentity, share_a_tag
-from fedllm.privacy.ledger_audit import Verification, check_anchor, tags_of, verify_ledger
+from fedllm.privacy.ledger_audit import Verification, check_anchors, tags_of, verify_ledger
 from fedllm.privacy.ledger_entries import (
     Entry,
     Head,
@@ -87,7 +87,7 @@ class Ledger:
         ledger = cls(store, signer, LedgerState())
         with store.read() as view:
             ledger._catch_up(view)
-            check_anchor(view.entries(), anchor)
+            check_anchors(view.entries(), () if anchor is None else (anchor,))
         state = ledger._state
         if state.site != site:
             raise LedgerRefusal(
@@ -297,7 +297,8 @@ class Ledger:
         TamperedError
             If anything does not hold.
         """
-        return verify_ledger(self._store.path, self._state.public_key, anchor)
+        anchors = () if anchor is None else (anchor,)
+        return verify_ledger(self._store.path, self._state.public_key, anchors)
 
     def _require(self, planned: Sequence[Charge], ceiling: Ceiling) -> None:
         for dataset in dict.fromkeys(charge.dataset for charge in planned):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,14 @@ from fedllm.privacy.accounting import EpsilonEstimate, epsilon
 from fedllm.privacy.budget import VIEWS, Ceiling
 from fedllm.privacy.events import canonical_bytes
 from fedllm.privacy.fingerprints import DatasetIdentity, Unit, share_a_tag
-from fedllm.privacy.ledger_entries import Head, LedgerError, RawEntry, TamperedError, read_chain
+from fedllm.privacy.ledger_entries import (
+    Head,
+    LedgerError,
+    RawEntry,
+    TamperedError,
+    read_chain,
+    signature_holds,
+)
 from fedllm.privacy.ledger_state import Carried, KnownDataset, LedgerState, Reservation
 from fedllm.privacy.ledger_store import Store
 
@@ -73,7 +80,7 @@ class Verification:
 
 
 def verify_ledger(
-    path: Path, public_key: bytes | None = None, anchor: Head | None = None
+    path: Path, public_key: bytes | None = None, anchors: Sequence[Head] = ()
 ) -> Verification:
     """Check a ledger file or an export of one, and recompute its epsilons.
 
@@ -84,8 +91,8 @@ def verify_ledger(
     public_key : bytes, optional
         The site's raw Ed25519 key from a trustworthy place. Left out, only agreement with
         the key in the file is shown, which anyone who rewrites all of it can have.
-    anchor : Head, optional
-        A head kept by another party; without one a cut at the end cannot be seen.
+    anchors : sequence of Head
+        Heads kept by another party; without one a cut at the end cannot be seen.
 
     Raises
     ------
@@ -95,7 +102,7 @@ def verify_ledger(
     LedgerError
         If the file cannot be read.
     """
-    state = read_state(path, public_key, anchor)
+    state = read_state(path, public_key, anchors)
     if state.head is None:
         raise TamperedError(f"{path} holds no entries")
     last_charge = {(c.dataset, c.ceiling): c.sequence for c in state.reservations.values()}
@@ -119,7 +126,7 @@ def verify_ledger(
 
 
 def read_state(
-    path: Path, public_key: bytes | None = None, anchor: Head | None = None
+    path: Path, public_key: bytes | None = None, anchors: Sequence[Head] = ()
 ) -> LedgerState:
     """Check a ledger's chain, signatures and fingerprints, and return what it says.
 
@@ -133,29 +140,37 @@ def read_state(
         raise TamperedError(f"{path} holds no entries")
     if public_key is not None and state.public_key != public_key:
         raise TamperedError("the ledger was begun with another key than the site's")
-    check_anchor(stored, anchor)
+    check_anchors(stored, anchors)
+    for anchor in anchors:
+        digest, signature = bytes.fromhex(anchor.hash), bytes.fromhex(anchor.signature)
+        if signature and not signature_holds(state.public_key, digest, signature):
+            raise TamperedError(
+                f"the head kept of entry {anchor.sequence} is not signed with this ledger's key"
+            )
     _check_overlaps(state, tags_of(stored_tags, state))
     return state
 
 
-def check_anchor(stored: Iterable[RawEntry], anchor: Head | None) -> None:
-    """See that an anchored head is still in the ledger.
+def check_anchors(stored: Iterable[RawEntry], anchors: Sequence[Head]) -> None:
+    """See that all anchored heads are still in the ledger.
 
     Raises
     ------
     TamperedError
-        If it is missing (the end was cut off) or another entry stands in its place.
+        If one is missing (the end was cut off) or another entry stands in its place.
     """
-    if anchor is None:
+    if not anchors:
         return
-    for raw in stored:
-        if raw.sequence == anchor.sequence:
-            if raw.hash.hex() != anchor.hash:
-                raise TamperedError(
-                    f"entry {anchor.sequence} is not the anchored one: the ledger was rewritten"
-                )
-            return
-    raise TamperedError(f"the ledger was cut off: entry {anchor.sequence} is anchored but missing")
+    there = {raw.sequence: raw.hash.hex() for raw in stored}
+    for anchor in anchors:
+        if anchor.sequence not in there:
+            raise TamperedError(
+                f"the ledger was cut off: entry {anchor.sequence} is anchored but missing"
+            )
+        if there[anchor.sequence] != anchor.hash:
+            raise TamperedError(
+                f"entry {anchor.sequence} is not the anchored one: the ledger was rewritten"
+            )
 
 
 def tags_of(stored: Iterable[tuple[int, bytes, bytes]], state: LedgerState) -> Tags:

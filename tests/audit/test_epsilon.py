@@ -106,7 +106,7 @@ def test_a_sound_ledger_has_no_critical_findings(book, tmp_path):
     for number in (1, 2):
         book.charge(STEP, number=number, ceiling=8.0)
     key = book.identity.public_bytes()
-    found = audit(book.path, public_keys={"site-a": key}, anchors={"site-a": book.ledger.head()})
+    found = audit(book.path, public_keys={"site-a": key}, anchors={"site-a": [book.ledger.head()]})
     assert found.findings == ()
     (ledger,) = found.ledgers
     (data,) = ledger.datasets

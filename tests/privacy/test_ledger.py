@@ -469,7 +469,7 @@ def test_export_says_the_same(ledger, path, tmp_path):
     out = tmp_path / "audit.jsonl"
     head = export_ledger(path, out)
     assert head == ledger.head()
-    assert verify_ledger(out, SIGNER.public_bytes(), head) == ledger.verify()
+    assert verify_ledger(out, SIGNER.public_bytes(), [head]) == ledger.verify()
     assert len(out.read_text().splitlines()) == head.sequence
 
 

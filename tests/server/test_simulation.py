@@ -17,6 +17,8 @@ from fedllm.errors import BudgetError, CheckpointError, ConfigError, DataError, 
 from fedllm.identity.keys import Identity
 from fedllm.models.shared import load_shared_model
 from fedllm.privacy.ledger import Ledger
+from fedllm.privacy.ledger_entries import Head
+from fedllm.privacy.ledger_heads import HEADS_FILE, keep_heads, read_heads
 from server.observer import PlainObserver
 from server.simulation import simulate
 from server.workplace import given_up
@@ -86,6 +88,10 @@ def test_a_private_run_leaves_a_whole_folder(config, tmp_path):
     for ledger in found.values():
         (dataset,) = ledger.verify().datasets
         assert dataset.runs[0].committed == 3
+    kept = read_heads(out / HEADS_FILE)
+    assert {name: (len(heads), heads[-1]) for name, heads in kept.items()} == {
+        name: (3, ledger.head()) for name, ledger in found.items()
+    }
     model = load_shared_model(private, ("one", "three", "two"))
     model.load_adapter(out / "adapter")
     import hashlib
@@ -181,6 +187,19 @@ def test_a_server_optimizer_resumes_with_its_state(config, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         simulate(adam, tmp_path / "cut", observer=StopAfter(3))
     assert simulate(adam, tmp_path / "cut", resume=True).adapter_sha256 == whole.adapter_sha256
+
+
+def test_a_ledger_that_went_back_between_two_starts_is_told(config, tmp_path, capsys):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        simulate(config, out, observer=StopAfter(2))
+    (one, *_) = read_heads(out / HEADS_FILE)["site-01"]
+    later = Head(one.sequence + 40, "0" * 64, one.signature)
+    keep_heads(out / HEADS_FILE, "run", 1, {"site-01": later})
+    simulate(config, out, resume=True, observer=PlainObserver())
+    said = "".join(capsys.readouterr())
+    assert said.count("the ledger of 'site-01' is not the one") == 1
+    assert "the ledger of 'site-00'" not in said
 
 
 def test_the_ledger_holds_the_cost_of_an_interrupted_round(config, tmp_path):

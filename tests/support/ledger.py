@@ -85,7 +85,7 @@ def content(path, sequence):
 def is_found(path, ledger, anchor=None, everywhere=True):
     """Both the auditor and a site that starts again must notice."""
     with pytest.raises(TamperedError) as caught:
-        verify_ledger(path, SIGNER.public_bytes(), anchor)
+        verify_ledger(path, SIGNER.public_bytes(), () if anchor is None else (anchor,))
     assert caught.value.exit_code == 4
     if everywhere:
         with pytest.raises(FedllmError):

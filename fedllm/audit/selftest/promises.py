@@ -63,7 +63,7 @@ def _changes_are_found(federation: Federation, name: str) -> str | None:
     ):
         write_bytes(path, b"".join(text))
         with suppress(TamperedError):
-            verify_ledger(path, anchor=head)
+            verify_ledger(path, anchors=(head,))
             return f"{what} was taken for whole"
     return None
 

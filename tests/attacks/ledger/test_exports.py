@@ -51,4 +51,4 @@ def test_truncated_export_is_found_with_an_anchor(path, ledger, tmp_path):
     out.write_bytes(b"".join(lines[:-2]))
     verify_ledger(out, SIGNER.public_bytes())
     with pytest.raises(TamperedError, match="cut off"):
-        verify_ledger(out, SIGNER.public_bytes(), ledger.head())
+        verify_ledger(out, SIGNER.public_bytes(), [ledger.head()])

@@ -54,6 +54,6 @@ def test_begun_anew_by_the_site_itself(path, ledger, tmp_path):
 
 def test_anchor_in_the_middle(path, ledger):
     middle = content(path, 6)["previous"]
-    verify_ledger(path, None, Head(5, middle))
+    verify_ledger(path, None, [Head(5, middle)])
     with pytest.raises(TamperedError, match="rewritten"):
-        verify_ledger(path, None, Head(5, "0" * 64))
+        verify_ledger(path, None, [Head(5, "0" * 64)])
