@@ -204,11 +204,11 @@ def _readable(policy: SitePolicy) -> tuple[Task, list[Record]]:
 
 
 def _check_ledger(kit: Kit, policy: SitePolicy) -> str:
-    from clients.node import site_files
     from fedllm.federation.carrying import require_carried
+    from fedllm.federation.site_files import SiteFiles
     from fedllm.privacy.ledger_audit import verify_ledger
 
-    files = site_files(kit)
+    files = SiteFiles.of_kit(kit.folder)
     require_carried(files.ledger, files.memory, kit.identity, kit.roster)
     path = files.ledger
     if not path.exists():

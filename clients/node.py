@@ -19,6 +19,7 @@ from clients.connection import fetch_roster
 from fedllm.config import SitePolicy, Task, load_site_policy
 from fedllm.errors import ConfigError, FedllmError
 from fedllm.federation.fleet import FleetNode
+from fedllm.federation.site_files import SiteFiles
 from fedllm.identity.kits import Kit, check_dates, read_kit
 from fedllm.identity.roster import verify_roster
 from fedllm.processes import die_with_parent, say, stop_on_signals
@@ -26,19 +27,9 @@ from fedllm.processes import die_with_parent, say, stop_on_signals
 if TYPE_CHECKING:
     from fedllm.data.records import Record
     from fedllm.federation.authority import Authority
-    from fedllm.federation.site import Site, SiteFiles
+    from fedllm.federation.site import Site
 
 _ROSTER_POLL_S, _WATCH_S = 20.0, 2.0
-
-
-def site_files(kit: Kit) -> SiteFiles:
-    """Return where a site keeps its ledger, its memory and its own log."""
-    from fedllm.federation.site import SiteFiles
-
-    state = kit.folder / "state"
-    return SiteFiles(
-        ledger=state / "ledger.sqlite", memory=state / "memory.json", log=state / "rounds.jsonl"
-    )
 
 
 def deployed_site(kit: Kit, policy: SitePolicy) -> Site:
@@ -68,7 +59,7 @@ def deployed_site(kit: Kit, policy: SitePolicy) -> Site:
         identity=kit.identity,
         roster=kit.roster,
         policy=policy,
-        files=site_files(kit),
+        files=SiteFiles.of_kit(kit.folder),
         model_path=policy.model.path,
         records=records,
         models=process_models(),

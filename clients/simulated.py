@@ -15,7 +15,8 @@ from fedllm.data.records import Record
 from fedllm.data.sources import read_records
 from fedllm.federation.engines import partition_of
 from fedllm.federation.models import process_models
-from fedllm.federation.site import Site, SiteFiles
+from fedllm.federation.site import Site
+from fedllm.federation.site_files import SiteFiles
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 

@@ -88,15 +88,15 @@ def start(
 
     Connects to the coordinator; no port is opened on this machine.
     """
-    from clients.node import site_files
     from fedllm.config import load_site_policy
     from fedllm.errors import ConfigError
     from fedllm.federation.carrying import require_carried
+    from fedllm.federation.site_files import SiteFiles
     from fedllm.identity.kits import read_kit
     from fedllm.processes import keep_running, only_one, say, stop_on_signals
 
     own = read_kit(kit, "site")
-    files = site_files(own)
+    files = SiteFiles.of_kit(own.folder)
     require_carried(files.ledger, files.memory, own.identity, own.roster)
     found = load_site_policy(policy)
     for section in ("model", "data"):

@@ -118,12 +118,12 @@ def carry_over(
     were touched is not known any more, so it counts for all of them, for ever. Where no copy of the
     earlier ledger is left, state the ceiling that the site's policy had: more was never spent.
     """
-    from clients.node import site_files
     from fedllm.federation.carrying import Statement, carry_ledger, carry_statement
+    from fedllm.federation.site_files import SiteFiles
     from fedllm.identity.kits import read_kit
 
     found = read_kit(kit, "site")
-    ledger = site_files(found).ledger
+    ledger = SiteFiles.of_kit(found.folder).ledger
     if old is not None and epsilon is None and delta is None:
         carried = carry_ledger(old, ledger, found.identity, found.roster)
     elif old is None and epsilon is not None and (delta is not None or math.isinf(epsilon)):

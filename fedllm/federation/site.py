@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -45,6 +43,7 @@ from fedllm.federation.models import ModelCache
 from fedllm.federation.orders import Order, OrderReader, read_plan
 from fedllm.federation.refusals import Refusal
 from fedllm.federation.site_data import SiteData
+from fedllm.federation.site_files import SiteFiles
 from fedllm.federation.site_work import SiteWork
 from fedllm.federation.statements import make_member, read_statement, require
 from fedllm.federation.updates import seal
@@ -55,25 +54,6 @@ from fedllm.identity.sealing import seal_for
 from fedllm.training.observed import LocalStatistics
 
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True)
-class SiteFiles:
-    """Where a site keeps what it must not lose.
-
-    Attributes
-    ----------
-    ledger : Path
-        The privacy ledger.
-    memory : Path
-        What was trained and settled; see `SiteMemory`.
-    log : Path
-        The site's own log of rounds, with losses and timings; never sent.
-    """
-
-    ledger: Path
-    memory: Path
-    log: Path
 
 
 class Site:

@@ -199,7 +199,8 @@ def test_a_site_whose_ledger_is_gone_does_not_begin_a_new_one(tiny_checkpoint, t
 
 def build_again(federation, folder, policy, run="run-1"):
     """The same sites, started anew."""
-    from fedllm.federation.site import Site, SiteFiles
+    from fedllm.federation.site import Site
+    from fedllm.federation.site_files import SiteFiles
 
     rows = {name: site._data.records("classification") for name, site in federation.sites.items()}
     sites = {
@@ -219,3 +220,13 @@ def build_again(federation, folder, policy, run="run-1"):
     }
     terms = dataclasses.replace(federation.terms, run=run)
     return dataclasses.replace(federation, sites=sites, terms=terms)
+
+
+def test_a_site_is_started_without_waiting_for_torch():
+    """The supervising process asks this before it starts the one that trains."""
+    import subprocess
+    import sys
+
+    modules = "fedllm.federation.carrying, fedllm.federation.site_files"
+    check = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'flwr' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -18,7 +18,8 @@ from fedllm.federation.coordinator import RoundOutcome, gather_cohort, run_round
 from fedllm.federation.messages import Wire
 from fedllm.federation.models import ModelCache
 from fedllm.federation.run_terms import Terms, make_terms
-from fedllm.federation.site import Site, SiteFiles
+from fedllm.federation.site import Site
+from fedllm.federation.site_files import SiteFiles
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.randomness import RandomStream

@@ -43,7 +43,8 @@ from fedllm.federation.messages import (
 )
 from fedllm.federation.models import ModelCache
 from fedllm.federation.run_terms import Terms, make_terms
-from fedllm.federation.site import Site, SiteFiles
+from fedllm.federation.site import Site
+from fedllm.federation.site_files import SiteFiles
 from fedllm.federation.statements import read_statement
 from fedllm.federation.updates import unseal
 from fedllm.identity.keys import Identity

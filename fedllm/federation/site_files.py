@@ -1,0 +1,32 @@
+"""Where a site keeps what it must not lose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+
+@dataclass(frozen=True)
+class SiteFiles:
+    """A site's own files.
+
+    Attributes
+    ----------
+    ledger : Path
+        The privacy ledger.
+    memory : Path
+        What was trained and settled; see `SiteMemory`.
+    log : Path
+        The site's own log of rounds, with losses and timings; never sent.
+    """
+
+    ledger: Path
+    memory: Path
+    log: Path
+
+    @classmethod
+    def of_kit(cls, folder: Path) -> Self:
+        """Return those of a deployed site, below the folder of its kit."""
+        state = folder / "state"
+        return cls(state / "ledger.sqlite", state / "memory.json", state / "rounds.jsonl")
