@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedllm.errors import ConfigError, PeerError
-from fedllm.files import append_line
+from fedllm.files import append_line, write_bytes
 from fedllm.privacy.ledger_entries import Head, signature_holds
 
 HEADS_FILE = "ledger_heads.jsonl"
@@ -48,7 +48,7 @@ def signed_head(text: str, signature: str, public_key: bytes, site: str) -> Head
 
 
 def keep_heads(path: Path, run: str, number: int, heads: Mapping[str, Head]) -> None:
-    """Append the heads that sites sent in a round, durably.
+    """Append the heads that sites sent in a round, durably; what a crash cut off is removed.
 
     Raises
     ------
@@ -67,12 +67,19 @@ def keep_heads(path: Path, run: str, number: int, heads: Mapping[str, Head]) -> 
         )
         for site, head in sorted(heads.items())
     ]
-    if lines:
-        append_line(path, "\n".join(lines))
+    if not lines:
+        return
+    if path.exists():
+        content = path.read_bytes()
+        if (whole := _whole_lines(content)) != content:
+            write_bytes(path, whole)
+    append_line(path, "\n".join(lines))
 
 
 def read_heads(path: Path) -> dict[str, list[Head]]:
     """Read a file of `keep_heads`: the heads of each site, in the order in which they came.
+
+    A last line that a crash cut off is left out.
 
     Raises
     ------
@@ -80,7 +87,7 @@ def read_heads(path: Path) -> dict[str, list[Head]]:
         If it cannot be read; names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = _whole_lines(path.read_bytes()).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path} cannot be read ({type(error).__name__})",
@@ -98,9 +105,13 @@ def read_heads(path: Path) -> dict[str, list[Head]]:
         except (ValueError, KeyError, TypeError, AttributeError, ConfigError):
             raise ConfigError(
                 f"{path}, line {number}: no head of a ledger",
-                "give the file as the coordinator keeps it; a last line that was cut off can go",
+                "give the file as the coordinator keeps it",
             ) from None
     return found
+
+
+def _whole_lines(content: bytes) -> bytes:
+    return content[: content.rfind(b"\n") + 1]
 
 
 def went_back(before: Mapping[str, Head], now: Mapping[str, Head]) -> Sequence[str]:

@@ -36,6 +36,18 @@ def test_what_is_kept_can_be_read(head, tmp_path):
     assert read_heads(path) == {"a": [earlier], "b": [earlier, head]}
 
 
+def test_a_line_that_a_crash_cut_off_stops_nobody(head, tmp_path):
+    path = tmp_path / "heads.jsonl"
+    keep_heads(path, "run", 1, {"a": head})
+    whole = path.read_bytes()
+    for length in (1, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole + whole[:length])
+        assert read_heads(path) == {"a": [head]}
+        keep_heads(path, "run", 2, {"a": head})
+        assert path.read_bytes().count(b"\n") == 2
+        assert read_heads(path) == {"a": [head, head]}
+
+
 @pytest.mark.parametrize(
     "line", ["", "{}", "[]", '"x"', '{"site": "a", "head": "1:0", "signature": ""}', "\x00"]
 )
