@@ -31,9 +31,9 @@ from pathlib import Path
 
 from fedllm.config import parse
 from fedllm.encryption.plan import make_plan
-from fedllm.federation.flower import GridPresence, exchange, from_content, to_content
-from fedllm.federation.listener import Listener
-from fedllm.federation.superlink import SuperLink, grid_of
+from fedllm.federation.transport.flower import GridPresence, exchange, from_content, to_content
+from fedllm.federation.transport.listener import Listener
+from fedllm.federation.transport.superlink import SuperLink, grid_of
 from fedllm.identity.config import FederationConfig
 from fedllm.identity.kits import Kit, read_kit
 from fedllm.identity.provisioning import provision
@@ -53,8 +53,8 @@ NODE = """
 import sys, threading
 from pathlib import Path
 from flwr.clientapp import ClientApp
-from fedllm.federation.fleet import FleetNode
-from fedllm.federation.flower import answer
+from fedllm.federation.transport.fleet import FleetNode
+from fedllm.federation.transport.flower import answer
 app = ClientApp()
 @app.query("echo")
 def echo(message, context):

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from fedllm.config import load_run_config
 from fedllm.errors import ConfigError
-from fedllm.federation.charging import next_noise_multiplier
-from fedllm.federation.discrete import make_grid
-from fedllm.privacy.accounting import epsilon
+from fedllm.federation.protocol.discrete import make_grid
+from fedllm.federation.site.charging import next_noise_multiplier
+from fedllm.privacy.accounting.accountants import epsilon
+from fedllm.privacy.accounting.events import PoissonDiscreteGaussian, PoissonGaussian
 from fedllm.privacy.discrete import discrete_gaussian
-from fedllm.privacy.events import PoissonDiscreteGaussian, PoissonGaussian
 from fedllm.randomness import RandomStream
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "bank_intents" / "run.toml"

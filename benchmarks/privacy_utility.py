@@ -45,8 +45,8 @@ from fedllm.data.encode import EncodedDataset, encode, label_set
 from fedllm.data.partition import split_into_sites
 from fedllm.data.sources import read_records
 from fedllm.encryption.quantise import Quantiser
-from fedllm.federation.charging import choose_noise_multiplier
-from fedllm.federation.terms import local_settings, public_settings, sampling_rate
+from fedllm.federation.protocol.terms import local_settings, public_settings, sampling_rate
+from fedllm.federation.site.charging import choose_noise_multiplier
 from fedllm.files import write_json
 from fedllm.models.shared import SharedModel, load_shared_model
 from fedllm.randomness import RandomStream
@@ -54,9 +54,9 @@ from fedllm.training.bounds import update_bounds
 from fedllm.training.evaluate import evaluate
 from fedllm.training.local import train_locally
 from fedllm.training.server_optimizer import ServerOptimizer
-from server.metrics import RoundReport, read_reports
-from server.observer import PlainObserver
-from server.simulation import simulate
+from fedllm_server.metrics import RoundReport, read_reports
+from fedllm_server.observer import PlainObserver
+from fedllm_server.simulation import simulate
 
 CENTRED = 'model.feature_center="label_names"'
 EXAMPLE = Path(__file__).parents[1] / "examples" / "bank_intents" / "run.toml"

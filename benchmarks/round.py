@@ -18,9 +18,9 @@ from pathlib import Path
 
 from fedllm.config import RunConfig, parse
 from fedllm.randomness import RandomStream
-from server.metrics import read_reports
-from server.observer import PlainObserver
-from server.simulation import simulate
+from fedllm_server.metrics import read_reports
+from fedllm_server.observer import PlainObserver
+from fedllm_server.simulation import simulate
 
 WORDS = (
     "card",

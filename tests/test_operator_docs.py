@@ -153,7 +153,10 @@ def test_the_image_holds_all_that_the_package_is_made_of():
         if line.startswith("COPY ") and "--from" not in line
         for name in line.split()[1:-1]
     }
-    packages = set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"])
+    packages = {
+        name.partition("/")[0]
+        for name in project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    }
     assert copied == packages | {"pyproject.toml", project["project"]["readme"], "constraints.txt"}
     installs = [shlex.split(line) for line in lines if "pip install" in line]
     (extras,) = (re.search(r"\.\[(.*)\]", word)[1] for word in installs[0] if "[" in word)

@@ -38,7 +38,7 @@ def code_fingerprint() -> str:
     Two installations of the same release have the same; one changed character changes it.
     """
     digest = hashlib.sha256()
-    for package in ("fedllm", "clients", "server"):
+    for package in ("fedllm", "fedllm_client", "fedllm_server"):
         spec = find_spec(package)
         for root in map(Path, (spec.submodule_search_locations or []) if spec else []):
             for path in sorted(root.rglob("*.py")):

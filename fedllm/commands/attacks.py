@@ -32,7 +32,7 @@ def canaries(
     made-up and public records. Exit code 4 when an attack tells more than the claimed epsilon
     allows.
     """
-    from fedllm.audit.attacks import run_canaries
+    from fedllm.audit.attacks.run import run_canaries
 
     config, folder = _configuration(run, override)
     result = run_canaries(config, count, confidence, _progress(json_output))
@@ -73,7 +73,7 @@ def membership(
     Goes by the released model's losses (the likelihood ratio attack, LiRA). Reads the runs'
     training records: for simulations, and for a site's own copy.
     """
-    from fedllm.audit.attacks import run_membership
+    from fedllm.audit.attacks.run import run_membership
 
     for run in runs:
         if not (run / "adapter").is_dir():
@@ -111,7 +111,7 @@ def extraction(
 
     Trains a sandboxed copy of the run, with made-up secrets among its records.
     """
-    from fedllm.audit.attacks import run_extraction
+    from fedllm.audit.attacks.run import run_extraction
 
     config, folder = _configuration(run, override)
     result = run_extraction(config, secrets, candidates, _progress(json_output))
@@ -129,7 +129,7 @@ def extraction(
 
 def keep(folder: Path | None, name: str, result: Section, quiet: bool) -> None:
     """Keep an audit's result in a run's folder, for the report."""
-    from fedllm.audit.results import save
+    from fedllm.audit.attacks.results import save
 
     if folder is not None:
         path = save(folder, name, result)

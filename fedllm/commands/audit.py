@@ -109,12 +109,12 @@ def epsilon(
     Three accountants of other authors do it; chain and signatures are checked first. Exit code 4
     when a claim does not hold.
     """
-    from fedllm.audit.epsilon import audit_ledgers, find_ledgers
-    from fedllm.audit.epsilon_judge import require_sound
-    from fedllm.audit.epsilon_text import as_json, as_result, print_tables
+    from fedllm.audit.ledgers.epsilon import audit_ledgers, find_ledgers
+    from fedllm.audit.ledgers.judge import require_sound
+    from fedllm.audit.ledgers.text import as_json, as_result, print_tables
     from fedllm.commands.ledger import read_key
-    from fedllm.privacy.ledger_entries import Head
-    from fedllm.privacy.ledger_heads import read_heads
+    from fedllm.privacy.ledger.entries import Head
+    from fedllm.privacy.ledger.heads import read_heads
 
     keys = {site: read_key(value) for site, value in map(_named, public_key)}
     anchors = read_heads(heads) if heads else {}
@@ -164,6 +164,6 @@ def report(
     One page, and report.json, which says the same for machines. Shows what `audit epsilon`,
     `canaries`, `membership` and `extraction` left in the folder.
     """
-    from fedllm.audit.report import write_report
+    from fedllm.audit.report.page import write_report
 
     print(write_report(run, language.value, beside))

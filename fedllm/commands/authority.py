@@ -33,7 +33,7 @@ def start(kit: Path = _KIT) -> None:
     read_kit(kit, "authority")
     arguments = ["authority", str(kit.absolute())]
     with only_one(kit / "state" / "authority.lock", "a key authority"):
-        sys.exit(keep_running("clients.node", arguments, stop_on_signals(), say))
+        sys.exit(keep_running("fedllm_client.node", arguments, stop_on_signals(), say))
 
 
 @app.command()
@@ -42,7 +42,7 @@ def log(kit: Path = _KIT, json_output: bool = options.JSON) -> None:
 
     Checks that the log is whole; exit code 4 if it was altered.
     """
-    from fedllm.federation.round_log import read_log, round_log_path
+    from fedllm.federation.authority.round_log import read_log, round_log_path
     from fedllm.identity.kits import read_kit
 
     found = read_kit(kit, "authority")

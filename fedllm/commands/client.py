@@ -19,7 +19,7 @@ app = CommandGroup(
 add_joining_commands(app, "site")
 
 if TYPE_CHECKING:
-    from clients.findings import Finding
+    from fedllm_client.findings import Finding
 
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "dim"}
 
@@ -44,7 +44,7 @@ def check(
     """
     from rich.console import Console
 
-    from clients.check import check_site
+    from fedllm_client.check import check_site
 
     console = Console(stderr=True)
     with console.status("checking") as status:
@@ -90,8 +90,8 @@ def start(
     """
     from fedllm.config import load_site_policy
     from fedllm.errors import ConfigError
-    from fedllm.federation.carrying import require_carried
-    from fedllm.federation.site_files import SiteFiles
+    from fedllm.federation.site.carrying import require_carried
+    from fedllm.federation.site.files import SiteFiles
     from fedllm.identity.kits import read_kit
     from fedllm.processes import keep_running, only_one, say, stop_on_signals
 
@@ -107,4 +107,4 @@ def start(
             )
     arguments = ["site", str(kit.absolute()), str(policy.absolute())]
     with only_one(kit / "state" / "client.lock", "a client"):
-        sys.exit(keep_running("clients.node", arguments, stop_on_signals(), say))
+        sys.exit(keep_running("fedllm_client.node", arguments, stop_on_signals(), say))

@@ -27,8 +27,8 @@ def demo(
     from fedllm.demo.telling import default_teller
     from fedllm.pretraining.progress import default_observer as pretraining_observer
     from fedllm.pretraining.run import run_pretraining
-    from server.observer import default_observer
-    from server.simulation import simulate
+    from fedllm_server.observer import default_observer
+    from fedllm_server.simulation import simulate
 
     tell(
         out,

@@ -16,7 +16,7 @@ from fedllm.errors import ConfigError
 Unit = Literal["record", "person"]
 
 if TYPE_CHECKING:
-    from fedllm.privacy.ledger_audit import DatasetReport, Verification
+    from fedllm.privacy.ledger.audit import DatasetReport, Verification
 
 app = CommandGroup(help="Read, check and export a site's privacy ledger.", no_args_is_help=True)
 
@@ -38,7 +38,7 @@ _ANCHOR = typer.Option(
 @app.command()
 def show(path: Path = _PATH, json_output: bool = options.JSON) -> None:
     """Show how much privacy each data set has spent."""
-    from fedllm.privacy.ledger_audit import verify_ledger
+    from fedllm.privacy.ledger.audit import verify_ledger
 
     found = verify_ledger(path)
     if json_output:
@@ -59,9 +59,9 @@ def verify(
 
     Checks chain, signatures, fingerprints and budgets; exit code 4 when they do not hold.
     """
-    from fedllm.privacy.ledger_audit import read_state, verify_ledger
-    from fedllm.privacy.ledger_entries import Head
-    from fedllm.privacy.ledger_heads import read_heads
+    from fedllm.privacy.ledger.audit import read_state, verify_ledger
+    from fedllm.privacy.ledger.entries import Head
+    from fedllm.privacy.ledger.heads import read_heads
 
     anchors = [Head.parse(anchor)] if anchor else []
     if heads:
@@ -91,7 +91,7 @@ def export(
 
     The commands verify and show read the copy as well.
     """
-    from fedllm.privacy.ledger_audit import export_ledger
+    from fedllm.privacy.ledger.audit import export_ledger
 
     head = export_ledger(path, out)
     print(f"{out}: {head.sequence} entries, head {head}")
@@ -118,8 +118,8 @@ def carry_over(
     were touched is not known any more, so it counts for all of them, for ever. Where no copy of the
     earlier ledger is left, state the ceiling that the site's policy had: more was never spent.
     """
-    from fedllm.federation.carrying import Statement, carry_ledger, carry_statement
-    from fedllm.federation.site_files import SiteFiles
+    from fedllm.federation.site.carrying import Statement, carry_ledger, carry_statement
+    from fedllm.federation.site.files import SiteFiles
     from fedllm.identity.kits import read_kit
 
     found = read_kit(kit, "site")

@@ -107,9 +107,9 @@ def _rows(
     length: tuple[int, int],
     noises: Sequence[float],
 ) -> list[PlanRow]:
-    from fedllm.privacy.accounting import epsilon
-    from fedllm.privacy.calibration import solve_noise_multiplier
-    from fedllm.privacy.events import PoissonGaussian
+    from fedllm.privacy.accounting.accountants import epsilon
+    from fedllm.privacy.accounting.calibration import solve_noise_multiplier
+    from fedllm.privacy.accounting.events import PoissonGaussian
 
     (records, rate), (rounds, steps) = site, length
     rows = []

@@ -14,7 +14,7 @@ from fedllm.config import load_run_config
 from fedllm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from server.jobs import Job
+    from fedllm_server.jobs import Job
 
 
 def run(
@@ -46,7 +46,7 @@ def run(
 
     from fedllm.identity.kits import read_kit
     from fedllm.locks import is_held
-    from server import jobs
+    from fedllm_server import jobs
 
     read_kit(kit, "coordinator")
     if cancel:
@@ -67,9 +67,9 @@ def run(
 
 
 def _watch(folder: Path, json_output: bool) -> None:
-    from server.following import follow as follow_run
-    from server.observer import default_observer
-    from server.summary import Summary
+    from fedllm_server.following import follow as follow_run
+    from fedllm_server.observer import default_observer
+    from fedllm_server.summary import Summary
 
     try:
         job: Job = follow_run(folder, default_observer())

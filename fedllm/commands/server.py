@@ -31,7 +31,7 @@ def start(
     """Serve the federation and carry its runs until stopped."""
     from fedllm.identity.kits import read_kit, split_address
     from fedllm.processes import say, stop_on_signals
-    from server.service import Service
+    from fedllm_server.service import Service
 
     found = read_kit(kit.absolute(), "coordinator")
     host, port = split_address(found.address) if listen is None else _asked(listen)
@@ -62,7 +62,7 @@ def status(kit: Path = _KIT, json_output: bool = options.JSON) -> None:
     """
     from fedllm.errors import ConfigError
     from fedllm.locks import is_held
-    from server.jobs import coordinator_lock
+    from fedllm_server.jobs import coordinator_lock
 
     try:
         found = json.loads((kit / "state" / "status.json").read_text(encoding="utf-8"))

@@ -45,8 +45,8 @@ def simulate(
     config = with_base_model(load_run_config(run, override))
     site_policy = load_site_policy(policy) if policy else None
 
-    from server.observer import default_observer
-    from server.simulation import simulate as run_simulation
+    from fedllm_server.observer import default_observer
+    from fedllm_server.simulation import simulate as run_simulation
 
     folder = out or Path("runs") / config.name
     try:

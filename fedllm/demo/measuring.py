@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedllm.audit.answering import Answering
-from fedllm.audit.comparison import Example, ModelFigures
-from fedllm.audit.extraction import Exposure, exposure, extracted
+from fedllm.audit.attacks.answering import Answering
+from fedllm.audit.attacks.extraction import Exposure, exposure, extracted
+from fedllm.audit.ledgers.comparison import Example, ModelFigures
 from fedllm.demo.corpus import DemoData, candidate_codes
 from fedllm.randomness import RandomStream
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedllm.audit.comparison import Comparison, ModelFigures, save_comparison
-from fedllm.audit.extraction import Exposure
-from fedllm.audit.report import REPORT_FILE, write_report
+from fedllm.audit.attacks.extraction import Exposure
+from fedllm.audit.ledgers.comparison import Comparison, ModelFigures, save_comparison
+from fedllm.audit.report.page import REPORT_FILE, write_report
 from fedllm.audit.run_folder import read_run_folder
 from fedllm.config import (
     DataSection,

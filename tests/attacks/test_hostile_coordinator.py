@@ -12,16 +12,16 @@ from support.federation import LABELS, small_config
 from support.wire import running_superlink, wait_online
 
 from fedllm.errors import FedllmError, PeerError, RefusedError
-from fedllm.federation.authority import Authority
-from fedllm.federation.coordinator import gather_cohort, run_round, statement_of
-from fedllm.federation.flower import GridPresence
-from fedllm.federation.models import ModelCache
-from fedllm.federation.run_terms import make_terms
-from fedllm.federation.superlink import grid_of
+from fedllm.federation.authority.authority import Authority
+from fedllm.federation.coordinator.rounds import gather_cohort, run_round, statement_of
+from fedllm.federation.protocol.run_terms import make_terms
+from fedllm.federation.site.model_cache import ModelCache
+from fedllm.federation.transport.flower import GridPresence
+from fedllm.federation.transport.superlink import grid_of
 from fedllm.identity.keys import Identity
 from fedllm.identity.kits import read_kit
-from fedllm.privacy.ledger_audit import verify_ledger
-from server.fleet import FleetAuthority, FleetSites
+from fedllm.privacy.ledger.audit import verify_ledger
+from fedllm_server.fleet import FleetAuthority, FleetSites
 
 pytestmark = pytest.mark.slow
 RUN = "00112233"
@@ -132,7 +132,7 @@ def test_a_cohort_of_one_site(hostile):
 
 
 def test_a_site_that_the_operator_never_signed_in_the_cohort(hostile):
-    from fedllm.federation.statements import make_member
+    from fedllm.federation.protocol.statements import make_member
 
     mallory = Identity.generate("mallory")
     cohort = (*hostile.cohort, make_member(mallory, RUN))

@@ -30,15 +30,15 @@ from support.kits import make_federation
 from support.wire import client_of, echo_node, node_key, proof, running_superlink, wait_online
 
 from fedllm.errors import ConfigError
-from fedllm.federation.fleet import MAX_REPLY_BYTES
-from fedllm.federation.flower import exchange, from_content, to_content
-from fedllm.federation.listener import (
+from fedllm.federation.transport.fleet import MAX_REPLY_BYTES
+from fedllm.federation.transport.flower import exchange, from_content, to_content
+from fedllm.federation.transport.listener import (
     MAX_ENVELOPE_BYTES,
     MAX_REQUEST_BYTES,
     PUBLIC_PATHS,
     Door,
 )
-from fedllm.federation.superlink import SuperLink, grid_of
+from fedllm.federation.transport.superlink import SuperLink, grid_of
 from fedllm.identity.kits import read_kit
 from fedllm.identity.roster import ROSTER_PATH
 
@@ -103,7 +103,7 @@ def test_no_spelling_of_a_path_gets_around_the_door(federation, path):
 
 @contextlib.contextmanager
 def connected(federation) -> Iterator[ssl.SSLSocket]:
-    from fedllm.federation.fleet import client_context
+    from fedllm.federation.transport.fleet import client_context
 
     context = client_context(federation.anne.ca_certificate)
     with (
@@ -435,7 +435,7 @@ def broken_parts(link: SuperLink, node: int) -> None:
     from flwr.app.message import remove_content_from_message
     from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
-    from fedllm.federation.engines import task_identity
+    from fedllm.federation.transport.engines import task_identity
 
     run = link._state.get_run_info()[-1].run_id
     with task_identity(run, 1):

@@ -23,12 +23,14 @@ from support.chance import standard_deviation_bounds
 from support.federation import build, small_config
 
 from fedllm.errors import FedllmError
-from fedllm.federation import charging, site_work, terms
-from fedllm.federation.charging import next_noise_multiplier
+from fedllm.federation.protocol import terms
+from fedllm.federation.site import charging
+from fedllm.federation.site import work as site_work
+from fedllm.federation.site.charging import next_noise_multiplier
 from fedllm.privacy import dpsgd
-from fedllm.privacy.accounting import epsilon
-from fedllm.privacy.events import PoissonGaussian
-from fedllm.privacy.ledger import Ledger
+from fedllm.privacy.accounting.accountants import epsilon
+from fedllm.privacy.accounting.events import PoissonGaussian
+from fedllm.privacy.ledger.ledger import Ledger
 from fedllm.randomness import RandomStream
 from fedllm.training import local
 from fedllm.training.local import LocalSettings, train_locally

@@ -16,11 +16,11 @@ from fedllm.encryption.pack import unpack
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
 from fedllm.errors import FedllmError, PeerError, RefusedError, RepeatError
-from fedllm.federation import authority as authority_module
-from fedllm.federation.messages import OpenSum, OpenSumHeader, Settle, Train
-from fedllm.federation.refusals import Refusal
-from fedllm.federation.site import Site
-from fedllm.privacy.ledger import Ledger
+from fedllm.federation.authority import authority as authority_module
+from fedllm.federation.protocol.messages import OpenSum, OpenSumHeader, Settle, Train
+from fedllm.federation.protocol.refusals import Refusal
+from fedllm.federation.site.site import Site
+from fedllm.privacy.ledger.ledger import Ledger
 
 
 @pytest.fixture
@@ -131,8 +131,8 @@ def test_a_cohort_of_one_is_refused_by_authority_and_site(federation):
 
 
 def test_a_cohort_filled_up_with_invented_sites_is_refused(federation):
-    from fedllm.federation.coordinator import gather_cohort, run_round, statement_of
-    from fedllm.federation.statements import make_member
+    from fedllm.federation.coordinator.rounds import gather_cohort, run_round, statement_of
+    from fedllm.federation.protocol.statements import make_member
     from fedllm.identity.keys import Identity
 
     cohort = gather_cohort(federation, federation.terms, 1, federation.roster, print)
@@ -221,7 +221,7 @@ def test_a_site_settles_on_one_set_of_survivors_only(federation):
     order = capture_order(federation)
     about = {"statement": order.header.statement, "signature": order.header.signature}
     site: Site = federation.sites["site-0"]
-    from fedllm.federation.messages import SettleHeader
+    from fedllm.federation.protocol.messages import SettleHeader
 
     other = Settle(SettleHeader(**about, survivors=("site-0", "site-1")), order.plan)
     answer = site.settle(other)
@@ -429,7 +429,7 @@ def test_an_unforeseen_error_shrinks_to_its_kind():
 
 
 def test_a_refusal_of_the_ledger_names_no_file_of_the_site():
-    from fedllm.privacy.ledger_entries import LedgerRefusal
+    from fedllm.privacy.ledger.entries import LedgerRefusal
 
     error = LedgerRefusal("the ledger /records/mrs-example.sqlite belongs to another site")
     refusal = Refusal.of(error, full_text=False)
@@ -475,7 +475,7 @@ def test_a_peers_words_do_not_steer_a_terminal():
 
 
 def test_a_site_counts_a_failed_training_as_spent(tiny_checkpoint, tmp_path, monkeypatch):
-    from fedllm.federation import site_work
+    from fedllm.federation.site import work as site_work
 
     policy = SitePolicy(budget=BudgetSection(epsilon=2.0), allow=AllowSection(min_cohort=1))
     config = small_config(tiny_checkpoint("bert"), privacy={"epsilon": 2.0})

@@ -19,12 +19,15 @@ from fedllm.commands.audit import app
 from fedllm.encryption import masks
 from fedllm.encryption.schemes import PublicRoundKey
 from fedllm.errors import FedllmError
-from fedllm.federation import charging, discrete, site_work, terms
-from fedllm.federation.site_work import SiteWork
+from fedllm.federation.protocol import discrete, terms
+from fedllm.federation.site import charging
+from fedllm.federation.site import work as site_work
+from fedllm.federation.site.work import SiteWork
 from fedllm.models.shared import SharedModel
-from fedllm.privacy import accounting, adaptive, dpsgd, whole
+from fedllm.privacy import adaptive, dpsgd, whole
+from fedllm.privacy.accounting import accountants as accounting
 from fedllm.privacy.dpsgd import ClippedSum
-from fedllm.privacy.ledger import Ledger
+from fedllm.privacy.ledger.ledger import Ledger
 from fedllm.randomness import RandomStream
 from fedllm.training import local
 
@@ -315,7 +318,7 @@ def noise_chosen_for_half_the_rate(patch):
 
 
 def accountant_that_halves_the_rate(patch):
-    from fedllm.privacy import calibration, events
+    from fedllm.privacy.accounting import calibration, events
 
     def halved(happened):
         folded = events.fold(happened)

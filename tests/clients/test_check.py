@@ -13,12 +13,12 @@ from support.ports import free_port
 from support.tls import tls_server
 from typer.testing import CliRunner
 
-from clients import check, machine
-from clients.check import check_site
-from clients.findings import Finding
 from fedllm.cli import app
 from fedllm.identity.keys import Identity
 from fedllm.identity.provisioning import renew
+from fedllm_client import check, machine
+from fedllm_client.check import check_site
+from fedllm_client.findings import Finding
 
 PRIVATE = "Zebediah Quux has the plague"
 
@@ -268,7 +268,7 @@ def test_the_first_task_that_fits_is_read(place):
 
 
 def test_the_ledger_is_verified(place):
-    from fedllm.privacy.ledger import Ledger
+    from fedllm.privacy.ledger.ledger import Ledger
 
     path = place.kit / "state" / "ledger.sqlite"
     Ledger.open(path, "anne", Identity.load("anne", place.kit / "keys"))
@@ -310,7 +310,7 @@ def test_a_site_that_enrolled_anew_owes_its_earlier_spending(place, tmp_path):
 
 
 def test_the_ledger_of_another_site_is_refused(place):
-    from fedllm.privacy.ledger import Ledger
+    from fedllm.privacy.ledger.ledger import Ledger
 
     path = place.kit / "state" / "ledger.sqlite"
     Ledger.open(path, "eve", Identity.load("anne", place.kit / "keys"))

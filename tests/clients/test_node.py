@@ -14,15 +14,15 @@ from support.deployment import Deployment, wait_until
 from support.kits import make_federation
 from support.ports import free_port
 
-from clients import node
-from clients.connection import fetch_roster, reach_coordinator
-from clients.node import take_roster
 from fedllm.errors import FedllmError, PeerError
-from fedllm.federation.listener import Listener
-from fedllm.federation.superlink import SuperLink
+from fedllm.federation.transport.listener import Listener
+from fedllm.federation.transport.superlink import SuperLink
 from fedllm.identity import kits
 from fedllm.identity.kits import read_kit
 from fedllm.identity.provisioning import revoke
+from fedllm_client import node
+from fedllm_client.connection import fetch_roster, reach_coordinator
+from fedllm_client.node import take_roster
 
 
 @pytest.fixture

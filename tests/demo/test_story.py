@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from demo_models import write_model
 
-from fedllm.audit.comparison import load_comparison
+from fedllm.audit.ledgers.comparison import load_comparison
 from fedllm.config import RunConfig as Config
 from fedllm.config import parse, read_toml, to_toml
 from fedllm.demo.corpus import DemoSize

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from fedllm.audit.comparison import load_comparison
+from fedllm.audit.ledgers.comparison import load_comparison
 from fedllm.audit.run_folder import read_run_folder
 from fedllm.demo.lexicon import HOSPITALS
 from fedllm.demo.story import QUICK, tell
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    from server.simulation import simulate
+    from fedllm_server.simulation import simulate
 
     folder = tmp_path_factory.mktemp("demo") / "out"
     settings = dataclasses.replace(

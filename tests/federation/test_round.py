@@ -12,8 +12,8 @@ from support.federation import build, plain_means, quantisation_step, records, s
 from fedllm.config import AllowSection, BudgetSection, SitePolicy
 from fedllm.encryption.sandbox import SecretKeyProcess
 from fedllm.errors import BudgetError, ConfigError, PeerError, RefusedError, TrainingError
-from fedllm.privacy.events import NonPrivate, PoissonGaussian
-from fedllm.privacy.ledger import Ledger
+from fedllm.privacy.accounting.events import NonPrivate, PoissonGaussian
+from fedllm.privacy.ledger.ledger import Ledger
 
 
 def ledger_of(federation, name):
@@ -85,7 +85,7 @@ def test_local_noise_is_reserved_before_and_committed_after_training(
 ):
     config = small_config(tiny_checkpoint("bert"), privacy={"epsilon": 4.0})
     federation = build(tmp_path, config)
-    from fedllm.federation import site_work
+    from fedllm.federation.site import work as site_work
 
     seen = []
     train = site_work.train_locally
@@ -120,7 +120,7 @@ def test_the_whole_run_keeps_its_epsilon_also_after_a_lost_round(tiny_checkpoint
     noises = [event.noise_multiplier for event in events]
     assert len(noises) == 4
     assert noises[0] == noises[1] < noises[2] <= noises[3], "less is left, so there is more noise"
-    from fedllm.privacy.accounting import epsilon
+    from fedllm.privacy.accounting.accountants import epsilon
 
     assert epsilon(events, 1e-5).value <= 2.0
 
@@ -133,7 +133,7 @@ def test_distributed_noise_is_charged_in_both_views(tiny_checkpoint, tmp_path):
         training={"local_steps": 1, "optimizer": "sgd", "sampling_rate": 0.3},
     )
     federation = build(tmp_path, config)
-    from fedllm.federation.charging import next_noise_multiplier
+    from fedllm.federation.site.charging import next_noise_multiplier
 
     noise = next_noise_multiplier(config, 1, ())
     federation.round(noise_multiplier=noise)
@@ -147,7 +147,7 @@ def test_distributed_noise_is_charged_in_both_views(tiny_checkpoint, tmp_path):
 
 
 def test_distributed_shares_add_up_to_the_whole_noise(tiny_checkpoint, tmp_path):
-    from fedllm.federation.charging import next_noise_multiplier
+    from fedllm.federation.site.charging import next_noise_multiplier
 
     norm = 1e-3
     config = small_config(
@@ -176,7 +176,7 @@ def test_distributed_shares_add_up_to_the_whole_noise(tiny_checkpoint, tmp_path)
 
 @pytest.mark.parametrize("noise", ["local", "distributed"])
 def test_a_whole_site_can_be_the_unit(tiny_checkpoint, tmp_path, noise):
-    from fedllm.federation.charging import next_noise_multiplier
+    from fedllm.federation.site.charging import next_noise_multiplier
 
     config = small_config(
         tiny_checkpoint("bert"),
@@ -198,7 +198,7 @@ def test_a_whole_site_can_be_the_unit(tiny_checkpoint, tmp_path, noise):
     signal = 1e-3 / np.sqrt(len(mean))  # at most, by the clipping norm
     assert signal < 0.05 * low
     assert low - signal < mean.std() < high + signal
-    from fedllm.privacy.accounting import epsilon
+    from fedllm.privacy.accounting.accountants import epsilon
 
     assert 3.9 < epsilon([event] * 3, 1e-5).value <= 4.0
 
@@ -215,7 +215,7 @@ def test_a_whole_site_does_not_tell_by_refusing_that_its_training_failed(
     def fails(*_, **__):
         raise TrainingError("a batch's gradient is NaN or infinite")
 
-    monkeypatch.setattr("fedllm.federation.site_work.train_locally", fails)
+    monkeypatch.setattr("fedllm.federation.site.work.train_locally", fails)
     outcome = federation.round()
     assert outcome.dropped == {}
     assert np.isfinite(outcome.mean).all()
@@ -244,7 +244,7 @@ def test_a_site_as_the_unit_sends_no_more_than_the_clipping_norm(
 def test_a_moving_clipping_norm_is_kept_over_rounds_and_charged_as_ever(
     tiny_checkpoint, tmp_path, monkeypatch
 ):
-    from fedllm.federation import site_work
+    from fedllm.federation.site import work as site_work
 
     config = small_config(
         tiny_checkpoint("bert"),
@@ -297,7 +297,7 @@ def test_discrete_shares_open_to_exactly_the_charged_noise_on_whole_steps(
     privacy = {"clipping_norm": norm, "epsilon": 0.03}
     config = discrete(tiny_checkpoint("bert"), lora=wide, privacy=privacy)
     federation = build(tmp_path, config)
-    from fedllm.federation.charging import next_noise_multiplier
+    from fedllm.federation.site.charging import next_noise_multiplier
 
     noise = next_noise_multiplier(config, 1, ())
     mean = federation.round(noise_multiplier=noise).mean
@@ -322,8 +322,8 @@ def test_discrete_shares_open_to_exactly_the_charged_noise_on_whole_steps(
 def test_discrete_noise_lies_around_the_sum_of_clipped_gradients(
     tiny_checkpoint, tmp_path, monkeypatch
 ):
-    import fedllm.federation.discrete as discrete_module
-    from fedllm.federation import site_work
+    import fedllm.federation.protocol.discrete as discrete_module
+    from fedllm.federation.site import work as site_work
 
     config = discrete(tiny_checkpoint("bert"), privacy={"epsilon": 50.0})
     federation = build(tmp_path, config)
@@ -338,7 +338,7 @@ def test_discrete_noise_lies_around_the_sum_of_clipped_gradients(
     monkeypatch.setattr(site_work, "clipped_gradient_sum", watched)
     silent = lambda random, count, deviation: np.zeros(count, dtype=np.int64)  # noqa: E731
     monkeypatch.setattr(discrete_module, "discrete_gaussian", silent)
-    from fedllm.federation.charging import next_noise_multiplier
+    from fedllm.federation.site.charging import next_noise_multiplier
 
     mean = federation.round(noise_multiplier=next_noise_multiplier(config, 1, ())).mean
     expected = -np.sum(totals, axis=0) / 3 / 20
@@ -347,8 +347,8 @@ def test_discrete_noise_lies_around_the_sum_of_clipped_gradients(
 
 
 def test_a_whole_discrete_run_keeps_its_epsilon_and_lost_attempts_count(tiny_checkpoint, tmp_path):
-    from fedllm.federation.charging import next_noise_multiplier
-    from fedllm.privacy.accounting import epsilon
+    from fedllm.federation.site.charging import next_noise_multiplier
+    from fedllm.privacy.accounting.accountants import epsilon
 
     config = discrete(tiny_checkpoint("bert"))
     federation = build(tmp_path, config)
@@ -370,7 +370,7 @@ def test_a_whole_discrete_run_keeps_its_epsilon_and_lost_attempts_count(tiny_che
 def test_a_grid_other_than_the_charged_one_is_refused(tiny_checkpoint, tmp_path):
     from dataclasses import replace
 
-    from fedllm.federation.charging import next_noise_multiplier
+    from fedllm.federation.site.charging import next_noise_multiplier
 
     config = discrete(tiny_checkpoint("bert"))
     federation = build(tmp_path, config)
@@ -388,7 +388,7 @@ def test_too_few_bits_for_discrete_noise_are_named(tiny_checkpoint, tmp_path):
 def test_a_run_over_the_ceiling_is_refused_before_any_training(
     tiny_checkpoint, tmp_path, monkeypatch
 ):
-    from fedllm.federation import site_work
+    from fedllm.federation.site import work as site_work
 
     monkeypatch.setattr(site_work, "train_locally", None)
     policy = SitePolicy(budget=BudgetSection(epsilon=1.0), allow=AllowSection(min_cohort=1))

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from fedllm.errors import ConfigError
 from fedllm.privacy import discrete
-from fedllm.privacy.accounting import epsilon, upper_bound
+from fedllm.privacy.accounting.accountants import epsilon, upper_bound
+from fedllm.privacy.accounting.events import (
+    Gaussian,
+    PoissonDiscreteGaussian,
+    PoissonGaussian,
+    fold,
+    from_json,
+    to_json,
+)
+from fedllm.privacy.accounting.gaussian import gaussian_log_delta
 from fedllm.privacy.discrete import (
     DIVERGENCE_PER_VALUE,
     SMOOTHING_VARIANCE,
@@ -22,15 +31,6 @@ from fedllm.privacy.discrete import (
     share_deviation,
     worth,
 )
-from fedllm.privacy.events import (
-    Gaussian,
-    PoissonDiscreteGaussian,
-    PoissonGaussian,
-    fold,
-    from_json,
-    to_json,
-)
-from fedllm.privacy.gaussian import gaussian_log_delta
 from fedllm.randomness import RandomStream
 
 
@@ -196,7 +196,7 @@ def test_an_event_that_claims_more_than_its_shares_give_cannot_be_made():
 
 
 def test_a_reader_that_does_not_know_the_event_refuses_it(monkeypatch):
-    from fedllm.privacy import events
+    from fedllm.privacy.accounting import events
 
     old = {k: v for k, v in events._TYPES.items() if k != "poisson_discrete_gaussian"}
     value = to_json(event())

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fedllm.errors import CheckpointError
-from server.checkpoints import RunState, load_checkpoint, save_checkpoint
-from server.metrics import RoundReport, append_report, cut_reports, read_reports
+from fedllm_server.checkpoints import RunState, load_checkpoint, save_checkpoint
+from fedllm_server.metrics import RoundReport, append_report, cut_reports, read_reports
 
 
 def state(number: int) -> RunState:

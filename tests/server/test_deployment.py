@@ -15,8 +15,8 @@ from support.network import HUB, network
 from support.ports import free_port
 
 from fedllm.config import RunConfig
-from fedllm.privacy.ledger_audit import verify_ledger
-from server.simulation import simulate
+from fedllm.privacy.ledger.audit import verify_ledger
+from fedllm_server.simulation import simulate
 
 pytestmark = pytest.mark.slow
 
@@ -98,7 +98,7 @@ def test_any_process_may_be_killed_and_the_adapter_is_that_of_the_simulator(depl
     os.kill(runner, signal.SIGKILL)
     wait_until(lambda: reached(4), 600.0, "round 4")
     deployment.kill("coordinator")
-    assert not any("server.runner" in line for line in children_of(deployment))
+    assert not any("fedllm_server.runner" in line for line in children_of(deployment))
     deployment.start("coordinator")
     path = deployment.folder / "small.toml"
     kit = str(deployment.kit("coordinator"))
@@ -124,7 +124,7 @@ def is_runner(entry: Path, deployment: Deployment) -> bool:
         line = (entry / "cmdline").read_bytes().decode()
     except OSError:
         return False
-    return "server.runner" in line and str(deployment.folder) in line
+    return "fedllm_server.runner" in line and str(deployment.folder) in line
 
 
 def test_a_private_run_goes_on_without_a_lost_site_and_takes_it_back(deployment, config):

@@ -15,8 +15,8 @@ from fedllm.cli import app
 from fedllm.errors import ConfigError
 from fedllm.identity.kits import read_kit
 from fedllm.identity.provisioning import provision, revoke
-from server import jobs, service
-from server.service import Service
+from fedllm_server import jobs, service
+from fedllm_server.service import Service
 
 
 class Link:

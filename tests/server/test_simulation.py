@@ -16,12 +16,12 @@ from fedllm.config import RunConfig, SitePolicy, load_run_config, to_toml
 from fedllm.errors import BudgetError, CheckpointError, ConfigError, DataError, TrainingError
 from fedllm.identity.keys import Identity
 from fedllm.models.shared import load_shared_model
-from fedllm.privacy.ledger import Ledger
-from fedllm.privacy.ledger_entries import Head
-from fedllm.privacy.ledger_heads import HEADS_FILE, keep_heads, read_heads
-from server.observer import PlainObserver
-from server.simulation import simulate
-from server.workplace import given_up
+from fedllm.privacy.ledger.entries import Head
+from fedllm.privacy.ledger.heads import HEADS_FILE, keep_heads, read_heads
+from fedllm.privacy.ledger.ledger import Ledger
+from fedllm_server.observer import PlainObserver
+from fedllm_server.simulation import simulate
+from fedllm_server.workplace import given_up
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_failed_evaluation_at_the_sites_does_not_lose_the_run(config, tmp_path
     def fail(*args):
         raise RuntimeError("private words")
 
-    monkeypatch.setattr("fedllm.federation.site_work.unit_scores", fail)
+    monkeypatch.setattr("fedllm.federation.site.work.unit_scores", fail)
     config = change(config, evaluation={"every": 1, "holdout": 0.4})
     summary = simulate(config, tmp_path / "run")
     assert summary.rounds == 3
@@ -309,7 +309,7 @@ def test_a_diverging_run_fails_and_keeps_its_last_checkpoint(config, tmp_path):
 def test_a_full_disk_stops_the_run_without_harm(config, tmp_path, monkeypatch):
     import errno
 
-    import server.checkpoints as module
+    import fedllm_server.checkpoints as module
 
     whole = simulate(config, tmp_path / "whole")
     write = module.write_bytes
@@ -369,8 +369,8 @@ DIES_IN_ROUND_3 = """
 import os, signal, sys
 from pathlib import Path
 from fedllm.config import load_run_config
-from server.observer import PlainObserver
-from server.simulation import simulate
+from fedllm_server.observer import PlainObserver
+from fedllm_server.simulation import simulate
 
 class Dies(PlainObserver):
     def site_answered(self, round, site, answered, sites):

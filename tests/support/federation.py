@@ -13,13 +13,18 @@ import numpy as np
 from fedllm.config import AllowSection, BudgetSection, RunConfig, SitePolicy, parse
 from fedllm.data.records import Record
 from fedllm.errors import PeerError
-from fedllm.federation.authority import Authority
-from fedllm.federation.coordinator import RoundOutcome, gather_cohort, run_round, statement_of
-from fedllm.federation.messages import Wire
-from fedllm.federation.models import ModelCache
-from fedllm.federation.run_terms import Terms, make_terms
-from fedllm.federation.site import Site
-from fedllm.federation.site_files import SiteFiles
+from fedllm.federation.authority.authority import Authority
+from fedllm.federation.coordinator.rounds import (
+    RoundOutcome,
+    gather_cohort,
+    run_round,
+    statement_of,
+)
+from fedllm.federation.protocol.messages import Wire
+from fedllm.federation.protocol.run_terms import Terms, make_terms
+from fedllm.federation.site.files import SiteFiles
+from fedllm.federation.site.model_cache import ModelCache
+from fedllm.federation.site.site import Site
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.randomness import RandomStream
@@ -173,7 +178,7 @@ def build(
 def plain_means(federation: Federation, names: list[str] | None = None, number: int = 1):
     """Train each site in the open with the same random numbers and average: the oracle."""
     from fedllm.data.encode import encode
-    from fedllm.federation.terms import local_settings
+    from fedllm.federation.protocol.terms import local_settings
     from fedllm.training.local import train_locally
 
     model, config = federation.model(), federation.config

@@ -9,12 +9,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedllm.errors import FedllmError
-from fedllm.privacy.budget import Ceiling, Charge
-from fedllm.privacy.events import Gaussian, canonical_bytes
-from fedllm.privacy.fingerprints import FingerprintKey, identify
-from fedllm.privacy.ledger import Ledger
-from fedllm.privacy.ledger_audit import verify_ledger
-from fedllm.privacy.ledger_entries import TamperedError
+from fedllm.privacy.accounting.events import Gaussian, canonical_bytes
+from fedllm.privacy.ledger.audit import verify_ledger
+from fedllm.privacy.ledger.budget import Ceiling, Charge
+from fedllm.privacy.ledger.entries import TamperedError
+from fedllm.privacy.ledger.fingerprints import FingerprintKey, identify
+from fedllm.privacy.ledger.ledger import Ledger
 
 CEILING = Ceiling(2.0, 1e-5)
 KEY = FingerprintKey(b"a secret of the site")

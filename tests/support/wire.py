@@ -15,17 +15,17 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from support.deployment import ENVIRONMENT, wait_until
 
-from fedllm.federation.fleet import client_context, read_node_key
-from fedllm.federation.listener import Listener
-from fedllm.federation.superlink import SuperLink
+from fedllm.federation.transport.fleet import client_context, read_node_key
+from fedllm.federation.transport.listener import Listener
+from fedllm.federation.transport.superlink import SuperLink
 from fedllm.identity.kits import Kit, read_kit
 
 _ECHO = """
 import sys, threading
 from pathlib import Path
 from flwr.clientapp import ClientApp
-from fedllm.federation.fleet import FleetNode
-from fedllm.federation.flower import answer
+from fedllm.federation.transport.fleet import FleetNode
+from fedllm.federation.transport.flower import answer
 app = ClientApp()
 @app.query("echo")
 def echo(message, context):

@@ -24,10 +24,10 @@ from fedllm.audit.selftest.statistics import first, unrelated, variance
 from fedllm.encryption.pack import unpack
 from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.schemes import SecretRoundKey
-from fedllm.federation.terms import local_settings
+from fedllm.federation.protocol.terms import local_settings
+from fedllm.privacy.accounting.events import PoissonGaussian
 from fedllm.privacy.adaptive import COUNT_WEIGHT, STEP
 from fedllm.privacy.dpsgd import Gradients
-from fedllm.privacy.events import PoissonGaussian
 from fedllm.randomness import RandomStream
 from fedllm.training import local
 from fedllm.training.local import LocalResult, LocalSettings

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from fedllm.audit.selftest.federation import Federation
 from fedllm.audit.selftest.material import BATCH, RECORDS, SITES
 from fedllm.audit.selftest.statistics import binomial, centred, first, variance
-from fedllm.federation.discrete import make_grid
-from fedllm.privacy.events import PoissonDiscreteGaussian
-from fedllm.privacy.ledger_audit import read_state
+from fedllm.federation.protocol.discrete import make_grid
+from fedllm.privacy.accounting.events import PoissonDiscreteGaussian
+from fedllm.privacy.ledger.audit import read_state
 from fedllm.randomness import RandomStream
 
 # One step a round; the sites share integer noise.

@@ -30,10 +30,15 @@ from fedllm.data.records import Record
 from fedllm.encryption.plan import EncryptionPlan, make_plan
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
 from fedllm.encryption.seal_format import new_context
-from fedllm.federation.authority import Authority
-from fedllm.federation.charging import next_noise_multiplier
-from fedllm.federation.coordinator import RoundOutcome, gather_cohort, run_round, statement_of
-from fedllm.federation.messages import (
+from fedllm.federation.authority.authority import Authority
+from fedllm.federation.coordinator.rounds import (
+    RoundOutcome,
+    gather_cohort,
+    run_round,
+    statement_of,
+)
+from fedllm.federation.protocol.envelopes import unseal
+from fedllm.federation.protocol.messages import (
     OpenRound,
     OpenRoundHeader,
     RoundStatement,
@@ -41,15 +46,15 @@ from fedllm.federation.messages import (
     TrainHeader,
     Wire,
 )
-from fedllm.federation.models import ModelCache
-from fedllm.federation.run_terms import Terms, make_terms
-from fedllm.federation.site import Site
-from fedllm.federation.site_files import SiteFiles
-from fedllm.federation.statements import read_statement
-from fedllm.federation.updates import unseal
+from fedllm.federation.protocol.run_terms import Terms, make_terms
+from fedllm.federation.protocol.statements import read_statement
+from fedllm.federation.site.charging import next_noise_multiplier
+from fedllm.federation.site.files import SiteFiles
+from fedllm.federation.site.model_cache import ModelCache
+from fedllm.federation.site.site import Site
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
-from fedllm.privacy.ledger import Ledger
+from fedllm.privacy.ledger.ledger import Ledger
 
 RUN = "selftest-run"
 _AUTHORITY = "authority"

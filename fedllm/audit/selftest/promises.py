@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedllm.audit.recompute import recompute
+from fedllm.audit.ledgers.recompute import recompute
 from fedllm.audit.selftest.federation import RUN, Federation, build
 from fedllm.audit.selftest.material import BATCH, RECORDS, ROUNDS, SITES, STEPS, Material
 from fedllm.audit.selftest.rounds import Observed
@@ -18,12 +18,13 @@ from fedllm.config import BudgetSection
 from fedllm.encryption.residues import from_wire, wire_length
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
 from fedllm.errors import BudgetError, PeerError, RefusedError
-from fedllm.federation.messages import OpenSum, OpenSumHeader, Train
+from fedllm.federation.protocol.messages import OpenSum, OpenSumHeader, Train
 from fedllm.files import write_bytes
-from fedllm.privacy import accounting, calibration
-from fedllm.privacy.events import Event, PoissonGaussian
-from fedllm.privacy.ledger_audit import export_ledger, verify_ledger
-from fedllm.privacy.ledger_entries import TamperedError
+from fedllm.privacy.accounting import accountants as accounting
+from fedllm.privacy.accounting import calibration
+from fedllm.privacy.accounting.events import Event, PoissonGaussian
+from fedllm.privacy.ledger.audit import export_ledger, verify_ledger
+from fedllm.privacy.ledger.entries import TamperedError
 
 _DELTA = 1e-5
 # (sampling rate, steps, epsilon): few and many steps, little and much sampling, and none.

@@ -22,8 +22,8 @@ from fedllm.audit.selftest.material import (
 )
 from fedllm.audit.selftest.statistics import binomial, first, unrelated, variance
 from fedllm.encryption.quantise import Quantiser
-from fedllm.privacy.events import PoissonDiscreteGaussian, PoissonGaussian
-from fedllm.privacy.ledger_audit import read_state
+from fedllm.privacy.accounting.events import PoissonDiscreteGaussian, PoissonGaussian
+from fedllm.privacy.ledger.audit import read_state
 
 Sampled = PoissonGaussian | PoissonDiscreteGaussian
 

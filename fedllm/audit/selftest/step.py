@@ -25,7 +25,7 @@ from fedllm.audit.selftest.statistics import (
     unrelated,
     variance,
 )
-from fedllm.federation.terms import local_settings
+from fedllm.federation.protocol.terms import local_settings
 from fedllm.randomness import RandomStream
 from fedllm.training import local
 from fedllm.training.local import LocalSettings

@@ -21,8 +21,8 @@ from fedllm.audit.selftest.rounds import shares_as_charged
 from fedllm.audit.selftest.statistics import first, unrelated, variance
 from fedllm.config import RunConfig
 from fedllm.encryption.quantise import Quantiser
-from fedllm.federation.terms import local_settings
-from fedllm.privacy.events import PoissonGaussian
+from fedllm.federation.protocol.terms import local_settings
+from fedllm.privacy.accounting.events import PoissonGaussian
 
 Noise = Literal["local", "distributed"]
 _ROUNDS = 2

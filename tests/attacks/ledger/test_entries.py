@@ -7,10 +7,10 @@ import sqlite3
 import pytest
 from support.ledger import KEY, SIGNER, Record, attack, content, is_found
 
-from fedllm.privacy.events import canonical_bytes
-from fedllm.privacy.fingerprints import identify
-from fedllm.privacy.ledger import Ledger
-from fedllm.privacy.ledger_entries import TamperedError, entry_hash
+from fedllm.privacy.accounting.events import canonical_bytes
+from fedllm.privacy.ledger.entries import TamperedError, entry_hash
+from fedllm.privacy.ledger.fingerprints import identify
+from fedllm.privacy.ledger.ledger import Ledger
 
 
 @pytest.mark.parametrize(

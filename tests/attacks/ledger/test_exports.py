@@ -7,9 +7,9 @@ import json
 import pytest
 from support.ledger import SIGNER
 
-from fedllm.privacy.events import canonical_bytes
-from fedllm.privacy.ledger_audit import export_ledger, verify_ledger
-from fedllm.privacy.ledger_entries import TamperedError
+from fedllm.privacy.accounting.events import canonical_bytes
+from fedllm.privacy.ledger.audit import export_ledger, verify_ledger
+from fedllm.privacy.ledger.entries import TamperedError
 
 
 def exported(path, tmp_path):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from support.ledger import CEILING, KEY, SIGNER, Record, attack, is_found, row
 
-from fedllm.privacy import budget
-from fedllm.privacy.budget import Ceiling, Charge
-from fedllm.privacy.events import Gaussian, canonical_bytes
-from fedllm.privacy.fingerprints import identify
-from fedllm.privacy.ledger_audit import verify_ledger
-from fedllm.privacy.ledger_entries import TamperedError, make_entry
+from fedllm.privacy.accounting.events import Gaussian, canonical_bytes
+from fedllm.privacy.ledger import budget
+from fedllm.privacy.ledger.audit import verify_ledger
+from fedllm.privacy.ledger.budget import Ceiling, Charge
+from fedllm.privacy.ledger.entries import TamperedError, make_entry
+from fedllm.privacy.ledger.fingerprints import identify
 
 
 def test_planted_bug_accountant_restarted_each_round(path, ledger, monkeypatch):

@@ -9,11 +9,11 @@ import pytest
 from support.ledger import CEILING, SIGNER, THIEF, attack, filled, is_found, row
 
 from fedllm.errors import FedllmError
-from fedllm.privacy.budget import Charge
-from fedllm.privacy.events import Gaussian
-from fedllm.privacy.ledger import Ledger
-from fedllm.privacy.ledger_audit import verify_ledger
-from fedllm.privacy.ledger_entries import TamperedError, make_entry
+from fedllm.privacy.accounting.events import Gaussian
+from fedllm.privacy.ledger.audit import verify_ledger
+from fedllm.privacy.ledger.budget import Charge
+from fedllm.privacy.ledger.entries import TamperedError, make_entry
+from fedllm.privacy.ledger.ledger import Ledger
 
 
 def test_rewritten_by_another_key(path, ledger):

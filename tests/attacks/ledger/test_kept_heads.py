@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from fedllm.commands.audit import app as audit
 from fedllm.commands.ledger import app as ledger_app
-from fedllm.federation.messages import Trained
-from fedllm.privacy.ledger_entries import TamperedError
-from fedllm.privacy.ledger_heads import HEADS_FILE, keep_heads, read_heads
+from fedllm.federation.protocol.messages import Trained
+from fedllm.privacy.ledger.entries import TamperedError
+from fedllm.privacy.ledger.heads import HEADS_FILE, keep_heads, read_heads
 from fedllm.randomness import RandomStream
 
 

@@ -9,10 +9,10 @@ import pytest
 from support.ledger import SIGNER, attack, content, is_found, row
 
 from fedllm.errors import FedllmError
-from fedllm.privacy.events import canonical_bytes
-from fedllm.privacy.ledger import Ledger
-from fedllm.privacy.ledger_audit import verify_ledger
-from fedllm.privacy.ledger_entries import TamperedError, entry_hash, make_entry
+from fedllm.privacy.accounting.events import canonical_bytes
+from fedllm.privacy.ledger.audit import verify_ledger
+from fedllm.privacy.ledger.entries import TamperedError, entry_hash, make_entry
+from fedllm.privacy.ledger.ledger import Ledger
 
 
 @pytest.mark.parametrize("kind", ["TEXT", "INTEGER", "NULL"])

@@ -7,11 +7,11 @@ import shutil
 import pytest
 from support.ledger import CEILING, SIGNER, attack, content, filled, is_found
 
-from fedllm.privacy.budget import Charge
-from fedllm.privacy.events import Gaussian
-from fedllm.privacy.ledger import Ledger
-from fedllm.privacy.ledger_audit import verify_ledger
-from fedllm.privacy.ledger_entries import Head, TamperedError
+from fedllm.privacy.accounting.events import Gaussian
+from fedllm.privacy.ledger.audit import verify_ledger
+from fedllm.privacy.ledger.budget import Charge
+from fedllm.privacy.ledger.entries import Head, TamperedError
+from fedllm.privacy.ledger.ledger import Ledger
 
 
 def test_truncation_is_found_with_an_anchor(path, ledger):

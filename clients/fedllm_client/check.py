@@ -1,0 +1,233 @@
+"""Everything that could stop a site's first run, tried before it: ``fedllm client check``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from fedllm.config import SitePolicy, Task, load_site_policy
+from fedllm.data.records import Record
+from fedllm.errors import ConfigError, FedllmError, RefusedError
+from fedllm.identity.kits import Kit, read_kit
+from fedllm_client.connection import Reached, reach_coordinator
+from fedllm_client.findings import DoubtError, Finding, SkippedError, attempt
+from fedllm_client.machine import check_disk, check_memory, check_training, check_writable
+
+_SOON_DAYS = 30
+# The coordinator refuses a node whose signed time lies 5 s ahead of its own clock (Flower) or
+# 60 s behind it (`fedllm.federation.transport.listener`).
+_CLOCK_AHEAD_S, _CLOCK_BEHIND_S = 5.0, 60.0
+_FEW_UNITS = 100
+
+Needed = TypeVar("Needed")
+
+
+def check_site(
+    kit_folder: Path,
+    policy_path: Path,
+    model: str | None = None,
+    announce: Callable[[str], None] = lambda check: None,
+) -> list[Finding]:
+    """Try everything a site needs; one failure does not keep the others from being tried.
+
+    Parameters
+    ----------
+    kit_folder, policy_path : Path
+        The site's kit and its ``site.toml``.
+    model : str, optional
+        Where the base model lies, if not where the policy says.
+    announce : callable
+        Hears the name of each check before it starts.
+    """
+    site = _SiteCheck(kit_folder, policy_path, model)
+    findings = []
+    for name, function in site.all():
+        announce(name)
+        findings.append(attempt(name, function))
+    return findings
+
+
+def _needed(value: Needed | None, what: str) -> Needed:
+    if value is None:
+        raise SkippedError(f"cannot be tried before {what} is in order")
+    return value
+
+
+class _SiteCheck:
+    """The checks in their order; what an earlier one found serves the later ones."""
+
+    def __init__(self, kit_folder: Path, policy_path: Path, model: str | None) -> None:
+        self._folder = kit_folder
+        self._policy_path = policy_path
+        self._model = model
+        self._kit: Kit | None = None
+        self._reached: Reached | None = None
+        self._policy: SitePolicy | None = None
+
+    def all(self) -> Sequence[tuple[str, Callable[[], str]]]:
+        """Return names and functions."""
+        return (
+            ("kit", self.kit),
+            ("roster", self.roster),
+            ("network", self.network),
+            ("clock", self.clock),
+            ("registration", self.registration),
+            ("certificate", self.certificate),
+            ("policy", self.policy),
+            ("data", self.data),
+            ("disk", self.disk),
+            ("ledger", self.ledger),
+            ("training", self.training),
+            ("memory", check_memory),
+        )
+
+    def kit(self) -> str:
+        self._kit = kit = read_kit(self._folder, "site")
+        return f"site '{kit.name}' of the federation '{kit.federation}'; only its owner can read it"
+
+    def roster(self) -> str:
+        roster = _needed(self._kit, "the kit").roster
+        days = _days_until(roster.expires) if roster.expires else 0
+        text = f"version {roster.version} with {len(roster.sites)} sites, valid for {days} days"
+        if days < _SOON_DAYS:
+            raise DoubtError(text, "ask the operator for a new roster (fedllm provision renew)")
+        if len(roster.sites) < roster.min_cohort:
+            raise DoubtError(
+                f"{text}; a round needs {roster.min_cohort} sites",
+                "nothing to do here: rounds begin when more sites have joined",
+            )
+        return text
+
+    def network(self) -> str:
+        kit = _needed(self._kit, "the kit")
+        self._reached = reached = reach_coordinator(kit)
+        return f"{kit.address} answers over {reached.protocol} with the federation's certificate"
+
+    def clock(self) -> str:
+        difference = _needed(self._reached, "the network").clock_difference_s
+        if difference is None:
+            raise DoubtError("the coordinator named no time", "compare the clock by hand")
+        if not -_CLOCK_BEHIND_S < difference < _CLOCK_AHEAD_S:
+            side = "ahead of" if difference > 0 else "behind"
+            raise FedllmError(
+                f"this machine's clock is {abs(difference):.0f} seconds {side} the coordinator's",
+                "set the clock by NTP: the coordinator refuses nodes whose clocks differ",
+            )
+        return f"{abs(difference):.0f} seconds from the coordinator's"
+
+    def registration(self) -> str:
+        kit = _needed(self._kit, "the kit")
+        if not _needed(self._reached, "the network").knows_this_node:
+            raise RefusedError(
+                f"the coordinator does not accept the node key of '{kit.name}'",
+                f"if the clock is right, the coordinator lacks roster {kit.roster.version} or has "
+                "a newer one that leaves this site out: ask the operator",
+            )
+        return f"the coordinator knows '{kit.name}'"
+
+    def certificate(self) -> str:
+        expires = _needed(self._reached, "the network").certificate_expires
+        days = _days_until(expires)
+        text = f"the coordinator's is valid until {expires:%Y-%m-%d} ({days} days)"
+        if days < _SOON_DAYS:
+            raise DoubtError(text, "remind the operator: fedllm provision renew")
+        return text
+
+    def policy(self) -> str:
+        self._policy = policy = load_site_policy(self._policy_path)
+        if self._policy_path.stat().st_mode & 0o022:
+            raise DoubtError(
+                "other users of this machine can change the policy",
+                f"run: chmod go-w {self._policy_path}",
+            )
+        sites = len(self._kit.roster.sites) if self._kit else policy.allow.min_cohort
+        if policy.allow.min_cohort > sites:
+            raise DoubtError(
+                f"allow.min_cohort is {policy.allow.min_cohort}, and the roster has {sites} "
+                "sites: this site will refuse every round",
+                "wait for more sites, or lower allow.min_cohort",
+            )
+        return (
+            f"at most epsilon {policy.budget.epsilon:g} at delta {policy.budget.delta:g}, sums "
+            f"of at least {policy.allow.min_cohort} sites"
+        )
+
+    def data(self) -> str:
+        policy = _needed(self._policy, "the policy")
+        task, records = _readable(policy)
+        persons = {record.unit for record in records if record.unit is not None}
+        text = f"{len(records)} records for {task}"
+        if persons:
+            text += f" of {len(persons)} persons"
+        if task == "classification":
+            text += f", {len({record.values['label'] for record in records})} labels"
+        if policy.allow.unit == "person" and not persons:
+            raise ConfigError(
+                f"{text}, but allow.unit is 'person' and data.unit names no column",
+                "name the column of the person in data.unit",
+            )
+        if len(persons or records) < _FEW_UNITS:
+            raise DoubtError(text, "with so few, the noise will outweigh what they teach")
+        return text
+
+    def disk(self) -> str:
+        return check_disk(self._folder)
+
+    def ledger(self) -> str:
+        return _check_ledger(_needed(self._kit, "the kit"), _needed(self._policy, "the policy"))
+
+    def training(self) -> str:
+        path = self._model
+        if path is None and self._policy is not None and self._policy.model is not None:
+            path = self._policy.model.path
+        if path is None:
+            raise SkippedError("no base model is named", "add [model] path to the policy")
+        return check_training(path, self._policy.allow.models if self._policy else ())
+
+
+def _readable(policy: SitePolicy) -> tuple[Task, list[Record]]:
+    """Read the records for the first allowed task whose columns are there."""
+    from fedllm.data.columns import MissingColumnError
+    from fedllm.data.sources import read_records
+
+    if policy.data is None:
+        raise ConfigError("the policy names no records", "add a [data] section with train = ...")
+    first: MissingColumnError | None = None
+    for task in policy.allow.tasks:
+        try:
+            return task, read_records(policy.data.train, policy.data, task)
+        except MissingColumnError as error:
+            first = first or error
+    raise first or ConfigError("allow.tasks is empty", "allow at least one task")
+
+
+def _check_ledger(kit: Kit, policy: SitePolicy) -> str:
+    from fedllm.federation.site.carrying import require_carried
+    from fedllm.federation.site.files import SiteFiles
+    from fedllm.privacy.ledger.audit import verify_ledger
+
+    files = SiteFiles.of_kit(kit.folder)
+    require_carried(files.ledger, files.memory, kit.identity, kit.roster)
+    path = files.ledger
+    if not path.exists():
+        return f"none yet; {path} is made in the first run"
+    found = verify_ledger(path, kit.identity.public_bytes())
+    if found.site != kit.name:
+        raise RefusedError(
+            f"{path} is the ledger of the site '{found.site}'", "put this site's ledger back"
+        )
+    check_writable(path)
+    spent = max((dataset.spent.value for dataset in found.datasets), default=0.0)
+    text = (
+        f"{found.head.sequence} entries hold; epsilon {spent:.2f} of {policy.budget.epsilon:g} "
+        "is spent"
+    )
+    if spent >= 0.9 * policy.budget.epsilon:
+        raise DoubtError(text, "little or nothing is left; further runs will be refused")
+    return text
+
+
+def _days_until(moment: datetime) -> int:
+    return (moment - datetime.now(UTC)).days

@@ -1,0 +1,174 @@
+"""The process that works for a site or the key authority: kit and policy in, messages answered.
+
+Started by ``fedllm client start`` and ``fedllm authority start``, which keep it running. It
+imports nothing but the installed package; what the coordinator sends is data.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.clientapp import ClientApp
+
+from fedllm.config import SitePolicy, Task, load_site_policy
+from fedllm.errors import ConfigError, FedllmError
+from fedllm.federation.site.files import SiteFiles
+from fedllm.federation.transport.fleet import FleetNode
+from fedllm.identity.kits import Kit, check_dates, read_kit
+from fedllm.identity.roster import verify_roster
+from fedllm.processes import die_with_parent, say, stop_on_signals
+from fedllm_client.app import make_authority_app, make_client_app
+from fedllm_client.connection import fetch_roster
+
+if TYPE_CHECKING:
+    from fedllm.data.records import Record
+    from fedllm.federation.authority.authority import Authority
+    from fedllm.federation.site.site import Site
+
+_ROSTER_POLL_S, _WATCH_S = 20.0, 2.0
+
+
+def deployed_site(kit: Kit, policy: SitePolicy) -> Site:
+    """Build the site of a kit and a policy; imports what training needs.
+
+    Raises
+    ------
+    ConfigError
+        If the policy does not name the site's data and base model.
+    """
+    if policy.data is None or policy.model is None:
+        raise ConfigError(
+            "the policy does not name the site's records and base model",
+            "add [data] and [model]; see examples/deployment/site.toml",
+        )
+    # A key authority needs neither torch nor the time to import it.
+    from fedllm.data.sources import read_records
+    from fedllm.federation.site.model_cache import process_models
+    from fedllm.federation.site.site import Site
+
+    data = policy.data
+
+    def records(task: Task) -> list[Record]:
+        return read_records(data.train, data, task)
+
+    return Site(
+        identity=kit.identity,
+        roster=kit.roster,
+        policy=policy,
+        files=SiteFiles.of_kit(kit.folder),
+        model_path=policy.model.path,
+        records=records,
+        models=process_models(),
+    )
+
+
+def deployed_authority(kit: Kit) -> Authority:
+    """Build the key authority of a kit: durable log, keys in a process of their own."""
+    from fedllm.encryption.sandbox import SecretKeyProcess
+    from fedllm.federation.authority.authority import Authority
+    from fedllm.federation.authority.round_log import RoundLog, round_log_path
+
+    return Authority(
+        kit.identity,
+        kit.roster,
+        kit.roster.min_cohort,
+        make_key=SecretKeyProcess.generate,
+        opened=RoundLog(round_log_path(kit.folder), kit.identity),
+    )
+
+
+def serve(kit: Kit, app: ClientApp, stop: threading.Event) -> None:
+    """Keep a node connected until ``stop`` is set or its roster changes on disk."""
+    if kit.node_key is None:
+        raise ConfigError(f"the kit {kit.folder} has no node key", "restore it from its backup")
+    node = FleetNode(kit.address, kit.ca_certificate, kit.node_key, app, say)
+    threading.Thread(target=_watch, args=(kit, stop), daemon=True).start()
+    threading.Thread(target=_keep_roster, args=(kit, stop), daemon=True).start()
+    node.serve(stop)
+
+
+def _keep_roster(kit: Kit, stop: threading.Event) -> None:
+    """Install a newer roster when the coordinator has one; `_watch` then starts anew with it."""
+    complained = ""
+    while not stop.is_set():
+        complaint = ""
+        try:
+            take_roster(kit)
+        except FedllmError as error:
+            complaint = f"the coordinator's roster is not used: {error}"
+        except Exception as error:
+            # This thread must live: without it no revocation would ever arrive.
+            complaint = f"the coordinator's roster is not used ({type(error).__name__})"
+        # The same complaint again and again would hide what matters.
+        if complaint and complaint != complained:
+            say(complaint)
+        complained = complaint
+        stop.wait(_ROSTER_POLL_S)
+
+
+def take_roster(kit: Kit) -> bool:
+    """Fetch the coordinator's roster, and install it if it is newer; tell whether it was.
+
+    Raises
+    ------
+    PeerError, RefusedError
+        If it is not one that `Kit.install_roster` accepts.
+    FedllmError
+        If it cannot be written.
+    """
+    try:
+        text = fetch_roster(kit)
+    except FedllmError:
+        # The node itself says when there is no connection.
+        return False
+    if verify_roster(text, kit.root).version <= kit.roster.version:
+        return False
+    kit.install_roster(text)
+    return True
+
+
+def _watch(kit: Kit, stop: threading.Event) -> None:
+    """Stop the node when its roster is replaced or expires; it starts again if it can.
+
+    Asks nobody: a coordinator that holds a revocation back gains the time to the expiry and
+    no more, however long this process runs and however slowly it is answered.
+    """
+    roster = kit.folder / "roster.json"
+    before = roster.stat().st_mtime_ns
+    while not stop.wait(_WATCH_S):
+        try:
+            check_dates(kit.roster, "the roster")
+        except ConfigError as error:
+            say(str(error))
+            stop.set()
+        if roster.exists() and roster.stat().st_mtime_ns != before:
+            say("the roster was replaced; starting again with it")
+            stop.set()
+
+
+def main() -> None:
+    """Work for a party; the arguments are PARENT ROLE KIT [POLICY]."""
+    parent, role, folder, *rest = sys.argv[1:]
+    die_with_parent(int(parent))
+    stop = stop_on_signals()
+    try:
+        if role == "site":
+            kit, policy = read_kit(Path(folder), "site"), load_site_policy(Path(rest[0]))
+            # The connection does not wait for torch; the first message does.
+            site = ThreadPoolExecutor(1).submit(deployed_site, kit, policy)
+            app = make_client_app(lambda context: site.result())
+        else:
+            kit = read_kit(Path(folder), "authority")
+            app = make_authority_app(deployed_authority(kit))
+        serve(kit, app, stop)
+    except FedllmError as error:
+        say(f"fedllm: {error}")
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

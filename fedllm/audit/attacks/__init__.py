@@ -1,0 +1,1 @@
+"""Attacks on a run or its configuration: canaries, membership, extraction."""

@@ -1,0 +1,85 @@
+"""Let a generative shared model complete prompts and score responses."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedllm.audit.attacks.extraction import Pair
+from fedllm.data.encode import encode
+from fedllm.data.records import Record
+from fedllm.data.template import end_token_id, prompt_ids
+from fedllm.models.shared import SharedModel
+from fedllm.models.transformer import LanguageModel
+from fedllm.training.objectives import token_losses
+
+_BATCH = 128
+_MOST_TOKENS = 24
+
+
+class Answering:
+    """A generative shared model that completes prompts and scores responses.
+
+    Parameters
+    ----------
+    model : SharedModel
+        For an instruction task, with the adapter to look at in place.
+    max_length : int
+        Tokens kept of a prompt and its response.
+    """
+
+    def __init__(self, model: SharedModel, max_length: int) -> None:
+        if not isinstance(model.module, LanguageModel):
+            raise ValueError("only a generative model answers")
+        self._model = model
+        self._module = model.module
+        self._max_length = max_length
+
+    @torch.no_grad()
+    def complete(self, prompts: Sequence[str]) -> list[str]:
+        """Complete each prompt, most likely token first, until the end token."""
+        tokenizer = self._model.tokenizer
+        # Prompts of equal length go together, so that no padding is needed.
+        groups: dict[int, list[int]] = defaultdict(list)
+        ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+        for index, tokens in enumerate(ids):
+            groups[len(tokens)].append(index)
+        replies = [""] * len(prompts)
+        for members in groups.values():
+            for start in range(0, len(members), _BATCH):
+                part = members[start : start + _BATCH]
+                rows = self._greedy(torch.tensor([ids[i] for i in part]))
+                for index, row in zip(part, rows, strict=True):
+                    replies[index] = str(tokenizer.decode(row, skip_special_tokens=True))
+        return replies
+
+    def _greedy(self, ids: torch.Tensor) -> list[list[int]]:
+        end = end_token_id(self._model.tokenizer)
+        start = ids.shape[1]
+        ended = torch.zeros(len(ids), dtype=torch.bool)
+        head = self._module.backbone.get_output_embeddings()
+        for _ in range(_MOST_TOKENS):
+            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            following = head(self._module.stack.last_states(batch)[:, -1]).argmax(-1)
+            ids = torch.cat([ids, following[:, None]], dim=1)
+            ended |= following == end
+            if bool(ended.all()):
+                break
+        rows = ids[:, start:].tolist()
+        return [row[: row.index(end)] if end in row else row for row in rows]
+
+    @torch.no_grad()
+    def losses(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
+        """Return the response's loss of each (prompt, response), in nats, summed over tokens."""
+        records = [Record({"prompt": p, "response": r}, None, None, "") for p, r in pairs]
+        dataset = encode(records, "instruction", self._model.tokenizer, self._max_length)
+        sums = np.zeros(len(pairs))
+        for start in range(0, len(pairs), _BATCH):
+            indices = np.arange(start, min(start + _BATCH, len(pairs)))
+            losses, rows = token_losses(self._model, dataset.batch(indices))
+            np.add.at(sums, indices[rows.numpy()], losses.double().numpy())
+        return sums

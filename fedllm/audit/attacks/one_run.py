@@ -1,0 +1,210 @@
+"""Lower bounds on epsilon from one training run with many canaries.
+
+Each canary is in the training data or not, by a fair coin of its own. An attacker looks at
+what training gave, guesses some of the coins, and abstains from the others. Whoever guesses
+more of them than differential privacy allows has shown a lower bound on epsilon.
+
+Two bounds on the number of right guesses:
+
+* Steinke, Nasr, Jagielski 2023, "Privacy auditing with one (1) training run", theorem 5.2:
+  holds for (epsilon, delta)-DP and assumes nothing else.
+* The argument of Mahloujifar, Melis, Chaudhuri 2024, "Auditing f-differential privacy in one
+  run", derived below for the curve of the Gaussian mechanism. It is tighter because it
+  uses the whole trade-off curve, and says which Gaussian mechanism is the least private
+  one that can be ruled out.
+
+Derivation of the second. Let C be the number of right among r guesses of m canaries and
+p_j = P[C = j]. Fix all coins but the i-th. The event "i is guessed as b, and at least t - 1 of
+the other guesses are right" is an event of the output; under coin b it is "right, and
+C >= t", under the other coin "wrong, and C >= t - 1". A mechanism with trade-off curve f
+therefore has P[i right, C >= t] <= 1 - f(P[i wrong, C >= t - 1]). Averaging over i and the other
+coins, with 1 - f concave:
+
+    sum_{j >= t} (j / m) p_j  <=  1 - f( sum_{j >= t - 1} ((r - j) / m) p_j )    for every t.
+
+If P[C >= v] = alpha, the cheapest way to satisfy all of this puts alpha on j = v and on every
+lower j just what the inequality above it asks for: mass at a lower j adds less to the left
+side and more to the right side of all inequalities that it appears in. When more than mass
+1 is needed, P[C >= v] < alpha, and seeing v right guesses rejects f at level alpha.
+
+A claim of epsilon at delta for Poisson-sampled Gaussians is refuted with the Gaussian of the same
+epsilon at the same delta: sampling puts more of the loss into the tail, so below that epsilon
+this Gaussian has the larger delta everywhere, and ruling it out rules out the claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import exp
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+from scipy.stats import binom
+
+from fedllm.privacy.accounting.gaussian import gaussian_epsilon
+
+_LARGEST_EPSILON = 50.0
+_LARGEST_MU = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Guesses:
+    """How well coins were guessed.
+
+    Attributes
+    ----------
+    canaries, made, right : int
+        All coins, guesses made, and right ones.
+    """
+
+    canaries: int
+    made: int
+    right: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A lower bound on epsilon.
+
+    Attributes
+    ----------
+    epsilon : float
+        Holds for the curve of a Gaussian mechanism; see this module's text.
+    epsilon_without_assumption : float
+        Holds for any (epsilon, delta)-DP mechanism.
+    guesses : Guesses
+        The guesses behind ``epsilon``.
+    confidence : float
+        Probability that a bound is right, over coins and noise.
+    """
+
+    epsilon: float
+    epsilon_without_assumption: float
+    guesses: Guesses
+    confidence: float
+
+
+def guess(scores: np.ndarray, coins: np.ndarray, low: int, high: int) -> Guesses:
+    """Guess the coins of the most extreme scores.
+
+    Parameters
+    ----------
+    scores : ndarray
+        (m,), larger where the canary seems to have been in.
+    coins : ndarray
+        (m,) bool, whether it was.
+    low, high : int
+        How many of the smallest are guessed "out", and of the largest "in".
+    """
+    order = np.argsort(scores, kind="stable")
+    out, inside = order[:low], order[len(order) - high :]
+    right = int(np.count_nonzero(~coins[out])) + int(np.count_nonzero(coins[inside]))
+    return Guesses(len(scores), low + high, right)
+
+
+def lower_bound(
+    scores: np.ndarray, coins: np.ndarray, delta: float, confidence: float = 0.95
+) -> Bound:
+    """Return the best lower bound over a few fixed ways to guess.
+
+    All canaries are guessed, or a half, a fifth and a twentieth of them, from both ends or
+    from the upper end alone (a canary that no batch drew cannot be told from one that was
+    out). Each way gets an equal part of the error (Bonferroni), so that choosing the best
+    afterwards is fair.
+
+    Parameters
+    ----------
+    scores, coins : ndarray
+        As in `guess`.
+    delta : float
+        Of the claim.
+    confidence : float
+        Of the whole bound.
+    """
+    m = len(scores)
+    ways = {_divided(scores)}
+    for part in (2, 5, 20):
+        made = max(2, m // part)
+        ways |= {(made // 2, made - made // 2), (0, made)}
+    error = (1 - confidence) / len(ways)
+    tried = [guess(scores, coins, low, high) for low, high in sorted(ways)]
+    best, guesses = max(
+        ((gaussian_bound(one, delta, error), one) for one in tried), key=lambda pair: pair[0]
+    )
+    plain = max(plain_bound(one, delta, error) for one in tried)
+    return Bound(max(best, plain), plain, guesses, confidence)
+
+
+def _divided(scores: np.ndarray) -> tuple[int, int]:
+    """Divide all scores in the middle between the means of their lower and upper halves."""
+    ordered, half = np.sort(scores), len(scores) // 2
+    middle = (ordered[:half].mean() + ordered[half:].mean()) / 2
+    low = int(np.count_nonzero(scores <= middle))
+    return low, len(scores) - low
+
+
+def gaussian_bound(guesses: Guesses, delta: float, error: float) -> float:
+    """Return epsilon at ``delta`` of the largest Gaussian mechanism that is ruled out."""
+
+    def rejected(mu: float) -> bool:
+        return _needs_too_much(guesses, error, lambda a: float(ndtr(ndtri(a) - mu)))
+
+    mu = _largest(rejected, _LARGEST_MU)
+    return gaussian_epsilon(mu, delta) if mu > 0 else 0.0
+
+
+def plain_bound(guesses: Guesses, delta: float, error: float) -> float:
+    """Return the largest epsilon that is ruled out at ``delta``, whatever the mechanism."""
+
+    def rejected(epsilon: float) -> bool:
+        return binomial_tail(guesses, epsilon, delta) <= error
+
+    return _largest(rejected, _LARGEST_EPSILON)
+
+
+def binomial_tail(guesses: Guesses, epsilon: float, delta: float) -> float:
+    """Bound the probability of so many right guesses (Steinke et al. 2023, theorem 5.2)."""
+    right, made = guesses.right, guesses.made
+    if right == 0:
+        return 1.0
+    probability = 1 / (1 + exp(-epsilon))
+    tail = float(binom.sf(right - 1, made, probability))
+    # Mass delta can turn i wrong guesses into right ones, for the i that helps most.
+    below = np.cumsum(binom.pmf(right - np.arange(1, right + 1), made, probability))
+    gain = float((below / np.arange(1, right + 1)).max())
+    return min(1.0, tail + 2 * guesses.canaries * delta * gain)
+
+
+def _needs_too_much(guesses: Guesses, level: float, inverse: Callable[[float], float]) -> bool:
+    """Whether P[C >= right] = ``level`` would need more than all probability.
+
+    ``inverse`` is the inverse of 1 - f.
+    """
+    m, made, right = guesses.canaries, guesses.made, guesses.right
+    total = level
+    correct, wrong = right * level / m, (made - right) * level / m
+    for t in range(right, 0, -1):
+        if correct >= 1:
+            return True
+        lacking = inverse(correct) - wrong
+        mass = max(0.0, lacking * m / (made - t + 1))
+        total += mass
+        if total > 1:
+            return True
+        correct += mass * (t - 1) / m
+        wrong += mass * (made - t + 1) / m
+    return False
+
+
+def _largest(rejected: Callable[[float], bool], top: float) -> float:
+    """Return the largest value that is rejected, 0 if none is; rejection is monotone."""
+    if not rejected(1e-6):
+        return 0.0
+    if rejected(top):
+        return top
+    low, high = 1e-6, top
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rejected(middle) else (low, middle)
+    return low

@@ -1,0 +1,163 @@
+"""The attacks of ``fedllm audit`` on a run's folder or configuration, from end to end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedllm.audit.attacks import canaries, membership, secrets
+from fedllm.audit.attacks.results import (
+    CanaryResult,
+    ExtractionResult,
+    MembershipResult,
+)
+from fedllm.audit.attacks.sandbox import open_sandbox
+from fedllm.audit.ledgers.recompute import recompute
+from fedllm.config import RunConfig, load_run_config
+from fedllm.data.records import Record
+from fedllm.data.sources import read_records
+from fedllm.errors import ConfigError
+from fedllm.randomness import RandomStream
+
+Heard = Callable[[str, int, int], None]
+# Ordinary records beside black-box canaries and secrets.
+_ORDINARY = 400
+
+
+def without_privacy(config: RunConfig) -> RunConfig:
+    """Return the run's twin: the same but for noise and clipping."""
+    private = config.privacy.model_copy(update={"epsilon": None})
+    return config.model_copy(update={"privacy": private})
+
+
+def run_canaries(config: RunConfig, count: int, confidence: float, heard: Heard) -> CanaryResult:
+    """Attack a sandboxed copy of a run with gradient canaries and loss canaries.
+
+    Parameters
+    ----------
+    count : int
+        Gradient canaries; a fifth as many loss canaries.
+    confidence : float
+        That all bounds hold together.
+    """
+    torch.set_num_threads(config.engine.threads or torch.get_num_threads())
+    stream = RandomStream.secure()
+    sandbox = open_sandbox(config, _ORDINARY, stream)
+    attacks, recomputed = [], None
+    if config.private:
+        # Two attacks: each may err half as often.
+        confidence = (1 + confidence) / 2
+        attacks.append(canaries.white_box(sandbox, count, confidence, stream, heard))
+        events = sandbox.events(sandbox.settings(count))
+        recomputed = recompute(events, config.privacy.delta).value
+    attacks.append(canaries.black_box(sandbox, max(20, count // 5), confidence, stream, heard))
+    return CanaryResult(
+        claimed=config.privacy.epsilon,
+        recomputed=recomputed if recomputed is None or math.isfinite(recomputed) else None,
+        delta=config.privacy.delta,
+        attacks=tuple(attacks),
+    )
+
+
+def run_extraction(
+    config: RunConfig, count: int, candidates: int, heard: Heard
+) -> ExtractionResult:
+    """Plant secrets into a sandboxed copy of a run, and try to get them out.
+
+    Raises
+    ------
+    ConfigError
+        If the run's model does not write text.
+    """
+    if config.task != "instruction":
+        raise ConfigError(
+            f"secrets can be got out of models that answer; this run's task is {config.task!r}",
+            "use `fedllm audit membership` for this run",
+        )
+    torch.set_num_threads(config.engine.threads or torch.get_num_threads())
+    stream = RandomStream.secure()
+    sandbox = open_sandbox(config, _ORDINARY, stream)
+    return secrets.audit_extraction(
+        sandbox, without_privacy(config), count, candidates, stream, heard
+    )
+
+
+def run_membership(
+    folders: Sequence[Path], most: int, pairs: int, heard: Heard
+) -> MembershipResult:
+    """Attack the adapters of finished runs that trained on the same records.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        Run folders; all of one model, task and data.
+    most : int
+        Records of each kind: members from the runs' training data, others from their public
+        test file.
+    pairs : int
+        Pairs of shadow models.
+
+    Raises
+    ------
+    ConfigError
+        If the runs do not belong together, or have no test file.
+    """
+    configs = [load_run_config(folder / "run.toml") for folder in folders]
+    _require_alike(folders, configs)
+    first = configs[0]
+    torch.set_num_threads(first.engine.threads or torch.get_num_threads())
+    # The same records for every call, so that two reports can be compared.
+    stream = RandomStream.seeded(0, "membership records")
+    sandbox = open_sandbox(without_privacy(first), most, stream)
+    members = _members(first, most, stream)
+    records = [*members, *sandbox.public]
+    member = np.arange(len(records)) < len(members)
+    shadows = membership.train_shadows(
+        sandbox, records, pairs, RandomStream.secure(), lambda n, of: heard("shadow models", n, of)
+    )
+    everyone = sandbox.encode(records)
+    sandbox.model.set_adapter(sandbox.model.initial)
+    control = membership.attack("before training", None, sandbox, everyone, member, shadows)
+    attacks = []
+    for number, (folder, config) in enumerate(zip(folders, configs, strict=True), 1):
+        sandbox.model.load_adapter(folder / "adapter")
+        name = config.name if folder.name == config.name else f"{config.name} ({folder.name})"
+        epsilon = config.privacy.epsilon
+        attacks.append(membership.attack(name, epsilon, sandbox, everyone, member, shadows))
+        heard("models attacked", number, len(folders))
+    return MembershipResult(
+        members=len(members),
+        others=len(records) - len(members),
+        shadows=2 * pairs,
+        models=tuple(attacks),
+        control=control,
+    )
+
+
+def _members(config: RunConfig, most: int, stream: RandomStream) -> list[Record]:
+    records = read_records(config.data.train, config.data, config.task)
+    return [records[i] for i in stream.permutation(len(records))[:most]]
+
+
+def _require_alike(folders: Sequence[Path], configs: Sequence[RunConfig]) -> None:
+    first = configs[0]
+    if first.data.test is None:
+        raise ConfigError(
+            f"{folders[0]} has no public test file, so there are no records to tell members from",
+            "set data.test",
+        )
+    for folder, config in zip(folders, configs, strict=True):
+        if (config.task, config.data.train, config.model.path, config.lora) != (
+            first.task,
+            first.data.train,
+            first.model.path,
+            first.lora,
+        ):
+            raise ConfigError(
+                f"{folder} is not a twin of {folders[0]}: task, model, adapter or data differ",
+                "give runs of the same data that differ in privacy alone",
+            )

@@ -1,0 +1,163 @@
+"""A copy of a run on the auditor's own data: the same functions train, on nobody's records.
+
+A sandbox is one site that stands for all of them: its noise is the whole noise, its update the
+mean. So it shows what everyone who sees opened sums and the model can see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedllm.config import RunConfig
+from fedllm.data.encode import EncodedDataset, encode, label_set
+from fedllm.data.records import Record
+from fedllm.data.sources import read_records
+from fedllm.errors import ConfigError
+from fedllm.federation.protocol.terms import local_settings
+from fedllm.federation.site.charging import choose_noise_multiplier
+from fedllm.models.shared import SharedModel, load_shared_model
+from fedllm.privacy.accounting.events import Event, NonPrivate, PoissonGaussian
+from fedllm.randomness import RandomStream
+from fedllm.training.local import GradientSource, LocalSettings, SiteDataset, train_locally
+from fedllm.training.server_optimizer import ServerOptimizer
+
+_SYLLABLES = ("ba", "ke", "li", "mo", "nu", "pra", "sto", "tri", "vel", "zon")
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """A run's model and settings, without its records.
+
+    Attributes
+    ----------
+    config : RunConfig
+        What the run asks for.
+    model : SharedModel
+        With an adapter of its own.
+    public : list of Record
+        Of the run's public test file; made up when it has none.
+    """
+
+    config: RunConfig
+    model: SharedModel
+    public: list[Record]
+
+    def encode(self, records: list[Record]) -> EncodedDataset:
+        """Turn records into what trains."""
+        length = self.config.model.max_length
+        return encode(records, self.config.task, self.model.tokenizer, length, self.model.labels)
+
+    def settings(self, units: int, config: RunConfig | None = None) -> LocalSettings:
+        """Return what one round does, with noise chosen as a site chooses it."""
+        config = config or self.config
+        settings = local_settings(config, units, None)
+        if config.privacy.epsilon is None:
+            return replace(settings, noise_share=1.0)
+        steps = config.rounds.count * settings.steps
+        noise = choose_noise_multiplier(
+            config.privacy.epsilon, config.privacy.delta, settings.sampling_rate, steps, ()
+        )
+        return replace(local_settings(config, units, noise), noise_share=1.0)
+
+    def events(self, settings: LocalSettings) -> list[Event]:
+        """Return what training by these settings costs a unit."""
+        if settings.noise_multiplier is None:
+            return [NonPrivate()]
+        steps = self.config.rounds.count * settings.steps
+        return [PoissonGaussian(settings.sampling_rate, settings.noise_multiplier, steps)]
+
+    def train(
+        self,
+        dataset: SiteDataset,
+        settings: LocalSettings,
+        heard: Callable[[int, NDArray[np.float32]], None],
+        gradients: GradientSource | None = None,
+        start: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Run all rounds and return the last adapter, (P,) float32; the model keeps it.
+
+        Parameters
+        ----------
+        heard : callable
+            Called after each round with its number and the update (P,).
+        gradients : callable, optional
+            As in `train_locally`.
+        start : ndarray, optional
+            The first adapter (P,); the run's own when left out.
+        """
+        optimizer = ServerOptimizer(self.config.rounds, self.model.manifest)
+        adapter = self.model.initial if start is None else start
+        for number in range(1, self.config.rounds.count + 1):
+            self.model.set_adapter(adapter)
+            result = train_locally(
+                self.model,
+                dataset,
+                settings,
+                RandomStream.secure(),
+                RandomStream.secure(),
+                gradients,
+            )
+            # A norm that moves goes on from where it was, as at a site.
+            settings = replace(settings, clipping_norm=result.clipping_norm)
+            adapter = optimizer.apply(adapter, result.update)
+            heard(number, result.update)
+        self.model.set_adapter(adapter)
+        return adapter
+
+
+def open_sandbox(config: RunConfig, most_public: int, stream: RandomStream) -> Sandbox:
+    """Load a run's model, and public records in random order.
+
+    Raises
+    ------
+    ConfigError
+        If the run protects whole sites: a sandbox has only one.
+    FedllmError
+        If the model or the public file cannot be read.
+    """
+    if config.unit == "site":
+        raise ConfigError(
+            "this run protects whole sites; canaries and secrets are single records or persons",
+            "audit a run with privacy.unit = 'record'",
+        )
+    records: list[Record] = []
+    if config.data.test is not None:
+        section = config.data.model_copy(update={"unit": None, "site": None, "query": None})
+        records = read_records(config.data.test, section, config.task)
+    labels = label_set(config.data, records) if config.task == "classification" else ()
+    model = load_shared_model(config, labels)
+    if records:
+        public = [records[i] for i in stream.permutation(len(records))[:most_public]]
+    else:
+        public = [made_up_record(config, labels, stream) for _ in range(most_public)]
+    return Sandbox(config, model, public)
+
+
+def made_up_record(
+    config: RunConfig, labels: tuple[str, ...], stream: RandomStream, words: int = 8
+) -> Record:
+    """Make a record that means nothing and occurs nowhere else."""
+    values: dict[str, Any]
+    if config.task == "classification":
+        label = labels[int(stream.below(len(labels), 1)[0])]
+        values = {"text": made_up_words(stream, words), "label": label}
+    elif config.task == "instruction":
+        values = {
+            "prompt": made_up_words(stream, words),
+            "response": made_up_words(stream, words),
+        }
+    else:
+        values = {"text": made_up_words(stream, 2 * words)}
+    return Record(values, None, None, "made up")
+
+
+def made_up_words(stream: RandomStream, count: int) -> str:
+    """Make words out of syllables."""
+    return " ".join(
+        "".join(_SYLLABLES[i] for i in stream.below(len(_SYLLABLES), 3)) for _ in range(count)
+    )

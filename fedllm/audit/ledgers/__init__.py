@@ -1,0 +1,1 @@
+"""Epsilons of ledgers and run folders, recomputed by accountants of other authors."""

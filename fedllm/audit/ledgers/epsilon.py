@@ -1,0 +1,220 @@
+"""Recompute what sites have spent from their ledgers alone, and compare it with what was claimed.
+
+Chain and signatures are checked first. Then every epsilon is computed from the recorded
+events by three accountants of other authors (`fedllm.audit.ledgers.recompute`), for each data set
+over all runs and for each run, as those see it who see opened sums, and as everyone else
+colluding against the site.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedllm.audit.findings import Finding, worst_first
+from fedllm.audit.ledgers.figures import (
+    DatasetAudit,
+    EpsilonAudit,
+    EventGroup,
+    LedgerAudit,
+    Limit,
+    RunAudit,
+)
+from fedllm.audit.ledgers.judge import judge, trust_findings
+from fedllm.audit.ledgers.recompute import recompute
+from fedllm.errors import ConfigError
+from fedllm.privacy.accounting import accountants as accounting
+from fedllm.privacy.accounting.events import (
+    Event,
+    Gaussian,
+    NonPrivate,
+    PoissonDiscreteGaussian,
+    Stated,
+)
+from fedllm.privacy.ledger.audit import read_state
+from fedllm.privacy.ledger.budget import View
+from fedllm.privacy.ledger.entries import Head, TamperedError
+from fedllm.privacy.ledger.heads import HEADS_FILE, read_heads
+from fedllm.privacy.ledger.state import LedgerState, Reservation
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A ledger to audit.
+
+    Attributes
+    ----------
+    path : Path
+        The ledger, or an export of one.
+    reported : mapping of str to mapping of str to float
+        Epsilon by run and site, as a run's summary says.
+    heads : mapping of str to sequence of Head
+        Heads that the run's coordinator kept, by site.
+    """
+
+    path: Path
+    reported: Mapping[str, Mapping[str, float]]
+    heads: Mapping[str, Sequence[Head]] = field(default_factory=dict)
+
+
+def find_ledgers(paths: Sequence[Path]) -> list[Source]:
+    """Return the ledgers of files, folders of ledgers, and run folders.
+
+    Raises
+    ------
+    ConfigError
+        If a path does not exist or holds no ledger.
+    """
+    sources: list[Source] = []
+    for path in paths:
+        if not path.exists():
+            raise ConfigError(f"there is no {path}", "give a ledger, an export, or a run's folder")
+        if path.is_file():
+            sources.append(Source(path, {}))
+            continue
+        folder = path / "ledgers" if (path / "ledgers").is_dir() else path
+        found = sorted(folder.glob("*.sqlite")) + sorted(folder.glob("*.jsonl"))
+        found = [file for file in found if file.name not in ("metrics.jsonl", HEADS_FILE)]
+        if not found:
+            raise ConfigError(f"{folder} holds no ledgers", "give a folder with *.sqlite ledgers")
+        kept = path / HEADS_FILE
+        heads = read_heads(kept) if kept.exists() else {}
+        sources += [Source(file, _reported(path), heads) for file in found]
+    return sources
+
+
+def _reported(folder: Path) -> dict[str, dict[str, float]]:
+    try:
+        summary = json.loads((folder / "summary.json").read_bytes())
+        sites = summary["privacy"]["sites"]
+        return {str(summary["run_id"]): {str(k): float(v) for k, v in sites.items()}}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def audit_ledgers(
+    sources: Sequence[Source],
+    public_keys: Mapping[str, bytes] | None = None,
+    anchors: Mapping[str, Sequence[Head]] | None = None,
+) -> EpsilonAudit:
+    """Check and recompute every ledger; what does not hold is a finding, not an exception.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+        From `find_ledgers`.
+    public_keys : mapping of str to bytes, optional
+        Sites' raw Ed25519 keys from a trustworthy place, by site.
+    anchors : mapping of str to sequence of Head, optional
+        Heads of ledgers that other parties kept, by site; those that the coordinator kept in
+        a run's folder are known besides.
+
+    Raises
+    ------
+    FedllmError
+        If a file cannot be read.
+    """
+    keys = public_keys or {}
+    ledgers, findings = [], []
+    for source in sources:
+        name = str(source.path)
+        try:
+            state = read_state(source.path)
+            # Once more against what others know of this site.
+            heads = [*(anchors or {}).get(state.site, ()), *source.heads.get(state.site, ())]
+            if state.site in keys or heads:
+                state = read_state(source.path, keys.get(state.site), heads)
+        except TamperedError as error:
+            findings.append(Finding("critical", name, error.message))
+            ledgers.append(LedgerAudit(name, "", "", ()))
+            continue
+        audited = _ledger(name, state, source.reported)
+        ledgers.append(audited)
+        findings += trust_findings(audited, state.site in keys, bool(heads))
+        findings += [found for data in audited.datasets for found in judge(audited.site, data)]
+    return EpsilonAudit(tuple(ledgers), tuple(worst_first(findings)))
+
+
+def _ledger(
+    path: str, state: LedgerState, reported: Mapping[str, Mapping[str, float]]
+) -> LedgerAudit:
+    datasets = tuple(_dataset(state, id_, reported) for id_ in state.datasets)
+    return LedgerAudit(path, state.site, str(state.head), datasets)
+
+
+def _dataset(
+    state: LedgerState, id_: str, reported: Mapping[str, Mapping[str, float]]
+) -> DatasetAudit:
+    dataset = state.datasets[id_]
+    own = [charge for charge in state.reservations.values() if charge.dataset == id_]
+    delta = own[-1].ceiling.delta if own else 1e-5
+    events = state.spent(id_)
+    related = state.related(id_)
+    return DatasetAudit(
+        id=id_,
+        unit=dataset.unit,
+        records=int(dataset.description["records"]),
+        persons=int(dataset.description["persons"]),
+        overlaps=tuple(sorted(related - {id_})),
+        delta=delta,
+        limit=_limit(state, own[-1], "sums") if own else None,
+        colluders_limit=_limit(state, own[-1], "colluders") if own else None,
+        sums=recompute(events, delta),
+        colluders=recompute(state.spent(id_, "colluders"), delta),
+        claimed=accounting.epsilon(events, delta).value,
+        runs=tuple(
+            _run(
+                state,
+                run,
+                [charge for charge in own if charge.run == run],
+                reported.get(run, {}).get(state.site),
+            )
+            for run in dict.fromkeys(charge.run for charge in own)
+        ),
+    )
+
+
+def _limit(state: LedgerState, last: Reservation, view: View) -> Limit:
+    ceiling = last.ceiling.limit(view)
+    if math.isinf(ceiling):
+        return Limit(ceiling, 0.0)
+    by_then = state.spent(last.dataset, view, until=last.sequence)
+    return Limit(ceiling, recompute(by_then, last.ceiling.delta).value)
+
+
+def _run(
+    state: LedgerState, run: str, charges: list[Reservation], reported: float | None
+) -> RunAudit:
+    events = [event for charge in charges for event in charge.events]
+    # A run's own figure is at the delta that the run asked for.
+    delta = charges[-1].delta
+    committed = sum(charge.sequence in state.committed for charge in charges)
+    return RunAudit(
+        run=run,
+        committed=committed,
+        reserved_only=len(charges) - committed,
+        recomputed=recompute(events, delta),
+        claimed=accounting.epsilon(events, delta).value,
+        reported=reported,
+        groups=tuple(_groups(events)),
+    )
+
+
+def _groups(events: Iterable[Event]) -> list[EventGroup]:
+    counts: Counter[tuple[str, float | None, float | None]] = Counter()
+    for event in events:
+        if isinstance(event, NonPrivate):
+            counts["none", None, None] += 1
+        elif isinstance(event, Stated):
+            counts["stated", None, None] += 1
+        elif isinstance(event, Gaussian):
+            counts["Gaussian", 1.0, event.noise_multiplier] += event.count
+        else:
+            discrete = "discrete " if isinstance(event, PoissonDiscreteGaussian) else ""
+            mechanism = f"Poisson-sampled {discrete}Gaussian"
+            counts[mechanism, event.sampling_rate, event.noise_multiplier] += event.steps
+    return [EventGroup(*key, steps) for key, steps in counts.items()]

@@ -1,0 +1,157 @@
+"""What an audit of ledgers says: figures by data set and run, and what they rest on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedllm.audit.findings import Finding
+from fedllm.audit.ledgers.recompute import Recomputed
+
+ASSUMPTIONS = (
+    "Neighbouring data sets: one unit's content (a record, or all records of a person, as the "
+    "data set says) is replaced by an empty one. The number of units and the sampling rate "
+    "are taken as public.",
+    "Sampling: each unit was in a step's batch independently, with the recorded probability "
+    "(Poisson sampling). `fedllm audit selftest` tests that the installed code does this.",
+    "Noise: Gaussian, or integers worth as much, with the recorded standard deviation in units "
+    "of the most that one unit can change (the clipping norm; twice that where whole sites are "
+    "the unit), from a generator that nobody can predict. The self-test tests this too.",
+    "'Others see sums': coordinator, key authority and the other sites see opened sums and the "
+    "model. With distributed noise this relies on at most `privacy.colluders` sites revealing "
+    "their share of the noise.",
+    "'All others collude': everyone else puts together what they have against this site.",
+    "Rounds that were charged count in full, whether they finished or not. Data sets that "
+    "share a record or person count each other's rounds.",
+    "A ledger says what the site recorded. That nothing was left out follows from the order "
+    "'charge, then train' in the code, and from heads (anchors) that other parties kept.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EventGroup:
+    """Equal steps, counted.
+
+    Attributes
+    ----------
+    mechanism : str
+        "Poisson-sampled Gaussian" (or "discrete Gaussian"), "Gaussian" or "none".
+    sampling_rate, noise_multiplier : float, optional
+        None for steps without privacy.
+    steps : int
+        How many.
+    """
+
+    mechanism: str
+    sampling_rate: float | None
+    noise_multiplier: float | None
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunAudit:
+    """One run's cost to one data set.
+
+    Attributes
+    ----------
+    run : str
+        Its identifier.
+    committed, reserved_only : int
+        Rounds that finished, and rounds that were charged and did not.
+    recomputed : Recomputed
+        From the events alone.
+    claimed : float
+        What fedllm's own accountant says of the same events.
+    reported : float, optional
+        What the run's ``summary.json`` says of this site; none where it says nothing.
+    groups : tuple of EventGroup
+        What happened.
+    """
+
+    run: str
+    committed: int
+    reserved_only: int
+    recomputed: Recomputed
+    claimed: float
+    reported: float | None
+    groups: tuple[EventGroup, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A site's ceiling at its last charge to a data set, and what had been spent by then.
+
+    Data sets that share units with this one may be charged later, within ceilings of their
+    own: what they add is not spent on any one unit twice.
+
+    Attributes
+    ----------
+    ceiling : float
+        Largest epsilon that the site allowed; infinite without a limit.
+    spent : float
+        Recomputed.
+    """
+
+    ceiling: float
+    spent: float
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetAudit:
+    """One data set over all runs.
+
+    Attributes
+    ----------
+    id, unit, records, persons, overlaps
+        As in the ledger.
+    delta : float
+        At which everything is computed: the ceiling's.
+    limit, colluders_limit : Limit, optional
+        In the same two pairs of eyes; none where nothing was charged.
+    sums, colluders : Recomputed
+        Over all runs, as two kinds of observers see it.
+    claimed : float
+        fedllm's own accountant on what ``sums`` saw.
+    runs : tuple of RunAudit
+        In the order of their first charge.
+    """
+
+    id: str
+    unit: str
+    records: int
+    persons: int
+    overlaps: tuple[str, ...]
+    delta: float
+    limit: Limit | None
+    colluders_limit: Limit | None
+    sums: Recomputed
+    colluders: Recomputed
+    claimed: float
+    runs: tuple[RunAudit, ...]
+
+    @property
+    def ceiling(self) -> float | None:
+        """Largest epsilon that the site allowed at its last charge; infinite without a limit."""
+        return self.limit.ceiling if self.limit else None
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerAudit:
+    """One ledger; without a site when it could not be believed."""
+
+    path: str
+    site: str
+    head: str
+    datasets: tuple[DatasetAudit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EpsilonAudit:
+    """All ledgers, and what is wrong or worth knowing."""
+
+    ledgers: tuple[LedgerAudit, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def critical(self) -> bool:
+        """Whether something does not hold."""
+        return any(finding.severity == "critical" for finding in self.findings)

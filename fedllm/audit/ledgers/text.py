@@ -1,0 +1,172 @@
+"""An audit of ledgers as JSON and as tables."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fedllm.audit.attacks.results import EpsilonResult, FoundProblem, SiteEpsilon
+from fedllm.audit.ledgers.figures import ASSUMPTIONS, DatasetAudit, EpsilonAudit, RunAudit
+from fedllm.audit.ledgers.recompute import Recomputed
+
+
+def as_json(found: EpsilonAudit) -> dict[str, Any]:
+    """Return plain values; an unlimited epsilon is the text "unlimited"."""
+    return {
+        "ledgers": [
+            {
+                "path": ledger.path,
+                "site": ledger.site,
+                "head": ledger.head,
+                "datasets": [_dataset_json(dataset) for dataset in ledger.datasets],
+            }
+            for ledger in found.ledgers
+        ],
+        "findings": [finding.to_json() for finding in found.findings],
+        "assumptions": list(ASSUMPTIONS),
+    }
+
+
+def _dataset_json(data: DatasetAudit) -> dict[str, Any]:
+    return {
+        "id": data.id,
+        "unit": data.unit,
+        "records": data.records,
+        "persons": data.persons,
+        "overlaps": list(data.overlaps),
+        "delta": data.delta,
+        "ceiling": number(data.ceiling),
+        "claimed": number(data.claimed),
+        "others_see_sums": _recomputed_json(data.sums),
+        "all_others_collude": _recomputed_json(data.colluders),
+        "runs": [_run_json(run) for run in data.runs],
+    }
+
+
+def _run_json(run: RunAudit) -> dict[str, Any]:
+    return {
+        "run": run.run,
+        "rounds_finished": run.committed,
+        "rounds_charged_only": run.reserved_only,
+        "reported": number(run.reported),
+        "claimed": number(run.claimed),
+        "recomputed": _recomputed_json(run.recomputed),
+        "events": [asdict(group) for group in run.groups],
+    }
+
+
+def _recomputed_json(value: Recomputed) -> dict[str, Any]:
+    return {
+        "epsilon": number(value.value),
+        "pld": number(value.pld),
+        "rdp": number(value.rdp),
+        "prv": number(value.prv),
+    }
+
+
+def as_result(found: EpsilonAudit) -> EpsilonResult:
+    """Return what a run folder keeps of the audit, for its report."""
+    return EpsilonResult(
+        sites=tuple(
+            SiteEpsilon(
+                site=ledger.site,
+                unit=data.unit,
+                claimed=_finite(data.claimed),
+                recomputed=_finite(data.sums.value),
+                colluders=_finite(data.colluders.value),
+                delta=data.delta,
+            )
+            for ledger in found.ledgers
+            for data in ledger.datasets
+        ),
+        findings=tuple(
+            FoundProblem(severity=f.severity, subject=f.subject, text=f.text)
+            for f in found.findings
+        ),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def number(value: float | None) -> float | str | None:
+    """Return a number that JSON can hold."""
+    return "unlimited" if value is not None and math.isinf(value) else value
+
+
+def print_tables(found: EpsilonAudit) -> None:
+    """Print the audit for people."""
+    console = Console()
+    table = Table("Site, data set", "What", "Claimed", "PLD", "PRV", "RDP", "Rounds, steps")
+    for ledger in found.ledgers:
+        for data in ledger.datasets:
+            _add_rows(table, ledger.site, data)
+    if table.row_count:
+        console.print(table)
+    console.print("[bold]Findings[/]" if found.findings else "[bold]No findings[/]")
+    colours = {"critical": "bold red", "warning": "yellow", "note": "dim"}
+    for (severity, text), subjects in _grouped(found).items():
+        more = f" and {len(subjects) - 1} more" if subjects[1:] else ""
+        colour = colours[severity]
+        console.print(
+            f"  [{colour}]{severity}[/] {escape(subjects[0])}{more}: {escape(text)}",
+            highlight=False,
+        )
+    console.print("[bold]What this rests on[/]")
+    for assumption in ASSUMPTIONS:
+        console.print(f"  - {escape(assumption)}", highlight=False)
+
+
+def _grouped(found: EpsilonAudit) -> dict[tuple[str, str], list[str]]:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for finding in found.findings:
+        # A remedy names its site; the other sites' are the same.
+        text = finding.text.replace(f"{finding.subject}=", "SITE=")
+        groups.setdefault((finding.severity, text), []).append(finding.subject)
+    return groups
+
+
+def _add_rows(table: Table, site: str, data: DatasetAudit) -> None:
+    what = f"{data.records} records; each {data.unit}"
+    limit = f"δ {data.delta:g}, ceiling {shown(data.ceiling)}"
+    table.add_row(escape(site), "all runs", shown(data.claimed), *_columns(data.sums), what)
+    table.add_row(data.id[:8], "others collude", "", *_columns(data.colluders), limit)
+    for run in data.runs:
+        claimed = run.claimed if run.reported is None else run.reported
+        rounds = f"{run.committed}" + (f"+{run.reserved_only}" if run.reserved_only else "")
+        table.add_row(
+            "",
+            f"run {escape(run.run[:8])}",
+            shown(claimed),
+            *_columns(run.recomputed),
+            f"{rounds}: {_events(run)}",
+        )
+    table.add_section()
+
+
+def _columns(value: Recomputed) -> tuple[str, str, str]:
+    return shown(value.pld), shown(value.prv), shown(value.rdp)
+
+
+def _events(run: RunAudit) -> str:
+    lines = [
+        "no noise"
+        if group.noise_multiplier is None or group.sampling_rate is None
+        else f"{group.steps} steps, q {group.sampling_rate:.4g}, σ {group.noise_multiplier:.4g}"
+        for group in run.groups
+    ]
+    more = len(lines) - 3
+    return "\n".join(lines[:3] + ([f"and {more} more kinds"] if more > 0 else []))
+
+
+def shown(value: float | None) -> str:
+    """Write an epsilon for people."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if math.isfinite(value) else "unlimited"

@@ -1,0 +1,1 @@
+"""The report of a run: one page that loads nothing from anywhere."""

@@ -1,0 +1,255 @@
+"""What a run recorded, put into words and tables for its report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from fedllm.audit.report.numbers import (
+    MOST_VALUES,
+    bound,
+    epsilon_of,
+    factor,
+    is_number,
+    number,
+)
+from fedllm.audit.report.plots import epsilon_plot, metric_plot
+from fedllm.audit.run_folder import RunFolder
+
+_MOST_SITES = 40
+
+
+class RunParts:
+    """The parts that the run itself recorded, each as plain values ready for the template."""
+
+    def __init__(self, run: RunFolder, texts: Mapping[str, Any]) -> None:
+        self._run = run
+        self._config = run.config
+        self._summary = run.summary
+        self._texts = texts
+
+    def parts(self) -> dict[str, Any]:
+        """Return every part by the name that the template has for it."""
+        return {
+            "title": self._texts["page"]["title"].format(run=self._config.name),
+            "private": self._config.private,
+            "verdict": self._verdict(),
+            "cards": list(self._cards()),
+            "what": self._what(),
+            "who": self._who(),
+            "protected": list(self._protected()),
+            "progress": self._progress(),
+            "epsilon_plot": self._epsilon_plot(),
+            "limits": list(self._limits()),
+        }
+
+    @cached_property
+    def _epsilon(self) -> dict[str, float]:
+        """Spent by site, from the rounds or else from the summary."""
+        if self._run.epsilon:
+            return self._run.epsilon
+        recorded = self._run.section("privacy").get("sites", {})
+        if not isinstance(recorded, Mapping):
+            return {}
+        values = {name: epsilon_of(value) for name, value in recorded.items()}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def _largest_epsilon(self) -> float | None:
+        claimed = epsilon_of(self._run.section("privacy"))
+        values = [*self._epsilon.values(), *([] if claimed is None else [claimed])]
+        return max(values, default=None)
+
+    @property
+    def _unit(self) -> str:
+        return str(self._texts["unit"][self._config.unit])
+
+    def _verdict(self) -> str:
+        texts = self._texts["verdict"]
+        if not self._config.private:
+            return str(texts["not_private"])
+        return str(
+            texts["private"].format(
+                unit=self._unit,
+                epsilon=bound(self._largest_epsilon),
+                delta=number(self._config.privacy.delta),
+            )
+        )
+
+    def _cards(self) -> Iterator[tuple[str, str]]:
+        texts = self._texts["cards"]
+        yield str(self._site_count), texts["sites"]
+        yield str(self._finished_rounds), texts["rounds"]
+        first, last = self._first_and_last_metrics()
+        for name in [n for n in ("accuracy", "loss") if n in last][:1]:
+            key = "metric" if name in first else "metric_alone"
+            yield (
+                number(last[name]),
+                texts[key].format(name=name, before=number(first.get(name))),
+            )
+        if self._config.private:
+            ceiling = number(self._config.privacy.epsilon)
+            yield bound(self._largest_epsilon), texts["epsilon"].format(ceiling=ceiling)
+        else:
+            yield texts["none"], texts["no_epsilon"]
+        scheme = self._config.encryption.scheme
+        yield (texts["none"] if scheme == "none" else scheme.upper()), texts["encryption"]
+        total = self._run.section("seconds").get("total")
+        if is_number(total):
+            yield number(total), texts["seconds"]
+
+    @property
+    def _site_count(self) -> int:
+        sites = self._summary.get("sites")
+        if isinstance(sites, list | dict):
+            return len(sites)
+        return sites if isinstance(sites, int) else len(self._run.sites)
+
+    @property
+    def _finished_rounds(self) -> int:
+        return self._run.rounds[-1].number
+
+    def _what(self) -> SimpleNamespace:
+        texts, config = self._texts["what"], self._config
+        model = self._run.section("model")
+        task = self._texts["task"][config.task]
+        adapter = model.get("adapter_parameters")
+        rows = [
+            (texts["task"], task),
+            (texts["model"], Path(str(model.get("path") or config.model.path)).name),
+        ]
+        rows += [
+            (texts[key], number(model[key]))
+            for key in ("parameters", "adapter_parameters")
+            if key in model
+        ]
+        rows += [
+            (texts["sites"], str(self._site_count)),
+            (texts["rounds"], f"{self._finished_rounds} / {config.rounds.count}"),
+            (texts["local_steps"], str(config.training.local_steps)),
+        ]
+        if config.private:
+            # Sites are in every round, whatever part of their records a step takes.
+            if config.training.sampling_rate is not None and config.unit != "site":
+                rate = number(config.training.sampling_rate)
+                rows.append((texts["records"].format(unit=self._unit), rate))
+            norm = number(config.privacy.clipping_norm)
+            rows.append((self._clipping_text(), norm))
+        text = texts["text"].format(task=task, adapter=number(adapter))
+        return SimpleNamespace(text=text, rows=rows)
+
+    def _clipping_text(self) -> str:
+        texts, config = self._texts["what"], self._config
+        if config.unit == "site":
+            return str(texts["clipping_site"])
+        moving = config.privacy.clipping_quantile is not None
+        return str(texts["clipping_start" if moving else "clipping"].format(unit=self._unit))
+
+    def _who(self) -> SimpleNamespace:
+        texts = self._texts["who"]
+        trained = [line for line in self._run.rounds if line.number > 0]
+        recorded = self._summary.get("site_names")
+        named = map(str, recorded) if isinstance(recorded, list) else ()
+        names = sorted({*self._run.sites, *self._epsilon, *named})
+        names.sort(key=lambda name: -self._epsilon.get(name, 0.0))
+        ceiling = self._config.privacy.epsilon
+        rows = []
+        for name in names[:_MOST_SITES]:
+            spent = self._epsilon.get(name)
+            left = None if spent is None or ceiling is None else max(0.0, ceiling - spent)
+            part = sum(name not in line.dropped for line in trained)
+            rows.append(
+                SimpleNamespace(
+                    name=name,
+                    rounds=f"{part} / {len(trained)}",
+                    epsilon=bound(spent),
+                    left=number(left),
+                )
+            )
+        notes = []
+        if len(names) > _MOST_SITES:
+            most = bound(self._epsilon.get(names[_MOST_SITES]))
+            notes.append(texts["more"].format(count=len(names) - _MOST_SITES, epsilon=most))
+        if not names:
+            notes.append(texts["unnamed"].format(count=self._site_count))
+        incomplete = [str(line.number) for line in trained if line.dropped]
+        if incomplete:
+            shown = ", ".join(incomplete[:MOST_VALUES])
+            notes.append(texts["dropped"].format(rounds=shown))
+        return SimpleNamespace(sites=rows, notes=notes)
+
+    def _protected(self) -> Iterator[str]:
+        texts, config = self._texts["protected"], self._config
+        if config.private and self._largest_epsilon is not None:
+            yield texts["dp"].format(
+                unit=self._unit,
+                epsilon=bound(self._largest_epsilon),
+                factor=factor(self._largest_epsilon),
+                delta=number(config.privacy.delta),
+            )
+            yield texts[f"dp_unit_{config.unit}"]
+            yield texts[f"noise_{config.privacy.noise}"].format(colluders=config.privacy.colluders)
+            yield texts["ledger"]
+        elif not config.private:
+            yield texts["no_dp"]
+        if config.encryption.scheme == "none":
+            yield texts["not_encrypted"]
+            return
+        yield texts["encrypted"].format(scheme=config.encryption.scheme.upper())
+        yield texts["masked" if config.encryption.masked else "not_masked"]
+
+    def _first_and_last_metrics(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        measured = [line for line in self._run.rounds if line.metrics]
+        last = {k: float(v) for k, v in self._run.section("metrics").items() if is_number(v)}
+        if not measured:
+            return {}, last
+        first = measured[0].metrics if measured[0].number == 0 else {}
+        return first, last or measured[-1].metrics
+
+    def _progress(self) -> SimpleNamespace:
+        texts = self._texts["progress"]
+        first, last = self._first_and_last_metrics()
+        rows = [(name, number(first.get(name)), number(value)) for name, value in last.items()]
+        plots = []
+        for name in ("accuracy", "loss"):
+            points = [(r.number, r.metrics[name]) for r in self._run.rounds if name in r.metrics]
+            if len(points) > 1:
+                description = texts["plot"].format(
+                    name=name, first=number(points[0][1]), last=number(points[-1][1])
+                )
+                plots.append(metric_plot(name, points, texts["round"], description))
+        return SimpleNamespace(rows=rows, plots=plots)
+
+    def _epsilon_plot(self) -> str | None:
+        texts, ceiling = self._texts["epsilon"], self._config.privacy.epsilon
+        curves: dict[str, list[tuple[int, float]]] = {}
+        for line in self._run.rounds:
+            for site, spent in line.epsilon.items():
+                curves.setdefault(site, [(0, 0.0)]).append((line.number, spent))
+        if not curves:
+            return None
+        words = {
+            "round": self._texts["progress"]["round"],
+            "epsilon": texts["label"],
+            "ceiling": texts["ceiling"].format(ceiling=number(ceiling)),
+            "range": texts["range"],
+            "several": texts["several"],
+        }
+        description = texts["plot"].format(largest=bound(self._largest_epsilon))
+        return epsilon_plot(curves, ceiling, words, description)
+
+    def _limits(self) -> Iterator[str]:
+        texts, config = self._texts["limits"], self._config
+        if not config.private:
+            yield texts["not_private"]
+        if config.encryption.scheme == "none":
+            yield texts["not_encrypted"]
+        if (self._run.path / "ledgers").is_dir():
+            # Only a simulation has every site's ledger at hand.
+            yield texts["simulation"]
+        if config.private:
+            yield texts[config.unit]
+        yield from texts["items"]

@@ -1,0 +1,139 @@
+"""Sites' answers as they come: whom to count, whom to drop, and what to say if too few are left."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from fedllm.encryption.schemes import EncryptedSum
+from fedllm.errors import FedllmError, PeerError
+from fedllm.federation.protocol.envelopes import unseal
+from fedllm.federation.protocol.messages import (
+    Joined,
+    Member,
+    RoundStatement,
+    Settled,
+    Trained,
+    Unmasked,
+)
+from fedllm.federation.protocol.statements import require
+from fedllm.identity.roster import Roster
+from fedllm.privacy.ledger.entries import Head
+from fedllm.privacy.ledger.heads import signed_head
+
+Answer = TypeVar("Answer", Joined, Trained, Settled, Unmasked)
+Named = TypeVar("Named", Trained, Settled, Unmasked)
+
+
+def joined_member(answer: Joined | FedllmError, node: str) -> Member:
+    """Return what a site says of itself that takes part.
+
+    Raises
+    ------
+    FedllmError
+        If it does not; the site's own refusal, if it gave one.
+    """
+    member = _unrefused(answer, node).header.member
+    if member is None:
+        raise PeerError(f"{node} answered neither yes nor no")
+    return member
+
+
+class UpdateCollector:
+    """Checks each site's answer and adds its update to the sum as it arrives."""
+
+    def __init__(
+        self,
+        total: EncryptedSum,
+        statement: RoundStatement,
+        roster: Roster,
+        heard: Callable[[str, int, int], None],
+    ) -> None:
+        self.total = total
+        self.survivors: list[str] = []
+        self.failures: dict[str, FedllmError] = {}
+        self.heads: dict[str, Head] = {}
+        self.bytes_up = 0
+        self.seconds = 0.0
+        self._statement = statement
+        self._roster = roster
+        self._heard = heard
+
+    def collect(self, answers: Iterator[tuple[str, Trained | FedllmError]]) -> None:
+        """Take all answers; a site whose answer is refused counts as dropped."""
+        for name, answer in answers:
+            started = time.perf_counter()
+            try:
+                self._add(name, answer)
+                self.survivors.append(name)
+            except FedllmError as error:
+                self.failures[name] = error
+            self.seconds += time.perf_counter() - started
+            done = len(self.survivors) + len(self.failures)
+            self._heard(name, done, len(self._statement.cohort))
+
+    def _add(self, name: str, answer: Trained | FedllmError) -> None:
+        if isinstance(answer, Trained):
+            self.bytes_up += len(answer.update)
+        found = _from_site(answer, name)
+        header, key = found.header, self._roster.site_key(name)
+        head = signed_head(header.ledger, header.ledger_signature, key, name)
+        self.total.add(unseal(found.update, self._statement, self.total.plan, name, self._roster))
+        self.heads[name] = head
+
+
+def all_answers(
+    answers: Iterator[tuple[str, Named | FedllmError]], names: tuple[str, ...]
+) -> dict[str, Named]:
+    """Collect one good answer from each name; the round is lost if one is missing.
+
+    Raises
+    ------
+    FedllmError
+        What was wrong with the first answer that is not good.
+    """
+    result = {name: _from_site(answer, name) for name, answer in answers}
+    require(set(result) == set(names), "a survivor of the round did not answer")
+    return result
+
+
+def too_few(there: int, needed: int, failures: list[FedllmError]) -> FedllmError:
+    """Return the error of a round that cannot go on: the kind that most sites failed with."""
+    if not failures:
+        return PeerError(
+            f"{there} sites take part; rounds.min_sites is {needed}", "wait for more sites"
+        )
+    kind, _ = Counter(type(error) for error in failures).most_common(1)[0]
+    first = next(error for error in failures if type(error) is kind)
+    more = f" (and {len(failures) - 1} more sites failed)" if len(failures) > 1 else ""
+    return kind(
+        f"{there} sites can go on, {needed} are needed. {first.message}{more}", first.remedy
+    )
+
+
+def dropped_out(failures: dict[str, FedllmError]) -> FedllmError:
+    """Return the error of a round whose masks stay on because sites dropped out."""
+    name, error = next(iter(failures.items()))
+    if isinstance(error, PeerError):
+        return PeerError(
+            f"{len(failures)} sites dropped out of a round whose masks need all of them; "
+            f"{name}: {error.message}",
+            "set encryption.recover_dropouts = true to finish such rounds without them",
+        )
+    return error
+
+
+def _from_site(answer: Named | FedllmError, name: str) -> Named:
+    found = _unrefused(answer, name)
+    require(found.header.site == name, f"'{name}' answered as '{found.header.site}'")
+    return found
+
+
+def _unrefused(answer: Answer | FedllmError, who: str) -> Answer:
+    if isinstance(answer, FedllmError):
+        raise answer
+    if answer.header.refusal is not None:
+        raise answer.header.refusal.to_error(who)
+    return answer

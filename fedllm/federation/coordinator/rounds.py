@@ -1,0 +1,285 @@
+"""The coordinator's side of a run: ask who takes part, and carry one round through."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedllm.encryption.plan import EncryptionPlan, make_plan
+from fedllm.encryption.quantise import Quantiser
+from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey
+from fedllm.errors import FedllmError
+from fedllm.federation.coordinator.answers import (
+    UpdateCollector,
+    all_answers,
+    dropped_out,
+    joined_member,
+    too_few,
+)
+from fedllm.federation.coordinator.parties import KeyAuthority, Sites
+from fedllm.federation.protocol.evaluating import sum_shape
+from fedllm.federation.protocol.masks import check_settled, mask_scope
+from fedllm.federation.protocol.messages import (
+    Join,
+    JoinHeader,
+    Member,
+    OpenRound,
+    OpenRoundHeader,
+    OpenSum,
+    OpenSumHeader,
+    Purpose,
+    RoundOpened,
+    RoundStatement,
+    Settle,
+    SettleHeader,
+    Train,
+    TrainHeader,
+    Unmask,
+    UnmaskHeader,
+)
+from fedllm.federation.protocol.run_terms import Terms
+from fedllm.federation.protocol.statements import check_member, read_statement, require
+from fedllm.federation.protocol.wire import digest
+from fedllm.identity.roster import Roster
+from fedllm.privacy.ledger.entries import Head
+
+
+@dataclass
+class RoundOutcome:
+    """What a finished round gave.
+
+    Attributes
+    ----------
+    mean : float64 array (P,)
+        Mean of the survivors' vectors: of their updates, in training.
+    survivors : tuple of str
+        Sites in the sum.
+    dropped : dict of str to str
+        Sites of the cohort that are not, and why.
+    bytes_up, bytes_down : int
+        Bytes from and to the sites.
+    heads : dict of str to Head
+        The survivors' ledgers after this round, each signed by its site.
+    seconds : dict of str to float
+        Wall time of "aggregate" and "decrypt".
+    """
+
+    mean: NDArray[np.float64]
+    survivors: tuple[str, ...]
+    dropped: dict[str, str]
+    bytes_up: int
+    bytes_down: int
+    heads: dict[str, Head] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def gather_cohort(
+    sites: Sites, terms: Terms, number: int, roster: Roster, say: Callable[[str], None]
+) -> tuple[Member, ...]:
+    """Ask all connected sites whether they take part from round ``number`` on.
+
+    Returns
+    -------
+    tuple of Member
+        Those that do, by name.
+
+    Raises
+    ------
+    FedllmError
+        If fewer than ``rounds.min_sites`` take part: the refusal that most sites gave.
+    """
+    header = JoinHeader(
+        run=terms.run,
+        round=number,
+        config=terms.config_text,
+        labels=terms.labels,
+        model=terms.model,
+        adapter_length=terms.length,
+    )
+    members: dict[str, Member] = {}
+    refusals: list[FedllmError] = []
+    for node, answer in sites.join(Join(header)):
+        try:
+            member = joined_member(answer, node)
+            check_member(member, terms.run, roster)
+            require(member.name not in members, f"two nodes say that they are '{member.name}'")
+        except FedllmError as error:
+            refusals.append(error)
+            say(f"does not take part: {error}")
+            continue
+        members[member.name] = member
+        sites.admit(node, member.name)
+    if len(members) < terms.config.rounds.min_sites:
+        raise too_few(len(members), terms.config.rounds.min_sites, refusals)
+    return tuple(members[name] for name in sorted(members))
+
+
+def run_round(
+    sites: Sites,
+    authority: KeyAuthority,
+    terms: Terms,
+    roster: Roster,
+    statement: RoundStatement,
+    adapter: NDArray[np.float32],
+    heard: Callable[[str, int, int], None],
+) -> RoundOutcome:
+    """Carry one round through: key, training, sum, corrections for the dropped, opening.
+
+    Parameters
+    ----------
+    statement : RoundStatement
+        The round as proposed, without the key; its purpose says what is summed.
+    adapter : float32 array (P,)
+        Where the sites start, or what they evaluate.
+    heard : callable
+        Called with a site's name, the number of answers so far, and the size of the cohort.
+
+    Raises
+    ------
+    FedllmError
+        If too few sites finish, or the authority refuses or misbehaves.
+    """
+    config = terms.config
+    shape = sum_shape(config, statement.purpose, terms.length, terms.bounds)
+    plan = make_plan(
+        config.encryption.scheme,
+        shape.bits,
+        len(statement.cohort),
+        shape.length,
+        config.encryption.masked,
+    )
+    opened, signed = _open_round(authority, statement, plan, roster)
+    public = PublicRoundKey.from_bytes(plan, opened.public_key)
+    require(public.fingerprint == signed.key, "the round's public key is not the signed one")
+    order = Train(
+        TrainHeader(
+            statement=opened.header.statement,
+            signature=opened.header.signature,
+            config=terms.config_text,
+            labels=terms.labels,
+            bounds=shape.bounds,
+            model=terms.model,
+        ),
+        plan.to_bytes(),
+        opened.public_key,
+        np.ascontiguousarray(adapter, dtype="<f4").tobytes(),
+    )
+    collector = UpdateCollector(EncryptedSum(plan, public), signed, roster, heard)
+    collector.collect(sites.train(order, signed.names))
+    down = sum(map(len, order.to_wire()[1].values())) * len(signed.names)
+    survivors = tuple(sorted(collector.survivors))
+    if len(survivors) < signed.min_sites:
+        raise too_few(len(survivors), signed.min_sites, list(collector.failures.values()))
+    proofs = _Proofs()
+    if plan.masked and config.encryption.recover_dropouts:
+        proofs = _unmask(sites, order, signed, plan, survivors, roster)
+    elif plan.masked and collector.failures:
+        raise dropped_out(collector.failures)
+    started = time.perf_counter()
+    levels = _open_sum(authority, order, collector.total, survivors, proofs)
+    decrypt = time.perf_counter() - started
+    total = Quantiser(shape.bounds, plan.bits).dequantise_sum(levels, len(survivors))
+    return RoundOutcome(
+        mean=total / len(survivors),
+        survivors=survivors,
+        dropped={name: str(error.message) for name, error in collector.failures.items()},
+        bytes_up=collector.bytes_up,
+        bytes_down=down,
+        heads=collector.heads,
+        seconds={"aggregate": collector.seconds, "decrypt": decrypt},
+    )
+
+
+@dataclass(frozen=True)
+class _Proofs:
+    """What the survivors gave to open their sum, in their order."""
+
+    signatures: tuple[str, ...] = ()
+    reveals: tuple[str, ...] = ()
+
+
+def _unmask(
+    sites: Sites,
+    order: Train,
+    statement: RoundStatement,
+    plan: EncryptionPlan,
+    survivors: tuple[str, ...],
+    roster: Roster,
+) -> _Proofs:
+    about = {"statement": order.header.statement, "signature": order.header.signature}
+    settle = Settle(SettleHeader(**about, survivors=survivors), order.plan)
+    settled = all_answers(sites.settle(settle, survivors), survivors)
+    signatures = tuple(settled[name].header.signature for name in survivors)
+    check_settled(mask_scope(statement, plan), survivors, signatures, roster)
+    unmask = Unmask(UnmaskHeader(**about, survivors=survivors, signatures=signatures), order.plan)
+    unmasked = all_answers(sites.unmask(unmask, survivors), survivors)
+    return _Proofs(signatures, tuple(unmasked[name].header.reveal for name in survivors))
+
+
+def _open_round(
+    authority: KeyAuthority, statement: RoundStatement, plan: EncryptionPlan, roster: Roster
+) -> tuple[RoundOpened, RoundStatement]:
+    proposal = statement.model_copy(update={"plan": plan.fingerprint()})
+    request = OpenRound(OpenRoundHeader(statement=proposal.model_dump_json()), plan.to_bytes())
+    opened = authority.open_round(request)
+    if opened.header.refusal is not None:
+        raise opened.header.refusal.to_error("the key authority")
+    signed = read_statement(opened.header.statement, opened.header.signature, roster)
+    require(
+        signed.model_copy(update={"key": "", "reveal_key": ""}) == proposal,
+        "the key authority signed another round than was asked for",
+    )
+    return opened, signed
+
+
+def _open_sum(
+    authority: KeyAuthority,
+    order: Train,
+    total: EncryptedSum,
+    survivors: tuple[str, ...],
+    proofs: _Proofs,
+) -> NDArray[np.uint64]:
+    header = OpenSumHeader(
+        statement=order.header.statement,
+        signature=order.header.signature,
+        survivors=survivors,
+        signatures=proofs.signatures,
+        reveals=proofs.reveals,
+    )
+    opened = authority.open_sum(OpenSum(header, total.to_bytes()))
+    if opened.header.refusal is not None:
+        raise opened.header.refusal.to_error("the key authority")
+    require(opened.header.count == len(survivors), "the key authority opened another sum")
+    require(
+        len(opened.levels) == 8 * total.plan.length, "the opened sum does not have the right length"
+    )
+    return np.frombuffer(opened.levels, dtype="<u8").astype(np.uint64)
+
+
+def statement_of(
+    terms: Terms,
+    cohort: tuple[Member, ...],
+    number: int,
+    attempt: int,
+    noise_multiplier: float | None,
+    purpose: Purpose = "update",
+) -> RoundStatement:
+    """Return the proposal of one round, before the authority adds plan and key."""
+    return RoundStatement(
+        run=terms.run,
+        round=number,
+        attempt=attempt,
+        purpose=purpose,
+        rounds=terms.config.rounds.count,
+        cohort=cohort,
+        min_sites=terms.config.rounds.min_sites,
+        plan="",
+        key="",
+        reveal_key="",
+        config=digest(terms.config_text),
+        noise_multiplier=noise_multiplier,
+    )

@@ -1,0 +1,146 @@
+"""The grid of a run with discrete noise, and a site's noised integers on it.
+
+The steps of the grid are the levels of the run's quantiser, so that masks, encryption, sums and
+the coordinator's step are those of every other run; see `fedllm.privacy.discrete`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedllm.config import RunConfig
+from fedllm.errors import ConfigError, TrainingError
+from fedllm.federation.protocol.evaluating import planned_events
+from fedllm.federation.protocol.terms import noise_shares, public_settings
+from fedllm.privacy.accounting.events import PoissonDiscreteGaussian
+from fedllm.privacy.discrete import (
+    TAIL_DEVIATIONS,
+    discrete_gaussian,
+    round_at_random,
+    sensitivity,
+    share_deviation,
+    worth,
+)
+from fedllm.randomness import RandomStream
+
+# More noise than this for the same privacy is a grid too coarse to be meant.
+_LARGEST_LOSS = 1.25
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Integers that stand for sums of gradients; the same at all parties, from public settings.
+
+    Attributes
+    ----------
+    half : int
+        Largest integer a site may send, and minus the smallest; level ``half`` stands for 0.
+    clipping_steps : float
+        The clipping norm in grid steps.
+    bound : float
+        Bound on an update's coordinate that makes the quantiser's levels this grid.
+    shares : int
+        Sites whose shares make up the noise.
+    length : int
+        Values of the vector.
+    """
+
+    half: int
+    clipping_steps: float
+    bound: float
+    shares: int
+    length: int
+
+    def event(
+        self, sampling_rate: float, noise_multiplier: float, alone: bool = False
+    ) -> PoissonDiscreteGaussian:
+        """Return what one step costs in the eyes of who sees sums, or everyone else together."""
+        share = self.share(noise_multiplier)
+        shares = 1 if alone else self.shares
+        worth_of = worth(share, 1, self.clipping_steps, self.length) if alone else noise_multiplier
+        return PoissonDiscreteGaussian(
+            sampling_rate, worth_of, 1, shares, share, self.clipping_steps, self.length
+        )
+
+    def share(self, noise_multiplier: float) -> int:
+        """Return the standard deviation of one site's noise, in grid steps."""
+        return share_deviation(noise_multiplier, self.shares, self.clipping_steps, self.length)
+
+    def noised_levels(
+        self,
+        total: NDArray[np.float64],
+        clipping_norm: float,
+        noise_multiplier: float,
+        random: RandomStream,
+    ) -> NDArray[np.uint64]:
+        """Round minus a sum of clipped gradients, add this site's share, and shift to levels.
+
+        Parameters
+        ----------
+        total : float64 (P,)
+            From `clipped_gradient_sum`.
+        clipping_norm : float
+            That it was clipped with.
+        noise_multiplier : float
+            Of the whole noise.
+        random : RandomStream
+            ``RandomStream.secure()`` outside tests.
+
+        Returns
+        -------
+        uint64 (P,)
+            From 0 to twice ``half``.
+
+        Raises
+        ------
+        ConfigError
+            If the noise leaves no room for gradients.
+        TrainingError
+            If a value does not fit; that happens once in far more than 1e30 sums.
+        """
+        deviation = self.share(noise_multiplier)
+        room = self.half - TAIL_DEVIATIONS * deviation - 1
+        if room < self.half // 100:
+            raise ConfigError(
+                "the noise leaves no room for gradients in the levels of this run",
+                "raise encryption.bits or training.batch_size, or ask for more epsilon",
+            )
+        # Cutting values off before the noise moves no unit's contribution further.
+        steps = np.clip(total * (-self.clipping_steps / clipping_norm), -room, room)
+        whole = round_at_random(steps, random) + discrete_gaussian(random, len(total), deviation)
+        if np.abs(whole).max(initial=0) > self.half:
+            raise TrainingError("a noised sum does not fit its levels", "repeat the round")
+        return (whole + self.half).astype(np.uint64)
+
+
+@lru_cache(maxsize=16)
+def make_grid(config: RunConfig, length: int) -> Grid:
+    """Return the grid of a run from its public settings.
+
+    A batch of the expected size whose gradients all point the same way fits, and noise at its
+    largest beside it.
+
+    Raises
+    ------
+    ConfigError
+        If so few bits are asked for that rounding would cost more than a quarter of the noise.
+    """
+    norm, batch = config.privacy.clipping_norm, config.training.batch_size
+    shares = noise_shares(config)
+    multiplier = public_settings(config, planned_events(config)).noise_multiplier or 0.0
+    noise = (TAIL_DEVIATIONS + 1) * _LARGEST_LOSS * multiplier * norm / sqrt(shares)
+    largest_sum = norm * (batch + 6 * sqrt(batch)) + noise
+    half = (1 << (config.encryption.bits - 1)) - 1
+    clipping_steps = norm * half / largest_sum
+    if sensitivity(clipping_steps, length) > _LARGEST_LOSS * clipping_steps:
+        raise ConfigError(
+            f"encryption.bits = {config.encryption.bits} is too coarse for discrete noise on "
+            f"{length} values",
+            "set encryption.bits = 20, or more for large batches or adapters",
+        )
+    return Grid(half, clipping_steps, largest_sum / batch, shares, length)

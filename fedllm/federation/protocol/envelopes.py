@@ -1,0 +1,44 @@
+"""A site's update in its signed envelope, on both sides."""
+
+from __future__ import annotations
+
+from fedllm.encryption.envelope import Expectation, open_envelope, seal_envelope
+from fedllm.encryption.plan import EncryptionPlan
+from fedllm.federation.protocol.messages import RoundStatement
+from fedllm.identity.keys import Identity, verify_signature
+from fedllm.identity.roster import Roster
+
+
+def _expectation(statement: RoundStatement, site: str, plan: EncryptionPlan) -> Expectation:
+    return Expectation(
+        run=statement.run,
+        round=statement.attempt,
+        site=site,
+        purpose=statement.purpose,
+        key=statement.key,
+        plan=plan,
+    )
+
+
+def seal(
+    payload: bytes, statement: RoundStatement, plan: EncryptionPlan, identity: Identity
+) -> bytes:
+    """Bind an encrypted update to its round, key and sender, and sign it."""
+    return seal_envelope(payload, _expectation(statement, identity.name, plan), identity.sign)
+
+
+def unseal(
+    blob: bytes, statement: RoundStatement, plan: EncryptionPlan, site: str, roster: Roster
+) -> bytes:
+    """Check an envelope and return the encrypted update.
+
+    Raises
+    ------
+    PeerError
+        If it is not from this site, for this round, key and plan.
+    """
+
+    def verify(name: str, message: bytes, signature: bytes) -> None:
+        verify_signature(roster.site_key(name), signature, message, name)
+
+    return open_envelope(blob, _expectation(statement, site, plan), verify)

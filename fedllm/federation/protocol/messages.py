@@ -1,0 +1,322 @@
+"""What travels between the parties of a run, each message after its header.
+
+Signed statements travel as the exact JSON text that was signed, so that no party has to
+write the same bytes a second time.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from fedllm.federation.protocol.refusals import Refusal
+from fedllm.federation.protocol.wire import Header, Wire
+
+Purpose = Literal["update", "evaluation"]
+
+
+class Member(Header):
+    """One site of a cohort and its X25519 key for this run, signed by the site.
+
+    Attributes
+    ----------
+    name : str
+        The site's name in the roster.
+    mask_key : str
+        Public X25519 key, 64 hexadecimal digits.
+    signature : str
+        The site's Ed25519 signature of `mask_key_statement`, in hexadecimal.
+    """
+
+    name: str
+    mask_key: str
+    signature: str
+
+
+def mask_key_statement(run: str, name: str, mask_key: str) -> bytes:
+    """Return the bytes that a site signs to bind its mask key to one run."""
+    return json.dumps(["fedllm.mask-key.v1", run, name, mask_key]).encode()
+
+
+class RoundStatement(Header):
+    """What every party of a round must agree on; signed by the key authority.
+
+    Attributes
+    ----------
+    run, round, attempt
+        Which round; a round that failed is tried again under the next attempt.
+    purpose : {"update", "evaluation"}
+        Whether the sites train, or send scores of their held-out records.
+    cohort : tuple of Member
+        The sites whose updates may be summed, sorted by name.
+    min_sites : int
+        The sum of fewer sites is not opened.
+    plan, key : str
+        SHA-256 of the encryption plan and of the round's public key.
+    reveal_key : str
+        Public X25519 key of this round, in hexadecimal, for which the survivors seal what
+        takes their masks off.
+    config : str
+        SHA-256 of the run configuration that the sites were sent.
+    noise_multiplier : float, optional
+        Of the sum, with distributed noise; each site gives its share.
+    """
+
+    kind: str = "fedllm.round.v1"
+    run: str
+    round: int
+    attempt: int
+    purpose: Purpose = "update"
+    rounds: int
+    cohort: tuple[Member, ...]
+    min_sites: int
+    plan: str
+    key: str
+    reveal_key: str
+    config: str
+    noise_multiplier: float | None = None
+
+    @property
+    def series(self) -> str:
+        """The run's attempts of one purpose, which are numbered on their own."""
+        return self.run if self.purpose == "update" else f"{self.run}/{self.purpose}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the cohort's sites, in order."""
+        return tuple(member.name for member in self.cohort)
+
+
+class SignedRound(Header):
+    """A round as the key authority signed it.
+
+    Attributes
+    ----------
+    statement : str
+        JSON of the `RoundStatement`, exactly as signed.
+    signature : str
+        The key authority's signature of it, in hexadecimal.
+    """
+
+    statement: str
+    signature: str
+
+
+class SiteAnswer(Header):
+    """A site's answer in a round, or its refusal."""
+
+    site: str
+    refusal: Refusal | None = None
+
+
+class JoinHeader(Header):
+    """The question to a site whether it takes part in a run, from round ``round`` on."""
+
+    run: str
+    round: int
+    config: str
+    labels: tuple[str, ...]
+    model: str
+    adapter_length: int
+
+
+@dataclass(frozen=True)
+class Join(Wire):
+    """Coordinator to site: the question whether it takes part."""
+
+    header: JoinHeader
+
+
+class JoinedHeader(Header):
+    """A site's yes: its name and its signed mask key, or its no."""
+
+    member: Member | None = None
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True)
+class Joined(Wire):
+    """Site to coordinator: yes or no."""
+
+    header: JoinedHeader
+
+
+class TrainHeader(SignedRound):
+    """The order to train one round.
+
+    Attributes
+    ----------
+    config : str
+        The run configuration as TOML; its SHA-256 stands in the statement.
+    labels : tuple of str
+        Public labels of a classification task.
+    bounds : tuple of (int, float)
+        For each segment of the adapter its length and the bound of one coordinate.
+    """
+
+    config: str
+    labels: tuple[str, ...]
+    bounds: tuple[tuple[int, float], ...]
+    model: str
+
+
+@dataclass(frozen=True)
+class Train(Wire):
+    """Coordinator to site: train this round.
+
+    ``plan`` and ``public_key`` are the encryption's; ``adapter`` holds float32
+    (little-endian) in the manifest's order.
+    """
+
+    header: TrainHeader
+    plan: bytes
+    public_key: bytes
+    adapter: bytes
+
+
+class TrainedHeader(SiteAnswer):
+    """A site's answer to `TrainHeader`; the update brings its own signature.
+
+    Attributes
+    ----------
+    ledger, ledger_signature : str
+        Head of the site's ledger once this round is charged, ``SEQUENCE:HASH``, and the site's
+        signature of that entry in hexadecimal: for the coordinator to keep. Empty with a
+        refusal.
+    """
+
+    ledger: str = ""
+    ledger_signature: str = ""
+
+
+@dataclass(frozen=True)
+class Trained(Wire):
+    """Site to coordinator: the sealed update (empty with a refusal)."""
+
+    header: TrainedHeader
+    update: bytes
+
+
+class SettleHeader(SignedRound):
+    """The question to the survivors of a round whether they agree on who is in the sum."""
+
+    survivors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Settle(Wire):
+    """Coordinator to survivor: these sites are in the sum."""
+
+    header: SettleHeader
+    plan: bytes
+
+
+class SettledHeader(SiteAnswer):
+    """A survivor's signature of its statement on the survivors, or its refusal."""
+
+    signature: str = ""
+
+
+@dataclass(frozen=True)
+class Settled(Wire):
+    """Survivor to coordinator: agreed, once and for all."""
+
+    header: SettledHeader
+
+
+class UnmaskHeader(SignedRound):
+    """The survivors' statements, and the question for what opens their sum.
+
+    ``signatures`` are in the order of ``survivors``.
+    """
+
+    survivors: tuple[str, ...]
+    signatures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Unmask(Wire):
+    """Coordinator to survivor: all agree; take your masks off."""
+
+    header: UnmaskHeader
+    plan: bytes
+
+
+class UnmaskedHeader(SiteAnswer):
+    """A survivor's reveal, sealed for the key authority and in hexadecimal, or its refusal."""
+
+    reveal: str = ""
+
+
+@dataclass(frozen=True)
+class Unmasked(Wire):
+    """Survivor to coordinator: what opens the sum of exactly the survivors."""
+
+    header: UnmaskedHeader
+
+
+class OpenRoundHeader(Header):
+    """The coordinator's request for a round's key; the statement still lacks the key."""
+
+    statement: str
+
+
+@dataclass(frozen=True)
+class OpenRound(Wire):
+    """Coordinator to authority: make a key pair for this round."""
+
+    header: OpenRoundHeader
+    plan: bytes
+
+
+class RoundOpenedHeader(Header):
+    """The authority's answer: the completed statement and its signature, or a refusal."""
+
+    statement: str = ""
+    signature: str = ""
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True)
+class RoundOpened(Wire):
+    """Authority to coordinator: the signed round and its public key."""
+
+    header: RoundOpenedHeader
+    public_key: bytes
+
+
+class OpenSumHeader(SignedRound):
+    """The coordinator's request to open a round's sum.
+
+    With masks that allow for dropouts, ``signatures`` and ``reveals`` of the survivors, in
+    their order, show that they agree and take their own masks off; else both are empty. The
+    coordinator passes the reveals on and cannot read them.
+    """
+
+    survivors: tuple[str, ...]
+    signatures: tuple[str, ...] = ()
+    reveals: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OpenSum(Wire):
+    """Coordinator to authority: open this sum."""
+
+    header: OpenSumHeader
+    total: bytes
+
+
+class SumOpenedHeader(Header):
+    """The authority's answer: how many updates the sum holds, or a refusal."""
+
+    count: int = 0
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True)
+class SumOpened(Wire):
+    """Authority to coordinator: the opened levels, uint64 little-endian."""
+
+    header: SumOpenedHeader
+    levels: bytes

@@ -1,0 +1,1 @@
+"""A site: what it checks, computes, remembers, charges and answers."""

@@ -1,0 +1,123 @@
+"""What a site spent before its ledger was begun: under keys that were lost, or a lost ledger.
+
+A ledger belongs to a key and is lost with it; the records are the same. So a new ledger takes
+over what was spent before, for all records alike, and a site that owes this takes part in no
+round. What is owed, the roster says (earlier keys of the site's name) and the site's memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+
+from fedllm.errors import RefusedError
+from fedllm.federation.site.memory import SiteMemory
+from fedllm.identity.keys import Identity
+from fedllm.identity.roster import Roster
+from fedllm.privacy.accounting.events import Event, NonPrivate, Stated
+from fedllm.privacy.ledger.audit import read_state, spending_of
+from fedllm.privacy.ledger.fingerprints import Unit
+from fedllm.privacy.ledger.ledger import Ledger
+from fedllm.privacy.ledger.state import Carried
+
+_REMEDY = (
+    "the site takes over what was spent: fedllm ledger carry-over OLD_LEDGER --kit KIT, or, where "
+    "no copy of it is left, with --epsilon and --delta"
+)
+
+
+def require_carried(ledger: Path, memory: Path, identity: Identity, roster: Roster) -> None:
+    """Refuse to go on with a ledger that does not say what was spent before it.
+
+    Raises
+    ------
+    RefusedError
+        If the site had other keys before, or its ledger is gone although it has trained.
+    TamperedError, LedgerError
+        If the ledger cannot be read.
+    """
+    owed = owed_keys(identity.name, roster)
+    if not ledger.exists():
+        if SiteMemory(memory).used():
+            raise RefusedError("this site has trained before, and its ledger is gone", _REMEDY)
+        if owed:
+            raise RefusedError(
+                f"'{identity.name}' had other keys before, and its new ledger lacks what was "
+                "spent under them",
+                _REMEDY,
+            )
+        return
+    if owed and not owed <= read_state(ledger, identity.public_bytes()).covered():
+        raise RefusedError(
+            f"'{identity.name}' had other keys before, and its ledger lacks what was spent under "
+            "them",
+            _REMEDY,
+        )
+
+
+def owed_keys(name: str, roster: Roster) -> set[str]:
+    """Return the earlier public keys (hex) of a site."""
+    return {key.hex() for key in roster.former.get(name, ())}
+
+
+def carry_ledger(old: Path, ledger: Path, identity: Identity, roster: Roster) -> list[Carried]:
+    """Take over all that an earlier ledger of this site, or an export of it, was charged.
+
+    Raises
+    ------
+    RefusedError
+        If it is another site's, or was taken over before.
+    TamperedError, LedgerError
+        If the earlier ledger does not hold.
+    """
+    site, carried = spending_of(old)
+    mine = owed_keys(identity.name, roster) | {identity.public_bytes().hex()}
+    if site != identity.name or not mine & set(carried[0].covers):
+        raise RefusedError(
+            f"{old} is not an earlier ledger of '{identity.name}'",
+            "give the site's own, or an export of it",
+        )
+    Ledger.open(ledger, identity.name, identity).carry(carried)
+    return carried
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a site states was spent at most, where no earlier ledger is left.
+
+    Attributes
+    ----------
+    epsilon, delta : float
+        An infinite epsilon says that nobody knows; nothing private can follow it.
+    colluders_epsilon : float
+        The same in the eyes of everyone else colluding.
+    unit : {"record", "person"}
+        What was protected.
+    """
+
+    epsilon: float
+    delta: float
+    colluders_epsilon: float
+    unit: Unit
+
+
+def carry_statement(
+    said: Statement, ledger: Path, identity: Identity, roster: Roster
+) -> list[Carried]:
+    """Charge what a site states.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range.
+    """
+
+    def event(epsilon: float) -> Event:
+        return NonPrivate() if epsilon == inf else Stated(epsilon, said.delta)
+
+    covers = owed_keys(identity.name, roster) or {identity.public_bytes().hex()}
+    seen, alone = (event(said.epsilon),), (event(max(said.epsilon, said.colluders_epsilon)),)
+    carried = Carried(tuple(sorted(covers)), "", said.unit, seen, alone)
+    Ledger.open(ledger, identity.name, identity).carry([carried])
+    return [carried]

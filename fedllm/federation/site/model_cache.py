@@ -1,0 +1,44 @@
+"""One shared model for each process, however many sites and rounds it serves."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from fedllm.config import RunConfig
+from fedllm.federation.protocol.wire import digest
+from fedllm.models.shared import SharedModel, load_shared_model
+
+
+class ModelCache:
+    """Keeps the last shared model; another configuration replaces it.
+
+    A base model is gigabytes and takes seconds to load. Sites that share a process take
+    turns with it: each sets the adapter before it trains.
+    """
+
+    def __init__(self) -> None:
+        self._key = ""
+        self._model: SharedModel | None = None
+
+    def get(self, config: RunConfig, labels: tuple[str, ...]) -> SharedModel:
+        """Return the model of a run, loading it only if it is not the one in memory."""
+        key = digest(
+            {
+                "model": config.model.model_dump(mode="json"),
+                "lora": config.lora.model_dump(mode="json"),
+                "task": config.task,
+                "seed": config.seed,
+                "labels": list(labels),
+            }
+        )
+        if self._model is None or key != self._key:
+            self._model = None
+            self._model = load_shared_model(config, labels)
+            self._key = key
+        return self._model
+
+
+@lru_cache(maxsize=1)
+def process_models() -> ModelCache:
+    """Return this process's only `ModelCache`: Flower hands handlers no state of their own."""
+    return ModelCache()

@@ -1,0 +1,187 @@
+"""The coordinator's orders to a site, checked against what was signed and what the site allows."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedllm.config import AllowSection, RunConfig, parse
+from fedllm.encryption.plan import EncryptionPlan
+from fedllm.encryption.quantise import Quantiser
+from fedllm.encryption.schemes import PublicRoundKey
+from fedllm.errors import PeerError, RefusedError
+from fedllm.federation.protocol.discrete import make_grid
+from fedllm.federation.protocol.evaluating import Bounds, sum_shape
+from fedllm.federation.protocol.messages import RoundStatement, Train
+from fedllm.federation.protocol.statements import (
+    make_member,
+    read_statement,
+    require,
+    require_cohort,
+)
+from fedllm.federation.protocol.terms import check_allowed
+from fedllm.federation.protocol.wire import digest
+from fedllm.federation.site.model_cache import ModelCache
+from fedllm.identity.keys import Identity
+from fedllm.identity.roster import Roster
+from fedllm.models.shared import SharedModel
+
+
+@dataclass(frozen=True)
+class Order:
+    """A checked order to train, or to evaluate.
+
+    Attributes
+    ----------
+    adapter : float32 array (P,)
+        Where the site starts, or what it evaluates.
+    """
+
+    statement: RoundStatement
+    config: RunConfig
+    plan: EncryptionPlan
+    key: PublicRoundKey
+    model: SharedModel
+    adapter: NDArray[np.float32]
+    quantiser: Quantiser
+
+
+@dataclass(frozen=True)
+class OrderReader:
+    """Reads what a coordinator sends to one site; what does not fit is refused.
+
+    Attributes
+    ----------
+    identity : Identity
+        The site's keys.
+    roster : Roster
+        The federation's parties, pinned.
+    allow : AllowSection
+        What the site takes part in.
+    models : ModelCache
+        Keeps the base model in memory.
+    model_path : str
+        Where the site keeps the base model; its fingerprint is what counts.
+    """
+
+    identity: Identity
+    roster: Roster
+    allow: AllowSection
+    models: ModelCache
+    model_path: str
+
+    def configuration(self, text: str, model_fingerprint: str) -> RunConfig:
+        """Read a run's configuration, with the site's own base model, if the policy allows it.
+
+        Raises
+        ------
+        PeerError
+            If it is not TOML.
+        ConfigError
+            If a key or a value is wrong.
+        RefusedError
+            If the site's policy does not allow such a run.
+        """
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError:
+            raise PeerError("the coordinator sent a configuration that is not TOML") from None
+        values.setdefault("model", {})["path"] = self.model_path
+        config = parse(RunConfig, values, "the coordinator's configuration")
+        check_allowed(config, self.allow, model_fingerprint)
+        return config
+
+    def model(self, config: RunConfig, labels: tuple[str, ...], fingerprint: str) -> SharedModel:
+        """Return the site's base model, which must be the run's.
+
+        Raises
+        ------
+        RefusedError
+            If it is another.
+        """
+        model = self.models.get(config, labels)
+        if model.fingerprint != fingerprint:
+            raise RefusedError(
+                "the base model at this site is not the one that the run is for",
+                "install the model whose fingerprint the coordinator names",
+            )
+        return model
+
+    def order(self, request: Train) -> Order:
+        """Check an order to train or evaluate.
+
+        Raises
+        ------
+        PeerError
+            If it is not what the key authority and the cohort signed, or does not fit together.
+        RefusedError
+            If the site's policy does not allow it.
+        """
+        header = request.header
+        statement = read_statement(header.statement, header.signature, self.roster)
+        require(
+            digest(header.config) == statement.config, "the configuration is not the signed one"
+        )
+        config = self.configuration(header.config, header.model)
+        # The operator signed the roster's; an authority that forgets it is not enough.
+        require_cohort(statement, max(self.allow.min_cohort, self.roster.min_cohort))
+        require(statement.min_sites == config.rounds.min_sites, "the minimum cohort differs")
+        require(statement.rounds == config.rounds.count, "the number of rounds differs")
+        require(1 <= statement.round <= statement.rounds, "there is no such round")
+        mine = make_member(self.identity, statement.run)
+        require(mine in statement.cohort, "this site's entry in the cohort is not its own")
+        plan = read_plan(request.plan, statement)
+        wanted = config.encryption
+        require(
+            (plan.scheme, plan.masked) == (wanted.scheme, wanted.masked),
+            "the encryption plan is not what the configuration asks for",
+        )
+        key = PublicRoundKey.from_bytes(plan, request.public_key)
+        require(key.fingerprint == statement.key, "the public key is not the signed one")
+        model = self.model(config, header.labels, header.model)
+        adapter = np.frombuffer(request.adapter, dtype="<f4").astype(np.float32)
+        quantiser = _quantiser(config, statement, plan, header.bounds, model)
+        return Order(statement, config, plan, key, model, adapter, quantiser)
+
+
+def read_plan(blob: bytes, statement: RoundStatement) -> EncryptionPlan:
+    """Read the encryption plan of a round.
+
+    Raises
+    ------
+    PeerError
+        If it is malformed, not the signed one, or for fewer sites.
+    """
+    plan = EncryptionPlan.from_bytes(blob)
+    require(plan.fingerprint() == statement.plan, "the encryption plan is not the signed one")
+    require(plan.max_sites >= len(statement.cohort), "the plan is for a smaller cohort")
+    return plan
+
+
+def _quantiser(
+    config: RunConfig,
+    statement: RoundStatement,
+    plan: EncryptionPlan,
+    bounds: Bounds,
+    model: SharedModel,
+) -> Quantiser:
+    shape = sum_shape(config, statement.purpose, model.manifest.length, bounds)
+    require(
+        (plan.length, plan.bits) == (shape.length, shape.bits) and bounds == shape.bounds,
+        "the encryption plan or the bounds are for another vector",
+    )
+    if statement.purpose == "update":
+        require(
+            [size for size, _ in bounds] == [s.size for s in model.manifest.segments],
+            "the bounds are for another adapter",
+        )
+        if config.discrete_noise:
+            grid = make_grid(config, model.manifest.length)
+            require(
+                all(bound == grid.bound for _, bound in bounds),
+                "the bounds are not the grid that this run's noise is counted on",
+            )
+    return Quantiser(bounds, plan.bits)

@@ -1,0 +1,271 @@
+"""A site: joins a run, trains its rounds, keeps its ledger, and takes its masks off."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedllm.config import SitePolicy, Task
+from fedllm.data.records import Record
+from fedllm.encryption.update import seal_levels
+from fedllm.errors import RefusedError
+from fedllm.federation.protocol.envelopes import seal
+from fedllm.federation.protocol.masks import (
+    check_settled,
+    hex_bytes,
+    mask_scope,
+    reveal_purpose,
+    site_masks,
+)
+from fedllm.federation.protocol.messages import (
+    Join,
+    Joined,
+    JoinedHeader,
+    RoundStatement,
+    Settle,
+    Settled,
+    SettledHeader,
+    Train,
+    Trained,
+    TrainedHeader,
+    Unmask,
+    Unmasked,
+    UnmaskedHeader,
+)
+from fedllm.federation.protocol.refusals import Refusal
+from fedllm.federation.protocol.statements import make_member, read_statement, require
+from fedllm.federation.site.carrying import require_carried
+from fedllm.federation.site.charging import SiteAccount
+from fedllm.federation.site.data import SiteData
+from fedllm.federation.site.files import SiteFiles
+from fedllm.federation.site.memory import SiteMemory
+from fedllm.federation.site.model_cache import ModelCache
+from fedllm.federation.site.orders import Order, OrderReader, read_plan
+from fedllm.federation.site.work import SiteWork
+from fedllm.files import append_line
+from fedllm.identity.keys import Identity
+from fedllm.identity.roster import Roster
+from fedllm.identity.sealing import seal_for
+from fedllm.training.observed import LocalStatistics
+
+Answer = TypeVar("Answer")
+
+
+class Site:
+    """Everything that runs at one site; no record and nothing computed from one leaves in clear.
+
+    Parameters
+    ----------
+    identity : Identity
+        The site's keys.
+    roster : Roster
+        The federation's parties, pinned.
+    policy : SitePolicy
+        What the site allows.
+    files : SiteFiles
+        The site's own files.
+    model_path : str
+        Where the site keeps the base model; its fingerprint is what counts.
+    records : callable
+        Reads the site's training records of a task.
+    models : ModelCache
+        Keeps the base model in memory.
+    full_errors : bool
+        Whether errors leave with their whole text (simulation).
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        roster: Roster,
+        policy: SitePolicy,
+        files: SiteFiles,
+        model_path: str,
+        records: Callable[[Task], list[Record]],
+        models: ModelCache,
+        full_errors: bool = False,
+    ) -> None:
+        self.name = identity.name
+        self._identity = identity
+        self._roster = roster
+        self._policy = policy
+        self._files = files
+        self._data = SiteData(records, identity)
+        self._orders = OrderReader(identity, roster, policy.allow, models, model_path)
+        self._work = SiteWork(self.name)
+        self._full_errors = full_errors
+        self._memory = SiteMemory(files.memory)
+        self._accounts: dict[Task, SiteAccount] = {}
+
+    def join(self, request: Join) -> Joined:
+        """Say whether this site takes part in a run; a yes holds its signed mask key."""
+
+        def agree() -> Joined:
+            header = request.header
+            config = self._orders.configuration(header.config, header.model)
+            model = self._orders.model(config, header.labels, header.model)
+            require(
+                model.manifest.length == header.adapter_length,
+                f"the run's adapter has {header.adapter_length} values, this site's "
+                f"{model.manifest.length}",
+            )
+            require(1 <= header.round <= config.rounds.count, "there is no such round")
+            units = self._data.datasets(config, model).training.number_of_units
+            length = model.manifest.length
+            self._account(config.task).check_run(header.run, header.round, config, units, length)
+            return Joined(JoinedHeader(member=make_member(self._identity, header.run)))
+
+        return self._guarded(agree, lambda refusal: Joined(JoinedHeader(refusal=refusal)))
+
+    def train(self, request: Train) -> Trained:
+        """Do one round's work: check, reserve, train or evaluate, seal, commit, answer."""
+
+        def work() -> Trained:
+            order = self._orders.order(request)
+            self._require_memory(order)
+            self._memory.begin(order.statement.series, order.statement.attempt)
+            if order.statement.purpose == "evaluation":
+                sealed = self._evaluate_round(order)
+            else:
+                sealed = self._train_round(order)
+            head = self._account(order.config.task).head()
+            answer = TrainedHeader(
+                site=self.name, ledger=str(head), ledger_signature=head.signature
+            )
+            return Trained(answer, sealed)
+
+        return self._guarded(
+            work, lambda refusal: Trained(TrainedHeader(site=self.name, refusal=refusal), b"")
+        )
+
+    def settle(self, request: Settle) -> Settled:
+        """Agree, once, on the sites whose updates are in the sum."""
+
+        def agree() -> Settled:
+            header = request.header
+            statement = read_statement(header.statement, header.signature, self._roster)
+            masks = site_masks(self._identity, statement, read_plan(request.plan, statement), True)
+            words = masks.statement(header.survivors)
+            self._memory.settle(statement.series, statement.attempt, header.survivors)
+            signature = self._identity.sign(words).hex()
+            return Settled(SettledHeader(site=self.name, signature=signature))
+
+        return self._guarded(
+            agree, lambda refusal: Settled(SettledHeader(site=self.name, refusal=refusal))
+        )
+
+    def unmask(self, request: Unmask) -> Unmasked:
+        """Reveal what opens the sum of the survivors, when all of them agree on who they are."""
+
+        def reveal() -> Unmasked:
+            header = request.header
+            statement = read_statement(header.statement, header.signature, self._roster)
+            plan = read_plan(request.plan, statement)
+            survivors = self._memory.settled(statement.series, statement.attempt)
+            require(survivors == header.survivors, "these are not the survivors settled on")
+            statements = check_settled(
+                mask_scope(statement, plan), survivors, header.signatures, self._roster
+            )
+            masks = site_masks(self._identity, statement, plan, True)
+            masks.statement(survivors)
+            sealed = seal_for(
+                hex_bytes(statement.reveal_key),
+                masks.reveal(statements).to_bytes(),
+                reveal_purpose(statement, self.name),
+            )
+            return Unmasked(UnmaskedHeader(site=self.name, reveal=sealed.hex()))
+
+        return self._guarded(
+            reveal, lambda refusal: Unmasked(UnmaskedHeader(site=self.name, refusal=refusal))
+        )
+
+    def _require_memory(self, order: Order) -> None:
+        """Refuse a run that the ledger knows and the memory does not: it was lost or is old."""
+        statement = order.statement
+        if self._memory.knows(statement.series):
+            return
+        if self._account(order.config.task).charged(statement):
+            raise RefusedError(
+                f"this site has trained in run {statement.run} and lost its memory of it; an "
+                "attempt that is repeated would give the first one's update away",
+                "the site restores the file beside its ledger, or waits for the next run",
+            )
+
+    def _guarded(self, work: Callable[[], Answer], refuse: Callable[[Refusal], Answer]) -> Answer:
+        try:
+            return work()
+        except Exception as error:
+            if not self._full_errors:
+                self._log_error(error)
+            return refuse(Refusal.of(error, self._full_errors))
+
+    def _train_round(self, order: Order) -> bytes:
+        dataset = self._data.datasets(order.config, order.model).training
+        units, length = dataset.number_of_units, order.model.manifest.length
+        paid = self._account(order.config.task).reserve(
+            order.statement, order.config, units, length
+        )
+        started = time.perf_counter()
+        levels, statistics = self._work.train(order, dataset, paid.noise_multiplier)
+        trained = time.perf_counter()
+        sealed = self._seal(order, levels)
+        self._account(order.config.task).commit(paid)
+        self._log(order.statement, statistics, trained - started, time.perf_counter() - trained)
+        return sealed
+
+    def _evaluate_round(self, order: Order) -> bytes:
+        dataset = self._data.datasets(order.config, order.model).held_out
+        paid = self._account(order.config.task).reserve_evaluation(order.statement, order.config)
+        sealed = self._seal(order, self._work.evaluate(order, dataset))
+        self._account(order.config.task).commit(paid)
+        return sealed
+
+    def _seal(self, order: Order, levels: NDArray[np.uint64]) -> bytes:
+        masks = None
+        if order.plan.masked:
+            recover = order.config.encryption.recover_dropouts
+            masks = site_masks(
+                self._identity, order.statement, order.plan, recover
+            ).mask_for_update()
+        payload = seal_levels(levels, order.plan, order.key, masks)
+        return seal(payload, order.statement, order.plan, self._identity)
+
+    def _account(self, task: Task) -> SiteAccount:
+        if task not in self._accounts:
+            require_carried(
+                self._files.ledger, self._files.memory, self._identity, self._orders.roster
+            )
+            records = self._data.records(task)
+            self._accounts[task] = SiteAccount(
+                self._files.ledger, self._identity, self._policy.budget, records
+            )
+        return self._accounts[task]
+
+    def _log(
+        self,
+        statement: RoundStatement,
+        statistics: LocalStatistics,
+        train_s: float,
+        encrypt_s: float,
+    ) -> None:
+        line = {
+            "run": statement.run,
+            "round": statement.round,
+            "attempt": statement.attempt,
+            "seconds": {"train": train_s, "encrypt": encrypt_s},
+            "loss": statistics.loss if np.isfinite(statistics.loss) else None,
+            "records_seen": statistics.records_seen,
+            "empty_batches": statistics.empty_batches,
+            "norm_quantiles": statistics.norm_quantiles,
+        }
+        append_line(self._files.log, json.dumps(line))
+
+    def _log_error(self, error: Exception) -> None:
+        line = {"error": type(error).__name__, "text": str(error)}
+        append_line(self._files.log, json.dumps(line))

@@ -1,0 +1,1 @@
+"""What carries messages: Flower's grids, nodes and SuperLink. Only here are its private modules."""

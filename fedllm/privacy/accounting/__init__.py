@@ -1,0 +1,1 @@
+"""What happened to records, as events, and what they cost."""

@@ -1,0 +1,1 @@
+"""The ledger: what a data set was charged, on disk, chained, signed, checked."""

@@ -1,0 +1,354 @@
+"""Verify and export a ledger, and recompute every epsilon, with no secret of the site."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedllm.errors import ConfigError
+from fedllm.files import write_bytes
+from fedllm.privacy.accounting.accountants import EpsilonEstimate, epsilon
+from fedllm.privacy.accounting.events import canonical_bytes
+from fedllm.privacy.ledger.budget import VIEWS, Ceiling
+from fedllm.privacy.ledger.entries import (
+    Head,
+    LedgerError,
+    RawEntry,
+    TamperedError,
+    read_chain,
+    signature_holds,
+)
+from fedllm.privacy.ledger.fingerprints import DatasetIdentity, Unit, share_a_tag
+from fedllm.privacy.ledger.state import Carried, KnownDataset, LedgerState, Reservation
+from fedllm.privacy.ledger.store import Store
+
+Tags = dict[str, tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """One run's charges to one data set."""
+
+    run: str
+    committed: int
+    reserved_only: int
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetReport:
+    """What one data set has spent, recomputed from its events.
+
+    Attributes
+    ----------
+    id, unit, records, persons, overlaps
+        As in `KnownDataset`; numbers of distinct records and persons.
+    ceiling : Ceiling or None
+        The one that its last charge was checked against.
+    spent, spent_against_colluders : EpsilonEstimate
+        At the ceiling's delta, or at 1e-5 where nothing was charged; charges to data sets
+        that share a unit with it are included.
+    runs : tuple of RunReport
+        In the order of their first charge; their epsilons do not add up to ``spent``.
+    """
+
+    id: str
+    unit: str
+    records: int
+    persons: int
+    overlaps: tuple[str, ...]
+    ceiling: Ceiling | None
+    spent: EpsilonEstimate
+    spent_against_colluders: EpsilonEstimate
+    runs: tuple[RunReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """A ledger that was found in order; ``carried`` is what was spent before it was begun."""
+
+    site: str
+    public_key: str
+    head: Head
+    datasets: tuple[DatasetReport, ...]
+    carried: tuple[Carried, ...] = ()
+
+
+def verify_ledger(
+    path: Path, public_key: bytes | None = None, anchors: Sequence[Head] = ()
+) -> Verification:
+    """Check a ledger file or an export of one, and recompute its epsilons.
+
+    Parameters
+    ----------
+    path : Path
+        The SQLite file, or what `export_ledger` wrote.
+    public_key : bytes, optional
+        The site's raw Ed25519 key from a trustworthy place. Left out, only agreement with
+        the key in the file is shown, which anyone who rewrites all of it can have.
+    anchors : sequence of Head
+        Heads kept by another party; without one a cut at the end cannot be seen.
+
+    Raises
+    ------
+    TamperedError
+        If an entry was edited, removed, moved, cut off, signed by another key, refers to
+        other tags, or was charged although it exceeded its ceiling.
+    LedgerError
+        If the file cannot be read.
+    """
+    state = read_state(path, public_key, anchors)
+    if state.head is None:
+        raise TamperedError(f"{path} holds no entries")
+    last_charge = {(c.dataset, c.ceiling): c.sequence for c in state.reservations.values()}
+    for (dataset, ceiling), sequence in last_charge.items():
+        # Spending only grows, so the last charge under a ceiling stands for all of them.
+        for view in VIEWS:
+            if ceiling.limit(view) == float("inf"):
+                continue
+            total = epsilon(state.spent(dataset, view, until=sequence), ceiling.delta).value
+            if total <= ceiling.limit(view):
+                continue
+            eyes = "" if view == "sums" else " for everyone else colluding"
+            raise TamperedError(
+                f"data set {dataset[:12]} was charged to epsilon {total:.4g}{eyes}, above its "
+                f"ceiling {ceiling.limit(view):g} at delta {ceiling.delta:g}",
+                "the program that wrote this ledger did not keep the budget; train no more",
+            )
+    return Verification(
+        state.site, state.public_key.hex(), state.head, report(state), tuple(state.carried)
+    )
+
+
+def read_state(
+    path: Path, public_key: bytes | None = None, anchors: Sequence[Head] = ()
+) -> LedgerState:
+    """Check a ledger's chain, signatures and fingerprints, and return what it says.
+
+    Computes no epsilon; arguments and errors as in `verify_ledger`.
+    """
+    stored, stored_tags = _read(path)
+    state = LedgerState()
+    for entry in read_chain(stored, public_key=public_key):
+        state.apply(entry)
+    if state.head is None:
+        raise TamperedError(f"{path} holds no entries")
+    if public_key is not None and state.public_key != public_key:
+        raise TamperedError("the ledger was begun with another key than the site's")
+    check_anchors(stored, anchors)
+    for anchor in anchors:
+        digest, signature = bytes.fromhex(anchor.hash), bytes.fromhex(anchor.signature)
+        if signature and not signature_holds(state.public_key, digest, signature):
+            raise TamperedError(
+                f"the head kept of entry {anchor.sequence} is not signed with this ledger's key"
+            )
+    _check_overlaps(state, tags_of(stored_tags, state))
+    return state
+
+
+def check_anchors(stored: Iterable[RawEntry], anchors: Sequence[Head]) -> None:
+    """See that all anchored heads are still in the ledger.
+
+    Raises
+    ------
+    TamperedError
+        If one is missing (the end was cut off) or another entry stands in its place.
+    """
+    if not anchors:
+        return
+    there = {raw.sequence: raw.hash.hex() for raw in stored}
+    for anchor in anchors:
+        if anchor.sequence not in there:
+            raise TamperedError(
+                f"the ledger was cut off: entry {anchor.sequence} is anchored but missing"
+            )
+        if there[anchor.sequence] != anchor.hash:
+            raise TamperedError(
+                f"entry {anchor.sequence} is not the anchored one: the ledger was rewritten"
+            )
+
+
+def tags_of(stored: Iterable[tuple[int, bytes, bytes]], state: LedgerState) -> Tags:
+    """Return the tags of each data set after comparing them with its signed digests.
+
+    Raises
+    ------
+    TamperedError
+        If tags are missing, too many, or not those that were signed.
+    """
+    found: Tags = {}
+    by_sequence = {dataset.sequence: dataset for dataset in state.datasets.values()}
+    for sequence, records, persons in stored:
+        dataset = by_sequence.get(sequence)
+        if dataset is None or dataset.id in found:
+            raise TamperedError(f"fingerprints belong to no data set: entry {sequence}")
+        found[dataset.id] = (records, persons)
+    for dataset in by_sequence.values():
+        if dataset.id not in found or not _signed(dataset, *found[dataset.id]):
+            raise TamperedError(
+                f"the fingerprints of data set {dataset.id[:12]} are not those that were signed"
+            )
+    return found
+
+
+def _signed(dataset: KnownDataset, records: bytes, persons: bytes) -> bool:
+    identity = DatasetIdentity(
+        dataset.unit, str(dataset.description["key_check"]), records, persons
+    )
+    return identity.id == dataset.id and identity.describe() == dataset.description
+
+
+def _check_overlaps(state: LedgerState, tags: Tags) -> None:
+    earlier: list[str] = []
+    for dataset in state.datasets.values():
+        mine = tags[dataset.id]
+        shared = [
+            other
+            for other in earlier
+            if any(share_a_tag(a, b) for a, b in zip(tags[other], mine, strict=True))
+        ]
+        if sorted(shared) != sorted(dataset.overlaps):
+            raise TamperedError(
+                f"data set {dataset.id[:12]} does not name all data sets that it overlaps"
+            )
+        earlier.append(dataset.id)
+
+
+def report(state: LedgerState) -> tuple[DatasetReport, ...]:
+    """Recompute what every data set and run has spent."""
+    return tuple(_dataset_report(state, dataset) for dataset in state.datasets.values())
+
+
+def _dataset_report(state: LedgerState, dataset: KnownDataset) -> DatasetReport:
+    related = state.related(dataset.id)
+    charges = [c for c in state.reservations.values() if c.dataset in related]
+    own = [c for c in charges if c.dataset == dataset.id]
+    last = (own or charges)[-1:]
+    ceiling = last[0].ceiling if last else None
+    delta = ceiling.delta if ceiling else 1e-5
+    runs = []
+    for run in dict.fromkeys(charge.run for charge in own):
+        mine = [charge for charge in own if charge.run == run]
+        committed = sum(charge.sequence in state.committed for charge in mine)
+        cost = epsilon([event for charge in mine for event in charge.events], delta).value
+        runs.append(RunReport(run, committed, len(mine) - committed, cost))
+    return DatasetReport(
+        id=dataset.id,
+        unit=dataset.unit,
+        records=int(dataset.description["records"]),
+        persons=int(dataset.description["persons"]),
+        overlaps=tuple(sorted(related - {dataset.id})),
+        ceiling=ceiling,
+        spent=epsilon(state.spent(dataset.id), delta),
+        spent_against_colluders=epsilon(state.spent(dataset.id, "colluders"), delta),
+        runs=tuple(runs),
+    )
+
+
+def spending_of(path: Path) -> tuple[str, list[Carried]]:
+    """Return a ledger's site and everything that was charged in it, for a new ledger to carry.
+
+    Raises
+    ------
+    TamperedError, LedgerError
+        As `verify_ledger`.
+    """
+    found = verify_ledger(path)
+    state = read_state(path)
+    covers = tuple(sorted(state.covered() | {found.public_key}))
+    carried: list[Carried] = []
+    units: tuple[Unit, ...] = ("record", "person")
+    for unit in units:
+        parts: list[Carried | Reservation] = [one for one in state.carried if one.unit == unit]
+        for charge in state.reservations.values():
+            if state.datasets[charge.dataset].unit == unit:
+                parts.append(charge)
+        # One entry at least, so that an earlier ledger in which nothing was spent is covered.
+        if parts or (unit == "person" and not carried):
+            events = tuple(event for part in parts for event in part.events)
+            alone = tuple(event for part in parts for event in part.colluder_events)
+            carried.append(Carried(covers, str(found.head), unit, events, alone))
+    return found.site, carried
+
+
+def export_ledger(path: Path, out: Path) -> Head:
+    """Write a ledger as JSON Lines, one entry a line, for auditors; return its head.
+
+    `verify_ledger` reads the result as it reads the ledger itself. Record and person tags
+    are included: they are keyed, and say only which data sets share records.
+
+    Raises
+    ------
+    TamperedError
+        If the ledger does not hold; nothing is exported then.
+    FedllmError
+        If ``out`` cannot be written.
+    """
+    head = verify_ledger(path).head
+    stored, stored_tags = _read(path)
+    tags = {sequence: rest for sequence, *rest in stored_tags}
+    lines = []
+    for raw in stored:
+        line: dict[str, Any] = {
+            "content": json.loads(raw.content),
+            "hash": raw.hash.hex(),
+            "signature": raw.signature.hex(),
+        }
+        if raw.sequence in tags:
+            records, persons = (base64.b64encode(part).decode() for part in tags[raw.sequence])
+            line["tags"] = {"records": records, "persons": persons}
+        lines.append(canonical_bytes(line) + b"\n")
+    write_bytes(out, b"".join(lines))
+    return head
+
+
+def _read(path: Path) -> tuple[list[RawEntry], list[tuple[int, bytes, bytes]]]:
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(16)
+    except OSError as error:
+        raise LedgerError(f"cannot read {path}: {error.strerror}", "check the path") from error
+    if start == b"SQLite format 3\0":
+        with Store(path).read() as view:
+            return list(view.entries()), list(view.tags())
+    if not start.startswith(b"{"):
+        raise TamperedError(f"{path} is neither a ledger nor an export of one")
+    rows = list(_exported_lines(path))
+    return [raw for raw, _ in rows], [tags for _, tags in rows if tags is not None]
+
+
+def _exported_lines(
+    path: Path,
+) -> Iterator[tuple[RawEntry, tuple[int, bytes, bytes] | None]]:
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            value = json.loads(line)
+            # Byte by byte as it was written: no repeated keys, no other spelling of a number.
+            if canonical_bytes(value) != line or not set(value) <= _LINE or len(value) < 3:
+                raise ValueError("form")
+            raw = RawEntry(
+                number,
+                canonical_bytes(value["content"]),
+                bytes.fromhex(value["hash"]),
+                bytes.fromhex(value["signature"]),
+            )
+            yield raw, _exported_tags(number, value.get("tags"))
+        except (ValueError, KeyError, TypeError, RecursionError, binascii.Error, ConfigError):
+            raise TamperedError(f"{path}: line {number} is not as it was exported") from None
+
+
+_LINE = {"content", "hash", "signature", "tags"}
+
+
+def _exported_tags(number: int, tags: Mapping[str, str] | None) -> tuple[int, bytes, bytes] | None:
+    if tags is None:
+        return None
+    records, persons = (
+        base64.b64decode(tags[kind], validate=True) for kind in ("records", "persons")
+    )
+    return number, records, persons

@@ -1,0 +1,172 @@
+"""Refuse what a data set's privacy budget does not allow, before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from fedllm.errors import BudgetError, ConfigError
+from fedllm.privacy.accounting.accountants import epsilon
+from fedllm.privacy.accounting.events import Event, Folded, fold
+
+# Who is looking: everyone who sees only opened sums (the promise of a run), or everyone else
+# colluding against the site.
+View = Literal["sums", "colluders"]
+VIEWS: tuple[View, ...] = get_args(View)
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """The most that a data set may ever spend, over all runs.
+
+    Parameters
+    ----------
+    epsilon : float
+        Positive; infinite only at a site that allows runs without privacy.
+    delta : float
+        In (0, 1).
+    colluders_epsilon : float
+        The same in the eyes of everyone else colluding; infinite where that is not limited.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range.
+    """
+
+    epsilon: float
+    delta: float
+    colluders_epsilon: float = math.inf
+
+    def __post_init__(self) -> None:
+        possible = self.epsilon > 0 and self.colluders_epsilon > 0
+        if not possible or not 0 < self.delta < 1:
+            raise ConfigError(
+                f"a ceiling of epsilon {self.epsilon!r} (colluders {self.colluders_epsilon!r}), "
+                f"delta {self.delta!r} is impossible",
+                "epsilons must be positive and delta in (0, 1)",
+            )
+        for name in ("epsilon", "delta", "colluders_epsilon"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+
+    def limit(self, view: View) -> float:
+        """Return the largest epsilon in the eyes of one kind of observer."""
+        return self.epsilon if view == "sums" else self.colluders_epsilon
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What one round, or one evaluation, is going to do to a data set.
+
+    Attributes
+    ----------
+    run : str
+        Name of the run.
+    round : int
+        Its round, from 0.
+    dataset : str
+        The data set's id, from `Ledger.register`.
+    events : tuple of Event
+        What happens in the eyes of those who see opened sums only.
+    colluder_events : tuple of Event or None
+        The same in the eyes of everyone else colluding; None where it makes no difference
+        (local noise). `Ceiling.colluders_epsilon` holds for these.
+    delta : float
+        The delta that the run asked for; the ledger accounts at the ceiling's.
+    purpose : str
+        "training" or "evaluation".
+    """
+
+    run: str
+    round: int
+    dataset: str
+    events: tuple[Event, ...]
+    colluder_events: tuple[Event, ...] | None = None
+    delta: float = 1e-5
+    purpose: Literal["training", "evaluation"] = "training"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "events", tuple(self.events))
+        if self.colluder_events is not None:
+            object.__setattr__(self, "colluder_events", tuple(self.colluder_events))
+        if not self.run or self.round < 0 or not self.events:
+            raise ConfigError(
+                "a charge needs a run, a round from 0 and at least one event",
+                "use NonPrivate() for a round without differential privacy",
+            )
+        if not 0 < self.delta < 1 or self.purpose not in ("training", "evaluation"):
+            raise ConfigError("a charge has a wrong delta or purpose", "see `Charge`")
+
+    def seen_by(self, view: View) -> tuple[Event, ...]:
+        """Return the events in the eyes of one kind of observer."""
+        if view == "sums" or self.colluder_events is None:
+            return self.events
+        return self.colluder_events
+
+
+class BudgetGuard:
+    """Decides whether planned events fit under a ceiling.
+
+    What was once found to fit stays fitting for every part of it, because leaving events
+    out never raises epsilon; so the rounds of a run that was checked as a whole cost nothing.
+    """
+
+    def __init__(self) -> None:
+        self._known: list[tuple[Folded, float, float]] = []
+
+    def require(
+        self,
+        spent: Sequence[Event],
+        planned: Sequence[Event],
+        ceiling: Ceiling,
+        what: str,
+        view: View = "sums",
+    ) -> None:
+        """Do nothing if ``spent`` and ``planned`` together stay within ``ceiling``.
+
+        Parameters
+        ----------
+        spent, planned : sequence of Event
+            Charged before, and asked for now.
+        ceiling : Ceiling
+            The site's.
+        what : str
+            Names the request in the message, from public words only.
+        view : {"sums", "colluders"}
+            In whose eyes the events happened.
+
+        Raises
+        ------
+        BudgetError
+            If they exceed it; the message says how much is spent, asked for and allowed.
+        """
+        limit, delta = ceiling.limit(view), ceiling.delta
+        if math.isinf(limit):
+            return
+        total = fold([*spent, *planned])
+        if any((limit, delta) == known[1:] and total.within(known[0]) for known in self._known):
+            return
+        after = epsilon([*spent, *planned], delta).value
+        if after > limit:
+            before = epsilon(spent, delta).value
+            raise _refusal(before, after, limit, delta, what, view)
+        self._known = [*self._known[-15:], (total, limit, delta)]
+
+
+def _refusal(
+    before: float, after: float, limit: float, delta: float, what: str, view: View
+) -> BudgetError:
+    eyes = "" if view == "sums" else " for everyone else colluding"
+    return BudgetError(
+        f"{what} would bring the data set to epsilon {_shown(after)}{eyes}; its ceiling is "
+        f"{_shown(limit)} at delta {delta:g}, of which {_shown(before)} is spent and "
+        f"{_shown(max(0.0, limit - before))} is left",
+        "plan fewer rounds, more noise or a lower sampling rate (fedllm privacy plan); "
+        "only the site can raise its ceiling, in site.toml",
+    )
+
+
+def _shown(value: float) -> str:
+    return "infinite" if math.isinf(value) else f"{value:.4g}"

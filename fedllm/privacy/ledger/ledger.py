@@ -1,0 +1,362 @@
+"""The site's ledger: what its records have spent, decided before anything is trained.
+
+Append-only, hash-chained, signed, durable. `Ledger.reserve` writes a charge to disk or
+raises; what is reserved is spent for ever, committed or not, so that a crash at any point
+can only ever cost budget, never privacy.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from fedllm.privacy.accounting.accountants import EpsilonEstimate, epsilon
+from fedllm.privacy.accounting.events import Event
+from fedllm.privacy.ledger.audit import Verification, check_anchors, tags_of, verify_ledger
+from fedllm.privacy.ledger.budget import VIEWS, BudgetGuard, Ceiling, Charge, View
+from fedllm.privacy.ledger.entries import (
+    Entry,
+    Head,
+    LedgerRefusal,
+    Signer,
+    TamperedError,
+    make_entry,
+    read_chain,
+)
+from fedllm.privacy.ledger.fingerprints import DatasetIdentity, share_a_tag
+from fedllm.privacy.ledger.state import (
+    Carried,
+    LedgerState,
+    Reservation,
+    carry_body,
+    reservation_body,
+)
+from fedllm.privacy.ledger.store import Store, Transaction
+
+
+class Ledger:
+    """One site's ledger in one file; safe for several threads and processes at once.
+
+    Use `Ledger.open`. Errors of all methods: `TamperedError` (exit code 4) if the file was
+    changed by anything but a ledger; `LedgerError` (exit code 1) if it cannot be read or
+    written, in which case nothing was charged.
+    """
+
+    def __init__(self, store: Store, signer: Signer, state: LedgerState) -> None:
+        self._store = store
+        self._signer = signer
+        self._state = state
+        self._guard = BudgetGuard()
+        self._lock = threading.RLock()
+
+    @classmethod
+    def open(cls, path: Path, site: str, signer: Signer, anchor: Head | None = None) -> Self:
+        """Open a site's ledger, or make it; every entry and signature is checked.
+
+        Parameters
+        ----------
+        path : Path
+            The SQLite file.
+        site : str
+            The site's name.
+        signer : Signer
+            The site's Ed25519 key, the same for the life of the ledger.
+        anchor : Head, optional
+            A head that another party kept. With it, a ledger that was cut, replaced by an
+            older copy or begun anew is found.
+
+        Raises
+        ------
+        LedgerRefusal
+            If the ledger belongs to another site or another key.
+        TamperedError
+            If the chain does not hold or does not contain ``anchor``.
+        LedgerError
+            If the file cannot be used.
+        """
+        store = Store(path)
+        if not path.exists():
+            if anchor is not None:
+                raise TamperedError(f"the ledger {path} is gone: entry {anchor.sequence} is known")
+            body = {"public_key": signer.public_bytes().hex(), "nonce": os.urandom(32).hex()}
+            store.create(make_entry(signer, site, None, "open", body))
+        ledger = cls(store, signer, LedgerState())
+        with store.read() as view:
+            ledger._catch_up(view)
+            check_anchors(view.entries(), () if anchor is None else (anchor,))
+        state = ledger._state
+        if state.site != site:
+            raise LedgerRefusal(
+                f"the ledger {path} belongs to another site, not to '{site}'",
+                "give each site its own ledger file",
+            )
+        if state.public_key != signer.public_bytes():
+            raise LedgerRefusal(
+                f"the ledger {path} was begun with another site key",
+                "use the site's original key; a new key cannot take over a ledger",
+            )
+        return ledger
+
+    def __repr__(self) -> str:
+        return f"Ledger({str(self._store.path)!r}, site={self._state.site!r})"
+
+    def register(self, dataset: DatasetIdentity) -> str:
+        """Make a data set known, or recognise it, and return its id.
+
+        A data set that shares any record or person with earlier ones inherits all that was
+        charged to them, and they what is charged to it.
+
+        Raises
+        ------
+        LedgerRefusal
+            If the fingerprints were made with another key than those in the ledger.
+        """
+        with self._lock, self._writing() as (view, append):
+            known = self._state.datasets
+            if dataset.id in known:
+                return dataset.id
+            if any(d.description["key_check"] != dataset.key_check for d in known.values()):
+                raise LedgerRefusal(
+                    "the fingerprints were made with another site secret, so earlier spending "
+                    "on the same records would not be found",
+                    "use the site's original secret",
+                )
+            overlaps = [
+                other
+                for other, (records, persons) in tags_of(view.tags(), self._state).items()
+                if share_a_tag(records, dataset.record_tags)
+                or share_a_tag(persons, dataset.person_tags)
+            ]
+            body = {
+                "dataset": dataset.id,
+                "overlaps": overlaps,
+                "description": dataset.describe(),
+            }
+            append("dataset", body, (dataset.record_tags, dataset.person_tags))
+        return dataset.id
+
+    def check(self, planned: Sequence[Charge], ceiling: Ceiling) -> None:
+        """Refuse a whole run that would exceed the ceiling; writes nothing.
+
+        Parameters
+        ----------
+        planned : sequence of Charge
+            Every charge that the run is going to make.
+        ceiling : Ceiling
+            The site's.
+
+        Raises
+        ------
+        BudgetError
+            If spent and planned events together exceed the ceiling (exit code 3).
+        """
+        with self._lock:
+            with self._store.read() as view:
+                self._catch_up(view)
+            self._require(planned, ceiling)
+
+    def reserve(self, charge: Charge, ceiling: Ceiling) -> int:
+        """Charge a round before it is trained; on disk when this returns.
+
+        Parameters
+        ----------
+        charge : Charge
+            What is going to happen.
+        ceiling : Ceiling
+            The site's. The check and the write are one transaction, so two processes at
+            once cannot overspend.
+
+        Returns
+        -------
+        int
+            Number of the entry, for `commit`. Every call is a charge of its own: the same
+            round asked again is a new attempt and is paid again.
+
+        Raises
+        ------
+        BudgetError
+            If the charge would exceed the ceiling; nothing was written (exit code 3).
+        """
+        with self._lock:
+            # The accountant remembers this answer, so that the write lock is held briefly.
+            self.check([charge], ceiling)
+            with self._writing() as (_, append):
+                self._require([charge], ceiling)
+                known = self._state.datasets[charge.dataset]
+                key = (charge.run, charge.round, charge.purpose)
+                reservation = Reservation(
+                    sequence=0,
+                    run=charge.run,
+                    round=charge.round,
+                    attempt=self._state.attempts[key] + 1,
+                    purpose=charge.purpose,
+                    dataset=charge.dataset,
+                    delta=charge.delta,
+                    ceiling=ceiling,
+                    events=charge.events,
+                    colluder_events=charge.seen_by("colluders"),
+                )
+                return append("reserve", reservation_body(reservation, known.unit))
+
+    def commit(self, reservation: int) -> None:
+        """Note that a reserved round was finished and its result is about to leave.
+
+        Parameters
+        ----------
+        reservation : int
+            What `reserve` returned.
+
+        Raises
+        ------
+        LedgerRefusal
+            If there is no such reservation, or it was committed before: a result must not be
+            released twice for one charge.
+        """
+        with self._lock, self._writing() as (_, append):
+            if reservation not in self._state.reservations:
+                raise LedgerRefusal(
+                    f"entry {reservation} is not a reservation", "reserve before training"
+                )
+            if reservation in self._state.committed:
+                raise LedgerRefusal(
+                    f"reservation {reservation} was committed before",
+                    "reserve again: every release is charged",
+                )
+            append("commit", {"reserve": reservation})
+
+    def carry(self, carried: Sequence[Carried]) -> None:
+        """Take over what was spent under an earlier ledger; counts for every data set, for ever.
+
+        Raises
+        ------
+        LedgerRefusal
+            If the same was taken over before.
+        """
+        with self._lock, self._writing() as (_, append):
+            known = {(one.covers, one.head, one.unit) for one in self._state.carried}
+            for one in carried:
+                if one.head and (one.covers, one.head, one.unit) in known:
+                    raise LedgerRefusal(
+                        f"the spending up to entry {one.head} was taken over before",
+                        "nothing has to be done: it counts",
+                    )
+                append("carry", carry_body(one))
+
+    def events(self, dataset: str, view: View = "sums") -> list[Event]:
+        """Return every event that may have touched a unit of ``dataset``, over all runs.
+
+        Raises
+        ------
+        LedgerRefusal
+            If the data set is not registered.
+        """
+        with self._lock:
+            with self._store.read() as stored:
+                self._catch_up(stored)
+            self._must_know(dataset)
+            return self._state.spent(dataset, view)
+
+    def events_of_run(self, run: str, purpose: str | None = None) -> list[Event]:
+        """Return every event that one run reserved, in order, whatever data set it touched.
+
+        ``purpose`` picks "training" or "evaluation".
+        """
+        with self._lock:
+            with self._store.read() as stored:
+                self._catch_up(stored)
+            return [
+                event
+                for reservation in self._state.reservations.values()
+                if reservation.run == run and purpose in (None, reservation.purpose)
+                for event in reservation.events
+            ]
+
+    def spent(self, dataset: str, delta: float, view: View = "sums") -> EpsilonEstimate:
+        """Return the epsilon of `events` at ``delta``; the same errors."""
+        return epsilon(self.events(dataset, view), delta)
+
+    def head(self) -> Head:
+        """Return the last entry, for others to keep as an anchor."""
+        with self._lock:
+            with self._store.read() as view:
+                self._catch_up(view)
+            head = self._state.head
+        if head is None:
+            raise TamperedError(f"the ledger {self._store.path} is empty")
+        return head
+
+    def verify(self, anchor: Head | None = None) -> Verification:
+        """Read the whole file again and check everything in it; see `verify_ledger`.
+
+        Raises
+        ------
+        TamperedError
+            If anything does not hold.
+        """
+        anchors = () if anchor is None else (anchor,)
+        return verify_ledger(self._store.path, self._state.public_key, anchors)
+
+    def _require(self, planned: Sequence[Charge], ceiling: Ceiling) -> None:
+        for dataset in dict.fromkeys(charge.dataset for charge in planned):
+            self._must_know(dataset)
+            related = self._state.related(dataset)
+            charges = [charge for charge in planned if charge.dataset in related]
+            first, last = charges[0], charges[-1]
+            rounds = f"round {first.round}"
+            if first.round != last.round:
+                rounds = f"rounds {first.round} to {last.round}"
+            what = f"{rounds} of run '{first.run}'"
+            for view in VIEWS:
+                events = [event for charge in charges for event in charge.seen_by(view)]
+                spent = self._state.spent(dataset, view)
+                self._guard.require(spent, events, ceiling, what, view)
+
+    def _must_know(self, dataset: str) -> None:
+        if dataset not in self._state.datasets:
+            raise LedgerRefusal(
+                f"data set {dataset[:12]} is not in the ledger", "call Ledger.register first"
+            )
+
+    @contextmanager
+    def _writing(self) -> Iterator[tuple[Transaction, Any]]:
+        """Hold the write transaction; entries count only once it is on disk."""
+        written: list[Entry] = []
+        with self._store.write() as view:
+            self._catch_up(view)
+            head, site = self._state.head, self._state.site
+
+            def append(
+                kind: str, body: dict[str, Any], tags: tuple[bytes, bytes] | None = None
+            ) -> int:
+                nonlocal head
+                entry = make_entry(self._signer, site, head, kind, body)
+                view.append(entry, tags)
+                written.append(entry)
+                head = entry.head
+                return entry.sequence
+
+            yield view, append
+        for entry in written:
+            self._state.apply(entry)
+
+    def _catch_up(self, view: Transaction) -> None:
+        """Take in what other processes appended, and see that the past is as it was."""
+        head = self._state.head
+        stored = view.entries(head.sequence if head else 1)
+        if head is not None:
+            last = next(stored, None)
+            if last is None or (last.sequence, last.hash.hex()) != (head.sequence, head.hash):
+                raise TamperedError(
+                    f"the ledger {self._store.path} was exchanged or cut while it was in use: "
+                    f"entry {head.sequence} is not what it was"
+                )
+        for entry in read_chain(stored, head, self._state.public_key or None):
+            if head is not None and entry.content["site"] != self._state.site:
+                raise TamperedError(f"entry {entry.sequence} belongs to another site")
+            self._state.apply(entry)
+        if self._state.head is None:
+            raise TamperedError(f"the ledger {self._store.path} is empty")

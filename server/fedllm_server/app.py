@@ -1,0 +1,110 @@
+"""The ServerApp, and the sites as it sees them through Flower's grid, here or far away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedllm.errors import FedllmError, PeerError
+from fedllm.federation.protocol.messages import (
+    Join,
+    Joined,
+    Settle,
+    Settled,
+    Train,
+    Trained,
+    Unmask,
+    Unmasked,
+)
+from fedllm.federation.protocol.wire import Wire
+from fedllm.federation.transport.flower import Presence, exchange, from_content, to_content
+
+Answer = TypeVar("Answer", bound=Wire)
+
+
+class GridSites:
+    """Asks sites through a Flower grid; knows which node is which site after `admit`.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's.
+    nodes : list of int
+        Ids of the nodes that are asked to join.
+    timeout_s : float
+        How long one exchange waits.
+    presence : Presence, optional
+        Who is connected, where nodes come and go.
+    """
+
+    def __init__(
+        self, grid: Grid, nodes: list[int], timeout_s: float, presence: Presence | None = None
+    ) -> None:
+        self._grid = grid
+        self._nodes = {f"node {node}": node for node in nodes}
+        self._timeout_s = timeout_s
+        self._presence = presence
+        self._node_of: dict[str, int] = {}
+
+    def admit(self, node: str, name: str) -> None:
+        """Remember which site a node is."""
+        self._node_of[name] = self._nodes[node]
+
+    def changed(self) -> bool:
+        """Tell whether sites came or went since the last `join`: in one process none do."""
+        return False
+
+    def join(self, request: Join) -> Iterator[tuple[str, Joined | FedllmError]]:
+        """Ask every node whether it takes part; yields the node and its answer."""
+        self._node_of.clear()
+        yield from self._ask("query.join", request, self._nodes, Joined)
+
+    def train(
+        self, request: Train, names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Trained | FedllmError]]:
+        """Order the named sites to train; yields each of them once."""
+        yield from self._ask("train.round", request, self._known(names), Trained)
+
+    def settle(
+        self, request: Settle, names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Settled | FedllmError]]:
+        """Ask the named sites to agree on the survivors; yields each of them once."""
+        yield from self._ask("query.settle", request, self._known(names), Settled)
+
+    def unmask(
+        self, request: Unmask, names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Unmasked | FedllmError]]:
+        """Ask the named sites to take their masks off; yields each of them once."""
+        yield from self._ask("query.unmask", request, self._known(names), Unmasked)
+
+    def _known(self, names: tuple[str, ...]) -> dict[str, int]:
+        return {name: self._node_of[name] for name in names}
+
+    def _ask(
+        self, kind: str, request: Wire, nodes: dict[str, int], answer: type[Answer]
+    ) -> Iterator[tuple[str, Answer | FedllmError]]:
+        names = {node: name for name, node in nodes.items()}
+        contents = {node: to_content(*request.to_wire()) for node in names}
+        for reply in exchange(self._grid, kind, contents, self._timeout_s, self._presence):
+            name = names[reply.node]
+            if reply.content is None:
+                yield name, PeerError(f"{name}: {reply.failure}", "see the site's own log")
+                continue
+            try:
+                yield name, answer.from_wire(*from_content(reply.content))
+            except PeerError as error:
+                yield name, error
+
+
+def make_server_app(work: Callable[[Grid], None]) -> ServerApp:
+    """Return a ServerApp that does ``work`` with the grid it is given."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        work(grid)
+
+    return app

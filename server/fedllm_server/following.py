@@ -1,0 +1,45 @@
+"""Watch a run of a coordinator from another process, from its start or in the middle."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+from fedllm.errors import ConfigError
+from fedllm_server.jobs import ACTIVE, Job, read_job
+from fedllm_server.observer import Observer, replay
+
+_POLL_S = 0.3
+
+
+def follow(folder: Path, observer: Observer) -> Job:
+    """Tell an observer all that a run has to say until it ends, and return how it ended.
+
+    Raises
+    ------
+    ConfigError
+        If there is no run in ``folder``.
+    """
+    path = folder / "progress.jsonl"
+    stream: BinaryIO | None = None
+    kept = b""
+    try:
+        while True:
+            job = read_job(folder)
+            if job is None:
+                raise ConfigError(f"there is no run in {folder}", "see fedllm server status")
+            if stream is None and path.exists():
+                stream = path.open("rb")
+            # Read after the status: what an ended run said last is not missed.
+            kept += stream.read() if stream is not None else b""
+            *lines, kept = kept.split(b"\n")
+            for line in lines:
+                replay(line.decode(), observer)
+            if job.status not in ACTIVE:
+                return job
+            time.sleep(_POLL_S)
+    finally:
+        observer.close()
+        if stream is not None:
+            stream.close()

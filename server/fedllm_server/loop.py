@@ -1,0 +1,273 @@
+"""The loop of rounds at the coordinator: order, step, evaluate, checkpoint, again."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedllm.config import RunConfig
+from fedllm.data.encode import EncodedDataset
+from fedllm.errors import ConfigError, FedllmError, PeerError
+from fedllm.federation.coordinator.rounds import (
+    KeyAuthority,
+    RoundOutcome,
+    Sites,
+    gather_cohort,
+    run_round,
+    statement_of,
+)
+from fedllm.federation.protocol.evaluating import evaluation_rounds, read_sum
+from fedllm.federation.protocol.messages import Member, RoundStatement
+from fedllm.federation.protocol.run_terms import Terms
+from fedllm.federation.protocol.wire import digest
+from fedllm.federation.site.charging import next_noise_multiplier
+from fedllm.identity.roster import Roster
+from fedllm.models.shared import SharedModel
+from fedllm.privacy.ledger.entries import Head
+from fedllm.privacy.ledger.heads import HEADS_FILE, keep_heads, read_heads, went_back
+from fedllm.training.evaluate import evaluate
+from fedllm.training.server_optimizer import ServerOptimizer
+from fedllm_server.checkpoints import RunState, load_checkpoint, save_checkpoint
+from fedllm_server.metrics import RoundReport, append_report, cut_reports
+from fedllm_server.observer import Observer
+
+_MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What a run works on at the coordinator.
+
+    Attributes
+    ----------
+    out : Path
+        The run folder.
+    model : SharedModel
+        Base model and adapter; the adapter's values come from the state.
+    test : EncodedDataset, optional
+        The public test set.
+    roster : Roster
+        The federation's parties.
+    observer : Observer
+        Who watches.
+    site_figures : callable
+        Given a round, what a simulation knows of the sites: seconds by phase and the
+        epsilon spent. A deployment knows nothing of it.
+    """
+
+    out: Path
+    model: SharedModel
+    test: EncodedDataset | None
+    roster: Roster
+    observer: Observer
+    site_figures: Callable[[str, int], tuple[dict[str, float], dict[str, float]]]
+
+
+def config_digest(config: RunConfig) -> str:
+    """Return the SHA-256 of what must not change between start and resume."""
+    # Without what stands at its default: a newer version of the software, with keys that this
+    # run never set, can resume it.
+    return digest(config.model_dump(mode="json", exclude={"engine"}, exclude_defaults=True))
+
+
+def starting_state(config: RunConfig, out: Path, model: SharedModel, resume: bool) -> RunState:
+    """Return the state to begin from: the newest checkpoint, or a fresh run.
+
+    Raises
+    ------
+    ConfigError
+        If the configuration is not that of the checkpoint.
+    CheckpointError
+        If the checkpoint is damaged.
+    """
+    state = load_checkpoint(out / "checkpoints") if resume else None
+    if state is None:
+        run = secrets.token_hex(8)
+        return RunState(run, 0, (), config_digest(config), model.initial)
+    if state.config != config_digest(config):
+        raise ConfigError(
+            f"{out} was begun with another configuration than the one given now",
+            f"resume with {out / 'run.toml'}, or start anew with another --out",
+        )
+    return state
+
+
+class Loop:
+    """Carries a run from its state to its last round.
+
+    Parameters
+    ----------
+    config : RunConfig
+        What is asked for.
+    place : Workplace
+        Model, test set, run folder.
+    terms : Terms
+        As the sites hear them.
+    sites, authority
+        The other parties.
+
+    Attributes
+    ----------
+    names : set of str
+        The sites that were in any cohort since `run` began.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        place: Workplace,
+        terms: Terms,
+        sites: Sites,
+        authority: KeyAuthority,
+    ) -> None:
+        self._config = config
+        self._place = place
+        self._terms = terms
+        self._sites = sites
+        self._authority = authority
+        self._checkpoints = place.out / "checkpoints"
+        self._cohort: tuple[Member, ...] = ()
+        self.names: set[str] = set()
+        self._heads: dict[str, Head] = {}
+        self._optimizer = ServerOptimizer(config.rounds, place.model.manifest)
+
+    def run(self, state: RunState) -> RunState:
+        """Run all rounds that are left and return the last state.
+
+        Raises
+        ------
+        FedllmError
+            If a round fails; finished rounds are kept. A peer's misbehaviour is forgiven twice.
+        """
+        if state.round:
+            self._optimizer.load(state.optimizer)
+        kept = self._place.out / HEADS_FILE
+        if kept.exists():
+            self._heads = {site: heads[-1] for site, heads in read_heads(kept).items()}
+        self._cohort = self._gather(state.round + 1)
+        rounds = self._config.rounds.count
+        self._place.observer.started(rounds, len(self._cohort), state.round)
+        cut_reports(self._place.out / "metrics.jsonl", state.round)
+        if state.round == 0:
+            cut_reports(self._place.out / "metrics.jsonl", -1)
+            self._report(RoundReport(round=0, sites=0, metrics=self._evaluate(state.adapter)))
+        while state.round < rounds:
+            state = self._next(state)
+        return state
+
+    def _next(self, state: RunState) -> RunState:
+        started = time.perf_counter()
+        number = state.round + 1
+        if self._sites.changed():
+            self._cohort = self._gather(number)
+        state, outcome = self._attempts(state, number)
+        adapter = self._optimizer.apply(state.adapter, outcome.mean)
+        state = replace(state, round=number, adapter=adapter, optimizer=self._optimizer.state())
+        save_checkpoint(self._checkpoints, state)
+        site_metrics = self._evaluate_at_sites(state)
+        at_sites, epsilon = self._place.site_figures(state.run, number)
+        before = time.perf_counter()
+        metrics = self._evaluate(adapter) if self._due(number) else None
+        now = time.perf_counter()
+        self._report(
+            RoundReport(
+                round=number,
+                sites=len(outcome.survivors),
+                dropped=outcome.dropped,
+                metrics=metrics,
+                site_metrics=site_metrics,
+                epsilon=epsilon,
+                update_norm=float(np.linalg.norm(outcome.mean)),
+                bytes_up=outcome.bytes_up,
+                bytes_down=outcome.bytes_down,
+                seconds={
+                    **at_sites,
+                    **outcome.seconds,
+                    "evaluate": now - before,
+                    "total": now - started,
+                },
+            )
+        )
+        return state
+
+    def _attempts(self, state: RunState, number: int) -> tuple[RunState, RoundOutcome]:
+        for left in reversed(range(_MAX_ATTEMPTS)):
+            noise = next_noise_multiplier(self._config, number, state.noise)
+            state = replace(state, noise=(*state.noise, noise or 0.0))
+            # Durable before anyone is asked: after a crash this attempt counts as charged.
+            save_checkpoint(self._checkpoints, state)
+            try:
+                return state, self._attempt(state, number, noise)
+            except PeerError as error:
+                if left == 0:
+                    raise
+                self._place.observer.note(f"round {number} failed and is tried again: {error}")
+                self._cohort = self._gather(number)
+        raise RuntimeError("no attempt is left")
+
+    def _attempt(self, state: RunState, number: int, noise: float | None) -> RoundOutcome:
+        statement = statement_of(self._terms, self._cohort, number, len(state.noise), noise)
+        return self._run_round(statement, state.adapter)
+
+    def _evaluate_at_sites(self, state: RunState) -> dict[str, float] | None:
+        number = state.round
+        if number not in evaluation_rounds(self._config):
+            return None
+        statement = statement_of(self._terms, self._cohort, number, number, None, "evaluation")
+        try:
+            outcome = self._run_round(statement, state.adapter)
+        except FedllmError as error:
+            # A figure less is no reason to lose a run; and each evaluation is charged once.
+            self._place.observer.note(f"no evaluation at the sites after round {number}: {error}")
+            return None
+        count = len(outcome.survivors)
+        return read_sum(self._config, outcome.mean * count, count)
+
+    def _run_round(self, statement: RoundStatement, adapter: NDArray[np.float32]) -> RoundOutcome:
+        outcome = run_round(
+            self._sites,
+            self._authority,
+            self._terms,
+            self._place.roster,
+            statement,
+            adapter,
+            partial(self._place.observer.site_answered, statement.round),
+        )
+        self._keep_heads(statement, outcome.heads)
+        return outcome
+
+    def _keep_heads(self, statement: RoundStatement, heads: dict[str, Head]) -> None:
+        keep_heads(self._place.out / HEADS_FILE, statement.run, statement.round, heads)
+        for site in went_back(self._heads, heads):
+            self._place.observer.note(
+                f"the ledger of '{site}' is not the one of an earlier round continued: ask the "
+                f"site, and compare with `fedllm ledger verify LEDGER --heads {HEADS_FILE}`"
+            )
+        self._heads.update(heads)
+
+    def _gather(self, number: int) -> tuple[Member, ...]:
+        place = self._place
+        cohort = gather_cohort(self._sites, self._terms, number, place.roster, place.observer.note)
+        self.names.update(member.name for member in cohort)
+        return cohort
+
+    def _due(self, number: int) -> bool:
+        rounds = self._config.rounds
+        return number == rounds.count or number % rounds.evaluate_every == 0
+
+    def _evaluate(self, adapter: NDArray[np.float32]) -> dict[str, float] | None:
+        if self._place.test is None:
+            return None
+        self._place.model.set_adapter(adapter)
+        return evaluate(self._place.model, self._place.test)
+
+    def _report(self, report: RoundReport) -> None:
+        append_report(self._place.out / "metrics.jsonl", report)
+        self._place.observer.finished_round(report)

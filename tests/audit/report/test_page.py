@@ -1,0 +1,347 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from support.run_folder import SITES, rounds, run_config, summary, write_run
+
+from fedllm.audit.ledgers.comparison import (
+    Comparison,
+    Example,
+    ModelFigures,
+    load_comparison,
+    save_comparison,
+)
+from fedllm.audit.report.page import bound, number, write_report
+from fedllm.errors import ConfigError, FedllmError
+
+
+def comparison():
+    return Comparison(
+        questions=400,
+        chance=0.125,
+        secrets=20,
+        maximum_exposure=9.0,
+        expected_exposure=1.43,
+        models=(
+            ModelFigures(
+                name="before",
+                private=None,
+                accuracy=0.19,
+                exact=0.06,
+                extracted=0,
+                exposure=(1.0,) * 20,
+            ),
+            ModelFigures(
+                name="twin <b>",
+                private=False,
+                accuracy=0.97,
+                exact=0.9,
+                extracted=17,
+                exposure=(9.0,) * 20,
+            ),
+            ModelFigures(
+                name="released",
+                private=True,
+                accuracy=0.91,
+                exact=0.8,
+                extracted=0,
+                exposure=tuple(i / 8 for i in range(20)),
+            ),
+        ),
+        examples=(Example(prompt="My knee & I?", right="Willow", answers=("Ash", "Elm", "Fir")),),
+    )
+
+
+class Page(HTMLParser):
+    """What a browser would see: every tag, every attribute, the text."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.source = [], [], "", source
+        self._style = False
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        self._style = tag == "style"
+
+    def handle_data(self, data):
+        if not self._style:
+            self.text += data
+
+
+def page(folder) -> Page:
+    return Page(write_report(folder).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "run")
+
+
+def leaves(value):
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from leaves(inner)
+    else:
+        yield value
+
+
+def test_every_figure_of_the_summary_is_in_the_page(run):
+    text = page(run).text
+    missing = [leaf for leaf in leaves(summary()) if str(leaf) not in text]
+    assert missing == []
+
+
+def test_main_figures_stand_in_the_readable_part(run):
+    body = page(run).text.split("All figures of summary.json")[0]
+    for shown in (
+        "0.9137",
+        "0.3141",
+        "7.933",
+        "87.25",
+        "61.50",
+        "935,040",
+        "52,428,803",
+        "10,485,761",
+        "16,384",
+        "7.031",
+        "BFV",
+        "fe" * 32,
+        "ad" * 32,
+        "2.99.1",
+        "1e-5",
+        *SITES,
+    ):
+        assert shown in body, shown
+
+
+def test_left_budget_and_rounds_of_each_site(run):
+    text = re.sub(r"\s+", " ", page(run).text)
+    assert "Northgate5 / 57.9330.0679" in text
+    assert "Eastbrook4 / 57.9030.0979" in text
+    assert "should have taken part: 3." in text
+
+
+def test_the_page_loads_nothing_and_runs_nothing(run):
+    save_comparison(comparison(), run)
+    seen = page(run)
+    assert not set(seen.tags) & {"script", "link", "img", "iframe", "object", "embed", "image"}
+    for name, value in seen.attributes:
+        assert not name.startswith("on"), name
+        if name in {"href", "src", "xlink:href", "action"}:
+            assert value.startswith("#"), (name, value)
+    assert "url(http" not in seen.source
+    assert "@import" not in seen.source
+
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [HOSTILE, '"><img src=x onerror=alert(1)>', "$\\frac{1$", "第一医院", "a{b}c{{d}}%", "]]>"],
+)
+def test_names_of_sites_are_text_and_nothing_else(tmp_path, name):
+    sites = (name, *SITES[1:])
+    figures = summary()
+    figures["privacy"]["sites"] = {site: {"epsilon": 1.0} for site in sites}
+    seen = page(write_run(tmp_path / "run", figures=figures, lines=rounds(sites)))
+    assert not set(seen.tags) & {"script", "img"}
+    # In the table, in the plot and in the appendix.
+    assert seen.text.count(name) >= 3
+
+
+def test_hostile_text_elsewhere_is_escaped(tmp_path):
+    figures = summary(adapter_sha256=HOSTILE, versions={HOSTILE: HOSTILE}, extra=[HOSTILE])
+    figures["metrics"][HOSTILE] = 1.0
+    figures["seconds"][HOSTILE] = 1.0
+    figures["encryption"][HOSTILE] = HOSTILE
+    folder = write_run(tmp_path / "run", figures=figures)
+    hostile = comparison().model_copy(
+        update={"examples": (Example(prompt=HOSTILE, right=HOSTILE, answers=(HOSTILE,) * 3),)}
+    )
+    save_comparison(hostile, folder)
+    assert "script" not in page(folder).tags
+
+
+def test_a_run_without_privacy_or_encryption_says_so(tmp_path):
+    config = run_config(privacy={"epsilon": None}, encryption={"scheme": "none", "masks": False})
+    lines = [{**line, "epsilon": {}} for line in rounds()]
+    figures = summary(privacy={"epsilon": None}, encryption={"scheme": "none"})
+    text = page(write_run(tmp_path / "run", config, figures, lines)).text
+    assert "NOT private" in text
+    assert "NOT encrypted" in text
+    assert "no bound at all" in text
+    assert "is bounded" not in text
+    assert "Encryption. Updates travelled encrypted" not in text
+
+
+def test_what_is_said_depends_on_unit_noise_and_masks(tmp_path):
+    local = page(write_run(tmp_path / "a")).text
+    assert "counts as two" in local
+    assert "whole noise itself" in local
+    assert "random masks that cancel" in local
+    config = run_config(
+        data={"unit": None},
+        privacy={"noise": "distributed", "colluders": 1},
+        training={"local_steps": 1, "optimizer": "sgd"},
+        encryption={"masks": False},
+    )
+    other = page(write_run(tmp_path / "b", config)).text
+    assert "record by record only" in other
+    assert "at most 1 other sites" in other
+    assert "could open single updates" in other
+
+
+def test_sites_as_units_are_not_said_to_be_sampled(tmp_path):
+    privacy = {"epsilon": 8.0, "unit": "site"}
+    config = run_config(privacy=privacy, training={"sampling_rate": 0.25})
+    page = write_report(write_run(tmp_path, config=config)).read_text()
+    assert "One site is taken for a training step" not in page
+    assert "influence on a round" in page
+    config = run_config(privacy={"epsilon": 8.0, "clipping_quantile": 0.5})
+    page = write_report(write_run(tmp_path / "moving", config=config)).read_text()
+    assert "at the start, from where it follows the gradients" in page
+
+
+def test_an_epsilon_without_meaning_still_gives_a_report(tmp_path):
+    folder = write_run(tmp_path, config=run_config(privacy={"epsilon": 2000.0}))
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["privacy"]["epsilon"] = 1999.5
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert "a factor of 1e869" in write_report(folder).read_text()
+
+
+def test_a_simulation_is_named_as_one(run):
+    assert "simulated on one machine" not in page(run).text
+    (run / "ledgers").mkdir()
+    assert "simulated on one machine" in page(run).text
+
+
+def test_optional_parts_may_be_missing(tmp_path):
+    lines = [{"round": 0}, {"round": 1, "metrics": None}]
+    text = page(write_run(tmp_path / "run", figures={"task": "instruction"}, lines=lines)).text
+    assert "no public test file" in text
+    assert "No attack was tried" not in text
+
+
+def test_sites_that_spent_alike_share_a_curve(tmp_path):
+    lines = rounds()
+    for line in lines[1:]:
+        line["epsilon"] = dict.fromkeys(SITES, 1.5 * line["round"])
+    text = page(write_run(tmp_path / "run", lines=lines)).text
+    assert "4 sites alike" in text
+    assert "sites alike" not in page(write_run(tmp_path / "other")).text
+
+
+def test_a_thousand_sites_stay_readable(tmp_path):
+    sites = tuple(f"site-{i:04d}" for i in range(1000))
+    folder = write_run(
+        tmp_path / "run", lines=rounds(sites), figures=summary(sites=1000, site_names=list(sites))
+    )
+    source = write_report(folder).read_text()
+    assert "960 more sites are not shown" in source
+    assert "median of the sites" in source
+    assert len(source) < 200_000
+
+
+def test_the_comparison_is_shown(run):
+    save_comparison(comparison(), run)
+    seen = page(run)
+    for shown in (
+        "17 of 20",
+        "0 of 20",
+        "20 of 20",
+        "97.0%",
+        "12.5%",
+        "ranked among 512",
+        "My knee & I?",
+    ):
+        assert shown in seen.text, shown
+    assert "twin <b>" in seen.text
+    assert load_comparison(run) == comparison()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("summary.json", "{", "summary.json: is not valid JSON"),
+        ("summary.json", "[]", "summary.json: is not a JSON object"),
+        ("summary.json", '{"a": NaN}', "summary.json: is not valid JSON"),
+        ("metrics.jsonl", "", "metrics.jsonl: holds no rounds"),
+        ("metrics.jsonl", '{"round": 0}\n{"round": 1, "met', "line 2: is not valid JSON"),
+        ("metrics.jsonl", '{"round": "1"}', "line 1: 'round' is not a whole number"),
+        ("metrics.jsonl", '{"round": 1}\n{"round": 1}', "line 2: round 1 follows round 1"),
+        ("metrics.jsonl", '{"round": 1, "epsilon": {"a": "b"}}', "line 1: 'epsilon' holds"),
+        ("metrics.jsonl", '{"round": 1, "epsilon": {"a": Infinity}}', "line 1: is not valid JSON"),
+        ("metrics.jsonl", '{"round": 1, "seconds": 3}', "line 1: 'seconds' is not a table"),
+        ("metrics.jsonl", '{"round": 1, "dropped": 3}', "line 1: 'dropped'"),
+        ("comparison.json", '{"questions": 1}', "comparison.json is damaged"),
+    ],
+)
+def test_damaged_files_are_refused_and_named(run, file, content, says):
+    (run / file).write_text(content)
+    with pytest.raises(FedllmError, match=re.escape(says)):
+        write_report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_bytes_that_are_no_text_are_refused(run):
+    (run / "metrics.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(FedllmError, match="UTF-8"):
+        write_report(run)
+
+
+@pytest.mark.parametrize("file", ["run.toml", "summary.json", "metrics.jsonl"])
+def test_a_missing_file_is_named(run, file):
+    (run / file).unlink()
+    with pytest.raises(FedllmError, match=re.escape(file)):
+        write_report(run)
+
+
+def test_a_wrong_configuration_is_a_configuration_error(run):
+    (run / "run.toml").write_text('name = "x"\nflavour = "y"\n')
+    with pytest.raises(ConfigError, match="flavour"):
+        write_report(run)
+
+
+def test_the_same_run_gives_the_same_bytes(run):
+    save_comparison(comparison(), run)
+    assert write_report(run).read_bytes() == write_report(run).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1e-5, "1e-5"),
+        (2.5e-6, "2.5e-6"),
+        (7.93214, "7.932"),
+        (0, "0"),
+        (0.0, "0"),
+        (935_040, "935,040"),
+        (1234.5, "1,234.50"),
+        (None, "–"),
+        (True, "–"),
+        (float("nan"), "–"),
+        ("<b>", "–"),
+    ],
+)
+def test_numbers_are_written_for_readers(value, text):
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(7.93201, "7.933"), (8.0, "8"), (7.99999, "8"), (0.123401, "0.1235"), (2785.001, "2,786")],
+)
+def test_bounds_are_never_rounded_down(value, text):
+    assert bound(value) == text
+
+
+def test_a_figure_that_was_not_finite_is_left_out(tmp_path):
+    lines = rounds()
+    lines[2]["metrics"]["loss"] = None
+    assert "0.9137" in page(write_run(tmp_path / "run", lines=lines)).text

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedllm.errors import PeerError
+from fedllm.federation.protocol.messages import (
+    Member,
+    RoundStatement,
+    Train,
+    Trained,
+    TrainedHeader,
+    TrainHeader,
+)
+from fedllm.federation.protocol.wire import parse_header
+
+text = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30)
+members = st.builds(Member, name=text, mask_key=text, signature=text)
+statements = st.builds(
+    RoundStatement,
+    run=text,
+    round=st.integers(),
+    attempt=st.integers(),
+    rounds=st.integers(),
+    cohort=st.lists(members, max_size=4).map(tuple),
+    min_sites=st.integers(),
+    plan=text,
+    key=text,
+    reveal_key=text,
+    config=text,
+    noise_multiplier=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+)
+orders = st.builds(
+    Train,
+    header=st.builds(
+        TrainHeader,
+        statement=text,
+        signature=text,
+        config=text,
+        labels=st.lists(text, max_size=3).map(tuple),
+        bounds=st.lists(
+            st.tuples(st.integers(), st.floats(allow_nan=False, allow_infinity=False)), max_size=3
+        ).map(tuple),
+        model=text,
+    ),
+    plan=st.binary(max_size=40),
+    public_key=st.binary(max_size=40),
+    adapter=st.binary(max_size=40),
+)
+
+
+@given(orders)
+def test_a_message_survives_the_wire(order):
+    assert Train.from_wire(*order.to_wire()) == order
+
+
+@given(statements)
+def test_a_statement_survives_json(statement):
+    assert parse_header(RoundStatement, statement.model_dump_json()) == statement
+
+
+@given(st.text(max_size=100), st.text(max_size=100))
+def test_any_text_is_read_or_refused_without_repeating_it(before, after):
+    # A mark that no message of ours contains; short pieces of the text could stand in one.
+    mark = "private-7f3a"
+    for header in (before + mark + after, json.dumps({"site": [mark], before + "?": after})):
+        with pytest.raises(PeerError) as caught:
+            Trained.from_wire(header, {"update": b""})
+        assert mark not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"site": 3}, "site"),
+        ({"extra": 1}, "extra"),
+        ({"site": None}, "site"),
+        ({"refusal": {"kind": "x"}}, "refusal"),
+    ],
+)
+def test_types_and_keys_are_strict(change, words):
+    header, blobs = Trained(TrainedHeader(site="a"), b"").to_wire()
+    with pytest.raises(PeerError, match=words):
+        Trained.from_wire(json.dumps({**json.loads(header), **change}), blobs)
+
+
+@pytest.mark.parametrize("blobs", [{}, {"update": b"", "more": b""}, {"other": b""}])
+def test_parts_are_strict(blobs):
+    with pytest.raises(PeerError, match="has the parts"):
+        Trained.from_wire('{"site": "a"}', blobs)

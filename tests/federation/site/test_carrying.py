@@ -1,0 +1,232 @@
+"""A site that lost its keys or its ledger: what was spent before stays spent."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+from support.federation import build, records, small_config
+
+from fedllm.config import AllowSection, BudgetSection, SitePolicy
+from fedllm.errors import BudgetError, PeerError, RefusedError
+from fedllm.federation.site.carrying import (
+    Statement,
+    carry_ledger,
+    carry_statement,
+    require_carried,
+)
+from fedllm.identity.keys import Identity
+from fedllm.identity.roster import Roster
+from fedllm.privacy.accounting.accountants import epsilon
+from fedllm.privacy.accounting.events import Gaussian, NonPrivate, PoissonGaussian, Stated
+from fedllm.privacy.ledger.audit import export_ledger, verify_ledger
+from fedllm.privacy.ledger.budget import Ceiling, Charge
+from fedllm.privacy.ledger.fingerprints import FingerprintKey, identify
+from fedllm.privacy.ledger.ledger import Ledger
+
+CEILING = Ceiling(8.0, 1e-5)
+STATED = Statement(3.0, 1e-6, math.inf, "record")
+SPENT = (PoissonGaussian(0.05, 2.0, 100), Gaussian(3.0))
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(tmp_path)
+
+
+class Place:
+    """Anne before and after she lost her keys."""
+
+    def __init__(self, folder) -> None:
+        self.folder = folder
+        self.old, self.new = Identity.generate("anne"), Identity.generate("anne")
+        self.roster = Roster(
+            b"a" * 32,
+            {"anne": self.new.public_bytes()},
+            revoked=(self.old.public_bytes(),),
+            former={"anne": (self.old.public_bytes(),)},
+        )
+        self.before, self.after = folder / "old.sqlite", folder / "new.sqlite"
+        self.memory = folder / "memory.json"
+
+    def spend(self, path, identity, events=SPENT, unit="record"):
+        ledger = Ledger.open(path, "anne", identity)
+        rows = records(20, seed=1)
+        if unit == "person":
+            rows = [dataclasses.replace(row, unit=f"p{i}") for i, row in enumerate(rows)]
+        key = FingerprintKey(identity.derive("data set fingerprints"))
+        dataset = ledger.register(identify(rows, key, unit))
+        for number, event in enumerate(events):
+            ledger.reserve(Charge("r", number, dataset, (event,)), CEILING)
+        return ledger, dataset
+
+    def require(self, identity=None) -> None:
+        require_carried(self.after, self.memory, identity or self.new, self.roster)
+
+
+def test_a_site_with_earlier_keys_owes_what_they_spent(place):
+    with pytest.raises(RefusedError, match="had other keys before") as caught:
+        place.require()
+    assert "carry-over" in caught.value.remedy
+    place.spend(place.after, place.new, ())
+    with pytest.raises(RefusedError, match="had other keys before"):
+        place.require()
+    place.spend(place.before, place.old)
+    carry_ledger(place.before, place.after, place.new, place.roster)
+    place.require()
+    assert verify_ledger(place.after, place.new.public_bytes())
+
+
+@pytest.mark.parametrize("through", ["ledger", "export"])
+def test_the_earlier_spending_counts_exactly(place, through):
+    place.spend(place.before, place.old)
+    old = place.before
+    if through == "export":
+        old = place.folder / "old.jsonl"
+        export_ledger(place.before, old)
+    carry_ledger(old, place.after, place.new, place.roster)
+    ledger, dataset = place.spend(place.after, place.new, ())
+    assert sorted(map(repr, ledger.events(dataset))) == sorted(map(repr, SPENT))
+    both = epsilon([*SPENT, Gaussian(1.5)], CEILING.delta).value
+    assert both < CEILING.epsilon
+    ledger.reserve(Charge("s", 1, dataset, (Gaussian(1.5),)), CEILING)
+    (report,) = verify_ledger(place.after).datasets
+    assert report.spent.value == pytest.approx(both, rel=1e-6)
+    with pytest.raises(BudgetError):
+        ledger.reserve(Charge("s", 2, dataset, (Gaussian(0.5),)), CEILING)
+
+
+def test_records_that_come_later_carry_it_too(place):
+    place.spend(place.before, place.old)
+    carry_ledger(place.before, place.after, place.new, place.roster)
+    ledger, _ = place.spend(place.after, place.new, ())
+    key = FingerprintKey(place.new.derive("data set fingerprints"))
+    other = ledger.register(identify(records(20, seed=9), key, "record"))
+    assert len(ledger.events(other)) == len(SPENT)
+
+
+def test_another_unit_counts_as_not_private(place):
+    place.spend(place.before, place.old)
+    carry_ledger(place.before, place.after, place.new, place.roster)
+    ledger, dataset = place.spend(place.after, place.new, (), unit="person")
+    assert NonPrivate() in ledger.events(dataset)
+
+
+def test_two_losses_in_a_row_add_up(place):
+    third = Identity.generate("anne")
+    place.spend(place.before, place.old)
+    carry_ledger(place.before, place.after, place.new, place.roster)
+    place.spend(place.after, place.new, (Gaussian(3.0),))
+    keys = (place.old.public_bytes(), place.new.public_bytes())
+    roster = dataclasses.replace(place.roster, revoked=keys, former={"anne": keys})
+    last = place.folder / "third.sqlite"
+    carry_ledger(place.after, last, third, roster)
+    require_carried(last, place.memory, third, roster)
+    ledger, dataset = place.spend(last, third, ())
+    assert len(ledger.events(dataset)) == len(SPENT) + 1
+
+
+def test_an_earlier_ledger_without_spending_is_covered(place):
+    Ledger.open(place.before, "anne", place.old)
+    carry_ledger(place.before, place.after, place.new, place.roster)
+    place.require()
+
+
+def test_neither_twice_nor_anothers(place):
+    place.spend(place.before, place.old)
+    carry_ledger(place.before, place.after, place.new, place.roster)
+    with pytest.raises(RefusedError, match="taken over before"):
+        carry_ledger(place.before, place.after, place.new, place.roster)
+    stranger = place.folder / "eve.sqlite"
+    place.spend(stranger, Identity.generate("anne"))
+    with pytest.raises(RefusedError, match="not an earlier ledger of 'anne'"):
+        carry_ledger(stranger, place.after, place.new, place.roster)
+
+
+def test_a_changed_ledger_is_not_taken_over(place):
+    place.spend(place.before, place.old)
+    export = place.folder / "old.jsonl"
+    export_ledger(place.before, export)
+    export.write_text(export.read_text().replace('"steps":100', '"steps":2'))
+    with pytest.raises(PeerError):
+        carry_ledger(export, place.after, place.new, place.roster)
+    assert not place.after.exists()
+
+
+def test_a_statement_adds_up_with_what_comes(place):
+    carry_statement(STATED, place.after, place.new, place.roster)
+    place.require()
+    ledger, dataset = place.spend(place.after, place.new, ())
+    more = Gaussian(2.0)
+    alone = epsilon([more], 1e-5 - 1e-6).value
+    assert epsilon([Stated(3.0, 1e-6), more], 1e-5).value == pytest.approx(3.0 + alone)
+    ledger.reserve(Charge("s", 1, dataset, (more,)), CEILING)
+    with pytest.raises(BudgetError):
+        ledger.reserve(Charge("s", 2, dataset, (Gaussian(0.6),)), CEILING)
+    (report,) = verify_ledger(place.after, place.new.public_bytes()).datasets
+    assert math.isfinite(report.spent.value)
+    assert math.isinf(report.spent_against_colluders.value), "nobody stated a limit"
+
+
+@pytest.mark.parametrize("stated", [(3.0, 1e-5), (math.inf, 0.0)])
+def test_a_statement_that_leaves_no_delta_or_knows_nothing_ends_the_spending(place, stated):
+    carry_statement(Statement(*stated, math.inf, "record"), place.after, place.new, place.roster)
+    ledger, dataset = place.spend(place.after, place.new, ())
+    with pytest.raises(BudgetError):
+        ledger.reserve(Charge("s", 1, dataset, (Gaussian(100.0),)), CEILING)
+
+
+def test_a_site_whose_ledger_is_gone_does_not_begin_a_new_one(tiny_checkpoint, tmp_path):
+    """Somebody removes the ledger, to get a fresh budget."""
+    policy = SitePolicy(budget=BudgetSection(epsilon=2.05), allow=AllowSection(min_cohort=1))
+    config = small_config(tiny_checkpoint("bert"), privacy={"epsilon": 2.0})
+    federation = build(tmp_path, config, policy=policy)
+    federation.round()
+    for name in federation.sites:
+        (tmp_path / f"{name}.sqlite").rename(tmp_path / f"{name}.saved")
+    again = build_again(federation, tmp_path, policy)
+    with pytest.raises(RefusedError, match="its ledger is gone"):
+        again.round(2, 2)
+    assert not (tmp_path / "site-0.sqlite").exists()
+    for name in federation.sites:
+        identity = federation.identities[name]
+        saved, ledger = tmp_path / f"{name}.saved", tmp_path / f"{name}.sqlite"
+        carry_ledger(saved, ledger, identity, federation.roster)
+    with pytest.raises(BudgetError):
+        build_again(federation, tmp_path, policy, run="run-2").round()
+
+
+def build_again(federation, folder, policy, run="run-1"):
+    """The same sites, started anew."""
+    from fedllm.federation.site.files import SiteFiles
+    from fedllm.federation.site.site import Site
+
+    rows = {name: site._data.records("classification") for name, site in federation.sites.items()}
+    sites = {
+        name: Site(
+            identity=federation.identities[name],
+            roster=federation.roster,
+            policy=policy,
+            files=SiteFiles(
+                folder / f"{name}.sqlite", folder / f"{name}.json", folder / f"{name}.log"
+            ),
+            model_path=federation.config.model.path,
+            records=lambda task, name=name: rows[name],
+            models=federation.models,
+            full_errors=True,
+        )
+        for name in federation.sites
+    }
+    terms = dataclasses.replace(federation.terms, run=run)
+    return dataclasses.replace(federation, sites=sites, terms=terms)
+
+
+def test_a_site_is_started_without_waiting_for_torch():
+    """The supervising process asks this before it starts the one that trains."""
+    import subprocess
+    import sys
+
+    modules = "fedllm.federation.site.carrying, fedllm.federation.site.files"
+    check = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'flwr' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

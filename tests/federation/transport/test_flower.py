@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedllm.errors import PeerError
+from fedllm.federation.transport.engines import LocalGrid, partition_of, task_identity
+from fedllm.federation.transport.flower import (
+    SERVER_NODE,
+    GridPresence,
+    answer,
+    exchange,
+    from_content,
+    to_content,
+)
+
+
+def test_header_and_blobs_survive_flowers_records():
+    for size in (1000, 1 << 18):
+        blobs = {"a": b"\x00\xff" * size, "b": b""}
+        assert from_content(to_content("{}", blobs)) == ("{}", blobs)
+    assert from_content(to_content("{}", {})) == ("{}", {})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        RecordDict({"header": ConfigRecord({"json": 3})}),
+        RecordDict({"header": ConfigRecord({"json": "{}", "x": b"1"})}),
+        RecordDict({"header": ConfigRecord({"json": "{}", "blob.x": "text"})}),
+        RecordDict({"header": ConfigRecord({"json": "{}"}), "more": ConfigRecord({"x": 1})}),
+        RecordDict(
+            {
+                "header": ConfigRecord({"json": "{}"}),
+                "blobs": ArrayRecord({"a": Array("uint8", (1,), "numpy.ndarray", b"x")}),
+            }
+        ),
+    ],
+)
+def test_other_records_are_refused(content):
+    with pytest.raises(PeerError):
+        from_content(content)
+
+
+def make_app(ran: list[int]) -> ClientApp:
+    app = ClientApp()
+
+    @app.query("echo")
+    def echo(message: Message, context) -> Message:
+        ran.append(partition_of(context))
+        if ran[-1] == 1:
+            raise RuntimeError("secret of a patient")
+        return answer(message, lambda header, blobs: (header + str(ran[-1]), blobs))
+
+    return app
+
+
+def test_every_node_answers_once_and_errors_lose_their_text():
+    ran: list[int] = []
+    grid = LocalGrid(make_app(ran), 3)
+    contents = {node: to_content("n", {"x": b"1"}) for node in grid.get_node_ids()}
+    with task_identity(1, SERVER_NODE):
+        replies = exchange(grid, "query.echo", contents, 10.0)
+        first = next(replies)
+        assert ran == [0], "replies are computed one at a time"
+        rest = list(replies)
+    assert [reply.node for reply in (first, *rest)] == grid.get_node_ids()
+    assert from_content(first.content) == ("n0", {"x": b"1"})
+    assert rest[0].content is None
+    assert "patient" not in rest[0].failure
+
+
+def test_sites_that_wait_for_their_turn_are_not_late():
+    grid = LocalGrid(make_app([]), 4)
+    contents = {node: to_content("n", {}) for node in (100, 102, 103)}
+    with task_identity(1, SERVER_NODE):
+        replies = list(exchange(grid, "query.echo", contents, 0.0))
+    assert [reply.failure for reply in replies] == ["", "", ""]
+
+
+def test_a_node_that_never_answers_is_reported_after_the_timeout():
+    class Deaf(LocalGrid):
+        def pull_messages(self, message_ids):
+            return []
+
+    grid = Deaf(make_app([]), 1)
+    contents = {100: to_content("n", {})}
+    with task_identity(1, SERVER_NODE):
+        (reply,) = exchange(grid, "query.echo", contents, 0.1)
+    assert reply.content is None
+    assert "no answer within" in reply.failure
+
+
+class Comings:
+    """Says of the one node what the test tells it to."""
+
+    def __init__(self, *marks: str | None) -> None:
+        self._marks = list(marks)
+
+    def mark(self, node: int) -> str | None:
+        return self._marks.pop(0) if len(self._marks) > 1 else self._marks[0]
+
+
+class Forgetful(LocalGrid):
+    """Loses the first messages, as a node does that is killed."""
+
+    def __init__(self, lost: int) -> None:
+        super().__init__(make_app([]), 1)
+        self.lost, self.pushed = lost, 0
+
+    def push_messages(self, messages):
+        self.pushed += 1
+        sent = super().push_messages(messages)
+        if self.pushed <= self.lost:
+            self._queue.clear()
+        return sent
+
+
+def ask(grid: LocalGrid, presence: Comings, timeout_s: float = 60.0):
+    contents = {100: to_content("n", {})}
+    with task_identity(1, SERVER_NODE):
+        (reply,) = exchange(grid, "query.echo", contents, timeout_s, presence)
+    return reply
+
+
+def test_a_node_that_was_started_anew_is_asked_again():
+    grid = Forgetful(lost=2)
+    reply = ask(grid, Comings("monday", "monday", "tuesday", "tuesday", "wednesday"))
+    assert from_content(reply.content) == ("n0", {})
+    assert grid.pushed == 3
+
+
+def test_a_node_that_left_is_not_waited_for():
+    reply = ask(Forgetful(lost=9), Comings("monday", "monday", None))
+    assert "not connected any more" in reply.failure
+
+
+def test_a_message_that_was_not_taken_is_a_failure():
+    class Full(LocalGrid):
+        def push_messages(self, messages):
+            return ["" for _ in messages]
+
+    reply = ask(Full(make_app([]), 1), Comings("monday"))
+    assert "could not be sent" in reply.failure
+
+
+def test_presence_tells_who_is_connected_by_which_key_and_since_when():
+    node = SimpleNamespace(node_id=7, public_key=b"its key", last_activated_at="monday")
+    presence = GridPresence(SimpleNamespace(get_nodes=lambda: [node]))
+    assert presence.keys() == {b"its key": 7}
+    assert presence.mark(7) == "monday"
+    assert presence.mark(8) is None

@@ -1,0 +1,225 @@
+"""Accounting against closed forms, other libraries, Monte Carlo and extremes."""
+
+import math
+
+import dp_accounting
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+
+from fedllm.errors import ConfigError
+from fedllm.privacy.accounting import accountants as accounting
+from fedllm.privacy.accounting.accountants import epsilon
+from fedllm.privacy.accounting.events import (
+    Gaussian,
+    NonPrivate,
+    PoissonGaussian,
+    fold,
+    to_dp_event,
+)
+from fedllm.privacy.accounting.gaussian import gaussian_epsilon, gaussian_log_delta
+from fedllm.privacy.accounting.renyi import renyi_epsilon
+
+
+def test_known_values_of_all_accountants():
+    estimate = epsilon([PoissonGaussian(0.1, 1.0, 100)], 1e-5)
+    assert estimate.pld == pytest.approx(7.0466, abs=2e-4)
+    assert estimate.prv == pytest.approx(7.0466, abs=0.02)
+    assert estimate.rdp == pytest.approx(7.90, abs=0.01)
+    assert estimate.value == estimate.pld
+    assert estimate.lower <= 7.0466
+
+
+def test_one_step_has_a_closed_form():
+    # Balle, Barthe, Gaboardi 2018: delta(eps) = q * delta_gauss(log(1 + (e^eps - 1) / q)).
+    rate, noise = 0.3, 1.0
+    value = epsilon([PoissonGaussian(rate, noise, 1)], 1e-5).value
+    inner = math.log1p(math.expm1(value) / rate)
+    delta = rate * (
+        norm.cdf(0.5 / noise - inner * noise)
+        - math.exp(inner) * norm.cdf(-0.5 / noise - inner * noise)
+    )
+    assert delta == pytest.approx(1e-5, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("noise", "count", "delta"), [(1.0, 1, 1e-5), (5.0, 30, 1e-6), (0.5, 1, 1e-5), (50.0, 1, 1e-3)]
+)
+def test_unsampled_gaussian_is_the_analytic_one(noise, count, delta):
+    # Balle and Wang 2018, theorem 8, written out anew.
+    mu = math.sqrt(count) / noise
+    value = epsilon([PoissonGaussian(1.0, noise, count)], delta).value
+    exact = norm.cdf(mu / 2 - value / mu) - math.exp(value) * norm.cdf(-mu / 2 - value / mu)
+    assert exact == pytest.approx(delta, rel=1e-4) or (value == 0 and exact <= delta)
+    assert epsilon([Gaussian(noise, count)], delta).value == value
+
+
+def test_delta_by_monte_carlo():
+    # Draws of the composed privacy loss need no accountant: delta(eps) = E[(1 - e^(eps-L))+].
+    rate, noise, steps = 0.2, 0.9, 12
+    value = epsilon([PoissonGaussian(rate, noise, steps)], 1e-2).value
+    generator = np.random.default_rng(7)
+    draws = generator.normal(0, noise, (400_000, steps))
+    draws += generator.random(draws.shape) < rate
+    loss = np.log1p(rate * np.expm1((2 * draws - 1) / (2 * noise**2))).sum(axis=1)
+    deltas = np.maximum(0, -np.expm1(value - loss))
+    error = deltas.std() / math.sqrt(len(deltas))
+    assert abs(deltas.mean() - 1e-2) < 5 * error
+
+
+@pytest.mark.parametrize("other", ["pld", "rdp"])
+def test_mixed_events_agree_with_dp_accounting(other):
+    events = [
+        PoissonGaussian(0.05, 0.8, 40),
+        PoissonGaussian(0.1, 1.1, 30),
+        Gaussian(6.0, 12),
+    ]
+    estimate = epsilon(events, 1e-6)
+    accountant = (
+        dp_accounting.pld.PLDAccountant() if other == "pld" else dp_accounting.rdp.RdpAccountant()
+    )
+    for event in events:
+        accountant.compose(to_dp_event(event))
+    expected = accountant.get_epsilon(1e-6)
+    ours = estimate.pld if other == "pld" else estimate.rdp
+    assert ours == pytest.approx(expected, rel=2e-3)
+
+
+def test_many_distinct_rounds_stay_tight_enough():
+    events = [PoissonGaussian(0.01, 1 + i / 100, 5) for i in range(40)]
+    estimate = epsilon(events, 1e-5)
+    low = epsilon([PoissonGaussian(0.01, 1.4, 200)], 1e-5).value
+    high = epsilon([PoissonGaussian(0.01, 1.0, 200)], 1e-5).value
+    assert low < estimate.value < high
+    assert estimate.value <= estimate.rdp
+
+
+@settings(max_examples=25)
+@given(
+    rate=st.sampled_from([0.001, 0.01, 0.1, 0.4, 0.99, 1.0]),
+    noise=st.sampled_from([0.4, 0.7, 1.0, 2.0, 10.0]),
+    steps=st.integers(1, 3000),
+    delta=st.sampled_from([1e-3, 1e-5, 1e-8]),
+    change=st.sampled_from(["steps", "rate", "noise", "delta", "event"]),
+)
+def test_more_harm_never_costs_less(rate, noise, steps, delta, change):
+    less = [PoissonGaussian(rate, noise, steps)]
+    more = {
+        "steps": [PoissonGaussian(rate, noise, steps + max(1, steps // 5))],
+        "rate": [PoissonGaussian(min(1.0, rate * 1.2), noise, steps)],
+        "noise": [PoissonGaussian(rate, noise * 0.9, steps)],
+        "delta": less,
+        "event": [*less, Gaussian(20.0)],
+    }[change]
+    smaller_delta = delta / 3 if change == "delta" else delta
+    # The grid of the main accountant may differ, upwards, by a fraction of a percent.
+    slack = 1 + 2e-3
+    low = accounting.upper_bound(fold(less), delta)
+    assert low <= accounting.upper_bound(fold(more), smaller_delta) * slack + 1e-3
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [PoissonGaussian(0.1, 0.0, 1)],
+        [Gaussian(0.0)],
+        [NonPrivate()],
+        [PoissonGaussian(0.1, 1.0, 10), NonPrivate()],
+        [PoissonGaussian(1e-9, 1e-110, 1)],
+    ],
+)
+def test_no_noise_is_infinite(events):
+    assert epsilon(events, 1e-5).value == math.inf
+
+
+@pytest.mark.parametrize(
+    "events",
+    [[], [PoissonGaussian(0.5, 1.0, 0)], [PoissonGaussian(0.0, 1.0, 10)], [Gaussian(1, 0)]],
+)
+def test_nothing_happened_costs_nothing(events):
+    assert epsilon(events, 1e-5).value == 0
+
+
+@pytest.mark.parametrize(
+    ("rate", "noise", "steps", "delta"),
+    [
+        (0.1, 1.0, 100, 1e-11),
+        (0.1, 1.0, 100, 1e-300),
+        (0.1, 0.01, 1, 1e-5),  # Opacus's PRV says 707 where at least 5,368 is true
+        (0.1, 0.001, 3, 1e-5),
+        (1.0, 1e-3, 1, 1e-5),
+        (1.0, 1e9, 1, 1e-5),
+        (0.5, 1e4, 10, 1e-5),
+        (0.1, 1.0, 10**6, 1e-5),
+        (0.01, 50.0, 10**12, 1e-5),
+        (1e-9, 0.5, 10**6, 1e-5),  # Rényi by a library says 0
+        (1.0 - 1e-16, 1.0, 10, 1e-5),
+        (1e-300, 1.0, 10**12, 1e-5),
+        (0.3, 1.0, 10, 0.999),
+    ],
+)
+def test_extremes_fall_to_the_safe_side(rate, noise, steps, delta):
+    estimate = epsilon([PoissonGaussian(rate, noise, steps)], delta)
+    assert not math.isnan(estimate.value)
+    # One step alone is a lower bound for all of them, in closed form.
+    one = 0.0
+    if delta < rate:
+        unsampled = gaussian_epsilon(1 / noise, delta / rate)
+        one = (
+            max(0.0, unsampled + math.log(rate))
+            if unsampled > 500
+            else math.log1p(rate * math.expm1(unsampled))
+        )
+    assert estimate.value >= one * (1 - 1e-4)
+    # Sampling never costs more than not sampling.
+    unsampled = gaussian_epsilon(math.sqrt(steps) / noise, delta)
+    assert estimate.value <= unsampled * (1 + 1e-6) + 1e-9
+
+
+@pytest.mark.parametrize("delta", [0, 1, -1e-5, math.nan, 2])
+def test_impossible_delta_is_refused(delta):
+    with pytest.raises(ConfigError):
+        epsilon([Gaussian(1.0)], delta)
+
+
+def test_accountants_that_disagree_give_the_larger(monkeypatch):
+    monkeypatch.setattr(accounting, "_pld_epsilon", lambda folded, delta: 0.5)
+    estimate = epsilon([PoissonGaussian(0.1, 1.0, 101)], 1e-5)
+    assert estimate.pld == 0.5
+    assert estimate.value >= 7.05
+
+
+def test_a_failing_accountant_is_replaced_not_trusted(monkeypatch):
+    def fail(*_):
+        raise ValueError("grid")
+
+    monkeypatch.setattr(accounting, "_compose", fail)
+    monkeypatch.setattr(accounting, "_opacus_interval", fail)
+    estimate = epsilon([PoissonGaussian(0.1, 1.0, 102)], 1e-5)
+    assert estimate.pld is None
+    assert estimate.prv is None
+    assert estimate.value == estimate.rdp > 7
+
+
+def test_renyi_holds_for_tiny_divergences():
+    # 1e-9 sampled a million times; rounding must not turn into an epsilon of zero.
+    assert renyi_epsilon(fold([PoissonGaussian(1e-9, 0.5, 10**6)]), 1e-12) > 0
+
+
+def test_gaussian_bound_is_monotone_and_inverts_delta():
+    for mu in (1e-6, 0.01, 1.0, 30.0, 1e4):
+        for delta in (1e-3, 1e-9, 1e-100):
+            value = gaussian_epsilon(mu, delta)
+            assert value <= gaussian_epsilon(mu * 1.01, delta)
+            if value > 0:
+                assert gaussian_log_delta(mu, value) <= math.log(delta)
+
+
+def test_accountant_restarted_each_round_would_differ():
+    rounds = [[PoissonGaussian(0.1, 1.0, 10)]] * 10
+    restarted = max(epsilon(events, 1e-5).value for events in rounds)
+    whole = epsilon([event for events in rounds for event in events], 1e-5).value
+    assert whole == pytest.approx(7.0466, abs=1e-3)
+    assert restarted < whole / 2

@@ -1,0 +1,111 @@
+"""Noise and steps that the accountant confirms afterwards."""
+
+import math
+
+import pytest
+
+from fedllm.errors import BudgetError, ConfigError
+from fedllm.privacy.accounting.accountants import epsilon
+from fedllm.privacy.accounting.calibration import solve_noise_multiplier, solve_steps
+from fedllm.privacy.accounting.events import Gaussian, NonPrivate, PoissonGaussian
+
+SPENT = (PoissonGaussian(0.1, 1.2, 50), Gaussian(10.0, 20))
+
+
+@pytest.mark.parametrize(
+    ("budget", "rate", "steps", "spent"),
+    [(8.0, 0.064, 100, ()), (1.0, 0.2, 300, ()), (8.0, 0.1, 100, SPENT), (3.0, 1.0, 10, ())],
+)
+def test_noise_is_enough_and_not_more(budget, rate, steps, spent):
+    noise = solve_noise_multiplier(budget, 1e-5, rate, steps, spent)
+    assert epsilon([*spent, PoissonGaussian(rate, noise, steps)], 1e-5).value <= budget
+    less = noise * (1 - 2.5e-3)
+    assert epsilon([*spent, PoissonGaussian(rate, less, steps)], 1e-5).value > budget
+    assert float(f"{noise:.4g}") == noise
+
+
+def test_known_noise():
+    assert solve_noise_multiplier(8.0, 1e-5, 0.064, 100) == pytest.approx(0.763, abs=2e-3)
+
+
+def test_analytic_gaussian_calibration():
+    # Balle and Wang 2018: epsilon 1, delta 1e-5 needs 3.7306 for sensitivity 1.
+    assert solve_noise_multiplier(1.0, 1e-5, 1.0, 1) == pytest.approx(3.731, abs=1e-3)
+
+
+def test_spent_budget_asks_for_more_noise():
+    assert solve_noise_multiplier(8.0, 1e-5, 0.1, 100, SPENT) > solve_noise_multiplier(
+        8.0, 1e-5, 0.1, 100
+    )
+
+
+@pytest.mark.parametrize("spent", [[NonPrivate()], [PoissonGaussian(0.5, 0.5, 100)]])
+def test_budget_that_is_gone_is_refused(spent):
+    with pytest.raises(BudgetError, match="already spent"):
+        solve_noise_multiplier(8.0, 1e-5, 0.1, 10, spent)
+    with pytest.raises(BudgetError, match="already spent"):
+        solve_steps(8.0, 1e-5, 0.1, 1.0, spent)
+
+
+@pytest.mark.parametrize("budget", [0.0, -1.0, math.nan, math.inf])
+def test_impossible_budget_is_refused(budget):
+    with pytest.raises(ConfigError):
+        solve_noise_multiplier(budget, 1e-5, 0.1, 10)
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(ConfigError):
+        solve_noise_multiplier(8.0, 1e-5, 0.1, 0)
+
+
+def test_huge_budget_needs_hardly_any_noise():
+    noise = solve_noise_multiplier(1e9, 1e-5, 0.1, 1)
+    assert epsilon([PoissonGaussian(0.1, noise, 1)], 1e-5).value <= 1e9
+    assert noise == 1e-3
+
+
+def test_steps_are_as_many_as_fit():
+    steps = solve_steps(8.0, 1e-5, 0.1, 1.0)
+    assert epsilon([PoissonGaussian(0.1, 1.0, steps)], 1e-5).value <= 8.0
+    assert epsilon([PoissonGaussian(0.1, 1.0, steps + 2)], 1e-5).value > 8.0
+    assert solve_steps(8.0, 1e-5, 0.1, 1.0, SPENT) < steps
+
+
+def test_not_one_step_fits():
+    with pytest.raises(BudgetError, match="not one step"):
+        solve_steps(0.1, 1e-5, 0.5, 0.5)
+
+
+def test_plan_command(tmp_path):
+    import json
+
+    from typer.testing import CliRunner
+
+    from fedllm.commands.privacy import app
+
+    plot = tmp_path / "plan.svg"
+    common = ["plan", "--records", "50,64", "--batch", "64", "--rounds", "1,4", "--steps", "5"]
+    result = CliRunner().invoke(app, [*common, "--json", "--plot", str(plot)])
+    rows = json.loads(result.output)
+    assert [(r["records"], r["rounds"], r["steps"]) for r in rows] == [
+        (50, 1, 5),
+        (50, 4, 20),
+        (64, 1, 5),
+        (64, 4, 20),
+    ]
+    assert all(7.9 < row["epsilon"] <= 8 and row["sampling_rate"] == 1 for row in rows)
+    assert "<svg" in plot.read_text()
+    asked = CliRunner().invoke(app, [*common, "--noise", "2,1e-200", "--json"])
+    assert [row["epsilon"] is None for row in json.loads(asked.output)] == [False, True] * 4
+    table = CliRunner().invoke(app, common)
+    assert "noise multiplier" in table.output
+    wrong = CliRunner().invoke(app, ["plan", "--records", "many"])
+    assert isinstance(wrong.exception, ConfigError)
+
+
+def test_what_is_left_after_most_is_spent_can_still_be_used():
+    spent = (PoissonGaussian(0.2, 1.524, 4),)
+    assert 1.6 < epsilon(spent, 1e-5).value < 2.0
+    noise = solve_noise_multiplier(2.0, 1e-5, 0.2, 4, spent)
+    assert noise > 1.524
+    assert 1.9 < epsilon([*spent, PoissonGaussian(0.2, noise, 4)], 1e-5).value <= 2.0

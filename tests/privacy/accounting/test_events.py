@@ -1,0 +1,139 @@
+"""Events: strict codec, validation, folding."""
+
+import math
+
+import dp_accounting
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedllm.errors import ConfigError
+from fedllm.privacy.accounting.events import (
+    Folded,
+    Gaussian,
+    NonPrivate,
+    PoissonGaussian,
+    Stated,
+    canonical_bytes,
+    fold,
+    from_json,
+    to_dp_event,
+    to_json,
+)
+
+noises = st.floats(0, 1e6)
+events = st.one_of(
+    st.builds(PoissonGaussian, st.floats(0, 1), noises, st.integers(0, 10**9)),
+    st.builds(Gaussian, noises, st.integers(0, 10**9)),
+    st.just(NonPrivate()),
+    st.builds(Stated, st.floats(0, 1e6), st.floats(0, 1)),
+)
+
+
+@given(events)
+def test_json_round_trip(event):
+    import json
+
+    encoded = canonical_bytes(to_json(event))
+    assert from_json(json.loads(encoded)) == event
+    assert canonical_bytes(json.loads(encoded)) == encoded
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        [],
+        {},
+        {"type": "laplace", "noise_multiplier": 1.0},
+        {"type": ["gaussian"], "noise_multiplier": 1.0, "count": 1},
+        {"type": "gaussian", "noise_multiplier": 1.0},
+        {"type": "gaussian", "noise_multiplier": 1.0, "count": 1, "extra": 0},
+        {"type": "gaussian", "noise_multiplier": "1.0", "count": 1},
+        {"type": "gaussian", "noise_multiplier": True, "count": 1},
+        {"type": "gaussian", "noise_multiplier": 1.0, "count": 1.5},
+        {"type": "gaussian", "noise_multiplier": 1.0, "count": True},
+        {"type": "non_private", "count": 1},
+        {"type": "stated", "epsilon": -1.0, "delta": 0.0},
+        {"type": "stated", "epsilon": 1.0, "delta": 1.5},
+        {"type": "stated", "epsilon": 1.0},
+    ],
+)
+def test_unknown_or_malformed_events_are_refused(value):
+    with pytest.raises(ConfigError):
+        from_json(value)
+
+
+@pytest.mark.parametrize(
+    ("rate", "noise", "steps"),
+    [
+        (-0.1, 1, 1),
+        (1.1, 1, 1),
+        (math.nan, 1, 1),
+        (0.1, -1, 1),
+        (0.1, math.inf, 1),
+        (0.1, math.nan, 1),
+        (0.1, 1, -1),
+        (0.1, 1, 10**13),
+        (0.1, 1, 1.0),
+    ],
+)
+def test_impossible_values_are_refused(rate, noise, steps):
+    with pytest.raises(ConfigError):
+        PoissonGaussian(rate, noise, steps)
+
+
+def test_numpy_numbers_become_plain_ones():
+    import numpy as np
+
+    event = PoissonGaussian(np.float64(0.1), np.float32(1.0), np.int64(3))
+    assert canonical_bytes(to_json(event)) == canonical_bytes(to_json(PoissonGaussian(0.1, 1.0, 3)))
+
+
+@given(st.lists(events, max_size=8), st.randoms())
+def test_folding_ignores_order_and_splitting(items, random):
+    shuffled = list(items)
+    random.shuffle(shuffled)
+    assert fold(shuffled) == fold(items)
+
+
+def test_equal_rounds_fold_into_one_composed_event():
+    rounds = [PoissonGaussian(0.1, 1.0, 10)] * 1000
+    assert fold(rounds) == fold([PoissonGaussian(0.1, 1.0, 10_000)])
+    assert fold(rounds).sampled == ((0.1, 1.0, 10_000),)
+
+
+def test_unsampled_gaussians_are_one_gaussian():
+    items = [PoissonGaussian(1.0, 2.0, 3), Gaussian(4.0, 5)]
+    assert fold(items) == Folded((), 3 / 4 + 5 / 16, False)
+
+
+def test_noiseless_release_is_not_private_but_no_release_is():
+    assert fold([PoissonGaussian(0.5, 0.0, 1)]).non_private
+    assert fold([Gaussian(1e-120)]).non_private
+    assert fold([PoissonGaussian(0.5, 0.0, 0), PoissonGaussian(0.0, 0.0, 9)]) == Folded()
+
+
+def test_within_is_composition_of_less():
+    small = fold([PoissonGaussian(0.1, 1.0, 5)])
+    large = fold([PoissonGaussian(0.1, 1.0, 6), Gaussian(3.0)])
+    assert small.within(large)
+    assert not large.within(small)
+    assert not fold([PoissonGaussian(0.1, 1.1, 1)]).within(large)
+    assert not fold([NonPrivate()]).within(large)
+    assert not fold([Gaussian(1.0)]).within(large)
+
+
+def test_dp_accounting_understands_our_events():
+    accountant = dp_accounting.rdp.RdpAccountant()
+    for event in (PoissonGaussian(0.1, 1.0, 100), Gaussian(3.0, 2)):
+        accountant.compose(to_dp_event(event))
+    assert accountant.get_epsilon(1e-5) > 7
+    accountant.compose(to_dp_event(NonPrivate()))
+    assert math.isinf(accountant.get_epsilon(1e-5))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, {"x": object()}, b"bytes"])
+def test_canonical_bytes_refuse_what_json_cannot_say(value):
+    with pytest.raises(ConfigError):
+        canonical_bytes(value)
