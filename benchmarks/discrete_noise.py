@@ -17,8 +17,8 @@ from pathlib import Path
 
 from fedllm.config import load_run_config
 from fedllm.errors import ConfigError
-from fedllm.federation.protocol.discrete import make_grid
-from fedllm.federation.site.charging import next_noise_multiplier
+from fedllm.mechanisms import mechanism_of
+from fedllm.mechanisms.discrete import DiscreteSharedNoise
 from fedllm.privacy.accounting.accountants import epsilon
 from fedllm.privacy.accounting.events import PoissonDiscreteGaussian, PoissonGaussian
 from fedllm.privacy.discrete import discrete_gaussian
@@ -51,10 +51,10 @@ def main() -> None:
                 f"encryption.bits={bits}",
             ]
             config = load_run_config(EXAMPLE, overrides)
-            noise = next_noise_multiplier(config, 1, ()) or 0.0
+            noise = mechanism_of(config).announced_noise(1, ()) or 0.0
             rate, steps = config.training.sampling_rate or 1.0, config.rounds.count
             try:
-                grid = make_grid(config, LENGTH)
+                grid = DiscreteSharedNoise(config).grid(LENGTH)
             except ConfigError as error:
                 print(f"{target:<8} {bits:<5} refused: {error.message}")
                 continue

@@ -45,12 +45,10 @@ from fedllm.data.encode import EncodedDataset, encode, label_set
 from fedllm.data.partition import split_into_sites
 from fedllm.data.sources import read_records
 from fedllm.encryption.quantise import Quantiser
-from fedllm.federation.protocol.terms import local_settings, public_settings, sampling_rate
-from fedllm.federation.site.charging import choose_noise_multiplier
 from fedllm.files import write_json
+from fedllm.mechanisms import mechanism_of
 from fedllm.models.shared import SharedModel, load_shared_model
 from fedllm.randomness import RandomStream
-from fedllm.training.bounds import update_bounds
 from fedllm.training.evaluate import evaluate
 from fedllm.training.local import train_locally
 from fedllm.training.server_optimizer import ServerOptimizer
@@ -216,7 +214,7 @@ class Bench:
 
     def _train(self, config: RunConfig, sites: list[EncodedDataset]) -> float:
         model = self.model
-        bounds = update_bounds(public_settings(config), model.manifest)
+        bounds = mechanism_of(config).bounds(model.manifest.segments)
         sizes = [segment.size for segment in model.manifest.segments]
         quantiser = Quantiser(list(zip(sizes, bounds, strict=True)), config.encryption.bits)
         optimizer = ServerOptimizer(config.rounds, model.manifest)
@@ -225,7 +223,7 @@ class Bench:
             total = np.zeros(model.manifest.length, dtype=np.uint64)
             for site in sites:
                 model.set_adapter(adapter)
-                settings = local_settings(config, site.number_of_units, noise(config, site))
+                settings = mechanism_of(config).settings(site.number_of_units, noise(config, site))
                 result = train_locally(
                     model, site, settings, RandomStream.secure(), RandomStream.secure()
                 )
@@ -267,7 +265,7 @@ class Bench:
         model = load_shared_model(plain, self.model.labels)
         pooled = self._encode(records)
         settings = replace(
-            local_settings(plain, len(pooled), None),
+            mechanism_of(plain).settings(len(pooled), None),
             expected_batch_size=plain.training.batch_size * plain.data.sites,
         )
         plain_wall, plain_cpu = [], []
@@ -286,11 +284,7 @@ class Bench:
 
 def noise(config: RunConfig, site: EncodedDataset) -> float | None:
     """Return the noise multiplier of every step."""
-    if config.privacy.epsilon is None:
-        return None
-    rate = sampling_rate(config, site.number_of_units)
-    steps = config.rounds.count * config.training.local_steps
-    return choose_noise_multiplier(config.privacy.epsilon, config.privacy.delta, rate, steps, ())
+    return mechanism_of(config).needed_noise(site.number_of_units, 1, ())
 
 
 def report(results: dict[str, Any]) -> None:

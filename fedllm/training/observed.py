@@ -7,35 +7,15 @@ modules do not fit the network. So every tensor that must have had a gradient is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedllm.errors import TrainingError
+from fedllm.mechanisms.work import LocalStatistics
 from fedllm.models.manifest import AdapterManifest, Segment
 
 Vector = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class LocalStatistics:
-    """What the site's own operators may look at; computed from records, never sent.
-
-    Attributes
-    ----------
-    loss : float
-        Mean loss of the records seen; NaN if all batches were empty.
-    records_seen, empty_batches : int
-        Sums over the steps.
-    norm_quantiles : tuple of float
-        10, 50 and 90 percent of the units' gradient norms before clipping; empty without DP.
-    """
-
-    loss: float
-    records_seen: int
-    empty_batches: int
-    norm_quantiles: tuple[float, ...]
 
 
 class StepRecord:

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedllm.errors import CheckpointError
+from fedllm.mechanisms.work import ADAM_BETA_1, ADAM_BETA_2
 
 Vector = NDArray[np.float64]
 Kind = Literal["sgd", "momentum", "adam"]
 
-ADAM_BETA_1, ADAM_BETA_2, ADAM_STABILITY = 0.9, 0.999, 1e-8
+ADAM_STABILITY = 1e-8
 
 
 class Optimizer:

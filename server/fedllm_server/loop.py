@@ -23,12 +23,12 @@ from fedllm.federation.coordinator.rounds import (
     run_round,
     statement_of,
 )
-from fedllm.federation.protocol.evaluating import evaluation_rounds, read_sum
+from fedllm.federation.protocol.evaluating import read_sum
 from fedllm.federation.protocol.messages import Member, RoundStatement
-from fedllm.federation.protocol.run_terms import Terms
+from fedllm.federation.protocol.terms import Terms
 from fedllm.federation.protocol.wire import digest
-from fedllm.federation.site.charging import next_noise_multiplier
 from fedllm.identity.roster import Roster
+from fedllm.mechanisms import mechanism_of
 from fedllm.models.shared import SharedModel
 from fedllm.privacy.ledger.entries import Head
 from fedllm.privacy.ledger.heads import HEADS_FILE, keep_heads, read_heads, went_back
@@ -128,6 +128,7 @@ class Loop:
         authority: KeyAuthority,
     ) -> None:
         self._config = config
+        self._mechanism = mechanism_of(config)
         self._place = place
         self._terms = terms
         self._sites = sites
@@ -199,7 +200,7 @@ class Loop:
 
     def _attempts(self, state: RunState, number: int) -> tuple[RunState, RoundOutcome]:
         for left in reversed(range(_MAX_ATTEMPTS)):
-            noise = next_noise_multiplier(self._config, number, state.noise)
+            noise = self._mechanism.announced_noise(number, state.noise)
             state = replace(state, noise=(*state.noise, noise or 0.0))
             # Durable before anyone is asked: after a crash this attempt counts as charged.
             save_checkpoint(self._checkpoints, state)
@@ -218,7 +219,7 @@ class Loop:
 
     def _evaluate_at_sites(self, state: RunState) -> dict[str, float] | None:
         number = state.round
-        if number not in evaluation_rounds(self._config):
+        if number not in self._mechanism.evaluation.rounds:
             return None
         statement = statement_of(self._terms, self._cohort, number, number, None, "evaluation")
         try:

@@ -30,7 +30,7 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
     with grid_of(ticket) as grid:
         import torch
 
-        from fedllm.federation.protocol.run_terms import make_terms
+        from fedllm.federation.protocol.terms import make_terms
         from fedllm_server.fleet import FleetAuthority, FleetSites
         from fedllm_server.loop import Loop, Workplace, starting_state
         from fedllm_server.observer import FileObserver

@@ -21,7 +21,7 @@ from fedllm.config import (
 )
 from fedllm.errors import ConfigError
 from fedllm.federation.authority.authority import Authority
-from fedllm.federation.protocol.run_terms import make_terms
+from fedllm.federation.protocol.terms import make_terms
 from fedllm.federation.transport.engines import run_in_process, run_with_ray
 from fedllm.federation.transport.flower import nodes_of
 from fedllm.files import write_bytes

@@ -14,7 +14,7 @@ from support.wire import running_superlink, wait_online
 from fedllm.errors import FedllmError, PeerError, RefusedError
 from fedllm.federation.authority.authority import Authority
 from fedllm.federation.coordinator.rounds import gather_cohort, run_round, statement_of
-from fedllm.federation.protocol.run_terms import make_terms
+from fedllm.federation.protocol.terms import make_terms
 from fedllm.federation.site.model_cache import ModelCache
 from fedllm.federation.transport.flower import GridPresence
 from fedllm.federation.transport.superlink import grid_of

@@ -23,17 +23,18 @@ from support.chance import standard_deviation_bounds
 from support.federation import build, small_config
 
 from fedllm.errors import FedllmError
-from fedllm.federation.protocol import terms
 from fedllm.federation.site import charging
 from fedllm.federation.site import work as site_work
-from fedllm.federation.site.charging import next_noise_multiplier
+from fedllm.mechanisms import LocalSettings, mechanism_of
+from fedllm.mechanisms.calibrating import choose_noise_multiplier
+from fedllm.mechanisms.mechanism import Mechanism
 from fedllm.privacy import dpsgd
 from fedllm.privacy.accounting.accountants import epsilon
 from fedllm.privacy.accounting.events import PoissonGaussian
 from fedllm.privacy.ledger.ledger import Ledger
 from fedllm.randomness import RandomStream
 from fedllm.training import local
-from fedllm.training.local import LocalSettings, train_locally
+from fedllm.training.local import train_locally
 
 STEP = LocalSettings(
     steps=1,
@@ -195,11 +196,11 @@ def ledger_of(federation, name):
     return Ledger.open(federation.folder / f"{name}.sqlite", name, federation.identities[name])
 
 
-def restarted(self, config, units, number, done):
+def restarted(self, units, number, done):
     """Choose noise as if every round were the first and only one."""
-    rate, steps = terms.sampling_rate(config, units), config.training.local_steps
-    target, delta = config.privacy.epsilon, config.privacy.delta
-    return charging.choose_noise_multiplier(target, delta, rate, steps, ())
+    rate, privacy = self.sampling_rate(units), self._config.privacy
+    steps = self._config.training.local_steps
+    return choose_noise_multiplier(privacy.epsilon, privacy.delta, rate, steps, ())
 
 
 def test_an_accountant_restarted_each_round_is_caught(tiny_checkpoint, tmp_path, monkeypatch):
@@ -207,7 +208,7 @@ def test_an_accountant_restarted_each_round_is_caught(tiny_checkpoint, tmp_path,
     for folder in ("sound", "planted"):
         (tmp_path / folder).mkdir()
     check_run(build(tmp_path / "sound", config), 3)
-    monkeypatch.setattr(charging.SiteAccount, "_noise", restarted)
+    monkeypatch.setattr(Mechanism, "needed_noise", restarted)
     with pytest.raises(AssertionError, match="cost more than it promised"):
         check_run(build(tmp_path / "planted", config), 3)
 
@@ -221,7 +222,7 @@ def test_an_accountant_that_forgets_is_refused_by_the_ceiling(
     config = in_clear(tiny_checkpoint("bert"), privacy={"epsilon": 2.0}, rounds={"count": 3})
     allow = AllowSection(min_cohort=1, encryption="optional")
     policy = SitePolicy(budget=BudgetSection(epsilon=2.0), allow=allow)
-    monkeypatch.setattr(charging.SiteAccount, "_noise", restarted)
+    monkeypatch.setattr(Mechanism, "needed_noise", restarted)
     monkeypatch.setattr(charging.SiteAccount, "check_run", lambda *arguments: None)
     federation = build(tmp_path, config, policy=policy)
     federation.round(1, 1)
@@ -251,7 +252,7 @@ def distributed(checkpoint, **privacy):
 def check_shares(federation, lost=()):
     """Open a sum with some sites lost: what is left must carry the whole noise."""
     config = federation.config
-    noise = next_noise_multiplier(config, 1, ())
+    noise = mechanism_of(config).announced_noise(1, ())
     federation.tamper = lambda kind, name, m: None if kind == "train" and name in lost else m
     outcome = federation.round(noise_multiplier=noise)
     honest = len(outcome.survivors) - config.privacy.colluders
@@ -280,7 +281,7 @@ def test_a_share_too_small_for_the_cohort_is_caught(
         (tmp_path / folder).mkdir()
     check_shares(build(tmp_path / "sound", config, data), lost)
     # The mistake: shares for ten sites, when three may be enough to open a sum.
-    monkeypatch.setattr(terms, "noise_share", lambda config: 1 / sqrt(10))
+    monkeypatch.setattr(Mechanism, "noise_share", property(lambda self: 1 / sqrt(10)))
     with pytest.raises(AssertionError, match="do not make up the noise"):
         check_shares(build(tmp_path / "planted", config, data), lost)
 

@@ -19,10 +19,11 @@ from fedllm.commands.audit import app
 from fedllm.encryption import masks
 from fedllm.encryption.schemes import PublicRoundKey
 from fedllm.errors import FedllmError
-from fedllm.federation.protocol import discrete, terms
 from fedllm.federation.site import charging
 from fedllm.federation.site import work as site_work
-from fedllm.federation.site.work import SiteWork
+from fedllm.mechanisms import calibrating, discrete, mechanism, mechanism_of, whole_site
+from fedllm.mechanisms.mechanism import Mechanism
+from fedllm.mechanisms.whole_site import WholeSite
 from fedllm.models.shared import SharedModel
 from fedllm.privacy import adaptive, dpsgd, whole
 from fedllm.privacy.accounting import accountants as accounting
@@ -31,7 +32,13 @@ from fedllm.privacy.ledger.ledger import Ledger
 from fedllm.randomness import RandomStream
 from fedllm.training import local
 
-REMEMBERING = (accounting._estimate, accounting.upper_bound, charging.choose_noise_multiplier)
+REMEMBERING = (
+    accounting._estimate,
+    accounting.upper_bound,
+    calibrating.choose_noise_multiplier,
+    mechanism_of,
+    discrete._make_grid,
+)
 CHECK = {check.name: check for check in CHECKS}
 
 
@@ -91,7 +98,7 @@ def noise_reused_in_the_steps_of_a_round(patch):
 
 def shares_that_suit_larger_sums(patch):
     # 1/sqrt of all sites instead of the fewest whose sum may be opened.
-    patch.setattr(terms, "noise_share", lambda config: 3**-0.5)
+    patch.setattr(Mechanism, "noise_share", property(lambda self: 3**-0.5))
 
 
 def no_discrete_noise(patch):
@@ -189,17 +196,17 @@ def moving_norm_with_half_the_noise_charged(patch):
 
 
 def sites_are_not_clipped(patch):
-    right = site_work.private_update
+    right = whole_site.private_update
 
     def unclipped(update, norm, noise_multiplier, share, stream):
         noise = right(np.zeros_like(update), norm, noise_multiplier, share, stream)
         return update + noise
 
-    patch.setattr(site_work, "private_update", unclipped)
+    patch.setattr(whole_site, "private_update", unclipped)
 
 
 def sites_are_clipped_tensor_by_tensor(patch):
-    right = site_work.private_update
+    right = whole_site.private_update
 
     def piecewise(update, norm, noise_multiplier, share, stream):
         pieces = np.split(update, [len(update) // 2])
@@ -208,7 +215,7 @@ def sites_are_clipped_tensor_by_tensor(patch):
         noise = right(np.zeros_like(update), norm, noise_multiplier, share, stream)
         return np.concatenate(cut) + noise
 
-    patch.setattr(site_work, "private_update", piecewise)
+    patch.setattr(whole_site, "private_update", piecewise)
 
 
 def half_the_noise_of_sites(patch):
@@ -221,7 +228,7 @@ def no_noise_of_sites(patch):
 
 
 def sites_are_charged_as_if_sampled(patch):
-    patch.setattr(charging, "charged_rate", lambda config, units: 0.5)
+    patch.setattr(WholeSite, "sampling_rate", lambda self, units: 0.5)
 
 
 def rows_of(gradients):
@@ -297,21 +304,21 @@ def fixed_seed(patch):
 
 def fixed_seed_of_the_sampling(patch):
     patch.setattr(
-        SiteWork,
-        "_random",
-        lambda self, order, purpose: RandomStream.seeded(0, purpose, order.statement.round),
+        Mechanism,
+        "random",
+        lambda self, what, site, number: RandomStream.seeded(0, what, number),
     )
 
 
 def charged_at_half_the_rate(patch):
-    right = charging.charged_rate
-    patch.setattr(charging, "charged_rate", lambda config, units: right(config, units) / 2)
+    right = Mechanism.sampling_rate
+    patch.setattr(Mechanism, "sampling_rate", lambda self, units: right(self, units) / 2)
 
 
 def noise_chosen_for_half_the_rate(patch):
-    right = charging.choose_noise_multiplier
+    right = mechanism.choose_noise_multiplier
     patch.setattr(
-        charging,
+        mechanism,
         "choose_noise_multiplier",
         lambda target, delta, rate, *rest: right(target, delta, rate / 2, *rest),
     )
@@ -478,7 +485,6 @@ def forget():
     """Drop what accountants remember, which a planted bug would otherwise not touch."""
     for function in REMEMBERING:
         function.cache_clear()
-    discrete.make_grid.cache_clear()
 
 
 def test_clear_updates_are_seen_though_the_round_went_well(material):

@@ -133,9 +133,9 @@ def test_distributed_noise_is_charged_in_both_views(tiny_checkpoint, tmp_path):
         training={"local_steps": 1, "optimizer": "sgd", "sampling_rate": 0.3},
     )
     federation = build(tmp_path, config)
-    from fedllm.federation.site.charging import next_noise_multiplier
+    from fedllm.mechanisms import mechanism_of
 
-    noise = next_noise_multiplier(config, 1, ())
+    noise = mechanism_of(config).announced_noise(1, ())
     federation.round(noise_multiplier=noise)
     ledger = ledger_of(federation, "site-0")
     dataset = next(iter(ledger.verify().datasets)).id
@@ -147,7 +147,7 @@ def test_distributed_noise_is_charged_in_both_views(tiny_checkpoint, tmp_path):
 
 
 def test_distributed_shares_add_up_to_the_whole_noise(tiny_checkpoint, tmp_path):
-    from fedllm.federation.site.charging import next_noise_multiplier
+    from fedllm.mechanisms import mechanism_of
 
     norm = 1e-3
     config = small_config(
@@ -164,7 +164,7 @@ def test_distributed_shares_add_up_to_the_whole_noise(tiny_checkpoint, tmp_path)
         },
     )
     federation = build(tmp_path, config)
-    noise = next_noise_multiplier(config, 1, ())
+    noise = mechanism_of(config).announced_noise(1, ())
     mean = federation.round(noise_multiplier=noise).mean
     # Three shares of sigma/sqrt(3) give sigma in the sum; the mean over sites and batch follows.
     low, high = standard_deviation_bounds(len(mean), noise * norm / (3 * 8))
@@ -176,7 +176,7 @@ def test_distributed_shares_add_up_to_the_whole_noise(tiny_checkpoint, tmp_path)
 
 @pytest.mark.parametrize("noise", ["local", "distributed"])
 def test_a_whole_site_can_be_the_unit(tiny_checkpoint, tmp_path, noise):
-    from fedllm.federation.site.charging import next_noise_multiplier
+    from fedllm.mechanisms import mechanism_of
 
     config = small_config(
         tiny_checkpoint("bert"),
@@ -187,7 +187,7 @@ def test_a_whole_site_can_be_the_unit(tiny_checkpoint, tmp_path, noise):
     )
     assert config.unit == "site"
     federation = build(tmp_path, config)
-    announced = next_noise_multiplier(config, 1, ())
+    announced = mechanism_of(config).announced_noise(1, ())
     mean = federation.round(noise_multiplier=announced).mean
     (event,) = ledger_of(federation, "site-0").events_of_run("run-1")
     assert (event.sampling_rate, event.steps) == (1.0, 1), "once a round, whatever the batches"
@@ -297,9 +297,9 @@ def test_discrete_shares_open_to_exactly_the_charged_noise_on_whole_steps(
     privacy = {"clipping_norm": norm, "epsilon": 0.03}
     config = discrete(tiny_checkpoint("bert"), lora=wide, privacy=privacy)
     federation = build(tmp_path, config)
-    from fedllm.federation.site.charging import next_noise_multiplier
+    from fedllm.mechanisms import mechanism_of
 
-    noise = next_noise_multiplier(config, 1, ())
+    noise = mechanism_of(config).announced_noise(1, ())
     mean = federation.round(noise_multiplier=noise).mean
     step = quantisation_step(federation)
     integers = mean * 3 / step
@@ -322,7 +322,7 @@ def test_discrete_shares_open_to_exactly_the_charged_noise_on_whole_steps(
 def test_discrete_noise_lies_around_the_sum_of_clipped_gradients(
     tiny_checkpoint, tmp_path, monkeypatch
 ):
-    import fedllm.federation.protocol.discrete as discrete_module
+    import fedllm.mechanisms.discrete as discrete_module
     from fedllm.federation.site import work as site_work
 
     config = discrete(tiny_checkpoint("bert"), privacy={"epsilon": 50.0})
@@ -338,23 +338,23 @@ def test_discrete_noise_lies_around_the_sum_of_clipped_gradients(
     monkeypatch.setattr(site_work, "clipped_gradient_sum", watched)
     silent = lambda random, count, deviation: np.zeros(count, dtype=np.int64)  # noqa: E731
     monkeypatch.setattr(discrete_module, "discrete_gaussian", silent)
-    from fedllm.federation.site.charging import next_noise_multiplier
+    from fedllm.mechanisms import mechanism_of
 
-    mean = federation.round(noise_multiplier=next_noise_multiplier(config, 1, ())).mean
+    mean = federation.round(noise_multiplier=mechanism_of(config).announced_noise(1, ())).mean
     expected = -np.sum(totals, axis=0) / 3 / 20
     assert np.abs(mean - expected).max() <= quantisation_step(federation).max()
     assert np.linalg.norm(expected) > 50 * quantisation_step(federation).max()
 
 
 def test_a_whole_discrete_run_keeps_its_epsilon_and_lost_attempts_count(tiny_checkpoint, tmp_path):
-    from fedllm.federation.site.charging import next_noise_multiplier
+    from fedllm.mechanisms import mechanism_of
     from fedllm.privacy.accounting.accountants import epsilon
 
     config = discrete(tiny_checkpoint("bert"))
     federation = build(tmp_path, config)
     before: list[float] = []
     for number, attempt, lost in ((1, 1, True), (1, 2, False), (2, 3, False)):
-        before.append(next_noise_multiplier(config, number, before))
+        before.append(mechanism_of(config).announced_noise(number, before))
         federation.tamper = lambda kind, name, m, lost=lost: None if lost and kind == "train" else m
         if lost:
             with pytest.raises(PeerError):
@@ -370,14 +370,14 @@ def test_a_whole_discrete_run_keeps_its_epsilon_and_lost_attempts_count(tiny_che
 def test_a_grid_other_than_the_charged_one_is_refused(tiny_checkpoint, tmp_path):
     from dataclasses import replace
 
-    from fedllm.federation.site.charging import next_noise_multiplier
+    from fedllm.mechanisms import mechanism_of
 
     config = discrete(tiny_checkpoint("bert"))
     federation = build(tmp_path, config)
     wider = tuple((size, 2 * bound) for size, bound in federation.terms.bounds)
     federation.terms = replace(federation.terms, bounds=wider)
-    with pytest.raises(PeerError, match="not the grid"):
-        federation.round(noise_multiplier=next_noise_multiplier(config, 1, ()))
+    with pytest.raises(PeerError, match="not those that follow"):
+        federation.round(noise_multiplier=mechanism_of(config).announced_noise(1, ()))
 
 
 def test_too_few_bits_for_discrete_noise_are_named(tiny_checkpoint, tmp_path):

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedllm.mechanisms import LocalSettings
 from fedllm.privacy.adaptive import COUNT_WEIGHT, AdaptiveClipping, joint_vector, sensitivity
 from fedllm.randomness import RandomStream
-from fedllm.training.local import LocalSettings, train_locally
+from fedllm.training.local import train_locally
 
 
 def clipped(rows, norm):

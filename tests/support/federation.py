@@ -21,7 +21,7 @@ from fedllm.federation.coordinator.rounds import (
     statement_of,
 )
 from fedllm.federation.protocol.messages import Wire
-from fedllm.federation.protocol.run_terms import Terms, make_terms
+from fedllm.federation.protocol.terms import Terms, make_terms
 from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.site.model_cache import ModelCache
 from fedllm.federation.site.site import Site
@@ -178,7 +178,7 @@ def build(
 def plain_means(federation: Federation, names: list[str] | None = None, number: int = 1):
     """Train each site in the open with the same random numbers and average: the oracle."""
     from fedllm.data.encode import encode
-    from fedllm.federation.protocol.terms import local_settings
+    from fedllm.mechanisms import mechanism_of
     from fedllm.training.local import train_locally
 
     model, config = federation.model(), federation.config
@@ -186,7 +186,7 @@ def plain_means(federation: Federation, names: list[str] | None = None, number: 
     for name in names or sorted(federation.sites):
         rows = federation.sites[name]._data.records(config.task)
         dataset = encode(rows, config.task, model.tokenizer, config.model.max_length, model.labels)
-        settings = local_settings(config, dataset.number_of_units, None)
+        settings = mechanism_of(config).settings(dataset.number_of_units, None)
         sampling = RandomStream.seeded(config.seed, "sampling", name, number)
         result = train_locally(model, dataset, settings, sampling, RandomStream.secure())
         updates.append(result.update.astype(np.float64))

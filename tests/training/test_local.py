@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from fedllm.errors import TrainingError
+from fedllm.mechanisms import LocalSettings
+from fedllm.mechanisms.bounds import update_bounds
 from fedllm.privacy.noise import gaussian_noise
 from fedllm.randomness import RandomStream
 from fedllm.training import local
-from fedllm.training.bounds import update_bounds
-from fedllm.training.local import LocalSettings, train_locally
+from fedllm.training.local import train_locally
 from fedllm.training.objectives import record_losses
 
 ONE_STEP = LocalSettings(
@@ -254,7 +255,7 @@ def test_updates_stay_within_their_bounds(optimizer, noise_multiplier, tiny_mode
         clipping_norm=2.0,
     )
     update = np.abs(train(model, data, settings))
-    bounds = update_bounds(settings, model.manifest)
+    bounds = update_bounds(settings, model.manifest.segments)
     shares = [
         update[s.slice].max() / bound
         for s, bound in zip(model.manifest.segments, bounds, strict=True)
@@ -276,6 +277,6 @@ def test_adam_bound_holds_for_the_worst_gradients():
             # A last gradient far larger than all before it is the worst case of Adam.
             gradient = np.array([1.0, 10.0**step, (-1.0) ** step, 1e-3 if step < 20 else 1e6])
             vector = optimizer.step(vector, gradient)
-        (bound,) = update_bounds(settings, manifest)
+        (bound,) = update_bounds(settings, manifest.segments)
         assert np.abs(vector).max() <= bound
         assert bound <= 1.5 * steps

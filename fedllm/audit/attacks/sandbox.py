@@ -18,12 +18,11 @@ from fedllm.data.encode import EncodedDataset, encode, label_set
 from fedllm.data.records import Record
 from fedllm.data.sources import read_records
 from fedllm.errors import ConfigError
-from fedllm.federation.protocol.terms import local_settings
-from fedllm.federation.site.charging import choose_noise_multiplier
+from fedllm.mechanisms import LocalSettings, mechanism_of
 from fedllm.models.shared import SharedModel, load_shared_model
 from fedllm.privacy.accounting.events import Event, NonPrivate, PoissonGaussian
 from fedllm.randomness import RandomStream
-from fedllm.training.local import GradientSource, LocalSettings, SiteDataset, train_locally
+from fedllm.training.local import GradientSource, SiteDataset, train_locally
 from fedllm.training.server_optimizer import ServerOptimizer
 
 _SYLLABLES = ("ba", "ke", "li", "mo", "nu", "pra", "sto", "tri", "vel", "zon")
@@ -54,15 +53,9 @@ class Sandbox:
 
     def settings(self, units: int, config: RunConfig | None = None) -> LocalSettings:
         """Return what one round does, with noise chosen as a site chooses it."""
-        config = config or self.config
-        settings = local_settings(config, units, None)
-        if config.privacy.epsilon is None:
-            return replace(settings, noise_share=1.0)
-        steps = config.rounds.count * settings.steps
-        noise = choose_noise_multiplier(
-            config.privacy.epsilon, config.privacy.delta, settings.sampling_rate, steps, ()
-        )
-        return replace(local_settings(config, units, noise), noise_share=1.0)
+        mechanism = mechanism_of(config or self.config)
+        noise = mechanism.needed_noise(units, 1, ())
+        return replace(mechanism.settings(units, noise), noise_share=1.0)
 
     def events(self, settings: LocalSettings) -> list[Event]:
         """Return what training by these settings costs a unit."""
@@ -120,7 +113,7 @@ def open_sandbox(config: RunConfig, most_public: int, stream: RandomStream) -> S
     FedllmError
         If the model or the public file cannot be read.
     """
-    if config.unit == "site":
+    if not mechanism_of(config).single_units:
         raise ConfigError(
             "this run protects whole sites; canaries and secrets are single records or persons",
             "audit a run with privacy.unit = 'record'",

@@ -18,6 +18,7 @@ from fedllm.audit.report.numbers import (
 )
 from fedllm.audit.report.plots import epsilon_plot, metric_plot
 from fedllm.audit.run_folder import RunFolder
+from fedllm.mechanisms import Wording, mechanism_of
 
 _MOST_SITES = 40
 
@@ -62,6 +63,10 @@ class RunParts:
         claimed = epsilon_of(self._run.section("privacy"))
         values = [*self._epsilon.values(), *([] if claimed is None else [claimed])]
         return max(values, default=None)
+
+    @property
+    def _words(self) -> Wording:
+        return mechanism_of(self._config).wording
 
     @property
     def _unit(self) -> str:
@@ -133,7 +138,7 @@ class RunParts:
         ]
         if config.private:
             # Sites are in every round, whatever part of their records a step takes.
-            if config.training.sampling_rate is not None and config.unit != "site":
+            if config.training.sampling_rate is not None and self._words.sampled:
                 rate = number(config.training.sampling_rate)
                 rows.append((texts["records"].format(unit=self._unit), rate))
             norm = number(config.privacy.clipping_norm)
@@ -142,11 +147,7 @@ class RunParts:
         return SimpleNamespace(text=text, rows=rows)
 
     def _clipping_text(self) -> str:
-        texts, config = self._texts["what"], self._config
-        if config.unit == "site":
-            return str(texts["clipping_site"])
-        moving = config.privacy.clipping_quantile is not None
-        return str(texts["clipping_start" if moving else "clipping"].format(unit=self._unit))
+        return str(self._texts["what"][self._words.clipping].format(unit=self._unit))
 
     def _who(self) -> SimpleNamespace:
         texts = self._texts["who"]
@@ -191,7 +192,7 @@ class RunParts:
                 delta=number(config.privacy.delta),
             )
             yield texts[f"dp_unit_{config.unit}"]
-            yield texts[f"noise_{config.privacy.noise}"].format(colluders=config.privacy.colluders)
+            yield texts[f"noise_{self._words.noise}"].format(colluders=config.privacy.colluders)
             yield texts["ledger"]
         elif not config.private:
             yield texts["no_dp"]

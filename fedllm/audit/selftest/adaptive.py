@@ -24,13 +24,12 @@ from fedllm.audit.selftest.statistics import first, unrelated, variance
 from fedllm.encryption.pack import unpack
 from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.schemes import SecretRoundKey
-from fedllm.federation.protocol.terms import local_settings
+from fedllm.mechanisms import LocalResult, LocalSettings, mechanism_of
 from fedllm.privacy.accounting.events import PoissonGaussian
 from fedllm.privacy.adaptive import COUNT_WEIGHT, STEP
 from fedllm.privacy.dpsgd import Gradients
 from fedllm.randomness import RandomStream
 from fedllm.training import local
-from fedllm.training.local import LocalResult, LocalSettings
 from fedllm.training.optimizers import ADAM_STABILITY
 
 _TOLERANCE = 1e-3
@@ -101,7 +100,7 @@ def noise_as_charged(material: Material) -> str | None:
     each = clipped(gradients_of(model, dataset), 1.0)
     # The first step of Adam is g / (|g| + s): solved for g.
     mean = ADAM_STABILITY * step / (1 - np.abs(step))
-    batch = local_settings(config, dataset.number_of_units, None).expected_batch_size
+    batch = mechanism_of(config).settings(dataset.number_of_units, None).expected_batch_size
     total = mean * batch / config.privacy.clipping_norm
     basis, *_ = np.linalg.svd(each.T, full_matrices=False)
     left = total - basis @ (basis.T @ total)
@@ -122,7 +121,7 @@ def _update_of(federation: Federation, name: str) -> Vector:
 def _settings(
     part: Reference, noise_multiplier: float, quantile: float, steps: int, microbatch_size: int
 ) -> LocalSettings:
-    settings = local_settings(part.config, part.dataset.number_of_units, noise_multiplier)
+    settings = mechanism_of(part.config).settings(part.dataset.number_of_units, noise_multiplier)
     return replace(
         settings,
         steps=steps,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fedllm.audit.selftest.federation import Federation
 from fedllm.audit.selftest.material import BATCH, RECORDS, SITES
 from fedllm.audit.selftest.statistics import binomial, centred, first, variance
-from fedllm.federation.protocol.discrete import make_grid
+from fedllm.mechanisms.discrete import DiscreteSharedNoise, Grid
 from fedllm.privacy.accounting.events import PoissonDiscreteGaussian
 from fedllm.privacy.ledger.audit import read_state
 from fedllm.randomness import RandomStream
@@ -29,7 +29,7 @@ _LITTLE_NOISE = 1e-6
 
 def rounding_and_noise(federation: Federation) -> str | None:
     """A site's integers are its sum, rounded at random to the grid, plus exact noise."""
-    grid = make_grid(federation.terms.config, federation.terms.length)
+    grid = _grid(federation)
     norm = federation.config.privacy.clipping_norm
     deviation = grid.share(_LITTLE_NOISE)
     whole = np.arange(_VALUES, dtype=np.float64) % 1001 - 500
@@ -72,7 +72,7 @@ def _shape(drawn: NDArray[np.float64], deviation: int) -> str | None:
 def noise_as_charged(federation: Federation) -> str | None:
     """The ledgers' words on discrete noise agree with the grid, and the noise is enough."""
     terms, shares = federation.terms, federation.config.rounds.min_sites
-    grid = make_grid(terms.config, terms.length)
+    grid = _grid(federation)
     for name in SITES:
         for charge in read_state(federation.ledger_file(name)).reservations.values():
             seen = [(event, shares) for event in charge.events]
@@ -88,6 +88,10 @@ def noise_as_charged(federation: Federation) -> str | None:
     if not _enough(grid.event(0.25, 1.0)) or not _enough(grid.event(0.25, 1.0, alone=True)):
         return "shares of discrete noise do not hide a rounded contribution"
     return None
+
+
+def _grid(federation: Federation) -> Grid:
+    return DiscreteSharedNoise(federation.terms.config).grid(federation.terms.length)
 
 
 def _enough(event: PoissonDiscreteGaussian) -> bool:

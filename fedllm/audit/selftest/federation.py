@@ -46,14 +46,14 @@ from fedllm.federation.protocol.messages import (
     TrainHeader,
     Wire,
 )
-from fedllm.federation.protocol.run_terms import Terms, make_terms
 from fedllm.federation.protocol.statements import read_statement
-from fedllm.federation.site.charging import next_noise_multiplier
+from fedllm.federation.protocol.terms import Terms, make_terms
 from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.site.model_cache import ModelCache
 from fedllm.federation.site.site import Site
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
+from fedllm.mechanisms import mechanism_of
 from fedllm.privacy.ledger.ledger import Ledger
 
 RUN = "selftest-run"
@@ -115,7 +115,7 @@ class Federation:
     def round(self, number: int) -> RoundOutcome:
         """Carry one round through, from the same adapter each time."""
         cohort = gather_cohort(self, self.terms, number, self.roster, lambda text: None)
-        noise = next_noise_multiplier(self.config, number, self.announced)
+        noise = mechanism_of(self.config).announced_noise(number, self.announced)
         self.announced += [noise] if noise is not None else []
         statement = statement_of(self.terms, cohort, number, number, noise)
         return run_round(

@@ -19,15 +19,17 @@ from numpy.typing import NDArray
 from fedllm.config import RunConfig, parse
 from fedllm.data.encode import EncodedDataset, encode
 from fedllm.data.records import Record
+from fedllm.mechanisms import LocalSettings
 from fedllm.models.shared import SharedModel, load_shared_model
 from fedllm.randomness import RandomStream
-from fedllm.training.local import LocalSettings
 from fedllm.training.objectives import record_losses
 
 Vector = NDArray[np.float64]
 Kind = Literal["bert", "llama"]
 
 LABELS = ("red", "green", "blue")
+# The smallest sum that may be opened; so many shares make up the noise.
+SHARES = 2
 SITES = ("site-a", "site-b", "site-c")
 RECORDS, BATCH, STEPS, ROUNDS = 24, 8, 4, 4
 # So small that gradients are the same in all steps, and updates add up without remainder.
@@ -66,7 +68,7 @@ class Material:
             "model": {"path": str(self._checkpoint(kind)), "max_length": 16, "feature_scale": 2.0},
             "lora": {"rank": 8},
             "data": {"train": "made up", "sites": len(SITES)},
-            "rounds": {"count": ROUNDS, "min_sites": 2},
+            "rounds": {"count": ROUNDS, "min_sites": SHARES},
             "training": {
                 "local_steps": STEPS,
                 "batch_size": BATCH,

@@ -13,7 +13,7 @@ import torch
 
 from fedllm.audit.selftest import adaptive, discrete, promises, rounds, step, whole_sites
 from fedllm.audit.selftest.discrete import DISCRETE
-from fedllm.audit.selftest.material import Material
+from fedllm.audit.selftest.material import SHARES, Material
 from fedllm.audit.selftest.rounds import SHARED, Observed, observe
 from fedllm.audit.selftest.statistics import ALARM
 from fedllm.errors import FedllmError
@@ -117,14 +117,16 @@ CHECKS = (
     Check(
         "shared noise",
         "the sites' shares of noise make up the whole, in the smallest sum that may be opened",
-        lambda s: rounds.noise_of_sums(s.shared) or rounds.shares_as_charged(s.shared.federation),
+        lambda s: (
+            rounds.noise_of_sums(s.shared, SHARES) or rounds.shares_as_charged(s.shared.federation)
+        ),
     ),
     Check(
         "discrete noise",
         "integer noise is drawn exactly, on the grid and in the amount that the ledgers say",
         lambda s: (
             discrete.rounding_and_noise(s.discrete.federation)
-            or rounds.noise_of_sums(s.discrete)
+            or rounds.noise_of_sums(s.discrete, SHARES)
             or rounds.sampling_as_charged(s.discrete)
             or discrete.noise_as_charged(s.discrete.federation)
         ),

@@ -25,17 +25,16 @@ from fedllm.audit.selftest.statistics import (
     unrelated,
     variance,
 )
-from fedllm.federation.protocol.terms import local_settings
+from fedllm.mechanisms import LocalSettings, mechanism_of
 from fedllm.randomness import RandomStream
 from fedllm.training import local
-from fedllm.training.local import LocalSettings
 
 # Rounding of float32 gradients; a wrong weight of one record among 24 is fifty times larger.
 _TOLERANCE = 1e-3
 
 
 def _settings(part: Reference, noise_multiplier: float, **changes: float) -> LocalSettings:
-    settings = local_settings(part.config, part.dataset.number_of_units, noise_multiplier)
+    settings = mechanism_of(part.config).settings(part.dataset.number_of_units, noise_multiplier)
     whole = {"steps": 1, "sampling_rate": 1.0, "clipping_norm": part.clipping_norm}
     return replace(settings, **{**whole, **changes})  # type: ignore[arg-type]
 

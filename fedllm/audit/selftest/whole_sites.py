@@ -21,7 +21,7 @@ from fedllm.audit.selftest.rounds import shares_as_charged
 from fedllm.audit.selftest.statistics import first, unrelated, variance
 from fedllm.config import RunConfig
 from fedllm.encryption.quantise import Quantiser
-from fedllm.federation.protocol.terms import local_settings
+from fedllm.mechanisms import mechanism_of
 from fedllm.privacy.accounting.events import PoissonGaussian
 
 Noise = Literal["local", "distributed"]
@@ -86,6 +86,6 @@ def _updates(material: Material, config: RunConfig) -> Vector:
     rows = []
     for name in SITES:
         dataset = dataset_of(records_of(name), config, model)
-        settings = local_settings(config, dataset.number_of_units, None)
+        settings = mechanism_of(config).settings(dataset.number_of_units, None)
         rows.append(plain_steps(model, dataset, replace(settings, noise_multiplier=None)))
     return np.stack(rows)

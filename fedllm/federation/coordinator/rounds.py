@@ -41,8 +41,8 @@ from fedllm.federation.protocol.messages import (
     Unmask,
     UnmaskHeader,
 )
-from fedllm.federation.protocol.run_terms import Terms
 from fedllm.federation.protocol.statements import check_member, read_statement, require
+from fedllm.federation.protocol.terms import Terms
 from fedllm.federation.protocol.wire import digest
 from fedllm.identity.roster import Roster
 from fedllm.privacy.ledger.entries import Head

@@ -2,8 +2,7 @@
 
 Each held-out unit (record or person) gives the vector (1, loss, correct), every entry in
 [0, 1]; sites send the noised sum of theirs, encrypted and masked. What is opened is the sum
-over sites, from which the means follow. It is charged as one Gaussian mechanism on all
-units: adding or removing a unit moves the sum by at most the square root of its entries.
+over sites, from which the means follow. `fedllm.mechanisms.EvaluationSums` says what it costs.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import sqrt
 
 import numpy as np
@@ -19,21 +17,14 @@ from numpy.typing import NDArray
 
 from fedllm.config import RunConfig
 from fedllm.data.records import Record
-from fedllm.errors import ConfigError
 from fedllm.federation.protocol.messages import Purpose
-from fedllm.federation.protocol.terms import noise_share
-from fedllm.privacy.accounting.calibration import solve_noise_multiplier
-from fedllm.privacy.accounting.events import Event, Gaussian, NonPrivate
-from fedllm.privacy.noise import gaussian_noise
+from fedllm.mechanisms import EvaluationSums
 from fedllm.randomness import RandomStream
 
 Bounds = tuple[tuple[int, float], ...]
 
 # Losses above are counted as this much; most tokens and labels stay well below.
 LOSS_LIMIT_NATS = 8.0
-# Far above any site's sum; a level is then 1/32 of a record.
-_LARGEST_SUM = float(2**18)
-_BITS = 24
 
 
 @dataclass(frozen=True)
@@ -68,47 +59,7 @@ def sum_shape(config: RunConfig, purpose: Purpose, length: int, bounds: Bounds) 
     if purpose == "update":
         return SumShape(length, config.encryption.bits, bounds)
     entries = _entries(config)
-    return SumShape(entries, _BITS, ((entries, _LARGEST_SUM),))
-
-
-def evaluation_rounds(config: RunConfig) -> tuple[int, ...]:
-    """Return the rounds after which the sites evaluate: every k-th one, and the last."""
-    every, last = config.evaluation.every, config.rounds.count
-    if not every:
-        return ()
-    return tuple(number for number in range(1, last + 1) if number % every == 0 or number == last)
-
-
-def evaluation_event(config: RunConfig) -> Event:
-    """Return what one evaluation does to a site's units, in the eyes of who sees the sum.
-
-    Raises
-    ------
-    ConfigError
-        If the run does not evaluate at the sites.
-    """
-    count = len(evaluation_rounds(config))
-    if not count:
-        raise ConfigError("the run does not evaluate at the sites", "set evaluation.every")
-    if not config.private:
-        return NonPrivate()
-    return Gaussian(_noise_multiplier(config.evaluation.epsilon, config.privacy.delta, count))
-
-
-def planned_events(config: RunConfig) -> tuple[Event, ...]:
-    """Return what all evaluations of a private run will have cost; nothing without any."""
-    count = len(evaluation_rounds(config))
-    if not count or not config.private:
-        return ()
-    event = evaluation_event(config)
-    return (Gaussian(event.noise_multiplier, count),) if isinstance(event, Gaussian) else (event,)
-
-
-def colluder_event(config: RunConfig, event: Event) -> Event | None:
-    """Return the same event for everyone else colluding; None where it is no other."""
-    if config.privacy.noise == "local" or not isinstance(event, Gaussian):
-        return None
-    return Gaussian(event.noise_multiplier * noise_share(config), event.count)
+    return SumShape(entries, EvaluationSums.BITS, ((entries, EvaluationSums.LARGEST_SUM),))
 
 
 @dataclass(frozen=True)
@@ -166,8 +117,7 @@ def noised_sum(
     # What is no number counts as the largest loss and as wrong, or it would spoil the sum.
     rows[:, 1] = np.clip(np.nan_to_num(scores[:, 0], nan=np.inf) / LOSS_LIMIT_NATS, 0.0, 1.0)
     rows[:, 2] = np.clip(np.nan_to_num(scores[:, 1]), 0.0, 1.0)
-    total = rows.sum(axis=0)[:entries] + gaussian_noise(noise, entries, _deviation(config))
-    return np.clip(total, -_LARGEST_SUM, _LARGEST_SUM).astype(np.float32)
+    return EvaluationSums(config).noised(rows.sum(axis=0)[:entries], noise)
 
 
 def read_sum(config: RunConfig, total: NDArray[np.float64], sites: int) -> dict[str, float]:
@@ -185,7 +135,8 @@ def read_sum(config: RunConfig, total: NDArray[np.float64], sites: int) -> dict[
         for classification ``accuracy`` and ``accuracy_noise``. Empty where the noise leaves
         no positive number of units.
     """
-    units, deviation = float(total[0]), _deviation(config) * sqrt(sites)
+    deviation = EvaluationSums(config).deviation(len(total)) * sqrt(sites)
+    units = float(total[0])
     if units < 1:
         return {}
     spread = deviation / units
@@ -203,15 +154,3 @@ def read_sum(config: RunConfig, total: NDArray[np.float64], sites: int) -> dict[
 
 def _entries(config: RunConfig) -> int:
     return 3 if config.task == "classification" else 2
-
-
-def _deviation(config: RunConfig) -> float:
-    event = evaluation_event(config)
-    if not isinstance(event, Gaussian):
-        return 0.0
-    return event.noise_multiplier * noise_share(config) * sqrt(_entries(config))
-
-
-@lru_cache(maxsize=64)
-def _noise_multiplier(epsilon: float, delta: float, count: int) -> float:
-    return solve_noise_multiplier(epsilon, delta, 1.0, count)

@@ -1,116 +1,23 @@
-"""What a round costs a site: the noise that keeps its promise, and the entry in the ledger."""
+"""What a round costs a site, written into its ledger before a record is touched."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 
 from fedllm.config import BudgetSection, RunConfig
 from fedllm.data.records import Record
 from fedllm.errors import RefusedError
-from fedllm.federation.protocol.discrete import make_grid
-from fedllm.federation.protocol.evaluating import (
-    colluder_event,
-    evaluation_event,
-    evaluation_rounds,
-    planned_events,
-)
 from fedllm.federation.protocol.messages import RoundStatement
-from fedllm.federation.protocol.terms import charged_rate, charged_steps, noise_share
 from fedllm.identity.keys import Identity
+from fedllm.mechanisms import Cost, mechanism_of
 from fedllm.privacy.accounting.accountants import epsilon
-from fedllm.privacy.accounting.calibration import solve_noise_multiplier
-from fedllm.privacy.accounting.events import (
-    Event,
-    NonPrivate,
-    PoissonDiscreteGaussian,
-    PoissonGaussian,
-)
 from fedllm.privacy.ledger.budget import Ceiling, Charge
 from fedllm.privacy.ledger.entries import Head
 from fedllm.privacy.ledger.fingerprints import FingerprintKey, identify
 from fedllm.privacy.ledger.ledger import Ledger
-
-
-@lru_cache(maxsize=256)
-def choose_noise_multiplier(
-    target_epsilon: float,
-    delta: float,
-    rate: float,
-    steps: int,
-    charged: tuple[Event, ...],
-    beside: tuple[Event, ...] = (),
-) -> float:
-    """Return the noise multiplier for the steps that are left of a run.
-
-    The one used before, as long as the whole run stays within its epsilon: equal events
-    compose most tightly. After a crash the charged steps are more than was planned, and the
-    steps that are left get more noise.
-
-    Parameters
-    ----------
-    target_epsilon, delta : float
-        What the run promises.
-    rate : float
-        Sampling rate of the steps that are left.
-    steps : int
-        How many they are.
-    charged : tuple of Event
-        What training has spent in this run so far.
-    beside : tuple of Event
-        What the whole run spends on anything else.
-
-    Raises
-    ------
-    BudgetError
-        If no noise is enough.
-    """
-    last = charged[-1] if charged else None
-    if isinstance(last, PoissonGaussian) and last.sampling_rate == rate:
-        whole = [*charged, PoissonGaussian(rate, last.noise_multiplier, steps), *beside]
-        if epsilon(whole, delta).value <= target_epsilon:
-            return last.noise_multiplier
-    return solve_noise_multiplier(target_epsilon, delta, rate, steps, (*charged, *beside))
-
-
-def next_noise_multiplier(config: RunConfig, number: int, before: Sequence[float]) -> float | None:
-    """Return the noise multiplier of the next attempt's sum, with distributed noise.
-
-    Everything it depends on is public, so that coordinator and sites agree. None with local
-    noise or without privacy.
-
-    Parameters
-    ----------
-    number : int
-        The round.
-    before : sequence of float
-        Noise multipliers of all attempts so far.
-    """
-    target = config.privacy.epsilon
-    if target is None or config.privacy.noise == "local":
-        return None
-    # Public and the same at every site, whatever the number of its records.
-    rate = charged_rate(config, 1)
-    charged = tuple(PoissonGaussian(rate, noise, 1) for noise in before)
-    steps = config.rounds.count - number + 1
-    beside = planned_events(config)
-    return choose_noise_multiplier(target, _planned_delta(config), rate, steps, charged, beside)
-
-
-def _planned_delta(config: RunConfig) -> float:
-    """Return the delta to choose noise for; discrete noise leaves a little for its failures."""
-    delta = config.privacy.delta
-    return delta * (1 - 1e-6) if config.discrete_noise else delta
-
-
-def _as_gaussian(event: Event) -> Event:
-    """Return the continuous noise that a step is worth, which noise is chosen by."""
-    if isinstance(event, PoissonDiscreteGaussian):
-        return PoissonGaussian(event.sampling_rate, event.noise_multiplier, event.steps)
-    return event
 
 
 @dataclass(frozen=True)
@@ -174,10 +81,12 @@ class SiteAccount:
         BudgetError
             Says how much is left, in public numbers.
         """
-        noise = self._noise(config, units, number, self._ledger.events_of_run(run, "training"))
+        mechanism = mechanism_of(config)
+        done = self._ledger.events_of_run(run, "training")
+        cost = mechanism.cost(units, length, mechanism.needed_noise(units, number, done))
         rounds = range(number, config.rounds.count + 1)
-        planned = [self._charge(run, one, config, units, length, noise) for one in rounds]
-        left = [one for one in evaluation_rounds(config) if one >= number]
+        planned = [self._charge(run, one, config, cost) for one in rounds]
+        left = [one for one in mechanism.evaluation.rounds if one >= number]
         planned += [self._evaluation_charge(run, one, config) for one in left]
         self._ledger.check(planned, self._ceiling(config))
 
@@ -195,18 +104,12 @@ class SiteAccount:
         RefusedError
             If the announced noise does not keep the run's promise at this site.
         """
+        mechanism = mechanism_of(config)
         done = self._ledger.events_of_run(statement.run, "training")
-        noise = self._noise(config, units, statement.round, done)
-        if config.privacy.noise == "distributed" and noise is not None:
-            announced = statement.noise_multiplier
-            # Rounds that this site missed make its own need smaller, never larger.
-            if announced is None or announced < noise:
-                raise RefusedError(
-                    "the announced noise multiplier does not keep the run's epsilon at this site",
-                    "the coordinator must announce more noise or fewer rounds",
-                )
-            noise = announced
-        charge = self._charge(statement.run, statement.round, config, units, length, noise)
+        needed = mechanism.needed_noise(units, statement.round, done)
+        noise = mechanism.agreed_noise(needed, statement.noise_multiplier)
+        cost = mechanism.cost(units, length, noise)
+        charge = self._charge(statement.run, statement.round, config, cost)
         return Paid(self._ledger.reserve(charge, self._ceiling(config)), noise)
 
     def reserve_evaluation(self, statement: RoundStatement, config: RunConfig) -> Paid:
@@ -219,7 +122,7 @@ class SiteAccount:
         RefusedError
             If the run has no evaluation after this round, or has had all of them.
         """
-        rounds = evaluation_rounds(config)
+        rounds = mechanism_of(config).evaluation.rounds
         done = self._ledger.events_of_run(statement.run, "evaluation")
         if statement.round not in rounds or len(done) >= len(rounds):
             raise RefusedError(
@@ -242,57 +145,19 @@ class SiteAccount:
         """Return what one run has cost the data set so far."""
         return epsilon(self._ledger.events_of_run(run), delta).value
 
-    def _noise(
-        self, config: RunConfig, units: int, number: int, done: Sequence[Event]
-    ) -> float | None:
-        if config.privacy.epsilon is None:
-            return None
-        steps = (config.rounds.count - number + 1) * charged_steps(config)
-        rate = charged_rate(config, units)
-        target, delta = config.privacy.epsilon, _planned_delta(config)
-        charged, beside = tuple(map(_as_gaussian, done)), planned_events(config)
-        return choose_noise_multiplier(target, delta, rate, steps, charged, beside)
-
-    def _charge(
-        self,
-        run: str,
-        number: int,
-        config: RunConfig,
-        units: int,
-        length: int,
-        noise: float | None,
-    ) -> Charge:
-        event: Event = NonPrivate()
-        alone: tuple[Event, ...] | None = None
-        if noise is not None:
-            rate, steps = charged_rate(config, units), charged_steps(config)
-            event = PoissonGaussian(rate, noise, steps)
-            if config.discrete_noise:
-                grid = make_grid(config, length)
-                event, alone = grid.event(rate, noise), (grid.event(rate, noise, alone=True),)
-            elif config.privacy.noise == "distributed":
-                alone = (PoissonGaussian(rate, noise * noise_share(config), steps),)
+    def _charge(self, run: str, number: int, config: RunConfig, cost: Cost) -> Charge:
         return Charge(
             run=run,
             round=number,
             dataset=self._dataset,
-            events=(event,),
-            colluder_events=alone,
+            events=cost.events,
+            colluder_events=cost.alone,
             delta=config.privacy.delta,
         )
 
     def _evaluation_charge(self, run: str, number: int, config: RunConfig) -> Charge:
-        event = evaluation_event(config)
-        alone = colluder_event(config, event)
-        return Charge(
-            run=run,
-            round=number,
-            dataset=self._dataset,
-            events=(event,),
-            colluder_events=None if alone is None else (alone,),
-            delta=config.privacy.delta,
-            purpose="evaluation",
-        )
+        cost = mechanism_of(config).evaluation.cost
+        return replace(self._charge(run, number, config, cost), purpose="evaluation")
 
     def _ceiling(self, config: RunConfig) -> Ceiling:
         # A site that allows runs without privacy has no ceiling for them; what they spend

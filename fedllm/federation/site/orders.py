@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass
+from math import isclose
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,6 @@ from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.schemes import PublicRoundKey
 from fedllm.errors import PeerError, RefusedError
-from fedllm.federation.protocol.discrete import make_grid
 from fedllm.federation.protocol.evaluating import Bounds, sum_shape
 from fedllm.federation.protocol.messages import RoundStatement, Train
 from fedllm.federation.protocol.statements import (
@@ -22,11 +22,12 @@ from fedllm.federation.protocol.statements import (
     require,
     require_cohort,
 )
-from fedllm.federation.protocol.terms import check_allowed
 from fedllm.federation.protocol.wire import digest
 from fedllm.federation.site.model_cache import ModelCache
+from fedllm.federation.site.policy import check_allowed
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
+from fedllm.mechanisms import mechanism_of
 from fedllm.models.shared import SharedModel
 
 
@@ -178,10 +179,13 @@ def _quantiser(
             [size for size, _ in bounds] == [s.size for s in model.manifest.segments],
             "the bounds are for another adapter",
         )
-        if config.discrete_noise:
-            grid = make_grid(config, model.manifest.length)
-            require(
-                all(bound == grid.bound for _, bound in bounds),
-                "the bounds are not the grid that this run's noise is counted on",
-            )
+        # Smaller ones would cut noise off; on another grid discrete noise would be another.
+        mine = mechanism_of(config).bounds(model.manifest.segments)
+        require(
+            all(
+                isclose(bound, own, rel_tol=1e-9)
+                for (_, bound), own in zip(bounds, mine, strict=True)
+            ),
+            "the bounds are not those that follow from the run's configuration",
+        )
     return Quantiser(bounds, plan.bits)

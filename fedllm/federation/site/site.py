@@ -51,7 +51,7 @@ from fedllm.files import append_line
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.identity.sealing import seal_for
-from fedllm.training.observed import LocalStatistics
+from fedllm.mechanisms import LocalStatistics
 
 Answer = TypeVar("Answer")
 

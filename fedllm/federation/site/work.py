@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from math import nan
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedllm.data.encode import EncodedDataset
-from fedllm.errors import TrainingError
-from fedllm.federation.protocol.discrete import make_grid
 from fedllm.federation.protocol.evaluating import noised_sum
-from fedllm.federation.protocol.terms import local_settings
 from fedllm.federation.site.orders import Order
-from fedllm.privacy.whole import private_update
+from fedllm.mechanisms import LocalResult, LocalSettings, LocalStatistics, mechanism_of
+from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
 from fedllm.training.evaluate import unit_scores
-from fedllm.training.local import (
-    LocalResult,
-    LocalSettings,
-    clipped_gradient_sum,
-    train_locally,
-)
-from fedllm.training.observed import LocalStatistics
+from fedllm.training.local import clipped_gradient_sum, train_locally
 
 
 class SiteWork:
@@ -37,6 +28,7 @@ class SiteWork:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        # After a restart a norm that moves starts anew; what it follows is noised either way.
         self._clipping_norms: dict[str, float] = {}
 
     def train(
@@ -52,83 +44,51 @@ class SiteWork:
             For the site's own log alone.
         """
         order.model.set_adapter(order.adapter)
-        settings = local_settings(order.config, dataset.number_of_units, noise_multiplier)
-        if noise_multiplier is not None and order.config.discrete_noise:
-            return self._with_integer_noise(order, dataset, settings, noise_multiplier)
-        if noise_multiplier is not None and order.config.unit == "site":
-            update, statistics = self._as_a_whole(order, dataset, settings, noise_multiplier)
-        else:
-            update, statistics = self._step_by_step(order, dataset, settings)
-        return order.quantiser.quantise(update, self._random(order, "rounding")), statistics
+        run = order.statement.run
+        contribution = mechanism_of(order.config).contribute(
+            TrainingAtSite(order.model, dataset),
+            noise_multiplier,
+            order.quantiser.quantise,
+            (self._name, order.statement.round),
+            self._clipping_norms.get(run),
+        )
+        self._clipping_norms[run] = contribution.clipping_norm
+        return contribution.levels, contribution.statistics
 
     def evaluate(self, order: Order, held_out: EncodedDataset | None) -> NDArray[np.uint64]:
         """Return the noised and quantised sums (B,) of the held-out records' scores, as uint64."""
         order.model.set_adapter(order.adapter)
         scores = np.zeros((0, 2)) if held_out is None else unit_scores(order.model, held_out)
         noised = noised_sum(order.config, scores, RandomStream.secure())
-        return order.quantiser.quantise(noised, self._random(order, "rounding"))
+        rounding = mechanism_of(order.config).random("rounding", self._name, order.statement.round)
+        return order.quantiser.quantise(noised, rounding)
 
-    def _step_by_step(
-        self, order: Order, dataset: EncodedDataset, settings: LocalSettings
-    ) -> tuple[NDArray[np.float32], LocalStatistics]:
-        """Train; with noise in each step, if the run is private."""
-        # After a restart the norm starts anew; what it follows is noised either way.
-        norm = self._clipping_norms.get(order.statement.run, settings.clipping_norm)
-        result = self._trained(order, dataset, replace(settings, clipping_norm=norm))
-        if settings.clipping_quantile is not None:
-            self._clipping_norms[order.statement.run] = result.clipping_norm
-        return result.update, result.statistics
 
-    def _as_a_whole(
-        self,
-        order: Order,
-        dataset: EncodedDataset,
-        settings: LocalSettings,
-        noise_multiplier: float,
-    ) -> tuple[NDArray[np.float32], LocalStatistics]:
-        """Train without noise, then clip and noise the update as one unit.
+@dataclass(frozen=True)
+class TrainingAtSite:
+    """A model and a site's records, for a mechanism to train on; see `LocalWork`."""
 
-        Training that fails counts as an update of nothing: a refusal would tell something of
-        the site without any noise. The site's log has no loss then.
-        """
-        try:
-            result = self._trained(order, dataset, replace(settings, noise_multiplier=None))
-            update, statistics = result.update, result.statistics
-        except TrainingError:
-            update, statistics = np.zeros_like(order.adapter), LocalStatistics(nan, 0, 0, ())
-        update = private_update(
-            update,
-            order.config.privacy.clipping_norm,
-            noise_multiplier,
-            settings.noise_share,
-            RandomStream.secure(),
-        )
-        return update, statistics
+    model: SharedModel
+    dataset: EncodedDataset
 
-    def _with_integer_noise(
-        self,
-        order: Order,
-        dataset: EncodedDataset,
-        settings: LocalSettings,
-        noise_multiplier: float,
-    ) -> tuple[NDArray[np.uint64], LocalStatistics]:
-        """Sum clipped gradients, round the sum, then add the site's integer share of the noise."""
-        sampling = self._random(order, "sampling")
-        total, statistics = clipped_gradient_sum(order.model, dataset, settings, sampling)
-        grid = make_grid(order.config, order.model.manifest.length)
-        norm, secure = order.config.privacy.clipping_norm, RandomStream.secure()
-        return grid.noised_levels(total, norm, noise_multiplier, secure), statistics
+    @property
+    def units(self) -> int:
+        """Records or persons at the site."""
+        return self.dataset.number_of_units
 
-    def _trained(
-        self, order: Order, dataset: EncodedDataset, settings: LocalSettings
+    @property
+    def length(self) -> int:
+        """Values of an update."""
+        return self.model.manifest.length
+
+    def train(
+        self, settings: LocalSettings, sampling: RandomStream, noise: RandomStream
     ) -> LocalResult:
-        sampling = self._random(order, "sampling")
-        return train_locally(
-            order.model, dataset, settings, sampling=sampling, noise=RandomStream.secure()
-        )
+        """Take the steps; see `train_locally`."""
+        return train_locally(self.model, self.dataset, settings, sampling=sampling, noise=noise)
 
-    def _random(self, order: Order, purpose: str) -> RandomStream:
-        # A run without privacy promises nothing, and can be repeated exactly instead.
-        if order.config.private:
-            return RandomStream.secure()
-        return RandomStream.seeded(order.config.seed, purpose, self._name, order.statement.round)
+    def gradient_sum(
+        self, settings: LocalSettings, sampling: RandomStream
+    ) -> tuple[NDArray[np.float64], LocalStatistics]:
+        """Sum one batch's clipped gradients; see `clipped_gradient_sum`."""
+        return clipped_gradient_sum(self.model, self.dataset, settings, sampling)

@@ -16,13 +16,10 @@ from fedllm.federation.protocol.envelopes import seal, unseal
 from fedllm.federation.protocol.evaluating import (
     LOSS_LIMIT_NATS,
     Holdout,
-    evaluation_event,
-    evaluation_rounds,
     noised_sum,
-    planned_events,
     read_sum,
 )
-from fedllm.federation.site.charging import next_noise_multiplier
+from fedllm.mechanisms import EvaluationSums, mechanism_of
 from fedllm.privacy.accounting.accountants import epsilon
 from fedllm.privacy.accounting.events import Gaussian, NonPrivate, PoissonGaussian
 from fedllm.privacy.ledger.ledger import Ledger
@@ -157,7 +154,7 @@ def plain_values(**sections):
 
 def test_the_noise_has_the_standard_deviation_that_is_charged():
     config = parse(RunConfig, plain_values(privacy=PRIVATE), "test")
-    event = evaluation_event(config)
+    event = EvaluationSums(config).event
     draws = np.array(
         [noised_sum(config, np.zeros((0, 2)), RandomStream.secure()) for _ in range(4000)]
     )
@@ -177,7 +174,7 @@ def test_which_rounds_are_evaluated(every, count, rounds):
     config = parse(
         RunConfig, plain_values(evaluation={"every": every}, rounds={"count": count}), "test"
     )
-    assert evaluation_rounds(config) == rounds
+    assert EvaluationSums(config).rounds == rounds
 
 
 @pytest.mark.parametrize("noise", ["local", "distributed"])
@@ -192,7 +189,7 @@ def test_training_and_evaluation_together_keep_the_runs_epsilon(tiny_checkpoint,
     federation = build(tmp_path, config)
     multipliers = []
     for number in (1, 2):
-        multiplier = next_noise_multiplier(config, number, multipliers)
+        multiplier = mechanism_of(config).announced_noise(number, multipliers)
         multipliers.append(multiplier)
         federation.round(number, number, noise_multiplier=multiplier)
         evaluated(federation, number)
@@ -201,7 +198,7 @@ def test_training_and_evaluation_together_keep_the_runs_epsilon(tiny_checkpoint,
     assert kinds == [PoissonGaussian, Gaussian, PoissonGaussian, Gaussian]
     spent = epsilon(events, 1e-3).value
     assert 3.9 < spent <= 4.0
-    assert epsilon(planned_events(config), 1e-3).value == pytest.approx(1.0, abs=0.01)
+    assert epsilon(EvaluationSums(config).planned, 1e-3).value == pytest.approx(1.0, abs=0.01)
     training = [event for event in events if isinstance(event, PoissonGaussian)]
     assert epsilon(training, 1e-3).value < 3.95, "evaluation must be paid for by training"
     if noise == "distributed":
@@ -233,7 +230,9 @@ def test_an_evaluation_that_was_not_planned_is_refused(tiny_checkpoint, tmp_path
         evaluated(federation, 2)
     with pytest.raises(RefusedError, match="no evaluation at the sites left"):
         evaluated(federation, 2, attempt=3)
-    assert ledger_of(federation).events_of_run("run-1", "evaluation") == [evaluation_event(config)]
+    assert ledger_of(federation).events_of_run("run-1", "evaluation") == [
+        EvaluationSums(config).event
+    ]
 
 
 def test_an_evaluation_without_privacy_is_charged_as_such(tiny_checkpoint, tmp_path):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedllm.models.manifest import AdapterManifest
-from fedllm.training.local import LocalSettings
-from fedllm.training.optimizers import ADAM_BETA_1, ADAM_BETA_2
+from fedllm.mechanisms.work import ADAM_BETA_1, ADAM_BETA_2, LocalSettings
+
+if TYPE_CHECKING:
+    from fedllm.mechanisms.mechanism import Segment
 
 _DEVIATIONS = 6.0
 
 
-def update_bounds(settings: LocalSettings, manifest: AdapterManifest) -> tuple[float, ...]:
+def update_bounds(settings: LocalSettings, segments: Sequence[Segment]) -> tuple[float, ...]:
     """Return a bound on the absolute value of one update coordinate, for each segment.
 
     Nothing but public settings enters, so the bound tells nothing about records.
@@ -26,12 +29,10 @@ def update_bounds(settings: LocalSettings, manifest: AdapterManifest) -> tuple[f
     """
     step = _adam_steps(settings.steps) if settings.optimizer == "adam" else _sgd_steps(settings)
     rates = {"lora": settings.learning_rate, "head": settings.head_learning_rate}
-    return tuple(step * rates[segment.group] for segment in manifest.segments)
+    return tuple(step * rates[segment.group] for segment in segments)
 
 
-def whole_update_bounds(
-    clipping_norm: float, deviation: float, manifest: AdapterManifest
-) -> tuple[float, ...]:
+def whole_update_bounds(clipping_norm: float, deviation: float, segments: int) -> tuple[float, ...]:
     """Return the same for updates that are clipped and noised as a whole.
 
     Parameters
@@ -40,8 +41,10 @@ def whole_update_bounds(
         Largest norm, so also the largest value, before noise.
     deviation : float
         Standard deviation of one site's noise.
+    segments : int
+        How many segments an update has.
     """
-    return (clipping_norm + _DEVIATIONS * deviation,) * len(manifest.segments)
+    return (clipping_norm + _DEVIATIONS * deviation,) * segments
 
 
 def _adam_steps(steps: int) -> float:

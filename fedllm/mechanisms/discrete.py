@@ -1,4 +1,4 @@
-"""The grid of a run with discrete noise, and a site's noised integers on it.
+"""Discrete shared noise: integers whose sum carries exactly the noise that is accounted.
 
 The steps of the grid are the levels of the run's quantiser, so that masks, encryption, sums and
 the coordinator's step are those of every other run; see `fedllm.privacy.discrete`.
@@ -6,6 +6,7 @@ the coordinator's step are those of every other run; see `fedllm.privacy.discret
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
@@ -15,9 +16,12 @@ from numpy.typing import NDArray
 
 from fedllm.config import RunConfig
 from fedllm.errors import ConfigError, TrainingError
-from fedllm.federation.protocol.evaluating import planned_events
-from fedllm.federation.protocol.terms import noise_shares, public_settings
-from fedllm.privacy.accounting.events import PoissonDiscreteGaussian
+from fedllm.mechanisms.cost import Cost, noise_shares
+from fedllm.mechanisms.local import required
+from fedllm.mechanisms.mechanism import Contribution, Purpose, Quantise, Segment
+from fedllm.mechanisms.shared import SharedNoise
+from fedllm.mechanisms.work import LocalWork
+from fedllm.privacy.accounting.events import Event, PoissonDiscreteGaussian, PoissonGaussian
 from fedllm.privacy.discrete import (
     TAIL_DEVIATIONS,
     discrete_gaussian,
@@ -30,6 +34,57 @@ from fedllm.randomness import RandomStream
 
 # More noise than this for the same privacy is a grid too coarse to be meant.
 _LARGEST_LOSS = 1.25
+# Part of delta that is left for what discrete noise may fail by.
+_LEFT_FOR_FAILURES = 1e-6
+
+
+class DiscreteSharedNoise(SharedNoise):
+    """Shared noise, added as integers after rounding."""
+
+    def grid(self, length: int) -> Grid:
+        """Return the run's grid for updates of ``length`` values.
+
+        Raises
+        ------
+        ConfigError
+            If so few bits are asked for that rounding would cost more than a quarter of the
+            noise.
+        """
+        return _make_grid(self._config, self._largest_noise or 0.0, length)
+
+    @property
+    def _target_delta(self) -> float:
+        return self._config.privacy.delta * (1 - _LEFT_FOR_FAILURES)
+
+    def _as_gaussian(self, event: Event) -> Event:
+        if isinstance(event, PoissonDiscreteGaussian):
+            return PoissonGaussian(event.sampling_rate, event.noise_multiplier, event.steps)
+        return event
+
+    def cost(self, units: int, length: int, noise_multiplier: float | None) -> Cost:
+        """Charge the integers that are drawn, in both views; see the base class."""
+        noise, rate, grid = required(noise_multiplier), self.sampling_rate(units), self.grid(length)
+        return Cost((grid.event(rate, noise),), (grid.event(rate, noise, alone=True),))
+
+    def bounds(self, segments: Sequence[Segment]) -> tuple[float, ...]:
+        """Return the bound that makes the quantiser's levels the grid; see the base class."""
+        return (self.grid(sum(segment.size for segment in segments)).bound,) * len(segments)
+
+    def contribute(
+        self,
+        work: LocalWork,
+        noise_multiplier: float | None,
+        quantise: Quantise,
+        purpose: Purpose,
+        clipping_norm: float | None = None,
+    ) -> Contribution:
+        """Sum clipped gradients, round the sum, then add the site's integer share of the noise."""
+        noise = required(noise_multiplier)
+        settings = self.settings(work.units, noise)
+        total, statistics = work.gradient_sum(settings, self.random("sampling", *purpose))
+        norm = settings.clipping_norm
+        levels = self.grid(work.length).noised_levels(total, norm, noise, RandomStream.secure())
+        return Contribution(levels, statistics, norm)
 
 
 @dataclass(frozen=True)
@@ -119,21 +174,15 @@ class Grid:
 
 
 @lru_cache(maxsize=16)
-def make_grid(config: RunConfig, length: int) -> Grid:
-    """Return the grid of a run from its public settings.
+def _make_grid(config: RunConfig, largest_noise: float, length: int) -> Grid:
+    """Make a grid from public settings.
 
     A batch of the expected size whose gradients all point the same way fits, and noise at its
     largest beside it.
-
-    Raises
-    ------
-    ConfigError
-        If so few bits are asked for that rounding would cost more than a quarter of the noise.
     """
     norm, batch = config.privacy.clipping_norm, config.training.batch_size
     shares = noise_shares(config)
-    multiplier = public_settings(config, planned_events(config)).noise_multiplier or 0.0
-    noise = (TAIL_DEVIATIONS + 1) * _LARGEST_LOSS * multiplier * norm / sqrt(shares)
+    noise = (TAIL_DEVIATIONS + 1) * _LARGEST_LOSS * largest_noise * norm / sqrt(shares)
     largest_sum = norm * (batch + 6 * sqrt(batch)) + noise
     half = (1 << (config.encryption.bits - 1)) - 1
     clipping_steps = norm * half / largest_sum

@@ -1,0 +1,44 @@
+"""Whether a site's policy allows what a run asks for."""
+
+from __future__ import annotations
+
+from fedllm.config import AllowSection, RunConfig
+from fedllm.errors import RefusedError
+
+
+def check_allowed(config: RunConfig, allow: AllowSection, model_fingerprint: str) -> None:
+    """Refuse a run that the site's policy does not allow.
+
+    Raises
+    ------
+    RefusedError
+        Names the policy's key. Says nothing about the data.
+    """
+    refuse(config.task not in allow.tasks, f"task {config.task!r} is not in allow.tasks")
+    refuse(
+        bool(allow.models) and model_fingerprint not in allow.models,
+        "the base model's fingerprint is not in allow.models",
+    )
+    refuse(
+        allow.encryption == "required" and config.encryption.scheme == "none",
+        "the run does not encrypt updates, and allow.encryption is 'required'",
+    )
+    refuse(
+        not config.private and not allow.non_private,
+        "the run has no differential privacy, and allow.non_private is false",
+    )
+    refuse(
+        allow.unit == "person" and config.unit == "record",
+        "the run protects single records, and allow.unit is 'person'",
+    )
+    refuse(
+        config.rounds.min_sites < allow.min_cohort,
+        f"sums of {config.rounds.min_sites} sites may be opened, and allow.min_cohort is "
+        f"{allow.min_cohort}",
+    )
+
+
+def refuse(condition: bool, reason: str) -> None:
+    """Raise a `RefusedError` with ``reason`` if ``condition`` holds."""
+    if condition:
+        raise RefusedError(reason, "the site's owner can change its policy; the run cannot")

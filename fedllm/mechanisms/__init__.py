@@ -1,0 +1,26 @@
+"""How a run is private: one object for each way, which everyone asks and nobody looks inside of.
+
+`mechanism_of` chooses it from a run's configuration, once. A site asks it for the noise of a
+round, for the round's cost and for the contribution that leaves; the coordinator for the noise
+to announce and for the bounds of updates; planning, audits and the report ask the same object.
+Evaluation at the sites has an object of its own, `EvaluationSums`.
+"""
+
+from fedllm.mechanisms.choice import mechanism_of
+from fedllm.mechanisms.cost import Cost
+from fedllm.mechanisms.evaluation import EvaluationSums
+from fedllm.mechanisms.mechanism import Contribution, Mechanism, Wording
+from fedllm.mechanisms.work import LocalResult, LocalSettings, LocalStatistics, LocalWork
+
+__all__ = [
+    "Contribution",
+    "Cost",
+    "EvaluationSums",
+    "LocalResult",
+    "LocalSettings",
+    "LocalStatistics",
+    "LocalWork",
+    "Mechanism",
+    "Wording",
+    "mechanism_of",
+]

@@ -1,0 +1,115 @@
+"""Evaluation sums: one Gaussian mechanism on all units that a site holds out.
+
+Each held-out unit gives a vector of E entries in [0, 1], so adding or removing one moves the sum
+by at most sqrt(E). Sites send the noised sum of theirs in a round of its own.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedllm.config import RunConfig
+from fedllm.errors import ConfigError
+from fedllm.mechanisms.cost import Cost, noise_shares
+from fedllm.privacy.accounting.calibration import solve_noise_multiplier
+from fedllm.privacy.accounting.events import Event, Gaussian, NonPrivate
+from fedllm.privacy.noise import gaussian_noise
+from fedllm.randomness import RandomStream
+
+
+class EvaluationSums:
+    """How the evaluations of a run are private; every run has one, most with nothing to do.
+
+    Parameters
+    ----------
+    config : RunConfig
+        What the coordinator asks for.
+    """
+
+    # Far above any site's sum; with 24 bits a level is then 1/32 of a record.
+    LARGEST_SUM = float(2**18)
+    BITS = 24
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+
+    @property
+    def rounds(self) -> tuple[int, ...]:
+        """The rounds after which the sites evaluate: every k-th one, and the last."""
+        every, last = self._config.evaluation.every, self._config.rounds.count
+        if not every:
+            return ()
+        return tuple(
+            number for number in range(1, last + 1) if number % every == 0 or number == last
+        )
+
+    @property
+    def event(self) -> Event:
+        """What one evaluation does to a unit, in the eyes of who sees the sum.
+
+        Raises
+        ------
+        ConfigError
+            If the run does not evaluate at the sites.
+        """
+        count = len(self.rounds)
+        if not count:
+            raise ConfigError("the run does not evaluate at the sites", "set evaluation.every")
+        if not self._config.private:
+            return NonPrivate()
+        privacy, asked = self._config.privacy, self._config.evaluation
+        return Gaussian(_noise_multiplier(asked.epsilon, privacy.delta, count))
+
+    @property
+    def cost(self) -> Cost:
+        """What one evaluation costs a unit, in both views; raises as `event` does."""
+        event = self.event
+        if self._config.privacy.noise == "local" or not isinstance(event, Gaussian):
+            return Cost((event,))
+        alone = Gaussian(event.noise_multiplier * self._noise_share, event.count)
+        return Cost((event,), (alone,))
+
+    @property
+    def planned(self) -> tuple[Event, ...]:
+        """What all evaluations of a private run will have cost; nothing without any."""
+        count = len(self.rounds)
+        if not count or not self._config.private:
+            return ()
+        event = self.event
+        return (
+            (Gaussian(event.noise_multiplier, count),) if isinstance(event, Gaussian) else (event,)
+        )
+
+    def deviation(self, entries: int) -> float:
+        """Return the standard deviation of one site's noise on each of ``entries`` sums."""
+        event = self.event
+        if not isinstance(event, Gaussian):
+            return 0.0
+        return event.noise_multiplier * self._noise_share * sqrt(entries)
+
+    def noised(self, total: NDArray[np.float64], noise: RandomStream) -> NDArray[np.float32]:
+        """Return a site's sums (E,) with its part of the noise, cut off where no sum can be.
+
+        Parameters
+        ----------
+        total : float64 array (E,)
+            Sums over the site's held-out units of entries in [0, 1].
+        noise : RandomStream
+            Cryptographic for a private run.
+        """
+        entries = len(total)
+        noised = total + gaussian_noise(noise, entries, self.deviation(entries))
+        return np.clip(noised, -self.LARGEST_SUM, self.LARGEST_SUM).astype(np.float32)
+
+    @property
+    def _noise_share(self) -> float:
+        return 1.0 / sqrt(noise_shares(self._config))
+
+
+@lru_cache(maxsize=64)
+def _noise_multiplier(epsilon: float, delta: float, count: int) -> float:
+    return solve_noise_multiplier(epsilon, delta, 1.0, count)

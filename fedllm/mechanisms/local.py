@@ -1,0 +1,65 @@
+"""Local noise: each site's update is private by itself (DP-SGD, Abadi et al. 2016)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fedllm.errors import ConfigError
+from fedllm.mechanisms.cost import Cost
+from fedllm.mechanisms.mechanism import Contribution, Mechanism, Purpose, Quantise, Wording
+from fedllm.mechanisms.work import LocalSettings, LocalWork
+from fedllm.privacy.accounting.events import PoissonGaussian
+
+
+class LocalNoise(Mechanism):
+    """Every step of every site carries the whole noise, whoever sees the update.
+
+    Each site chooses its noise by its own number of records, so that every site spends exactly
+    the run's epsilon. The clipping norm may follow the gradients (``privacy.clipping_quantile``,
+    see `fedllm.privacy.adaptive`).
+    """
+
+    @property
+    def wording(self) -> Wording:
+        """Noise at each site."""
+        moving = self._config.privacy.clipping_quantile is not None
+        return Wording("local", "clipping_start" if moving else "clipping", sampled=True)
+
+    def settings(
+        self, units: int, noise_multiplier: float | None, clipping_norm: float | None = None
+    ) -> LocalSettings:
+        """Return what a site does in one round; see the base class."""
+        settings = super().settings(units, noise_multiplier, clipping_norm)
+        quantile = self._config.privacy.clipping_quantile if noise_multiplier else None
+        return replace(settings, clipping_quantile=quantile)
+
+    def cost(self, units: int, length: int, noise_multiplier: float | None) -> Cost:
+        """Charge each step of the round; see the base class."""
+        noise = required(noise_multiplier)
+        steps = self.releases_per_round
+        return Cost((PoissonGaussian(self.sampling_rate(units), noise, steps),))
+
+    def contribute(
+        self,
+        work: LocalWork,
+        noise_multiplier: float | None,
+        quantise: Quantise,
+        purpose: Purpose,
+        clipping_norm: float | None = None,
+    ) -> Contribution:
+        """Take DP-SGD steps and quantise the update."""
+        settings = self.settings(work.units, required(noise_multiplier), clipping_norm)
+        return self._noised_steps(settings, work, quantise, purpose)
+
+
+def required(noise_multiplier: float | None) -> float:
+    """Return the noise multiplier of a private run.
+
+    Raises
+    ------
+    ConfigError
+        If there is none: nothing is released without noise.
+    """
+    if noise_multiplier is None:
+        raise ConfigError("a private run has no noise multiplier", "set privacy.epsilon")
+    return noise_multiplier

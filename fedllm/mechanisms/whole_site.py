@@ -1,0 +1,108 @@
+"""A whole site as the unit: its update of a round is clipped and noised as one contribution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import nan
+
+import numpy as np
+
+from fedllm.errors import TrainingError
+from fedllm.mechanisms.bounds import whole_update_bounds
+from fedllm.mechanisms.cost import Cost
+from fedllm.mechanisms.local import required
+from fedllm.mechanisms.mechanism import (
+    Contribution,
+    Mechanism,
+    Purpose,
+    Quantise,
+    Segment,
+    SharedShares,
+    Wording,
+)
+from fedllm.mechanisms.work import LocalResult, LocalStatistics, LocalWork
+from fedllm.privacy.accounting.events import PoissonGaussian
+from fedllm.privacy.whole import private_update, site_deviation
+from fedllm.randomness import RandomStream
+
+
+class WholeSite(Mechanism):
+    """Ordinary local steps, then one clipped and noised update (see `fedllm.privacy.whole`)."""
+
+    @property
+    def wording(self) -> Wording:
+        """Noise of each site on its whole update."""
+        return Wording("local", "clipping_site", sampled=False)
+
+    @property
+    def single_units(self) -> bool:
+        """No: nothing but the whole update is clipped."""
+        return False
+
+    def sampling_rate(self, units: int) -> float:
+        """Return 1: a site is in every round, whatever part of its records a step takes."""
+        return 1.0
+
+    @property
+    def releases_per_round(self) -> int:
+        """One update."""
+        return 1
+
+    def cost(self, units: int, length: int, noise_multiplier: float | None) -> Cost:
+        """Charge the round's one release; see the base class."""
+        return Cost((PoissonGaussian(1.0, required(noise_multiplier), 1),))
+
+    def bounds(self, segments: Sequence[Segment]) -> tuple[float, ...]:
+        """Return what a clipped and noised update stays within; see the base class."""
+        norm = self._config.privacy.clipping_norm
+        deviation = site_deviation(required(self._largest_noise), norm, self.noise_share)
+        return whole_update_bounds(norm, deviation, len(segments))
+
+    def contribute(
+        self,
+        work: LocalWork,
+        noise_multiplier: float | None,
+        quantise: Quantise,
+        purpose: Purpose,
+        clipping_norm: float | None = None,
+    ) -> Contribution:
+        """Train without noise, then clip and noise the update as one unit.
+
+        Training that fails counts as an update of nothing: a refusal would tell something of
+        the site without any noise. The site's log has no loss then.
+        """
+        norm = self._config.privacy.clipping_norm
+        result = self._trained(work, purpose)
+        update = private_update(
+            result.update,
+            norm,
+            required(noise_multiplier),
+            self.noise_share,
+            RandomStream.secure(),
+        )
+        levels = quantise(update, self.random("rounding", *purpose))
+        return Contribution(levels, result.statistics, norm)
+
+    def _trained(self, work: LocalWork, purpose: Purpose) -> LocalResult:
+        settings = replace(self.settings(work.units, None), noise_multiplier=None)
+        try:
+            return work.train(settings, self.random("sampling", *purpose), RandomStream.secure())
+        except TrainingError:
+            nothing = np.zeros(work.length, dtype=np.float32)
+            return LocalResult(nothing, LocalStatistics(nan, 0, 0, ()), settings.clipping_norm)
+
+
+class WholeSiteShared(SharedShares, WholeSite):
+    """The same with the noise shared among the sites."""
+
+    @property
+    def wording(self) -> Wording:
+        """Noise in the sum of whole updates."""
+        return replace(super().wording, noise="distributed")
+
+    def cost(self, units: int, length: int, noise_multiplier: float | None) -> Cost:
+        """Charge the round's one release in both views; see the base class."""
+        noise = required(noise_multiplier)
+        alone = PoissonGaussian(1.0, noise * self.noise_share, 1)
+        return Cost((PoissonGaussian(1.0, noise, 1),), (alone,))
