@@ -64,6 +64,67 @@ def test_nothing_installed_needs_the_tests_or_benchmarks():
             assert not any(within(module, name) for name in ("tests", "support", "benchmarks"))
 
 
+def test_mechanisms_know_what_was_asked_and_what_it_costs_and_nothing_else():
+    allowed = {"config", "errors", "mechanisms", "privacy", "randomness"}
+    for path in files("fedllm/mechanisms"):
+        for module in imports(path):
+            if within(module, "fedllm"):
+                assert module.split(".")[1] in allowed, f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("folder", STRANGERS)
+def test_what_training_stands_on_does_not_know_training(folder):
+    for path in files(f"fedllm/{folder}"):
+        for module in imports(path):
+            for above in ("mechanisms", "training", "federation", "audit"):
+                assert not within(module, f"fedllm.{above}"), f"{path} imports {module}"
+
+
+# Words of a configuration by which a mechanism could be told.
+MECHANISM_KEYS = {"distribution", "clipping_quantile", "colluders"}
+MECHANISM_VALUES = {"distributed", "discrete_gaussian"}
+
+
+def asks_which_mechanism(path: Path) -> set[int]:
+    """Lines that look into a configuration for the mechanism instead of asking it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            owner = node.value
+            section = isinstance(owner, ast.Attribute) and owner.attr == "privacy"
+            section |= isinstance(owner, ast.Name) and owner.id == "privacy"
+            if section and node.attr in MECHANISM_KEYS | {"noise"}:
+                found.add(node.lineno)
+        if isinstance(node, ast.Compare):
+            for side in (node.left, *node.comparators):
+                if isinstance(side, ast.Constant) and side.value in MECHANISM_VALUES:
+                    found.add(node.lineno)
+    return found
+
+
+def test_nobody_else_asks_which_mechanism_a_run_has():
+    allowed = ("fedllm/mechanisms/", "fedllm/config/")
+    # What the run asked for is written into its summary, and its assumption into the report.
+    recorded = {
+        "server/fedllm_server/summary.py",
+        "fedllm/audit/report/run.py",
+        "fedllm/audit/selftest/whole_sites.py",
+    }
+    for path in files("fedllm", "clients", "server"):
+        name = str(path.relative_to(ROOT))
+        if not name.startswith(allowed) and name not in recorded:
+            assert not asks_which_mechanism(path), (name, asks_which_mechanism(path))
+
+
+def test_how_a_question_for_the_mechanism_is_seen(tmp_path):
+    path = tmp_path / "x.py"
+    for text in ('if config.privacy.noise == "local": pass', 'x = noise == "distributed"'):
+        path.write_text(text)
+        assert asks_which_mechanism(path) == {1}
+    path.write_text("config.privacy.epsilon")
+    assert not asks_which_mechanism(path)
+
+
 def test_flowers_private_modules_stay_where_messages_are_carried():
     found = {
         str(path.relative_to(ROOT))

@@ -13,6 +13,7 @@ import typer
 
 from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
+from fedllm.config import RunConfig, load_run_config
 from fedllm.errors import ConfigError, FedllmError
 
 app = CommandGroup(help="Plan privacy budgets.", no_args_is_help=True)
@@ -22,7 +23,23 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One line of the plan; ``epsilon`` is None where it is infinite."""
+    """One line of the plan.
+
+    Attributes
+    ----------
+    records : int
+        Records, or persons, at a site.
+    sampling_rate : float
+        Probability of each to be in a step.
+    rounds, steps : int
+        Of the whole run; ``steps`` are the noised sums that a unit is part of.
+    noise_multiplier : float
+        Of each step.
+    epsilon : float, optional
+        For those who see opened sums and the model; None where it is infinite.
+    colluders_epsilon : float, optional
+        For everyone else colluding against the site; None where it is no other.
+    """
 
     records: int
     sampling_rate: float
@@ -30,6 +47,7 @@ class PlanRow:
     steps: int
     noise_multiplier: float
     epsilon: float | None
+    colluders_epsilon: float | None = None
 
 
 @app.callback()
@@ -39,6 +57,11 @@ def _group() -> None:
 
 @app.command()
 def plan(
+    context: typer.Context,
+    run: Path | None = typer.Argument(
+        None, metavar="[RUN.toml]", help="Plan this run, as it is configured."
+    ),
+    overrides: list[str] = options.SET,
     epsilon: float = typer.Option(
         8.0, help="The privacy loss that the whole run may cause; smaller protects more."
     ),
@@ -66,8 +89,18 @@ def plan(
 ) -> None:
     """Show the noise or the epsilon of runs to come.
 
-    For each number of records and of rounds: how much noise keeps a run within --epsilon.
+    For each number of records and of rounds: how much noise keeps a run within --epsilon. With
+    RUN.toml, what that very run will spend at a site of each size, evaluations included, in the
+    eyes of those who see sums and, with shared noise, of everyone else colluding.
     """
+    if run is not None:
+        _refuse_beside_a_run(context)
+        config = load_run_config(run, overrides)
+        planned = _rows_of_run(config, _numbers("--records", records, int))
+        _show(planned, config.privacy.delta, f"one {config.unit} emptied", json_output, plot)
+        return
+    if overrides:
+        raise ConfigError("--set changes a RUN.toml, and none is given", "name the file")
     if batch < 1 or steps < 1:
         raise ConfigError("--batch and --steps must be at least 1", "e.g. --batch 64 --steps 10")
     rows = [
@@ -82,12 +115,63 @@ def plan(
             _numbers("--noise", noise, float) if noise else (),
         )
     ]
+    _show(rows, delta, "one record emptied", json_output, plot, solved=not noise)
+
+
+def _show(
+    rows: Sequence[PlanRow],
+    delta: float,
+    neighbours: str,
+    json_output: bool,
+    plot: Path | None,
+    solved: bool = True,
+) -> None:
     if json_output:
         print(json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False))
     else:
-        _print_table(rows, delta)
+        _print_table(rows, delta, neighbours)
     if plot:
-        _draw(rows, plot, delta, solved=not noise)
+        _draw(rows, plot, delta, solved=solved)
+
+
+def _refuse_beside_a_run(context: typer.Context) -> None:
+    for name in ("epsilon", "delta", "batch", "rounds", "steps", "noise"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise ConfigError(
+                f"--{name} does not go with a RUN.toml, which says it itself",
+                "change a key of the run with --set, e.g. --set privacy.epsilon=3",
+            )
+
+
+def _rows_of_run(config: RunConfig, sizes: Sequence[int]) -> list[PlanRow]:
+    from fedllm.mechanisms import mechanism_of
+    from fedllm.privacy.accounting.accountants import epsilon
+
+    mechanism = mechanism_of(config)
+    rows = []
+    for units in sizes:
+        # What discrete noise costs depends on the adapter's length by less than 1e-20.
+        costs = mechanism.planned(units, length=1)
+        seen = [event for cost in costs for event in cost.events]
+        alone = [event for cost in costs for event in cost.alone or cost.events]
+        delta = config.privacy.delta
+        rows.append(
+            PlanRow(
+                units,
+                mechanism.sampling_rate(units),
+                config.rounds.count,
+                config.rounds.count * mechanism.releases_per_round,
+                mechanism.needed_noise(units, 1, ()) or 0.0,
+                _finite(epsilon(seen, delta).value),
+                None if alone == seen else _finite(epsilon(alone, delta).value),
+            )
+        )
+    return rows
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _numbers(option: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
@@ -115,19 +199,21 @@ def _rows(
     rows = []
     for noise in noises or (solve_noise_multiplier(budget, delta, rate, steps),):
         cost = epsilon([PoissonGaussian(rate, noise, steps)], delta).value
-        rows.append(
-            PlanRow(records, rate, rounds, steps, noise, cost if math.isfinite(cost) else None)
-        )
+        rows.append(PlanRow(records, rate, rounds, steps, noise, _finite(cost)))
     return rows
 
 
-def _print_table(rows: Sequence[PlanRow], delta: float) -> None:
+def _print_table(rows: Sequence[PlanRow], delta: float, neighbours: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    colluders = any(row.colluders_epsilon is not None for row in rows)
     table = Table("records", "sampling rate", "rounds", "steps", "noise multiplier", "epsilon")
+    if colluders:
+        table.add_column("against colluders")
     for row in rows:
         cost = "infinite" if row.epsilon is None else f"{row.epsilon:.3f}"
+        alone = [f"{row.colluders_epsilon:.3f}"] if row.colluders_epsilon is not None else []
         table.add_row(
             str(row.records),
             f"{row.sampling_rate:.4g}",
@@ -135,10 +221,11 @@ def _print_table(rows: Sequence[PlanRow], delta: float) -> None:
             str(row.steps),
             f"{row.noise_multiplier:.4g}",
             cost,
+            *alone,
         )
     console = Console()
     console.print(table)
-    console.print(f"delta {delta:g}; Poisson sampling; neighbours: one record emptied")
+    console.print(f"delta {delta:g}; Poisson sampling; neighbours: {neighbours}")
 
 
 def _draw(rows: Sequence[PlanRow], path: Path, delta: float, solved: bool) -> None:

@@ -41,20 +41,40 @@ _REACH = float(np.hypot(1.0, COUNT_WEIGHT))
 
 def norm_follows(material: Material) -> str | None:
     """Without noise, steps and norm are those of a plain loop over persons."""
-    part, quantile = material.persons, 0.8
-    settings = _settings(part, 0.0, quantile, steps=3, microbatch_size=5)
-    result = _train(part, settings)
-    norm, right = settings.clipping_norm, np.zeros(part.unit_gradients.shape[1])
+    part, quantile, steps = material.persons, 0.8, 3
     lengths = np.linalg.norm(part.unit_gradients, axis=1)
-    for _ in range(settings.steps):
-        right += clipped(part.unit_gradients, norm).sum(axis=0)
-        norm *= float(np.exp(-STEP * (np.mean(lengths <= norm) - quantile)))
+    norms = _far_from(lengths, quantile, steps)
+    settings = _settings(part, 0.0, quantile, steps, microbatch_size=5)
+    settings = replace(settings, clipping_norm=norms[0])
+    result = _train(part, settings)
+    right = sum(clipped(part.unit_gradients, norm).sum(axis=0) for norm in norms[:-1])
+    norm = norms[-1]
     found = _sum_of(result, settings)
     if (gap := float(np.linalg.norm(found - right) / np.linalg.norm(right))) > _TOLERANCE:
         return f"the sum of gradients clipped to a moving norm is off by {gap:.1%}"
     if abs(result.clipping_norm / norm - 1) > _TOLERANCE:
         return "the clipping norm does not follow the share of gradients within it"
     return None
+
+
+def _far_from(lengths: Vector, quantile: float, steps: int) -> list[float]:
+    """Return the norms of ``steps`` steps and the last, none of them near any unit's length.
+
+    Near one, rounding would decide whether that unit is within, and with it the next norm.
+    """
+
+    def course(norm: float) -> list[float]:
+        norms = [norm]
+        for _ in range(steps):
+            within = float(np.mean(lengths <= norms[-1]))
+            norms.append(norms[-1] * float(np.exp(-STEP * (within - quantile))))
+        return norms
+
+    def distance(norms: list[float]) -> float:
+        return min(float(np.abs(np.log(lengths / norm)).min()) for norm in norms)
+
+    starts = np.geomspace(np.quantile(lengths, 0.25), np.quantile(lengths, 0.75), 200)
+    return max((course(float(start)) for start in starts), key=distance)
 
 
 def noise_of_sum_and_count(material: Material) -> str | None:

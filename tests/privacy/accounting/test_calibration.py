@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from fedllm.config import load_run_config
 from fedllm.errors import BudgetError, ConfigError
 from fedllm.privacy.accounting.accountants import epsilon
 from fedllm.privacy.accounting.calibration import solve_noise_multiplier, solve_steps
@@ -101,6 +102,57 @@ def test_plan_command(tmp_path):
     assert "noise multiplier" in table.output
     wrong = CliRunner().invoke(app, ["plan", "--records", "many"])
     assert isinstance(wrong.exception, ConfigError)
+
+
+def test_plan_of_a_run(tmp_path):
+    import json
+
+    from typer.testing import CliRunner
+
+    from fedllm.commands.privacy import app
+    from fedllm.mechanisms import mechanism_of
+
+    path = tmp_path / "run.toml"
+    path.write_text(
+        """
+        name = "x"
+        task = "classification"
+        [model]
+        path = "m"
+        [data]
+        train = "t"
+        [rounds]
+        count = 4
+        min_sites = 4
+        [training]
+        local_steps = 1
+        sampling_rate = 0.25
+        optimizer = "sgd"
+        [privacy]
+        epsilon = 4
+        noise = "distributed"
+        """
+    )
+    common = ["plan", str(path), "--json", "--records", "50"]
+    (row,) = json.loads(CliRunner().invoke(app, common).output)
+    assert (row["rounds"], row["steps"], row["sampling_rate"]) == (4, 4, 0.25)
+    assert 3.9 < row["epsilon"] <= 4.0 < row["colluders_epsilon"]
+    assert row["noise_multiplier"] == mechanism_of(load_run_config(path)).announced_noise(1, ())
+    evaluating = CliRunner().invoke(app, [*common, "--set", "evaluation.every=2"])
+    (paying,) = json.loads(evaluating.output)
+    assert paying["noise_multiplier"] > row["noise_multiplier"]
+    (without,) = json.loads(
+        CliRunner().invoke(app, [*common, "--set", "privacy.epsilon=none"]).output
+    )
+    assert without["epsilon"] is None
+    table = CliRunner().invoke(app, ["plan", str(path), "--records", "50"])
+    assert "colluders" in table.output
+    for option, value in (("--epsilon", "3"), ("--rounds", "5"), ("--noise", "1")):
+        wrong = CliRunner().invoke(app, [*common, option, value])
+        assert isinstance(wrong.exception, ConfigError)
+        assert option in wrong.exception.message
+    alone = CliRunner().invoke(app, ["plan", "--set", "privacy.epsilon=3"])
+    assert isinstance(alone.exception, ConfigError)
 
 
 def test_what_is_left_after_most_is_spent_can_still_be_used():

@@ -1,0 +1,277 @@
+"""Which mechanism a configuration gets, what it costs, and that all of them say the same things."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from fedllm.config import RunConfig, parse
+from fedllm.errors import ConfigError, RefusedError
+from fedllm.mechanisms import (
+    Contribution,
+    LocalResult,
+    LocalStatistics,
+    Mechanism,
+    mechanism_of,
+)
+from fedllm.mechanisms.discrete import DiscreteSharedNoise
+from fedllm.mechanisms.local import LocalNoise
+from fedllm.mechanisms.none import NoPrivacy
+from fedllm.mechanisms.shared import SharedNoise
+from fedllm.mechanisms.whole_site import WholeSite, WholeSiteShared
+from fedllm.models.manifest import AdapterManifest
+from fedllm.privacy.accounting.accountants import epsilon
+from fedllm.privacy.accounting.events import (
+    Gaussian,
+    NonPrivate,
+    PoissonDiscreteGaussian,
+    PoissonGaussian,
+)
+from fedllm.randomness import RandomStream
+
+SEGMENTS = AdapterManifest.of([("a.lora_A.w", (4, 8), "lora"), ("head.weight", (3, 8), "head")])
+SHARED = {"local_steps": 1, "optimizer": "sgd", "sampling_rate": 0.25, "learning_rate": 1.0}
+
+
+def config(privacy, training=None, **sections):
+    values = {
+        "name": "x",
+        "task": "classification",
+        "model": {"path": "m"},
+        "data": {"train": "t", "labels": ["a", "b"]},
+        "rounds": {"count": 4, "min_sites": 4},
+        "training": {"batch_size": 8, **(training or {})},
+        "privacy": {"delta": 1e-5, **privacy},
+        **sections,
+    }
+    return parse(RunConfig, values, "test")
+
+
+PRIVATE = {"epsilon": 4.0}
+DISTRIBUTED = {**PRIVATE, "noise": "distributed"}
+CASES = {
+    NoPrivacy: config({}),
+    LocalNoise: config(PRIVATE),
+    SharedNoise: config({**DISTRIBUTED, "colluders": 2}, SHARED),
+    DiscreteSharedNoise: config(
+        {**DISTRIBUTED, "distribution": "discrete_gaussian"}, SHARED, encryption={"bits": 20}
+    ),
+    WholeSite: config({**PRIVATE, "unit": "site"}),
+    WholeSiteShared: config({**DISTRIBUTED, "unit": "site"}),
+}
+every = pytest.mark.parametrize("case", CASES.values(), ids=[c.__name__ for c in CASES])
+private = pytest.mark.parametrize(
+    "case", list(CASES.values())[1:], ids=[c.__name__ for c in list(CASES)[1:]]
+)
+
+
+def test_each_mechanism_is_chosen_and_none_is_left_out():
+    assert [type(mechanism_of(case)) for case in CASES.values()] == list(CASES)
+    leaves, left = set(), [Mechanism]
+    while left:
+        kind = left.pop()
+        left += kind.__subclasses__()
+        if not kind.__abstractmethods__:
+            leaves.add(kind)
+    assert leaves == set(CASES)
+
+
+@pytest.mark.parametrize(
+    ("noise", "unit", "evaluation"),
+    itertools.product(("local", "distributed"), ("record", "site"), (0, 2)),
+)
+def test_a_run_without_epsilon_is_not_private_whatever_else_it_says(noise, unit, evaluation):
+    if unit == "site" and evaluation:
+        pytest.skip("refused by the configuration")
+    asked = config({"noise": noise, "unit": unit}, SHARED, evaluation={"every": evaluation})
+    mechanism = mechanism_of(asked)
+    assert type(mechanism) is NoPrivacy
+    assert mechanism.needed_noise(10, 1, ()) is None
+    assert mechanism.announced_noise(1, ()) is None
+    costs = mechanism.planned(10, 5)
+    assert {event for cost in costs for event in cost.events} == {NonPrivate()}
+    assert len(costs) == 4 + len(mechanism.evaluation.rounds)
+
+
+@private
+def test_the_planned_costs_of_a_run_spend_its_epsilon_and_no_more(case):
+    mechanism = mechanism_of(case)
+    costs = mechanism.planned(40, SEGMENTS.length)
+    seen = epsilon([event for cost in costs for event in cost.events], 1e-5).value
+    assert 3.9 < seen <= 4.0
+    alone = [event for cost in costs for event in cost.alone or ()]
+    assert (mechanism.shares > 1) == bool(alone)
+    if alone:
+        assert epsilon(alone, 1e-5).value > seen
+
+
+def test_evaluations_are_paid_for_out_of_the_same_epsilon():
+    plain = config(PRIVATE)
+    paying = config(PRIVATE, evaluation={"every": 2, "epsilon": 1.0})
+    without, beside = (mechanism_of(case).needed_noise(40, 1, ()) for case in (plain, paying))
+    assert beside > without
+    costs = mechanism_of(paying).planned(40, 5)
+    kinds = [type(event) for cost in costs for event in cost.events]
+    assert kinds == [PoissonGaussian] * 4 + [Gaussian] * 2
+    assert 3.9 < epsilon([event for cost in costs for event in cost.events], 1e-5).value <= 4.0
+
+
+def test_what_each_round_is_charged_for():
+    """Known answers, worked out by hand from the settings above."""
+    local = mechanism_of(CASES[LocalNoise]).cost(40, 56, 2.0)
+    assert local.events == (PoissonGaussian(8 / 40, 2.0, 10),)
+    assert local.alone is None
+    shared = mechanism_of(CASES[SharedNoise]).cost(40, 56, 2.0)
+    assert shared.events == (PoissonGaussian(0.25, 2.0, 1),)
+    # Four sites at least, two of them colluding: the shares of two make up the whole.
+    assert shared.alone == (PoissonGaussian(0.25, 2.0 / np.sqrt(2), 1),)
+    site = mechanism_of(CASES[WholeSite]).cost(40, 56, 2.0)
+    assert site.events == (PoissonGaussian(1.0, 2.0, 1),)
+    whole = mechanism_of(CASES[WholeSiteShared]).cost(40, 56, 2.0)
+    assert whole.alone == (PoissonGaussian(1.0, 1.0, 1),)
+    (event,) = mechanism_of(CASES[DiscreteSharedNoise]).cost(40, 56, 2.0).events
+    assert isinstance(event, PoissonDiscreteGaussian)
+    assert (event.sampling_rate, event.noise_multiplier, event.shares) == (0.25, 2.0, 4)
+    assert event.length == 56
+
+
+@private
+def test_noise_that_is_announced_too_small_is_refused_and_local_noise_is_nobodys_to_announce(case):
+    mechanism = mechanism_of(case)
+    needed = mechanism.needed_noise(40, 1, ())
+    announced = mechanism.announced_noise(1, ())
+    if mechanism.shares == 1:
+        assert announced is None
+        # Whatever a coordinator says, more or less.
+        assert {mechanism.agreed_noise(needed, said) for said in (None, 1e-9, 1e9)} == {needed}
+        return
+    assert announced == needed
+    assert mechanism.agreed_noise(needed, 2 * needed) == 2 * needed
+    for said in (None, 0.0, needed * 0.999):
+        with pytest.raises(RefusedError, match="does not keep the run's epsilon"):
+            mechanism.agreed_noise(needed, said)
+    with pytest.raises(RefusedError):
+        mechanism.agreed_noise(None, 1.0)
+
+
+@private
+def test_after_a_lost_attempt_the_rest_of_the_run_gets_more_noise(case):
+    mechanism = mechanism_of(case)
+    first = mechanism.needed_noise(40, 1, ())
+    done = [event for _ in range(2) for event in mechanism.cost(40, 56, first).events]
+    again = mechanism.needed_noise(40, 2, done)
+    assert again > first
+    rest = [event for _ in range(3) for event in mechanism.cost(40, 56, again).events]
+    assert epsilon([*done, *rest], 1e-5).value <= 4.0
+    assert mechanism.needed_noise(40, 2, done[: len(done) // 2]) == first
+
+
+class Work:
+    """Training whose outcome is known; remembers what it was asked."""
+
+    units, length = 40, 56
+
+    def __init__(self, update=1.0):
+        self.settings, self.update = [], update
+        self.statistics = LocalStatistics(0.5, 3, 0, ())
+
+    def train(self, settings, sampling, noise):
+        self.settings.append(settings)
+        update = np.full(self.length, self.update, dtype=np.float32)
+        return LocalResult(update, self.statistics, 0.75)
+
+    def gradient_sum(self, settings, sampling):
+        self.settings.append(settings)
+        return np.full(self.length, self.update), self.statistics
+
+
+def contribution(case, work, noise=2.0, norm=None) -> Contribution:
+    def quantise(update, random):
+        return np.round((update + 1000) * 1000).astype(np.uint64)
+
+    return mechanism_of(case).contribute(work, noise, quantise, ("site-0", 1), norm)
+
+
+def test_no_contribution_of_a_private_run_leaves_without_noise():
+    for kind, case in CASES.items():
+        if kind is not NoPrivacy:
+            with pytest.raises(ConfigError, match="no noise multiplier"):
+                contribution(case, Work(), noise=None)
+
+
+@every
+def test_settings_are_those_that_are_charged(case):
+    work = Work()
+    contribution(case, work)
+    mechanism = mechanism_of(case)
+    (settings,) = work.settings
+    if type(mechanism) in (NoPrivacy, WholeSite, WholeSiteShared):
+        # Nothing is noised step by step.
+        assert settings.noise_multiplier is None
+        return
+    (event,) = mechanism.cost(work.units, work.length, 2.0).events
+    assert (settings.sampling_rate, settings.steps) == (event.sampling_rate, event.steps)
+    assert settings.noise_multiplier == 2.0
+    assert settings.noise_share == pytest.approx(1 / np.sqrt(mechanism.shares))
+
+
+def test_a_clipping_norm_that_moves_goes_on_where_it_was():
+    case = config({**PRIVATE, "clipping_quantile": 0.5}, {"optimizer": "adam"})
+    work = Work()
+    assert contribution(case, work).clipping_norm == 0.75
+    contribution(case, work, norm=0.75)
+    assert [settings.clipping_norm for settings in work.settings] == [1.0, 0.75]
+    assert {settings.clipping_quantile for settings in work.settings} == {0.5}
+
+
+def test_whole_updates_are_clipped_and_noised(monkeypatch):
+    drawn = []
+
+    def noise(stream, count, deviation):
+        drawn.append(deviation)
+        return np.zeros(count)
+
+    monkeypatch.setattr("fedllm.privacy.whole.gaussian_noise", noise)
+    levels = contribution(CASES[WholeSite], Work(3.0)).levels
+    update = levels.astype(float) / 1000 - 1000
+    assert np.linalg.norm(update) == pytest.approx(1.0, abs=0.01)
+    contribution(CASES[WholeSiteShared], Work(3.0))
+    # Twice the clipping norm apart; four shares make up the whole.
+    assert drawn == [4.0, 2.0]
+
+
+def test_random_numbers_are_secret_unless_nothing_is_promised():
+    for kind, case in CASES.items():
+        streams = [mechanism_of(case).random("sampling", "site-0", 1) for _ in range(2)]
+        one, two = (stream.uniform(4).tolist() for stream in streams)
+        assert (one == two) == (kind is NoPrivacy)
+    again = RandomStream.seeded(0, "sampling", "site-0", 1).uniform(4)
+    assert (
+        again.tolist()
+        == mechanism_of(CASES[NoPrivacy]).random("sampling", "site-0", 1).uniform(4).tolist()
+    )
+
+
+@every
+def test_bounds_are_public_and_hold_the_noise(case):
+    mechanism = mechanism_of(case)
+    bounds = mechanism.bounds(SEGMENTS.segments)
+    assert len(bounds) == 2
+    assert min(bounds) > 0
+    noise = mechanism.needed_noise(case.training.batch_size, 1, ())
+    if noise is not None and case.training.optimizer == "sgd":
+        deviation = noise * mechanism.noise_share / case.training.batch_size
+        assert min(bounds) > 6 * deviation
+
+
+@every
+def test_the_report_has_words_for_it(case):
+    from fedllm.audit.report.page import read_texts
+
+    wording = mechanism_of(case).wording
+    for language in ("en", "zh"):
+        texts = read_texts(language)
+        assert wording.clipping in texts["what"]
+        assert wording.noise == "none" or f"noise_{wording.noise}" in texts["protected"]
