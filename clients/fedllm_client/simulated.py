@@ -45,7 +45,7 @@ class SimulatedSites:
 
     def __call__(self, context: Context) -> Site:
         """Return the site that a simulated node is."""
-        return _sites(self)[partition_of(context)]
+        return _process_sites(self).site(partition_of(context))
 
     def files(self, name: str) -> SiteFiles:
         """Return where one site's ledger and private log are."""
@@ -66,18 +66,33 @@ def divide(config: RunConfig) -> dict[str, list[Record]]:
     return dict(sorted(split_into_sites(records, config.data, config.seed).items()))
 
 
-@lru_cache(maxsize=2)
-def _sites(source: SimulatedSites) -> tuple[Site, ...]:
-    import torch
+class _Sites:
+    """The sites that one process was asked to be so far."""
 
-    torch.set_num_threads(source.threads)
-    config = load_run_config(source.folder / "run.toml")
-    policy = load_site_policy(source.folder / "policy.toml")
-    roster = Roster.from_json((source.folder / "roster.json").read_text())
-    return tuple(
-        _site(source, config, policy, roster, name, records)
-        for name, records in divide(config).items()
-    )
+    def __init__(self, source: SimulatedSites) -> None:
+        import torch
+
+        torch.set_num_threads(source.threads)
+        self._source = source
+        self._config = load_run_config(source.folder / "run.toml")
+        self._policy = load_site_policy(source.folder / "policy.toml")
+        self._roster = Roster.from_json((source.folder / "roster.json").read_text())
+        self._records = list(divide(self._config).items())
+        self._made: dict[int, Site] = {}
+
+    def site(self, number: int) -> Site:
+        """Return a site; made when it is first asked for."""
+        if number not in self._made:
+            name, records = self._records[number]
+            self._made[number] = _site(
+                self._source, self._config, self._policy, self._roster, name, records
+            )
+        return self._made[number]
+
+
+@lru_cache(maxsize=2)
+def _process_sites(source: SimulatedSites) -> _Sites:
+    return _Sites(source)
 
 
 def _site(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedllm.config.section import PositiveFloat, PositiveInt, Section
 
@@ -18,6 +18,10 @@ class RoundsSection(Section):
         Rounds of the run.
     min_sites : int
         A round with fewer finished sites fails.
+    sites : int, optional
+        So many of the sites that take part, drawn anew each time, are in a round; all when
+        left out. Saves time and traffic; no privacy is claimed for the draw, which the
+        coordinator knows.
     optimizer : {"average", "momentum", "adam"}
         What is done with the mean of the sites' updates (Reddi et al. 2021).
     learning_rate : float
@@ -32,9 +36,16 @@ class RoundsSection(Section):
 
     count: PositiveInt = 10
     min_sites: Annotated[int, Field(ge=1)] = 2
+    sites: PositiveInt | None = None
     optimizer: Literal["average", "momentum", "adam"] = "average"
     learning_rate: PositiveFloat = 1.0
     head_learning_rate: PositiveFloat | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     timeout_s: PositiveFloat = 3600.0
     evaluate_every: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _a_round_can_be_opened(self) -> Self:
+        if self.sites is not None and self.sites < self.min_sites:
+            raise ValueError("sites is smaller than min_sites: no round could be opened")
+        return self

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset
 from fedllm.errors import ConfigError, FedllmError, PeerError
+from fedllm.federation.coordinator.cohort import choose_cohort, gather_cohort
 from fedllm.federation.coordinator.rounds import (
     KeyAuthority,
     RoundOutcome,
     Sites,
-    gather_cohort,
     run_round,
     statement_of,
 )
@@ -134,7 +134,8 @@ class Loop:
         self._sites = sites
         self._authority = authority
         self._checkpoints = place.out / "checkpoints"
-        self._cohort: tuple[Member, ...] = ()
+        # Those that take part in the run; a round may be for some of them.
+        self._members: tuple[Member, ...] = ()
         self.names: set[str] = set()
         self._heads: dict[str, Head] = {}
         self._optimizer = ServerOptimizer(config.rounds, place.model.manifest)
@@ -152,9 +153,9 @@ class Loop:
         kept = self._place.out / HEADS_FILE
         if kept.exists():
             self._heads = {site: heads[-1] for site, heads in read_heads(kept).items()}
-        self._cohort = self._gather(state.round + 1)
+        self._members = self._gather(state.round + 1)
         rounds = self._config.rounds.count
-        self._place.observer.started(rounds, len(self._cohort), state.round)
+        self._place.observer.started(rounds, len(self._members), state.round)
         cut_reports(self._place.out / "metrics.jsonl", state.round)
         if state.round == 0:
             cut_reports(self._place.out / "metrics.jsonl", -1)
@@ -167,7 +168,7 @@ class Loop:
         started = time.perf_counter()
         number = state.round + 1
         if self._sites.changed():
-            self._cohort = self._gather(number)
+            self._members = self._gather(number)
         state, outcome = self._attempts(state, number)
         adapter = self._optimizer.apply(state.adapter, outcome.mean)
         state = replace(state, round=number, adapter=adapter, optimizer=self._optimizer.state())
@@ -210,18 +211,20 @@ class Loop:
                 if left == 0:
                     raise
                 self._place.observer.note(f"round {number} failed and is tried again: {error}")
-                self._cohort = self._gather(number)
+                self._members = self._gather(number)
         raise RuntimeError("no attempt is left")
 
     def _attempt(self, state: RunState, number: int, noise: float | None) -> RoundOutcome:
-        statement = statement_of(self._terms, self._cohort, number, len(state.noise), noise)
+        attempt = len(state.noise)
+        cohort = choose_cohort(self._config, self._members, number, attempt)
+        statement = statement_of(self._terms, cohort, number, attempt, noise)
         return self._run_round(statement, state.adapter)
 
     def _evaluate_at_sites(self, state: RunState) -> dict[str, float] | None:
         number = state.round
         if number not in self._mechanism.evaluation.rounds:
             return None
-        statement = statement_of(self._terms, self._cohort, number, number, None, "evaluation")
+        statement = statement_of(self._terms, self._members, number, number, None, "evaluation")
         try:
             outcome = self._run_round(statement, state.adapter)
         except FedllmError as error:

@@ -13,7 +13,8 @@ from support.wire import running_superlink, wait_online
 
 from fedllm.errors import FedllmError, PeerError, RefusedError
 from fedllm.federation.authority.authority import Authority
-from fedllm.federation.coordinator.rounds import gather_cohort, run_round, statement_of
+from fedllm.federation.coordinator.cohort import gather_cohort
+from fedllm.federation.coordinator.rounds import run_round, statement_of
 from fedllm.federation.protocol.terms import make_terms
 from fedllm.federation.site.model_cache import ModelCache
 from fedllm.federation.transport.flower import GridPresence

@@ -131,7 +131,8 @@ def test_a_cohort_of_one_is_refused_by_authority_and_site(federation):
 
 
 def test_a_cohort_filled_up_with_invented_sites_is_refused(federation):
-    from fedllm.federation.coordinator.rounds import gather_cohort, run_round, statement_of
+    from fedllm.federation.coordinator.cohort import gather_cohort
+    from fedllm.federation.coordinator.rounds import run_round, statement_of
     from fedllm.federation.protocol.statements import make_member
     from fedllm.identity.keys import Identity
 

@@ -99,6 +99,28 @@ def test_a_private_run_leaves_a_whole_folder(config, tmp_path):
     assert hashlib.sha256(model.adapter().tobytes()).hexdigest() == stored["adapter_sha256"]
 
 
+def test_a_round_may_be_for_a_part_of_the_sites_who_alone_are_charged(config, tmp_path):
+    private = change(
+        config,
+        privacy={"epsilon": 4.0, "delta": 1e-3},
+        data={"sites": 4},
+        rounds={"sites": 2, "count": 4},
+    )
+    out = tmp_path / "run"
+    summary = simulate(private, out)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][1:]
+    assert [line["sites"] for line in lines] == [2] * 4
+    assert summary.sites == 4
+    kept = ledgers(out)
+    assert len(kept) == 4
+    rounds = {name: len(kept[name].events_of_run(summary.run_id)) for name in kept}
+    assert sum(rounds.values()) == 8
+    assert min(rounds.values()) < 4
+    spent = summary.privacy["sites"]
+    assert all(spent[name] <= 4.0 for name in kept)
+    assert all((rounds[name] == 0) == (spent[name] == 0) for name in kept)
+
+
 def test_sites_evaluate_on_their_own_records(config, tmp_path):
     config = change(
         config,

@@ -14,9 +14,9 @@ from fedllm.config import AllowSection, BudgetSection, RunConfig, SitePolicy, pa
 from fedllm.data.records import Record
 from fedllm.errors import PeerError
 from fedllm.federation.authority.authority import Authority
+from fedllm.federation.coordinator.cohort import gather_cohort
 from fedllm.federation.coordinator.rounds import (
     RoundOutcome,
-    gather_cohort,
     run_round,
     statement_of,
 )

@@ -31,9 +31,9 @@ from fedllm.encryption.plan import EncryptionPlan, make_plan
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
 from fedllm.encryption.seal_format import new_context
 from fedllm.federation.authority.authority import Authority
+from fedllm.federation.coordinator.cohort import gather_cohort
 from fedllm.federation.coordinator.rounds import (
     RoundOutcome,
-    gather_cohort,
     run_round,
     statement_of,
 )

@@ -1,4 +1,4 @@
-"""The coordinator's side of a run: ask who takes part, and carry one round through."""
+"""The coordinator's side of a round: order, sum, corrections for the dropped, opening."""
 
 from __future__ import annotations
 
@@ -12,20 +12,16 @@ from numpy.typing import NDArray
 from fedllm.encryption.plan import EncryptionPlan, make_plan
 from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey
-from fedllm.errors import FedllmError
 from fedllm.federation.coordinator.answers import (
     UpdateCollector,
     all_answers,
     dropped_out,
-    joined_member,
     too_few,
 )
 from fedllm.federation.coordinator.parties import KeyAuthority, Sites
 from fedllm.federation.protocol.evaluating import sum_shape
 from fedllm.federation.protocol.masks import check_settled, mask_scope
 from fedllm.federation.protocol.messages import (
-    Join,
-    JoinHeader,
     Member,
     OpenRound,
     OpenRoundHeader,
@@ -41,7 +37,7 @@ from fedllm.federation.protocol.messages import (
     Unmask,
     UnmaskHeader,
 )
-from fedllm.federation.protocol.statements import check_member, read_statement, require
+from fedllm.federation.protocol.statements import read_statement, require
 from fedllm.federation.protocol.terms import Terms
 from fedllm.federation.protocol.wire import digest
 from fedllm.identity.roster import Roster
@@ -75,47 +71,6 @@ class RoundOutcome:
     bytes_down: int
     heads: dict[str, Head] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-
-
-def gather_cohort(
-    sites: Sites, terms: Terms, number: int, roster: Roster, say: Callable[[str], None]
-) -> tuple[Member, ...]:
-    """Ask all connected sites whether they take part from round ``number`` on.
-
-    Returns
-    -------
-    tuple of Member
-        Those that do, by name.
-
-    Raises
-    ------
-    FedllmError
-        If fewer than ``rounds.min_sites`` take part: the refusal that most sites gave.
-    """
-    header = JoinHeader(
-        run=terms.run,
-        round=number,
-        config=terms.config_text,
-        labels=terms.labels,
-        model=terms.model,
-        adapter_length=terms.length,
-    )
-    members: dict[str, Member] = {}
-    refusals: list[FedllmError] = []
-    for node, answer in sites.join(Join(header)):
-        try:
-            member = joined_member(answer, node)
-            check_member(member, terms.run, roster)
-            require(member.name not in members, f"two nodes say that they are '{member.name}'")
-        except FedllmError as error:
-            refusals.append(error)
-            say(f"does not take part: {error}")
-            continue
-        members[member.name] = member
-        sites.admit(node, member.name)
-    if len(members) < terms.config.rounds.min_sites:
-        raise too_few(len(members), terms.config.rounds.min_sites, refusals)
-    return tuple(members[name] for name in sorted(members))
 
 
 def run_round(

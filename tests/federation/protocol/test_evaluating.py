@@ -11,7 +11,8 @@ from support.federation import build, records, small_config
 
 from fedllm.config import RunConfig, parse
 from fedllm.errors import ConfigError, FedllmError, RefusedError
-from fedllm.federation.coordinator.rounds import gather_cohort, run_round, statement_of
+from fedllm.federation.coordinator.cohort import gather_cohort
+from fedllm.federation.coordinator.rounds import run_round, statement_of
 from fedllm.federation.protocol.envelopes import seal, unseal
 from fedllm.federation.protocol.evaluating import (
     LOSS_LIMIT_NATS,
