@@ -20,10 +20,10 @@ from golden.kept_rounds import (
 
 from fedllm.config import AllowSection, BudgetSection, SitePolicy, parse
 from fedllm.config.run import RunConfig
+from fedllm.data.encode import encode
 from fedllm.errors import FedllmError, PeerError
 from fedllm.federation import messages
 from fedllm.federation.charging import SiteAccount
-from fedllm.federation.evaluating import Holdout
 from fedllm.federation.flower import from_content, to_content
 from fedllm.federation.masking import reveal_purpose
 from fedllm.federation.memory import SiteMemory
@@ -39,6 +39,7 @@ from fedllm.federation.orders import OrderReader
 from fedllm.federation.refusals import Refusal
 from fedllm.federation.round_log import LogEntry, RoundLog, read_log
 from fedllm.federation.site import Site
+from fedllm.federation.site_data import SiteData
 from fedllm.federation.site_files import SiteFiles
 from fedllm.federation.statements import check_member, make_member, read_statement
 from fedllm.federation.wire import digest
@@ -104,6 +105,8 @@ def test_the_signed_statement_says_what_it_said():
     assert RoundStatement.model_fields["kind"].default == STATEMENT.kind
     assert (STATEMENT.attempt, STATEMENT.purpose, STATEMENT.rounds) == (1, "update", 2)
     assert (STATEMENT.names, STATEMENT.min_sites, STATEMENT.series) == (COHORT, 2, "run-1")
+    evaluation = STATEMENT.model_copy(update={"purpose": "evaluation"})
+    assert evaluation.series == "run-1/evaluation", "in logs and memories"
     assert STATEMENT.config == digest(TRAIN.header.config)
     assert STATEMENT.plan == PLAN.fingerprint() == digest(TRAIN.plan)
     assert STATEMENT.key == digest(TRAIN.public_key)
@@ -206,9 +209,17 @@ def test_the_ledger_of_a_kept_site_knows_its_records_and_rounds(tmp_path):
 
 
 def test_the_same_records_are_held_out():
+    allow = AllowSection(encryption="optional", non_private=True)
+    reader = OrderReader(identity("anne"), ROSTER, allow, ModelCache(), str(V1 / "model"))
+    order = reader.order(TRAIN)
     rows = records(ROUND / "records" / "anne.jsonl")
-    _, held = Holdout(identity("anne").derive("held-out records"), 0.25).split(rows)
-    assert [row.origin for row in held] == HELD_OUT
+    held = SiteData(lambda task: rows, identity("anne")).datasets(order.config, order.model)
+    expected = [row for row in rows if row.origin in HELD_OUT]
+    model = order.model
+    alike = encode(expected, "classification", model.tokenizer, 16, model.labels)
+    assert held.held_out is not None
+    assert held.held_out.tokens.tolist() == alike.tokens.tolist()
+    assert held.held_out.targets.tolist() == alike.targets.tolist()
 
 
 def test_the_authoritys_log_is_read_and_written_as_it_was(tmp_path):

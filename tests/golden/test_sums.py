@@ -41,6 +41,33 @@ PACKED = "36adb83a1226f0b75892b14de719cd7d8e95efba210491726e6d91764d16fa78"
 STREAM = "f4100eb4b5599012a8b922e4a6ddf009"
 MASK = "58b964b7bb16f68166c65a4a4def89b2abfe3ff11ddb43109e4ccaa97a269ea7"
 FIXED = STATEMENT.model_copy(update={"key": "00" * 32})
+CHOSEN = [
+    (
+        ("bfv", 16, 10, 54221, True),
+        "166e90b246dc2cc637b603e9768835d3c5fb7fedc105cd673233df8e4ef2201e",
+    ),
+    (
+        ("bfv", 16, 10, 1000000, True),
+        "8237dcb556cd307848cab64909105858802016aaf891b5bc6090461f526adc3b",
+    ),
+    (("bfv", 24, 2, 3, True), "f26b2d6f47b6c325d9d17155bfa2bf6ffb0f1c2fbcca28c9c64892813669395a"),
+    (
+        ("bfv", 8, 1024, 100000, False),
+        "20b10b5329ee7f0598fbf87eae8b6b08af955dafeea3b1cabdaa76c00be249b0",
+    ),
+    (
+        ("ckks", 16, 10, 54221, False),
+        "0da3c82b4cefa8201efc14864d385470b699bbdc29ff761220628ce00a32515a",
+    ),
+    (
+        ("none", 20, 100, 54221, False),
+        "9a24c9642f10ec5e63f789e2e7b60e20b8e0b3051e04150a5131f9fd91096e6e",
+    ),
+    (
+        ("bfv", 20, 50, 268435456, True),
+        "4f3bfc32e4aa24128ce037f126b56bd09ba2bfe4d2dd46e711c0e1689588ca05",
+    ),
+]
 PLANS = [
     (("bfv", 16, 3, 31, True), TRAIN.plan),
     (("none", 16, 3, 31, False), IN_CLEAR.plan),
@@ -55,6 +82,11 @@ def test_the_same_plan_is_chosen_and_written_as_it_was(asked, kept):
     for changed in damaged(kept):
         with pytest.raises(PeerError):
             EncryptionPlan.from_bytes(changed)
+
+
+@pytest.mark.parametrize(("asked", "fingerprint"), CHOSEN)
+def test_all_parties_choose_the_plan_that_they_chose(asked, fingerprint):
+    assert make_plan(*asked).fingerprint() == fingerprint
 
 
 @pytest.mark.parametrize("name", SURVIVORS)
