@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -21,6 +21,16 @@ from fedllm.errors import ConfigError
 
 # Machines whose clocks are a little slow accept a new certificate all the same.
 _CLOCK_TOLERANCE = timedelta(hours=1)
+# What comes of damaged keys and certificates; a single wrong bit can lead to each of them.
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    NotImplementedError,
+    UnsupportedAlgorithm,
+    InternalError,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+)
 
 
 def new_tls_key() -> ec.EllipticCurvePrivateKey:
@@ -99,7 +109,7 @@ def read_certificates(text: str | bytes, origin: str) -> list[x509.Certificate]:
     content = text.encode() if isinstance(text, str) else text
     try:
         return x509.load_pem_x509_certificates(content)
-    except ValueError:
+    except UNREADABLE:
         raise ConfigError(
             f"{origin} holds no readable certificate", "fetch it again from the operator"
         ) from None
@@ -115,7 +125,7 @@ def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (OSError, *UNREADABLE) as error:
         raise ConfigError(
             f"the key {path} cannot be read ({type(error).__name__})",
             "restore the file from its backup",
@@ -138,7 +148,7 @@ def check_authority(certificate: x509.Certificate, origin: str) -> None:
         usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
         certificate.verify_directly_issued_by(certificate)
         fits = basic.ca and basic.path_length == 0 and usage.key_cert_sign
-    except (x509.ExtensionNotFound, InvalidSignature, ValueError, TypeError):
+    except (x509.ExtensionNotFound, InvalidSignature, *UNREADABLE):
         fits = False
     if not fits:
         raise ConfigError(
@@ -161,13 +171,17 @@ def check_server_certificate(
     ConfigError
         Says which of them does not fit.
     """
-    if certificate.public_key() != key.public_key():
+    try:
+        own, names = certificate.public_key(), _names(certificate)
+    except (x509.ExtensionNotFound, *UNREADABLE):
+        raise ConfigError(f"{origin} is damaged", "install the operator's last answer") from None
+    if own != key.public_key():
         raise ConfigError(f"{origin} belongs to another key", "install the operator's last answer")
     if not any(_issued(certificate, authority) for authority in authorities):
         raise ConfigError(
             f"{origin} was not issued by the federation's CA", "install the operator's last answer"
         )
-    if _general(host) not in _names(certificate):
+    if _general(host) not in names:
         raise ConfigError(
             f"{origin} does not name {host}, the address in the roster",
             "renew it: fedllm provision renew",
@@ -213,7 +227,7 @@ def check_period(certificate: x509.Certificate, origin: str) -> None:
 def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(authority)
-    except (InvalidSignature, ValueError, TypeError):
+    except (InvalidSignature, *UNREADABLE):
         return False
     return True
 

@@ -16,6 +16,7 @@ from fedllm.identity.enrolment import Request
 from fedllm.identity.roster import Role
 
 _STATE = "federation.json"
+_Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Member(Section):
@@ -23,7 +24,7 @@ class Member(Section):
 
     role: Role
     name: str
-    signing_key: str
+    signing_key: _Key
     node_key: str | None
     server_request: str | None
     made_here: bool
@@ -52,7 +53,7 @@ class Revocation(Section):
     """Keys that are never accepted again."""
 
     name: str
-    signing_key: str
+    signing_key: _Key
     node_key: str | None = None
     at: datetime
 
@@ -61,7 +62,7 @@ class FederationState(Section):
     """Everything that ``federation.json`` holds; ``root`` is the root key's public half."""
 
     config: FederationConfig
-    root: str | None = None
+    root: _Key | None = None
     version: Annotated[int, Field(ge=0)] = 0
     members: tuple[Member, ...] = ()
     revoked: tuple[Revocation, ...] = ()

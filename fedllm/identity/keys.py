@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedllm.errors import ConfigError, PeerError
 from fedllm.files import write_bytes
+from fedllm.identity.certificates import UNREADABLE
 
 
 class Identity:
@@ -52,7 +53,7 @@ class Identity:
         try:
             key = serialization.load_pem_private_key((folder / "signing.pem").read_bytes(), None)
             secret = (folder / "secret.bin").read_bytes()
-        except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        except (OSError, *UNREADABLE) as error:
             raise ConfigError(
                 f"the keys of '{name}' in {folder} cannot be read ({type(error).__name__})",
                 "restore the folder from its backup, or make new keys",

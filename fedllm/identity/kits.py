@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -356,7 +355,7 @@ def node_public_key(path: Path) -> bytes:
     """
     try:
         key = serialization.load_ssh_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (OSError, *certificates.UNREADABLE) as error:
         raise ConfigError(
             f"the node key {path} cannot be read ({type(error).__name__})",
             "restore the kit from its backup",

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedllm.errors import PeerError
+from fedllm.identity.certificates import UNREADABLE
 from fedllm.identity.keys import verify_signature
 
 Role = Literal["coordinator", "authority", "operator", "site"]
@@ -293,7 +294,7 @@ def is_node_key(pem: bytes) -> bool:
     """Tell whether ``pem`` is the one spelling of a P-384 public key that Flower uses."""
     try:
         key = serialization.load_pem_public_key(pem)
-    except ValueError:
+    except UNREADABLE:
         return False
     return (
         isinstance(key, ec.EllipticCurvePublicKey)

@@ -68,7 +68,9 @@ def read_job(folder: Path) -> Job | None:
     """
     path = folder / "job.json"
     try:
-        return Job(**json.loads(path.read_text(encoding="utf-8")))
+        job = Job(**json.loads(path.read_text(encoding="utf-8")))
+        # An error that cannot be told is damage too.
+        return job if job.error is None else replace(job, error=Refusal(**job.error).model_dump())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError):

@@ -68,7 +68,7 @@ def read_reports(path: Path) -> list[RoundReport]:
         return []
     reports = []
     known = {item.name for item in fields(RoundReport)}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             value = json.loads(line)
             reports.append(RoundReport(**{k: v for k, v in value.items() if k in known}))

@@ -231,7 +231,7 @@ def read_chain(
             )
         try:
             content = _parse(raw)
-        except (ValueError, RecursionError, ConfigError):
+        except (ValueError, TypeError, RecursionError, ConfigError):
             raise TamperedError(f"entry {place} is not readable as it was written") from None
         if content["sequence"] != place or content["previous"] != (
             previous.hash if previous else NO_PREVIOUS

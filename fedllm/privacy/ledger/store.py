@@ -203,6 +203,8 @@ def _explained(path: Path) -> Iterator[None]:
     """Turn errors of SQLite and of the file system into ours; every one of them refuses."""
     try:
         yield
+    except UnicodeDecodeError as error:
+        raise TamperedError(f"the ledger {path} is damaged: {error.reason}") from error
     except (sqlite3.Error, OverflowError) as error:
         if any(words in str(error) for words in _DAMAGE):
             raise TamperedError(f"the ledger {path} is damaged: {error}") from error

@@ -1,0 +1,38 @@
+"""The kept rounds as their receivers read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from golden.kept import V1, read
+
+from fedllm.encryption.plan import EncryptionPlan
+from fedllm.federation import messages
+from fedllm.federation.messages import Wire
+from fedllm.federation.statements import read_statement
+from fedllm.identity.roster import Roster
+from fedllm.identity.sealing import SealingKey
+
+ROUND, CLEAR = V1 / "round", V1 / "round-in-clear"
+ROSTER = Roster.from_json((ROUND / "roster.json").read_text())
+
+
+def message(name: str, folder: Path = ROUND) -> Wire:
+    """Return a kept message as its receiver reads it."""
+    kind = getattr(messages, name.partition("-")[0])
+    parts = read(folder / "messages" / "index.json")[name]
+    blobs = {part: (folder / "messages" / path).read_bytes() for part, path in parts.items()}
+    return kind.from_wire((folder / "messages" / f"{name}.json").read_text(), blobs)
+
+
+TRAIN, IN_CLEAR = message("Train"), message("Train", CLEAR)
+STATEMENT = read_statement(TRAIN.header.statement, TRAIN.header.signature, ROSTER)
+PLAN = EncryptionPlan.from_bytes(TRAIN.plan)
+
+
+def sealing_key() -> SealingKey:
+    """Return the kept key for which the survivors of the encrypted round sealed."""
+    key = SealingKey()
+    key._key = X25519PrivateKey.from_private_bytes((ROUND / "sealing_key.bin").read_bytes())
+    return key

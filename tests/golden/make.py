@@ -1,0 +1,36 @@
+"""Write the kept files of one version of the formats, by the code as it is now.
+
+    PYTHONPATH=tests python tests/golden/make.py tests/golden/v2
+
+Only for adding a next version: what is kept is never made again, since it stands for what is
+in the hands of sites and auditors. No test runs this. Keys are test keys that anybody can make
+(`golden.kept.identity`); nonces, the operator's keys and TLS keys are random.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from golden.making import kits, ledgers, models, pretraining, rounds, runs, texts
+
+# Configurations hold absolute paths; these are of no one's machine.
+_WORKPLACE = Path("/tmp/golden")
+
+
+def main() -> None:
+    """Make everything in a workplace, then move it to the folder that was named."""
+    target = Path(sys.argv[1])
+    if target.exists():
+        sys.exit(f"{target} exists: what is kept is never made again")
+    shutil.rmtree(_WORKPLACE, ignore_errors=True)
+    for part in (texts, ledgers, models, rounds, kits, runs, pretraining):
+        part.make(_WORKPLACE)
+    for path in _WORKPLACE.rglob("*.lock"):
+        path.unlink()
+    shutil.move(_WORKPLACE, target)
+
+
+if __name__ == "__main__":
+    main()

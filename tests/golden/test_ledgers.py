@@ -1,0 +1,282 @@
+"""Kept ledgers, exports, heads, fingerprints and events are read for ever, and mean the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections import Counter
+from datetime import datetime
+from math import inf
+
+import pytest
+from golden.kept import V1, damaged, identity, read_lines, records, seed
+
+from fedllm.errors import BudgetError, FedllmError
+from fedllm.privacy import ledger_entries
+from fedllm.privacy.budget import Ceiling, Charge
+from fedllm.privacy.events import (
+    Gaussian,
+    NonPrivate,
+    PoissonDiscreteGaussian,
+    PoissonGaussian,
+    Stated,
+    canonical_bytes,
+    from_json,
+    to_json,
+)
+from fedllm.privacy.fingerprints import FingerprintKey, identify
+from fedllm.privacy.ledger import Ledger
+from fedllm.privacy.ledger_audit import export_ledger, read_state, spending_of, verify_ledger
+from fedllm.privacy.ledger_entries import Head, TamperedError, make_entry
+from fedllm.privacy.ledger_heads import keep_heads, read_heads, signed_head
+from fedllm.privacy.ledger_state import Carried, carry_body, reservation_body
+
+LEDGER = V1 / "ledger"
+FIRST, SECOND = LEDGER / "first.sqlite", LEDGER / "second.sqlite"
+KEY = identity("anne").public_bytes()
+NEW_KEY = identity("anne with new keys").public_bytes()
+LOST_KEY = identity("anne with lost keys").public_bytes()
+
+DATASETS = {
+    "records": "c37278defe4423f5cba3c8635d91e47a5cbd20c739820d965527199caadc61ff",
+    "more": "b8559afe6ab5c0aa1c077c8fc313bb4a93ce19054a167a8b1e9d4a12ec4738e4",
+    "persons": "fb9bc650d8f72b5f12ccdd127fee509d216d14d555f3b96eff73581a0f84aa12",
+    "open": "4d68588a41980b4825f0b69bdfded66262fdda06fe089a2a2f1d3bb3c64f4524",
+}
+LOCAL = PoissonGaussian(0.01, 1.25, 10)
+DISCRETE = PoissonDiscreteGaussian(0.05, 2.0, 1, 2, 5283, 3730.66638261651, 40)
+DISCRETE_ALONE = PoissonDiscreteGaussian(0.05, 1.4143740073360345, 1, 1, 5283, 3730.66638261651, 40)
+
+
+def dataset(name: str):
+    key = FingerprintKey(seed("fingerprints"))
+    if name == "persons":
+        path = V1 / "fingerprints" / "persons.jsonl"
+        return identify(records(path, "who"), key, "person")
+    return identify(records(V1 / "fingerprints" / f"{name}.jsonl"), key)
+
+
+EVENTS = [
+    ('{"noise_multiplier":1.25,"sampling_rate":0.01,"steps":10,"type":"poisson_gaussian"}', LOCAL),
+    (
+        '{"noise_multiplier":0.0,"sampling_rate":1.0,"steps":0,"type":"poisson_gaussian"}',
+        PoissonGaussian(1.0, 0.0, 0),
+    ),
+    ('{"count":1,"noise_multiplier":12.5,"type":"gaussian"}', Gaussian(12.5, 1)),
+    (
+        '{"clipping_steps":3730.66638261651,"length":40,"noise_multiplier":2.0,'
+        '"sampling_rate":0.05,"share_deviation":5283,"shares":2,"steps":1,'
+        '"type":"poisson_discrete_gaussian"}',
+        DISCRETE,
+    ),
+    ('{"type":"non_private"}', NonPrivate()),
+    ('{"delta":1e-06,"epsilon":2.5,"type":"stated"}', Stated(2.5, 1e-6)),
+]
+
+
+def test_each_event_is_read_and_written_as_it_was():
+    lines = (V1 / "events" / "events.jsonl").read_text().splitlines()
+    assert lines == [text for text, _ in EVENTS]
+    for line, (_, event) in zip(lines, EVENTS, strict=True):
+        assert from_json(json.loads(line)) == event
+        assert canonical_bytes(to_json(event)) == line.encode()
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_same_records_have_the_same_fingerprints(name):
+    assert dataset(name).id == DATASETS[name]
+
+
+def test_the_parts_of_a_fingerprint():
+    found = dataset("persons")
+    assert found.key_check == "26bf96b9e13f4e0d9ede350edcd9cae6"
+    assert found.record_tags[:16].hex() == "14d8364c08b28fa8e4bb8bcd1a8969e6"
+    assert found.person_tags[:16].hex() == "2bd8b0e079bd40c2a8be788b63ba950a"
+    assert (len(found.record_tags), len(found.person_tags)) == (5 * 16, 3 * 16)
+    assert dataset("records").key_check == found.key_check
+
+
+def seen(charge):
+    return charge.events, charge.colluder_events
+
+
+def the_charges(state):
+    return [
+        (c.run, c.round, c.attempt, c.purpose, c.dataset, c.delta, c.ceiling, *seen(c))
+        for c in state.reservations.values()
+    ]
+
+
+@pytest.mark.parametrize("name", ["first.sqlite", "first.jsonl"])
+def test_a_ledger_and_its_export_say_what_they_said(name):
+    state = read_state(LEDGER / name, KEY)
+    ceiling, open_ended = Ceiling(30.0, 1e-5, 60.0), Ceiling(inf, 1e-5)
+    rows, more, persons, bare = (DATASETS[n] for n in ("records", "more", "persons", "open"))
+    local, none, evaluation = (LOCAL,), (NonPrivate(),), (Gaussian(12.5),)
+    shared, alone = (PoissonGaussian(0.05, 2.0, 1),), (PoissonGaussian(0.05, 1.0, 1),)
+    train = "training"
+    assert the_charges(state) == [
+        ("local", 1, 1, train, rows, 1e-5, ceiling, local, local),
+        ("local", 1, 2, train, rows, 1e-5, ceiling, local, local),
+        ("distributed", 1, 1, train, rows, 1e-6, ceiling, shared, alone),
+        ("discrete", 3, 1, train, more, 1e-5, ceiling, (DISCRETE,), (DISCRETE_ALONE,)),
+        ("local", 1, 1, "evaluation", rows, 1e-5, ceiling, evaluation, evaluation),
+        ("persons", 1, 1, train, persons, 1e-5, ceiling, local, local),
+        ("open", 1, 1, train, bare, 1e-5, open_ended, none, none),
+        ("open", 1, 2, train, bare, 1e-5, open_ended, none, none),
+    ]
+    assert (state.site, state.public_key, state.carried) == ("anne", KEY, [])
+    assert [d.id for d in state.datasets.values()] == [rows, more, persons, bare]
+    assert [d.unit for d in state.datasets.values()] == ["record", "record", "person", "record"]
+    assert state.datasets[more].overlaps == (rows,)
+    assert set(state.reservations) - set(state.committed) == {6}
+    assert state.head is not None
+    assert state.head.sequence == 20
+
+
+def test_its_spending_is_counted_as_it_was():
+    found = verify_ledger(FIRST, KEY)
+    spent = {d.id: d for d in found.datasets}
+    rows, persons = spent[DATASETS["records"]], spent[DATASETS["persons"]]
+    assert spent[DATASETS["open"]].spent.value == inf
+    # Accountants may get sharper; what was charged does not vanish.
+    assert 0.17 < persons.spent.value < 0.2
+    assert rows.spent.value < rows.spent_against_colluders.value <= 60
+
+
+def test_a_ledger_that_carries_over_still_does():
+    state = read_state(SECOND, NEW_KEY)
+    head = str(read_state(FIRST, KEY).head)
+    _, carried = spending_of(FIRST)
+    assert {one.unit for one in carried} == {"record", "person"}
+    assert all(one.covers == (KEY.hex(),) and one.head == head for one in carried)
+    stated = Carried(
+        (LOST_KEY.hex(),), "", "record", (Stated(2.0, 1e-7),), (NonPrivate(),), sequence=4
+    )
+    assert [carry_body(one) for one in state.carried] == [
+        carry_body(one) for one in (*carried, stated)
+    ]
+    assert state.covered() == {KEY.hex(), LOST_KEY.hex()}
+    everything = Counter(event for one in carried for event in one.events)
+    assert everything[LOCAL] == 3
+    assert everything[NonPrivate()] == 2
+    assert everything[DISCRETE] == 1
+    assert state.spent(DATASETS["records"])[-2:] == [Stated(2.0, 1e-7), LOCAL]
+
+
+def stored(path):
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    rows = connection.execute("SELECT * FROM entries ORDER BY sequence").fetchall()
+    connection.close()
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("path", "signer"), [(FIRST, "anne"), (SECOND, "anne with new keys")], ids=["first", "second"]
+)
+def test_today_every_entry_would_be_written_byte_for_byte_as_it_was(path, signer, monkeypatch):
+    previous: Head | None = None
+    for sequence, content, digest, signature in stored(path):
+        entry = json.loads(content)
+
+        class Then(datetime):
+            @classmethod
+            def now(cls, zone=None, time=entry["time"]):
+                return cls.fromisoformat(time)
+
+        monkeypatch.setattr(ledger_entries, "datetime", Then)
+        site = entry["site"]
+        made = make_entry(identity(signer), site, previous, entry["kind"], entry["body"])
+        assert (made.sequence, made.hash, made.signature) == (sequence, digest, signature)
+        assert canonical_bytes(made.content) == content
+        previous = made.head
+
+
+def test_what_is_read_is_what_would_be_written():
+    entries = {row[0]: json.loads(row[1]) for row in stored(FIRST)}
+    state = read_state(FIRST, KEY)
+    for sequence, reservation in state.reservations.items():
+        unit = state.datasets[reservation.dataset].unit
+        assert reservation_body(reservation, unit) == entries[sequence]["body"]
+    for known in state.datasets.values():
+        assert entries[known.sequence]["body"]["description"] == dict(known.description)
+    for name in DATASETS:
+        assert dict(state.datasets[DATASETS[name]].description) == dataset(name).describe()
+
+
+def test_a_site_goes_on_with_a_kept_ledger(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    shutil.copy(FIRST, path)
+    ledger = Ledger.open(path, "anne", identity("anne"))
+    assert ledger.register(dataset("records")) == DATASETS["records"]
+    assert ledger.head().sequence == 20, "the data set was known"
+    charge = Charge("local", 1, DATASETS["records"], (LOCAL,))
+    number = ledger.reserve(charge, Ceiling(30.0, 1e-5, 60.0))
+    assert read_state(path, KEY).reservations[number].attempt == 3
+    with pytest.raises(BudgetError):
+        ledger.reserve(charge, Ceiling(0.3, 1e-5))
+
+
+def test_the_export_is_written_as_it_was(tmp_path):
+    export_ledger(FIRST, tmp_path / "again.jsonl")
+    assert (tmp_path / "again.jsonl").read_bytes() == (LEDGER / "first.jsonl").read_bytes()
+
+
+def test_the_export_is_refused_when_a_byte_changed(tmp_path):
+    path = tmp_path / "export.jsonl"
+    content = (LEDGER / "first.jsonl").read_bytes()
+    for changed in damaged(content, every=89):
+        path.write_bytes(changed)
+        with pytest.raises(FedllmError):
+            read_state(path, KEY)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE entries SET content = CAST(replace(content, '10', '11') AS BLOB)"
+        " WHERE sequence = 6",
+        "UPDATE entries SET hash = zeroblob(32) WHERE sequence = 6",
+        "UPDATE entries SET signature = zeroblob(64) WHERE sequence = 20",
+        "UPDATE tags SET records = zeroblob(96) WHERE sequence = 2",
+    ],
+)
+def test_the_file_is_refused_when_a_field_changed(tmp_path, statement):
+    path = tmp_path / "ledger.sqlite"
+    shutil.copy(FIRST, path)
+    connection = sqlite3.connect(path)
+    names = "SELECT name FROM sqlite_master WHERE type = 'trigger'"
+    for (trigger,) in connection.execute(names).fetchall():
+        connection.execute(f"DROP TRIGGER {trigger}")
+    assert connection.execute(statement).rowcount == 1
+    connection.commit()
+    connection.close()
+    with pytest.raises(TamperedError):
+        read_state(path, KEY)
+
+
+def test_kept_heads_are_in_the_ledger_and_signed(tmp_path):
+    path = LEDGER / "ledger_heads.jsonl"
+    heads = read_heads(path)
+    assert set(heads) == {"anne"}
+    assert [head.sequence for head in heads["anne"]] == [6, 8, 10, 12, 14, 16]
+    for head in heads["anne"]:
+        assert signed_head(str(head), head.signature, KEY, "anne") == head
+    read_state(FIRST, KEY, heads["anne"])
+    lines = read_lines(path)
+    assert [(line["run"], line["round"]) for line in lines] == [("kept", n) for n in range(1, 7)]
+    for line, head in zip(lines, heads["anne"], strict=True):
+        keep_heads(tmp_path / "again.jsonl", line["run"], line["round"], {"anne": head})
+    assert (tmp_path / "again.jsonl").read_bytes() == path.read_bytes()
+
+
+def test_a_head_is_refused_when_a_byte_changed(tmp_path):
+    path = tmp_path / "heads.jsonl"
+    line = (LEDGER / "ledger_heads.jsonl").read_bytes().splitlines(keepends=True)[2]
+    start = line.index(b'"head": "') + len('"head": "')
+    # Run and round say where the coordinator met it, and are not signed.
+    for changed in damaged(line[:-3], every=17, start=start):
+        path.write_bytes(changed + line[-3:])
+        with pytest.raises(FedllmError):
+            read_state(FIRST, KEY, read_heads(path)["anne"])

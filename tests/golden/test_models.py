@@ -1,0 +1,175 @@
+"""Kept models are read for ever, bit for bit: a base model, an adapter, a pretraining run."""
+
+from __future__ import annotations
+
+import shutil
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden.kept import V1, damaged, read, read_lines
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from fedllm.config import RunConfig, parse, to_toml
+from fedllm.errors import CheckpointError
+from fedllm.federation.wire import digest
+from fedllm.models.checkpoints import fingerprint
+from fedllm.models.shared import SharedModel, load_shared_model
+from fedllm.pretraining.checkpoint import load_tensors, newest_checkpoint
+from fedllm.pretraining.config import PretrainConfig
+from fedllm.pretraining.course import Course
+from fedllm.pretraining.manifest import load_manifest, open_shards
+from fedllm.pretraining.material import make_sampler
+from fedllm.pretraining.metrics import add_metrics, curve
+from fedllm.pretraining.parallel import World
+from fedllm.pretraining.shards import tokenise
+from fedllm.pretraining.tokenizer import load_tokenizer
+
+ADAPTER, BASE = V1 / "adapter", V1 / "model"
+PRETRAINED = V1 / "pretraining" / "out"
+LABELS = ("one", "two", "three")
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def shared_model() -> SharedModel:
+    """Return the base model of the kept adapter, untrained."""
+    values = {
+        "name": "adapter",
+        "task": "classification",
+        "seed": 11,
+        "model": {"path": str(BASE), "max_length": 16},
+        "lora": {"rank": 2},
+        "data": {"train": "records.jsonl", "labels": LABELS},
+    }
+    return load_shared_model(parse(RunConfig, values, "golden"), LABELS)
+
+
+def test_a_base_model_has_the_fingerprint_that_it_had():
+    assert fingerprint(BASE) == read(ADAPTER / "known.json")["fingerprint"]
+    assert fingerprint(BASE) == ("b8c67b30886d2e7f3ae19bb9993504628ab3c054863e61e3d7f3d3007ba753a6")
+
+
+def test_every_party_starts_from_the_same_adapter():
+    model = shared_model()
+    assert model.manifest.fingerprint == read(ADAPTER / "known.json")["manifest"]
+    assert model.initial.astype("<f4").tobytes() == (ADAPTER / "initial.f4").read_bytes()
+
+
+def test_an_adapter_is_loaded_bit_for_bit_and_written_as_it_was(tmp_path):
+    model, folder = shared_model(), ADAPTER / "adapter"
+    model.load_adapter(folder)
+    assert model.adapter().astype("<f4").tobytes() == (ADAPTER / "adapter.f4").read_bytes()
+    model.save_adapter(tmp_path / "again")
+    for name in ("adapter_model.safetensors", "head.safetensors"):
+        kept, written = load_file(folder / name), load_file(tmp_path / "again" / name)
+        assert kept.keys() == written.keys()
+        assert all(torch.equal(kept[key], written[key]) for key in kept)
+    about = read(folder / "shared_model.json")
+    assert about.items() <= read(tmp_path / "again" / "shared_model.json").items()
+    assert (about["task"], about["labels"]) == ("classification", list(LABELS))
+
+
+def test_peft_loads_the_kept_adapter():
+    loaded = PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), ADAPTER / "adapter")
+    kept = load_file(ADAPTER / "adapter" / "adapter_model.safetensors")
+    found = {
+        name.replace(".default", ""): value
+        for name, value in loaded.state_dict().items()
+        if ".lora_" in name
+    }
+    assert found.keys() == kept.keys()
+    assert all(torch.equal(found[name], kept[name]) for name in kept)
+
+
+def test_a_damaged_adapter_is_refused(tmp_path):
+    model = shared_model()
+    shutil.copytree(ADAPTER / "adapter", tmp_path / "adapter")
+    about, weights = (
+        tmp_path / "adapter" / name for name in ("shared_model.json", "adapter_model.safetensors")
+    )
+    content = about.read_bytes()
+    # Up to the labels; how a classifier pools is for readers of the file.
+    for changed in damaged(content[:200], every=9, start=6):
+        about.write_bytes(changed + content[200:])
+        with pytest.raises(CheckpointError):
+            model.load_adapter(tmp_path / "adapter")
+    about.write_bytes(content)
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(CheckpointError):
+        model.load_adapter(tmp_path / "adapter")
+
+
+def pretrain_config() -> PretrainConfig:
+    values = tomllib.loads((PRETRAINED / "run.toml").read_text())
+    return parse(PretrainConfig, values, "golden")
+
+
+def test_the_configuration_of_a_pretraining_run_is_read_and_written_as_it_was():
+    config = pretrain_config()
+    assert (config.name, config.training.steps, config.model.width) == ("kept", 6, 8)
+    lines = (PRETRAINED / "run.toml").read_text().splitlines()
+    assert set(lines) <= set(to_toml(config).splitlines())
+
+
+def test_shards_are_read_and_written_as_they_were(tmp_path, monkeypatch):
+    manifest = load_manifest(PRETRAINED / "tokens")
+    summary = read(PRETRAINED / "summary.json")
+    assert manifest.fingerprint == summary["data"]["fingerprint"]
+    (part,), (held_out,) = manifest.sources, manifest.evaluation
+    assert (part.documents, part.tokens, part.text_bytes, part.duplicates) == (25, 200, 564, 1)
+    assert (held_out.documents, held_out.tokens, manifest.boundary) == (15, 120, 1)
+    (shard,) = open_shards(PRETRAINED / "tokens", part, manifest.dtype)
+    assert (len(shard), int((shard == 1).sum()), int(shard[0]), int(shard[-1])) == (201, 26, 1, 1)
+    shutil.copy(V1 / "pretraining" / "corpus.jsonl", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    again = tokenise(pretrain_config(), load_tokenizer(PRETRAINED / "tokenizer"), Path("tokens"))
+    assert again.fingerprint == manifest.fingerprint
+    assert again.training_fingerprint == manifest.training_fingerprint
+    for name in (*part.shards, *held_out.shards):
+        kept = (PRETRAINED / "tokens" / name).read_bytes()
+        assert (tmp_path / "tokens" / name).read_bytes() == kept
+
+
+def test_a_pretraining_checkpoint_is_read_bit_for_bit(tmp_path):
+    found = newest_checkpoint(PRETRAINED / "checkpoints", ALONE)
+    assert found is not None
+    path, course = found
+    model = load_file(PRETRAINED / "model" / "model.safetensors")
+    tensors = {f"model.{name}": torch.zeros_like(value) for name, value in model.items()}
+    load_tensors(path, tensors)
+    # The last checkpoint holds the model that was given out.
+    assert all(torch.equal(tensors[f"model.{name}"], value) for name, value in model.items())
+    manifest = load_manifest(PRETRAINED / "tokens")
+    sampler = make_sampler(pretrain_config(), manifest, PRETRAINED / "tokens")
+    sampler.restore(course.pop("sampler"))
+    assert Course(**course).step == 6
+    rows = np.concatenate(sampler.next(100)).astype("<i8")
+    assert (
+        digest(rows.tobytes()) == "c4ff1989639be388724a21cd7adaeaebe0c7185b8faa62919613d3ab61db974e"
+    )
+
+
+def test_a_damaged_pretraining_checkpoint_is_refused(tmp_path):
+    shutil.copytree(PRETRAINED / "checkpoints", tmp_path / "checkpoints")
+    path = tmp_path / "checkpoints" / "step-00000006" / "__0_0.distcp"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError):
+        newest_checkpoint(tmp_path / "checkpoints", ALONE)
+
+
+def test_the_curve_of_a_pretraining_run_is_read_and_written_as_it_was(tmp_path):
+    points = curve(PRETRAINED / "metrics.jsonl")
+    assert [(point["step"], point["tokens"]) for point in points] == [(0, 0), (3, 48), (6, 96)]
+    summary = read(PRETRAINED / "summary.json")
+    assert points[-1]["bits_per_byte"] == summary["metrics"]["bits_per_byte"]
+    for line in read_lines(PRETRAINED / "metrics.jsonl"):
+        add_metrics(tmp_path / "again.jsonl", line)
+    assert (tmp_path / "again.jsonl").read_bytes() == (PRETRAINED / "metrics.jsonl").read_bytes()
+    weights = (PRETRAINED / "model" / "model.safetensors").read_bytes()
+    assert digest(weights) == summary["model"]["sha256"]

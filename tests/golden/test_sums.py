@@ -1,0 +1,199 @@
+"""What keeps updates apart and adds them up is computed for ever as it was: plans, masks, sums."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tenseal
+from golden.kept import SURVIVORS, damaged, identity
+from golden.kept_rounds import (
+    CLEAR,
+    IN_CLEAR,
+    PLAN,
+    ROSTER,
+    ROUND,
+    STATEMENT,
+    TRAIN,
+    message,
+    sealing_key,
+)
+
+from fedllm.encryption.masks import Reveal, SiteMasks, survivor_statement
+from fedllm.encryption.pack import pack
+from fedllm.encryption.plan import EncryptionPlan, make_plan
+from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
+from fedllm.errors import PeerError
+from fedllm.federation.authority import Authority
+from fedllm.federation.masking import mask_scope, reveal_purpose, site_masks
+from fedllm.federation.messages import RoundStatement
+from fedllm.federation.statements import read_statement
+from fedllm.federation.updates import seal, unseal
+from fedllm.federation.wire import digest
+from fedllm.identity.keys import verify_signature
+from fedllm.identity.roster import Roster
+from fedllm.privacy.ledger_heads import signed_head
+from fedllm.randomness import RandomStream
+
+# Known answers: what follows from keys that anybody can make.
+PACKED = "36adb83a1226f0b75892b14de719cd7d8e95efba210491726e6d91764d16fa78"
+STREAM = "f4100eb4b5599012a8b922e4a6ddf009"
+MASK = "58b964b7bb16f68166c65a4a4def89b2abfe3ff11ddb43109e4ccaa97a269ea7"
+FIXED = STATEMENT.model_copy(update={"key": "00" * 32})
+CHOSEN = [
+    (
+        ("bfv", 16, 10, 54221, True),
+        "166e90b246dc2cc637b603e9768835d3c5fb7fedc105cd673233df8e4ef2201e",
+    ),
+    (
+        ("bfv", 16, 10, 1000000, True),
+        "8237dcb556cd307848cab64909105858802016aaf891b5bc6090461f526adc3b",
+    ),
+    (("bfv", 24, 2, 3, True), "f26b2d6f47b6c325d9d17155bfa2bf6ffb0f1c2fbcca28c9c64892813669395a"),
+    (
+        ("bfv", 8, 1024, 100000, False),
+        "20b10b5329ee7f0598fbf87eae8b6b08af955dafeea3b1cabdaa76c00be249b0",
+    ),
+    (
+        ("ckks", 16, 10, 54221, False),
+        "0da3c82b4cefa8201efc14864d385470b699bbdc29ff761220628ce00a32515a",
+    ),
+    (
+        ("none", 20, 100, 54221, False),
+        "9a24c9642f10ec5e63f789e2e7b60e20b8e0b3051e04150a5131f9fd91096e6e",
+    ),
+    (
+        ("bfv", 20, 50, 268435456, True),
+        "4f3bfc32e4aa24128ce037f126b56bd09ba2bfe4d2dd46e711c0e1689588ca05",
+    ),
+]
+PLANS = [
+    (("bfv", 16, 3, 31, True), TRAIN.plan),
+    (("none", 16, 3, 31, False), IN_CLEAR.plan),
+]
+
+
+@pytest.mark.parametrize(("asked", "kept"), PLANS, ids=["bfv", "none"])
+def test_the_same_plan_is_chosen_and_written_as_it_was(asked, kept):
+    plan = make_plan(*asked)
+    assert plan.to_bytes() == kept
+    assert EncryptionPlan.from_bytes(kept) == plan
+    for changed in damaged(kept):
+        with pytest.raises(PeerError):
+            EncryptionPlan.from_bytes(changed)
+
+
+@pytest.mark.parametrize(("asked", "fingerprint"), CHOSEN)
+def test_all_parties_choose_the_plan_that_they_chose(asked, fingerprint):
+    assert make_plan(*asked).fingerprint() == fingerprint
+
+
+@pytest.mark.parametrize("name", SURVIVORS)
+@pytest.mark.parametrize(("folder", "order"), [(ROUND, TRAIN), (CLEAR, IN_CLEAR)])
+def test_an_update_is_opened_and_refused_when_a_byte_changed(folder, order, name):
+    trained = message(f"Trained-{name}", folder)
+    roster = Roster.from_json((folder / "roster.json").read_text())
+    statement = read_statement(order.header.statement, order.header.signature, roster)
+    plan = EncryptionPlan.from_bytes(order.plan)
+    about = (statement, plan, name, roster)
+    payload = unseal(trained.update, *about)
+    assert len(payload) == plan.update_bytes
+    assert seal(payload, statement, plan, identity(name)) == trained.update
+    for changed in damaged(trained.update, every=max(7, len(trained.update) // 60)):
+        with pytest.raises(PeerError):
+            unseal(changed, *about)
+    # All of header and signature.
+    for changed in damaged(trained.update[:420], every=3):
+        with pytest.raises(PeerError):
+            unseal(changed + trained.update[420:], *about)
+    head, signature = trained.header.ledger, trained.header.ledger_signature
+    assert str(signed_head(head, signature, ROSTER.sites[name], name)) == head
+
+
+@pytest.mark.parametrize(("folder", "order"), [(ROUND, TRAIN), (CLEAR, IN_CLEAR)])
+def test_kept_updates_add_up_to_the_kept_sum(folder, order):
+    plan = EncryptionPlan.from_bytes(order.plan)
+    total = EncryptedSum(plan, PublicRoundKey.from_bytes(plan, order.public_key))
+    statement = RoundStatement.model_validate_json(order.header.statement)
+    for name in SURVIVORS:
+        update = message(f"Trained-{name}", folder).update
+        total.add(unseal(update, statement, plan, name, ROSTER))
+    assert total.to_bytes() == message("OpenSum", folder).total
+
+
+def secret_key() -> SecretRoundKey:
+    """Return the kept secret key of the encrypted round."""
+    native = tenseal._ts_cpp
+    content = (ROUND / "secret_context.bin").read_bytes()
+    return SecretRoundKey(PLAN, native.TenSEALContext.deserialize(content, 1))
+
+
+def test_the_kept_public_key_belongs_to_the_kept_secret_key():
+    assert secret_key().public_context() == TRAIN.public_key
+    for place in (7, 11):
+        # The largest value of a residue is above its prime.
+        changed = TRAIN.public_key[: 8 * place] + b"\xff" * 8 + TRAIN.public_key[8 * place + 8 :]
+        with pytest.raises(PeerError):
+            PublicRoundKey.from_bytes(PLAN, changed)
+
+
+@pytest.mark.parametrize("folder", [ROUND, CLEAR])
+def test_an_authority_opens_the_kept_sum_to_what_it_was(folder):
+    authority = Authority(identity("authority"), ROSTER, 2)
+    request, answer = message("OpenSum", folder), message("SumOpened", folder)
+    authority._statement = request.header.statement
+    plan = PLAN if folder == ROUND else EncryptionPlan.from_bytes(IN_CLEAR.plan)
+    authority._secret = secret_key() if folder == ROUND else SecretRoundKey(plan, None)
+    authority._sealing = sealing_key()
+    assert authority.open_sum(request).to_wire() == answer.to_wire()
+
+
+def test_levels_in_clear_are_packed_as_they_were():
+    plan = EncryptionPlan.from_bytes(IN_CLEAR.plan)
+    levels = np.arange(31, dtype=np.uint64) * np.uint64(2114)
+    slots = pack(levels, plan)
+    assert digest(slots.astype("<u8").tobytes()) == PACKED
+
+
+@pytest.mark.parametrize("name", SURVIVORS)
+def test_masks_and_reveals_are_derived_as_they_were(name):
+    masks = site_masks(identity(name), STATEMENT, PLAN, recover=True)
+    scope = mask_scope(STATEMENT, PLAN)
+    statement = masks.statement(SURVIVORS)
+    assert statement == survivor_statement(scope, SURVIVORS)
+    assert json.loads(statement)["statement"] == "fedllm.survivors.v1"
+    settled = message(f"Settled-{name}").header.signature
+    assert identity(name).sign(statement).hex() == settled
+    verify_signature(ROSTER.sites[name], bytes.fromhex(settled), statement, name)
+    for changed in damaged(statement, every=9):
+        with pytest.raises(PeerError):
+            verify_signature(ROSTER.sites[name], bytes.fromhex(settled), changed, name)
+    reveal = masks.reveal(dict.fromkeys(SURVIVORS, statement))
+    sealed = bytes.fromhex(message(f"Unmasked-{name}").header.reveal)
+    opened = sealing_key().open(sealed, reveal_purpose(STATEMENT, name))
+    assert opened == reveal.to_bytes()
+    assert Reveal.from_bytes(opened, scope).pair_seeds.keys() == {"carl"}
+    for changed in damaged(sealed, every=9):
+        with pytest.raises(PeerError):
+            sealing_key().open(changed, reveal_purpose(STATEMENT, name))
+    with pytest.raises(PeerError):
+        Reveal.from_bytes(opened.replace(b'"pairs"', b'"parts"'), scope)
+
+
+def test_a_mask_is_the_stream_that_it_was():
+    anne = site_masks(identity("anne"), STATEMENT, PLAN, recover=True).mask_for_update()
+    plain = site_masks(identity("anne"), STATEMENT, PLAN, recover=False).mask_for_update()
+    assert anne.shape == plain.shape == (PLAN.slots,)
+    assert (anne != plain).any()
+    stream = RandomStream.seeded(7, "kept", 1)
+    assert stream.bytes(16).hex() == STREAM
+    fixed = SiteMasks(
+        mask_scope(FIXED, PLAN),
+        "anne",
+        identity("anne").mask_key("run-1"),
+        {m.name: bytes.fromhex(m.mask_key) for m in FIXED.cohort if m.name != "anne"},
+        own_mask=True,
+        own_seed=bytes(32),
+    )
+    assert digest(fixed.mask_for_update().astype("<u8").tobytes()) == MASK
