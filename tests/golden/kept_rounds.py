@@ -8,9 +8,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from golden.kept import V1, read
 
 from fedllm.encryption.plan import EncryptionPlan
-from fedllm.federation import messages
-from fedllm.federation.messages import Wire
-from fedllm.federation.statements import read_statement
+from fedllm.federation.protocol import messages
+from fedllm.federation.protocol.messages import Wire
+from fedllm.federation.protocol.statements import read_statement
 from fedllm.identity.roster import Roster
 from fedllm.identity.sealing import SealingKey
 

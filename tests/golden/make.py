@@ -16,7 +16,7 @@ from pathlib import Path
 from golden.making import kits, ledgers, models, pretraining, rounds, runs, texts
 
 # Configurations hold absolute paths; these are of no one's machine.
-_WORKPLACE = Path("/tmp/golden")
+_WORKPLACE = Path("/srv/fedllm")
 
 
 def main() -> None:

@@ -17,9 +17,9 @@ from fedllm.identity.kits import node_public_key
 from fedllm.identity.operator_keys import load_root
 from fedllm.identity.provisioning import inspect
 from fedllm.identity.roster import is_node_key
-from fedllm.privacy.ledger_audit import read_state
-from server.jobs import read_job
-from server.metrics import read_reports
+from fedllm.privacy.ledger.audit import read_state
+from fedllm_server.jobs import read_job
+from fedllm_server.metrics import read_reports
 
 # The kept serial number may turn negative, of which `cryptography` warns.
 pytestmark = pytest.mark.filterwarnings("ignore:Parsed a serial number")

@@ -10,7 +10,7 @@ from golden.kept import COHORT, PASSPHRASE, V1, damaged, identity, private_copy,
 from support.kits import federation_config
 
 from fedllm.errors import FedllmError, PeerError
-from fedllm.federation.carrying import owed_keys
+from fedllm.federation.site.carrying import owed_keys
 from fedllm.identity.enrolment import (
     _sign_request,
     accept,

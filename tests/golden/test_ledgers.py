@@ -13,9 +13,7 @@ import pytest
 from golden.kept import V1, damaged, identity, read_lines, records, seed
 
 from fedllm.errors import BudgetError, FedllmError
-from fedllm.privacy import ledger_entries
-from fedllm.privacy.budget import Ceiling, Charge
-from fedllm.privacy.events import (
+from fedllm.privacy.accounting.events import (
     Gaussian,
     NonPrivate,
     PoissonDiscreteGaussian,
@@ -25,12 +23,14 @@ from fedllm.privacy.events import (
     from_json,
     to_json,
 )
-from fedllm.privacy.fingerprints import FingerprintKey, identify
-from fedllm.privacy.ledger import Ledger
-from fedllm.privacy.ledger_audit import export_ledger, read_state, spending_of, verify_ledger
-from fedllm.privacy.ledger_entries import Head, TamperedError, make_entry
-from fedllm.privacy.ledger_heads import keep_heads, read_heads, signed_head
-from fedllm.privacy.ledger_state import Carried, carry_body, reservation_body
+from fedllm.privacy.ledger import entries as ledger_entries
+from fedllm.privacy.ledger.audit import export_ledger, read_state, spending_of, verify_ledger
+from fedllm.privacy.ledger.budget import Ceiling, Charge
+from fedllm.privacy.ledger.entries import Head, TamperedError, make_entry
+from fedllm.privacy.ledger.fingerprints import FingerprintKey, identify
+from fedllm.privacy.ledger.heads import keep_heads, read_heads, signed_head
+from fedllm.privacy.ledger.ledger import Ledger
+from fedllm.privacy.ledger.state import Carried, carry_body, reservation_body
 
 LEDGER = V1 / "ledger"
 FIRST, SECOND = LEDGER / "first.sqlite", LEDGER / "second.sqlite"

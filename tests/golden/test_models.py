@@ -16,7 +16,7 @@ from transformers import AutoModel
 
 from fedllm.config import RunConfig, parse, to_toml
 from fedllm.errors import CheckpointError
-from fedllm.federation.wire import digest
+from fedllm.federation.protocol.wire import digest
 from fedllm.models.checkpoints import fingerprint
 from fedllm.models.shared import SharedModel, load_shared_model
 from fedllm.pretraining.checkpoint import load_tensors, newest_checkpoint

@@ -22,29 +22,29 @@ from fedllm.config import AllowSection, BudgetSection, SitePolicy, parse
 from fedllm.config.run import RunConfig
 from fedllm.data.encode import encode
 from fedllm.errors import FedllmError, PeerError
-from fedllm.federation import messages
-from fedllm.federation.charging import SiteAccount
-from fedllm.federation.flower import from_content, to_content
-from fedllm.federation.masking import reveal_purpose
-from fedllm.federation.memory import SiteMemory
-from fedllm.federation.messages import (
+from fedllm.federation.authority.round_log import LogEntry, RoundLog, read_log
+from fedllm.federation.protocol import messages
+from fedllm.federation.protocol.masks import reveal_purpose
+from fedllm.federation.protocol.messages import (
     Member,
     RoundStatement,
     Settle,
     Wire,
     mask_key_statement,
 )
-from fedllm.federation.models import ModelCache
-from fedllm.federation.orders import OrderReader
-from fedllm.federation.refusals import Refusal
-from fedllm.federation.round_log import LogEntry, RoundLog, read_log
-from fedllm.federation.site import Site
-from fedllm.federation.site_data import SiteData
-from fedllm.federation.site_files import SiteFiles
-from fedllm.federation.statements import check_member, make_member, read_statement
-from fedllm.federation.wire import digest
-from fedllm.privacy.ledger_audit import read_state
-from fedllm.privacy.ledger_heads import read_heads
+from fedllm.federation.protocol.refusals import Refusal
+from fedllm.federation.protocol.statements import check_member, make_member, read_statement
+from fedllm.federation.protocol.wire import digest
+from fedllm.federation.site.charging import SiteAccount
+from fedllm.federation.site.data import SiteData
+from fedllm.federation.site.files import SiteFiles
+from fedllm.federation.site.memory import SiteMemory
+from fedllm.federation.site.model_cache import ModelCache
+from fedllm.federation.site.orders import OrderReader
+from fedllm.federation.site.site import Site
+from fedllm.federation.transport.flower import from_content, to_content
+from fedllm.privacy.ledger.audit import read_state
+from fedllm.privacy.ledger.heads import read_heads
 
 ANSWERS = sorted(V1.glob("refusal/[A-Z]*.json"))
 HELD_OUT = [f"anne.jsonl:{n}" for n in (1, 2, 4, 6, 8, 9, 10)]

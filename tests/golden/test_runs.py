@@ -13,28 +13,28 @@ import numpy as np
 import pytest
 from golden.kept import V1, damaged, read, read_lines
 
-from fedllm.audit import results
-from fedllm.audit.comparison import load_comparison
+from fedllm.audit.attacks import results
+from fedllm.audit.ledgers.comparison import load_comparison
 from fedllm.audit.run_folder import read_run_folder
 from fedllm.config import RunConfig, load_run_config, load_site_policy, to_toml
 from fedllm.errors import CheckpointError, FedllmError
-from fedllm.federation.memory import SiteMemory
-from fedllm.federation.wire import digest
+from fedllm.federation.protocol.wire import digest
+from fedllm.federation.site.memory import SiteMemory
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
-from fedllm.privacy.ledger_audit import read_state
-from fedllm.privacy.ledger_heads import read_heads
-from server.checkpoints import RunState, load_checkpoint, newest_round, save_checkpoint
-from server.following import follow
-from server.jobs import all_jobs, read_job, runs_folder, write_job
-from server.loop import config_digest
-from server.metrics import append_report, read_reports
-from server.observer import FileObserver
-from server.summary import Summary
+from fedllm.privacy.ledger.audit import read_state
+from fedllm.privacy.ledger.heads import read_heads
+from fedllm_server.checkpoints import RunState, load_checkpoint, newest_round, save_checkpoint
+from fedllm_server.following import follow
+from fedllm_server.jobs import all_jobs, read_job, runs_folder, write_job
+from fedllm_server.loop import config_digest
+from fedllm_server.metrics import append_report, read_reports
+from fedllm_server.observer import FileObserver
+from fedllm_server.summary import Summary
 
 RUN = V1 / "simulation"
 KNOWN = {
-    "simulation": "6f0a8e02c0910beefe58d2417220b0c31aa494a13ccdf80b50fc8f1bd2763a32",
+    "simulation": "d1cdb084910d8e591090c1e31a489b99cbca8686f25b84a41a4c04eeb335a84b",
     "full": "3dc96500ca14403de51c6f8634fdb2ef49eb3e46e79c600088048cd5242e528c",
 }
 OPTIMIZER = {

@@ -25,15 +25,15 @@ from fedllm.encryption.pack import pack
 from fedllm.encryption.plan import EncryptionPlan, make_plan
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
 from fedllm.errors import PeerError
-from fedllm.federation.authority import Authority
-from fedllm.federation.masking import mask_scope, reveal_purpose, site_masks
-from fedllm.federation.messages import RoundStatement
-from fedllm.federation.statements import read_statement
-from fedllm.federation.updates import seal, unseal
-from fedllm.federation.wire import digest
+from fedllm.federation.authority.authority import Authority
+from fedllm.federation.protocol.envelopes import seal, unseal
+from fedllm.federation.protocol.masks import mask_scope, reveal_purpose, site_masks
+from fedllm.federation.protocol.messages import RoundStatement
+from fedllm.federation.protocol.statements import read_statement
+from fedllm.federation.protocol.wire import digest
 from fedllm.identity.keys import verify_signature
 from fedllm.identity.roster import Roster
-from fedllm.privacy.ledger_heads import signed_head
+from fedllm.privacy.ledger.heads import signed_head
 from fedllm.randomness import RandomStream
 
 # Known answers: what follows from keys that anybody can make.

@@ -9,8 +9,7 @@ from pathlib import Path
 from golden.kept import identity, records, seed
 
 from fedllm.files import append_line, write_bytes
-from fedllm.privacy.budget import Ceiling, Charge
-from fedllm.privacy.events import (
+from fedllm.privacy.accounting.events import (
     Event,
     Gaussian,
     NonPrivate,
@@ -20,11 +19,12 @@ from fedllm.privacy.events import (
     canonical_bytes,
     to_json,
 )
-from fedllm.privacy.fingerprints import FingerprintKey, identify
-from fedllm.privacy.ledger import Ledger
-from fedllm.privacy.ledger_audit import export_ledger, spending_of
-from fedllm.privacy.ledger_heads import keep_heads
-from fedllm.privacy.ledger_state import Carried
+from fedllm.privacy.ledger.audit import export_ledger, spending_of
+from fedllm.privacy.ledger.budget import Ceiling, Charge
+from fedllm.privacy.ledger.fingerprints import FingerprintKey, identify
+from fedllm.privacy.ledger.heads import keep_heads
+from fedllm.privacy.ledger.ledger import Ledger
+from fedllm.privacy.ledger.state import Carried
 
 SITE = "anne"
 

@@ -17,10 +17,10 @@ from support.federation import Federation, build
 from fedllm.config import AllowSection, BudgetSection, RunConfig, SitePolicy, parse
 from fedllm.data.records import Record
 from fedllm.encryption.schemes import SecretRoundKey
-from fedllm.federation.authority import Authority
-from fedllm.federation.charging import next_noise_multiplier
-from fedllm.federation.coordinator import gather_cohort, run_round, statement_of
-from fedllm.federation.messages import (
+from fedllm.federation.authority.authority import Authority
+from fedllm.federation.authority.round_log import RoundLog
+from fedllm.federation.coordinator.rounds import gather_cohort, run_round, statement_of
+from fedllm.federation.protocol.messages import (
     Joined,
     JoinedHeader,
     RoundOpened,
@@ -36,11 +36,11 @@ from fedllm.federation.messages import (
     UnmaskedHeader,
     Wire,
 )
-from fedllm.federation.refusals import Refusal
-from fedllm.federation.round_log import RoundLog
+from fedllm.federation.protocol.refusals import Refusal
+from fedllm.federation.site.charging import next_noise_multiplier
 from fedllm.files import write_bytes, write_json
 from fedllm.identity.keys import Identity
-from fedllm.privacy.ledger_heads import keep_heads
+from fedllm.privacy.ledger.heads import keep_heads
 from fedllm.randomness import RandomStream
 
 

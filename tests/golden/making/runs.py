@@ -12,8 +12,8 @@ from golden.making.models import LABELS, WORDS
 from fedllm.config import RunConfig, parse
 from fedllm.files import write_bytes
 from fedllm.randomness import RandomStream
-from server.observer import PlainObserver
-from server.simulation import simulate
+from fedllm_server.observer import PlainObserver
+from fedllm_server.simulation import simulate
 
 
 def make(folder: Path) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedllm.audit import results
-from fedllm.audit.comparison import Comparison, Example, ModelFigures, save_comparison
+from fedllm.audit.attacks import results
+from fedllm.audit.ledgers.comparison import Comparison, Example, ModelFigures, save_comparison
 from fedllm.config import RunConfig, SitePolicy, parse, to_toml
 from fedllm.errors import BudgetError, DataError
-from fedllm.federation.refusals import Refusal
+from fedllm.federation.protocol.refusals import Refusal
 from fedllm.files import write_bytes, write_json
-from server.jobs import Job, write_job
-from server.metrics import RoundReport, append_report
-from server.observer import FileObserver
+from fedllm_server.jobs import Job, write_job
+from fedllm_server.metrics import RoundReport, append_report
+from fedllm_server.observer import FileObserver
 
 
 def full_config() -> RunConfig:
