@@ -123,6 +123,11 @@ class LearningTask(ABC):
 
     @property
     @abstractmethod
+    def measures(self) -> tuple[str, ...]:
+        """Which of `figures` tell how training goes; the most telling first."""
+
+    @property
+    @abstractmethod
     def site_scores(self) -> tuple[Score, ...]:
         """What sites sum up over the units that they hold out, through the encrypted channel."""
 

@@ -114,6 +114,11 @@ class Classification(LearningTask):
         return {"loss": loss / count, "accuracy": right / count, "records": float(records)}
 
     @property
+    def measures(self) -> tuple[str, ...]:
+        """Accuracy and loss."""
+        return ("accuracy", "loss")
+
+    @property
     def site_scores(self) -> tuple[Score, ...]:
         """Loss and accuracy."""
         return (LOSS, ACCURACY)

@@ -77,6 +77,11 @@ class LanguageTask(LearningTask):
         }
 
     @property
+    def measures(self) -> tuple[str, ...]:
+        """Loss; perplexity is the same in other words."""
+        return ("loss",)
+
+    @property
     def site_scores(self) -> tuple[Score, ...]:
         """Loss alone."""
         return (LOSS,)
