@@ -64,7 +64,7 @@ class LanguageTask(LearningTask):
         import numpy as np
 
         losses, _ = token_losses(model, batch)
-        return np.array([float(losses.double().sum()), len(losses)])
+        return np.array([float(losses.detach().double().sum()), len(losses)])
 
     def figures(self, sums: NDArray[np.float64], records: int) -> dict[str, float]:
         """Return mean loss of a token in nats, perplexity, and how many tokens and records."""
