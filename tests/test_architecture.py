@@ -6,8 +6,11 @@ import ast
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from fedllm.config import Task
 
 ROOT = Path(__file__).resolve().parent.parent
 STRANGERS = ("privacy", "encryption", "identity", "models", "data")
@@ -148,3 +151,111 @@ def test_how_imports_are_seen(tmp_path):
     assert is_public("flwr.app.Context")
     assert not is_public("flwr.app.message")
     assert not is_public("flwr.server.Driver")
+
+
+# --- tasks ----------------------------------------------------------------------------------
+
+TASK_NAMES = set(get_args(Task))
+# Where a name of a task is chosen or decided; everyone else asks `fedllm.tasks`.
+NAMES_TASKS = {
+    "fedllm/config/section.py",  # the names themselves
+    "fedllm/config/site_policy.py",  # which of them a site allows if it does not say
+    "fedllm/config/task.py",  # what a configuration must know of each
+    "fedllm/tasks/registry.py",  # from name to task
+    "fedllm/tasks/causal.py",
+    "fedllm/tasks/classification.py",
+    "fedllm/tasks/instruction.py",
+    # Objectives of pretraining, one of which is called "causal" too.
+    "fedllm/pretraining/card.py",
+    "fedllm/pretraining/config.py",
+    "fedllm/pretraining/material.py",
+}
+# Where it matters what class the module has, whatever it is trained for.
+LOOKS_INTO_MODELS = {
+    "fedllm/models/shared.py",  # which tensors are saved
+    "fedllm/tasks/answering.py",
+}
+
+
+@pytest.mark.parametrize("folder", ["config", "pretraining", *STRANGERS])
+def test_what_is_below_the_tasks_does_not_know_them(folder):
+    for path in files(f"fedllm/{folder}"):
+        assert not any(within(module, "fedllm.tasks") for module in imports(path)), path
+
+
+def test_tasks_know_data_models_and_configuration_alone():
+    below = ("config", "data", "models", "tasks", "errors", "randomness")
+    for path in files("fedllm/tasks"):
+        for module in imports(path):
+            if within(module, "fedllm"):
+                assert any(within(module, f"fedllm.{name}") for name in below), (path, module)
+
+
+def test_records_are_read_and_models_loaded_by_their_task():
+    """Else a record would not have the unit that its task protects, or a model not its head."""
+    for path in files("fedllm", "clients", "server"):
+        if path.parent in (ROOT / "fedllm/tasks", ROOT / "fedllm/data", ROOT / "fedllm/models"):
+            continue
+        for module in imports(path):
+            assert not within(module, "fedllm.data.sources"), path
+            assert module not in ("fedllm.data.encode.encode", "fedllm.data.columns.column_map")
+            assert module != "fedllm.models.shared.load_shared_model", path
+
+
+def test_nobody_else_looks_at_the_name_of_a_task():
+    found: dict[str, set[str]] = {"names": set(), "looks": set()}
+    for path in files("fedllm", "clients", "server"):
+        tree = ast.parse(path.read_text())
+        name = str(path.relative_to(ROOT))
+        if names_a_task(tree):
+            found["names"].add(name)
+        if looks_into_a_model(tree):
+            found["looks"].add(name)
+    assert found == {"names": NAMES_TASKS, "looks": LOOKS_INTO_MODELS}
+
+
+def names_a_task(tree: ast.AST) -> bool:
+    return any(isinstance(node, ast.Constant) and node.value in TASK_NAMES for node in nodes(tree))
+
+
+def looks_into_a_model(tree: ast.AST) -> bool:
+    """Whether anything asks a value if it is one of the networks, by call or by pattern."""
+    networks = {"TextClassifier", "LanguageModel"}
+
+    def said(part: ast.AST | None) -> set[str]:
+        inner = nodes(part) if part else ()
+        return {getattr(n, "attr", getattr(n, "id", "")) for n in inner}
+
+    for node in nodes(tree):
+        asked = isinstance(node, ast.Call) and said(node.func) & {"isinstance", "type"}
+        if asked and networks & said(node):
+            return True
+        if isinstance(node, ast.MatchClass) and networks & said(node.cls):
+            return True
+        # `type(x) is TextClassifier`
+        if isinstance(node, ast.Compare) and networks & said(node):
+            return True
+    return False
+
+
+def nodes(tree: ast.AST) -> list[ast.AST]:
+    return list(ast.walk(tree))
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "looks"),
+    [
+        ("if config.task == 'classification': pass", True, False),
+        ("KINDS = {'causal': 1}", True, False),
+        ("match task:\n    case 'instruction': pass", True, False),
+        ("raise ValueError('classification needs two')", False, False),
+        ("isinstance(model.module, TextClassifier | None)", False, True),
+        ("isinstance(m, transformer.LanguageModel)", False, True),
+        ("type(m) is TextClassifier", False, True),
+        ("match m:\n    case TextClassifier(): pass", False, True),
+        ("def f(m: TextClassifier) -> None: TextClassifier(1)", False, False),
+    ],
+)
+def test_how_questions_about_tasks_are_seen(text, names, looks):
+    tree = ast.parse(text)
+    assert (names_a_task(tree), looks_into_a_model(tree)) == (names, looks)

@@ -11,6 +11,7 @@ from fedllm.config import SitePolicy, Task, load_site_policy
 from fedllm.data.records import Record
 from fedllm.errors import ConfigError, FedllmError, RefusedError
 from fedllm.identity.kits import Kit, read_kit
+from fedllm.tasks import task_of
 from fedllm_client.connection import Reached, reach_coordinator
 from fedllm_client.findings import DoubtError, Finding, SkippedError, attempt
 from fedllm_client.machine import check_disk, check_memory, check_training, check_writable
@@ -161,8 +162,8 @@ class _SiteCheck:
         text = f"{len(records)} records for {task}"
         if persons:
             text += f" of {len(persons)} persons"
-        if task == "classification":
-            text += f", {len({record.values['label'] for record in records})} labels"
+        if more := task_of(task).counted(records):
+            text += f", {more}"
         if policy.allow.unit == "person" and not persons:
             raise ConfigError(
                 f"{text}, but allow.unit is 'person' and data.unit names no column",
@@ -190,14 +191,13 @@ class _SiteCheck:
 def _readable(policy: SitePolicy) -> tuple[Task, list[Record]]:
     """Read the records for the first allowed task whose columns are there."""
     from fedllm.data.columns import MissingColumnError
-    from fedllm.data.sources import read_records
 
     if policy.data is None:
         raise ConfigError("the policy names no records", "add a [data] section with train = ...")
     first: MissingColumnError | None = None
     for task in policy.allow.tasks:
         try:
-            return task, read_records(policy.data.train, policy.data, task)
+            return task, task_of(task).read(policy.data.train, policy.data)
         except MissingColumnError as error:
             first = first or error
     raise first or ConfigError("allow.tasks is empty", "allow at least one task")

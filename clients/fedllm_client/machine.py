@@ -8,11 +8,12 @@ import shutil
 import sqlite3
 import tempfile
 import time
+from itertools import count
 from pathlib import Path
 
-from fedllm.config import RunConfig, Task, parse
-from fedllm.data.records import Record
+from fedllm.config import RunConfig, parse
 from fedllm.errors import FedllmError, RefusedError
+from fedllm.tasks import LearningTask, task_for_base
 from fedllm_client.findings import DoubtError
 
 _MIN_DISK, _GOOD_DISK = 256 << 20, 2 << 30
@@ -83,31 +84,32 @@ def check_training(path: str, allowed: tuple[str, ...]) -> str:
             "get the model that the federation agreed on, or add this fingerprint to allow.models",
         )
     base, architecture = read_config(folder)
-    task: Task = "causal" if architecture.causal else "classification"
+    task = task_for_base(architecture.causal)
     seconds = _made_up_step(path, task, min(128, base.max_position_embeddings))
     return f"a private step on made-up text took {seconds:.1f} s; model {actual[:16]}"
 
 
-def _made_up_step(path: str, task: Task, length: int) -> float:
-    from fedllm.data.encode import encode
-    from fedllm.models.shared import load_shared_model
+def _made_up_step(path: str, task: LearningTask, length: int) -> float:
     from fedllm.randomness import RandomStream
     from fedllm.training.local import LocalSettings, train_locally
 
-    labels = ("one", "two") if task == "classification" else ()
-    data = {"train": "made up", "labels": list(labels) or None}
     values = {
         "name": "check",
-        "task": task,
+        "task": task.name,
         "model": {"path": path, "max_length": length},
-        "data": data,
+        "data": {"train": "made up", "labels": ["one", "two"]},
     }
-    model = load_shared_model(parse(RunConfig, values, "check"), labels)
+    config = parse(RunConfig, values, "check")
+    labels = task.labels(config.data, ())
+    model = task.load_model(config, labels)
     text = "This sentence was made up to try one step of training. " * 8
+    number = count()
     # One label for all: opposite ones would cancel for a tokenizer that knows none of the words.
-    label = {"label": labels[0]} if labels else {}
-    records = [Record({"text": f"{text}{i}"} | label, None, None, "") for i in range(8)]
-    dataset = encode(records, task, model.tokenizer, length, labels)
+    records = [
+        task.made_up(lambda _: f"{text}{next(number)}", RandomStream.secure(), labels[:1])
+        for _ in range(8)
+    ]
+    dataset = task.encode(records, model.tokenizer, length, labels)
     settings = LocalSettings(
         steps=1,
         sampling_rate=1.0,

@@ -46,14 +46,14 @@ def deployed_site(kit: Kit, policy: SitePolicy) -> Site:
             "add [data] and [model]; see examples/deployment/site.toml",
         )
     # A key authority needs neither torch nor the time to import it.
-    from fedllm.data.sources import read_records
     from fedllm.federation.site.model_cache import process_models
     from fedllm.federation.site.site import Site
+    from fedllm.tasks import task_of
 
     data = policy.data
 
     def records(task: Task) -> list[Record]:
-        return read_records(data.train, data, task)
+        return task_of(task).read(data.train, data)
 
     return Site(
         identity=kit.identity,

@@ -12,13 +12,13 @@ from flwr.app import Context
 from fedllm.config import RunConfig, SitePolicy, load_run_config, load_site_policy
 from fedllm.data.partition import split_into_sites
 from fedllm.data.records import Record
-from fedllm.data.sources import read_records
 from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.site.model_cache import process_models
 from fedllm.federation.site.site import Site
 from fedllm.federation.transport.engines import partition_of
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
+from fedllm.tasks import task_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class SimulatedSites:
 
 def divide(config: RunConfig) -> dict[str, list[Record]]:
     """Read the training records and deal them to sites, by name; the same in each process."""
-    records = read_records(config.data.train, config.data, config.task)
+    records = task_of(config.task).read(config.data.train, config.data)
     return dict(sorted(split_into_sites(records, config.data, config.seed).items()))
 
 

@@ -14,6 +14,7 @@ from fedllm.config.model import LoraSection, ModelSection
 from fedllm.config.privacy import PrivacySection
 from fedllm.config.rounds import RoundsSection
 from fedllm.config.section import Section, Task
+from fedllm.config.task import smallest_unit, trains_a_head
 from fedllm.config.training import TrainingSection
 
 
@@ -35,7 +36,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
-        if self.lora.rank == 0 and self.task != "classification":
+        if self.lora.rank == 0 and not trains_a_head(self.task):
             raise ValueError("lora.rank = 0 leaves nothing to train in this task")
         if self.privacy.noise == "distributed":
             if self.privacy.unit == "record":
@@ -129,4 +130,4 @@ class RunConfig(Section):
         """What one unit of privacy protects."""
         if self.privacy.unit == "site":
             return "site"
-        return "record" if self.data.unit is None else "person"
+        return smallest_unit(self.task) if self.data.unit is None else "person"

@@ -7,20 +7,29 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from fedllm.config import DataSection, Task
+from fedllm.config import DataSection
 from fedllm.errors import DataError
-
-ROLES: Mapping[Task, tuple[str, ...]] = {
-    "classification": ("text", "label"),
-    "instruction": ("prompt", "response"),
-    "causal": ("text",),
-}
 
 _SHOWN_COLUMNS = 20
 # What is longer or holds punctuation may be a row of private text in a file without a header.
 _LOOKS_LIKE_A_NAME = re.compile(r"[\w ./#-]{1,40}")
+
+
+class Column(NamedTuple):
+    """A column that a task reads.
+
+    Attributes
+    ----------
+    name : str
+        In the source.
+    kind : {"text", "name"}
+        Free text, or a short name that comes back in many rows and may be a whole number.
+    """
+
+    name: str
+    kind: Literal["text", "name"]
 
 
 class MissingColumnError(DataError):
@@ -54,10 +63,13 @@ class ColumnMap:
         Role to column; each row must have them.
     optional : Mapping of str to str
         Role to column; taken where they are present.
+    texts : frozenset of str
+        Roles that hold free text; the others hold names.
     """
 
     required: Mapping[str, str]
     optional: Mapping[str, str]
+    texts: frozenset[str] = frozenset()
 
     @property
     def names(self) -> list[str]:
@@ -89,11 +101,20 @@ class ColumnMap:
                 )
 
 
-def column_map(data: DataSection, task: Task, *, public_test: bool) -> ColumnMap:
-    """Build the map of a task; the public test file may lack the unit and site columns."""
-    values = {role: str(getattr(data, role)) for role in ROLES[task]}
+def column_map(data: DataSection, columns: Mapping[str, Column], *, public_test: bool) -> ColumnMap:
+    """Build the map of a task's columns; the public test file may lack the unit and site columns.
+
+    Parameters
+    ----------
+    columns : Mapping of str to Column
+        What the task reads, by role; a role is the key of ``data`` that names the column.
+    """
+    values = {role: column.name for role, column in columns.items()}
+    texts = frozenset(role for role, column in columns.items() if column.kind == "text")
     groups = {role: column for role in ("unit", "site") if (column := getattr(data, role))}
-    return ColumnMap(values, groups) if public_test else ColumnMap({**values, **groups}, {})
+    if public_test:
+        return ColumnMap(values, groups, texts)
+    return ColumnMap({**values, **groups}, {}, texts)
 
 
 def _listed(present: Sequence[str]) -> str:

@@ -20,10 +20,11 @@ class Record:
     Attributes
     ----------
     values : Mapping of str to str
-        "text" and "label" (classification), "prompt" and "response" (instruction) or
-        "text" (causal); never empty, always valid Unicode.
+        The roles that the task reads, such as "text" and "label"; never empty, always valid
+        Unicode.
     unit : str, optional
-        The person the record belongs to, when ``data.unit`` is set.
+        The person the record belongs to, when ``data.unit`` is set, or what else its task
+        protects as one; none: the record by itself.
     site : str, optional
         The natural site, when ``data.site`` is set.
     origin : str

@@ -9,8 +9,8 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from fedllm.config import DataSection, Task
-from fedllm.data.columns import ROLES, ColumnMap, Row, column_map
+from fedllm.config import DataSection
+from fedllm.data.columns import Column, ColumnMap, Row, column_map
 from fedllm.data.readers import file_rows
 from fedllm.data.records import Record, RowProblems, cap_records_per_unit
 from fedllm.errors import DataError
@@ -22,7 +22,7 @@ class _BadValueError(ValueError):
     """Why a field cannot be used, in words that hold none of its content."""
 
 
-def read_records(location: str, data: DataSection, task: Task) -> list[Record]:
+def read_records(location: str, data: DataSection, roles: Mapping[str, Column]) -> list[Record]:
     """Read all records of a source.
 
     Parameters
@@ -34,8 +34,8 @@ def read_records(location: str, data: DataSection, task: Task) -> list[Record]:
     data : DataSection
         Column names, the SQL query, and ``max_records_per_unit``, which is applied to
         training records as `cap_records_per_unit` says.
-    task : Task
-        Decides which columns are read.
+    roles : Mapping of str to Column
+        Which columns are read, and what for; the task says it.
 
     Returns
     -------
@@ -50,12 +50,12 @@ def read_records(location: str, data: DataSection, task: Task) -> list[Record]:
         that cannot be used: names file, row, line and field, and quotes no value.
     """
     public_test = location == data.test and location != data.train
-    columns = column_map(data, task, public_test=public_test)
+    columns = column_map(data, roles, public_test=public_test)
     problems = RowProblems()
     records: list[Record] = []
     for name, rows in _tables(location, data, columns):
         before = len(records) + problems.count
-        records.extend(_records_of(name, rows, columns, task, problems))
+        records.extend(_records_of(name, rows, columns, roles, problems))
         if len(records) + problems.count == before:
             raise DataError(f"{name} holds no rows", "check that it is the right source")
     problems.raise_if_any()
@@ -100,7 +100,11 @@ def _files(location: str) -> list[Path]:
 
 
 def _records_of(
-    name: str, rows: Iterable[Row], columns: ColumnMap, task: Task, problems: RowProblems
+    name: str,
+    rows: Iterable[Row],
+    columns: ColumnMap,
+    roles: Iterable[str],
+    problems: RowProblems,
 ) -> Iterator[Record]:
     for row in rows:
         if row.problem:
@@ -108,34 +112,31 @@ def _records_of(
             continue
         try:
             values = {
-                role: _required(role, column, row.fields)
+                role: _required(role, column, row.fields, role in columns.texts)
                 for role, column in columns.required.items()
             }
             for role, column in columns.optional.items():
                 if row.fields.get(column) is not None:
-                    values[role] = _required(role, column, row.fields)
+                    values[role] = _required(role, column, row.fields, role in columns.texts)
         except _BadValueError as error:
             problems.add(row.where(name), str(error), _ROW_REMEDY)
             continue
         yield Record(
-            values={role: values[role] for role in ROLES[task]},
+            values={role: values[role] for role in roles},
             unit=values.get("unit"),
             site=values.get("site"),
             origin=f"{name}:{row.line or row.number}",
         )
 
 
-def _required(role: str, column: str, fields: Mapping[str, object]) -> str:
+def _required(role: str, column: str, fields: Mapping[str, object], free_text: bool) -> str:
     if column not in fields:
         raise _BadValueError(f"field '{column}' is missing")
     value = fields[column]
     if value is None:
         raise _BadValueError(f"field '{column}' is null")
-    if role in ("text", "prompt", "response"):
-        text = _text(value, column)
-    else:
-        # The same few names come back in many rows: keep one copy of each.
-        text = sys.intern(_name(value, column))
+    # The same few names come back in many rows: keep one copy of each.
+    text = _text(value, column) if free_text else sys.intern(_name(value, column))
     if role in ("unit", "site"):
         text = text.strip()
     if not text.strip():

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedllm.audit.attacks.answering import Answering
 from fedllm.audit.attacks.extraction import Exposure, exposure, extracted
 from fedllm.audit.ledgers.comparison import Example, ModelFigures
 from fedllm.demo.corpus import DemoData, candidate_codes
 from fedllm.randomness import RandomStream
+from fedllm.tasks.answering import Answering
 
 
 def measure(

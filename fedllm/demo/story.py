@@ -26,11 +26,10 @@ from fedllm.config import (
 )
 from fedllm.demo.corpus import DemoData, DemoSize, Question, make_demo_data
 from fedllm.demo.lexicon import HOSPITALS, WARDS
-from fedllm.demo.measuring import Answering, examples, measure
+from fedllm.demo.measuring import examples, measure
 from fedllm.demo.telling import Teller
 from fedllm.errors import ConfigError
 from fedllm.files import write_bytes
-from fedllm.models.shared import load_shared_model
 from fedllm.pretraining.config import (
     CorpusSection,
     OptimizationSection,
@@ -38,10 +37,12 @@ from fedllm.pretraining.config import (
     ReportSection,
     TokenizerSection,
 )
+from fedllm.tasks.instruction import Instruction
 
 Pretrain = Callable[[PretrainConfig, Path], Path]
 Simulate = Callable[[RunConfig, Path], Any]
 
+_TASK = Instruction()
 _MARK = "made-by-fedllm-demo"
 _MAX_LENGTH = 56
 
@@ -125,7 +126,7 @@ def run_config(
     persons = settings.size.people + settings.size.secrets
     return RunConfig(
         name=name,
-        task="instruction",
+        task=_TASK.name,
         seed=seed,
         model=ModelSection(path=str(model), max_length=_MAX_LENGTH),
         lora=LoraSection(
@@ -221,10 +222,10 @@ def tell(
     def judge(
         name: str, config: RunConfig, private: bool | None, adapter: Path | None
     ) -> _Measured:
-        shared = load_shared_model(config)
+        shared = _TASK.load_model(config)
         if adapter is not None:
             shared.load_adapter(adapter)
-        answering = Answering(shared, _MAX_LENGTH)
+        answering = _TASK.answering()(shared, _MAX_LENGTH)
         return _Measured(*measure(answering, data, name, private, settings.candidates, seed))
 
     private, twin = configure("demo-private", settings.epsilon), configure("demo-twin", None)

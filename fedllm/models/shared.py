@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from fedllm.config import RunConfig, Task
 from fedllm.errors import CheckpointError, ConfigError, TrainingError
 from fedllm.files import atomic_directory, write_bytes, write_json
 from fedllm.models import checkpoints
+from fedllm.models.heads import Head, LabelHead, LanguageHead
 from fedllm.models.lora import add_adapters, first_trained_layer
 from fedllm.models.manifest import AdapterManifest, Group
 from fedllm.models.prefix import PrefixCache
@@ -35,7 +36,7 @@ _ABOUT, _LORA, _LORA_CONFIG, _HEAD = (
 
 @dataclass(eq=False)
 class SharedModel:
-    """A frozen base model with trainable adapters, and the head of a classification.
+    """A frozen base model with trainable adapters, and perhaps a head that is trained too.
 
     Attributes
     ----------
@@ -46,7 +47,7 @@ class SharedModel:
     task : str
         What the module is trained for.
     labels : tuple of str
-        Names of the classes, in the head's order; empty for other tasks.
+        Names of the classes, in the head's order; empty without a head of labels.
     fingerprint : str
         SHA-256 of the base model's files.
     manifest : AdapterManifest
@@ -184,61 +185,67 @@ class SharedModel:
         }
 
 
-def load_shared_model(config: RunConfig, labels: tuple[str, ...] = ()) -> SharedModel:
+def load_shared_model(config: RunConfig, head: Head) -> SharedModel:
     """Load the base model of a run and give it the run's untrained adapter.
 
     Parameters
     ----------
     config : RunConfig
         ``model``, ``lora``, ``task`` and ``seed`` are used; the adapter's first values depend
-        on these alone, so that every party starts from the same.
-    labels : tuple of str
-        Names of the classes; needed for classification.
+        on these and the head alone, so that every party starts from the same.
+    head : Head
+        What the task puts on top.
 
     Raises
     ------
     ConfigError
-        If the task does not fit the model, or labels are missing.
+        If the head does not fit the model, or labels are missing.
     CheckpointError
         If the checkpoint is missing, damaged or not supported.
     """
     folder = checkpoints.checkpoint_folder(config.model.path)
     base, architecture = checkpoints.read_config(folder)
-    classify = config.task == "classification"
-    if classify and len(labels) < 2:
+    labels = head.labels if isinstance(head, LabelHead) else ()
+    if isinstance(head, LabelHead) and len(labels) < 2:
         raise ConfigError(
             f"classification needs at least two labels; there are {len(labels)}",
             "set data.labels, or a data.test file that holds every label",
         )
-    if not classify and not architecture.causal:
+    own_head = isinstance(head, LanguageHead)
+    if own_head and not architecture.causal:
         raise ConfigError(
             f"task {config.task!r} needs a causal model; {base.model_type!r} is an encoder",
             "use a Llama- or GPT-2-type model, or task = 'classification'",
         )
     dtype = torch.bfloat16 if config.model.precision == "bfloat16" else torch.float32
-    backbone = checkpoints.load_weights(folder, base, dtype, language_model=not classify)
+    backbone = checkpoints.load_weights(folder, base, dtype, language_model=own_head)
     first = first_trained_layer(config.lora, base.num_hidden_layers)
     adapted = (
         add_adapters(backbone, architecture, config.lora, config.seed) if config.lora.rank else None
     )
     tokenizer = checkpoints.load_tokenizer(folder)
     module: TextClassifier | LanguageModel
-    if classify:
-        pooling: Pooling = "last" if architecture.causal else config.model.pooling
-        scale = config.model.feature_scale
-        module = TextClassifier(backbone, architecture.layers, first, len(labels), pooling, scale)
-        if config.model.feature_center == "label_names":
-            lengths_one = nn.functional.normalize(_name_features(module, tokenizer, labels), dim=-1)
-            module.center = lengths_one.mean(0)
-        if config.model.head_start == "label_names":
-            _start_at_label_names(module, tokenizer, labels)
-    else:
-        module = LanguageModel(backbone, architecture.layers, first)
+    match head:
+        case LabelHead():
+            pooling: Pooling = "last" if architecture.causal else config.model.pooling
+            scale = config.model.feature_scale
+            module = TextClassifier(
+                backbone, architecture.layers, first, len(labels), pooling, scale
+            )
+            if config.model.feature_center == "label_names":
+                features = _name_features(module, tokenizer, labels)
+                module.center = nn.functional.normalize(features, dim=-1).mean(0)
+            if config.model.head_start == "label_names":
+                _start_at_label_names(module, tokenizer, labels)
+        case LanguageHead():
+            module = LanguageModel(backbone, architecture.layers, first)
+        case _:
+            assert_never(head)
     return SharedModel(
         module=module.train(),
         tokenizer=tokenizer,
         task=config.task,
-        labels=labels if classify else (),
+        labels=labels,
         fingerprint=checkpoints.fingerprint(folder),
         peft=adapted,
     )

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from fedllm.audit.report.page import write_report
 from fedllm.config import RunConfig
-from fedllm.data.encode import EncodedDataset, encode, label_set
-from fedllm.data.records import Record
-from fedllm.data.sources import read_records
+from fedllm.data.encode import EncodedDataset
 from fedllm.federation.site.model_cache import process_models
 from fedllm.locks import exclusive
 from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
+from fedllm.tasks import task_of
 from fedllm_server.metrics import read_reports
 from fedllm_server.summary import Summary, make_summary, write_summary
 
@@ -37,12 +36,9 @@ def locked(out: Path) -> Iterator[None]:
 
 def public_part(config: RunConfig) -> tuple[SharedModel, EncodedDataset | None]:
     """Load the base model and the public test set, as the coordinator has them."""
-    records: list[Record] = []
-    if config.data.test is not None:
-        section = config.data.model_copy(update={"unit": None, "site": None, "query": None})
-        records = read_records(config.data.test, section, config.task)
-    classify = config.task == "classification"
-    labels = label_set(config.data, records) if classify else ()
+    task = task_of(config.task)
+    records = task.read_public(config.data)
+    labels = task.labels(config.data, records)
     if config.data.test_limit is not None:
         order = RandomStream.seeded(config.seed, "test records").permutation(len(records))
         records = [records[i] for i in sorted(order[: config.data.test_limit])]
@@ -50,7 +46,7 @@ def public_part(config: RunConfig) -> tuple[SharedModel, EncodedDataset | None]:
     if not records:
         return model, None
     length = config.model.max_length
-    return model, encode(records, config.task, model.tokenizer, length, labels)
+    return model, task.encode(records, model.tokenizer, length, labels)
 
 
 def given_up(config: RunConfig) -> list[str]:

@@ -4,9 +4,9 @@ from urllib.parse import quote
 
 import pytest
 from support.postgresql import PASSWORD, postgresql
+from support.tasks import read_records
 
 from fedllm.config import DataSection
-from fedllm.data.sources import read_records
 from fedllm.errors import DataError
 
 psycopg = pytest.importorskip("psycopg", reason="needs the extra: pip install 'fedllm[postgres]'")

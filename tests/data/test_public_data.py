@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.tasks import encode, read_records
 
 from fedllm.config import DataSection
-from fedllm.data.encode import encode, label_set
 from fedllm.data.partition import split_into_sites
-from fedllm.data.sources import read_records
+from fedllm.tasks.classification import Classification
 
 pytestmark = pytest.mark.data
 
@@ -24,11 +24,13 @@ def test_banking77(public_data, plain):
     train = read_records(data.train, data, "classification")
     test = read_records(data.test, data, "classification")
     assert (len(train), len(test)) == (9947, 2614)
-    labels = label_set(data, test)
+    labels = Classification().labels(data, test)
     assert len(labels) == 77
     assert {r.values["label"] for r in train} == set(labels)
     by_number = data.model_copy(update={"label": "label"})
-    numbers = label_set(by_number, read_records(data.test, by_number, "classification"))
+    numbers = Classification().labels(
+        by_number, read_records(data.test, by_number, "classification")
+    )
     assert numbers == tuple(str(i) for i in range(77))
     split = split_into_sites(train, data, 1)
     assert sum(map(len, split.values())) == 9947

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.tasks import read_records
 
 from fedllm.config import DataSection
-from fedllm.data.sources import read_records
 from fedllm.errors import DataError
 
 PRIVATE = "Mrs Private has gout"

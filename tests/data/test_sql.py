@@ -4,9 +4,9 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from support.tasks import read_records
 
 from fedllm.config import DataSection
-from fedllm.data.sources import read_records
 from fedllm.errors import DataError
 
 

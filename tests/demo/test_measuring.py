@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 import torch
 from demo_models import write_model
+from support.tasks import encode, load_model
 
 from fedllm.config import RunConfig, parse
-from fedllm.data.encode import encode
 from fedllm.data.records import Record
 from fedllm.data.template import end_token_id, prompt_ids
 from fedllm.demo.corpus import DemoSize, make_demo_data
-from fedllm.demo.measuring import Answering, examples, measure
-from fedllm.models.shared import load_shared_model
+from fedllm.demo.measuring import examples, measure
+from fedllm.tasks.answering import Answering
 from fedllm.training.objectives import record_losses
 
 SIZE = DemoSize(public_bytes=20_000, people=10, questions=16, secrets=1, repeats=2)
@@ -24,7 +24,7 @@ def data(tmp_path_factory):
 def shared(tmp_path_factory, data):
     folder = write_model(tmp_path_factory.mktemp("model") / "base", data.public)
     values = {"name": "x", "task": "instruction", "model": {"path": str(folder)}}
-    return load_shared_model(parse(RunConfig, {**values, "data": {"train": "none"}}, "test"))
+    return load_model(parse(RunConfig, {**values, "data": {"train": "none"}}, "test"))
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 from demo_models import write_model
+from support.tasks import load_model
 
 from fedllm.audit.ledgers.comparison import load_comparison
 from fedllm.config import RunConfig as Config
@@ -14,7 +15,6 @@ from fedllm.demo.lexicon import HOSPITALS
 from fedllm.demo.story import FULL, QUICK, DemoSettings, run_config, tell
 from fedllm.demo.telling import PlainTeller, RichTeller
 from fedllm.errors import ConfigError
-from fedllm.models.shared import load_shared_model
 
 SMALL = DemoSettings(
     size=DemoSize(public_bytes=20_000, people=20, questions=16, secrets=1, repeats=2),
@@ -44,7 +44,7 @@ class Stage:
         spent = {site: 7.5 for site in HOSPITALS} if config.private else {}
         lines = [{"round": 0}, {"round": 1, "sites": 4, "epsilon": spent}]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-        model = load_shared_model(config)
+        model = load_model(config)
         model.set_adapter(model.adapter() + np.float32(0.01 * len(self.configs)))
         model.save_adapter(folder / "adapter")
 

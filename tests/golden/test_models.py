@@ -12,13 +12,14 @@ import torch
 from golden.kept import V1, damaged, read, read_lines
 from peft import PeftModel
 from safetensors.torch import load_file
+from support.tasks import load_model
 from transformers import AutoModel
 
 from fedllm.config import RunConfig, parse, to_toml
 from fedllm.errors import CheckpointError
 from fedllm.federation.protocol.wire import digest
 from fedllm.models.checkpoints import fingerprint
-from fedllm.models.shared import SharedModel, load_shared_model
+from fedllm.models.shared import SharedModel
 from fedllm.pretraining.checkpoint import load_tensors, newest_checkpoint
 from fedllm.pretraining.config import PretrainConfig
 from fedllm.pretraining.course import Course
@@ -45,7 +46,7 @@ def shared_model() -> SharedModel:
         "lora": {"rank": 2},
         "data": {"train": "records.jsonl", "labels": LABELS},
     }
-    return load_shared_model(parse(RunConfig, values, "golden"), LABELS)
+    return load_model(parse(RunConfig, values, "golden"), LABELS)
 
 
 def test_a_base_model_has_the_fingerprint_that_it_had():

@@ -17,10 +17,10 @@ from golden.kept_rounds import (
     message,
     sealing_key,
 )
+from support.tasks import encode
 
 from fedllm.config import AllowSection, BudgetSection, SitePolicy, parse
 from fedllm.config.run import RunConfig
-from fedllm.data.encode import encode
 from fedllm.errors import FedllmError, PeerError
 from fedllm.federation.authority.round_log import LogEntry, RoundLog, read_log
 from fedllm.federation.protocol import messages

@@ -6,12 +6,12 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from support.tasks import load_model
 from transformers import AutoModel, AutoModelForCausalLM
 
 from fedllm.config import RunConfig, parse
 from fedllm.errors import CheckpointError, ConfigError, TrainingError
 from fedllm.models.manifest import AdapterManifest
-from fedllm.models.shared import load_shared_model
 from fedllm.training.objectives import record_losses
 
 
@@ -48,11 +48,11 @@ def test_auto_adapts_query_and_value_of_the_last_layers(kind, task, targets, tin
 
 def test_a_new_adapter_changes_nothing_and_depends_on_the_seed_alone(tiny_checkpoint):
     folder = tiny_checkpoint("llama")
-    model = load_shared_model(config(folder, "causal"))
+    model = load_model(config(folder, "causal"))
     torch.manual_seed(99)
-    again = load_shared_model(config(folder, "causal"))
+    again = load_model(config(folder, "causal"))
     assert np.array_equal(model.adapter(), again.adapter())
-    other = load_shared_model(config(folder, "causal").model_copy(update={"seed": 1}))
+    other = load_model(config(folder, "causal").model_copy(update={"seed": 1}))
     assert not np.array_equal(model.adapter(), other.adapter())
     ids = torch.tensor([[4, 5, 6, 7, 8]])
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
@@ -88,14 +88,14 @@ def test_head_can_start_at_the_names_of_the_labels(kind, tiny_checkpoint):
     labels = ("send_card", "my cash", "loan")
     settings = config(tiny_checkpoint(kind))
     start = {"model": settings.model.model_copy(update={"head_start": "label_names"})}
-    model = load_shared_model(settings.model_copy(update=start), labels)
+    model = load_model(settings.model_copy(update=start), labels)
     texts = ["loan", "send card", "my cash"]
     encoded = model.tokenizer(texts, padding=True, return_tensors="pt")
     logits = model.module({k: encoded[k] for k in ("input_ids", "attention_mask")})
     assert logits.argmax(1).tolist() == [2, 0, 1]
     # A name of its own gives the whole length of the features.
     torch.testing.assert_close(logits.max(1).values, torch.full((3,), 10.0), rtol=1e-4, atol=0)
-    assert not load_shared_model(settings, labels).module.head.weight.any()
+    assert not load_model(settings, labels).module.head.weight.any()
 
 
 def test_frozen_a_is_not_sent_but_saved(tiny_model, tmp_path):
@@ -239,32 +239,32 @@ def test_damaged_checkpoints_are_refused(damage, tiny_checkpoint, tmp_path):
     else:
         (folder / "config.json").write_text('{"model_type": "rnn"}')
     with pytest.raises(CheckpointError) as caught:
-        load_shared_model(config(folder), ("a", "b"))
+        load_model(config(folder), ("a", "b"))
     assert str(folder) in caught.value.message
 
 
 def test_fingerprint_is_of_contents_not_of_the_path(tiny_checkpoint, tmp_path):
     shutil.copytree(tiny_checkpoint("bert"), tmp_path / "copy")
-    first = load_shared_model(config(tiny_checkpoint("bert")), ("a", "b"))
-    second = load_shared_model(config(tmp_path / "copy"), ("a", "b"))
+    first = load_model(config(tiny_checkpoint("bert")), ("a", "b"))
+    second = load_model(config(tmp_path / "copy"), ("a", "b"))
     assert first.fingerprint == second.fingerprint
     values = json.loads((tmp_path / "copy" / "config.json").read_text())
     values["layer_norm_eps"] = 1e-6
     (tmp_path / "copy" / "config.json").write_text(json.dumps(values))
-    third = load_shared_model(config(tmp_path / "copy"), ("a", "b"))
+    third = load_model(config(tmp_path / "copy"), ("a", "b"))
     assert third.fingerprint != first.fingerprint
 
 
 def test_what_does_not_fit_is_refused_with_a_remedy(tiny_checkpoint):
     bert = tiny_checkpoint("bert")
     with pytest.raises(ConfigError, match="causal model"):
-        load_shared_model(config(bert, "causal"))
+        load_model(config(bert, "causal"))
     with pytest.raises(ConfigError, match="two labels"):
-        load_shared_model(config(bert), ("only",))
+        load_model(config(bert), ("only",))
     with pytest.raises(ConfigError, match="has 3 layers"):
-        load_shared_model(config(bert, last_layers=4), ("a", "b"))
+        load_model(config(bert, last_layers=4), ("a", "b"))
     with pytest.raises(ConfigError, match=r"no linear layer 'q_proj'(?s:.*)query"):
-        load_shared_model(config(bert, target_modules=["q_proj"]), ("a", "b"))
+        load_model(config(bert, target_modules=["q_proj"]), ("a", "b"))
 
 
 def test_dropout_is_off_though_the_model_stays_in_training_mode(tiny_checkpoint, tmp_path):
@@ -273,7 +273,7 @@ def test_dropout_is_off_though_the_model_stays_in_training_mode(tiny_checkpoint,
     values = json.loads((folder / "config.json").read_text())
     values |= {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
     (folder / "config.json").write_text(json.dumps(values))
-    model = load_shared_model(config(folder), ("a", "b"))
+    model = load_model(config(folder), ("a", "b"))
     ids = torch.tensor([[4, 5, 6, 7]])
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     assert model.module.training
@@ -303,9 +303,9 @@ def test_encoder_pools_the_mean_of_real_tokens_to_the_given_length(tiny_model):
 def test_features_centred_at_label_names_lose_what_all_names_share(tiny_checkpoint, tmp_path):
     names = ("card lost", "card stolen", "cash back")
     base = config(tiny_checkpoint("bert"))
-    plain = load_shared_model(base, names)
+    plain = load_model(base, names)
     section = base.model.model_copy(update={"feature_center": "label_names"})
-    centred = load_shared_model(base.model_copy(update={"model": section}), names)
+    centred = load_model(base.model_copy(update={"model": section}), names)
     encoded = plain.tokenizer(list(names), padding=True, return_tensors="pt")
     batch = {key: encoded[key] for key in ("input_ids", "attention_mask")}
     lengths_one = plain.module.features(batch) / 10
@@ -327,7 +327,7 @@ def test_centred_features_need_a_length(tiny_checkpoint):
 
 def test_sites_of_one_process_share_kept_features(tiny_checkpoint, random_dataset, monkeypatch):
     values = config(tiny_checkpoint("bert"), rank=0)
-    model = load_shared_model(values, ("one", "two", "three"))
+    model = load_model(values, ("one", "two", "three"))
     whole, part = random_dataset(6), random_dataset(3, seed=1)
     everyone = np.arange(6)
     kept = model.prefix.attach(whole, everyone, whole.batch(everyone))["states"]

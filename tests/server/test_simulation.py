@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.federation import records, small_config, write_jsonl
+from support.tasks import load_model
 
 from fedllm.config import RunConfig, SitePolicy, load_run_config, to_toml
 from fedllm.errors import BudgetError, CheckpointError, ConfigError, DataError, TrainingError
 from fedllm.identity.keys import Identity
-from fedllm.models.shared import load_shared_model
 from fedllm.privacy.ledger.entries import Head
 from fedllm.privacy.ledger.heads import HEADS_FILE, keep_heads, read_heads
 from fedllm.privacy.ledger.ledger import Ledger
@@ -92,7 +92,7 @@ def test_a_private_run_leaves_a_whole_folder(config, tmp_path):
     assert {name: (len(heads), heads[-1]) for name, heads in kept.items()} == {
         name: (3, ledger.head()) for name, ledger in found.items()
     }
-    model = load_shared_model(private, ("one", "three", "two"))
+    model = load_model(private, ("one", "three", "two"))
     model.load_adapter(out / "adapter")
     import hashlib
 

@@ -177,7 +177,8 @@ def build(
 
 def plain_means(federation: Federation, names: list[str] | None = None, number: int = 1):
     """Train each site in the open with the same random numbers and average: the oracle."""
-    from fedllm.data.encode import encode
+    from support.tasks import encode
+
     from fedllm.mechanisms import mechanism_of
     from fedllm.training.local import train_locally
 

@@ -12,7 +12,7 @@ SITES = ("Northgate", "Riverside", "Stonefield", "Eastbrook")
 def run_config(**changes):
     values = {
         "name": "made-up",
-        "task": "instruction",
+        "task": "classification",
         "model": {"path": "base"},
         "data": {"train": "t.jsonl", "unit": "person", "site": "hospital"},
         "rounds": {"count": 5},
@@ -28,7 +28,7 @@ def run_config(**changes):
 def summary(**changes):
     values = {
         "run": "made-up",
-        "task": "instruction",
+        "task": "classification",
         "rounds": 5,
         "sites": 4,
         "site_names": list(SITES),

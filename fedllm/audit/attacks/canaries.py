@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fedllm.audit.attacks.one_run import lower_bound
 from fedllm.audit.attacks.results import CanaryAttack
-from fedllm.audit.attacks.sandbox import Sandbox, made_up_record
+from fedllm.audit.attacks.sandbox import Sandbox
 from fedllm.data.encode import EncodedDataset
 from fedllm.models.shared import SharedModel
 from fedllm.privacy.dpsgd import Gradients, OuterProducts, per_sample_gradients
@@ -147,7 +147,7 @@ def white_box(
     coins = stream.uniform(canaries) < 0.5
     coordinates = np.sort(stream.permutation(model.manifest.length)[:canaries])
     # Canaries' own text does not matter, and short text is quick.
-    short = made_up_record(sandbox.config, model.labels, stream, words=2)
+    short = sandbox.made_up_record(stream, words=2)
     dataset = CanaryDataset(sandbox.encode([short] * canaries), coins)
     settings = sandbox.settings(dataset.number_of_units)
     planted = PlantedGradients(model, coordinates, coins, _LENGTH * settings.clipping_norm)
@@ -175,7 +175,7 @@ def black_box(
     Works for runs with and without privacy; arguments as in `white_box`.
     """
     coins = stream.uniform(canaries) < 0.5
-    made = [made_up_record(sandbox.config, sandbox.model.labels, stream) for _ in range(canaries)]
+    made = [sandbox.made_up_record(stream) for _ in range(canaries)]
     trained = [record for record, coin in zip(made, coins, strict=True) if coin]
     dataset = sandbox.encode(trained + sandbox.public)
     # What is left out counts as an empty unit, so that sampling does not depend on the coins.

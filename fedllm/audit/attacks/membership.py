@@ -50,18 +50,6 @@ class Shadows:
         return squares / (2 * self.deviation**2)
 
 
-def confidence_of(losses: Vector, classification: bool) -> Vector:
-    """Return a quantity that is nearly normal over models, (N,).
-
-    Classification: the logit of the right label's probability (LiRA's choice). Otherwise minus
-    the mean loss of a token, which needs no such help.
-    """
-    if not classification:
-        return -losses
-    right = np.exp(-np.clip(losses, 1e-7, 50.0))
-    return np.log(right) - np.log1p(-right)
-
-
 def train_shadows(
     sandbox: Sandbox,
     records: Sequence[Record],
@@ -90,7 +78,7 @@ def train_shadows(
             mine = [record for record, taken in zip(records, chosen, strict=True) if taken]
             dataset = sandbox.encode(mine)
             sandbox.train(dataset, sandbox.settings(len(mine)), lambda *_: None)
-            seen = confidence_of(losses_of(sandbox.model, everyone), _classifies(sandbox))
+            seen = sandbox.task.confidence(losses_of(sandbox.model, everyone))
             inside[pair, chosen] = seen[chosen]
             outside[pair, ~chosen] = seen[~chosen]
             heard(2 * pair + turn + 1, 2 * pairs)
@@ -100,10 +88,6 @@ def train_shadows(
     if pairs == 1:
         deviation = float(np.abs(inside - outside).mean())
     return Shadows(inside.mean(0), outside.mean(0), max(deviation, 1e-6))
-
-
-def _classifies(sandbox: Sandbox) -> bool:
-    return sandbox.config.task == "classification"
 
 
 def attack(
@@ -125,7 +109,7 @@ def attack(
     member : bool array (N,)
         Which are members.
     """
-    confidence = confidence_of(losses_of(sandbox.model, everyone), _classifies(sandbox))
+    confidence = sandbox.task.confidence(losses_of(sandbox.model, everyone))
     # The attacked model may be more or less confident altogether than the shadows are.
     shifted = confidence - np.median(confidence) + np.median((shadows.inside + shadows.outside) / 2)
     return judge(name, epsilon, shadows.score(shifted), member)

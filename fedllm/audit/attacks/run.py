@@ -19,9 +19,9 @@ from fedllm.audit.attacks.sandbox import open_sandbox
 from fedllm.audit.ledgers.recompute import recompute
 from fedllm.config import RunConfig, load_run_config
 from fedllm.data.records import Record
-from fedllm.data.sources import read_records
 from fedllm.errors import ConfigError
 from fedllm.randomness import RandomStream
+from fedllm.tasks import task_of
 
 Heard = Callable[[str, int, int], None]
 # Ordinary records beside black-box canaries and secrets.
@@ -73,7 +73,8 @@ def run_extraction(
     ConfigError
         If the run's model does not write text.
     """
-    if config.task != "instruction":
+    answering = task_of(config.task).answering()
+    if answering is None:
         raise ConfigError(
             f"secrets can be got out of models that answer; this run's task is {config.task!r}",
             "use `fedllm audit membership` for this run",
@@ -82,7 +83,7 @@ def run_extraction(
     stream = RandomStream.secure()
     sandbox = open_sandbox(config, _ORDINARY, stream)
     return secrets.audit_extraction(
-        sandbox, without_privacy(config), count, candidates, stream, heard
+        sandbox, answering, without_privacy(config), count, candidates, stream, heard
     )
 
 
@@ -139,7 +140,7 @@ def run_membership(
 
 
 def _members(config: RunConfig, most: int, stream: RandomStream) -> list[Record]:
-    records = read_records(config.data.train, config.data, config.task)
+    records = task_of(config.task).read(config.data.train, config.data)
     return [records[i] for i in stream.permutation(len(records))[:most]]
 
 

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedllm.config import RunConfig
-from fedllm.data.encode import EncodedDataset, encode, label_set
+from fedllm.data.encode import EncodedDataset
 from fedllm.data.records import Record
-from fedllm.data.sources import read_records
 from fedllm.errors import ConfigError
 from fedllm.mechanisms import LocalSettings, mechanism_of
-from fedllm.models.shared import SharedModel, load_shared_model
+from fedllm.models.shared import SharedModel
 from fedllm.privacy.accounting.events import Event, NonPrivate, PoissonGaussian
 from fedllm.randomness import RandomStream
+from fedllm.tasks import LearningTask, task_of
 from fedllm.training.local import GradientSource, SiteDataset, train_locally
 from fedllm.training.server_optimizer import ServerOptimizer
 
@@ -46,10 +45,19 @@ class Sandbox:
     model: SharedModel
     public: list[Record]
 
+    @property
+    def task(self) -> LearningTask:
+        """What the run trains for."""
+        return task_of(self.config.task)
+
     def encode(self, records: list[Record]) -> EncodedDataset:
         """Turn records into what trains."""
         length = self.config.model.max_length
-        return encode(records, self.config.task, self.model.tokenizer, length, self.model.labels)
+        return self.task.encode(records, self.model.tokenizer, length, self.model.labels)
+
+    def made_up_record(self, stream: RandomStream, words: int = 8) -> Record:
+        """Make a record that means nothing and occurs nowhere else."""
+        return made_up_record(self.task, self.model.labels, stream, words)
 
     def settings(self, units: int, config: RunConfig | None = None) -> LocalSettings:
         """Return what one round does, with noise chosen as a site chooses it."""
@@ -118,35 +126,22 @@ def open_sandbox(config: RunConfig, most_public: int, stream: RandomStream) -> S
             "this run protects whole sites; canaries and secrets are single records or persons",
             "audit a run with privacy.unit = 'record'",
         )
-    records: list[Record] = []
-    if config.data.test is not None:
-        section = config.data.model_copy(update={"unit": None, "site": None, "query": None})
-        records = read_records(config.data.test, section, config.task)
-    labels = label_set(config.data, records) if config.task == "classification" else ()
-    model = load_shared_model(config, labels)
+    task = task_of(config.task)
+    records = task.read_public(config.data)
+    labels = task.labels(config.data, records)
+    model = task.load_model(config, labels)
     if records:
         public = [records[i] for i in stream.permutation(len(records))[:most_public]]
     else:
-        public = [made_up_record(config, labels, stream) for _ in range(most_public)]
+        public = [made_up_record(task, labels, stream) for _ in range(most_public)]
     return Sandbox(config, model, public)
 
 
 def made_up_record(
-    config: RunConfig, labels: tuple[str, ...], stream: RandomStream, words: int = 8
+    task: LearningTask, labels: tuple[str, ...], stream: RandomStream, words: int = 8
 ) -> Record:
     """Make a record that means nothing and occurs nowhere else."""
-    values: dict[str, Any]
-    if config.task == "classification":
-        label = labels[int(stream.below(len(labels), 1)[0])]
-        values = {"text": made_up_words(stream, words), "label": label}
-    elif config.task == "instruction":
-        values = {
-            "prompt": made_up_words(stream, words),
-            "response": made_up_words(stream, words),
-        }
-    else:
-        values = {"text": made_up_words(stream, 2 * words)}
-    return Record(values, None, None, "made up")
+    return task.made_up(lambda count: made_up_words(stream, count), stream, labels, words)
 
 
 def made_up_words(stream: RandomStream, count: int) -> str:

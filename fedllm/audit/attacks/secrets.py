@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedllm.audit.attacks.answering import Answering
 from fedllm.audit.attacks.extraction import Exposure, exposure, extracted
 from fedllm.audit.attacks.results import Extracted, ExtractionResult
 from fedllm.audit.attacks.sandbox import Sandbox, made_up_words
 from fedllm.config import RunConfig
-from fedllm.data.records import Record
 from fedllm.randomness import RandomStream
+from fedllm.tasks.answering import Answering
 
 _DIGITS = 6
 
@@ -43,6 +42,7 @@ def random_codes(count: int, stream: RandomStream) -> list[str]:
 
 def audit_extraction(
     sandbox: Sandbox,
+    answering: type[Answering],
     twin: RunConfig,
     secrets: int,
     candidates: int,
@@ -56,6 +56,8 @@ def audit_extraction(
 
     Parameters
     ----------
+    answering : type of Answering
+        How the task's model is asked.
     twin : RunConfig
         The same run without privacy.
     secrets, candidates : int
@@ -66,7 +68,7 @@ def audit_extraction(
     repeats = config.data.max_records_per_unit if config.data.unit else 1
     dataset = sandbox.encode(
         [
-            replace(_record(config, secret), unit=f"secret {place}")
+            replace(answering.record(secret.prompt, secret.response), unit=f"secret {place}")
             for place, secret in enumerate(planted)
             for _ in range(repeats)
         ]
@@ -83,7 +85,8 @@ def audit_extraction(
         if part is not None:
             settings = sandbox.settings(dataset.number_of_units, part)
             sandbox.train(dataset, settings, _watch(heard, name, config.rounds.count))
-        ranking, model = _measure(sandbox, name, part, planted, candidates, seed)
+        asked = answering(sandbox.model, config.model.max_length)
+        ranking, model = _measure(asked, name, part, planted, candidates, seed)
         measured.append(ranking)
         models.append(model)
     return ExtractionResult(
@@ -102,14 +105,13 @@ def _watch(
 
 
 def _measure(
-    sandbox: Sandbox,
+    answering: Answering,
     name: str,
     config: RunConfig | None,
     planted: list[Secret],
     candidates: int,
     seed: int,
 ) -> tuple[Exposure, Extracted]:
-    answering = Answering(sandbox.model, sandbox.config.model.max_length)
     found = exposure(
         answering.losses, planted, random_codes, candidates, RandomStream.seeded(seed, "codes")
     )
@@ -118,8 +120,3 @@ def _measure(
     return found, Extracted(
         name=name, epsilon=epsilon, extracted=int(np.sum(out)), exposure=found.bits
     )
-
-
-def _record(config: RunConfig, secret: Secret) -> Record:
-    values = {"prompt": secret.prompt, "response": secret.response}
-    return Record(values, None, None, "made up")

@@ -19,6 +19,7 @@ from fedllm.audit.report.numbers import (
 from fedllm.audit.report.plots import epsilon_plot, metric_plot
 from fedllm.audit.run_folder import RunFolder
 from fedllm.mechanisms import Wording, mechanism_of
+from fedllm.tasks import task_of
 
 _MOST_SITES = 40
 
@@ -69,6 +70,10 @@ class RunParts:
         return mechanism_of(self._config).wording
 
     @property
+    def _measures(self) -> tuple[str, ...]:
+        return task_of(self._config.task).measures
+
+    @property
     def _unit(self) -> str:
         return str(self._texts["unit"][self._config.unit])
 
@@ -89,7 +94,7 @@ class RunParts:
         yield str(self._site_count), texts["sites"]
         yield str(self._finished_rounds), texts["rounds"]
         first, last = self._first_and_last_metrics()
-        for name in [n for n in ("accuracy", "loss") if n in last][:1]:
+        for name in [n for n in self._measures if n in last][:1]:
             key = "metric" if name in first else "metric_alone"
             yield (
                 number(last[name]),
@@ -215,7 +220,7 @@ class RunParts:
         first, last = self._first_and_last_metrics()
         rows = [(name, number(first.get(name)), number(value)) for name, value in last.items()]
         plots = []
-        for name in ("accuracy", "loss"):
+        for name in self._measures:
             points = [(r.number, r.metrics[name]) for r in self._run.rounds if name in r.metrics]
             if len(points) > 1:
                 description = texts["plot"].format(

@@ -7,7 +7,7 @@ or encryption, so that an error there cannot be in both.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from fedllm.config import RunConfig, parse
-from fedllm.data.encode import EncodedDataset, encode
+from fedllm.data.encode import EncodedDataset
 from fedllm.data.records import Record
 from fedllm.mechanisms import LocalSettings
-from fedllm.models.shared import SharedModel, load_shared_model
+from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
+from fedllm.tasks import LearningTask, task_for_base, task_of
 from fedllm.training.objectives import record_losses
 
 Vector = NDArray[np.float64]
@@ -64,7 +65,7 @@ class Material:
         """Return a small run's configuration, ``sections`` laid over it."""
         values: dict[str, Any] = {
             "name": "selftest",
-            "task": "classification" if kind == "bert" else "causal",
+            "task": task_for_base(causal=kind == "llama").name,
             "model": {"path": str(self._checkpoint(kind)), "max_length": 16, "feature_scale": 2.0},
             "lora": {"rank": 8},
             "data": {"train": "made up", "sites": len(SITES)},
@@ -86,7 +87,8 @@ class Material:
 
     def model(self, config: RunConfig) -> SharedModel:
         """Load a base model with an adapter that is not at its start."""
-        model = load_shared_model(config, LABELS if config.task == "classification" else ())
+        task = task_of(config.task)
+        model = task.load_model(config, task.labels(config.data, ()))
         model.set_adapter(start_of(model))
         return model
 
@@ -108,7 +110,8 @@ class Material:
     def _reference(self, kind: Kind, unit: Callable[[int], str | None]) -> Reference:
         config = self.config(kind)
         model = self.model(config)
-        return Reference(config, model, dataset_of(made_up(RECORDS, "site-a", unit), config, model))
+        records = made_up(RECORDS, "site-a", unit, task_of(config.task))
+        return Reference(config, model, dataset_of(records, config, model))
 
     def _checkpoint(self, kind: Kind) -> Path:
         if kind not in self._checkpoints:
@@ -149,20 +152,26 @@ class Reference:
         return float(np.sqrt(inner[widest] * inner[widest + 1]))
 
 
-def made_up(count: int, site: str, unit: Callable[[int], str | None]) -> list[Record]:
+def made_up(
+    count: int,
+    site: str,
+    unit: Callable[[int], str | None],
+    task: LearningTask = task_for_base(causal=False),  # noqa: B008
+) -> list[Record]:
     """Make records of random words; the same for the same site."""
     stream = RandomStream.seeded(11, "selftest", site)
-    records = []
-    for i in range(count):
-        words = " ".join(_WORDS[j] for j in stream.below(len(_WORDS), 8))
-        label = LABELS[int(stream.below(len(LABELS), 1)[0])]
-        records.append(Record({"text": words, "label": label}, unit(i), None, f"made up:{i}"))
-    return records
+
+    def words(length: int) -> str:
+        return " ".join(_WORDS[j] for j in stream.below(len(_WORDS), length))
+
+    made = [task.made_up(words, stream, LABELS) for _ in range(count)]
+    return [replace(r, unit=unit(i), origin=f"made up:{i}") for i, r in enumerate(made)]
 
 
 def dataset_of(records: Sequence[Record], config: RunConfig, model: SharedModel) -> EncodedDataset:
     """Encode records for a model."""
-    return encode(records, config.task, model.tokenizer, config.model.max_length, model.labels)
+    task, length = task_of(config.task), config.model.max_length
+    return task.encode(records, model.tokenizer, length, model.labels)
 
 
 def start_of(model: SharedModel) -> NDArray[np.float32]:

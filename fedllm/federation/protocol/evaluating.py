@@ -1,8 +1,9 @@
 """Evaluation at the sites: held-out records, noised sums, the same channel as updates.
 
-Each held-out unit (record or person) gives the vector (1, loss, correct), every entry in
-[0, 1]; sites send the noised sum of theirs, encrypted and masked. What is opened is the sum
-over sites, from which the means follow. `fedllm.mechanisms.EvaluationSums` says what it costs.
+Each held-out unit (record or person) gives a vector, such as (1, loss, right), every entry in
+[0, 1]; the task says which. Sites send the noised sum of theirs, encrypted and masked. What is
+opened is the sum over sites, from which the means follow. `fedllm.mechanisms.EvaluationSums` says
+what it costs.
 """
 
 from __future__ import annotations
@@ -20,11 +21,10 @@ from fedllm.data.records import Record
 from fedllm.federation.protocol.messages import Purpose
 from fedllm.mechanisms import EvaluationSums
 from fedllm.randomness import RandomStream
+from fedllm.tasks import scores as bounded
+from fedllm.tasks import task_of
 
 Bounds = tuple[tuple[int, float], ...]
-
-# Losses above are counted as this much; most tokens and labels stay well below.
-LOSS_LIMIT_NATS = 8.0
 
 
 @dataclass(frozen=True)
@@ -101,23 +101,18 @@ def noised_sum(
 
     Parameters
     ----------
-    scores : float64 array (U, 2)
-        For each held-out unit its mean loss in nats and the share of its records that are
-        right; U may be 0.
+    scores : float64 array (U, S)
+        For each held-out unit the mean of its records' scores; U may be 0.
     noise : RandomStream
         Cryptographic for a private run.
 
     Returns
     -------
     float32 array
-        (count, loss / ``LOSS_LIMIT_NATS``) and, for classification, correct.
+        The count, and for each of the task's scores its sum in units of the limit.
     """
-    entries = _entries(config)
-    rows = np.ones((len(scores), 3))
-    # What is no number counts as the largest loss and as wrong, or it would spoil the sum.
-    rows[:, 1] = np.clip(np.nan_to_num(scores[:, 0], nan=np.inf) / LOSS_LIMIT_NATS, 0.0, 1.0)
-    rows[:, 2] = np.clip(np.nan_to_num(scores[:, 1]), 0.0, 1.0)
-    return EvaluationSums(config).noised(rows.sum(axis=0)[:entries], noise)
+    total = bounded.unit_vectors(task_of(config.task).site_scores, scores).sum(axis=0)
+    return EvaluationSums(config).noised(total, noise)
 
 
 def read_sum(config: RunConfig, total: NDArray[np.float64], sites: int) -> dict[str, float]:
@@ -131,26 +126,13 @@ def read_sum(config: RunConfig, total: NDArray[np.float64], sites: int) -> dict[
     Returns
     -------
     dict
-        ``units``; ``loss`` in nats and ``loss_noise``, its standard deviation by noise alone;
-        for classification ``accuracy`` and ``accuracy_noise``. Empty where the noise leaves
-        no positive number of units.
+        ``units``; for each of the task's scores, such as ``loss`` in nats, its mean and, as
+        ``loss_noise``, its standard deviation by noise alone. Empty where the noise leaves no
+        positive number of units.
     """
     deviation = EvaluationSums(config).deviation(len(total)) * sqrt(sites)
-    units = float(total[0])
-    if units < 1:
-        return {}
-    spread = deviation / units
-    share = float(np.clip(total[1] / units, 0, 1))
-    figures = {
-        "units": units,
-        "loss": share * LOSS_LIMIT_NATS,
-        "loss_noise": spread * sqrt(1 + share**2) * LOSS_LIMIT_NATS,
-    }
-    if len(total) == 3:
-        accuracy = float(np.clip(total[2] / units, 0, 1))
-        figures |= {"accuracy": accuracy, "accuracy_noise": spread * sqrt(1 + accuracy**2)}
-    return figures
+    return bounded.means(task_of(config.task).site_scores, total, deviation)
 
 
 def _entries(config: RunConfig) -> int:
-    return 3 if config.task == "classification" else 2
+    return bounded.entries(task_of(config.task).site_scores)

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedllm.config import RunConfig, Task
-from fedllm.data.encode import EncodedDataset, encode
+from fedllm.data.encode import EncodedDataset
 from fedllm.data.records import Record
 from fedllm.errors import DataError
 from fedllm.federation.protocol.evaluating import Holdout
 from fedllm.identity.keys import Identity
 from fedllm.models.shared import SharedModel
+from fedllm.tasks import task_of
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class SiteData:
 
     def _encode(self, config: RunConfig, model: SharedModel, fraction: float) -> Datasets:
         def encoded(records: list[Record]) -> EncodedDataset:
-            length = config.model.max_length
-            return encode(records, config.task, model.tokenizer, length, model.labels)
+            task, length = task_of(config.task), config.model.max_length
+            return task.encode(records, model.tokenizer, length, model.labels)
 
         if not fraction:
             return Datasets(encoded(self.records(config.task)), None)

@@ -6,7 +6,8 @@ from functools import lru_cache
 
 from fedllm.config import RunConfig
 from fedllm.federation.protocol.wire import digest
-from fedllm.models.shared import SharedModel, load_shared_model
+from fedllm.models.shared import SharedModel
+from fedllm.tasks import task_of
 
 
 class ModelCache:
@@ -33,7 +34,7 @@ class ModelCache:
         )
         if self._model is None or key != self._key:
             self._model = None
-            self._model = load_shared_model(config, labels)
+            self._model = task_of(config.task).load_model(config, labels)
             self._key = key
         return self._model
 

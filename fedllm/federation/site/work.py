@@ -58,7 +58,7 @@ class SiteWork:
     def evaluate(self, order: Order, held_out: EncodedDataset | None) -> NDArray[np.uint64]:
         """Return the noised and quantised sums (B,) of the held-out records' scores, as uint64."""
         order.model.set_adapter(order.adapter)
-        scores = np.zeros((0, 2)) if held_out is None else unit_scores(order.model, held_out)
+        scores = unit_scores(order.model, held_out)
         noised = noised_sum(order.config, scores, RandomStream.secure())
         rounding = mechanism_of(order.config).random("rounding", self._name, order.statement.round)
         return order.quantiser.quantise(noised, rounding)

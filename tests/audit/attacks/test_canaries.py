@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from support.tasks import load_model
 from typer.testing import CliRunner
 
 from fedllm.audit.attacks import canaries
@@ -18,10 +19,10 @@ from fedllm.audit.selftest.material import LABELS, Material, made_up
 from fedllm.commands.audit import app
 from fedllm.config import to_toml
 from fedllm.errors import FedllmError, PeerError
-from fedllm.models.shared import load_shared_model
 from fedllm.privacy import dpsgd
 from fedllm.privacy.dpsgd import clipped_sum, per_sample_hooks
 from fedllm.randomness import RandomStream
+from fedllm.tasks.classification import Classification
 from fedllm.training.objectives import record_losses
 
 
@@ -46,8 +47,8 @@ def configuration(material, **privacy):
 def sandbox(material):
     config = configuration(material)
     stream = RandomStream.seeded(1)
-    public = [made_up_record(config, LABELS, stream) for _ in range(20)]
-    return Sandbox(config, load_shared_model(config, LABELS), public)
+    public = [made_up_record(Classification(), LABELS, stream) for _ in range(20)]
+    return Sandbox(config, load_model(config, LABELS), public)
 
 
 def test_right_code_stays_under_its_claim(sandbox):
@@ -78,7 +79,7 @@ def test_a_moving_clipping_norm_moves_in_the_sandbox_too(material, monkeypatch):
         training={"local_steps": 1, "sampling_rate": 1.0, "optimizer": "adam"},
         privacy={"epsilon": 8.0, "clipping_quantile": 0.5},
     )
-    box = Sandbox(config, load_shared_model(config, LABELS), [])
+    box = Sandbox(config, load_model(config, LABELS), [])
     right, norms = sandbox_module.train_locally, []
 
     def watched(model, dataset, settings, *rest):
@@ -97,7 +98,7 @@ def test_planted_gradients_are_one_coordinate_each_and_nothing_without_the_coin(
     model = sandbox.model
     coins = np.arange(60) % 2 == 0
     coordinates = np.sort(RandomStream.seeded(4).permutation(model.manifest.length)[:60])
-    short = made_up_record(sandbox.config, LABELS, RandomStream.seeded(5), words=2)
+    short = sandbox.made_up_record(RandomStream.seeded(5), words=2)
     dataset = CanaryDataset(sandbox.encode([short] * 60), coins)
     planted = PlantedGradients(model, coordinates, coins, 2.0)
     batch = dataset.batch(np.arange(60))
@@ -112,7 +113,7 @@ def test_planted_gradients_are_one_coordinate_each_and_nothing_without_the_coin(
 
 
 def test_coins_do_not_change_what_sampling_sees(sandbox):
-    short = made_up_record(sandbox.config, LABELS, RandomStream.seeded(5))
+    short = sandbox.made_up_record(RandomStream.seeded(5))
     inner = sandbox.encode([short] * 10)
     heads, tails = (CanaryDataset(inner, np.full(10, side)) for side in (True, False))
     assert heads.number_of_units == tails.number_of_units == 10
@@ -122,7 +123,7 @@ def test_coins_do_not_change_what_sampling_sees(sandbox):
 def test_loss_canaries_are_found_in_a_model_that_learnt_them_by_heart(material, monkeypatch):
     # The random model's tokenizer knows no other words.
     rows = iter(made_up(200, "canaries", lambda i: None))
-    monkeypatch.setattr(canaries, "made_up_record", lambda *a, **k: next(rows))
+    monkeypatch.setattr(Sandbox, "made_up_record", lambda *a, **k: next(rows))
     config = configuration(material, epsilon=None).model_copy(
         update={
             "training": configuration(material).training.model_copy(
@@ -130,7 +131,7 @@ def test_loss_canaries_are_found_in_a_model_that_learnt_them_by_heart(material, 
             )
         }
     )
-    sandbox = Sandbox(config, load_shared_model(config, LABELS), [])
+    sandbox = Sandbox(config, load_model(config, LABELS), [])
     found = black_box(sandbox, 200, 0.95, RandomStream.seeded(3), quiet)
     assert found.kind == "black-box"
     assert found.epsilon > 0.3

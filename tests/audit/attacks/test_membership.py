@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.special import ndtr
+from support.tasks import load_model
 
 from fedllm.audit.attacks import membership
 from fedllm.audit.attacks.canaries import losses_of
-from fedllm.audit.attacks.membership import Shadows, confidence_of, judge, roc, train_shadows
+from fedllm.audit.attacks.membership import Shadows, judge, roc, train_shadows
 from fedllm.audit.attacks.sandbox import Sandbox
 from fedllm.audit.selftest.material import LABELS, Material, made_up
-from fedllm.models.shared import load_shared_model
 from fedllm.randomness import RandomStream
 
 MEMBER = np.arange(4000) < 2000
@@ -45,13 +45,6 @@ def test_score_is_the_log_likelihood_ratio_of_two_normals():
         assert shadows.score(np.array([value]))[0] == pytest.approx(ratio)
 
 
-def test_confidence_of_a_classifier_is_the_logit_of_the_right_label():
-    probability = np.array([0.1, 0.5, 0.999])
-    found = confidence_of(-np.log(probability), True)
-    np.testing.assert_allclose(found, np.log(probability / (1 - probability)), rtol=1e-6)
-    assert np.isfinite(confidence_of(np.array([0.0, 400.0]), True)).all()
-
-
 def test_a_model_that_learnt_its_records_by_heart_is_told_by_its_shadows(tmp_path):
     material = Material(tmp_path)
     config = material.config(
@@ -66,7 +59,7 @@ def test_a_model_that_learnt_its_records_by_heart_is_told_by_its_shadows(tmp_pat
         privacy={"epsilon": None},
         lora={"rank": 4},
     )
-    sandbox = Sandbox(config, load_shared_model(config, LABELS), [])
+    sandbox = Sandbox(config, load_model(config, LABELS), [])
     records = made_up(120, "members", lambda i: None)
     member = np.arange(120) < 60
     told = []

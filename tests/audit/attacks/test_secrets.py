@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.tasks import load_model
 from typer.testing import CliRunner
 
 from fedllm.audit.attacks import secrets
@@ -12,8 +13,9 @@ from fedllm.audit.attacks.sandbox import Sandbox, made_up_record
 from fedllm.commands.audit import app
 from fedllm.config import RunConfig, parse, to_toml
 from fedllm.errors import ConfigError
-from fedllm.models.shared import load_shared_model
 from fedllm.randomness import RandomStream
+from fedllm.tasks.answering import Answering
+from fedllm.tasks.instruction import Instruction
 
 
 def configuration(checkpoint, **sections):
@@ -48,8 +50,8 @@ def test_codes_have_one_form_and_secrets_differ():
 
 def test_three_models_are_measured_on_the_same_secrets(config, monkeypatch):
     stream = RandomStream.seeded(2)
-    public = [made_up_record(config, (), stream) for _ in range(5)]
-    sandbox = Sandbox(config, load_shared_model(config), public)
+    public = [made_up_record(Instruction(), (), stream) for _ in range(5)]
+    sandbox = Sandbox(config, load_model(config), public)
     heard, trained = [], []
     right = Sandbox.train
 
@@ -59,7 +61,7 @@ def test_three_models_are_measured_on_the_same_secrets(config, monkeypatch):
 
     monkeypatch.setattr(Sandbox, "train", watched)
     found = secrets.audit_extraction(
-        sandbox, without_privacy(config), 4, 16, stream, lambda *a: heard.append(a)
+        sandbox, Answering, without_privacy(config), 4, 16, stream, lambda *a: heard.append(a)
     )
     assert [m.name for m in found.models] == [
         "before training",
@@ -75,9 +77,7 @@ def test_three_models_are_measured_on_the_same_secrets(config, monkeypatch):
 
 
 def test_a_model_that_repeats_its_secrets_is_told(config, monkeypatch):
-    from fedllm.audit.attacks.answering import Answering
-
-    sandbox = Sandbox(config, load_shared_model(config), [])
+    sandbox = Sandbox(config, load_model(config), [])
     planted = {}
     right = secrets.make_secrets
 
@@ -94,7 +94,7 @@ def test_a_model_that_repeats_its_secrets_is_told(config, monkeypatch):
         lambda self, pairs: np.array([0.0 if planted[p] == r else 1.0 for p, r in pairs]),
     )
     found = secrets.audit_extraction(
-        sandbox, without_privacy(config), 3, 16, RandomStream.seeded(3), lambda *a: None
+        sandbox, Answering, without_privacy(config), 3, 16, RandomStream.seeded(3), lambda *a: None
     )
     assert all(m.extracted == 3 and m.exposure == (4.0, 4.0, 4.0) for m in found.models)
 

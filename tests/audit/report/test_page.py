@@ -223,7 +223,7 @@ def test_a_simulation_is_named_as_one(run):
 
 def test_optional_parts_may_be_missing(tmp_path):
     lines = [{"round": 0}, {"round": 1, "metrics": None}]
-    text = page(write_run(tmp_path / "run", figures={"task": "instruction"}, lines=lines)).text
+    text = page(write_run(tmp_path / "run", figures={"task": "classification"}, lines=lines)).text
     assert "no public test file" in text
     assert "No attack was tried" not in text
 

@@ -15,7 +15,6 @@ from fedllm.federation.coordinator.cohort import gather_cohort
 from fedllm.federation.coordinator.rounds import run_round, statement_of
 from fedllm.federation.protocol.envelopes import seal, unseal
 from fedllm.federation.protocol.evaluating import (
-    LOSS_LIMIT_NATS,
     Holdout,
     noised_sum,
     read_sum,
@@ -25,6 +24,7 @@ from fedllm.privacy.accounting.accountants import epsilon
 from fedllm.privacy.accounting.events import Gaussian, NonPrivate, PoissonGaussian
 from fedllm.privacy.ledger.ledger import Ledger
 from fedllm.randomness import RandomStream
+from fedllm.tasks.scores import LOSS_LIMIT_NATS
 from fedllm.training.evaluate import evaluate, unit_scores
 
 PRIVATE = {"epsilon": 4.0, "delta": 1e-3, "noise": "local"}

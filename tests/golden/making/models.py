@@ -6,12 +6,12 @@ import contextlib
 from pathlib import Path
 
 import torch
+from support.tasks import load_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from fedllm.config import RunConfig, parse
 from fedllm.files import write_bytes, write_json
-from fedllm.models.shared import load_shared_model
 from fedllm.randomness import RandomStream
 
 LABELS = ("one", "two", "three")
@@ -36,7 +36,7 @@ def make(folder: Path) -> None:
     _base(folder / "model")
     # peft writes down where the base model lies; no path of this machine shall be kept.
     with contextlib.chdir(folder):
-        shared = load_shared_model(model_config(), LABELS)
+        shared = load_model(model_config(), LABELS)
     kept = folder / "adapter"
     write_bytes(kept / "initial.f4", shared.initial.astype("<f4").tobytes())
     trained = RandomStream.seeded(3, "kept adapter").normal(shared.manifest.length)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedllm.training.objectives import record_losses, token_losses
+from fedllm.tasks.language import token_losses
+from fedllm.training.objectives import record_losses
 
 
 def test_classification_loss_is_cross_entropy(tiny_model, random_dataset):

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedllm.audit.attacks.extraction import Pair
-from fedllm.data.encode import encode
 from fedllm.data.records import Record
 from fedllm.data.template import end_token_id, prompt_ids
 from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import LanguageModel
-from fedllm.training.objectives import token_losses
+from fedllm.tasks.instruction import Instruction
+from fedllm.tasks.language import token_losses
 
 _BATCH = 128
 _MOST_TOKENS = 24
@@ -72,11 +71,16 @@ class Answering:
         rows = ids[:, start:].tolist()
         return [row[: row.index(end)] if end in row else row for row in rows]
 
+    @staticmethod
+    def record(prompt: str, response: str) -> Record:
+        """Return the record that teaches a response to a prompt."""
+        return Record({"prompt": prompt, "response": response}, None, None, "made up")
+
     @torch.no_grad()
-    def losses(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
+    def losses(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
         """Return the response's loss of each (prompt, response), in nats, summed over tokens."""
-        records = [Record({"prompt": p, "response": r}, None, None, "") for p, r in pairs]
-        dataset = encode(records, "instruction", self._model.tokenizer, self._max_length)
+        records = [self.record(prompt, response) for prompt, response in pairs]
+        dataset = Instruction().encode(records, self._model.tokenizer, self._max_length)
         sums = np.zeros(len(pairs))
         for start in range(0, len(pairs), _BATCH):
             indices = np.arange(start, min(start + _BATCH, len(pairs)))

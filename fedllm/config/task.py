@@ -1,0 +1,30 @@
+"""What a configuration must know of a task; all else is in `fedllm.tasks`.
+
+Both functions are exhaustive: mypy refuses a new name of `Task` that they do not decide.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, assert_never
+
+from fedllm.config.section import Task
+
+
+def trains_a_head(task: Task) -> bool:
+    """Tell whether something is trained beside the adapters, so that a run can do without them."""
+    match task:
+        case "classification":
+            return True
+        case "instruction" | "causal":
+            return False
+        case _:
+            assert_never(task)
+
+
+def smallest_unit(task: Task) -> Literal["record"]:
+    """Name what one unit of privacy is where no person is named; `LearningTask.unit` keys it."""
+    match task:
+        case "classification" | "instruction" | "causal":
+            return "record"
+        case _:
+            assert_never(task)

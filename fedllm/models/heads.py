@@ -1,0 +1,26 @@
+"""What stands on top of the base Transformer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LabelHead:
+    """A linear head that is trained, with one output for each label; goes on any base.
+
+    Attributes
+    ----------
+    labels : tuple of str
+        At least two, in the order of the outputs.
+    """
+
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageHead:
+    """The base's own head for the next token, frozen; the base must be causal."""
+
+
+Head = LabelHead | LanguageHead

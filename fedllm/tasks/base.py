@@ -1,0 +1,206 @@
+"""What a task must say, from the columns that it reads to how its model answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fedllm.config import DataSection, RunConfig, Task
+from fedllm.data.columns import Column
+from fedllm.data.records import Record
+from fedllm.models.heads import Head
+from fedllm.randomness import RandomStream
+from fedllm.tasks.scores import Score
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from fedllm.data.encode import EncodedDataset, Encoder
+    from fedllm.models.shared import SharedModel
+    from fedllm.models.transformer import Batch
+    from fedllm.tasks.answering import Answering
+
+# Makes so many words.
+Words = Callable[[int], str]
+
+
+class LearningTask(ABC):
+    """A task without state: the abstract members are what a new one has to say."""
+
+    # --- records ------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def name(self) -> Task:
+        """What it is called in a configuration."""
+
+    @abstractmethod
+    def columns(self, data: DataSection) -> Mapping[str, Column]:
+        """Return the columns that it reads, by role; a role is the key that names the column."""
+
+    @abstractmethod
+    def unit(self, record: Record) -> str | None:
+        """Return the key of the unit of privacy that a record as read belongs to.
+
+        Records with the same key are sampled, clipped, held out and counted together.
+        ``record.unit`` is the person, if ``data.unit`` names persons. None: the record is a
+        unit by itself. `fedllm.config.task.smallest_unit` has the unit's name.
+        """
+
+    @abstractmethod
+    def labels(self, data: DataSection, public: Sequence[Record]) -> tuple[str, ...]:
+        """Return the public set of labels; empty for a task without labels.
+
+        Raises
+        ------
+        DataError
+            If there is no such set.
+        """
+
+    @abstractmethod
+    def counted(self, records: Sequence[Record]) -> str:
+        """Say more of a site's records than their number, in counts; may be empty."""
+
+    @abstractmethod
+    def made_up(
+        self, words: Words, stream: RandomStream, labels: tuple[str, ...], length: int = 8
+    ) -> Record:
+        """Make a record that is nobody's, for audits and checks of a machine.
+
+        Parameters
+        ----------
+        words : callable
+            Makes text.
+        stream : RandomStream
+            Chooses what is no text.
+        labels : tuple of str
+            The public set of labels, or those of them to choose from.
+        length : int
+            Words of one text, about.
+        """
+
+    @abstractmethod
+    def encoder(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: tuple[str, ...]
+    ) -> Encoder:
+        """Return what turns records into token sequences of at most ``max_length``."""
+
+    # --- the model ----------------------------------------------------------------------
+
+    @abstractmethod
+    def head(self, labels: tuple[str, ...]) -> Head:
+        """Return what stands on top of the base model."""
+
+    @abstractmethod
+    def losses(self, model: SharedModel, batch: Batch) -> Tensor:
+        """Return one loss a record, (B,), float32, in nats; differentiable.
+
+        A record's loss may depend on other records of the batch only if they are of its unit:
+        all records of a unit are in one batch, and gradients are clipped by unit.
+        """
+
+    @abstractmethod
+    def answering(self) -> type[Answering] | None:
+        """Return what completes prompts with a tuned model; None if it answers no prompts."""
+
+    # --- how good it is -----------------------------------------------------------------
+
+    @abstractmethod
+    def sums(self, model: SharedModel, batch: Batch) -> NDArray[np.float64]:
+        """Return what a batch adds to the figures of a public data set, (K,).
+
+        The last value counts what the others are divided by.
+        """
+
+    @abstractmethod
+    def figures(self, sums: NDArray[np.float64], records: int) -> dict[str, float]:
+        """Turn the sums of a data set of so many records into metrics by name."""
+
+    @property
+    @abstractmethod
+    def measures(self) -> tuple[str, ...]:
+        """Which of `figures` tell how training goes; the most telling first."""
+
+    @property
+    @abstractmethod
+    def site_scores(self) -> tuple[Score, ...]:
+        """What sites sum up over the units that they hold out, through the encrypted channel."""
+
+    @abstractmethod
+    def scores(self, model: SharedModel, batch: Batch) -> NDArray[np.float64]:
+        """Return the value of each of `site_scores` for each record, (B, S), not yet bounded."""
+
+    @abstractmethod
+    def confidence(self, losses: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Turn losses (N,) into a quantity that is nearly normal over models, (N,).
+
+        For membership inference; larger where the model knows the record better.
+        """
+
+    # --- what follows from these ----------------------------------------------------------
+
+    def read(self, location: str, data: DataSection) -> list[Record]:
+        """Read all records of a source, with their units.
+
+        Raises
+        ------
+        DataError
+            See `fedllm.data.sources.read_records`.
+        """
+        from fedllm.data.sources import read_records
+
+        records = read_records(location, data, self.columns(data))
+        return [replace(record, unit=self.unit(record)) for record in records]
+
+    def read_public(self, data: DataSection) -> list[Record]:
+        """Read the public test records, which belong to nobody; none if there is no such file.
+
+        Raises
+        ------
+        DataError
+            See `fedllm.data.sources.read_records`.
+        """
+        if data.test is None:
+            return []
+        nobodys = data.model_copy(update={"unit": None, "site": None, "query": None})
+        return self.read(data.test, nobodys)
+
+    def encode(
+        self,
+        records: Sequence[Record],
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        labels: tuple[str, ...] = (),
+    ) -> EncodedDataset:
+        """Turn records, which may be none, into what trains.
+
+        Raises
+        ------
+        DataError
+            If a record cannot be learned from: names up to five records.
+        ConfigError
+            If the tokenizer or ``max_length`` does not fit the task.
+        """
+        from fedllm.data.encode import encode
+
+        encoder = self.encoder(tokenizer, max_length, labels)
+        return encode(records, encoder, tokenizer, max_length)
+
+    def load_model(self, config: RunConfig, labels: tuple[str, ...] = ()) -> SharedModel:
+        """Load the base model of a run with the run's untrained adapter and this task's head.
+
+        Raises
+        ------
+        ConfigError
+            If the task does not fit the base model, or labels are missing.
+        CheckpointError
+            If the checkpoint is missing, damaged or not supported.
+        """
+        from fedllm.models.shared import load_shared_model
+
+        return load_shared_model(config, self.head(labels))

@@ -1,0 +1,127 @@
+"""Answer prompts: the response is learned, the prompt is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedllm.config import DataSection, Task
+from fedllm.data.columns import Column
+from fedllm.data.records import Record
+from fedllm.data.template import content_span, end_token_id, prompt_text, response_text
+from fedllm.errors import ConfigError
+from fedllm.randomness import RandomStream
+from fedllm.tasks.base import Words
+from fedllm.tasks.language import LanguageTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from fedllm.data.encode import Labelling, TokenSequence
+    from fedllm.tasks.answering import Answering
+
+
+class Instruction(LanguageTask):
+    """A prompt and its response."""
+
+    @property
+    def name(self) -> Task:
+        """What it is called in a configuration."""
+        return "instruction"
+
+    def columns(self, data: DataSection) -> dict[str, Column]:
+        """Return prompt and response."""
+        return {"prompt": Column(data.prompt, "text"), "response": Column(data.response, "text")}
+
+    def made_up(
+        self, words: Words, stream: RandomStream, labels: tuple[str, ...], length: int = 8
+    ) -> Record:
+        """Make a prompt and a response."""
+        values = {"prompt": words(length), "response": words(length)}
+        return Record(values, None, None, "made up")
+
+    def encoder(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: tuple[str, ...]
+    ) -> Turns:
+        """Return what turns prompts and responses into tokens."""
+        return Turns(tokenizer, max_length)
+
+    def answering(self) -> type[Answering]:
+        """Return what completes prompts."""
+        from fedllm.tasks.answering import Answering
+
+        return Answering
+
+
+@dataclass(frozen=True)
+class Turns:
+    """`prompt_text`, the response, an end token; the loss counts response and end token.
+
+    What is too long is cut so: half of ``max_length`` (or less, if the response is shorter) is
+    kept for the response, and the prompt gives way to it from the left of its content, never
+    of its template; then the response is cut on the right, and has no end token.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+
+    @property
+    def labelling(self) -> Labelling:
+        """Tokens, from the first one of the response on."""
+        from fedllm.data.encode import labels_of_tokens
+
+        return labels_of_tokens
+
+    def sequences(self, records: Sequence[Record]) -> Iterator[TokenSequence]:
+        """Tokenise prompts and responses.
+
+        Raises
+        ------
+        ConfigError
+            If the tokenizer has no end token, or there is no room for a response.
+        """
+        from fedllm.data.encode import TokenSequence
+
+        end = end_token_id(self.tokenizer)
+        prompts = [prompt_text(self.tokenizer, record.values["prompt"]) for record in records]
+        answers = [response_text(self.tokenizer, record.values["response"]) for record in records]
+        tokens = zip(self._token_ids(prompts), self._token_ids(answers), strict=True)
+        for record, text, (before, after) in zip(records, prompts, tokens, strict=True):
+            if not after or not record.values["response"].strip():
+                yield TokenSequence([], 0)
+                continue
+            answer = [*after, end]
+            budget = self.max_length - min(len(answer), (self.max_length + 1) // 2)
+            shown = before if len(before) <= budget else self._shortened(text, budget)
+            if len(shown) >= self.max_length:
+                raise ConfigError(
+                    f"model.max_length = {self.max_length} leaves no room for a response after "
+                    f"the prompt's template of {len(shown)} tokens",
+                    "raise model.max_length",
+                )
+            yield TokenSequence([*shown, *answer[: self.max_length - len(shown)]], len(shown))
+
+    def problem(self, sequence: TokenSequence) -> tuple[str, str] | None:
+        """Refuse responses without tokens."""
+        if not sequence.ids:
+            return "its response has no tokens to learn from", "take the record out of the source"
+        return None
+
+    def _shortened(self, text: str, budget: int) -> list[int]:
+        """Drop tokens from the left of the prompt's content, and none of the template's."""
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        first, last = content_span(self.tokenizer, text)
+        inside = [
+            number
+            for number, (start, stop) in enumerate(encoded["offset_mapping"])
+            if first <= start < stop <= last
+        ]
+        dropped = set(inside[: len(encoded["input_ids"]) - budget])
+        return [t for number, t in enumerate(encoded["input_ids"]) if number not in dropped]
+
+    def _token_ids(self, texts: list[str]) -> list[list[int]]:
+        # Not verbose: too long sequences are cut here, the tokenizer need not warn of them.
+        return list(self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
