@@ -20,6 +20,8 @@ from fedllm.config import RunConfig, Task
 from fedllm.errors import CheckpointError, ConfigError, TrainingError
 from fedllm.files import atomic_directory, write_bytes, write_json
 from fedllm.models import checkpoints
+from fedllm.models.contents import read_object
+from fedllm.models.fit import check_length, check_padding
 from fedllm.models.lora import add_adapters, first_trained_layer
 from fedllm.models.manifest import AdapterManifest, Group
 from fedllm.models.prefix import PrefixCache
@@ -49,6 +51,8 @@ class SharedModel:
         Names of the classes, in the head's order; empty for other tasks.
     fingerprint : str
         SHA-256 of the base model's files.
+    earlier_fingerprint : str
+        The same as fedllm made it before; adapters of that time name it.
     manifest : AdapterManifest
         Order of the trained tensors in the flat vector.
     initial : ndarray
@@ -63,6 +67,7 @@ class SharedModel:
     labels: tuple[str, ...]
     fingerprint: str
     peft: PeftModel | None
+    earlier_fingerprint: str = ""
 
     def __post_init__(self) -> None:
         self._parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
@@ -203,6 +208,7 @@ def load_shared_model(config: RunConfig, labels: tuple[str, ...] = ()) -> Shared
         If the checkpoint is missing, damaged or not supported.
     """
     folder = checkpoints.checkpoint_folder(config.model.path)
+    before, prints = checkpoints.state(folder), checkpoints.fingerprints(folder)
     base, architecture = checkpoints.read_config(folder)
     classify = config.task == "classification"
     if classify and len(labels) < 2:
@@ -215,13 +221,15 @@ def load_shared_model(config: RunConfig, labels: tuple[str, ...] = ()) -> Shared
             f"task {config.task!r} needs a causal model; {base.model_type!r} is an encoder",
             "use a Llama- or GPT-2-type model, or task = 'classification'",
         )
+    check_length(base, config.model.max_length)
     dtype = torch.bfloat16 if config.model.precision == "bfloat16" else torch.float32
     backbone = checkpoints.load_weights(folder, base, dtype, language_model=not classify)
     first = first_trained_layer(config.lora, base.num_hidden_layers)
     adapted = (
         add_adapters(backbone, architecture, config.lora, config.seed) if config.lora.rank else None
     )
-    tokenizer = checkpoints.load_tokenizer(folder)
+    tokenizer = checkpoints.load_tokenizer(folder, backbone.get_input_embeddings().weight.shape[0])
+    check_padding(folder, base, tokenizer.pad_token_id)
     module: TextClassifier | LanguageModel
     if classify:
         pooling: Pooling = "last" if architecture.causal else config.model.pooling
@@ -234,12 +242,15 @@ def load_shared_model(config: RunConfig, labels: tuple[str, ...] = ()) -> Shared
             _start_at_label_names(module, tokenizer, labels)
     else:
         module = LanguageModel(backbone, architecture.layers, first)
+    if checkpoints.state(folder) != before:
+        raise CheckpointError(f"{folder} changed while it was read", "try again when it is whole")
     return SharedModel(
         module=module.train(),
         tokenizer=tokenizer,
         task=config.task,
         labels=labels if classify else (),
-        fingerprint=checkpoints.fingerprint(folder),
+        fingerprint=prints.current,
+        earlier_fingerprint=prints.earlier,
         peft=adapted,
     )
 

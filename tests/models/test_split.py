@@ -23,7 +23,12 @@ VARIANTS = [
     ("qwen2", {}),
     *(
         ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "layer_types": kinds})
-        for kinds in ([FULL, FULL, NEAR], [NEAR, FULL, FULL], [FULL, NEAR, FULL], [NEAR, FULL, NEAR])
+        for kinds in (
+            [FULL, FULL, NEAR],
+            [NEAR, FULL, FULL],
+            [FULL, NEAR, FULL],
+            [NEAR, FULL, NEAR],
+        )
     ),
 ]
 
