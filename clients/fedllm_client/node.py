@@ -47,8 +47,8 @@ def deployed_site(kit: Kit, policy: SitePolicy) -> Site:
         )
     # A key authority needs neither torch nor the time to import it.
     from fedllm.data.sources import read_records
-    from fedllm.federation.site.model_cache import process_models
     from fedllm.federation.site.site import Site
+    from fedllm.models.cache import process_models
 
     data = policy.data
 

@@ -14,11 +14,11 @@ from fedllm.data.partition import split_into_sites
 from fedllm.data.records import Record
 from fedllm.data.sources import read_records
 from fedllm.federation.site.files import SiteFiles
-from fedllm.federation.site.model_cache import process_models
 from fedllm.federation.site.site import Site
 from fedllm.federation.transport.engines import partition_of
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
+from fedllm.models.cache import process_models
 
 
 @dataclass(frozen=True)

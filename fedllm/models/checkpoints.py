@@ -203,10 +203,10 @@ def _tokenizer_class(folder: Path) -> Any:
     # For some kinds of model AutoTokenizer puts a class of its own in place of the folder's
     # tokenizer.json, which then cuts text in other places and has a token more.
     settings = folder / "tokenizer_config.json"
-    if (folder / "tokenizer.json").is_file() and settings.is_file():
-        if read_object(settings).get("tokenizer_class") in _PLAIN_TOKENIZERS:
-            return PreTrainedTokenizerFast
-    return AutoTokenizer
+    if not (folder / "tokenizer.json").is_file() or not settings.is_file():
+        return AutoTokenizer
+    plain = read_object(settings).get("tokenizer_class") in _PLAIN_TOKENIZERS
+    return PreTrainedTokenizerFast if plain else AutoTokenizer
 
 
 def load_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizerBase:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,10 @@ _ABOUT, _LORA, _LORA_CONFIG, _HEAD = (
     "adapter_config.json",
     "head.safetensors",
 )
+
+
+_LORA_SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -129,16 +133,7 @@ class SharedModel:
         FedllmError
             If the disk is full; the earlier folder is untouched.
         """
-        about: dict[str, Any] = {
-            "task": self.task,
-            "base_fingerprint": self.fingerprint,
-            "manifest": self.manifest.fingerprint,
-            "labels": list(self.labels),
-        }
-        if isinstance(self.module, TextClassifier):
-            about["pooling"] = self.module.pooling
-            about["feature_scale"] = self.module.feature_scale
-            about["feature_center"] = "zero" if self.module.center is None else "label_names"
+        about = self._about()
         with atomic_directory(folder) as new:
             for name, tensors in self._tensors().items():
                 write_bytes(new / name, format_safetensors(tensors, {"format": "pt"}))
@@ -154,17 +149,21 @@ class SharedModel:
         CheckpointError
             If a file is missing or damaged, or belongs to another model, task or label set.
         """
-        try:
-            about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder / _ABOUT} cannot be read: {error}") from None
-        mine = {
-            "task": self.task,
-            "base_fingerprint": self.fingerprint,
-            "manifest": self.manifest.fingerprint,
-            "labels": list(self.labels),
-        }
-        for key, value in mine.items():
+        about, wanted = read_object(folder / _ABOUT), self._about()
+        if self.earlier_fingerprint and about.get("base_fingerprint") == self.earlier_fingerprint:
+            about["base_fingerprint"] = self.fingerprint
+            _LOG.warning(
+                "%s names its base model by an earlier kind of fingerprint, which did not cover "
+                "all files: it fits this model as far as that tells",
+                folder,
+            )
+        if self.peft is not None:
+            # One trained at another scale is another function of the same numbers.
+            saved = read_object(folder / _LORA_CONFIG)
+            settings = self.peft.peft_config["default"].to_dict()
+            about |= {key: saved.get(key) for key in _LORA_SETTINGS}
+            wanted |= {key: settings.get(key) for key in _LORA_SETTINGS}
+        for key, value in wanted.items():
             if about.get(key) != value:
                 raise CheckpointError(
                     f"the adapter in {folder} was made for another model: {key} differs",
@@ -176,6 +175,19 @@ class SharedModel:
             set_peft_model_state_dict(self.peft, read[_LORA])
         if isinstance(self.module, TextClassifier):
             self.module.head.load_state_dict(read[_HEAD])
+
+    def _about(self) -> dict[str, Any]:
+        about: dict[str, Any] = {
+            "task": self.task,
+            "base_fingerprint": self.fingerprint,
+            "manifest": self.manifest.fingerprint,
+            "labels": list(self.labels),
+        }
+        if isinstance(self.module, TextClassifier):
+            about["pooling"] = self.module.pooling
+            about["feature_scale"] = self.module.feature_scale
+            about["feature_center"] = "zero" if self.module.center is None else "label_names"
+        return about
 
     def _tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         files: dict[str, dict[str, torch.Tensor]] = {}

@@ -12,8 +12,8 @@ from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset, encode, label_set
 from fedllm.data.records import Record
 from fedllm.data.sources import read_records
-from fedllm.federation.site.model_cache import process_models
 from fedllm.locks import exclusive
+from fedllm.models.cache import process_models
 from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
 from fedllm_server.metrics import read_reports

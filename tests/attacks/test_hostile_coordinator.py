@@ -15,11 +15,11 @@ from fedllm.errors import FedllmError, PeerError, RefusedError
 from fedllm.federation.authority.authority import Authority
 from fedllm.federation.coordinator.rounds import gather_cohort, run_round, statement_of
 from fedllm.federation.protocol.run_terms import make_terms
-from fedllm.federation.site.model_cache import ModelCache
 from fedllm.federation.transport.flower import GridPresence
 from fedllm.federation.transport.superlink import grid_of
 from fedllm.identity.keys import Identity
 from fedllm.identity.kits import read_kit
+from fedllm.models.cache import ModelCache
 from fedllm.privacy.ledger.audit import verify_ledger
 from fedllm_server.fleet import FleetAuthority, FleetSites
 

@@ -23,10 +23,10 @@ from fedllm.federation.coordinator.rounds import (
 from fedllm.federation.protocol.messages import Wire
 from fedllm.federation.protocol.run_terms import Terms, make_terms
 from fedllm.federation.site.files import SiteFiles
-from fedllm.federation.site.model_cache import ModelCache
 from fedllm.federation.site.site import Site
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
+from fedllm.models.cache import ModelCache
 from fedllm.randomness import RandomStream
 
 WORDS = ("card", "cash", "bank", "loan", "rate", "fee", "pay", "send")

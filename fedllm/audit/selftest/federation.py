@@ -50,10 +50,10 @@ from fedllm.federation.protocol.run_terms import Terms, make_terms
 from fedllm.federation.protocol.statements import read_statement
 from fedllm.federation.site.charging import next_noise_multiplier
 from fedllm.federation.site.files import SiteFiles
-from fedllm.federation.site.model_cache import ModelCache
 from fedllm.federation.site.site import Site
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
+from fedllm.models.cache import ModelCache
 from fedllm.privacy.ledger.ledger import Ledger
 
 RUN = "selftest-run"

@@ -24,9 +24,9 @@ from fedllm.federation.protocol.statements import (
 )
 from fedllm.federation.protocol.terms import check_allowed
 from fedllm.federation.protocol.wire import digest
-from fedllm.federation.site.model_cache import ModelCache
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
+from fedllm.models.cache import ModelCache
 from fedllm.models.shared import SharedModel
 
 

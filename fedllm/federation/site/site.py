@@ -44,13 +44,13 @@ from fedllm.federation.site.charging import SiteAccount
 from fedllm.federation.site.data import SiteData
 from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.site.memory import SiteMemory
-from fedllm.federation.site.model_cache import ModelCache
 from fedllm.federation.site.orders import Order, OrderReader, read_plan
 from fedllm.federation.site.work import SiteWork
 from fedllm.files import append_line
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.identity.sealing import seal_for
+from fedllm.models.cache import ModelCache
 from fedllm.training.observed import LocalStatistics
 
 Answer = TypeVar("Answer")
