@@ -217,6 +217,13 @@ def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int 
         vocabulary = {int(i): str(token) for token, i in tokenizer.get_vocab().items()}
         ids = {*vocabulary, *tokenizer.all_special_ids, *tokenizer(_PROBE)["input_ids"]}
         beyond = [] if rows is None else sorted(i for i in ids if not 0 <= i < rows)
+        bare = vocabulary.keys() <= set(tokenizer.all_special_ids)
+    if bare:
+        # transformers makes one up where the files are missing.
+        raise CheckpointError(
+            f"the tokenizer in {folder} has no tokens but special ones",
+            "copy the tokenizer's files (tokenizer.json) that came with the weights",
+        )
     if beyond:
         token = vocabulary.get(beyond[0], "?")
         raise CheckpointError(
