@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+_VOCABULARY = re.compile(r"^tokenizer\.json$|vocab|merges|tekken|tiktoken|spm|bpe|\.model$")
 _PLAIN_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
@@ -222,6 +224,11 @@ def load_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizer
     CheckpointError
         If it is missing or damaged, or has tokens that the model has no embedding for.
     """
+    if not any(_VOCABULARY.search(file.name) for file in folder.iterdir()):
+        # transformers would make one up.
+        raise CheckpointError(
+            f"{folder} holds no tokenizer", "copy the tokenizer.json that came with the weights"
+        )
     with (
         reading(
             f"the tokenizer in {folder} cannot be loaded",
