@@ -240,7 +240,7 @@ def load_shared_model(config: RunConfig, labels: tuple[str, ...] = ()) -> Shared
     adapted = (
         add_adapters(backbone, architecture, config.lora, config.seed) if config.lora.rank else None
     )
-    tokenizer = checkpoints.load_tokenizer(folder, backbone.get_input_embeddings().weight.shape[0])
+    tokenizer = checkpoints.load_tokenizer(folder, base.vocab_size)
     check_padding(folder, base, tokenizer.pad_token_id)
     module: TextClassifier | LanguageModel
     if classify:
