@@ -95,9 +95,9 @@ def _save_tiny_checkpoint(kind: str, folder: Path) -> None:
     size = {"vocab_size": len(vocabulary), "hidden_size": 16, "num_attention_heads": 2}
     if kind == "gpt2":
         size = {"vocab_size": len(vocabulary), "n_embd": 16, "n_head": 2, "n_layer": 3}
-        size |= {"n_positions": 32}
+        size |= {"n_positions": 160}
     else:
-        size |= {"num_hidden_layers": 3, "intermediate_size": 32, "max_position_embeddings": 40}
+        size |= {"num_hidden_layers": 3, "intermediate_size": 32, "max_position_embeddings": 160}
     if kind in ("llama", "mistral", "qwen2"):
         size |= {"num_key_value_heads": 1}
     config = AutoConfig.for_model(kind, **size, pad_token_id=0, bos_token_id=2, eos_token_id=3)

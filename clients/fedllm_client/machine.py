@@ -74,10 +74,18 @@ def check_training(path: str, allowed: tuple[str, ...]) -> str:
     RefusedError
         If the model is not one of the fingerprints that are ``allowed`` (empty allows any).
     """
-    from fedllm.models.checkpoints import checkpoint_folder, fingerprint, read_config
+    from fedllm.models.checkpoints import checkpoint_folder, fingerprints, read_config
+    from fedllm.models.fit import positions
 
     folder = checkpoint_folder(path)
-    actual = fingerprint(folder)
+    prints = fingerprints(folder)
+    actual = prints.current
+    if allowed and prints.earlier in allowed and actual not in allowed:
+        raise RefusedError(
+            f"allow.models lists {prints.earlier}, an earlier kind of fingerprint of the model in "
+            f"{path}, which did not cover all its files",
+            f"compare {actual} with the coordinator's, and list it instead",
+        )
     if allowed and actual not in allowed:
         raise RefusedError(
             f"the model in {path} has the fingerprint {actual}, which allow.models does not list",
@@ -85,7 +93,7 @@ def check_training(path: str, allowed: tuple[str, ...]) -> str:
         )
     base, architecture = read_config(folder)
     task = task_for_base(architecture.causal)
-    seconds = _made_up_step(path, task, min(128, base.max_position_embeddings))
+    seconds = _made_up_step(path, task, min(128, positions(base)))
     return f"a private step on made-up text took {seconds:.1f} s; model {actual[:16]}"
 
 

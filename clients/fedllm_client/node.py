@@ -46,9 +46,9 @@ def deployed_site(kit: Kit, policy: SitePolicy) -> Site:
             "add [data] and [model]; see examples/deployment/site.toml",
         )
     # A key authority needs neither torch nor the time to import it.
-    from fedllm.federation.site.model_cache import process_models
     from fedllm.federation.site.site import Site
     from fedllm.tasks import task_of
+    from fedllm.tasks.cache import process_models
 
     data = policy.data
 

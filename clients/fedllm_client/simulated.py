@@ -13,12 +13,12 @@ from fedllm.config import RunConfig, SitePolicy, load_run_config, load_site_poli
 from fedllm.data.partition import split_into_sites
 from fedllm.data.records import Record
 from fedllm.federation.site.files import SiteFiles
-from fedllm.federation.site.model_cache import process_models
 from fedllm.federation.site.site import Site
 from fedllm.federation.transport.engines import partition_of
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.tasks import task_of
+from fedllm.tasks.cache import process_models
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,26 @@ def with_base_model(config: RunConfig) -> RunConfig:
     """Return ``config`` with a checkpoint as its model, pretraining it first if need be.
 
     When ``model.path`` is a ``.toml`` file, the model is ``runs/<name>/model`` of that
-    pretraining run. A finished one is used as it is, a broken-off one goes on.
+    pretraining run. A finished one is used if it was made from the same settings and files, a
+    broken-off one goes on.
+
+    Raises
+    ------
+    ConfigError
+        If the model there was made from other settings or files.
     """
     path = Path(config.model.path)
     if path.suffix != ".toml":
         return config
     from fedllm.pretraining.config import load_pretrain_config
+    from fedllm.pretraining.folder import finished_model
     from fedllm.pretraining.progress import default_observer
     from fedllm.pretraining.run import run_pretraining
 
     pretraining = load_pretrain_config(path, [])
     out = Path("runs") / pretraining.name
-    folder = out / "model"
-    if not (out / "summary.json").exists():
-        folder = run_pretraining(pretraining, out, default_observer(), resume=out.exists())
+    folder = finished_model(pretraining, out)
+    if folder is None:
+        folder = run_pretraining(pretraining, out, default_observer(), resume=True)
     model = config.model.model_copy(update={"path": str(folder.absolute())})
     return config.model_copy(update={"model": model})

@@ -41,7 +41,8 @@ class AllowSection(Section):
     tasks : list of str
         Tasks that may be trained.
     models : list of str
-        SHA-256 fingerprints of base models; empty allows any.
+        SHA-256 fingerprints of base models, as ``fedllm client check`` prints them; empty
+        allows any.
     min_cohort : int
         Smallest number of sites whose sum may be opened.
     encryption : {"required", "optional"}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,44 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging
 
 from fedllm.config import package_folder
 from fedllm.errors import CheckpointError
+from fedllm.models.contents import (
+    Fingerprints,
+    check_contents,
+    fingerprints,
+    read_object,
+    reading,
+    state,
+)
+from fedllm.models.fit import (
+    check_model,
+    check_settings,
+    check_sizes,
+    check_tokenizer,
+    check_weights,
+)
 
-_HASHED_SUFFIXES = (".safetensors", "config.json", "tokenizer.json", "vocab.txt", "merges.txt")
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Fingerprints",
+    "checkpoint_folder",
+    "fingerprint",
+    "fingerprints",
+    "load_tokenizer",
+    "load_weights",
+    "read_config",
+    "state",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +87,20 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+_VOCABULARY = re.compile(r"^tokenizer\.json$|vocab|merges|tekken|tiktoken|spm|bpe|\.model$")
+_PLAIN_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
+
+
 def checkpoint_folder(location: str) -> Path:
-    """Return the folder that ``model.path`` names.
+    """Return the folder that ``model.path`` names, if it holds one model and nothing else to load.
 
     Raises
     ------
     ConfigError
         If a ``package:`` location names a package that is not installed.
     CheckpointError
-        If the folder or its ``config.json`` is missing, or it holds no safetensors file.
+        If the folder or its ``config.json`` is missing, it holds no safetensors weights, or
+        something that a library would load beside them; see `check_contents`.
     """
     folder = package_folder(location) if location.startswith("package:") else Path(location)
     if not folder.is_dir():
@@ -76,23 +110,13 @@ def checkpoint_folder(location: str) -> Path:
             f"{folder} has no config.json",
             "give the folder of a Hugging Face checkpoint, or make one with fedllm pretrain",
         )
-    if not any(folder.glob("*.safetensors")):
-        raise CheckpointError(
-            f"{folder} has no .safetensors file",
-            "save it with save_pretrained; pickled .bin files can run code and are not read",
-        )
+    check_contents(folder)
     return folder
 
 
 def fingerprint(folder: Path) -> str:
-    """Return the SHA-256 over weights, configuration and vocabulary, wherever they lie."""
-    digest = hashlib.sha256(b"fedllm.checkpoint.v1\n")
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name.endswith(_HASHED_SUFFIXES))
-    for path in files:
-        with path.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{path.name} {content}\n".encode())
-    return digest.hexdigest()
+    """Return the SHA-256 over all files of a checkpoint that count, wherever they lie."""
+    return fingerprints(folder).current
 
 
 def read_config(folder: Path) -> tuple[PretrainedConfig, Architecture]:
@@ -101,25 +125,24 @@ def read_config(folder: Path) -> tuple[PretrainedConfig, Architecture]:
     Raises
     ------
     CheckpointError
-        If it is damaged, of an architecture that is not supported, or asks for code of its own.
+        If it is damaged, of an architecture that is not supported, asks for code of its own,
+        or describes another model than the weights are of.
     """
-    try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = values["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} is damaged: {error!r}") from None
-    if kind not in ARCHITECTURES:
+    path = folder / "config.json"
+    values = read_object(path)
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise CheckpointError(
             f"{folder}: models of type {kind!r} are not supported",
             f"use one of {', '.join(ARCHITECTURES)}",
         )
-    try:
+    check_settings(path, values)
+    with reading(f"{path} is damaged", "use the config.json that came with the weights"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        raise CheckpointError(f"{folder / 'config.json'} is damaged: {error}") from None
-    for name, value in config.to_dict().items():
-        if ("drop" in name) and isinstance(value, int | float) and not isinstance(value, bool):
-            setattr(config, name, 0.0)
+        for name, value in config.to_dict().items():
+            if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
+                setattr(config, name, 0.0)
+    check_sizes(folder, config)
     return config, ARCHITECTURES[kind]
 
 
@@ -137,10 +160,13 @@ def load_weights(
     options: dict[str, Any] = {}
     if not language_model and config.model_type in ("bert", "roberta"):
         options["add_pooling_layer"] = False
-    logging.disable_progress_bar()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
+    with (
+        reading(
+            f"the weights in {folder} cannot be loaded",
+            "copy the checkpoint again; the files are cut short or do not fit config.json",
+        ),
+        _quietly(),
+    ):
         model, info = auto.from_pretrained(
             folder,
             config=config,
@@ -149,56 +175,76 @@ def load_weights(
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            # A configuration may name others, down to kernels that would be fetched.
+            attn_implementation="sdpa",
+            generation_config=GenerationConfig(),
             **options,
         )
-    except Exception as error:
-        raise CheckpointError(
-            f"the weights in {folder} cannot be loaded: {error}",
-            "copy the checkpoint again; the files are cut short or do not fit config.json",
-        ) from None
-    finally:
-        logging.set_verbosity(verbosity)
-    wrong = sorted(str(name) for name in {*info["missing_keys"], *info["mismatched_keys"]})
-    if wrong:
-        # transformers would fill these with random numbers.
-        raise CheckpointError(
-            f"the checkpoint {folder} lacks weights that config.json asks for: "
-            f"{', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}",
-            "use a checkpoint whose config.json and weights belong together",
-        )
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise CheckpointError(f"{folder}: weight {name} holds NaN or infinity")
+    check_weights(folder, model, info, ARCHITECTURES[config.model_type].layers)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     model.requires_grad_(False)
     model.config.use_cache = False
+    check_model(folder, model)
     return model.train()
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+@contextmanager
+def _quietly() -> Iterator[None]:
+    logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _tokenizer_class(folder: Path) -> Any:
+    # For some kinds of model AutoTokenizer puts a class of its own in place of the folder's
+    # tokenizer.json, which then cuts text in other places and has a token more.
+    settings = folder / "tokenizer_config.json"
+    if not (folder / "tokenizer.json").is_file() or not settings.is_file():
+        return AutoTokenizer
+    plain = read_object(settings).get("tokenizer_class") in _PLAIN_TOKENIZERS
+    return PreTrainedTokenizerFast if plain else AutoTokenizer
+
+
+def load_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer; one without a padding token pads with its end token.
+
+    Parameters
+    ----------
+    rows : int, optional
+        Embeddings of the model that it is for; no token may lie beyond them.
 
     Raises
     ------
     CheckpointError
-        If it is missing or damaged.
+        If it is missing or damaged, or has tokens that the model has no embedding for.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
+    if not any(_VOCABULARY.search(file.name) for file in folder.iterdir()):
+        # transformers would make one up.
+        raise CheckpointError(
+            f"{folder} holds no tokenizer", "copy the tokenizer.json that came with the weights"
+        )
+    with (
+        reading(
+            f"the tokenizer in {folder} cannot be loaded",
+            "the folder needs the tokenizer.json that came with the weights",
+        ),
+        _quietly(),
+    ):
+        tokenizer = _tokenizer_class(folder).from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:
-        raise CheckpointError(
-            f"the tokenizer in {folder} cannot be loaded: {error}",
-            "the folder needs a tokenizer.json beside the weights",
-        ) from None
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise CheckpointError(
-                f"the tokenizer in {folder} has neither a padding nor an end token",
-                "set pad_token in tokenizer_config.json",
-            )
-        tokenizer.pad_token = tokenizer.eos_token
+        raise CheckpointError(
+            f"the tokenizer in {folder} has neither a padding nor an end token",
+            "set pad_token in tokenizer_config.json",
+        )
+    check_tokenizer(folder, tokenizer, rows)
     return tokenizer

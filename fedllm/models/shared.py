@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
@@ -20,6 +20,8 @@ from fedllm.config import RunConfig, Task
 from fedllm.errors import CheckpointError, ConfigError, TrainingError
 from fedllm.files import atomic_directory, write_bytes, write_json
 from fedllm.models import checkpoints
+from fedllm.models.contents import read_object
+from fedllm.models.fit import check_length, check_padding
 from fedllm.models.heads import Head, LabelHead, LanguageHead
 from fedllm.models.lora import add_adapters, first_trained_layer
 from fedllm.models.manifest import AdapterManifest, Group
@@ -32,6 +34,10 @@ _ABOUT, _LORA, _LORA_CONFIG, _HEAD = (
     "adapter_config.json",
     "head.safetensors",
 )
+
+
+_LORA_SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -50,6 +56,8 @@ class SharedModel:
         Names of the classes, in the head's order; empty without a head of labels.
     fingerprint : str
         SHA-256 of the base model's files.
+    earlier_fingerprint : str
+        The same as fedllm made it before; adapters of that time name it.
     manifest : AdapterManifest
         Order of the trained tensors in the flat vector.
     initial : ndarray
@@ -64,6 +72,7 @@ class SharedModel:
     labels: tuple[str, ...]
     fingerprint: str
     peft: PeftModel | None
+    earlier_fingerprint: str = ""
 
     def __post_init__(self) -> None:
         self._parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
@@ -125,16 +134,7 @@ class SharedModel:
         FedllmError
             If the disk is full; the earlier folder is untouched.
         """
-        about: dict[str, Any] = {
-            "task": self.task,
-            "base_fingerprint": self.fingerprint,
-            "manifest": self.manifest.fingerprint,
-            "labels": list(self.labels),
-        }
-        if isinstance(self.module, TextClassifier):
-            about["pooling"] = self.module.pooling
-            about["feature_scale"] = self.module.feature_scale
-            about["feature_center"] = "zero" if self.module.center is None else "label_names"
+        about = self._about()
         with atomic_directory(folder) as new:
             for name, tensors in self._tensors().items():
                 write_bytes(new / name, format_safetensors(tensors, {"format": "pt"}))
@@ -150,17 +150,21 @@ class SharedModel:
         CheckpointError
             If a file is missing or damaged, or belongs to another model, task or label set.
         """
-        try:
-            about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder / _ABOUT} cannot be read: {error}") from None
-        mine = {
-            "task": self.task,
-            "base_fingerprint": self.fingerprint,
-            "manifest": self.manifest.fingerprint,
-            "labels": list(self.labels),
-        }
-        for key, value in mine.items():
+        about, wanted = read_object(folder / _ABOUT), self._about()
+        if self.earlier_fingerprint and about.get("base_fingerprint") == self.earlier_fingerprint:
+            about["base_fingerprint"] = self.fingerprint
+            _LOG.warning(
+                "%s names its base model by an earlier kind of fingerprint, which did not cover "
+                "all files: it fits this model as far as that tells",
+                folder,
+            )
+        if self.peft is not None:
+            # One trained at another scale is another function of the same numbers.
+            saved = read_object(folder / _LORA_CONFIG)
+            settings = self.peft.peft_config["default"].to_dict()
+            about |= {key: saved.get(key) for key in _LORA_SETTINGS}
+            wanted |= {key: settings.get(key) for key in _LORA_SETTINGS}
+        for key, value in wanted.items():
             if about.get(key) != value:
                 raise CheckpointError(
                     f"the adapter in {folder} was made for another model: {key} differs",
@@ -172,6 +176,19 @@ class SharedModel:
             set_peft_model_state_dict(self.peft, read[_LORA])
         if isinstance(self.module, TextClassifier):
             self.module.head.load_state_dict(read[_HEAD])
+
+    def _about(self) -> dict[str, Any]:
+        about: dict[str, Any] = {
+            "task": self.task,
+            "base_fingerprint": self.fingerprint,
+            "manifest": self.manifest.fingerprint,
+            "labels": list(self.labels),
+        }
+        if isinstance(self.module, TextClassifier):
+            about["pooling"] = self.module.pooling
+            about["feature_scale"] = self.module.feature_scale
+            about["feature_center"] = "zero" if self.module.center is None else "label_names"
+        return about
 
     def _tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         files: dict[str, dict[str, torch.Tensor]] = {}
@@ -204,6 +221,7 @@ def load_shared_model(config: RunConfig, head: Head) -> SharedModel:
         If the checkpoint is missing, damaged or not supported.
     """
     folder = checkpoints.checkpoint_folder(config.model.path)
+    before, prints = checkpoints.state(folder), checkpoints.fingerprints(folder)
     base, architecture = checkpoints.read_config(folder)
     labels = head.labels if isinstance(head, LabelHead) else ()
     if isinstance(head, LabelHead) and len(labels) < 2:
@@ -217,13 +235,15 @@ def load_shared_model(config: RunConfig, head: Head) -> SharedModel:
             f"task {config.task!r} needs a causal model; {base.model_type!r} is an encoder",
             "use a Llama- or GPT-2-type model, or task = 'classification'",
         )
+    check_length(base, config.model.max_length)
     dtype = torch.bfloat16 if config.model.precision == "bfloat16" else torch.float32
     backbone = checkpoints.load_weights(folder, base, dtype, language_model=own_head)
     first = first_trained_layer(config.lora, base.num_hidden_layers)
     adapted = (
         add_adapters(backbone, architecture, config.lora, config.seed) if config.lora.rank else None
     )
-    tokenizer = checkpoints.load_tokenizer(folder)
+    tokenizer = checkpoints.load_tokenizer(folder, base.vocab_size)
+    check_padding(folder, base, tokenizer.pad_token_id)
     module: TextClassifier | LanguageModel
     match head:
         case LabelHead():
@@ -241,12 +261,15 @@ def load_shared_model(config: RunConfig, head: Head) -> SharedModel:
             module = LanguageModel(backbone, architecture.layers, first)
         case _:
             assert_never(head)
+    if checkpoints.state(folder) != before:
+        raise CheckpointError(f"{folder} changed while it was read", "try again when it is whole")
     return SharedModel(
         module=module.train(),
         tokenizer=tokenizer,
         task=config.task,
         labels=labels,
-        fingerprint=checkpoints.fingerprint(folder),
+        fingerprint=prints.current,
+        earlier_fingerprint=prints.earlier,
         peft=adapted,
     )
 

@@ -35,13 +35,12 @@ class LayerStack:
     def __init__(self, stack: PreTrainedModel, layers: str, first: int) -> None:
         self.stack = stack
         self.first = first
-        parent, _, self._name = layers.rpartition(".")
-        self._parent = stack.get_submodule(parent)
+        self._name = layers
 
     @property
     def layers(self) -> nn.ModuleList:
         """All layers, in order."""
-        return getattr(self._parent, self._name)
+        return cast(nn.ModuleList, self.stack.get_submodule(self._name))
 
     @torch.no_grad()
     def below(self, batch: Batch) -> Tensor:
@@ -76,8 +75,9 @@ class LayerStack:
 
     @contextmanager
     def _entered_by(self, states: Tensor) -> Iterator[None]:
-        # The model's own forward still builds masks and positions; it only finds fewer layers,
-        # and the first of them reads the given states in place of the embeddings.
+        # The model's own forward still builds masks and positions and goes through all layers,
+        # so that each gets those of its own place and kind. Those below hand on what they got,
+        # and the first that is trained reads the given states in place of it.
         def replace(
             _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -85,14 +85,20 @@ class LayerStack:
                 return (states, *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": states}
 
-        every = self.layers
-        handle = every[self.first].register_forward_pre_hook(replace, with_kwargs=True)
-        setattr(self._parent, self._name, nn.ModuleList(list(every)[self.first :]))
+        below = list(self.layers)[: self.first]
+        handle = self.layers[self.first].register_forward_pre_hook(replace, with_kwargs=True)
         try:
+            for layer in below:
+                layer.forward = _hand_on  # type: ignore[method-assign]
             yield
         finally:
-            setattr(self._parent, self._name, every)
+            for layer in below:
+                layer.__dict__.pop("forward", None)
             handle.remove()
+
+
+def _hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    return hidden_states
 
 
 class TextClassifier(nn.Module):

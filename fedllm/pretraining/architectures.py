@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -23,6 +24,8 @@ from transformers import (
 )
 
 from fedllm.errors import CheckpointError, ConfigError
+from fedllm.models.contents import check_contents, read_object, reading
+from fedllm.models.fit import check_settings, check_weights
 from fedllm.pretraining.config import NetworkSection, OptimizationSection
 
 HEAD_WIDTH = 64
@@ -150,7 +153,9 @@ def network_config(
 
 
 _NEW = {"llama": LlamaForCausalLM, "bert": BertForPreTraining, "t5": T5ForConditionalGeneration}
-_SAVED = {
+# T5's two stacks are checked by what is missing alone.
+_LAYERS = {"llama": "layers", "bert": "encoder.layer", "t5": "block"}
+_SAVED: dict[str, Any] = {
     "llama": AutoModelForCausalLM,
     "bert": AutoModelForPreTraining,
     "t5": AutoModelForSeq2SeqLM,
@@ -192,18 +197,29 @@ def _continued(
     training: OptimizationSection,
     tokenizer: PreTrainedTokenizerBase,
 ) -> PreTrainedModel:
-    try:
-        model = _SAVED[section.architecture].from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32
+    remedy = "check the path and model.architecture"
+    what = f"model.start: {folder} holds no {section.architecture} model"
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(what, remedy)
+    check_contents(folder)
+    values = read_object(folder / "config.json")
+    if values.get("model_type") != section.architecture:
+        raise CheckpointError(f"{what}, but {values.get('model_type')!r:.40}", remedy)
+    check_settings(folder / "config.json", values | {"is_encoder_decoder": None})
+    with reading(what, remedy):
+        model, info = _SAVED[section.architecture].from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    check_weights(folder, model, info, _LAYERS[section.architecture])
+    highest = max({*tokenizer.get_vocab().values(), *tokenizer.all_special_ids})
+    if highest >= model.config.vocab_size:
         raise CheckpointError(
-            f"model.start: {folder} holds no {section.architecture} model: {error}",
-            "check the path and model.architecture",
-        ) from None
-    if len(tokenizer) > model.config.vocab_size:
-        raise CheckpointError(
-            f"model.start has {model.config.vocab_size} embeddings for {len(tokenizer)} tokens",
+            f"model.start has {model.config.vocab_size} embeddings for {highest + 1} tokens",
             "leave tokenizer.path out: the checkpoint's own tokenizer is taken",
         )
     longest = getattr(model.config, "max_position_embeddings", None)

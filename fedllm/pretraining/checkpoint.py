@@ -114,7 +114,7 @@ def _newest_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             description = json.loads((path / _DESCRIPTION).read_text(encoding="utf-8"))
             if _digests(path) == description["sha256"]:
                 return path, description["course"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     return None
 

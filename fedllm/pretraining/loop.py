@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 
 from fedllm.errors import ConfigError, TrainingError
+from fedllm.models.contents import reading
 from fedllm.pretraining.checkpoint import load_tensors, newest_checkpoint, save_checkpoint
 from fedllm.pretraining.config import PretrainConfig
 from fedllm.pretraining.course import Clock, Course
@@ -260,8 +261,9 @@ class Loop:
         if found is not None:
             path, course = found
             load_tensors(path, self._tensors())
-            self._sampler.restore(course.pop("sampler"))
-            self._course = Course(**course)
+            with reading(f"{path / 'checkpoint.json'} is damaged", "start a new run"):
+                self._sampler.restore(course.pop("sampler"))
+                self._course = Course(**course)
         if self._world.first:
             forget_after(self._metrics, self._course.step if found else -1)
         return self._course.step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -12,12 +12,12 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from fedllm.config import parse, read_toml, to_toml
-from fedllm.errors import CheckpointError, ConfigError
+from fedllm.errors import CheckpointError
 from fedllm.files import atomic_directory, write_bytes, write_json
 from fedllm.pretraining.architectures import build_model, choose_attention, measure
 from fedllm.pretraining.card import model_card
 from fedllm.pretraining.config import PretrainConfig
+from fedllm.pretraining.folder import claim, is_finished, locked
 from fedllm.pretraining.loop import Loop
 from fedllm.pretraining.manifest import Manifest, load_manifest
 from fedllm.pretraining.material import held_out_text, make_objective, make_sampler
@@ -34,8 +34,8 @@ def run_pretraining(
 ) -> Path:
     """Pretrain a model and return its Hugging Face checkpoint folder, ``out/model``.
 
-    Writes ``run.toml``, ``metrics.jsonl``, ``summary.json``, ``checkpoints/``, ``tokens/``
-    and ``tokenizer/`` beside it. With ``resume`` a stopped run goes on after its newest
+    Writes ``run.toml``, ``inputs.json``, ``metrics.jsonl``, ``summary.json``, ``checkpoints/``,
+    ``tokens/`` and ``tokenizer/`` beside it. With ``resume`` a stopped run goes on after its newest
     checkpoint and follows the curve it would have followed; several processes under
     ``torchrun`` share the work.
 
@@ -49,7 +49,11 @@ def run_pretraining(
         If the loss diverges; the last good checkpoint is kept.
     """
     observer = progress or Silent()
-    with joined_world() as world, _process_settings(config):
+    with (
+        joined_world() as world,
+        locked(out) if world.first else nullcontext(),
+        _process_settings(config),
+    ):
         try:
             return _run(config, out, observer if world.first else Silent(), resume, world)
         finally:
@@ -58,13 +62,13 @@ def run_pretraining(
 
 def _run(config: PretrainConfig, out: Path, observer: Observer, resume: bool, world: World) -> Path:
     if world.first:
-        _claim(config, out, resume)
-        if resume and (out / "summary.json").exists():
+        claim(config, out, resume)
+        if resume and is_finished(out):
             observer.message(f"{out} is finished already")
         else:
             tokenise(config, _prepare_tokenizer(config, out, observer), out / "tokens")
     world.wait()
-    if resume and (out / "summary.json").exists():
+    if resume and is_finished(out):
         return out / "model"
     tokenizer = load_tokenizer(out / "tokenizer")
     manifest = load_manifest(out / "tokens")
@@ -140,31 +144,6 @@ def _process_settings(config: PretrainConfig) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _claim(config: PretrainConfig, out: Path, resume: bool) -> None:
-    path = out / "run.toml"
-    if not path.exists():
-        write_bytes(path, to_toml(config).encode())
-        return
-    if not resume:
-        raise ConfigError(
-            f"{out} holds a run already", "go on with --resume, or choose another --out"
-        )
-    there = parse(PretrainConfig, read_toml(path), str(path))
-    if _decisive(there) != _decisive(config):
-        raise ConfigError(
-            f"{path} differs from the configuration that should be resumed",
-            "resume with the same configuration, or choose another --out",
-        )
-
-
-def _decisive(config: PretrainConfig) -> dict[str, object]:
-    # Neither reports nor the use of the machine change what is learned.
-    values = config.model_dump(mode="json", exclude={"report"})
-    for key in ("threads", "microbatch_rows", "compile", "sharded"):
-        values["training"].pop(key)
-    return values
 
 
 def _prepare_tokenizer(

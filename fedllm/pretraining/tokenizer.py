@@ -8,9 +8,11 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fedllm.errors import CheckpointError, DataError
+from fedllm.models.checkpoints import load_tokenizer as load_any_tokenizer
+from fedllm.models.contents import check_contents
 from fedllm.pretraining.config import Architecture, TokenizerSection
 
 BOUNDARY = "<|begin|>"
@@ -137,10 +139,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     CheckpointError
         If the folder holds none, or it lacks a padding token or a document boundary.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder} holds no tokenizer: {error}", "check the path") from None
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} holds no tokenizer", "check the path")
+    check_contents(folder, weights=False)
+    tokenizer = load_any_tokenizer(folder)
     boundary_id(tokenizer)
     return tokenizer
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from fedllm.audit.report.page import write_report
 from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset
-from fedllm.federation.site.model_cache import process_models
 from fedllm.locks import exclusive
 from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
 from fedllm.tasks import task_of
+from fedllm.tasks.cache import process_models
 from fedllm_server.metrics import read_reports
 from fedllm_server.summary import Summary, make_summary, write_summary
 

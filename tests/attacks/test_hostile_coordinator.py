@@ -16,12 +16,12 @@ from fedllm.federation.authority.authority import Authority
 from fedllm.federation.coordinator.cohort import gather_cohort
 from fedllm.federation.coordinator.rounds import run_round, statement_of
 from fedllm.federation.protocol.terms import make_terms
-from fedllm.federation.site.model_cache import ModelCache
 from fedllm.federation.transport.flower import GridPresence
 from fedllm.federation.transport.superlink import grid_of
 from fedllm.identity.keys import Identity
 from fedllm.identity.kits import read_kit
 from fedllm.privacy.ledger.audit import verify_ledger
+from fedllm.tasks.cache import ModelCache
 from fedllm_server.fleet import FleetAuthority, FleetSites
 
 pytestmark = pytest.mark.slow

@@ -325,6 +325,17 @@ def test_a_model_that_the_policy_does_not_allow(place, tiny_checkpoint):
     assert "allow.models" in finding.found
 
 
+def test_a_policy_with_an_earlier_fingerprint_says_which_to_list(place, tiny_checkpoint):
+    from fedllm.models.contents import fingerprints
+
+    prints = fingerprints(tiny_checkpoint("bert"))
+    place.write_policy(f'[allow]\nmodels = ["{prints.earlier}"]\n')
+    finding = place.check(str(tiny_checkpoint("bert")))["training"]
+    assert (finding.state, finding.exit_code) == ("failed", 3)
+    assert "earlier kind of fingerprint" in finding.found
+    assert prints.current in finding.remedy
+
+
 def test_a_model_that_is_not_there(place):
     finding = place.check(str(place.kit / "model"))["training"]
     assert finding.state == "failed"

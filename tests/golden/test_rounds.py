@@ -39,12 +39,12 @@ from fedllm.federation.site.charging import SiteAccount
 from fedllm.federation.site.data import SiteData
 from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.site.memory import SiteMemory
-from fedllm.federation.site.model_cache import ModelCache
 from fedllm.federation.site.orders import OrderReader
 from fedllm.federation.site.site import Site
 from fedllm.federation.transport.flower import from_content, to_content
 from fedllm.privacy.ledger.audit import read_state
 from fedllm.privacy.ledger.heads import read_heads
+from fedllm.tasks.cache import ModelCache
 
 ANSWERS = sorted(V1.glob("refusal/[A-Z]*.json"))
 HELD_OUT = [f"anne.jsonl:{n}" for n in (1, 2, 4, 6, 8, 9, 10)]

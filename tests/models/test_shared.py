@@ -335,3 +335,42 @@ def test_sites_of_one_process_share_kept_features(tiny_checkpoint, random_datase
     monkeypatch.setattr(model.module, "prefix", None)
     found = model.prefix.attach(part, np.array([0, 2]), part.batch(np.array([0, 2])))["states"]
     torch.testing.assert_close(found, kept[[4, 2]])
+
+
+def test_an_adapter_that_names_its_base_by_the_earlier_fingerprint_is_read(
+    tiny_model, tmp_path, caplog
+):
+    model, folder = tiny_model("bert"), tmp_path / "adapter"
+    model.save_adapter(folder)
+    about = json.loads((folder / "shared_model.json").read_text())
+    about["base_fingerprint"] = model.earlier_fingerprint
+    (folder / "shared_model.json").write_text(json.dumps(about))
+    fresh = tiny_model("bert", trained=False)
+    fresh.load_adapter(folder)
+    assert np.array_equal(fresh.adapter(), model.adapter())
+    assert "earlier kind of fingerprint" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"lora": {"alpha": 3.0}}, "lora_alpha differs"),
+        ({"model": {"feature_scale": 3.0}}, "feature_scale differs"),
+        ({"model": {"pooling": "cls"}}, "pooling differs"),
+    ],
+)
+def test_an_adapter_for_another_function_of_the_same_shapes_is_refused(
+    sections, words, tiny_model, tmp_path
+):
+    tiny_model("bert").save_adapter(tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match=words):
+        tiny_model("bert", **sections).load_adapter(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000, b"7"])
+def test_a_damaged_description_of_an_adapter_is_refused(content, tiny_model, tmp_path):
+    model, folder = tiny_model("bert"), tmp_path / "adapter"
+    model.save_adapter(folder)
+    (folder / "shared_model.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        model.load_adapter(folder)

@@ -178,6 +178,17 @@ def test_a_run_does_not_go_on_with_other_text(corpus, tmp_path):
         run_pretraining(config(text, tokens=640), out, resume=True)
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_run_that_failed_at_its_text_goes_on_when_that_is_mended(corpus, tmp_path, resume):
+    text, out = tmp_path / "corpus.jsonl", tmp_path / "run"
+    text.write_bytes(corpus.read_bytes() + b"{not json\n")
+    with pytest.raises(DataError):
+        run_pretraining(config(text, tokens=128), out)
+    text.write_bytes(corpus.read_bytes())
+    run_pretraining(config(text, tokens=128, learning_rate=1e-3), out, resume=resume)
+    assert (out / "summary.json").exists()
+
+
 class Heard(Silent):
     """Keeps the messages of a run."""
 

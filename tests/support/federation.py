@@ -23,11 +23,11 @@ from fedllm.federation.coordinator.rounds import (
 from fedllm.federation.protocol.messages import Wire
 from fedllm.federation.protocol.terms import Terms, make_terms
 from fedllm.federation.site.files import SiteFiles
-from fedllm.federation.site.model_cache import ModelCache
 from fedllm.federation.site.site import Site
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.randomness import RandomStream
+from fedllm.tasks.cache import ModelCache
 
 WORDS = ("card", "cash", "bank", "loan", "rate", "fee", "pay", "send")
 LABELS = ("one", "two", "three")

@@ -49,12 +49,12 @@ from fedllm.federation.protocol.messages import (
 from fedllm.federation.protocol.statements import read_statement
 from fedllm.federation.protocol.terms import Terms, make_terms
 from fedllm.federation.site.files import SiteFiles
-from fedllm.federation.site.model_cache import ModelCache
 from fedllm.federation.site.site import Site
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.mechanisms import mechanism_of
 from fedllm.privacy.ledger.ledger import Ledger
+from fedllm.tasks.cache import ModelCache
 
 RUN = "selftest-run"
 _AUTHORITY = "authority"

@@ -23,12 +23,12 @@ from fedllm.federation.protocol.statements import (
     require_cohort,
 )
 from fedllm.federation.protocol.wire import digest
-from fedllm.federation.site.model_cache import ModelCache
 from fedllm.federation.site.policy import check_allowed
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.mechanisms import mechanism_of
 from fedllm.models.shared import SharedModel
+from fedllm.tasks.cache import ModelCache
 
 
 @dataclass(frozen=True)

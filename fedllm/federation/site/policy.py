@@ -15,10 +15,12 @@ def check_allowed(config: RunConfig, allow: AllowSection, model_fingerprint: str
         Names the policy's key. Says nothing about the data.
     """
     refuse(config.task not in allow.tasks, f"task {config.task!r} is not in allow.tasks")
-    refuse(
-        bool(allow.models) and model_fingerprint not in allow.models,
-        "the base model's fingerprint is not in allow.models",
-    )
+    if allow.models and model_fingerprint not in allow.models:
+        raise RefusedError(
+            "the base model's fingerprint is not in allow.models",
+            "fedllm client check prints the fingerprint of the site's own copy; those that earlier "
+            "versions printed did not cover all files and are no longer accepted",
+        )
     refuse(
         allow.encryption == "required" and config.encryption.scheme == "none",
         "the run does not encrypt updates, and allow.encryption is 'required'",

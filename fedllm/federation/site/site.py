@@ -44,7 +44,6 @@ from fedllm.federation.site.charging import SiteAccount
 from fedllm.federation.site.data import SiteData
 from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.site.memory import SiteMemory
-from fedllm.federation.site.model_cache import ModelCache
 from fedllm.federation.site.orders import Order, OrderReader, read_plan
 from fedllm.federation.site.work import SiteWork
 from fedllm.files import append_line
@@ -52,6 +51,7 @@ from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.identity.sealing import seal_for
 from fedllm.mechanisms import LocalStatistics
+from fedllm.tasks.cache import ModelCache
 
 Answer = TypeVar("Answer")
 

@@ -1,0 +1,272 @@
+"""Whether the parts of a checkpoint fit each other, before anything is charged or trained."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from fedllm.errors import CheckpointError, ConfigError
+from fedllm.models.contents import reading
+
+# Keys of config.json that say how a model is loaded instead of what it is.
+_STEERING = ("transformers_weights", "fusion_config", "distributed_config")
+_TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "type_vocab_size",
+    "max_position_embeddings",
+    "sliding_window",
+)
+_ROTARY = ("default", "linear", "llama3", "yarn")
+_PROBE = "Zürich 2.50 € 你好 🙂\n\tx_y"
+_MOST = 2**31
+_INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "F8_E4M3", "F8_E5M2", "F4")
+
+
+def check_settings(path: Path, values: dict[str, Any]) -> None:
+    """Refuse a ``config.json`` that asks for more than weights of a known architecture.
+
+    Raises
+    ------
+    CheckpointError
+        If it asks for code of its own, quantised weights, other files, or another use.
+    """
+    if values.get("auto_map"):
+        raise CheckpointError(
+            f"{path} asks for code of its own (auto_map), which is not run",
+            "use a checkpoint that transformers loads without it; if the code is only a copy of "
+            "what transformers has, remove auto_map from a copy of the folder",
+        )
+    if values.get("quantization_config") or values.get("compression_config"):
+        method = (values.get("quantization_config") or {}).get("quant_method", "compressed")
+        raise CheckpointError(
+            f"{path}: the weights are quantised ({method!s:.40}); quantised checkpoints are not "
+            "supported",
+            "use the model's float16, bfloat16 or float32 checkpoint (its name usually lacks "
+            "GPTQ, AWQ, bnb or FP8); model.precision = 'bfloat16' halves the memory it takes",
+        )
+    for key in _STEERING:
+        if values.get(key):
+            raise CheckpointError(
+                f"{path}: {key} is not supported: it changes how the model is loaded",
+                f"remove {key}, and keep the weights in model.safetensors or behind "
+                "model.safetensors.index.json",
+            )
+    encoder = values.get("model_type") in ("bert", "roberta")
+    others = ("is_decoder", "add_cross_attention", "is_encoder_decoder")
+    for key, plain in [(key, False) for key in others] + ([] if encoder else [("is_causal", True)]):
+        if values.get(key, plain) not in (plain, None):
+            raise CheckpointError(
+                f"{path}: {key} = {values[key]!r} is not supported for "
+                f"{values.get('model_type')!r} models",
+                "use a plain encoder or decoder",
+            )
+
+
+def check_sizes(folder: Path, config: PretrainedConfig) -> None:
+    """Compare the numbers of a configuration with the headers of the weights.
+
+    Raises
+    ------
+    CheckpointError
+        If the weights cannot be read, or the configuration describes a model larger than they
+        are, or one whose layers depend on what else is in a batch.
+    """
+    tensors, values = _headers(folder)
+    path = folder / "config.json"
+    remedy = "use the config.json that came with the weights"
+    # What a configuration asks for is made before it is compared with the weights.
+    most = {name: values for name in _SIZES} | {
+        "num_hidden_layers": tensors,
+        "sliding_window": _MOST,
+        "max_position_embeddings": _MOST if hasattr(config, "rope_parameters") else values,
+    }
+    for name, bound in most.items():
+        value = getattr(config, name, None)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= bound:
+            raise CheckpointError(
+                f"{path}: {name} = {value!r:.60} does not fit the weights beside it", remedy
+            )
+    for name in _TOKEN_IDS:
+        value = getattr(config, name, None)
+        for one in value if isinstance(value, list) else [value]:
+            whole = isinstance(one, int) and not isinstance(one, bool)
+            if one is not None and not (whole and 0 <= one < config.vocab_size):
+                raise CheckpointError(
+                    f"{path}: {name} = {one!r:.60} is none of the {config.vocab_size} tokens",
+                    "use the config.json that came with the weights, or set the token's id there",
+                )
+    kinds = _rope_types(getattr(config, "rope_parameters", None))
+    if other := next((kind for kind in kinds if kind not in _ROTARY), None):
+        # With these a record's states depend on the longest text of its batch, and so on others.
+        raise CheckpointError(
+            f"{path}: rotary positions of type {other!r:.40} are not supported",
+            f"use a model with one of {', '.join(_ROTARY)}",
+        )
+
+
+def _rope_types(parameters: Any) -> list[Any]:
+    if not isinstance(parameters, dict):
+        return []
+    parts = [parameters, *(part for part in parameters.values() if isinstance(part, dict))]
+    return [part["rope_type"] for part in parts if "rope_type" in part]
+
+
+def _headers(folder: Path) -> tuple[int, int]:
+    """Return how many tensors the weights have, and how many numbers."""
+    tensors = values = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with (
+            reading(f"{path} is damaged", "copy the checkpoint again"),
+            safe_open(path, framework="pt") as file,
+        ):
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                if name.endswith("weight") and part.get_dtype() in _INTEGERS:
+                    raise CheckpointError(
+                        f"{path}: {name} is quantised ({part.get_dtype()}); quantised checkpoints "
+                        "are not supported",
+                        "use the model's float16, bfloat16 or float32 checkpoint",
+                    )
+                tensors += 1
+                values += prod(part.get_shape())
+    return tensors, values
+
+
+def check_weights(folder: Path, model: PreTrainedModel, info: dict[str, Any], layers: str) -> None:
+    """Refuse weights that are not all there, are of more layers than the model, or not finite.
+
+    Raises
+    ------
+    CheckpointError
+        Names the first of them.
+    """
+    wrong = sorted(str(name) for name in {*info["missing_keys"], *info["mismatched_keys"]})
+    if wrong:
+        # transformers would fill these with random numbers.
+        raise CheckpointError(
+            f"the checkpoint {folder} lacks weights that config.json asks for: {_few(wrong)}",
+            "use a checkpoint whose config.json and weights belong together",
+        )
+    # A head or a pooler that is not used may be left over, a part of the layers not.
+    idle = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+    left = [
+        name
+        for name in sorted(map(str, info["unexpected_keys"]))
+        if f".{layers}." in f".{name}" and not name.endswith(idle)
+    ]
+    if left:
+        raise CheckpointError(
+            f"the checkpoint {folder} has weights that config.json does not know: {_few(left)}",
+            "use a checkpoint whose config.json and weights belong together",
+        )
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise CheckpointError(
+                f"{folder}: weight {name} holds NaN or infinity", "use another checkpoint"
+            )
+
+
+def _few(names: list[str]) -> str:
+    return f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+
+
+@torch.no_grad()
+def check_model(folder: Path, model: PreTrainedModel) -> None:
+    """Run the model once on two tokens.
+
+    Raises
+    ------
+    CheckpointError
+        If it fails, or gives NaN or infinity.
+    """
+    remedy = "use the config.json that came with the weights"
+    with reading(f"the model in {folder} does not run", remedy):
+        ids = torch.tensor([[0, model.config.vocab_size - 1]])
+        states = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
+        usable = states.shape == (1, 2, model.config.hidden_size) and states.isfinite().all()
+    if not usable:
+        raise CheckpointError(f"the model in {folder} gives NaN or infinity", remedy)
+
+
+def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int | None) -> None:
+    """Refuse a tokenizer that fails on some text, or has tokens beyond the model's embeddings.
+
+    Raises
+    ------
+    CheckpointError
+        Names the first token that has no embedding.
+    """
+    with reading(
+        f"the tokenizer in {folder} does not work",
+        "use the tokenizer's files that came with the weights",
+    ):
+        vocabulary = {int(i): str(token) for token, i in tokenizer.get_vocab().items()}
+        ids = {*vocabulary, *tokenizer.all_special_ids, *tokenizer(_PROBE)["input_ids"]}
+        beyond = [] if rows is None else sorted(i for i in ids if not 0 <= i < rows)
+        bare = vocabulary.keys() <= set(tokenizer.all_special_ids)
+    if bare:
+        # transformers makes one up where the files are missing.
+        raise CheckpointError(
+            f"the tokenizer in {folder} has no tokens but special ones",
+            "copy the tokenizer's files (tokenizer.json) that came with the weights",
+        )
+    if beyond:
+        token = vocabulary.get(beyond[0], "?")
+        raise CheckpointError(
+            f"the tokenizer in {folder} has {len(beyond)} tokens that the model has no embedding "
+            f"for: the first is {beyond[0]} ({token!r:.60}), and the model has {rows}",
+            "use the tokenizer that came with the weights, or give the model more embeddings "
+            "(transformers: resize_token_embeddings) and save both together",
+        )
+
+
+def positions(config: PretrainedConfig) -> int:
+    """Return how many tokens a text may have at most."""
+    longest = int(config.max_position_embeddings)
+    # RoBERTa counts positions from the one after the padding token's.
+    return longest - (config.pad_token_id or 0) - 1 if config.model_type == "roberta" else longest
+
+
+def check_length(config: PretrainedConfig, tokens: int, key: str = "model.max_length") -> None:
+    """Refuse texts that are longer than what the model was made for.
+
+    Raises
+    ------
+    ConfigError
+        If they are; names ``key``, which sets their length.
+    """
+    if tokens > positions(config):
+        raise ConfigError(
+            f"{key} = {tokens}: the model has {positions(config)} positions",
+            f"set it to {positions(config)} or less",
+        )
+
+
+def check_padding(folder: Path, config: PretrainedConfig, pad: int) -> None:
+    """Refuse padding that the model would count as text.
+
+    Raises
+    ------
+    CheckpointError
+        If the model counts positions by a padding token that is not the tokenizer's.
+    """
+    if config.model_type == "roberta" and pad != config.pad_token_id:
+        raise CheckpointError(
+            f"{folder}: the padding token is {pad} in the tokenizer and {config.pad_token_id} in "
+            "config.json",
+            "use the config.json and the tokenizer that came with the weights",
+        )

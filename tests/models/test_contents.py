@@ -1,0 +1,191 @@
+"""What lies in a base model's folder: everything that is read counts, nothing else is read."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fedllm.errors import CheckpointError
+from fedllm.models.checkpoints import checkpoint_folder, fingerprint, load_tokenizer, read_config
+from fedllm.models.contents import INDEX, fingerprints, state
+
+
+@pytest.fixture
+def folder(tiny_checkpoint, tmp_path):
+    return shutil.copytree(tiny_checkpoint("llama"), tmp_path / "model")
+
+
+def sharded(folder):
+    """Cut the weights into two files with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    places = {}
+    for number, part in enumerate((names[::2], names[1::2])):
+        file = f"model-0000{number + 1}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / file, {"format": "pt"})
+        places |= dict.fromkeys(part, file)
+    (folder / "model.safetensors").unlink()
+    write_index(folder, places)
+    return places
+
+
+def write_index(folder, places):
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chat_template.jinja",
+        "additional_chat_templates/tool.jinja",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "added_tokens.json",
+        "special_tokens_map.json",
+        "generation_config.json",
+        "tokenizer.model",
+        "spiece.model",
+        "tekken.json",
+        "model.safetensors.index.json",
+        "other.safetensors",
+        "1_Pooling/config.json",
+        "words.of-a-tokenizer-to-come",
+    ],
+)
+def test_every_file_that_may_be_read_counts(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    seen = {fingerprint(folder)}
+    (folder / name).parent.mkdir(exist_ok=True)
+    for content in ("{}", "{ }"):
+        (folder / name).write_text(content)
+        seen.add(fingerprint(folder))
+    (folder / name).rename(folder / f"other-{name.replace('/', '-')}")
+    seen.add(fingerprint(folder))
+    assert len(seen) == 4
+
+
+def test_what_nothing_reads_does_not_count(folder):
+    before, stats = fingerprint(folder), state(folder)
+    for name in ("README.md", "LICENSE", "pytorch_model.bin", ".gitattributes", "modeling_x.py"):
+        (folder / name).write_text("x")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "config.json").write_text("x")
+    assert (fingerprint(folder), state(folder)) == (before, stats)
+
+
+def test_no_name_can_stand_for_two_files(folder, tmp_path):
+    digest = fingerprint(folder)
+    (folder / "a").write_text("")
+    nothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    (folder / "b").write_text("")
+    two = fingerprint(folder)
+    (folder / "b").unlink()
+    (folder / "a").rename(folder / f"a {nothing}\nb")
+    assert len({digest, two, fingerprint(folder)}) == 3
+
+
+def test_the_earlier_fingerprint_is_what_it_was(folder):
+    import hashlib
+
+    lines = b"fedllm.checkpoint.v1\n"
+    for name in sorted(p.name for p in folder.iterdir()):
+        if name.endswith(("config.json", "tokenizer.json", ".safetensors")):
+            digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            lines += f"{name} {digest}\n".encode()
+    assert fingerprints(folder).earlier == hashlib.sha256(lines).hexdigest()
+
+
+def test_weights_in_several_files_load(folder):
+    sharded(folder)
+    assert read_config(checkpoint_folder(str(folder)))[0].num_hidden_layers == 3
+
+
+@pytest.mark.parametrize(
+    "place", ["../elsewhere.safetensors", "pytorch_model.bin", "none.safetensors", "/etc/passwd", 7]
+)
+def test_an_index_names_safetensors_of_its_folder_alone(folder, place):
+    places = sharded(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    save_file({"x": torch.zeros(1)}, folder.parent / "elsewhere.safetensors")
+    write_index(folder, places | {"lm_head.weight": place})
+    with pytest.raises(CheckpointError, match=r"is no \.safetensors file of this folder"):
+        checkpoint_folder(str(folder))
+
+
+@pytest.mark.parametrize("index", [[], {}, {"weight_map": []}, {"weight_map": {}, "metadata": {}}])
+def test_a_damaged_index_is_refused(folder, index):
+    (folder / INDEX).write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"index\.json is damaged"):
+        checkpoint_folder(str(folder))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "chat_template.jinja", "sub"])
+def test_links_that_leave_the_folder_are_refused(folder, name):
+    other = folder.parent / "other"
+    if name == "sub":
+        other.mkdir()
+    elif (folder / name).exists():
+        shutil.move(folder / name, other)
+    else:
+        other.write_text("x")
+    (folder / name).symlink_to(other)
+    with pytest.raises(CheckpointError, match=r"link to what lies elsewhere(?s:.*)cp -rL"):
+        checkpoint_folder(str(folder))
+    with pytest.raises(CheckpointError, match="link"):
+        fingerprint(folder)
+
+
+def test_links_inside_and_to_the_folder_are_followed(folder):
+    before = fingerprint(folder)
+    (folder.parent / "link").symlink_to(folder)
+    assert fingerprint(folder.parent / "link") == before
+    (folder / "copy.json").symlink_to("config.json")
+    assert fingerprint(folder) != before
+
+
+def test_a_pipe_is_refused_and_not_waited_for(folder):
+    os.mkfifo(folder / "chat_template.jinja")
+    with pytest.raises(CheckpointError, match="no regular file"):
+        checkpoint_folder(str(folder))
+
+
+def test_an_adapter_beside_the_weights_is_refused(folder):
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"holds an adapter(?s:.*)merge_and_unload"):
+        checkpoint_folder(str(folder))
+
+
+def test_a_distributed_checkpoint_is_refused(folder):
+    (folder / "shard-00000-model-00000-of-00000.safetensors").write_text("x")
+    with pytest.raises(CheckpointError, match="distributed checkpoint"):
+        checkpoint_folder(str(folder))
+
+
+def test_weights_under_another_name_are_not_taken_for_the_model(folder):
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor .*only weights"):
+        checkpoint_folder(str(folder))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_code_of_its_own_is_refused_and_not_passed_over(folder, name):
+    values = json.loads((folder / name).read_text())
+    values["auto_map"] = {"AutoConfig": "own.Config", "AutoTokenizer": ["own.Slow", None]}
+    (folder / name).write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=r"asks for code of its own \(auto_map\)"):
+        read_config(checkpoint_folder(str(folder)))
+
+
+def test_a_tokenizer_is_what_its_folder_says(tiny_checkpoint):
+    from tokenizers import Tokenizer
+
+    folder = tiny_checkpoint("qwen2")
+    text = "my card 12 <|endoftext|>"
+    plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer(text)["input_ids"] == plain.encode(text).ids
+    assert len(tokenizer) == plain.get_vocab_size()
