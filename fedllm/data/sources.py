@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import sys
 import uuid
@@ -11,8 +10,9 @@ from pathlib import Path
 
 from fedllm.config import DataSection, Task
 from fedllm.data.columns import ROLES, ColumnMap, Row, column_map
-from fedllm.data.readers import file_rows
+from fedllm.data.readers import data_files, file_rows
 from fedllm.data.records import Record, RowProblems, cap_records_per_unit
+from fedllm.data.values import Unreadable
 from fedllm.errors import DataError
 
 _ROW_REMEDY = "correct these rows or take them out of the source; no row is dropped silently"
@@ -77,26 +77,11 @@ def _tables(
 
         yield "query", query_rows(location, data.query, columns, data.query_timeout_s)
         return
-    paths = _files(location)
+    paths = data_files(location)
     # With one file this is its folder, with many the deepest folder they share.
     root = os.path.commonpath([path.absolute().parent for path in paths])
     for path in paths:
         yield os.path.relpath(path.absolute(), root), file_rows(path, columns)
-
-
-def _files(location: str) -> list[Path]:
-    path = Path(location)
-    if path.is_dir():
-        raise DataError(
-            f"{location} is a folder", f"name its files by a pattern: {path / '*.jsonl'}"
-        )
-    if path.exists() or not glob.has_magic(location):
-        return [path]
-    matches = sorted(Path(match) for match in glob.glob(location, recursive=True))
-    files = [match for match in matches if match.is_file()]
-    if not files:
-        raise DataError(f"no file matches {location}", "check the pattern and the folder")
-    return files
 
 
 def _records_of(
@@ -131,6 +116,8 @@ def _required(role: str, column: str, fields: Mapping[str, object]) -> str:
     value = fields[column]
     if value is None:
         raise _BadValueError(f"field '{column}' is null")
+    if isinstance(value, Unreadable):
+        raise _BadValueError(f"field '{column}' {value.problem}")
     if role in ("text", "prompt", "response"):
         text = _text(value, column)
     else:
