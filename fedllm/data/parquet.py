@@ -58,9 +58,7 @@ def parquet_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
             ) from None
 
 
-def _batches(
-    stream: BinaryIO, path: Path, columns: ColumnMap
-) -> Iterator[pyarrow.RecordBatch]:
+def _batches(stream: BinaryIO, path: Path, columns: ColumnMap) -> Iterator[pyarrow.RecordBatch]:
     from pyarrow import parquet
 
     with parquet.ParquetFile(stream) as table:

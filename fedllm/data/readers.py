@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import glob
 import itertools
 import json
@@ -10,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedllm.data.columns import ColumnMap, Row
+from fedllm.data.columns import ColumnMap, MissingColumnError, Row
 from fedllm.data.parquet import parquet_rows
 from fedllm.data.text_files import row_lines
 from fedllm.errors import DataError
@@ -127,7 +128,7 @@ def _csv_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
     try:
         header = next((row for row in reader if row), [])
         if header:
-            columns.check(header, f"{path} (header, line {reader.line_num})")
+            _check_header(header, columns, f"{path} (header, line {reader.line_num})")
         number, line = 0, reader.line_num + 1
         for row in reader:
             if row:
@@ -145,6 +146,18 @@ def _csv_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
         raise DataError(
             f"{path}: the row that starts at line {line} is not valid CSV", _csv_remedy(error)
         ) from None
+
+
+def _check_header(header: list[str], columns: ColumnMap, where: str) -> None:
+    """Check the columns; a first line that names none of them may be a private row."""
+    names = [name.strip().lower() for name in header]
+    if not any(difflib.get_close_matches(c.lower(), names, cutoff=0.5) for c in columns.names):
+        role, column = next(iter(columns.required.items()))
+        raise MissingColumnError(
+            f"{where} has no column '{column}', nor one of a similar name, among its {len(header)}",
+            f"let the first line name the columns, and set data.{role} to one of them",
+        )
+    columns.check(header, where)
 
 
 def _separated(lines: Iterator[str], columns: ColumnMap) -> tuple[Iterator[str], str]:

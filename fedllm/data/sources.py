@@ -6,20 +6,15 @@ import os
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 from fedllm.config import DataSection, Task
 from fedllm.data.columns import ROLES, ColumnMap, Row, column_map
 from fedllm.data.readers import data_files, file_rows
 from fedllm.data.records import Record, RowProblems, cap_records_per_unit
-from fedllm.data.values import Unreadable
+from fedllm.data.values import BadValueError, present_value, text_value
 from fedllm.errors import DataError
 
 _ROW_REMEDY = "correct these rows or take them out of the source; no row is dropped silently"
-
-
-class _BadValueError(ValueError):
-    """Why a field cannot be used, in words that hold none of its content."""
 
 
 def read_records(location: str, data: DataSection, task: Task) -> list[Record]:
@@ -99,7 +94,7 @@ def _records_of(
             for role, column in columns.optional.items():
                 if row.fields.get(column) is not None:
                     values[role] = _required(role, column, row.fields)
-        except _BadValueError as error:
+        except BadValueError as error:
             problems.add(row.where(name), str(error), _ROW_REMEDY)
             continue
         yield Record(
@@ -112,36 +107,22 @@ def _records_of(
 
 def _required(role: str, column: str, fields: Mapping[str, object]) -> str:
     if column not in fields:
-        raise _BadValueError(f"field '{column}' is missing")
-    value = fields[column]
-    if value is None:
-        raise _BadValueError(f"field '{column}' is null")
-    if isinstance(value, Unreadable):
-        raise _BadValueError(f"field '{column}' {value.problem}")
+        raise BadValueError(f"field '{column}' is missing")
+    value = present_value(fields[column], column)
     if role in ("text", "prompt", "response"):
-        text = _text(value, column)
+        text = text_value(value, column)
     else:
         # The same few names come back in many rows: keep one copy of each.
         text = sys.intern(_name(value, column))
     if role in ("unit", "site"):
         text = text.strip()
     if not text.strip():
-        raise _BadValueError(f"field '{column}' is empty")
+        raise BadValueError(f"field '{column}' is empty")
     return text
-
-
-def _text(value: object, column: str) -> str:
-    if not isinstance(value, str):
-        raise _BadValueError(f"field '{column}' is of type {type(value).__name__}, not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise _BadValueError(f"field '{column}' is not valid Unicode (lone surrogate)") from None
-    return value
 
 
 def _name(value: object, column: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | uuid.UUID):
         kind = type(value).__name__
-        raise _BadValueError(f"field '{column}' is of type {kind}, not text or a whole number")
-    return _text(str(value), column)
+        raise BadValueError(f"field '{column}' is of type {kind}, not text or a whole number")
+    return text_value(str(value), column)

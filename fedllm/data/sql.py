@@ -95,7 +95,9 @@ def _prepare_postgresql(connection: Connection, timeout_s: float) -> None:
 def _check_query(connection: Connection, statement: str, url: URL) -> CursorResult[Any]:
     """Run a query without reading a row, so that all words of the database are about it."""
     try:
-        return connection.exec_driver_sql(f"SELECT * FROM (\n{statement}\n) AS rows LIMIT 0")
+        return connection.exec_driver_sql(
+            f"SELECT * FROM (\n{statement}\n) AS rows LIMIT 0"  # noqa: S608
+        )
     except DBAPIError as error:
         if words := _words_about_query(error):
             raise DataError(f"{_shown(url)}: the query failed: {words}", _QUERY_REMEDY) from None
@@ -116,7 +118,7 @@ def _columns_of_map(
     check_types(checked.cursor, columns.names, _RESULT)  # type: ignore[attr-defined]
     quoted = connection.dialect.identifier_preparer.quote_identifier
     chosen = ", ".join(quoted(name) for name in columns.names if name in present)
-    return f"SELECT {chosen} FROM (\n{statement}\n) AS rows"
+    return f"SELECT {chosen} FROM (\n{statement}\n) AS rows"  # noqa: S608
 
 
 def _failure(error: Exception, url: URL, timeout_s: float) -> DataError:
