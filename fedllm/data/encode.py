@@ -139,7 +139,8 @@ def label_set(data: DataSection, test_records: Sequence[Record]) -> tuple[str, .
             f"the public set of labels has {len(labels)} label(s), classification needs two",
             "list them in data.labels, or give a public data.test file that has them all",
         )
-    check_distinct(labels, listed=data.labels is not None)
+    listed = data.labels is not None
+    check_distinct(labels, "data.labels" if listed else data.test or "data.test", listed=listed)
     return labels
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from fedllm.errors import DataError
 
 
-def check_distinct(labels: Sequence[str], *, listed: bool) -> None:
+def check_distinct(labels: Sequence[str], origin: str, *, listed: bool) -> None:
     """Refuse a public set of labels in which two could be one label written in two ways.
 
     Records of one class would train two otherwise. Labels that nobody can tell apart (other
@@ -20,6 +20,8 @@ def check_distinct(labels: Sequence[str], *, listed: bool) -> None:
     ----------
     labels : sequence of str
         The public set; each once.
+    origin : str
+        Where they stand, for the error.
     listed : bool
         Whether somebody wrote them down in ``data.labels``.
 
@@ -34,7 +36,7 @@ def check_distinct(labels: Sequence[str], *, listed: bool) -> None:
             continue
         one, other = pair
         raise DataError(
-            f"the labels {one!a} and {other!a} {_difference(one, other)}",
+            f"{origin}: the labels {one!a} and {other!a} {_difference(one, other)}",
             "write them in one way at the coordinator and at the sites"
             + ("" if form is _seen else ", or list both in data.labels if they are two classes"),
         )

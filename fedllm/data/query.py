@@ -13,7 +13,7 @@ _LINE_COMMENT = r"--[^\n]*"
 _POSTGRESQL = re.compile(
     rf"(?<![\w$])[eE]'(?:[^'\\]|''|\\.)*' | {_STRING} | {_NAME} | {_LINE_COMMENT}"
     r" | (?<![\w$])\$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$"
-    r" | (?P<comment>/\*) | (?P<sign>[;()]) | (?P<loose>['\"])",
+    r" | (?P<comment>/\*) | (?P<sign>[;()]) | (?P<loose>['\"]|\$\w*\$)",
     re.VERBOSE | re.DOTALL,
 )
 _SQLITE = re.compile(

@@ -166,7 +166,8 @@ def _engine(url: URL) -> Engine:
             url,
             poolclass=NullPool,
             hide_parameters=True,
-            connect_args={"connect_timeout": _CONNECT_TIMEOUT_S},
+            # The database converts to UTF-8, or hands over as they are the bytes of SQL_ASCII.
+            connect_args={"connect_timeout": _CONNECT_TIMEOUT_S, "client_encoding": "utf8"},
         )
     except (ModuleNotFoundError, NoSuchModuleError):
         raise DataError(
