@@ -89,7 +89,11 @@ def _prepare_postgresql(connection: Connection, timeout_s: float) -> None:
         "LOCAL standard_conforming_strings = on",
     ):
         connection.exec_driver_sql(f"SET {setting}")
-    read_texts(connection.connection.driver_connection)
+    driver = connection.connection.driver_connection
+    read_texts(driver)
+    if driver.info.parameter_status("server_encoding") == "SQL_ASCII":  # type: ignore[union-attr]
+        # Such a database holds any bytes; asked for UTF-8, it would refuse the whole query.
+        connection.exec_driver_sql("SET LOCAL client_encoding = SQL_ASCII")
 
 
 def _check_query(connection: Connection, statement: str, url: URL) -> CursorResult[Any]:
@@ -166,7 +170,7 @@ def _engine(url: URL) -> Engine:
             url,
             poolclass=NullPool,
             hide_parameters=True,
-            # The database converts to UTF-8, or hands over as they are the bytes of SQL_ASCII.
+            # The database converts to UTF-8, whatever it keeps.
             connect_args={"connect_timeout": _CONNECT_TIMEOUT_S, "client_encoding": "utf8"},
         )
     except (ModuleNotFoundError, NoSuchModuleError):
