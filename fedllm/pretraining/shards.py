@@ -139,7 +139,7 @@ class _Writer:
         self,
         name: str,
         locations: tuple[str, ...],
-        documents: Iterator[Document],
+        documents: Iterable[Document],
         limit: int | None,
     ) -> Part:
         shards: list[str] = []
