@@ -74,15 +74,17 @@ def file_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
     )
 
 
-class _Object(dict[str, object]):
-    """A JSON object that knows which of its keys were there more than once."""
+class _Repeating(dict[str, object]):
+    """A JSON object with keys that were there more than once."""
 
     def __init__(self, pairs: list[tuple[str, object]]) -> None:
         super().__init__(pairs)
-        self.repeated: list[str] = []
-        if len(self) < len(pairs):
-            counts = Counter(key for key, _ in pairs)
-            self.repeated = [key for key, count in counts.items() if count > 1]
+        self.repeated = {key for key, n in Counter(key for key, _ in pairs).items() if n > 1}
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    value = dict(pairs)
+    return value if len(value) == len(pairs) else _Repeating(pairs)
 
 
 def _json_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
@@ -106,17 +108,18 @@ def _json_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
 def _json_object(text: str, columns: ColumnMap) -> tuple[dict[str, object], str]:
     """Read one line; gives the object, or an empty one and what is wrong with it."""
     try:
-        value = json.loads(text, object_pairs_hook=_Object)
+        value = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         # The decoder's own words may quote the text.
         return {}, f"is not valid JSON at character {error.pos + 1}"
     except (ValueError, RecursionError):
         return {}, "is JSON with a number too long or nested too deep"
-    if not isinstance(value, _Object):
+    if not isinstance(value, dict):
         return {}, "is not a JSON object"
-    for name in columns.names:
-        if name in value.repeated:
-            return {}, f"has the key '{name}' more than once"
+    if isinstance(value, _Repeating):
+        for name in columns.names:
+            if name in value.repeated:
+                return {}, f"has the key '{name}' more than once"
     return value, ""
 
 
