@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 from importlib import metadata
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def package_folder(location: str) -> Path:
     """
     name, _, inner = location.removeprefix("package:").partition("/")
     for root in _roots(name):
-        if (root / inner).is_dir():
+        if os.path.isdir(root / inner):
             return root / inner
     known = _locations_of_models()
     problem = (

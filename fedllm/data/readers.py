@@ -7,6 +7,7 @@ import difflib
 import glob
 import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,11 +36,12 @@ def data_files(location: str) -> list[Path]:
             "give the path of the file; only model.path may begin with package:",
         )
     path = Path(location)
-    if path.is_dir():
+    # These do not raise for names that the file system refuses.
+    if os.path.isdir(path):
         raise DataError(
             f"{location} is a folder", f"name its files by a pattern: {path / '*.jsonl'}"
         )
-    if path.exists() or not glob.has_magic(location):
+    if os.path.exists(path) or not glob.has_magic(location):
         return [path]
     matches = sorted(Path(match) for match in glob.glob(location, recursive=True))
     files = [match for match in matches if match.is_file()]

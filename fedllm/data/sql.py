@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -183,7 +184,7 @@ def _engine(url: URL) -> Engine:
 def _sqlite_opener(url: URL) -> Any:
     # SQLite creates a missing file unless it is opened by a URI that forbids it.
     path = Path(url.database or "")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(
             f"there is no SQLite file {path}", "write sqlite:///relative or sqlite:////absolute"
         )

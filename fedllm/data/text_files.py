@@ -12,7 +12,17 @@ from typing import BinaryIO, cast
 
 from fedllm.errors import DataError
 
-_GZIP_MAGIC = b"\x1f\x8b"
+# How files that are no text begin, and what to do with them.
+_BEGINNINGS = {
+    b"\x1f\x8b": "the file is packed with gzip: give its name the ending .gz",
+    b"PK\x03\x04": "the file is a zip archive or a spreadsheet: unpack it, or export it as CSV",
+    b"\xfd7zXZ": "the file is packed with xz: unpack it",
+    b"BZh": "the file is packed with bzip2: unpack it",
+    b"\x28\xb5\x2f\xfd": "the file is packed with Zstandard: unpack it",
+    b"PAR1": "the file is Parquet: give its name the ending .parquet",
+    codecs.BOM_UTF16_LE: "the file is UTF-16: save it as UTF-8",
+    codecs.BOM_UTF16_BE: "the file is UTF-16: save it as UTF-8",
+}
 
 
 @contextmanager
@@ -37,6 +47,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise DataError(
             f"{path} is not a whole gzip file", "copy it again, or pack it again with gzip"
         ) from None
+    except UnicodeEncodeError:
+        raise DataError(f"the path {path} is not valid Unicode", "rename the file") from None
     except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error.strerror}", "check the path and its permissions"
@@ -56,6 +68,10 @@ def text_lines(path: Path) -> Iterator[str]:
     with opened(path) as stream:
         for number, raw in enumerate(stream, 1):
             content = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+            if number == 1 and b"\0" in content[:2]:
+                raise DataError(
+                    f"{path} line 1: the text is not UTF-8", _BEGINNINGS[codecs.BOM_UTF16_LE]
+                )
             try:
                 line = content.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -84,8 +100,7 @@ def row_lines(path: Path) -> Iterator[str]:
 
 
 def _encoding_remedy(content: bytes) -> str:
-    if content.startswith(_GZIP_MAGIC):
-        return "the file is packed with gzip: give its name the ending .gz"
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "the file is UTF-16: save it as UTF-8"
+    for beginning, remedy in _BEGINNINGS.items():
+        if content.startswith(beginning):
+            return remedy
     return "save the file as UTF-8"

@@ -238,6 +238,11 @@ def test_parquet_columns_below_a_name_are_not_taken_for_it(tmp_path):
     assert dict(read(path)[0].values) == {"text": "y", "label": "a"}
 
 
+@pytest.mark.parametrize("name", ["a" * 300 + ".csv", "a" * 5000, "a\ud800.csv", "*" + "a" * 300])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path, name):
+    refusal(tmp_path / name)
+
+
 def test_data_in_a_package_is_refused_clearly():
     assert "only model.path may begin with package:" in refusal("package:somewhere/notes.csv")
 
@@ -315,6 +320,23 @@ def test_wrong_encoding_names_the_line_and_the_remedy(tmp_path):
     assert "the file is UTF-16" in refusal(path, "causal")
     path.write_bytes(gzip.compress(b'{"text": "Private"}\n'))
     assert "ending .gz" in refusal(path, "causal")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("text,label\n".encode("utf-16-le"), "the file is UTF-16"),
+        ("text,label\n".encode("utf-16-be"), "the file is UTF-16"),
+        (b"PK\x03\x04\x14\xff", "zip archive or a spreadsheet"),
+        (b"\xfd7zXZ\x00", "packed with xz"),
+        (b"PAR1\x15\xff", "ending .parquet"),
+    ],
+)
+def test_what_is_no_text_is_recognised(tmp_path, content, words):
+    (tmp_path / "a.csv").write_bytes(content)
+    message = refusal(tmp_path / "a.csv")
+    assert words in message
+    assert "a.csv line 1" in message
 
 
 def test_json_array_is_recognised(tmp_path):

@@ -3,7 +3,7 @@
 import gzip
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedllm.errors import ConfigError, DataError
@@ -121,3 +121,18 @@ def test_documents_of_a_text_file_end_where_the_setting_says(tmp_path, documents
     found = list(read_documents(str(path), "text", documents))
     assert [d.text for d in found] == expected
     assert found[-1].origin == ("a.txt:1" if documents == "file" else "a.txt:5")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.txt.gz"])
+@given(st.binary(max_size=60))
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_give_documents_or_a_refusal(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    try:
+        for document in read_documents(str(path), "text", "line"):
+            assert document.text.strip()
+            document.text.encode()
+    except DataError as error:
+        assert error.remedy
+        assert name in error.message
