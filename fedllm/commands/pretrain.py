@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from fedllm.pretraining.config import load_pretrain_config
+from fedllm.pretraining.selection import check_corpus
 
 
 def pretrain(
@@ -33,6 +34,10 @@ def pretrain(
     Use public text only: nothing hides what a pretrained model has read.
     """
     config = load_pretrain_config(run, override)
+    folder = out or Path("runs") / config.name
+    # Whoever finishes or goes on with a run has had its text read already.
+    if not (folder / "tokens" / "manifest.json").exists():
+        check_corpus(config.data)
 
     # Before torch is loaded: threads that wait by sleeping instead of spinning cost next to
     # nothing on an idle machine and are several times faster when others use it too.
@@ -40,5 +45,5 @@ def pretrain(
     from fedllm.pretraining.progress import default_observer
     from fedllm.pretraining.run import run_pretraining
 
-    model = run_pretraining(config, out or Path("runs") / config.name, default_observer(), resume)
+    model = run_pretraining(config, folder, default_observer(), resume)
     print(model)

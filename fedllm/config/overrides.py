@@ -20,7 +20,7 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
     ConfigError
         If an override has no ``=`` or goes through a key that is no section.
     """
-    result = json.loads(json.dumps(values, default=str))
+    result = _plain_copy(values)
     for override in overrides:
         key, sign, text = override.partition("=")
         parts = key.strip().split(".")
@@ -37,7 +37,20 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
             target.pop(parts[-1], None)
             continue
         try:
-            target[parts[-1]] = tomllib.loads(f"x = {text}")["x"]
-        except tomllib.TOMLDecodeError:
+            target[parts[-1]] = _plain_copy(tomllib.loads(f"x = {text}"))["x"]
+        except (tomllib.TOMLDecodeError, RecursionError):
             target[parts[-1]] = text
+        except ValueError:
+            raise ConfigError(f"--set {key}: the number is too long", "use a shorter one") from None
     return result
+
+
+def _plain_copy(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy without shared parts, dates as text."""
+    try:
+        return dict(json.loads(json.dumps(values, default=str)))
+    except (ValueError, RecursionError):
+        raise ConfigError(
+            "a number of the configuration is too long, or it is nested too deep",
+            "look at the numbers written in hexadecimal",
+        ) from None

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from fedllm.config.section import Section
 from fedllm.errors import ConfigError
+
+_SHOWN_LETTERS = 200
+# What stands before the last '@' of a URL: user and password.
+_PASSWORD = re.compile(r"(://)[^\s,\"]*@")
 
 Model = TypeVar("Model", bound=Section)
 
@@ -39,9 +44,14 @@ def _explain(error: ValidationError, model: type[BaseModel], origin: str) -> Con
             remedies.append(f"add '{key}'")
         else:
             reason = item["msg"].removeprefix("Value error, ")
-            value = "" if isinstance(item["input"], dict | BaseModel) else f" = {item['input']!r}"
+            value = "" if isinstance(item["input"], dict | BaseModel) else _shown(item["input"])
             lines.append(f"{origin}: {key}{value}: {reason}" if key else f"{origin}: {reason}")
     return ConfigError("\n".join(lines), "; ".join(dict.fromkeys(remedies)))
+
+
+def _shown(value: Any) -> str:
+    text = _PASSWORD.sub(r"\1***@", repr(value))
+    return f" = {text if len(text) <= _SHOWN_LETTERS else text[:_SHOWN_LETTERS] + ' ...'}"
 
 
 def _nearest(key: str, model: type[BaseModel]) -> str:

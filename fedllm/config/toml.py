@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import tomllib
 from pathlib import Path
@@ -20,13 +21,42 @@ def read_toml(path: Path) -> dict[str, Any]:
         If it is missing, unreadable or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(f"there is no file {path}", "check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}", "check the path and its permissions"
+        ) from None
+    try:
+        text = content.removeprefix(codecs.BOM_UTF8).decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        raise ConfigError(
+            f"{path} line {line}: the file is {'UTF-16' if utf16 else 'not UTF-8'}",
+            "save it as UTF-8",
+        ) from None
+    return parse_toml(text, str(path))
+
+
+def parse_toml(text: str, origin: str) -> dict[str, Any]:
+    """Read TOML from a text; ``origin`` names it in errors.
+
+    Raises
+    ------
+    ConfigError
+        If it is not TOML; holds no value of the text, which may be a password.
+    """
+    try:
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+        raise ConfigError(f"{origin} is not valid TOML: {error}", "check that line") from None
+    except (ValueError, RecursionError):
+        raise ConfigError(
+            f"{origin} is not valid TOML: a number is too long, or it is nested too deep",
+            "check its longest lines",
+        ) from None
 
 
 def to_toml(section: Section) -> str:

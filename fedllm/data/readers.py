@@ -1,22 +1,53 @@
-"""Rows of JSON Lines, CSV and Parquet files."""
+"""Rows of files: JSON Lines, CSV and Parquet."""
 
 from __future__ import annotations
 
-import codecs
 import csv
-import gzip
+import difflib
+import glob
+import itertools
 import json
-import zlib
+import os
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
 
-from fedllm.data.columns import ColumnMap, Row
+from fedllm.data.columns import ColumnMap, MissingColumnError, Row
+from fedllm.data.parquet import parquet_rows
+from fedllm.data.text_files import row_lines
 from fedllm.errors import DataError
 
-_GZIP_MAGIC = b"\x1f\x8b"
-_BATCH_ROWS = 4096
+_SEPARATORS = (",", ";", "\t", "|")
+
+
+def data_files(location: str) -> list[Path]:
+    """List the files that a path or glob pattern names, sorted.
+
+    A file whose own name looks like a pattern is itself.
+
+    Raises
+    ------
+    DataError
+        If it is a folder, an installed package, or a pattern that no file matches.
+    """
+    if location.startswith("package:"):
+        raise DataError(
+            f"{location}: data cannot be named by an installed package",
+            "give the path of the file; only model.path may begin with package:",
+        )
+    path = Path(location)
+    # These do not raise for names that the file system refuses.
+    if os.path.isdir(path):
+        raise DataError(
+            f"{location} is a folder", f"name its files by a pattern: {path / '*.jsonl'}"
+        )
+    if os.path.exists(path) or not glob.has_magic(location):
+        return [path]
+    matches = sorted(Path(match) for match in glob.glob(location, recursive=True))
+    files = [match for match in matches if match.is_file()]
+    if not files:
+        raise DataError(f"no file matches {location}", "check the pattern and the folder")
+    return files
 
 
 def file_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
@@ -38,60 +69,29 @@ def file_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
     if text_name.endswith(".csv"):
         return _csv_rows(path, columns)
     if name.endswith(".parquet"):
-        return _parquet_rows(path, columns)
+        return parquet_rows(path, columns)
     raise DataError(
         f"{path}: the file's name does not tell its format",
         "use .jsonl, .jsonl.gz, .csv, .csv.gz or .parquet",
     )
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    try:
-        if path.name.lower().endswith(".gz"):
-            with gzip.open(path, "rb") as unpacked:
-                yield cast("BinaryIO", unpacked)
-        else:
-            with path.open("rb") as stream:
-                yield stream
-    except FileNotFoundError:
-        raise DataError(f"there is no file {path}", "check data.train and data.test") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error):
-        raise DataError(
-            f"{path} is not a whole gzip file", "copy it again, or pack it again with gzip"
-        ) from None
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror}", "check the path and its permissions"
-        ) from None
+class _Repeating(dict[str, object]):
+    """A JSON object with keys that were there more than once."""
+
+    def __init__(self, pairs: list[tuple[str, object]]) -> None:
+        super().__init__(pairs)
+        self.repeated = {key for key, n in Counter(key for key, _ in pairs).items() if n > 1}
 
 
-def _text_lines(path: Path) -> Iterator[str]:
-    """Yield lines that end in LF alone: JSON and CSV texts may hold other line ends."""
-    with _opened(path) as stream:
-        for number, raw in enumerate(stream, 1):
-            content = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
-            try:
-                line = content.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path} line {number}: byte {error.start + 1} of the line is not UTF-8",
-                    _encoding_remedy(content),
-                ) from None
-            yield line
-
-
-def _encoding_remedy(content: bytes) -> str:
-    if content.startswith(_GZIP_MAGIC):
-        return "the file is packed with gzip: give its name the ending .gz"
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "the file is UTF-16: save it as UTF-8"
-    return "save the file as UTF-8"
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    value = dict(pairs)
+    return value if len(value) == len(pairs) else _Repeating(pairs)
 
 
 def _json_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
     number, checked = 0, False
-    for line, text in enumerate(_text_lines(path), 1):
+    for line, text in enumerate(row_lines(path), 1):
         if not text.strip():
             continue
         number += 1
@@ -100,32 +100,40 @@ def _json_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
                 f"{path} holds a JSON array, not JSON Lines",
                 "write one JSON object a line, for example: jq -c '.[]' old.json > new.jsonl",
             )
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            # The decoder's own words may quote the text.
-            yield Row(number, line, {}, f"is not valid JSON at character {error.pos + 1}")
-            continue
-        except (ValueError, RecursionError):
-            yield Row(number, line, {}, "is JSON with a number too long or nested too deep")
-            continue
-        if not isinstance(value, dict):
-            yield Row(number, line, {}, "is not a JSON object")
-            continue
-        if not checked:
+        value, problem = _json_object(text, columns)
+        if not problem and not checked:
             columns.check(list(value), Row(number, line, {}).where(str(path)))
             checked = True
-        yield Row(number, line, value)
+        yield Row(number, line, value, problem)
+
+
+def _json_object(text: str, columns: ColumnMap) -> tuple[dict[str, object], str]:
+    """Read one line; gives the object, or an empty one and what is wrong with it."""
+    try:
+        value = json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        # The decoder's own words may quote the text.
+        return {}, f"is not valid JSON at character {error.pos + 1}"
+    except (ValueError, RecursionError):
+        return {}, "is JSON with a number too long or nested too deep"
+    if not isinstance(value, dict):
+        return {}, "is not a JSON object"
+    if isinstance(value, _Repeating):
+        for name in columns.names:
+            if name in value.repeated:
+                return {}, f"has the key '{name}' more than once"
+    return value, ""
 
 
 def _csv_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
+    lines, separator = _separated(row_lines(path), columns)
     # Not strict, an open quote would swallow the rest of the file as one field.
-    reader = csv.reader(_text_lines(path), strict=True)
+    reader = csv.reader(lines, delimiter=separator, strict=True)
     line = 1
     try:
         header = next((row for row in reader if row), [])
         if header:
-            columns.check(header, f"{path} (header, line {reader.line_num})")
+            _check_header(header, columns, f"{path} (header, line {reader.line_num})")
         number, line = 0, reader.line_num + 1
         for row in reader:
             if row:
@@ -141,33 +149,45 @@ def _csv_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
             line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(
-            f"{path}: the row that starts at line {line} is not valid CSV: {error}",
-            "check the double quotes there; texts over 131072 characters need JSON Lines",
+            f"{path}: the row that starts at line {line} is not valid CSV", _csv_remedy(error)
         ) from None
 
 
-def _parquet_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise DataError(
-            f"{path}: reading Parquet needs the package pyarrow",
-            "pip install 'fedllm[parquet]'",
-        ) from None
-    number = 0
-    with _opened(path) as stream:
+def _check_header(header: list[str], columns: ColumnMap, where: str) -> None:
+    """Check the columns; a first line that names none of them may be a private row."""
+    names = [name.strip().lower() for name in header]
+    if not any(difflib.get_close_matches(c.lower(), names, cutoff=0.5) for c in columns.names):
+        role, column = next(iter(columns.required.items()))
+        raise MissingColumnError(
+            f"{where} has no column '{column}', nor one of a similar name, among its {len(header)}",
+            f"let the first line name the columns, and set data.{role} to one of them",
+        )
+    columns.check(header, where)
+
+
+def _separated(lines: Iterator[str], columns: ColumnMap) -> tuple[Iterator[str], str]:
+    """Find the separator whose header has the columns, else the one with most fields."""
+    head: list[str] = []
+    for text in lines:
+        head.append(text)
+        if text.strip("\r\n"):
+            break
+
+    def fitness(separator: str) -> tuple[bool, int]:
         try:
-            with pq.ParquetFile(stream) as table:
-                present = table.schema_arrow.names
-                columns.check(present, str(path))
-                wanted = [name for name in columns.names if name in present]
-                for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
-                    for fields in batch.to_pylist():
-                        number += 1
-                        yield Row(number, None, fields)
-        except (pa.ArrowException, OSError):
-            raise DataError(
-                f"{path} is not a whole Parquet file (read up to row {number})",
-                "write or copy the file again",
-            ) from None
+            header = next(csv.reader(head[-1:], delimiter=separator, strict=True), [])
+        except csv.Error:
+            return False, 0
+        return set(columns.required.values()) <= set(header), len(header)
+
+    # The comma stands first, and of equals the first is taken.
+    return itertools.chain(head, lines), max(_SEPARATORS, key=fitness)
+
+
+def _csv_remedy(error: csv.Error) -> str:
+    words = str(error)
+    if "field limit" in words:
+        return f"texts over {csv.field_size_limit()} characters need JSON Lines"
+    if "new-line" in words:
+        return "put fields that hold a CR in double quotes, or let all lines end in LF"
+    return "check the double quotes there"

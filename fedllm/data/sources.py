@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 from fedllm.config import DataSection
 from fedllm.data.columns import Column, ColumnMap, Row, column_map
-from fedllm.data.readers import file_rows
+from fedllm.data.readers import data_files, file_rows
 from fedllm.data.records import Record, RowProblems, cap_records_per_unit
+from fedllm.data.values import BadValueError, present_value, text_value
 from fedllm.errors import DataError
 
 _ROW_REMEDY = "correct these rows or take them out of the source; no row is dropped silently"
-
-
-class _BadValueError(ValueError):
-    """Why a field cannot be used, in words that hold none of its content."""
 
 
 def read_records(location: str, data: DataSection, roles: Mapping[str, Column]) -> list[Record]:
@@ -77,26 +72,11 @@ def _tables(
 
         yield "query", query_rows(location, data.query, columns, data.query_timeout_s)
         return
-    paths = _files(location)
+    paths = data_files(location)
     # With one file this is its folder, with many the deepest folder they share.
     root = os.path.commonpath([path.absolute().parent for path in paths])
     for path in paths:
         yield os.path.relpath(path.absolute(), root), file_rows(path, columns)
-
-
-def _files(location: str) -> list[Path]:
-    path = Path(location)
-    if path.is_dir():
-        raise DataError(
-            f"{location} is a folder", f"name its files by a pattern: {path / '*.jsonl'}"
-        )
-    if path.exists() or not glob.has_magic(location):
-        return [path]
-    matches = sorted(Path(match) for match in glob.glob(location, recursive=True))
-    files = [match for match in matches if match.is_file()]
-    if not files:
-        raise DataError(f"no file matches {location}", "check the pattern and the folder")
-    return files
 
 
 def _records_of(
@@ -118,7 +98,7 @@ def _records_of(
             for role, column in columns.optional.items():
                 if row.fields.get(column) is not None:
                     values[role] = _required(role, column, row.fields, role in columns.texts)
-        except _BadValueError as error:
+        except BadValueError as error:
             problems.add(row.where(name), str(error), _ROW_REMEDY)
             continue
         yield Record(
@@ -131,31 +111,19 @@ def _records_of(
 
 def _required(role: str, column: str, fields: Mapping[str, object], free_text: bool) -> str:
     if column not in fields:
-        raise _BadValueError(f"field '{column}' is missing")
-    value = fields[column]
-    if value is None:
-        raise _BadValueError(f"field '{column}' is null")
+        raise BadValueError(f"field '{column}' is missing")
+    value = present_value(fields[column], column)
     # The same few names come back in many rows: keep one copy of each.
-    text = _text(value, column) if free_text else sys.intern(_name(value, column))
+    text = text_value(value, column) if free_text else sys.intern(_name(value, column))
     if role in ("unit", "site"):
         text = text.strip()
     if not text.strip():
-        raise _BadValueError(f"field '{column}' is empty")
+        raise BadValueError(f"field '{column}' is empty")
     return text
-
-
-def _text(value: object, column: str) -> str:
-    if not isinstance(value, str):
-        raise _BadValueError(f"field '{column}' is of type {type(value).__name__}, not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise _BadValueError(f"field '{column}' is not valid Unicode (lone surrogate)") from None
-    return value
 
 
 def _name(value: object, column: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | uuid.UUID):
         kind = type(value).__name__
-        raise _BadValueError(f"field '{column}' is of type {kind}, not text or a whole number")
-    return _text(str(value), column)
+        raise BadValueError(f"field '{column}' is of type {kind}, not text or a whole number")
+    return text_value(str(value), column)

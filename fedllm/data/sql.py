@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -11,20 +12,22 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 import sqlalchemy
-from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.engine import URL, Connection, CursorResult, Engine
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from fedllm.data.columns import ColumnMap, Row
+from fedllm.data.query import single_select
+from fedllm.data.values import text_or_unreadable
 from fedllm.errors import DataError
 
 _FETCH_ROWS = 2000
 _CONNECT_TIMEOUT_S = 10
+_BARE_POSTGRESQL = re.compile(r"^postgres(ql)?://")
 # PostgreSQL's code for a statement cancelled by its time-out (appendix A of its manual).
 _CANCELLED = "57014"
-_QUOTED_OR_COMMENT = re.compile(
-    r"'(?:[^']|'')*' | \"(?:[^\"]|\"\")*\" | --[^\n]* | /\*.*?\*/", re.VERBOSE | re.DOTALL
-)
+_QUERY_REMEDY = "try data.query in the database's own client"
+_RESULT = "the result of data.query"
 
 
 def query_rows(
@@ -58,39 +61,90 @@ def query_rows(
             "the data source is a database, but data.query is missing",
             "add query = 'SELECT ...' under [data]",
         )
-    _check_select(query)
     url = _parse(location)
+    statement = single_select(query, url.get_backend_name())
     engine = _engine(url)
     with _connect(engine, url) as connection:
         try:
             if engine.dialect.name == "postgresql":
-                connection.exec_driver_sql(
-                    f"SET LOCAL statement_timeout = {math.ceil(1000 * timeout_s)}"
-                )
-            yield from _fetch(connection, query, columns)
-        except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) == _CANCELLED:
-                raise DataError(
-                    f"{_shown(url)}: the query took longer than {timeout_s:g} s",
-                    "raise data.query_timeout_s, or ask the database for less: an index, a view",
-                ) from None
-            raise DataError(
-                f"{_shown(url)}: the query failed: {_query_failure(error)}",
-                "try data.query in the database's own client",
-            ) from None
+                _prepare_postgresql(connection, timeout_s)
+            with _check_query(connection, statement, url) as checked:
+                if engine.dialect.name == "postgresql":
+                    statement = _columns_of_map(checked, connection, statement, columns)
+            yield from _fetch(connection, statement, columns)
+        except DataError:
+            raise
+        except Exception as error:
+            # Drivers raise many classes, and their words may quote a value.
+            raise _failure(error, url, timeout_s) from None
 
 
-def _check_select(query: str) -> None:
-    bare = _QUOTED_OR_COMMENT.sub(" ", query).strip().rstrip("; \t\r\n")
-    if not re.match(r"(select|with)\b", bare, re.IGNORECASE) or ";" in bare:
-        raise DataError("data.query is not one SELECT", "write a single SELECT statement")
+def _prepare_postgresql(connection: Connection, timeout_s: float) -> None:
+    from fedllm.data.postgresql import read_texts
+
+    for setting in (
+        # Also for a transaction after this one.
+        "SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+        f"LOCAL statement_timeout = {math.ceil(1000 * timeout_s)}",
+        # The check of the query reads quotes by the standard.
+        "LOCAL standard_conforming_strings = on",
+    ):
+        connection.exec_driver_sql(f"SET {setting}")
+    driver = connection.connection.driver_connection
+    read_texts(driver)
+    if driver.info.parameter_status("server_encoding") == "SQL_ASCII":  # type: ignore[union-attr]
+        # Such a database holds any bytes; asked for UTF-8, it would refuse the whole query.
+        connection.exec_driver_sql("SET LOCAL client_encoding = SQL_ASCII")
+
+
+def _check_query(connection: Connection, statement: str, url: URL) -> CursorResult[Any]:
+    """Run a query without reading a row, so that all words of the database are about it."""
+    try:
+        return connection.exec_driver_sql(
+            f"SELECT * FROM (\n{statement}\n) AS rows LIMIT 0"  # noqa: S608
+        )
+    except DBAPIError as error:
+        if words := _words_about_query(error):
+            raise DataError(f"{_shown(url)}: the query failed: {words}", _QUERY_REMEDY) from None
+        raise
+
+
+def _columns_of_map(
+    checked: CursorResult[Any], connection: Connection, statement: str, columns: ColumnMap
+) -> str:
+    """Return a PostgreSQL query for the columns of the map alone.
+
+    Others may hold what Python cannot, such as a timestamp of 'infinity'.
+    """
+    from fedllm.data.postgresql import check_types
+
+    present = list(checked.keys())
+    columns.check(present, _RESULT)
+    check_types(checked.cursor, columns.names, _RESULT)  # type: ignore[attr-defined]
+    quoted = connection.dialect.identifier_preparer.quote_identifier
+    chosen = ", ".join(quoted(name) for name in columns.names if name in present)
+    return f"SELECT {chosen} FROM (\n{statement}\n) AS rows"  # noqa: S608
+
+
+def _failure(error: Exception, url: URL, timeout_s: float) -> DataError:
+    state = getattr(getattr(error, "orig", None), "sqlstate", None)
+    if state == _CANCELLED:
+        return DataError(
+            f"{_shown(url)}: the query took longer than {timeout_s:g} s",
+            "raise data.query_timeout_s, or ask the database for less: an index, a view",
+        )
+    driver = getattr(error, "orig", None) or error
+    code = state or getattr(driver, "sqlite_errorname", None)
+    kind = f"{type(driver).__name__}{f' ({code})' if code else ''}"
+    return DataError(f"{_shown(url)}: the query failed: {kind}", _QUERY_REMEDY)
 
 
 def _parse(location: str) -> URL:
     # A password with a bare '@' would spill into the host name, which messages show.
     authority = location.partition("?")[0]
     try:
-        url = sqlalchemy.make_url(location)
+        # libpq's other name for the same; SQLAlchemy takes psycopg 2 where no driver is named.
+        url = sqlalchemy.make_url(_BARE_POSTGRESQL.sub("postgresql+psycopg://", location))
     except (ArgumentError, ValueError):
         url = None
     if url is None or (not authority.startswith("sqlite") and authority.count("@") > 1):
@@ -117,7 +171,8 @@ def _engine(url: URL) -> Engine:
             url,
             poolclass=NullPool,
             hide_parameters=True,
-            connect_args={"connect_timeout": _CONNECT_TIMEOUT_S},
+            # The database converts to UTF-8, whatever it keeps.
+            connect_args={"connect_timeout": _CONNECT_TIMEOUT_S, "client_encoding": "utf8"},
         )
     except (ModuleNotFoundError, NoSuchModuleError):
         raise DataError(
@@ -129,12 +184,19 @@ def _engine(url: URL) -> Engine:
 def _sqlite_opener(url: URL) -> Any:
     # SQLite creates a missing file unless it is opened by a URI that forbids it.
     path = Path(url.database or "")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(
             f"there is no SQLite file {path}", "write sqlite:///relative or sqlite:////absolute"
         )
     uri = f"file:{quote(str(path.absolute()))}?mode=ro"
-    return lambda: sqlite3.connect(uri, uri=True)
+
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(uri, uri=True)
+        # SQLite's own decoding would quote a text that is not UTF-8.
+        connection.text_factory = text_or_unreadable
+        return connection
+
+    return connect
 
 
 def _connect(engine: Engine, url: URL) -> Connection:
@@ -143,18 +205,23 @@ def _connect(engine: Engine, url: URL) -> Connection:
             no_parameters=True,
             **({"postgresql_readonly": True} if engine.dialect.name == "postgresql" else {}),
         )
-    except SQLAlchemyError as error:
+    except Exception as error:
+        words = (
+            _without_secrets(_first_line(error), url)
+            if isinstance(error, SQLAlchemyError)
+            else type(error).__name__
+        )
         raise DataError(
-            f"{_shown(url)}: no connection: {_without_secrets(_first_line(error), url)}",
+            f"{_shown(url)}: no connection: {words}",
             "check host, port, user, password and database of the URL",
         ) from None
 
 
-def _fetch(connection: Connection, query: str, columns: ColumnMap) -> Iterator[Row]:
+def _fetch(connection: Connection, statement: str, columns: ColumnMap) -> Iterator[Row]:
     streamed = {"stream_results": True, "yield_per": _FETCH_ROWS}
-    result = connection.exec_driver_sql(query, execution_options=streamed)
+    result = connection.exec_driver_sql(statement, execution_options=streamed)
     names = list(result.keys())
-    columns.check(names, "the result of data.query")
+    columns.check(names, _RESULT)
     for number, values in enumerate(result, 1):
         yield Row(number, None, dict(zip(names, values, strict=True)))
 
@@ -165,8 +232,8 @@ def _first_line(error: SQLAlchemyError) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _query_failure(error: DBAPIError) -> str:
-    """Give the driver's words only where they speak of the query and not of the data.
+def _words_about_query(error: DBAPIError) -> str:
+    """Give the driver's words where they speak of the query.
 
     PostgreSQL's error class 42 (syntax error or access rule violation, appendix A of its
     manual) names tables and columns; class 22 (data exception) quotes values.
@@ -174,7 +241,7 @@ def _query_failure(error: DBAPIError) -> str:
     state = getattr(error.orig, "sqlstate", None)
     if isinstance(error.orig, sqlite3.Error) or (state and state.startswith("42")):
         return _first_line(error)
-    return f"{type(error.orig).__name__}{f' (SQLSTATE {state})' if state else ''}"
+    return ""
 
 
 def _shown(url: URL) -> str:

@@ -18,6 +18,7 @@ from fedllm.config import (
 )
 
 Objective = Literal["causal", "masked", "span"]
+TextDocuments = Literal["file", "blank_line", "line"]
 Architecture = Literal["llama", "bert", "t5"]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
@@ -35,11 +36,14 @@ class CorpusSection(Section):
     Attributes
     ----------
     train : str or list of str
-        Paths or glob patterns, one a source: ``.txt``, ``.jsonl``, ``.parquet``, the
-        first two also with ``.gz``.
+        Paths or glob patterns, one a source: ``.txt``, ``.jsonl``, ``.csv``, ``.parquet``,
+        the first three also with ``.gz``.
     text : str or list of str
         Column that holds the text, or a template such as ``"{question}\n{answer}"``; one
         for all sources or one a source. Special tokens may be written out in it.
+    text_documents : {"file", "blank_line", "line"}
+        What ends a document of a ``.txt`` file: the end of the file, a blank line, or
+        every line.
     weights : list of float, optional
         How often each source is drawn; in proportion to its tokens when left out.
     evaluation : str or list of str
@@ -56,6 +60,7 @@ class CorpusSection(Section):
 
     train: Annotated[Strings, Field(min_length=1)]
     text: Annotated[Strings, Field(min_length=1)] = ("text",)
+    text_documents: TextDocuments = "file"
     weights: tuple[PositiveFloat, ...] | None = None
     evaluation: Strings = ()
     evaluation_text: Strings = ()

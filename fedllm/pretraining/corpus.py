@@ -1,20 +1,24 @@
-"""Public documents from text, JSON Lines and Parquet files, one after another."""
+"""Public documents from text files and from rows, one after another."""
 
 from __future__ import annotations
 
-import glob
-import gzip
 import hashlib
-import json
+import io
+import itertools
 import string
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
+from fedllm.data.columns import ColumnMap
+from fedllm.data.readers import data_files, file_rows
+from fedllm.data.text_files import opened, text_lines
+from fedllm.data.values import BadValueError, text_value
 from fedllm.errors import ConfigError, DataError
+from fedllm.pretraining.config import TextDocuments
 
 _TEXT_PIECE_CHARACTERS = 1 << 20
+_ROW_REMEDY = "correct the row or take it out of the file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,140 +40,97 @@ def corpus_files(location: str) -> list[Path]:
     Raises
     ------
     DataError
-        If there is none.
+        If there is none, or one of them cannot be opened.
     """
-    paths = [Path(p) for p in sorted(glob.glob(location, recursive=True)) if Path(p).is_file()]
-    if not paths:
-        raise DataError(f"there is no file {location}", "check the path or pattern")
+    paths = data_files(location)
+    for path in paths:
+        with opened(path):
+            pass
     return paths
 
 
-def read_documents(location: str, text: str) -> Iterator[Document]:
+def read_documents(
+    location: str, text: str, text_documents: TextDocuments = "file"
+) -> Iterator[Document]:
     r"""Read the documents of all files that ``location`` names; empty texts are left out.
 
     Parameters
     ----------
     location : str
-        Path or glob pattern. A text file is one document, cut at line ends into pieces
-        of about a million characters.
+        Path or glob pattern.
     text : str
         Column, or a template such as ``"{question}\n{answer}"``; text files ignore it.
+    text_documents : {"file", "blank_line", "line"}
+        What ends a document of a text file. A document is cut at line ends into pieces of
+        about a million characters.
 
     Raises
     ------
     DataError
-        If a file is missing, has no known extension, or a row is not as expected; names
-        file, row and column.
+        If a file is missing or damaged, has no known extension, or a row is not as
+        expected; names file, row and column.
     """
-    for path in corpus_files(location):
-        for document in _reader(path, text):
+    for path in data_files(location):
+        for document in _reader(path, text, text_documents):
             if document.text.strip():
                 yield document
 
 
-def _reader(path: Path, text: str) -> Iterator[Document]:
-    name = path.name.removesuffix(".gz")
-    if name.endswith(".txt"):
-        return _read_text(path)
-    if name.endswith(".jsonl"):
-        return _read_json_lines(path, _composer(text))
-    if path.name.endswith(".parquet"):
-        return _read_parquet(path, text)
-    raise DataError(f"{path}: unknown kind of file", "use .txt, .jsonl (both also .gz) or .parquet")
+def _reader(path: Path, text: str, text_documents: TextDocuments) -> Iterator[Document]:
+    if path.name.lower().removesuffix(".gz").endswith(".txt"):
+        return _read_text(path, text_documents)
+    return _read_rows(path, text)
 
 
-def _open_text(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
-
-
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        with _open_text(path) as stream:
-            yield from stream
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path} cannot be read: {error}", "check that it is complete UTF-8"
-        ) from None
-
-
-def _read_text(path: Path) -> Iterator[Document]:
+def _read_text(path: Path, text_documents: TextDocuments) -> Iterator[Document]:
+    # Line ends of any kind become LF.
+    lines = itertools.chain.from_iterable(
+        io.StringIO(line, newline=None) for line in text_lines(path)
+    )
     piece: list[str] = []
     size = start = 0
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(lines, 1):
         start = start or number
         piece.append(line)
         size += len(line)
-        if size >= _TEXT_PIECE_CHARACTERS:
+        ends = text_documents == "line" or (text_documents == "blank_line" and not line.strip())
+        if ends or size >= _TEXT_PIECE_CHARACTERS:
             yield Document("".join(piece), f"{path.name}:{start}")
             piece, size, start = [], 0, 0
     if piece:
         yield Document("".join(piece), f"{path.name}:{start}")
 
 
-def _read_json_lines(
-    path: Path, compose: Callable[[Mapping[str, Any], str], str]
-) -> Iterator[Document]:
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        origin = f"{path.name}:{number}"
+def _read_rows(path: Path, text: str) -> Iterator[Document]:
+    parts = _template(text)
+    names = list(dict.fromkeys(name for _, name in parts if name is not None))
+    roles = ("text" if n == 1 else f"text (column {n} of it)" for n in itertools.count(1))
+    for row in file_rows(path, ColumnMap(dict(zip(roles, names, strict=False)), {})):
+        where = row.where(str(path))
+        if row.problem:
+            raise DataError(f"{where} {row.problem}", _ROW_REMEDY)
         try:
-            row = json.loads(line)
-        except ValueError:
-            raise DataError(f"{origin}: not valid JSON", "one JSON object a line") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{origin}: not a JSON object", "one JSON object a line")
-        yield Document(compose(row, origin), origin)
+            values = {name: _value(row.fields, name) for name in names}
+        except BadValueError as error:
+            raise DataError(f"{where}: {error}", _ROW_REMEDY) from None
+        joined = "".join(literal + (values[name] if name else "") for literal, name in parts)
+        yield Document(joined, f"{path.name}:{row.line or row.number}")
 
 
-def _read_parquet(path: Path, text: str) -> Iterator[Document]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise ConfigError(
-            f"{path} needs pyarrow", "install it: pip install 'fedllm[parquet]'"
-        ) from None
-    compose = _composer(text)
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            present = file.schema_arrow.names
-            columns = [c for c in _columns(text) if c in present]
-            for batch in file.iter_batches(batch_size=1024, columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    origin = f"{path.name}:{number}"
-                    yield Document(compose(row, origin), origin)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path} cannot be read: {error}", "check that it is Parquet") from None
+def _value(fields: Mapping[str, object], column: str) -> str:
+    if column not in fields:
+        raise BadValueError(f"field '{column}' is missing")
+    return text_value(fields[column], column)
 
 
-def _columns(text: str) -> list[str]:
+def _template(text: str) -> list[tuple[str, str | None]]:
+    """Split a template into pairs of literal text and column; a bare column is one pair."""
     if "{" not in text:
-        return [text]
+        return [("", text)]
     try:
-        names = [name for _, name, spec, _ in string.Formatter().parse(text) if name is not None]
-    except ValueError as error:
-        raise ConfigError(f"data.text = {text!r}: {error}", "write {{ for a brace") from None
-    return names
-
-
-def _composer(text: str) -> Callable[[Mapping[str, Any], str], str]:
-    columns = _columns(text)
-    template = text if "{" in text else "{" + text + "}"
-    parts = [(literal, name) for literal, name, _, _ in string.Formatter().parse(template)]
-
-    def compose(row: Mapping[str, Any], origin: str) -> str:
-        for column in columns:
-            if not isinstance(row.get(column), str):
-                kind = "is missing" if column not in row else "is not text"
-                raise DataError(
-                    f"{origin}: column '{column}' {kind}",
-                    f"columns there: {', '.join(map(str, row))}",
-                )
-        return "".join(lit + (row[name] if name is not None else "") for lit, name in parts)
-
-    return compose
+        return [(literal, name) for literal, name, _, _ in string.Formatter().parse(text)]
+    except ValueError:
+        raise ConfigError(
+            f"data.text = {text!r}: a brace is not closed, or closed only",
+            "write {{ for a brace of the text itself",
+        ) from None

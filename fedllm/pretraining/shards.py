@@ -22,8 +22,9 @@ from transformers import PreTrainedTokenizerBase
 from fedllm.errors import DataError
 from fedllm.files import atomic_directory, write_json
 from fedllm.pretraining.config import CorpusSection, PretrainConfig
-from fedllm.pretraining.corpus import Document, corpus_files, read_documents
+from fedllm.pretraining.corpus import Document, corpus_files
 from fedllm.pretraining.manifest import Manifest, Part, load_manifest
+from fedllm.pretraining.selection import Selection, require_documents, source_documents
 from fedllm.pretraining.tokenizer import boundary_id
 
 SHARD_TOKENS = 1 << 28
@@ -37,7 +38,7 @@ def training_texts(config: PretrainConfig, limit_bytes: int) -> Iterator[str]:
     """Yield the texts of all sources, in turn, up to ``limit_bytes`` of UTF-8."""
     data = config.data
     left = limit_bytes
-    streams = [iter(read_documents(loc, data.text_of(i))) for i, loc in enumerate(data.train)]
+    streams = [iter(source_documents(data, i)) for i in range(len(data.train))]
     while streams and left > 0:
         for stream in list(streams):
             document = next(stream, None)
@@ -103,16 +104,10 @@ class _Writer:
         self._boundary = boundary_id(tokenizer)
         self._dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
         self._folder = folder
-        self._seen: set[bytes] = set()
-        self._forbidden: set[bytes] = set()
-        self._held_out: set[bytes] = set()
+        self._selection = Selection(config.data)
 
     def write(self, key: str) -> Manifest:
         data = self._data
-        for location in data.exclude:
-            self._forbidden.update(
-                d.digest() for d in read_documents(location, data.text_of_evaluation())
-            )
         if data.evaluation:
             evaluation = tuple(self._held_out_file(i) for i in range(len(data.evaluation)))
             sources = tuple(self._source(i) for i in range(len(data.train)))
@@ -122,65 +117,29 @@ class _Writer:
             # In the order of their digests, so that a limit takes from all sources alike.
             held_out.sort(key=Document.digest)
             evaluation = (self._write(_HELD_OUT, (), iter(held_out), self._limit),)
-        if not any(part.tokens for part in sources):
-            raise DataError("no document is left for training", "check data.train and data.exclude")
-        if not any(p.documents for p in evaluation) and (data.evaluation or data.held_out):
-            raise DataError(
-                "no document is held out for evaluation",
-                "name data.evaluation, raise data.held_out, or set it to 0 to do without",
-            )
+        require_documents(
+            data, [p.documents for p in sources], sum(p.documents for p in evaluation)
+        )
         return Manifest(key, self._dtype.name, self._boundary, sources, evaluation)
 
     def _held_out_file(self, index: int) -> Part:
-        data, duplicates = self._data, 0
-        location = data.evaluation[index]
-
-        def documents() -> Iterator[Document]:
-            nonlocal duplicates
-            for document in read_documents(location, data.text_of_evaluation(index)):
-                digest = document.digest()
-                if digest in self._held_out:
-                    duplicates += 1
-                    continue
-                self._held_out.add(digest)
-                self._forbidden.add(digest)
-                yield document
-
-        limit = max(1, self._limit // len(data.evaluation))
-        part = self._write(f"{_HELD_OUT}{index}", (location,), documents(), limit)
-        return replace(part, duplicates=duplicates)
+        location = self._data.evaluation[index]
+        kept = self._selection.evaluation(index)
+        limit = max(1, self._limit // len(self._data.evaluation))
+        part = self._write(f"{_HELD_OUT}{index}", (location,), kept, limit)
+        return replace(part, duplicates=kept.duplicates)
 
     def _source(self, index: int, held_out: list[Document] | None = None) -> Part:
-        duplicates = excluded = 0
         location = self._data.train[index]
-
-        def kept() -> Iterator[Document]:
-            nonlocal duplicates, excluded
-            for document in read_documents(location, self._data.text_of(index)):
-                digest = document.digest()
-                if digest in self._forbidden:
-                    excluded += 1
-                elif digest in self._seen:
-                    duplicates += 1
-                elif held_out is not None and self._chosen(digest):
-                    self._seen.add(digest)
-                    held_out.append(document)
-                else:
-                    self._seen.add(digest)
-                    yield document
-
-        part = self._write(f"source{index}", (location,), kept(), None)
-        return replace(part, duplicates=duplicates, excluded=excluded)
-
-    def _chosen(self, digest: bytes) -> bool:
-        # By the text itself, so that a document stays on its side when the corpus grows.
-        return int.from_bytes(digest[:8], "little") < self._data.held_out * 2**64
+        kept = self._selection.training(index, held_out)
+        part = self._write(f"source{index}", (location,), kept, None)
+        return replace(part, duplicates=kept.duplicates, excluded=kept.excluded)
 
     def _write(
         self,
         name: str,
         locations: tuple[str, ...],
-        documents: Iterator[Document],
+        documents: Iterable[Document],
         limit: int | None,
     ) -> Part:
         shards: list[str] = []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fedllm.config import DataSection, Task
 from fedllm.data.columns import Column
+from fedllm.data.labels import check_distinct
 from fedllm.data.records import Record
 from fedllm.errors import DataError
 from fedllm.models.heads import LabelHead
@@ -53,7 +54,8 @@ class Classification(LearningTask):
         Raises
         ------
         DataError
-            If neither gives at least two labels, or ``data.labels`` repeats one.
+            If neither gives at least two labels, ``data.labels`` repeats one, or two of them
+            look alike.
         """
         if data.labels is not None:
             if len(set(data.labels)) < len(data.labels):
@@ -68,6 +70,9 @@ class Classification(LearningTask):
                 f"the public set of labels has {len(labels)} label(s), classification needs two",
                 "list them in data.labels, or give a public data.test file that has them all",
             )
+        listed = data.labels is not None
+        where = "data.labels" if listed else data.test or "data.test"
+        check_distinct(labels, where, listed=listed)
         return labels
 
     def counted(self, records: Sequence[Record]) -> str:
@@ -176,7 +181,8 @@ class LabelledTexts:
         if sequence.target < 0:
             return (
                 f"its label is not one of the {len(self.labels)} public labels",
-                "correct the label, or add it to data.labels",
+                "correct the label (white space, case and Unicode form count), or add it to "
+                "data.labels",
             )
         if not sequence.ids:
             return "its text has no tokens to learn from", "take the record out of the source"

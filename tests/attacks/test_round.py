@@ -421,6 +421,23 @@ def test_no_private_text_leaves_with_an_error(tiny_checkpoint, tmp_path):
     assert "mrs-example.csv:7" in (tmp_path / "site-0.log").read_text()
 
 
+def test_an_unforeseen_error_leaves_no_private_text_in_the_sites_log(
+    tiny_checkpoint, tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise ValueError("could not parse 'Mrs Example has a rare disease'")
+
+    monkeypatch.setattr("fedllm.federation.site.data.encode", fail)
+    data = {f"site-{i}": records(20, seed=i) for i in range(3)}
+    federation = build(tmp_path, small_config(tiny_checkpoint("bert")), data, full_errors=False)
+    with pytest.raises(FedllmError):
+        federation.round()
+    log = (tmp_path / "site-0.log").read_text()
+    assert "ValueError" in log
+    assert "test_round.py:" in log
+    assert "Example" not in log
+
+
 def test_an_unforeseen_error_shrinks_to_its_kind():
     error = ValueError("secret of a patient")
     refusal = Refusal.of(error, full_text=False)

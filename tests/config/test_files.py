@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fedllm.config import load_run_config, load_site_policy
+from fedllm.config import load_run_config, load_site_policy, read_toml
 from fedllm.errors import ConfigError
 
 
@@ -30,3 +34,55 @@ def test_policy_is_as_strict(tmp_path: Path) -> None:
     path.write_text("[budget]\nepsilom = 2\n")
     with pytest.raises(ConfigError, match=r"did you mean 'budget\.epsilon'"):
         load_site_policy(path)
+
+
+@pytest.mark.parametrize("content", [b"[", b"x = ", b"a = 1\na = 2", b"[a]\n[a]"])
+def test_every_refusal_names_file_and_remedy(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.toml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"bad\.toml is not valid TOML") as caught:
+        load_run_config(tmp_path / "bad.toml")
+    assert caught.value.remedy
+
+
+def test_a_byte_order_mark_is_no_part_of_a_configuration(run_toml: Path) -> None:
+    run_toml.write_bytes(b"\xef\xbb\xbf" + run_toml.read_bytes())
+    assert load_run_config(run_toml).name == "x"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("name = 'x'\n".encode("utf-16"), "line 1: the file is UTF-16"),
+        (b"name = 'x'\n# caf\xe9\n", "line 2: the file is not UTF-8"),
+    ],
+)
+def test_another_encoding_is_named_with_its_remedy(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    (tmp_path / "bad.toml").write_bytes(content)
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_run_config(tmp_path / "bad.toml")
+    assert caught.value.remedy == "save it as UTF-8"
+
+
+@pytest.mark.parametrize(
+    "text", ["x = " + "[" * 100_000, "x = " + "9" * 5000, "x = 0x" + "f" * 5000, "x" + ".x" * 5000]
+)
+def test_what_is_too_long_or_too_deep_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.toml").write_text(text)
+    with pytest.raises(ConfigError):
+        load_run_config(tmp_path / "bad.toml")
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_read_or_refused(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "any.toml"
+        path.write_bytes(content)
+        with contextlib.suppress(ConfigError):
+            read_toml(path)
+
+
+def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        read_toml(tmp_path)

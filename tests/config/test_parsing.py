@@ -29,3 +29,30 @@ def test_wrong_keys_and_values_are_named(run_toml: Path, override: str, words: l
         load_run_config(run_toml, [override])
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        'data.train=["postgresql+psycopg://nurse:pa55word@db/clinic"]',
+        'data.train=["postgresql+psycopg://nurse:pa55@word/x@db/clinic"]',
+        'data.sites="postgresql+psycopg://nurse:pa55word@db/clinic"',
+    ],
+)
+def test_a_password_in_a_value_is_not_shown(run_toml: Path, override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(run_toml, [override])
+    assert "pa55" not in str(caught.value)
+    assert "***@db/clinic" in str(caught.value)
+
+
+def test_a_long_value_is_cut(run_toml: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(run_toml, [f"task={'x' * 3000}"])
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "0x" + "f" * 5000])
+def test_an_override_with_too_long_a_number_is_refused(run_toml: Path, value: str) -> None:
+    with pytest.raises(ConfigError, match="too long"):
+        load_run_config(run_toml, [f"seed={value}"])

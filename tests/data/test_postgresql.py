@@ -73,6 +73,7 @@ def test_rows_become_records(port):
         "SELECT o.set_config AS note, 1 AS code FROM off AS o",
         "COPY notes TO PROGRAM 'true'",
         "SELECT note, code FROM notes; COMMIT; DROP TABLE notes",
+        "SELECT note, code FROM notes) AS r; COMMIT; DROP TABLE notes; SELECT * FROM (SELECT 1",
     ],
 )
 def test_nothing_can_be_written(port, query):
@@ -114,3 +115,52 @@ def test_the_password_is_in_no_message(port):
     assert "does not exist" in refusal(url(port, name="nowhere"), QUERY)
     refusal(f"{url(port)}?sslmode=require", QUERY)
     refusal(f"{url(port)}?options=-c%20nonsense%3D{quote(PASSWORD, safe='')}", QUERY)
+
+
+def test_only_the_columns_of_the_mapping_are_read(port):
+    query = (
+        "SELECT 'a' AS note, 'card' AS code, 'infinity'::timestamptz AS valid_until, "
+        "'0044-03-15 BC'::date AS born"
+    )
+    assert dict(read(url(port), query)[0].values) == {"text": "a", "label": "card"}
+    message = refusal(url(port), query.replace("'card' AS code", "'infinity'::timestamptz AS code"))
+    assert "column 'code' of the result of data.query is of type timestamptz, not text" in message
+
+
+def test_texts_of_other_types_are_read(port):
+    query = (
+        "SELECT '<note>fever</note>'::xml::text AS note, oid::regclass AS code FROM pg_class "
+        "WHERE relname = 'notes'"
+    )
+    assert dict(read(url(port), query)[0].values) == {
+        "text": "<note>fever</note>",
+        "label": "notes",
+    }
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        r"SELECT E'it\';s' AS note, 1 AS code",
+        "SELECT $q$a; b$q$ AS note, 1 AS code; -- all",
+        "(SELECT 'a;' AS note, 1 AS code) UNION (SELECT 'b', 2) ORDER BY code",
+        'SELECT \'x\' AS note, 1 AS code, 2 AS "odd "" name; ("',
+    ],
+)
+def test_one_select_of_any_form_is_read(port, query):
+    assert read(url(port), query)
+
+
+def test_a_text_that_is_not_utf8_is_named_by_row(port):
+    with connect(port) as connection:
+        connection.autocommit = True
+        connection.execute("CREATE DATABASE old ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+    old = psycopg.connect(
+        host="127.0.0.1", port=port, user="nurse", password=PASSWORD, dbname="old"
+    )
+    with old as connection:
+        connection.execute("CREATE TABLE notes (id int, note text, code int)")
+        connection.execute("INSERT INTO notes VALUES (1, 'fine', 1), (2, E'Private caf\\xe9', 2)")
+    message = refusal(url(port, name="old"), "SELECT note, code FROM notes ORDER BY id")
+    assert "query row 2: field 'note' is not UTF-8" in message
+    assert "Private" not in message

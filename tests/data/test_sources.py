@@ -165,9 +165,86 @@ def test_wrong_column_lists_those_there_and_the_nearest(tmp_path):
     )
 
 
-def test_row_of_text_in_place_of_a_header_is_not_quoted(tmp_path):
-    path = comma_separated(tmp_path / "a.csv", [[PRIVATE + ", and a cough.", "x"], ["b", "c"]])
-    assert "(column 1, no plain name), x" in refusal(path)
+@pytest.mark.parametrize("row", [[PRIVATE + ", and a cough.", "x"], ["Private", "gout"]])
+def test_row_in_place_of_a_header_is_not_quoted(tmp_path, row):
+    path = comma_separated(tmp_path / "a.csv", [row, ["b", "c"]])
+    message = refusal(path)
+    assert "has no column 'text', nor one of a similar name, among its 2" in message
+    assert "gout" not in message
+
+
+def test_csv_header_with_one_similar_name_is_shown(tmp_path):
+    path = comma_separated(tmp_path / "a.csv", [["Text", "kind"], ["b", "c"]])
+    assert "columns there: Text, kind" in refusal(path)
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_csv_with_another_separator_is_read(tmp_path, separator):
+    path = tmp_path / "a.csv"
+    path.write_text(f'text{separator}label\n"a{separator} b"{separator}d\n')
+    assert dict(read(path)[0].values) == {"text": f"a{separator} b", "label": "d"}
+    path.write_text(f"Txt{separator}label{separator}c,d\n")
+    assert "columns there: Txt, label" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b"text,label\rPrivate,b\rc,d\r"),
+        ("a.jsonl", b'{"text": "Private", "label": "b"}\r{"text": "c", "label": "d"}\r'),
+    ],
+)
+def test_lines_that_end_in_cr_alone_are_explained(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    message = refusal(path)
+    assert "its lines end in CR alone" in message
+    assert "tr '\\r' '\\n'" in message
+
+
+def test_a_bare_cr_in_a_csv_row_is_explained(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"text,label\na,b\nPrivate\rx,c\n")
+    assert "put fields that hold a CR in double quotes" in refusal(path)
+
+
+def test_a_repeated_key_refuses_the_row_if_it_is_read(tmp_path):
+    twice = '{"text": "a", "label": "b", "text": "Private"}'
+    path = json_lines(tmp_path / "a.jsonl", ['{"text": "a", "label": "b", "x": 1, "x": 2}', twice])
+    assert "a.jsonl row 2 (line 2): has the key 'text' more than once" in refusal(path)
+
+
+def test_parquet_values_that_cannot_be_read_are_named_by_row(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    bad = pa.array([b"good", b"Private caf\xe9", None]).cast(pa.binary())
+    texts = pa.StringArray.from_buffers(3, bad.buffers()[1], bad.buffers()[2], bad.buffers()[0])
+    years = pa.array([1, 2, 2**62], pa.timestamp("us"))
+    pq.write_table(pa.table({"text": texts, "label": ["a", "b", "c"], "year": years}), path)
+    message = refusal(path)
+    assert "a.parquet row 2: field 'text' is not UTF-8" in message
+    assert "a.parquet row 3: field 'text' is null" in message
+    message = refusal(path, label="year", text="label")
+    assert "row 1: field 'year' is of type datetime" in message
+    assert "row 3: field 'year' is of type timestamp[us]" in message
+
+
+def test_parquet_columns_below_a_name_are_not_taken_for_it(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text.b": ["x"], "text": ["y"], "label": ["a"]}), path)
+    assert dict(read(path)[0].values) == {"text": "y", "label": "a"}
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".csv", "a" * 5000, "a\ud800.csv", "*" + "a" * 300])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path, name):
+    refusal(tmp_path / name)
+
+
+def test_data_in_a_package_is_refused_clearly():
+    assert "only model.path may begin with package:" in refusal("package:somewhere/notes.csv")
 
 
 def test_column_twice_is_refused(tmp_path):
@@ -243,6 +320,23 @@ def test_wrong_encoding_names_the_line_and_the_remedy(tmp_path):
     assert "the file is UTF-16" in refusal(path, "causal")
     path.write_bytes(gzip.compress(b'{"text": "Private"}\n'))
     assert "ending .gz" in refusal(path, "causal")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("text,label\n".encode("utf-16-le"), "the file is UTF-16"),
+        ("text,label\n".encode("utf-16-be"), "the file is UTF-16"),
+        (b"PK\x03\x04\x14\xff", "zip archive or a spreadsheet"),
+        (b"\xfd7zXZ\x00", "packed with xz"),
+        (b"PAR1\x15\xff", "ending .parquet"),
+    ],
+)
+def test_what_is_no_text_is_recognised(tmp_path, content, words):
+    (tmp_path / "a.csv").write_bytes(content)
+    message = refusal(tmp_path / "a.csv")
+    assert words in message
+    assert "a.csv line 1" in message
 
 
 def test_json_array_is_recognised(tmp_path):

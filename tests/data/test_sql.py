@@ -106,3 +106,40 @@ def test_test_set_must_be_a_file(database):
 def test_password_is_in_no_message(url):
     message = refusal(url.format("pa55word"))
     assert "pa55word" not in message
+
+
+def test_a_text_that_is_not_utf8_is_named_by_row(database):
+    with sqlite3.connect(database) as connection:
+        bad = "Private caf\u00e9".encode("latin-1")
+        connection.execute("UPDATE notes SET note = CAST(? AS TEXT) WHERE id = 2", (bad,))
+        connection.execute("ALTER TABLE notes ADD COLUMN other TEXT")
+        connection.execute("UPDATE notes SET other = CAST(? AS TEXT)", (bad,))
+    connection.close()
+    url = f"sqlite:///{database}"
+    message = refusal(url, "SELECT note, code, other FROM notes ORDER BY id")
+    assert "1 row cannot be used" in message
+    assert "query row 3: field 'note' is not UTF-8" in message
+    assert "Private" not in message
+    # A column that nobody asked for may hold anything.
+    assert len(read(url, "SELECT note, code, other FROM notes WHERE id <> 2")) == 4999
+
+
+def test_an_error_on_the_way_quotes_nothing(database):
+    url = f"sqlite:///{database}"
+    query = "SELECT note, json_extract('{}', note) AS code FROM notes"
+    message = refusal(url, query)
+    assert "fine" not in message
+    assert "the query failed: OperationalError (SQLITE_ERROR)" in message
+
+
+def test_the_order_of_the_query_is_kept(database):
+    query = "SELECT note, code FROM notes ORDER BY id DESC -- newest first"
+    records = read(f"sqlite:///{database}", query)
+    assert records[0].values["text"] == "100% :fine, note 4999"
+
+
+@pytest.mark.parametrize("start", ["postgres://", "postgresql://", "postgresql+psycopg://"])
+def test_all_names_of_postgresql_reach_the_same_driver(start):
+    pytest.importorskip("psycopg")
+    message = refusal(f"{start}nurse:pa55word@127.0.0.1:1/clinic")
+    assert "postgresql+psycopg://nurse:***@127.0.0.1:1/clinic: no connection" in message

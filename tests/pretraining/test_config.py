@@ -33,6 +33,11 @@ def test_paths_count_from_the_file(file):
     assert config.training.steps == 1
 
 
+def test_a_byte_order_mark_is_no_part_of_it(file):
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load_pretrain_config(file).name == "x"
+
+
 def test_a_written_configuration_reads_back(file):
     config = load_pretrain_config(file)
     assert parse(PretrainConfig, tomllib.loads(to_toml(config)), "x") == config

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from fedllm.config import SitePolicy, Task
 from fedllm.data.records import Record
 from fedllm.encryption.update import seal_levels
-from fedllm.errors import RefusedError
+from fedllm.errors import FedllmError, RefusedError
 from fedllm.federation.protocol.envelopes import seal
 from fedllm.federation.protocol.masks import (
     check_settled,
@@ -267,5 +269,12 @@ class Site:
         append_line(self._files.log, json.dumps(line))
 
     def _log_error(self, error: Exception) -> None:
-        line = {"error": type(error).__name__, "text": str(error)}
+        # A library's own words may quote a record; where it failed says nothing of one.
+        text = str(error) if isinstance(error, FedllmError) else _place(error)
+        line = {"error": type(error).__name__, "text": text}
         append_line(self._files.log, json.dumps(line))
+
+
+def _place(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    return " > ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)

@@ -1,0 +1,60 @@
+"""A field that a source holds and that cannot be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Stands in a row in place of a value; ``problem`` holds no part of that value."""
+
+    problem: str
+
+
+NOT_UTF8 = Unreadable("is not UTF-8")
+
+
+def text_or_unreadable(raw: bytes) -> str | Unreadable:
+    """Decode the bytes of one field."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return NOT_UTF8
+
+
+class BadValueError(ValueError):
+    """Why a field cannot be used, in words that hold none of its content."""
+
+
+def present_value(value: object, column: str) -> object:
+    """Return a value that is there and could be read.
+
+    Raises
+    ------
+    BadValueError
+        If it is null or an `Unreadable`.
+    """
+    if value is None:
+        raise BadValueError(f"field '{column}' is null")
+    if isinstance(value, Unreadable):
+        raise BadValueError(f"field '{column}' {value.problem}")
+    return value
+
+
+def text_value(value: object, column: str) -> str:
+    """Return a value that is a text and valid Unicode.
+
+    Raises
+    ------
+    BadValueError
+        If it is something else.
+    """
+    present_value(value, column)
+    if not isinstance(value, str):
+        raise BadValueError(f"field '{column}' is of type {type(value).__name__}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadValueError(f"field '{column}' is not valid Unicode (lone surrogate)") from None
+    return value
