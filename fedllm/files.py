@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fedllm.errors import FedllmError
+from fedllm.visible import is_hidden
 
 
 def _sync_directory(path: Path) -> None:
@@ -76,8 +77,13 @@ def write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace ``path`` by ``value`` as indented JSON, durably; NaN is refused."""
+    """Replace ``path`` by ``value`` as indented JSON, durably; NaN is refused.
+
+    What would steer a terminal stands in it as JSON's own escapes.
+    """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    if not text.replace("\n", "").isprintable():
+        text = "".join(json.dumps(c)[1:-1] if is_hidden(c) and c != "\n" else c for c in text)
     write_bytes(path, text.encode() + b"\n")
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ class Round:
         Sites that are not.
     metrics, epsilon, seconds : mapping of str to float
         Test metrics; spent so far by site; wall time by phase.
+    not_finite : tuple of str
+        Test metrics that were measured and were no number.
     """
 
     number: int
@@ -35,6 +38,7 @@ class Round:
     metrics: Mapping[str, float]
     epsilon: Mapping[str, float]
     seconds: Mapping[str, float]
+    not_finite: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,44 @@ class RunFolder:
         """Return a table of the summary; empty where it has none of that name."""
         value = self.summary.get(name)
         return value if isinstance(value, Mapping) else {}
+
+    @property
+    def first_metrics(self) -> Mapping[str, float]:
+        """Test metrics before training; empty where nothing was measured then."""
+        measured = [line for line in self.rounds if line.metrics]
+        return measured[0].metrics if measured and measured[0].number == 0 else {}
+
+    @property
+    def last_metrics(self) -> Mapping[str, float]:
+        """Test metrics at the end, from the summary or else from the rounds."""
+        recorded = self.section("metrics")
+        last = {
+            name: float(value)
+            for name, value in recorded.items()
+            if isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+        }
+        measured = [line.metrics for line in self.rounds if line.metrics]
+        return last or (measured[-1] if measured and not recorded else {})
+
+    @property
+    def simulated(self) -> bool:
+        """Whether all parties were played on one machine."""
+        recorded = self.summary.get("simulated")
+        if isinstance(recorded, bool):
+            return recorded
+        # What only a simulation leaves, in folders that do not say it themselves.
+        return (self.path / "ledgers").is_dir() or (self.path / "policy.toml").is_file()
+
+    def time(self, key: str) -> datetime | None:
+        """Return a time that the summary recorded, with its zone; none without one."""
+        value = self.summary.get(key)
+        try:
+            time = datetime.fromisoformat(value) if isinstance(value, str) else None
+        except ValueError:
+            return None
+        return time if time is not None and time.tzinfo is not None else None
 
     @property
     def sites(self) -> list[str]:
@@ -156,6 +198,9 @@ def _round(value: dict[str, Any], where: str) -> Round:
         metrics=_numbers(value.get("metrics"), where, "metrics"),
         epsilon=_numbers(value.get("epsilon"), where, "epsilon"),
         seconds=_numbers(value.get("seconds"), where, "seconds"),
+        not_finite=tuple(
+            str(name) for name, number in (value.get("metrics") or {}).items() if number is None
+        ),
     )
 
 
