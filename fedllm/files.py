@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fedllm.errors import FedllmError
+from fedllm.errors import FedllmError, of_system
 from fedllm.visible import is_hidden
 
 
@@ -24,9 +24,11 @@ def _sync_directory(path: Path) -> None:
 
 
 def _failure(path: Path, error: OSError) -> FedllmError:
-    return FedllmError(
+    return of_system(
+        error,
         f"could not write {path}: {error.strerror or error}",
-        "free disk space or change the folder's permissions; the earlier file is untouched",
+        "free disk space, change the folder's permissions, or choose another path; the earlier "
+        "file is untouched",
     )
 
 

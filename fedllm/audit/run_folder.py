@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedllm.config import RunConfig, parse, read_toml
-from fedllm.errors import FedllmError
+from fedllm.errors import ConfigError
 
 PHASES = ("train", "encrypt", "aggregate", "decrypt", "evaluate")
 
@@ -128,9 +128,7 @@ def read_run_folder(path: Path) -> RunFolder:
     Raises
     ------
     ConfigError
-        If ``run.toml`` is missing or wrong.
-    FedllmError
-        If another file is missing or damaged; names the file and the line.
+        If a file is missing, damaged or wrong; names the file and the line.
     """
     return RunFolder(
         path=path,
@@ -140,8 +138,8 @@ def read_run_folder(path: Path) -> RunFolder:
     )
 
 
-def _damaged(where: str, what: str) -> FedllmError:
-    return FedllmError(
+def _damaged(where: str, what: str) -> ConfigError:
+    return ConfigError(
         f"{where}: {what}",
         "a report is not made from damaged records; repeat the run or restore the file",
     )
@@ -151,7 +149,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise FedllmError(f"there is no file {path}", "give the folder of a finished run") from None
+        raise ConfigError(f"there is no file {path}", "give the folder of a finished run") from None
     except (OSError, UnicodeDecodeError):
         raise _damaged(str(path), "cannot be read as UTF-8 text") from None
 

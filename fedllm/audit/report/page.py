@@ -65,9 +65,9 @@ def write_report(
     Raises
     ------
     ConfigError
-        If ``run.toml`` is missing or wrong.
+        If a file of the folder is missing, damaged or wrong.
     FedllmError
-        If another file is missing or damaged, or the report cannot be written.
+        If the report cannot be written.
     """
     texts = read_texts(language)
     run = read_run_folder(run_folder)

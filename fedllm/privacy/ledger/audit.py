@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fedllm.privacy.accounting.events import canonical_bytes
 from fedllm.privacy.ledger.budget import VIEWS, Ceiling
 from fedllm.privacy.ledger.entries import (
     Head,
-    LedgerError,
+    NoLedgerError,
     RawEntry,
     TamperedError,
     read_chain,
@@ -25,7 +26,7 @@ from fedllm.privacy.ledger.entries import (
 )
 from fedllm.privacy.ledger.fingerprints import DatasetIdentity, Unit, share_a_tag
 from fedllm.privacy.ledger.state import Carried, KnownDataset, LedgerState, Reservation
-from fedllm.privacy.ledger.store import Store
+from fedllm.privacy.ledger.store import SQLITE, TRACES, Store
 
 Tags = dict[str, tuple[bytes, bytes]]
 
@@ -99,8 +100,8 @@ def verify_ledger(
     TamperedError
         If an entry was edited, removed, moved, cut off, signed by another key, refers to
         other tags, or was charged although it exceeded its ceiling.
-    LedgerError
-        If the file cannot be read.
+    NoLedgerError
+        If the file cannot be read or is something else.
     """
     state = read_state(path, public_key, anchors)
     if state.head is None:
@@ -307,17 +308,51 @@ def export_ledger(path: Path, out: Path) -> Head:
     return head
 
 
-def _read(path: Path) -> tuple[list[RawEntry], list[tuple[int, bytes, bytes]]]:
+def is_export(path: Path) -> bool:
+    """Tell whether a file is an export of a ledger, and not a ledger itself.
+
+    Raises
+    ------
+    NoLedgerError
+        If it cannot be read, or never was either.
+    TamperedError
+        If only traces of a ledger are left in it, or nothing.
+    """
     try:
         with path.open("rb") as stream:
-            start = stream.read(16)
+            start = stream.read(1 << 16)
     except OSError as error:
-        raise LedgerError(f"cannot read {path}: {error.strerror}", "check the path") from error
-    if start == b"SQLite format 3\0":
+        raise NoLedgerError(f"cannot read {path}: {error.strerror}", "check the path") from error
+    if start.startswith(SQLITE):
+        return False
+    if all(word in start for word in _EXPORTED):
+        return True
+    # The first page holds the identity and the triggers, wherever its start was written over.
+    if not start.strip(b"\0") or any(word in start for word in TRACES):
+        raise TamperedError(f"{path} is a damaged ledger: its start is gone")
+    raise NoLedgerError(
+        f"{path} is not a ledger",
+        "give the ledger of a site (ledger.sqlite in its kit's state), or what "
+        "fedllm ledger export wrote",
+    )
+
+
+def refuse_other_files(path: Path) -> None:
+    """See that a path leads to a ledger or an export of one, in whatever state.
+
+    Raises
+    ------
+    NoLedgerError
+        If it does not.
+    """
+    with suppress(TamperedError):
+        is_export(path)
+
+
+def _read(path: Path) -> tuple[list[RawEntry], list[tuple[int, bytes, bytes]]]:
+    if not is_export(path):
         with Store(path).read() as view:
             return list(view.entries()), list(view.tags())
-    if not start.startswith(b"{"):
-        raise TamperedError(f"{path} is neither a ledger nor an export of one")
     rows = list(_exported_lines(path))
     return [raw for raw, _ in rows], [tags for _, tags in rows if tags is not None]
 
@@ -343,6 +378,7 @@ def _exported_lines(
 
 
 _LINE = {"content", "hash", "signature", "tags"}
+_EXPORTED = (b'"content"', b'"hash"', b'"signature"')
 
 
 def _exported_tags(number: int, tags: Mapping[str, str] | None) -> tuple[int, bytes, bytes] | None:
