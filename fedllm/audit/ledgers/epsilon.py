@@ -203,6 +203,7 @@ def _run(
         claimed=accounting.epsilon(events, delta).value,
         reported=reported,
         groups=tuple(_groups(events)),
+        name=", ".join(dict.fromkeys(charge.name for charge in charges if charge.name)),
     )
 
 

@@ -279,6 +279,7 @@ class SiteAccount:
             events=(event,),
             colluder_events=alone,
             delta=config.privacy.delta,
+            name=config.name,
         )
 
     def _evaluation_charge(self, run: str, number: int, config: RunConfig) -> Charge:
@@ -292,6 +293,7 @@ class SiteAccount:
             colluder_events=None if alone is None else (alone,),
             delta=config.privacy.delta,
             purpose="evaluation",
+            name=config.name,
         )
 
     def _ceiling(self, config: RunConfig) -> Ceiling:

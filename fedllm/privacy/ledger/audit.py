@@ -33,9 +33,10 @@ Tags = dict[str, tuple[bytes, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """One run's charges to one data set."""
+    """One run's charges to one data set; ``name`` is empty where no charge gives it."""
 
     run: str
+    name: str
     committed: int
     reserved_only: int
     epsilon: float
@@ -50,7 +51,7 @@ class DatasetReport:
     id, unit, records, persons, overlaps
         As in `KnownDataset`; numbers of distinct records and persons.
     ceiling : Ceiling or None
-        The one that its last charge was checked against.
+        The one that was asked about, or else that its last charge was checked against.
     spent, spent_against_colluders : EpsilonEstimate
         At the ceiling's delta, or at 1e-5 where nothing was charged; charges to data sets
         that share a unit with it are included.
@@ -81,7 +82,10 @@ class Verification:
 
 
 def verify_ledger(
-    path: Path, public_key: bytes | None = None, anchors: Sequence[Head] = ()
+    path: Path,
+    public_key: bytes | None = None,
+    anchors: Sequence[Head] = (),
+    policy: Ceiling | None = None,
 ) -> Verification:
     """Check a ledger file or an export of one, and recompute its epsilons.
 
@@ -94,6 +98,8 @@ def verify_ledger(
         the key in the file is shown, which anyone who rewrites all of it can have.
     anchors : sequence of Head
         Heads kept by another party; without one a cut at the end cannot be seen.
+    policy : Ceiling, optional
+        To report under, instead of the ceilings in the ledger, which are checked all the same.
 
     Raises
     ------
@@ -122,7 +128,7 @@ def verify_ledger(
                 "the program that wrote this ledger did not keep the budget; train no more",
             )
     return Verification(
-        state.site, state.public_key.hex(), state.head, report(state), tuple(state.carried)
+        state.site, state.public_key.hex(), state.head, report(state, policy), tuple(state.carried)
     )
 
 
@@ -220,24 +226,31 @@ def _check_overlaps(state: LedgerState, tags: Tags) -> None:
         earlier.append(dataset.id)
 
 
-def report(state: LedgerState) -> tuple[DatasetReport, ...]:
-    """Recompute what every data set and run has spent."""
-    return tuple(_dataset_report(state, dataset) for dataset in state.datasets.values())
+def report(state: LedgerState, ceiling: Ceiling | None = None) -> tuple[DatasetReport, ...]:
+    """Recompute what every data set and run has spent.
+
+    ``ceiling`` is the one to look at it under; by default that of each data set's last charge.
+    """
+    return tuple(_dataset_report(state, dataset, ceiling) for dataset in state.datasets.values())
 
 
-def _dataset_report(state: LedgerState, dataset: KnownDataset) -> DatasetReport:
+def _dataset_report(
+    state: LedgerState, dataset: KnownDataset, ceiling: Ceiling | None
+) -> DatasetReport:
     related = state.related(dataset.id)
     charges = [c for c in state.reservations.values() if c.dataset in related]
     own = [c for c in charges if c.dataset == dataset.id]
-    last = (own or charges)[-1:]
-    ceiling = last[0].ceiling if last else None
+    if ceiling is None and charges:
+        ceiling = (own or charges)[-1].ceiling
     delta = ceiling.delta if ceiling else 1e-5
     runs = []
     for run in dict.fromkeys(charge.run for charge in own):
         mine = [charge for charge in own if charge.run == run]
         committed = sum(charge.sequence in state.committed for charge in mine)
         cost = epsilon([event for charge in mine for event in charge.events], delta).value
-        runs.append(RunReport(run, committed, len(mine) - committed, cost))
+        # A coordinator could call one run by several names; all are shown.
+        name = ", ".join(dict.fromkeys(charge.name for charge in mine if charge.name))
+        runs.append(RunReport(run, name, committed, len(mine) - committed, cost))
     return DatasetReport(
         id=dataset.id,
         unit=dataset.unit,
@@ -277,16 +290,20 @@ def spending_of(path: Path) -> tuple[str, list[Carried]]:
     return found.site, carried
 
 
-def export_ledger(path: Path, out: Path) -> Head:
+def export_ledger(path: Path, out: Path, force: bool = False) -> Head:
     """Write a ledger as JSON Lines, one entry a line, for auditors; return its head.
 
     `verify_ledger` reads the result as it reads the ledger itself. Record and person tags
-    are included: they are keyed, and say only which data sets share records.
+    are included: they are keyed, and say only which data sets share records. An earlier export
+    that the new one begins with is replaced; nothing else is, unless ``force``, and a ledger
+    never.
 
     Raises
     ------
     TamperedError
         If the ledger does not hold; nothing is exported then.
+    ConfigError
+        If ``out`` is something else already.
     FedllmError
         If ``out`` cannot be written.
     """
@@ -304,8 +321,36 @@ def export_ledger(path: Path, out: Path) -> Head:
             records, persons = (base64.b64encode(part).decode() for part in tags[raw.sequence])
             line["tags"] = {"records": records, "persons": persons}
         lines.append(canonical_bytes(line) + b"\n")
-    write_bytes(out, b"".join(lines))
+    content = b"".join(lines)
+    _check_place(out, content, force)
+    write_bytes(out, content)
     return head
+
+
+def _check_place(out: Path, content: bytes, force: bool) -> None:
+    """See that an export replaces nothing that is not in it."""
+    try:
+        with out.open("rb") as stream:
+            before = stream.read() if not force else stream.read(len(SQLITE))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(
+            f"could not write {out}: {error.strerror}", "choose another path"
+        ) from None
+    if before.startswith(SQLITE):
+        raise ConfigError(f"{out} is a ledger or another database", "choose another path")
+    if force or content.startswith(before):
+        return
+    if before.startswith(content):
+        raise ConfigError(
+            f"{out} is an export of this ledger with more entries than the ledger has now",
+            "keep it: it shows what the ledger was before it was cut or restored from a copy",
+        )
+    raise ConfigError(
+        f"{out} exists and is no earlier export of this ledger",
+        "choose another path, or replace it with --force",
+    )
 
 
 def is_export(path: Path) -> bool:
