@@ -94,8 +94,8 @@ def membership(
         low, high = model.auc_interval
         privacy = "no privacy" if model.epsilon is None else f"epsilon {model.epsilon:g}"
         print(
-            f"{visible(model.name)}, {privacy}: AUC {model.auc:.3f} ({low:.3f} to {high:.3f}), members "
-            f"found at 0.1% false alarms {model.tpr_at_0_1_percent:.2%}, at 1% "
+            f"{visible(model.name)}, {privacy}: AUC {model.auc:.3f} ({low:.3f} to {high:.3f}), "
+            f"members found at 0.1% false alarms {model.tpr_at_0_1_percent:.2%}, at 1% "
             f"{model.tpr_at_1_percent:.2%}"
         )
 
@@ -124,8 +124,9 @@ def extraction(
     for model in result.models:
         mean = sum(model.exposure) / len(model.exposure)
         print(
-            f"{visible(model.name)}: {model.extracted} of {result.secrets} secrets come out; mean exposure "
-            f"{mean:.2f} bits (chance {result.expected:.2f}, ranked first {result.maximum:.2f})"
+            f"{visible(model.name)}: {model.extracted} of {result.secrets} secrets come out; mean "
+            f"exposure {mean:.2f} bits (chance {result.expected:.2f}, "
+            f"ranked first {result.maximum:.2f})"
         )
 
 
