@@ -23,7 +23,7 @@ from fedllm.commands.help import CommandGroup
 from fedllm.commands.pretrain import pretrain
 from fedllm.commands.run import run
 from fedllm.commands.simulate import simulate
-from fedllm.errors import FedllmError
+from fedllm.errors import FedllmError, of_system
 
 app = CommandGroup(
     name="fedllm",
@@ -77,3 +77,8 @@ def main() -> None:
         sys.exit(1)
     except BrokenPipeError:
         sys.exit(1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        found = of_system(error, f"{place}{error.strerror or error}", "check the path and the disk")
+        print(f"fedllm: {found}", file=sys.stderr)
+        sys.exit(found.exit_code)

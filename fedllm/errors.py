@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+
+from fedllm.visible import visible
+
 _MAX_LETTERS = 4000
+# What the system says of a path that was given wrongly, and not of a full or broken disk.
+_WRONG_PATH = {
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENOTEMPTY,
+    errno.EPERM,
+    errno.EROFS,
+}
 
 
 def _printable(text: str) -> str:
     """Return text without what would steer a terminal, and not too much of it."""
     cut = text if len(text) <= _MAX_LETTERS else f"{text[:_MAX_LETTERS]} ..."
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in cut)
+    return visible(cut, keep="\n")
 
 
 class FedllmError(Exception):
@@ -41,6 +58,15 @@ class ConfigError(FedllmError):
     exit_code = 2
 
 
+def of_system(error: OSError, message: str, remedy: str) -> FedllmError:
+    """Return the error that a failed call to the system stands for.
+
+    A wrong path is the mistake of whoever gave it (`ConfigError`); a full disk is not.
+    """
+    kind = ConfigError if error.errno in _WRONG_PATH else FedllmError
+    return kind(message, remedy)
+
+
 class DataError(ConfigError):
     """A data source cannot be read as the configuration says."""
 
@@ -65,7 +91,7 @@ class RepeatError(PeerError):
     """A party was asked a second time for what it does once; the next attempt may succeed."""
 
 
-class CheckpointError(FedllmError):
+class CheckpointError(ConfigError):
     """A checkpoint or model folder is missing, damaged or of another model."""
 
 

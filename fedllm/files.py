@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fedllm.errors import FedllmError
+from fedllm.errors import FedllmError, of_system
+from fedllm.visible import is_hidden
 
 
 def _sync_directory(path: Path) -> None:
@@ -23,9 +24,11 @@ def _sync_directory(path: Path) -> None:
 
 
 def _failure(path: Path, error: OSError) -> FedllmError:
-    return FedllmError(
+    return of_system(
+        error,
         f"could not write {path}: {error.strerror or error}",
-        "free disk space or change the folder's permissions; the earlier file is untouched",
+        "free disk space, change the folder's permissions, or choose another path; the earlier "
+        "file is untouched",
     )
 
 
@@ -76,8 +79,13 @@ def write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace ``path`` by ``value`` as indented JSON, durably; NaN is refused."""
+    """Replace ``path`` by ``value`` as indented JSON, durably; NaN is refused.
+
+    What would steer a terminal stands in it as JSON's own escapes.
+    """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    if not text.replace("\n", "").isprintable():
+        text = "".join(json.dumps(c)[1:-1] if is_hidden(c) and c != "\n" else c for c in text)
     write_bytes(path, text.encode() + b"\n")
 
 

@@ -34,7 +34,7 @@ def test_help_names_every_command():
         (("simulate", "nowhere.toml"), 2, "there is no file nowhere.toml"),
         (("simulate", "x", "--engine", "magic"), 2, "magic"),
         (("nonsense",), 2, "No such command"),
-        (("ledger", "verify", "nowhere.sqlite"), 1, "nowhere.sqlite"),
+        (("ledger", "verify", "nowhere.sqlite"), 2, "nowhere.sqlite"),
         (("audit", "report", "nowhere"), 2, "nowhere"),
     ],
 )

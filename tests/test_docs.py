@@ -18,7 +18,12 @@ from fedllm.pretraining.config import PretrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("fedllm", "clients", "server", "tests", "examples", "benchmarks", "docs")
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *ROOT.glob("examples/*/*.md")]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(ROOT.glob("docs/**/*.md")),
+    *sorted(ROOT.glob(".github/*.md")),
+    *ROOT.glob("examples/*/*.md"),
+]
 SCRIPTS = [
     ROOT / "Makefile",
     ROOT / "pyproject.toml",

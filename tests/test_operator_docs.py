@@ -157,7 +157,12 @@ def test_the_image_holds_all_that_the_package_is_made_of():
         name.partition("/")[0]
         for name in project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     }
-    assert copied == packages | {"pyproject.toml", project["project"]["readme"], "constraints.txt"}
+    assert copied == packages | {
+        "pyproject.toml",
+        "constraints.txt",
+        project["project"]["readme"],
+        *project["project"]["license-files"],
+    }
     installs = [shlex.split(line) for line in lines if "pip install" in line]
     (extras,) = (re.search(r"\.\[(.*)\]", word)[1] for word in installs[0] if "[" in word)
     assert set(extras.split(",")) <= set(project["project"]["optional-dependencies"])

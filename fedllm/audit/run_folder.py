@@ -6,11 +6,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from fedllm.config import RunConfig, parse, read_toml
-from fedllm.errors import FedllmError
+from fedllm.errors import ConfigError
 
 PHASES = ("train", "encrypt", "aggregate", "decrypt", "evaluate")
 
@@ -27,6 +28,8 @@ class Round:
         Sites that are not.
     metrics, epsilon, seconds : mapping of str to float
         Test metrics; spent so far by site; wall time by phase.
+    not_finite : tuple of str
+        Test metrics that were measured and were no number.
     """
 
     number: int
@@ -35,6 +38,7 @@ class Round:
     metrics: Mapping[str, float]
     epsilon: Mapping[str, float]
     seconds: Mapping[str, float]
+    not_finite: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,44 @@ class RunFolder:
         return value if isinstance(value, Mapping) else {}
 
     @property
+    def first_metrics(self) -> Mapping[str, float]:
+        """Test metrics before training; empty where nothing was measured then."""
+        measured = [line for line in self.rounds if line.metrics]
+        return measured[0].metrics if measured and measured[0].number == 0 else {}
+
+    @property
+    def last_metrics(self) -> Mapping[str, float]:
+        """Test metrics at the end, from the summary or else from the rounds."""
+        recorded = self.section("metrics")
+        last = {
+            name: float(value)
+            for name, value in recorded.items()
+            if isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+        }
+        measured = [line.metrics for line in self.rounds if line.metrics]
+        return last or (measured[-1] if measured and not recorded else {})
+
+    @property
+    def simulated(self) -> bool:
+        """Whether all parties were played on one machine."""
+        recorded = self.summary.get("simulated")
+        if isinstance(recorded, bool):
+            return recorded
+        # What only a simulation leaves, in folders that do not say it themselves.
+        return (self.path / "ledgers").is_dir() or (self.path / "policy.toml").is_file()
+
+    def time(self, key: str) -> datetime | None:
+        """Return a time that the summary recorded, with its zone; none without one."""
+        value = self.summary.get(key)
+        try:
+            time = datetime.fromisoformat(value) if isinstance(value, str) else None
+        except ValueError:
+            return None
+        return time if time is not None and time.tzinfo is not None else None
+
+    @property
     def sites(self) -> list[str]:
         """Names of the sites that appear anywhere in the rounds."""
         names = set(self.epsilon)
@@ -86,9 +128,7 @@ def read_run_folder(path: Path) -> RunFolder:
     Raises
     ------
     ConfigError
-        If ``run.toml`` is missing or wrong.
-    FedllmError
-        If another file is missing or damaged; names the file and the line.
+        If a file is missing, damaged or wrong; names the file and the line.
     """
     return RunFolder(
         path=path,
@@ -98,8 +138,8 @@ def read_run_folder(path: Path) -> RunFolder:
     )
 
 
-def _damaged(where: str, what: str) -> FedllmError:
-    return FedllmError(
+def _damaged(where: str, what: str) -> ConfigError:
+    return ConfigError(
         f"{where}: {what}",
         "a report is not made from damaged records; repeat the run or restore the file",
     )
@@ -109,7 +149,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise FedllmError(f"there is no file {path}", "give the folder of a finished run") from None
+        raise ConfigError(f"there is no file {path}", "give the folder of a finished run") from None
     except (OSError, UnicodeDecodeError):
         raise _damaged(str(path), "cannot be read as UTF-8 text") from None
 
@@ -156,6 +196,9 @@ def _round(value: dict[str, Any], where: str) -> Round:
         metrics=_numbers(value.get("metrics"), where, "metrics"),
         epsilon=_numbers(value.get("epsilon"), where, "epsilon"),
         seconds=_numbers(value.get("seconds"), where, "seconds"),
+        not_finite=tuple(
+            str(name) for name, number in (value.get("metrics") or {}).items() if number is None
+        ),
     )
 
 

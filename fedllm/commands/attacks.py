@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 from fedllm.commands import options
 from fedllm.config import RunConfig, Section, load_run_config
 from fedllm.errors import ConfigError, PeerError
+from fedllm.visible import visible
 
 _RUN = typer.Argument(help="The folder of a run, or a run configuration (a TOML file).")
 
@@ -38,7 +40,7 @@ def canaries(
     result = run_canaries(config, count, confidence, _progress(json_output))
     keep(folder, "canaries", result, json_output)
     if json_output:
-        print(result.model_dump_json(indent=2))
+        print(json.dumps(result.model_dump(mode="json"), indent=2))
     else:
         claim = "no privacy" if result.claimed is None else f"epsilon {result.claimed:g}"
         print(f"claimed: {claim} at delta {result.delta:g}")
@@ -80,7 +82,7 @@ def membership(
             raise ConfigError(f"{run} is no folder of a finished run", "give runs/<name>")
     result = run_membership(runs, records, shadows, _progress(json_output))
     if json_output:
-        print(result.model_dump_json(indent=2))
+        print(json.dumps(result.model_dump(mode="json"), indent=2))
     for place, run in enumerate(runs):
         # In each run's own folder its own model stands first.
         order = (result.models[place], *result.models[:place], *result.models[place + 1 :])
@@ -92,8 +94,8 @@ def membership(
         low, high = model.auc_interval
         privacy = "no privacy" if model.epsilon is None else f"epsilon {model.epsilon:g}"
         print(
-            f"{model.name}, {privacy}: AUC {model.auc:.3f} ({low:.3f} to {high:.3f}), members "
-            f"found at 0.1% false alarms {model.tpr_at_0_1_percent:.2%}, at 1% "
+            f"{visible(model.name)}, {privacy}: AUC {model.auc:.3f} ({low:.3f} to {high:.3f}), "
+            f"members found at 0.1% false alarms {model.tpr_at_0_1_percent:.2%}, at 1% "
             f"{model.tpr_at_1_percent:.2%}"
         )
 
@@ -117,13 +119,14 @@ def extraction(
     result = run_extraction(config, secrets, candidates, _progress(json_output))
     keep(folder, "extraction", result, json_output)
     if json_output:
-        print(result.model_dump_json(indent=2))
+        print(json.dumps(result.model_dump(mode="json"), indent=2))
         return
     for model in result.models:
         mean = sum(model.exposure) / len(model.exposure)
         print(
-            f"{model.name}: {model.extracted} of {result.secrets} secrets come out; mean exposure "
-            f"{mean:.2f} bits (chance {result.expected:.2f}, ranked first {result.maximum:.2f})"
+            f"{visible(model.name)}: {model.extracted} of {result.secrets} secrets come out; mean "
+            f"exposure {mean:.2f} bits (chance {result.expected:.2f}, "
+            f"ranked first {result.maximum:.2f})"
         )
 
 

@@ -12,6 +12,7 @@ import typer
 from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import add_joining_commands
+from fedllm.visible import visible
 
 app = CommandGroup(
     help="The key authority: join a federation, open its sums.", no_args_is_help=True
@@ -52,5 +53,6 @@ def log(kit: Path = _KIT, json_output: bool = options.JSON) -> None:
         return
     for entry in entries:
         which = f"run {entry.run}, round {entry.round}, attempt {entry.attempt}"
-        print(f"{entry.number:6} {entry.time}  {entry.event:6}  {which}: {', '.join(entry.sites)}")
+        line = f"{entry.number:6} {entry.time}  {entry.event:6}  {which}: {', '.join(entry.sites)}"
+        print(visible(line))
     print(f"{len(entries)} entries hold")

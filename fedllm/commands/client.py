@@ -12,6 +12,7 @@ import typer
 from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import add_joining_commands
+from fedllm.words import safe
 
 app = CommandGroup(
     help="A site: join a federation, check the site, work for it.", no_args_is_help=True
@@ -58,7 +59,6 @@ def check(
 
 def _print_findings(findings: list[Finding]) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table("Check", "Result", show_lines=True)
@@ -67,7 +67,7 @@ def _print_findings(findings: list[Finding]) -> None:
     table.add_column("What to do", overflow="fold")
     for finding in findings:
         result = f"[{_COLOURS[finding.state]}]{finding.state}[/]"
-        table.add_row(finding.check, result, escape(finding.found), escape(finding.remedy))
+        table.add_row(finding.check, result, safe(finding.found), safe(finding.remedy))
     console = Console()
     console.print(table)
     failed = [finding.check for finding in findings if finding.state == "failed"]

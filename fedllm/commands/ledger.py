@@ -12,11 +12,14 @@ import typer
 from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.errors import ConfigError
+from fedllm.visible import visible
+from fedllm.words import safe
 
 Unit = Literal["record", "person"]
 
 if TYPE_CHECKING:
     from fedllm.privacy.ledger.audit import DatasetReport, Verification
+    from fedllm.privacy.ledger.budget import Ceiling
 
 app = CommandGroup(help="Read, check and export a site's privacy ledger.", no_args_is_help=True)
 
@@ -36,15 +39,31 @@ _ANCHOR = typer.Option(
 
 
 @app.command()
-def show(path: Path = _PATH, json_output: bool = options.JSON) -> None:
+def show(
+    path: Path = _PATH,
+    policy: Path | None = typer.Option(
+        None,
+        help="The site's policy (site.toml): show what is left under its ceilings, instead of "
+        "those that the last charge was checked against.",
+    ),
+    json_output: bool = options.JSON,
+) -> None:
     """Show how much privacy each data set has spent."""
     from fedllm.privacy.ledger.audit import verify_ledger
 
-    found = verify_ledger(path)
+    found = verify_ledger(path, policy=_ceiling(policy) if policy else None)
     if json_output:
         print(json.dumps(_as_json(found), indent=2, allow_nan=False))
     else:
         _print_tables(found)
+
+
+def _ceiling(policy: Path) -> Ceiling:
+    from fedllm.config import load_site_policy
+    from fedllm.privacy.ledger.budget import Ceiling
+
+    budget = load_site_policy(policy).budget
+    return Ceiling(budget.epsilon, budget.delta, budget.colluders_epsilon or math.inf)
 
 
 @app.command()
@@ -70,7 +89,8 @@ def verify(
     if json_output:
         print(json.dumps(_as_json(found), indent=2, allow_nan=False))
         return
-    print(f"{path}: {found.head.sequence} entries of site {found.site} hold, head {found.head}")
+    site = visible(found.site)
+    print(f"{path}: {found.head.sequence} entries of site {site} hold, head {found.head}")
     if not public_key:
         print(f"note: no --public-key given; the file itself names {found.public_key}")
     if anchors:
@@ -86,15 +106,23 @@ def verify(
 def export(
     path: Path = _PATH,
     out: Path = typer.Option(..., "--out", help="The file to write."),
+    force: bool = typer.Option(
+        False, "--force", help="Replace a file that is no earlier export of the same ledger."
+    ),
+    json_output: bool = options.JSON,
 ) -> None:
     """Write a copy for others to check, as JSON Lines.
 
-    The commands verify and show read the copy as well.
+    The commands verify and show read the copy as well. An earlier export of the same ledger is
+    replaced; any other file is not, unless forced.
     """
     from fedllm.privacy.ledger.audit import export_ledger
 
-    head = export_ledger(path, out)
-    print(f"{out}: {head.sequence} entries, head {head}")
+    head = export_ledger(path, out, force)
+    if json_output:
+        print(json.dumps({"file": str(out), "entries": head.sequence, "head": str(head)}))
+    else:
+        print(f"{out}: {head.sequence} entries, head {head}")
 
 
 @app.command("carry-over")
@@ -196,6 +224,7 @@ def _dataset_json(dataset: DatasetReport) -> dict[str, Any]:
         "runs": [
             {
                 "run": run.run,
+                "name": run.name or None,
                 "committed": run.committed,
                 "reserved_only": run.reserved_only,
                 "epsilon": _finite(run.epsilon),
@@ -207,12 +236,11 @@ def _dataset_json(dataset: DatasetReport) -> dict[str, Any]:
 
 def _print_tables(found: Verification) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     console.print(
-        f"Privacy ledger of site [bold]{found.site}[/bold]: {found.head.sequence} entries"
+        f"Privacy ledger of site [bold]{safe(found.site)}[/bold]: {found.head.sequence} entries"
     )
     table = Table(
         "Data set", "Records", "Protects each", "Spent ε", "Ceiling ε", "δ", "ε, others collude"
@@ -224,17 +252,20 @@ def _print_tables(found: Verification) -> None:
             str(dataset.records),
             dataset.unit,
             _shown(dataset.spent.value),
-            _shown(ceiling.epsilon) if ceiling else "-",
+            _shown(ceiling.epsilon) if ceiling else "no charge yet",
             f"{ceiling.delta:g}" if ceiling else "-",
             _shown(dataset.spent_against_colluders.value)
             + (f" of {_shown(ceiling.colluders_epsilon)}" if ceiling else ""),
         )
     console.print(table)
-    runs = Table("Run", "Data set", "Finished", "Charged, not finished", "ε of the run alone")
+    runs = Table(
+        "Run", "Identifier", "Data set", "Finished", "Charged, not finished", "ε of the run alone"
+    )
     for dataset in found.datasets:
         for run in dataset.runs:
             runs.add_row(
-                escape(run.run),
+                safe(run.name) or "-",
+                safe(run.run),
                 dataset.id[:12],
                 str(run.committed),
                 str(run.reserved_only),

@@ -14,7 +14,7 @@ import typer
 from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.config import RunConfig, load_run_config
-from fedllm.errors import ConfigError, FedllmError
+from fedllm.errors import ConfigError
 
 app = CommandGroup(help="Plan privacy budgets.", no_args_is_help=True)
 
@@ -253,6 +253,6 @@ def _draw(rows: Sequence[PlanRow], path: Path, delta: float, solved: bool) -> No
     try:
         figure.savefig(path)
     except (OSError, ValueError) as error:
-        raise FedllmError(f"could not write {path}", "use a writable .svg, .png or .pdf") from error
+        raise ConfigError(f"could not write {path}", "use a writable .svg, .png or .pdf") from error
     finally:
         pyplot.close(figure)

@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedllm.words import safe
+
 if TYPE_CHECKING:
     from fedllm.identity.issuing import Provisioned
 
@@ -84,7 +86,7 @@ def print_table(folder: Path, done: Provisioned) -> None:
 
     console = Console()
     console.print(
-        f"Federation [bold]{done.state.config.name}[/bold], coordinator at "
+        f"Federation [bold]{safe(done.state.config.name)}[/bold], coordinator at "
         f"{done.state.config.address}, sums of at least {done.state.config.min_cohort} sites\n"
         f"root key {root_fingerprint(done.root)}"
     )
@@ -92,9 +94,9 @@ def print_table(folder: Path, done: Provisioned) -> None:
     for member in done.state.members:
         made = "here" if member.made_here else "by the party"
         since = f"{member.since:%Y-%m-%d}"
-        table.add_row(member.name, member.role, made, since, member.signing_key[:16])
+        table.add_row(safe(member.name), member.role, made, since, member.signing_key[:16])
     for gone in done.state.revoked:
-        table.add_row(gone.name, "revoked", "", f"{gone.at:%Y-%m-%d}", gone.signing_key[:16])
+        table.add_row(safe(gone.name), "revoked", "", f"{gone.at:%Y-%m-%d}", gone.signing_key[:16])
     console.print(table)
     certificate = server_certificate(folder)
     if done.roster and done.roster.expires:

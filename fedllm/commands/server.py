@@ -12,6 +12,7 @@ import typer
 from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import add_joining_commands
+from fedllm.words import safe
 
 app = CommandGroup(help="The coordinator: join a federation, serve it.", no_args_is_help=True)
 add_joining_commands(app, "coordinator")
@@ -93,10 +94,10 @@ def _print_status(found: dict[str, Any]) -> None:
     nodes = Table("Party", "Connected", "Since")
     for node in found["nodes"]:
         here = node["online"] and found["running"]
-        nodes.add_row(node["name"], "yes" if here else "no", node["since"] or "never")
+        nodes.add_row(safe(node["name"]), "yes" if here else "no", node["since"] or "never")
     console.print(nodes)
     runs = Table("Run", "Status", "Rounds", "Submitted")
     for run in found["runs"]:
         rounds = f"{run['round']} of {run['rounds']}"
-        runs.add_row(run["name"], run["status"], rounds, run["submitted"])
+        runs.add_row(safe(run["name"]), run["status"], rounds, run["submitted"])
     console.print(runs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
 
@@ -66,6 +67,6 @@ def simulate(
             "go on with the same command and --resume",
         ) from None
     if json_output:
-        print(summary.model_dump_json(indent=2))
+        print(json.dumps(summary.model_dump(mode="json"), indent=2))
     else:
         print(summary.describe(folder))

@@ -99,6 +99,16 @@ class SharedModel:
         """Parameters of the whole model, frozen ones included."""
         return sum(p.numel() for p in self.module.parameters())
 
+    @property
+    def shape(self) -> dict[str, str | int]:
+        """Kind of the base model, number of its layers and width of its states."""
+        stack = self.module.stack
+        return {
+            "architecture": str(stack.stack.config.model_type),
+            "layers": len(stack.layers),
+            "hidden_size": int(stack.stack.config.hidden_size),
+        }
+
     def adapter(self) -> NDArray[np.float32]:
         """Return a copy of all trained values (P,), float32, in manifest order."""
         parts = [p.detach().cpu().reshape(-1) for p in self.trained]

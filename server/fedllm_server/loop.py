@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedllm.clock import utc_now
 from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset
 from fedllm.errors import ConfigError, FedllmError, PeerError
@@ -153,19 +154,21 @@ class Loop:
         kept = self._place.out / HEADS_FILE
         if kept.exists():
             self._heads = {site: heads[-1] for site, heads in read_heads(kept).items()}
+        began = utc_now()
         self._members = self._gather(state.round + 1)
         rounds = self._config.rounds.count
         self._place.observer.started(rounds, len(self._members), state.round)
         cut_reports(self._place.out / "metrics.jsonl", state.round)
         if state.round == 0:
             cut_reports(self._place.out / "metrics.jsonl", -1)
-            self._report(RoundReport(round=0, sites=0, metrics=self._evaluate(state.adapter)))
+            metrics = self._evaluate(state.adapter)
+            self._report(RoundReport(round=0, sites=0, metrics=metrics, started=began))
         while state.round < rounds:
             state = self._next(state)
         return state
 
     def _next(self, state: RunState) -> RunState:
-        started = time.perf_counter()
+        started, began = time.perf_counter(), utc_now()
         number = state.round + 1
         if self._sites.changed():
             self._members = self._gather(number)
@@ -195,6 +198,7 @@ class Loop:
                     "evaluate": now - before,
                     "total": now - started,
                 },
+                started=began,
             )
         )
         return state
@@ -273,5 +277,6 @@ class Loop:
         return evaluate(self._place.model, self._place.test)
 
     def _report(self, report: RoundReport) -> None:
+        report = replace(report, finished=utc_now())
         append_report(self._place.out / "metrics.jsonl", report)
         self._place.observer.finished_round(report)

@@ -37,6 +37,8 @@ class RoundReport:
         Bytes from and to all sites.
     seconds : dict of str to float
         Wall time by phase; "train" and "encrypt" are sums over sites.
+    started, finished : str
+        When the round was begun and when this line was written; UTC, ISO 8601.
     """
 
     round: int
@@ -49,6 +51,8 @@ class RoundReport:
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    started: str = ""
+    finished: str = ""
 
 
 def append_report(path: Path, report: RoundReport) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedllm.files import append_line
+from fedllm.visible import visible
+from fedllm.words import safe
 from fedllm_server.metrics import RoundReport
 
 
@@ -71,7 +73,7 @@ class PlainObserver:
 
     def note(self, text: str) -> None:
         """Write the message."""
-        self._print(text)
+        self._print(visible(text, keep="\n"))
 
     def site_answered(self, round: int, site: str, answered: int, sites: int) -> None:
         """Stay silent: a line for each site would drown the rounds."""
@@ -163,11 +165,12 @@ class RichObserver:
 
     def note(self, text: str) -> None:
         """Write the message above the bars."""
+        text = visible(text, keep="\n")
         self._progress.console.print(text, highlight=False, markup=False)
 
     def site_answered(self, round: int, site: str, answered: int, sites: int) -> None:
         """Move the bar of sites."""
-        self._progress.update(self._sites, completed=answered, total=sites, detail=site)
+        self._progress.update(self._sites, completed=answered, total=sites, detail=safe(site))
 
     def finished_round(self, report: RoundReport) -> None:
         """Write the round's line and move the bar of rounds."""

@@ -115,7 +115,7 @@ def simulate(
         finally:
             observer.close()
             authority.forget()
-        summary = finish(out, config, model, state.run, names, started)
+        summary = finish(out, config, model, state.run, names, started, simulated=True)
     return summary
 
 

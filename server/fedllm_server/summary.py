@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from fedllm import __version__
+from fedllm.clock import utc_now
 from fedllm.config import RunConfig
 from fedllm.encryption.plan import make_plan
 from fedllm.files import write_json
@@ -36,6 +37,10 @@ class Summary(BaseModel):
         ``scheme``, ``bytes_up_per_parameter``, ``expansion_vs_fp32``, ``security_bits``.
     seconds : dict
         ``total`` of the command that wrote this; the others are sums over all rounds.
+    started, finished : str
+        When the run was first begun, and when this was written; UTC, ISO 8601.
+    simulated : bool
+        Whether all parties were played on one machine.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -57,6 +62,9 @@ class Summary(BaseModel):
     adapter_sha256: str
     model: dict[str, Any]
     versions: dict[str, str]
+    started: str = ""
+    finished: str = ""
+    simulated: bool = False
 
     def describe(self, folder: Path) -> str:
         """Say the main figures in a few lines."""
@@ -97,6 +105,7 @@ def make_summary(
     names: tuple[str, ...],
     reports: list[RoundReport],
     total_s: float,
+    simulated: bool = False,
 ) -> Summary:
     """Put the figures of all rounds together."""
     measured = [report for report in reports if report.metrics]
@@ -154,8 +163,12 @@ def make_summary(
             "fingerprint": model.fingerprint,
             "parameters": model.number_of_parameters,
             "adapter_parameters": model.manifest.length,
+            **model.shape,
         },
         versions=_versions(),
+        started=reports[0].started if reports else "",
+        finished=utc_now(),
+        simulated=simulated,
     )
 
 

@@ -64,7 +64,13 @@ def given_up(config: RunConfig) -> list[str]:
 
 
 def finish(
-    out: Path, config: RunConfig, model: SharedModel, run: str, names: tuple[str, ...], began: float
+    out: Path,
+    config: RunConfig,
+    model: SharedModel,
+    run: str,
+    names: tuple[str, ...],
+    began: float,
+    simulated: bool = False,
 ) -> Summary:
     """Write adapter, summary and report of a run whose rounds are done.
 
@@ -73,7 +79,7 @@ def finish(
     model.save_adapter(out / "adapter")
     reports = read_reports(out / "metrics.jsonl")
     seconds = time.perf_counter() - began
-    summary = make_summary(config, model, run, names, reports, seconds)
+    summary = make_summary(config, model, run, names, reports, seconds, simulated)
     write_summary(out, summary)
     write_report(out)
     return summary

@@ -81,8 +81,19 @@ def test_a_private_run_leaves_a_whole_folder(config, tmp_path):
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [0, 1, 2, 3]
     assert lines[3]["epsilon"]["site-00"] > lines[1]["epsilon"]["site-00"] > 0
+    times = [(line["started"], line["finished"]) for line in lines]
+    assert all(began and began <= ended for began, ended in times)
+    assert stored["started"] == times[0][0]
+    assert stored["finished"] >= times[-1][1]
+    assert stored["simulated"] is True
+    assert (
+        stored["model"] | {"architecture": "bert", "layers": 3, "hidden_size": 16}
+        == (stored["model"])
+    )
     assert load_run_config(out / "run.toml") == private
-    assert "<html" in (out / "report.html").read_text()
+    report = (out / "report.html").read_text()
+    assert "<html" in report
+    assert "not recorded" not in report
     found = ledgers(out)
     assert len(found) == 3
     for ledger in found.values():

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from fedllm.config import Section
-from fedllm.errors import FedllmError
+from fedllm.errors import ConfigError
 from fedllm.files import write_json
 
 FOLDER = "audit"
@@ -265,7 +265,7 @@ def load(run_folder: Path, name: str, kind: type[Result]) -> Result | None:
 
     Raises
     ------
-    FedllmError
+    ConfigError
         If the file is there and damaged.
     """
     path = run_folder / FOLDER / f"{name}.json"
@@ -274,7 +274,7 @@ def load(run_folder: Path, name: str, kind: type[Result]) -> Result | None:
     try:
         return kind.model_validate(json.loads(path.read_bytes()))
     except (OSError, ValueError, ValidationError):
-        raise FedllmError(
+        raise ConfigError(
             f"{path} is damaged: it is not the result of `fedllm audit {name}`",
             "repeat that audit, or remove the file to leave it out of the report",
         ) from None

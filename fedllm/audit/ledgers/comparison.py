@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from fedllm.config import Section
-from fedllm.errors import FedllmError
+from fedllm.errors import ConfigError
 from fedllm.files import write_json
 
 COMPARISON_FILE = "comparison.json"
@@ -103,7 +103,7 @@ def load_comparison(run_folder: Path) -> Comparison | None:
 
     Raises
     ------
-    FedllmError
+    ConfigError
         If the file is there and damaged.
     """
     path = run_folder / COMPARISON_FILE
@@ -112,7 +112,7 @@ def load_comparison(run_folder: Path) -> Comparison | None:
     try:
         return Comparison.model_validate(json.loads(path.read_bytes()))
     except (OSError, ValueError, ValidationError):
-        raise FedllmError(
+        raise ConfigError(
             f"{path} is damaged: it is not a comparison of models",
             "repeat the comparison, or remove the file to leave that part out of the report",
         ) from None

@@ -35,9 +35,9 @@ from fedllm.privacy.accounting.events import (
     PoissonDiscreteGaussian,
     Stated,
 )
-from fedllm.privacy.ledger.audit import read_state
+from fedllm.privacy.ledger.audit import read_state, refuse_other_files
 from fedllm.privacy.ledger.budget import View
-from fedllm.privacy.ledger.entries import Head, TamperedError
+from fedllm.privacy.ledger.entries import Head, NoLedgerError, TamperedError
 from fedllm.privacy.ledger.heads import HEADS_FILE, read_heads
 from fedllm.privacy.ledger.state import LedgerState, Reservation
 
@@ -74,6 +74,7 @@ def find_ledgers(paths: Sequence[Path]) -> list[Source]:
         if not path.exists():
             raise ConfigError(f"there is no {path}", "give a ledger, an export, or a run's folder")
         if path.is_file():
+            refuse_other_files(path)
             sources.append(Source(path, {}))
             continue
         folder = path / "ledgers" if (path / "ledgers").is_dir() else path
@@ -128,7 +129,8 @@ def audit_ledgers(
             heads = [*(anchors or {}).get(state.site, ()), *source.heads.get(state.site, ())]
             if state.site in keys or heads:
                 state = read_state(source.path, keys.get(state.site), heads)
-        except TamperedError as error:
+        except (TamperedError, NoLedgerError) as error:
+            # In a folder of ledgers, a file that is none is one that was exchanged.
             findings.append(Finding("critical", name, error.message))
             ledgers.append(LedgerAudit(name, "", "", ()))
             continue
@@ -201,6 +203,7 @@ def _run(
         claimed=accounting.epsilon(events, delta).value,
         reported=reported,
         groups=tuple(_groups(events)),
+        name=", ".join(dict.fromkeys(charge.name for charge in charges if charge.name)),
     )
 
 

@@ -53,8 +53,8 @@ class RunAudit:
 
     Attributes
     ----------
-    run : str
-        Its identifier.
+    run, name : str
+        Its identifier, and what people call it; empty where no charge says it.
     committed, reserved_only : int
         Rounds that finished, and rounds that were charged and did not.
     recomputed : Recomputed
@@ -74,6 +74,7 @@ class RunAudit:
     claimed: float
     reported: float | None
     groups: tuple[EventGroup, ...]
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

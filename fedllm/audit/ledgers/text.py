@@ -7,12 +7,12 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from fedllm.audit.attacks.results import EpsilonResult, FoundProblem, SiteEpsilon
 from fedllm.audit.ledgers.figures import ASSUMPTIONS, DatasetAudit, EpsilonAudit, RunAudit
 from fedllm.audit.ledgers.recompute import Recomputed
+from fedllm.words import safe
 
 
 def as_json(found: EpsilonAudit) -> dict[str, Any]:
@@ -51,6 +51,7 @@ def _dataset_json(data: DatasetAudit) -> dict[str, Any]:
 def _run_json(run: RunAudit) -> dict[str, Any]:
     return {
         "run": run.run,
+        "name": run.name or None,
         "rounds_finished": run.committed,
         "rounds_charged_only": run.reserved_only,
         "reported": number(run.reported),
@@ -115,12 +116,12 @@ def print_tables(found: EpsilonAudit) -> None:
         more = f" and {len(subjects) - 1} more" if subjects[1:] else ""
         colour = colours[severity]
         console.print(
-            f"  [{colour}]{severity}[/] {escape(subjects[0])}{more}: {escape(text)}",
+            f"  [{colour}]{severity}[/] {safe(subjects[0])}{more}: {safe(text)}",
             highlight=False,
         )
     console.print("[bold]What this rests on[/]")
     for assumption in ASSUMPTIONS:
-        console.print(f"  - {escape(assumption)}", highlight=False)
+        console.print(f"  - {safe(assumption)}", highlight=False)
 
 
 def _grouped(found: EpsilonAudit) -> dict[tuple[str, str], list[str]]:
@@ -135,14 +136,14 @@ def _grouped(found: EpsilonAudit) -> dict[tuple[str, str], list[str]]:
 def _add_rows(table: Table, site: str, data: DatasetAudit) -> None:
     what = f"{data.records} records; each {data.unit}"
     limit = f"δ {data.delta:g}, ceiling {shown(data.ceiling)}"
-    table.add_row(escape(site), "all runs", shown(data.claimed), *_columns(data.sums), what)
+    table.add_row(safe(site), "all runs", shown(data.claimed), *_columns(data.sums), what)
     table.add_row(data.id[:8], "others collude", "", *_columns(data.colluders), limit)
     for run in data.runs:
         claimed = run.claimed if run.reported is None else run.reported
         rounds = f"{run.committed}" + (f"+{run.reserved_only}" if run.reserved_only else "")
         table.add_row(
             "",
-            f"run {escape(run.run[:8])}",
+            safe(f"run {run.name} {run.run[:8]}" if run.name else f"run {run.run[:8]}"),
             shown(claimed),
             *_columns(run.recomputed),
             f"{rounds}: {_events(run)}",

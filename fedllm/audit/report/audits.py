@@ -9,7 +9,7 @@ from typing import Any
 
 from fedllm.audit.attacks.audited import Audited
 from fedllm.audit.findings import Severity
-from fedllm.audit.report.numbers import at_least, bound, number, percent
+from fedllm.audit.report.numbers import MOST_VALUES, at_least, bound, number, percent
 from fedllm.audit.report.plots import promise_plot, roc_plot
 from fedllm.audit.run_folder import RunFolder
 
@@ -60,10 +60,28 @@ class AuditParts:
             yield "note", texts["record"]
         if any(line.dropped for line in self._mine.run.rounds):
             yield "note", texts["dropped"]
+        if self._mine.run.simulated:
+            yield "note", texts["simulated"]
+        yield from self._found_by_measuring()
         yield from self._found_by_ledgers()
         yield from self._found_by_canaries()
         yield from self._found_by_membership()
         yield from self._found_by_extraction()
+
+    def _found_by_measuring(self) -> Iterator[tuple[Severity, str]]:
+        """Yield what the test metrics say against the shared model."""
+        texts, run = self._texts["findings"], self._mine.run
+        first, last = run.first_metrics, run.last_metrics
+        for name, worse in (("loss", 1), ("accuracy", -1)):
+            if name in first and name in last and worse * (last[name] - first[name]) > 0:
+                words = {"before": number(first[name]), "after": number(last[name])}
+                yield "warning", texts[f"worse_{name}"].format(**words)
+        lost = sorted({name for line in run.rounds for name in line.not_finite})
+        lost += [k for k, v in run.section("metrics").items() if v is None and k not in lost]
+        if lost:
+            rounds = [str(line.number) for line in run.rounds if line.not_finite]
+            words = {"names": ", ".join(lost), "rounds": ", ".join(rounds[:MOST_VALUES]) or "–"}
+            yield "warning", texts["not_finite"].format(**words)
 
     def _found_by_ledgers(self) -> Iterator[tuple[Severity, str]]:
         texts, found = self._texts["findings"], self._mine.epsilon
@@ -150,14 +168,17 @@ class AuditParts:
         tested = [audited for audited in self._all if audited.canaries]
         plot = None
         if tested:
-            bars = {
-                audited.run.config.name: (
-                    audited.run.config.privacy.epsilon,
-                    audited.lower_bound("white-box"),
-                    audited.lower_bound("black-box"),
+            bars = [
+                (
+                    audited.run.config.name,
+                    (
+                        audited.run.config.privacy.epsilon,
+                        audited.lower_bound("white-box"),
+                        audited.lower_bound("black-box"),
+                    ),
                 )
                 for audited in tested
-            }
+            ]
             words = {key: texts[f"plot_{key}"] for key in ("axis", "claimed", "white", "black")}
             plot = promise_plot(bars, {**words, "unlimited": texts["unlimited"]}, texts["plot"])
         return SimpleNamespace(rows=rows, plot=plot, canaries=self._canaries())
@@ -225,7 +246,7 @@ class AuditParts:
         )
         words = {key: texts[key] for key in ("false", "true", "guessing")}
         named = [(model.name, model) for model in found.models] + [(texts["control"], control)]
-        curves = {name: (model.false_positive, model.true_positive) for name, model in named}
+        curves = [(name, (model.false_positive, model.true_positive)) for name, model in named]
         text = texts["text"].format(
             members=number(found.members),
             others=number(found.others),

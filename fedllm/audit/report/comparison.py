@@ -45,7 +45,7 @@ def comparison_part(found: Comparison, texts: Mapping[str, str]) -> SimpleNamesp
             maximum=number(found.maximum_exposure),
         ),
         plot=exposure_plot(
-            {m.name: m.exposure for m in found.models},
+            [(m.name, m.exposure) for m in found.models],
             found.maximum_exposure,
             found.expected_exposure,
             words,

@@ -3,13 +3,15 @@
 Everything in it comes from the run folder: what the run recorded (`fedllm.audit.run_folder`)
 and what audits left in ``audit/`` (`fedllm.audit.attacks.results`). The file loads nothing from
 anywhere. Names of sites and other recorded text are hostile input: Jinja2 escapes all of it,
-and the page forbids scripts. ``report.json`` says the same for machines.
+control characters and turned text are shown as escapes, and the page forbids scripts.
+``report.json`` says the same for machines.
 """
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -20,11 +22,13 @@ from markupsafe import Markup
 from fedllm.audit.ledgers.comparison import load_comparison
 from fedllm.audit.report.audits import AuditParts
 from fedllm.audit.report.comparison import comparison_part
+from fedllm.audit.report.dates import dates_part
 from fedllm.audit.report.numbers import bound, number, percent
 from fedllm.audit.report.run import RunParts
 from fedllm.audit.report.technical import TechnicalParts
 from fedllm.audit.run_folder import read_run_folder
 from fedllm.files import write_bytes, write_json
+from fedllm.visible import visible
 
 REPORT_FILE = "report.html"
 TWIN_FILE = "report.json"
@@ -33,7 +37,12 @@ Language = Literal["en", "zh"]
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(run_folder: Path, language: Language = "en", beside: Sequence[Path] = ()) -> Path:
+def write_report(
+    run_folder: Path,
+    language: Language = "en",
+    beside: Sequence[Path] = (),
+    made: datetime | None = None,
+) -> Path:
     """Write ``report.html`` and ``report.json`` into a finished run's folder.
 
     Parameters
@@ -45,6 +54,8 @@ def write_report(run_folder: Path, language: Language = "en", beside: Sequence[P
         Of the texts.
     beside : sequence of Path
         Folders of runs to show promise and attacks of, beside this one's.
+    made : datetime, optional
+        The time that the report gives for itself; now when left out.
 
     Returns
     -------
@@ -54,15 +65,16 @@ def write_report(run_folder: Path, language: Language = "en", beside: Sequence[P
     Raises
     ------
     ConfigError
-        If ``run.toml`` is missing or wrong.
+        If a file of the folder is missing, damaged or wrong.
     FedllmError
-        If another file is missing or damaged, or the report cannot be written.
+        If the report cannot be written.
     """
     texts = read_texts(language)
     run = read_run_folder(run_folder)
     others = [read_run_folder(folder) for folder in beside]
     compared = load_comparison(run_folder)
     parts = RunParts(run, texts).parts()
+    parts["dates"] = dates_part(run, made or datetime.now(UTC), texts["dates"])
     parts |= AuditParts(run, others, texts).parts()
     parts |= TechnicalParts(run, texts).parts()
     parts["comparison"] = comparison_part(compared, texts["comparison"]) if compared else None
@@ -70,6 +82,7 @@ def write_report(run_folder: Path, language: Language = "en", beside: Sequence[P
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
     )
     page = environment.get_template("report.html.j2").render(t=texts, **parts)
@@ -82,6 +95,11 @@ def write_report(run_folder: Path, language: Language = "en", beside: Sequence[P
 def read_texts(language: Language) -> dict[str, Any]:
     """Return every text of the report in one language."""
     return tomllib.loads((_TEMPLATES / f"report.{language}.toml").read_text("utf-8"))
+
+
+def _shown(value: Any) -> Any:
+    """Make visible what a text of others would hide; plots did so themselves."""
+    return visible(value, keep="\n") if type(value) is str else value
 
 
 def _plain(value: Any) -> Any:

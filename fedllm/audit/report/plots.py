@@ -15,14 +15,37 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedllm.visible import visible
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, told apart with every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#777777")
 INK, FAINT = "#333333", "#DDDDDD"
+# Of limits, which no series may have.
+CEILING_COLOUR = "#000000"
+_LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 # More curves than this cannot be told apart; the range of all is drawn instead.
 _MOST_CURVES = len(COLOURS)
+
+
+def styles(count: int) -> list[dict[str, Any]]:
+    """Return a look for each series: no two have the same colour, line and marker together.
+
+    Neighbours differ in all three, so that they are told apart in print without colours too.
+    Holds for up to 343 series.
+    """
+    return [
+        {
+            "color": COLOURS[i % len(COLOURS)],
+            "linestyle": _LINES[(i + i // len(COLOURS)) % len(_LINES)],
+            "marker": _MARKERS[i % len(_MARKERS)],
+        }
+        for i in range(count)
+    ]
+
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # names in any script are drawn with the reader's fonts
@@ -54,9 +77,9 @@ def _figure(seed: str, height: float) -> Iterator[tuple[Figure, Callable[[str], 
                 figure.savefig(
                     stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
                 )
-            svg = stream.getvalue()
+            svg = visible(stream.getvalue(), keep="\n")
             start = svg.index("<svg ") + len("<svg ")
-            label = escape(description)
+            label = escape(visible(description))
             return Markup('<svg role="img" aria-label="{}" ').format(label) + Markup(svg[start:])  # noqa: S704
 
         yield figure, finish
@@ -100,7 +123,7 @@ def metric_plot(
                 ha="center",
             )
         axes.margins(x=0.06, y=0.18)
-        axes.set_ylabel(name)
+        axes.set_ylabel(visible(name))
         _rounds_axis(axes, round_label)
         _clean(axes)
         return finish(description)
@@ -131,9 +154,11 @@ def epsilon_plot(
         for site, points in curves.items():
             alike.setdefault(tuple(points), []).append(site)
         if len(alike) <= _MOST_CURVES:
-            for (points, sites), colour in zip(alike.items(), COLOURS, strict=False):
-                label = words["several"].format(count=len(sites)) if sites[1:] else sites[0]
-                axes.plot(*zip(*points, strict=True), color=colour, label=label)
+            for (points, sites), look in zip(alike.items(), styles(len(alike)), strict=True):
+                several = words["several"].format(count=len(sites))
+                label = several if sites[1:] else visible(sites[0])
+                every = max(1, len(points) // 12)
+                axes.plot(*zip(*points, strict=True), **look, ms=4, markevery=every, label=label)
         else:
             rounds = sorted({r for points in curves.values() for r, _ in points})
             columns = [[e for p in curves.values() for r, e in p if r == at] for at in rounds]
@@ -142,7 +167,7 @@ def epsilon_plot(
             middle = [float(np.median(c)) for c in columns]
             axes.plot(rounds, middle, color=COLOURS[0], label=words["range"])
         if ceiling is not None:
-            axes.axhline(ceiling, color=COLOURS[1], linestyle="--", label=words["ceiling"])
+            axes.axhline(ceiling, color=CEILING_COLOUR, linestyle="--", label=words["ceiling"])
         axes.set_ylim(bottom=0)
         axes.margins(y=0.12)
         axes.set_ylabel(words["epsilon"])
@@ -153,7 +178,7 @@ def epsilon_plot(
 
 
 def exposure_plot(
-    models: Mapping[str, Sequence[float]],
+    models: Sequence[tuple[str, Sequence[float]]],
     maximum: float,
     expected: float,
     words: Mapping[str, str],
@@ -163,8 +188,8 @@ def exposure_plot(
 
     Parameters
     ----------
-    models : mapping of str to sequence of float
-        Exposure in bits of every secret, by model.
+    models : sequence of (str, sequence of float)
+        Name of each model, and exposure in bits of every secret.
     maximum, expected : float
         Of a secret that ranks first, and the mean without memorisation.
     words : mapping
@@ -174,13 +199,15 @@ def exposure_plot(
     """
     with _figure("exposure", 1.2 + 0.5 * len(models)) as (figure, finish):
         axes = figure.add_subplot()
-        for row, values in enumerate(models.values()):
+        looks = styles(len(models))
+        for row, (_, values) in enumerate(models):
             # Dots of equal exposure are fanned out, the same way each time.
             offsets = (np.arange(len(values)) * 0.618 % 1.0 - 0.5) * 0.45
-            axes.scatter(values, row + offsets, s=22, color=COLOURS[row % 7], alpha=0.75, lw=0)
-        axes.axvline(maximum, color=COLOURS[1], linestyle="--", label=words["maximum"])
+            colour, marker = looks[row]["color"], looks[row]["marker"]
+            axes.scatter(values, row + offsets, s=22, color=colour, marker=marker, alpha=0.75, lw=0)
+        axes.axvline(maximum, color=CEILING_COLOUR, linestyle="--", label=words["maximum"])
         axes.axvline(expected, color="#999999", linestyle=":", label=words["expected"])
-        axes.set_yticks(range(len(models)), list(models))
+        axes.set_yticks(range(len(models)), [visible(name) for name, _ in models])
         axes.set_ylim(len(models) - 0.4, -0.6)
         axes.set_xlim(-0.3, maximum + 0.5)
         axes.set_xlabel(words["exposure"])
@@ -190,7 +217,7 @@ def exposure_plot(
 
 
 def promise_plot(
-    runs: Mapping[str, tuple[float | None, float | None, float | None]],
+    runs: Sequence[tuple[str, tuple[float | None, float | None, float | None]]],
     words: Mapping[str, str],
     description: str,
 ) -> Markup:
@@ -198,8 +225,9 @@ def promise_plot(
 
     Parameters
     ----------
-    runs : mapping of str to (float or None, float or None, float or None)
-        Claimed epsilon (none: unlimited), white-box and black-box lower bounds.
+    runs : sequence of (str, (float or None, float or None, float or None))
+        Name of each run, its claimed epsilon (none: unlimited), white-box and black-box lower
+        bounds.
     words : mapping
         Texts ``axis``, ``claimed``, ``white``, ``black``, ``unlimited``.
     description : str
@@ -207,7 +235,7 @@ def promise_plot(
     """
     with _figure("promise", 1.4 + 0.6 * len(runs)) as (figure, finish):
         axes = figure.add_subplot()
-        known = [value for values in runs.values() for value in values if value is not None]
+        known = [value for _, values in runs for value in values if value is not None]
         reach = 1.15 * max([*known, 1.0])
         labelled: set[str] = set()
 
@@ -216,7 +244,7 @@ def promise_plot(
             labelled.add(key)
             return words[key] if first else None
 
-        for row, (claimed, white, black) in enumerate(runs.values()):
+        for row, (_, (claimed, white, black)) in enumerate(runs):
             for value, key, colour, offset in (
                 (white, "white", COLOURS[0], -0.14),
                 (black, "black", COLOURS[4], 0.14),
@@ -244,7 +272,7 @@ def promise_plot(
                 axes.plot(
                     (claimed, claimed), ends, color=COLOURS[1], lw=2.5, label=label("claimed")
                 )
-        axes.set_yticks(range(len(runs)), list(runs))
+        axes.set_yticks(range(len(runs)), [visible(name) for name, _ in runs])
         axes.set_ylim(len(runs) - 0.45, -0.55)
         axes.set_xlim(0, reach)
         axes.set_xlabel(words["axis"])
@@ -254,7 +282,7 @@ def promise_plot(
 
 
 def roc_plot(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    curves: Sequence[tuple[str, tuple[Sequence[float], Sequence[float]]]],
     words: Mapping[str, str],
     description: str,
 ) -> Markup:
@@ -262,8 +290,8 @@ def roc_plot(
 
     Parameters
     ----------
-    curves : mapping of str to (sequence of float, sequence of float)
-        False and true positive rates, by model.
+    curves : sequence of (str, (sequence of float, sequence of float))
+        Name of each model, its false and its true positive rates.
     words : mapping
         Texts ``false``, ``true``, ``guessing``.
     description : str
@@ -272,14 +300,16 @@ def roc_plot(
     with _figure("roc", 3.6) as (figure, finish):
         axes = figure.add_subplot()
         low = 1e-3
-        for (name, (false, true)), colour in zip(curves.items(), COLOURS, strict=False):
+        for (name, (false, true)), look in zip(curves, styles(len(curves)), strict=True):
             # A step on a logarithmic axis begins at the axis, not at zero.
             axes.plot(
                 np.maximum(false, low / 2),
                 np.maximum(true, low / 2),
                 drawstyle="steps-post",
-                color=colour,
-                label=name,
+                **look,
+                ms=4,
+                markevery=0.12,
+                label=visible(name),
             )
         axes.plot((low, 1), (low, 1), color="#999999", linestyle=":", label=words["guessing"])
         axes.set_xscale("log")

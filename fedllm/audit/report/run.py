@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
+from pathlib import PurePath
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +22,15 @@ from fedllm.mechanisms import Wording, mechanism_of
 from fedllm.tasks import task_of
 
 _MOST_SITES = 40
+# Names of folders that say nothing by themselves.
+_ANY_MODEL = {"model", "models", "base", "checkpoint", "snapshot", "final"}
+
+
+def model_name(location: str) -> str:
+    """Return the end of a model's location that names it, without the folders above."""
+    parts = PurePath(location.removeprefix("package:")).parts[-2:]
+    telling = parts if parts and parts[-1].lower() in _ANY_MODEL else parts[-1:]
+    return "/".join(part for part in telling if part.strip("/")) or location
 
 
 class RunParts:
@@ -93,7 +102,7 @@ class RunParts:
         texts = self._texts["cards"]
         yield str(self._site_count), texts["sites"]
         yield str(self._finished_rounds), texts["rounds"]
-        first, last = self._first_and_last_metrics()
+        first, last = self._run.first_metrics, self._run.last_metrics
         for name in [n for n in self._measures if n in last][:1]:
             key = "metric" if name in first else "metric_alone"
             yield (
@@ -127,10 +136,7 @@ class RunParts:
         model = self._run.section("model")
         task = self._texts["task"][config.task]
         adapter = model.get("adapter_parameters")
-        rows = [
-            (texts["task"], task),
-            (texts["model"], Path(str(model.get("path") or config.model.path)).name),
-        ]
+        rows = [(texts["task"], task), (texts["model"], self._model_text())]
         rows += [
             (texts[key], number(model[key]))
             for key in ("parameters", "adapter_parameters")
@@ -148,8 +154,19 @@ class RunParts:
                 rows.append((texts["records"].format(unit=self._unit), rate))
             norm = number(config.privacy.clipping_norm)
             rows.append((self._clipping_text(), norm))
-        text = texts["text"].format(task=task, adapter=number(adapter))
-        return SimpleNamespace(text=text, rows=rows)
+        text = texts["simulated" if self._run.simulated else "text"]
+        return SimpleNamespace(text=text.format(task=task, adapter=number(adapter)), rows=rows)
+
+    def _model_text(self) -> str:
+        """Name the base model, its kind and the start of its fingerprint."""
+        texts, model = self._texts["what"], self._run.section("model")
+        text = model_name(str(model.get("path") or self._config.model.path))
+        if "architecture" in model:
+            shape = {key: number(model.get(key)) for key in ("layers", "hidden_size")}
+            text += "; " + texts["architecture"].format(kind=model["architecture"], **shape)
+        if "fingerprint" in model:
+            text += "; " + texts["fingerprint"].format(start=str(model["fingerprint"])[:16])
+        return text
 
     def _clipping_text(self) -> str:
         return str(self._texts["what"][self._words.clipping].format(unit=self._unit))
@@ -189,6 +206,8 @@ class RunParts:
 
     def _protected(self) -> Iterator[str]:
         texts, config = self._texts["protected"], self._config
+        if self._run.simulated:
+            yield texts["simulated"]
         if config.private and self._largest_epsilon is not None:
             yield texts["dp"].format(
                 unit=self._unit,
@@ -207,17 +226,9 @@ class RunParts:
         yield texts["encrypted"].format(scheme=config.encryption.scheme.upper())
         yield texts["masked" if config.encryption.masked else "not_masked"]
 
-    def _first_and_last_metrics(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
-        measured = [line for line in self._run.rounds if line.metrics]
-        last = {k: float(v) for k, v in self._run.section("metrics").items() if is_number(v)}
-        if not measured:
-            return {}, last
-        first = measured[0].metrics if measured[0].number == 0 else {}
-        return first, last or measured[-1].metrics
-
     def _progress(self) -> SimpleNamespace:
         texts = self._texts["progress"]
-        first, last = self._first_and_last_metrics()
+        first, last = self._run.first_metrics, self._run.last_metrics
         rows = [(name, number(first.get(name)), number(value)) for name, value in last.items()]
         plots = []
         for name in self._measures:
@@ -253,8 +264,7 @@ class RunParts:
             yield texts["not_private"]
         if config.encryption.scheme == "none":
             yield texts["not_encrypted"]
-        if (self._run.path / "ledgers").is_dir():
-            # Only a simulation has every site's ledger at hand.
+        if self._run.simulated:
             yield texts["simulation"]
         if config.private:
             yield texts[config.unit]

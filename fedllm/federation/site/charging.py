@@ -153,6 +153,7 @@ class SiteAccount:
             events=cost.events,
             colluder_events=cost.alone,
             delta=config.privacy.delta,
+            name=config.name,
         )
 
     def _evaluation_charge(self, run: str, number: int, config: RunConfig) -> Charge:

@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fedllm.privacy.accounting.events import canonical_bytes
 from fedllm.privacy.ledger.budget import VIEWS, Ceiling
 from fedllm.privacy.ledger.entries import (
     Head,
-    LedgerError,
+    NoLedgerError,
     RawEntry,
     TamperedError,
     read_chain,
@@ -25,16 +26,17 @@ from fedllm.privacy.ledger.entries import (
 )
 from fedllm.privacy.ledger.fingerprints import DatasetIdentity, Unit, share_a_tag
 from fedllm.privacy.ledger.state import Carried, KnownDataset, LedgerState, Reservation
-from fedllm.privacy.ledger.store import Store
+from fedllm.privacy.ledger.store import SQLITE, TRACES, Store
 
 Tags = dict[str, tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """One run's charges to one data set."""
+    """One run's charges to one data set; ``name`` is empty where no charge gives it."""
 
     run: str
+    name: str
     committed: int
     reserved_only: int
     epsilon: float
@@ -49,7 +51,7 @@ class DatasetReport:
     id, unit, records, persons, overlaps
         As in `KnownDataset`; numbers of distinct records and persons.
     ceiling : Ceiling or None
-        The one that its last charge was checked against.
+        The one that was asked about, or else that its last charge was checked against.
     spent, spent_against_colluders : EpsilonEstimate
         At the ceiling's delta, or at 1e-5 where nothing was charged; charges to data sets
         that share a unit with it are included.
@@ -80,7 +82,10 @@ class Verification:
 
 
 def verify_ledger(
-    path: Path, public_key: bytes | None = None, anchors: Sequence[Head] = ()
+    path: Path,
+    public_key: bytes | None = None,
+    anchors: Sequence[Head] = (),
+    policy: Ceiling | None = None,
 ) -> Verification:
     """Check a ledger file or an export of one, and recompute its epsilons.
 
@@ -93,14 +98,16 @@ def verify_ledger(
         the key in the file is shown, which anyone who rewrites all of it can have.
     anchors : sequence of Head
         Heads kept by another party; without one a cut at the end cannot be seen.
+    policy : Ceiling, optional
+        To report under, instead of the ceilings in the ledger, which are checked all the same.
 
     Raises
     ------
     TamperedError
         If an entry was edited, removed, moved, cut off, signed by another key, refers to
         other tags, or was charged although it exceeded its ceiling.
-    LedgerError
-        If the file cannot be read.
+    NoLedgerError
+        If the file cannot be read or is something else.
     """
     state = read_state(path, public_key, anchors)
     if state.head is None:
@@ -121,7 +128,7 @@ def verify_ledger(
                 "the program that wrote this ledger did not keep the budget; train no more",
             )
     return Verification(
-        state.site, state.public_key.hex(), state.head, report(state), tuple(state.carried)
+        state.site, state.public_key.hex(), state.head, report(state, policy), tuple(state.carried)
     )
 
 
@@ -219,24 +226,31 @@ def _check_overlaps(state: LedgerState, tags: Tags) -> None:
         earlier.append(dataset.id)
 
 
-def report(state: LedgerState) -> tuple[DatasetReport, ...]:
-    """Recompute what every data set and run has spent."""
-    return tuple(_dataset_report(state, dataset) for dataset in state.datasets.values())
+def report(state: LedgerState, ceiling: Ceiling | None = None) -> tuple[DatasetReport, ...]:
+    """Recompute what every data set and run has spent.
+
+    ``ceiling`` is the one to look at it under; by default that of each data set's last charge.
+    """
+    return tuple(_dataset_report(state, dataset, ceiling) for dataset in state.datasets.values())
 
 
-def _dataset_report(state: LedgerState, dataset: KnownDataset) -> DatasetReport:
+def _dataset_report(
+    state: LedgerState, dataset: KnownDataset, ceiling: Ceiling | None
+) -> DatasetReport:
     related = state.related(dataset.id)
     charges = [c for c in state.reservations.values() if c.dataset in related]
     own = [c for c in charges if c.dataset == dataset.id]
-    last = (own or charges)[-1:]
-    ceiling = last[0].ceiling if last else None
+    if ceiling is None and charges:
+        ceiling = (own or charges)[-1].ceiling
     delta = ceiling.delta if ceiling else 1e-5
     runs = []
     for run in dict.fromkeys(charge.run for charge in own):
         mine = [charge for charge in own if charge.run == run]
         committed = sum(charge.sequence in state.committed for charge in mine)
         cost = epsilon([event for charge in mine for event in charge.events], delta).value
-        runs.append(RunReport(run, committed, len(mine) - committed, cost))
+        # A coordinator could call one run by several names; all are shown.
+        name = ", ".join(dict.fromkeys(charge.name for charge in mine if charge.name))
+        runs.append(RunReport(run, name, committed, len(mine) - committed, cost))
     return DatasetReport(
         id=dataset.id,
         unit=dataset.unit,
@@ -276,16 +290,20 @@ def spending_of(path: Path) -> tuple[str, list[Carried]]:
     return found.site, carried
 
 
-def export_ledger(path: Path, out: Path) -> Head:
+def export_ledger(path: Path, out: Path, force: bool = False) -> Head:
     """Write a ledger as JSON Lines, one entry a line, for auditors; return its head.
 
     `verify_ledger` reads the result as it reads the ledger itself. Record and person tags
-    are included: they are keyed, and say only which data sets share records.
+    are included: they are keyed, and say only which data sets share records. An earlier export
+    that the new one begins with is replaced; nothing else is, unless ``force``, and a ledger
+    never.
 
     Raises
     ------
     TamperedError
         If the ledger does not hold; nothing is exported then.
+    ConfigError
+        If ``out`` is something else already.
     FedllmError
         If ``out`` cannot be written.
     """
@@ -303,21 +321,83 @@ def export_ledger(path: Path, out: Path) -> Head:
             records, persons = (base64.b64encode(part).decode() for part in tags[raw.sequence])
             line["tags"] = {"records": records, "persons": persons}
         lines.append(canonical_bytes(line) + b"\n")
-    write_bytes(out, b"".join(lines))
+    content = b"".join(lines)
+    _check_place(out, content, force)
+    write_bytes(out, content)
     return head
 
 
-def _read(path: Path) -> tuple[list[RawEntry], list[tuple[int, bytes, bytes]]]:
+def _check_place(out: Path, content: bytes, force: bool) -> None:
+    """See that an export replaces nothing that is not in it."""
+    try:
+        with out.open("rb") as stream:
+            before = stream.read() if not force else stream.read(len(SQLITE))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(
+            f"could not write {out}: {error.strerror}", "choose another path"
+        ) from None
+    if before.startswith(SQLITE):
+        raise ConfigError(f"{out} is a ledger or another database", "choose another path")
+    if force or content.startswith(before):
+        return
+    if before.startswith(content):
+        raise ConfigError(
+            f"{out} is an export of this ledger with more entries than the ledger has now",
+            "keep it: it shows what the ledger was before it was cut or restored from a copy",
+        )
+    raise ConfigError(
+        f"{out} exists and is no earlier export of this ledger",
+        "choose another path, or replace it with --force",
+    )
+
+
+def is_export(path: Path) -> bool:
+    """Tell whether a file is an export of a ledger, and not a ledger itself.
+
+    Raises
+    ------
+    NoLedgerError
+        If it cannot be read, or never was either.
+    TamperedError
+        If only traces of a ledger are left in it, or nothing.
+    """
     try:
         with path.open("rb") as stream:
-            start = stream.read(16)
+            start = stream.read(1 << 16)
     except OSError as error:
-        raise LedgerError(f"cannot read {path}: {error.strerror}", "check the path") from error
-    if start == b"SQLite format 3\0":
+        raise NoLedgerError(f"cannot read {path}: {error.strerror}", "check the path") from error
+    if start.startswith(SQLITE):
+        return False
+    if all(word in start for word in _EXPORTED):
+        return True
+    # The first page holds the identity and the triggers, wherever its start was written over.
+    if not start.strip(b"\0") or any(word in start for word in TRACES):
+        raise TamperedError(f"{path} is a damaged ledger: its start is gone")
+    raise NoLedgerError(
+        f"{path} is not a ledger",
+        "give the ledger of a site (ledger.sqlite in its kit's state), or what "
+        "fedllm ledger export wrote",
+    )
+
+
+def refuse_other_files(path: Path) -> None:
+    """See that a path leads to a ledger or an export of one, in whatever state.
+
+    Raises
+    ------
+    NoLedgerError
+        If it does not.
+    """
+    with suppress(TamperedError):
+        is_export(path)
+
+
+def _read(path: Path) -> tuple[list[RawEntry], list[tuple[int, bytes, bytes]]]:
+    if not is_export(path):
         with Store(path).read() as view:
             return list(view.entries()), list(view.tags())
-    if not start.startswith(b"{"):
-        raise TamperedError(f"{path} is neither a ledger nor an export of one")
     rows = list(_exported_lines(path))
     return [raw for raw, _ in rows], [tags for _, tags in rows if tags is not None]
 
@@ -343,6 +423,7 @@ def _exported_lines(
 
 
 _LINE = {"content", "hash", "signature", "tags"}
+_EXPORTED = (b'"content"', b'"hash"', b'"signature"')
 
 
 def _exported_tags(number: int, tags: Mapping[str, str] | None) -> tuple[int, bytes, bytes] | None:

@@ -63,7 +63,7 @@ class Charge:
     Attributes
     ----------
     run : str
-        Name of the run.
+        Random identifier of the run.
     round : int
         Its round, from 0.
     dataset : str
@@ -77,6 +77,8 @@ class Charge:
         The delta that the run asked for; the ledger accounts at the ceiling's.
     purpose : str
         "training" or "evaluation".
+    name : str
+        What people call the run; a note, empty where nobody said.
     """
 
     run: str
@@ -86,6 +88,7 @@ class Charge:
     colluder_events: tuple[Event, ...] | None = None
     delta: float = 1e-5
     purpose: Literal["training", "evaluation"] = "training"
+    name: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "events", tuple(self.events))

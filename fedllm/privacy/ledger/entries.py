@@ -32,6 +32,10 @@ class LedgerError(FedllmError):
     """A ledger cannot be read or written, so nothing may be spent."""
 
 
+class NoLedgerError(LedgerError, ConfigError):
+    """A path leads to nothing, or to something that never was a ledger."""
+
+
 class LedgerRefusal(RefusedError):
     """The ledger does not accept this site, key, data set or entry."""
 

@@ -199,6 +199,7 @@ class Ledger:
                     ceiling=ceiling,
                     events=charge.events,
                     colluder_events=charge.seen_by("colluders"),
+                    name=charge.name,
                 )
                 return append("reserve", reservation_body(reservation, known.unit))
 

@@ -55,6 +55,7 @@ class Reservation:
     ceiling: Ceiling
     events: tuple[Event, ...]
     colluder_events: tuple[Event, ...]
+    name: str = ""
 
     def seen_by(self, view: View) -> tuple[Event, ...]:
         """Return the events in the eyes of one kind of observer."""
@@ -226,7 +227,10 @@ def reservation_body(reservation: Reservation, unit: Unit) -> dict[str, Any]:
     limits = {"epsilon": None if unlimited else ceiling.epsilon, "delta": ceiling.delta}
     if ceiling.colluders_epsilon != float("inf"):
         limits["colluders_epsilon"] = ceiling.colluders_epsilon
+    # Ledgers of before have none; nothing depends on it, and it is signed like the rest.
+    named = {"run_name": reservation.name} if reservation.name else {}
     return {
+        **named,
         "run": reservation.run,
         "round": reservation.round,
         "attempt": reservation.attempt,
@@ -268,7 +272,10 @@ def reservation_of(entry: Entry) -> Reservation:
         ),
         events=tuple(from_json(event) for event in body["events"]),
         colluder_events=tuple(from_json(event) for event in body["colluder_events"]),
+        name=body.get("run_name", ""),
     )
+    if not isinstance(reservation.name, str):
+        raise ValueError("name")
     if reservation_body(reservation, body["unit"]) != body or not reservation.events:
         raise ValueError("fields")
     return reservation

@@ -18,9 +18,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedllm.privacy.accounting.events import canonical_bytes
-from fedllm.privacy.ledger.entries import Entry, LedgerError, RawEntry, TamperedError
+from fedllm.privacy.ledger.entries import Entry, LedgerError, NoLedgerError, RawEntry, TamperedError
 
 _APPLICATION_ID = 1179405361  # "FLL1"
+SQLITE = b"SQLite format 3\0"
+# What stands in the first page of every ledger besides.
+TRACES = (b"FLL1", b"the ledger is append-only")
 _WAIT_S = 60.0
 # The triggers stop mistakes; the proof is the chain, which does not trust them.
 _SCHEMA = """
@@ -185,7 +188,7 @@ def _connect(uri: str) -> sqlite3.Connection:
 @contextmanager
 def _opened(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
     if not path.is_file():
-        raise LedgerError(f"there is no ledger at {path}", "check the path")
+        raise NoLedgerError(f"there is no ledger at {path}", "check the path")
     connection = _connect(f"file:{_quoted(path)}?mode={mode}")
     try:
         if connection.execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):

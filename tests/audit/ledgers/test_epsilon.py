@@ -260,3 +260,21 @@ def test_command_prints_tables_json_and_exit_codes(book, tmp_path):
     assert cut.exception.exit_code == 4
     wrong = run(app, ["epsilon", str(book.path), "--public-key", "abc"])
     assert isinstance(wrong.exception, ConfigError)
+
+
+def test_text_among_ledgers_is_a_finding_and_alone_a_mistake(book, tmp_path):
+    book.charge(STEP)
+    exchanged = tmp_path / "site-b.sqlite"
+    exchanged.write_text("site,epsilon\nb,3\n")
+    assert texts(audit(tmp_path), "critical") == [f"{exchanged}: {exchanged} is not a ledger"]
+    with pytest.raises(ConfigError, match="is not a ledger"):
+        audit(exchanged)
+
+
+def test_the_audit_names_runs_as_people_do(book):
+    charge = Charge("f00d", 1, book.dataset, (STEP,), name="bank-\x1b[31mintents")
+    book.ledger.reserve(charge, Ceiling(math.inf, DELTA))
+    done = CliRunner().invoke(app, ["epsilon", str(book.path)], env={"COLUMNS": "200"})
+    assert r"bank-\x1b[31mintents" in done.stdout
+    found = json.loads(CliRunner().invoke(app, ["epsilon", str(book.path), "--json"]).stdout)
+    assert found["ledgers"][0]["datasets"][0]["runs"][0]["name"] == "bank-\x1b[31mintents"

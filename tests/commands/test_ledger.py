@@ -1,0 +1,172 @@
+"""What ``fedllm ledger`` shows people and scripts, and what it overwrites."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.ledger import CEILING, KEY, SIGNER, Record, attack, filled, row
+from typer.testing import CliRunner
+
+from fedllm.cli import app
+from fedllm.errors import ConfigError
+from fedllm.privacy.accounting.events import Gaussian
+from fedllm.privacy.ledger.audit import export_ledger, verify_ledger
+from fedllm.privacy.ledger.budget import Charge
+from fedllm.privacy.ledger.entries import TamperedError, make_entry
+from fedllm.privacy.ledger.fingerprints import identify
+from fedllm.privacy.ledger.ledger import Ledger
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return Path("ledger.sqlite")
+
+
+def fedllm(*arguments: str) -> str:
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def named(path, name, run="f00d"):
+    ledger = Ledger.open(path, "site-00", SIGNER)
+    data = ledger.register(identify([Record("a"), Record("b")], KEY))
+    ledger.reserve(Charge(run, 1, data, (Gaussian(10.0),), name=name), CEILING)
+    return ledger
+
+
+def test_a_run_is_shown_by_its_name_and_its_identifier(path):
+    filled(path)
+    named(path, "bank-intents")
+    text = fedllm("ledger", "show", str(path))
+    assert any("bank-intents" in line and "f00d" in line for line in text.splitlines())
+    (data, _) = json.loads(fedllm("ledger", "show", str(path), "--json"))["datasets"]
+    assert [(run["run"], run["name"]) for run in data["runs"]] == [
+        ("run", None),
+        ("f00d", "bank-intents"),
+    ]
+    # In what an auditor is given too, and signed there.
+    fedllm("ledger", "export", str(path), "--out", "copy.jsonl")
+    assert "bank-intents" in fedllm("ledger", "show", "copy.jsonl")
+    Path("copy.jsonl").write_text(Path("copy.jsonl").read_text().replace("intents", "extents"))
+    with pytest.raises(TamperedError):
+        verify_ledger(Path("copy.jsonl"))
+
+
+def test_a_run_of_two_names_shows_both(path):
+    named(path, "one")
+    named(path, "two")
+    assert "one, two" in fedllm("ledger", "show", str(path))
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "[bold]x[/bold]", "\u202eevil"])
+def test_names_do_not_steer_the_terminal(path, name):
+    named(path, name)
+    text = fedllm("ledger", "show", str(path))
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert name[1:] in text
+
+
+@pytest.mark.parametrize("wrong", [5, "", None, ["x"]])
+def test_a_signed_name_that_is_none_is_found(path, wrong):
+    ledger = named(path, "x")
+    body = {**_last(path), "run_name": wrong, "round": 7, "attempt": 1}
+    entry = make_entry(SIGNER, "site-00", ledger.head(), "reserve", body)
+    attack(path, ("INSERT INTO entries VALUES (?, ?, ?, ?)", row(entry)))
+    with pytest.raises(TamperedError, match="impossible"):
+        verify_ledger(path)
+
+
+def _last(path):
+    export_ledger(path, Path("last.jsonl"), force=True)
+    return json.loads(Path("last.jsonl").read_bytes().splitlines()[-1])["content"]["body"]
+
+
+def test_the_ceiling_before_the_first_charge(path):
+    ledger = Ledger.open(path, "site-00", SIGNER)
+    ledger.register(identify([Record("a")], KEY))
+    assert "no charge yet" in fedllm("ledger", "show", str(path))
+    Path("site.toml").write_text("[budget]\nepsilon = 3.25\ndelta = 1e-6\ncolluders_epsilon = 9\n")
+    text = fedllm("ledger", "show", str(path), "--policy", "site.toml")
+    assert "3.250" in text
+    assert "1e-06" in text
+    assert "of 9.000" in text
+    (data,) = json.loads(fedllm("ledger", "show", str(path), "--policy", "site.toml", "--json"))[
+        "datasets"
+    ]
+    assert data["ceiling"] == {"epsilon": 3.25, "delta": 1e-6, "colluders_epsilon": 9.0}
+
+
+def test_what_is_spent_counts_at_the_policys_delta(path):
+    named(path, "x")
+    Path("site.toml").write_text("[budget]\nepsilon = 3.25\ndelta = 1e-9\n")
+    spent = [
+        json.loads(fedllm("ledger", "show", str(path), "--json", *more))["datasets"][0]["epsilon"]
+        for more in ([], ["--policy", "site.toml"])
+    ]
+    assert spent[0] < spent[1]
+
+
+def test_an_export_goes_on(path):
+    ledger = filled(path)
+    out = Path("copy.jsonl")
+    export_ledger(path, out)
+    first = out.read_bytes()
+    export_ledger(path, out)
+    assert out.read_bytes() == first
+    named(path, "more")
+    head = export_ledger(path, out)
+    assert out.read_bytes().startswith(first)
+    assert head == ledger.head()
+    said = json.loads(fedllm("ledger", "export", str(path), "--out", str(out), "--json"))
+    assert said == {"file": str(out), "entries": head.sequence, "head": str(head)}
+
+
+@pytest.mark.parametrize("there", ["other ledger's export", "text", "longer", "edited"])
+def test_an_export_replaces_nothing_else(path, there):
+    filled(path)
+    out = Path("copy.jsonl")
+    if there == "text":
+        out.write_text("notes\n")
+    elif there == "other ledger's export":
+        filled(Path("other.sqlite"), site="site-01")
+        export_ledger(Path("other.sqlite"), out)
+    elif there == "longer":
+        shutil.copy(path, "older.sqlite")
+        named(path, "more")
+        export_ledger(path, out)
+        shutil.copy("older.sqlite", path)
+    else:
+        export_ledger(path, out)
+        out.write_bytes(out.read_bytes().replace(b'"run":"run"', b'"run":"ran"'))
+    before = out.read_bytes()
+    with pytest.raises(ConfigError, match=r"copy\.jsonl"):
+        export_ledger(path, out)
+    assert out.read_bytes() == before
+    fedllm("ledger", "export", str(path), "--out", str(out), "--force")
+    assert verify_ledger(out) == verify_ledger(path)
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_an_export_never_replaces_a_ledger(path, force):
+    filled(path)
+    filled(Path("other.sqlite"), site="site-01")
+    Path("link.jsonl").symlink_to(path)
+    for out in (path, Path("other.sqlite"), Path("link.jsonl")):
+        before = out.read_bytes()
+        with pytest.raises(ConfigError, match="is a ledger"):
+            export_ledger(path, out, force)
+        assert out.read_bytes() == before
+
+
+def test_a_charge_without_a_name_is_written_as_before(path):
+    ledger = named(path, "")
+    assert "run_name" not in _last(path)
+    assert replace(ledger.verify().datasets[0].runs[0]).name == ""
