@@ -10,15 +10,15 @@ from pathlib import Path
 from flwr.app import Context
 
 from fedllm.config import RunConfig, SitePolicy, load_run_config, load_site_policy
-from fedllm.data.partition import split_into_sites
 from fedllm.data.records import Record
-from fedllm.data.sources import read_records
 from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.site.model_cache import process_models
 from fedllm.federation.site.site import Site
 from fedllm.federation.transport.engines import partition_of
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
+from fedllm.runs import names
+from fedllm_client.dividing import divide
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,14 @@ class SimulatedSites:
     def files(self, name: str) -> SiteFiles:
         """Return where one site's ledger and private log are."""
         return SiteFiles(
-            ledger=self.home / "ledgers" / f"{name}.sqlite",
-            memory=self.home / "ledgers" / f"{name}.memory.json",
-            log=self.folder / "sites" / f"{name}.jsonl",
+            ledger=self.home / names.LEDGERS / f"{name}.sqlite",
+            memory=self.home / names.LEDGERS / f"{name}.memory.json",
+            log=self.folder / names.SITES / f"{name}.jsonl",
         )
 
     def keys(self, name: str) -> Path:
         """Return the folder of one party's keys."""
-        return self.home / "identities" / name
-
-
-def divide(config: RunConfig) -> dict[str, list[Record]]:
-    """Read the training records and deal them to sites, by name; the same in each process."""
-    records = read_records(config.data.train, config.data, config.task)
-    return dict(sorted(split_into_sites(records, config.data, config.seed).items()))
+        return self.home / names.IDENTITIES / name
 
 
 @lru_cache(maxsize=2)
@@ -71,9 +65,9 @@ def _sites(source: SimulatedSites) -> tuple[Site, ...]:
     import torch
 
     torch.set_num_threads(source.threads)
-    config = load_run_config(source.folder / "run.toml")
-    policy = load_site_policy(source.folder / "policy.toml")
-    roster = Roster.from_json((source.folder / "roster.json").read_text())
+    config = load_run_config(source.folder / names.RUN_TOML)
+    policy = load_site_policy(source.folder / names.POLICY_TOML)
+    roster = Roster.from_json((source.folder / names.ROSTER).read_text())
     return tuple(
         _site(source, config, policy, roster, name, records)
         for name, records in divide(config).items()

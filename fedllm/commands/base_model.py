@@ -17,13 +17,17 @@ def with_base_model(config: RunConfig) -> RunConfig:
     if path.suffix != ".toml":
         return config
     from fedllm.pretraining.config import load_pretrain_config
-    from fedllm.pretraining.progress import default_observer
-    from fedllm.pretraining.run import run_pretraining
+    from fedllm.runs.names import MODEL, SUMMARY
 
     pretraining = load_pretrain_config(path, [])
     out = Path("runs") / pretraining.name
-    folder = out / "model"
-    if not (out / "summary.json").exists():
-        folder = run_pretraining(pretraining, out, default_observer(), resume=out.exists())
+    folder = out / MODEL
+    if not (out / SUMMARY).exists():
+        from fedllm.pretraining.run import run_pretraining
+        from fedllm.runs.names import RUN_TOML
+        from fedllm.runs.terminal import terminal_observer
+
+        begun = (out / RUN_TOML).exists()
+        folder = run_pretraining(pretraining, out, [terminal_observer()], resume=begun)
     model = config.model.model_copy(update={"path": str(folder.absolute())})
     return config.model_copy(update={"model": model})

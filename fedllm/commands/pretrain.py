@@ -37,8 +37,14 @@ def pretrain(
     # Before torch is loaded: threads that wait by sleeping instead of spinning cost next to
     # nothing on an idle machine and are several times faster when others use it too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from fedllm.pretraining.progress import default_observer
-    from fedllm.pretraining.run import run_pretraining
+    from fedllm.pretraining.claiming import check_corpus, check_output
 
-    model = run_pretraining(config, out or Path("runs") / config.name, default_observer(), resume)
+    folder = out or Path("runs") / config.name
+    check_output(config, folder, resume)
+    check_corpus(config)
+
+    from fedllm.pretraining.run import run_pretraining
+    from fedllm.runs.terminal import terminal_observer
+
+    model = run_pretraining(config, folder, [terminal_observer()], resume)
     print(model)

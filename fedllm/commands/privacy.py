@@ -125,9 +125,11 @@ def _print_table(rows: Sequence[PlanRow], delta: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from fedllm.privacy.accounting.words import epsilon_text
+
     table = Table("records", "sampling rate", "rounds", "steps", "noise multiplier", "epsilon")
     for row in rows:
-        cost = "infinite" if row.epsilon is None else f"{row.epsilon:.3f}"
+        cost = "infinite" if row.epsilon is None else epsilon_text(row.epsilon)
         table.add_row(
             str(row.records),
             f"{row.sampling_rate:.4g}",
@@ -139,6 +141,12 @@ def _print_table(rows: Sequence[PlanRow], delta: float) -> None:
     console = Console()
     console.print(table)
     console.print(f"delta {delta:g}; Poisson sampling; neighbours: one record emptied")
+    most = max(row.records for row in rows)
+    if delta * most >= 1:
+        console.print(
+            f"WARNING: delta {delta:g} is not below 1/{most}: giving one of {most} records away at "
+            "random would satisfy it; set a smaller --delta"
+        )
 
 
 def _draw(rows: Sequence[PlanRow], path: Path, delta: float, solved: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from fedllm.config import parse, read_toml, to_toml
-from fedllm.errors import CheckpointError, ConfigError
+from fedllm.errors import CheckpointError
 from fedllm.files import atomic_directory, write_bytes, write_json
 from fedllm.pretraining.architectures import build_model, choose_attention, measure
 from fedllm.pretraining.card import model_card
+from fedllm.pretraining.claiming import check_output, claim
 from fedllm.pretraining.config import PretrainConfig
 from fedllm.pretraining.loop import Loop
 from fedllm.pretraining.manifest import Manifest, load_manifest
@@ -24,13 +24,16 @@ from fedllm.pretraining.material import held_out_text, make_objective, make_samp
 from fedllm.pretraining.memory import keep_freed_memory
 from fedllm.pretraining.metrics import curve
 from fedllm.pretraining.parallel import World, joined_world, whole_model
-from fedllm.pretraining.progress import Observer, Silent
 from fedllm.pretraining.shards import tokenise, training_texts
 from fedllm.pretraining.tokenizer import load_tokenizer, train_tokenizer
+from fedllm.runs import names
+from fedllm.runs.observer import Observer, Observers, Start
+from fedllm.runs.plain_json import finite
+from fedllm.runs.progress import ProgressFile
 
 
 def run_pretraining(
-    config: PretrainConfig, out: Path, progress: Observer | None = None, resume: bool = False
+    config: PretrainConfig, out: Path, observers: Sequence[Observer] = (), resume: bool = False
 ) -> Path:
     """Pretrain a model and return its Hugging Face checkpoint folder, ``out/model``.
 
@@ -48,58 +51,60 @@ def run_pretraining(
     TrainingError
         If the loss diverges; the last good checkpoint is kept.
     """
-    observer = progress or Silent()
+    check_output(config, out, resume)
     with joined_world() as world, _process_settings(config):
+        first = Observers.of(observers, [ProgressFile(out)]) if world.first else Observers()
         try:
-            return _run(config, out, observer if world.first else Silent(), resume, world)
+            return _run(config, out, first, resume, world)
         finally:
-            observer.close()
+            first.close()
 
 
 def _run(config: PretrainConfig, out: Path, observer: Observer, resume: bool, world: World) -> Path:
     if world.first:
-        _claim(config, out, resume)
-        if resume and (out / "summary.json").exists():
-            observer.message(f"{out} is finished already")
+        claim(config, out, resume)
+        if resume and (out / names.SUMMARY).exists():
+            observer.note(f"{out} is finished already")
         else:
-            tokenise(config, _prepare_tokenizer(config, out, observer), out / "tokens")
+            tokenise(config, _prepare_tokenizer(config, out, observer), out / names.TOKENS)
     world.wait()
-    if resume and (out / "summary.json").exists():
-        return out / "model"
-    tokenizer = load_tokenizer(out / "tokenizer")
-    manifest = load_manifest(out / "tokens")
+    if resume and (out / names.SUMMARY).exists():
+        return out / names.MODEL
+    tokenizer = load_tokenizer(out / names.TOKENIZER)
+    manifest = load_manifest(out / names.TOKENS)
     model = build_model(config.model, config.training, tokenizer, config.seed)
     nn.Module.to(model, world.device)
     choose_attention(model, world.device, config.training.sequence_length)
-    observer.message(_introduction(config, model, manifest))
+    observer.note(_introduction(config, model, manifest))
     loop = Loop(
         config,
         make_objective(config, model, tokenizer, manifest),
-        make_sampler(config, manifest, out / "tokens"),
-        held_out_text(config, manifest, out / "tokens"),
+        make_sampler(config, manifest, out / names.TOKENS),
+        held_out_text(config, manifest, out / names.TOKENS),
         tokenizer,
         out,
         world,
         observer,
     )
     if resume and (step := loop.resume()):
-        observer.message(f"going on after step {step}")
+        observer.note(f"going on after step {step}")
+    observer.started(Start(config.name, config, "steps", config.training.steps, loop.step))
     evaluation = loop.run()
     whole = whole_model(model, world)
     if world.first and whole is not None:
-        _save_model(whole, tokenizer, out / "model")
-        weights = _sha256(out / "model" / "model.safetensors")
-        points = curve(out / "metrics.jsonl")
+        _save_model(whole, tokenizer, out / names.MODEL)
+        weights = _sha256(out / names.MODEL / "model.safetensors")
+        points = curve(out / names.METRICS)
         card = model_card(config, manifest, model.num_parameters(), weights, points)
-        write_bytes(out / "model" / "README.md", card.encode())
+        write_bytes(out / names.MODEL / "README.md", card.encode())
         summary = _summary(config, manifest, model, weights) | {
             "processes": world.size,
             "metrics": evaluation,
             "seconds": loop.seconds,
         }
-        write_json(out / "summary.json", summary)
+        write_json(out / names.SUMMARY, finite(summary))
     world.wait()
-    return out / "model"
+    return out / names.MODEL
 
 
 def _summary(
@@ -142,42 +147,17 @@ def _process_settings(config: PretrainConfig) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _claim(config: PretrainConfig, out: Path, resume: bool) -> None:
-    path = out / "run.toml"
-    if not path.exists():
-        write_bytes(path, to_toml(config).encode())
-        return
-    if not resume:
-        raise ConfigError(
-            f"{out} holds a run already", "go on with --resume, or choose another --out"
-        )
-    there = parse(PretrainConfig, read_toml(path), str(path))
-    if _decisive(there) != _decisive(config):
-        raise ConfigError(
-            f"{path} differs from the configuration that should be resumed",
-            "resume with the same configuration, or choose another --out",
-        )
-
-
-def _decisive(config: PretrainConfig) -> dict[str, object]:
-    # Neither reports nor the use of the machine change what is learned.
-    values = config.model_dump(mode="json", exclude={"report"})
-    for key in ("threads", "microbatch_rows", "compile", "sharded"):
-        values["training"].pop(key)
-    return values
-
-
 def _prepare_tokenizer(
     config: PretrainConfig, out: Path, observer: Observer
 ) -> PreTrainedTokenizerBase:
-    folder = out / "tokenizer"
+    folder = out / names.TOKENIZER
     if (folder / "tokenizer.json").exists():
         return load_tokenizer(folder)
     given = config.tokenizer.path or config.model.start
     if given is not None:
         tokenizer = load_tokenizer(Path(given))
     else:
-        observer.message(f"training a tokenizer of {config.tokenizer.vocabulary} tokens")
+        observer.note(f"training a tokenizer of {config.tokenizer.vocabulary} tokens")
         texts = training_texts(config, config.tokenizer.sample_mb * 10**6)
         tokenizer = train_tokenizer(texts, config.tokenizer, config.model.architecture)
     with atomic_directory(folder) as temporary:

@@ -17,7 +17,7 @@ from fedllm.audit.report.numbers import (
     number,
 )
 from fedllm.audit.report.plots import epsilon_plot, metric_plot
-from fedllm.audit.run_folder import RunFolder
+from fedllm.runs.record import RunFolder
 
 _MOST_SITES = 40
 
