@@ -20,31 +20,23 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from fedllm.pretraining.progress import Progress
+from fedllm.runs.observer import Observer, StepReport
 
 UNTIMED_STEPS = 5
 
 
-class Stopwatch:
+class Stopwatch(Observer):
     """An observer that takes the CPU time from the end of the untimed steps."""
 
     def __init__(self) -> None:
         self._times: dict[int, float] = {}
 
-    def message(self, text: str) -> None:
-        """Ignore the line."""
-
-    def advance(self, progress: Progress) -> None:
+    def advanced(self, report: StepReport) -> None:
         """Take the time."""
-        self._times[progress.step] = time.process_time()
-
-    def close(self) -> None:
-        """Do nothing."""
+        self._times[report.step] = time.process_time()
 
     @property
     def seconds(self) -> float:

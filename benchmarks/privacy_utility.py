@@ -48,12 +48,12 @@ from fedllm.files import write_json
 from fedllm.mechanisms import mechanism_of
 from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
+from fedllm.runs.metrics import RoundReport, read_reports
+from fedllm.runs.terminal import PlainObserver
 from fedllm.tasks import task_of
 from fedllm.training.evaluate import evaluate
 from fedllm.training.local import train_locally
 from fedllm.training.server_optimizer import ServerOptimizer
-from fedllm_server.metrics import RoundReport, read_reports
-from fedllm_server.observer import PlainObserver
 from fedllm_server.simulation import simulate
 
 CENTRED = 'model.feature_center="label_names"'
@@ -256,7 +256,7 @@ class Bench:
             train.write_text("".join(json.dumps(row) + "\n" for row in rows))
             where = f'data.train="{train}"'
             config = load_run_config(EXAMPLE, [*common, where, 'privacy.noise="distributed"'])
-            simulate(config, Path(folder) / "run", observer=clock)
+            simulate(config, Path(folder) / "run", observers=[clock])
             reports = read_reports(Path(folder) / "run" / "metrics.jsonl")
         # The first round also computes the frozen layers of every record, the last evaluates.
         wall = [r.seconds["total"] - r.seconds["evaluate"] for r in reports if r.round > 1]

@@ -18,8 +18,7 @@ from pathlib import Path
 
 from fedllm.config import RunConfig, parse
 from fedllm.randomness import RandomStream
-from fedllm_server.metrics import read_reports
-from fedllm_server.observer import PlainObserver
+from fedllm.runs.metrics import read_reports
 from fedllm_server.simulation import simulate
 
 WORDS = (
@@ -37,13 +36,6 @@ WORDS = (
     "limit",
 )
 CRYPTO = ("encrypt", "aggregate", "decrypt")
-
-
-class Silent(PlainObserver):
-    """Says nothing."""
-
-    def _print(self, text: str) -> None:
-        pass
 
 
 def write_records(path: Path, count: int) -> None:
@@ -95,7 +87,7 @@ def main() -> None:
             for scheme in times:
                 out = folder / f"{scheme}-{turn}"
                 asked = config(folder, options.sites, options.rounds, scheme)
-                summary = simulate(asked, out, observer=Silent())
+                summary = simulate(asked, out, observers=[])
                 # The first round also computes the frozen layers of every record.
                 reports = [r for r in read_reports(out / "metrics.jsonl") if r.round > 1]
                 times[scheme] += [report.seconds for report in reports]

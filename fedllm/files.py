@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fedllm.errors import FedllmError, of_system
+from fedllm.errors import ConfigError, FedllmError, of_system
 from fedllm.visible import is_hidden
 
 
@@ -131,6 +131,34 @@ def atomic_directory(path: Path, mode: int = 0o755) -> Iterator[Path]:
         raise
 
 
+def make_output_folder(path: Path, option: str) -> None:
+    """Make a folder that a command was asked to write into, and see that it can be written.
+
+    Parameters
+    ----------
+    path : Path
+        The folder; those above it are made too.
+    option : str
+        What named it, such as ``--out``.
+
+    Raises
+    ------
+    ConfigError
+        If it is a file, lies below one, or cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=".writable.", dir=path)
+        os.close(descriptor)
+        Path(name).unlink()
+    except OSError as error:
+        reason = "it is a file" if path.is_file() else (error.strerror or str(error))
+        raise ConfigError(
+            f"could not write into the folder {path}: {reason}",
+            f"choose another folder with {option}, or change its permissions",
+        ) from None
+
+
 def recover_directory(path: Path) -> None:
     """Undo an exchange of folders that a crash cut off between its two renames."""
     retired = path.with_name(path.name + ".old")
@@ -149,8 +177,8 @@ def append_line(path: Path, line: str) -> None:
     FedllmError
         If the disk is full; a half-written line is cut off again.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as stream:
             start = stream.tell()
             try:

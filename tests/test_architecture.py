@@ -11,6 +11,7 @@ from typing import get_args
 import pytest
 
 from fedllm.config import Task
+from fedllm.runs import names
 
 ROOT = Path(__file__).resolve().parent.parent
 STRANGERS = ("privacy", "encryption", "identity", "models", "data")
@@ -109,7 +110,6 @@ def test_nobody_else_asks_which_mechanism_a_run_has():
     allowed = ("fedllm/mechanisms/", "fedllm/config/")
     # What the run asked for is written into its summary, and its assumption into the report.
     recorded = {
-        "server/fedllm_server/summary.py",
         "fedllm/audit/report/run.py",
         "fedllm/audit/selftest/whole_sites.py",
     }
@@ -137,6 +137,37 @@ def test_flowers_private_modules_stay_where_messages_are_carried():
     }
     assert found
     assert all(path.startswith(TRANSPORT) for path in found), found
+
+
+# Other files of the project bear the names of the roster and of folders too.
+RUN_FILES = {
+    value
+    for name, value in vars(names).items()
+    if name.isupper() and isinstance(value, str) and "." in value.strip(".")
+} - {names.ROSTER}
+
+
+def texts(path: Path) -> set[str]:
+    """Every text that a file has as a literal; docstrings hold more than one name."""
+    return {
+        node.value
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+
+def test_the_files_of_a_run_folder_are_named_in_one_place():
+    assert {"summary.json", "metrics.jsonl", "progress.jsonl", "report.html"} <= RUN_FILES
+    for path in files("fedllm", "clients", "server"):
+        if path != ROOT / "fedllm" / "runs" / "names.py":
+            assert not texts(path) & RUN_FILES, path
+
+
+def test_a_run_folder_is_read_without_torch():
+    heavy = ("torch", "transformers", "fedllm.models", "fedllm.training", "fedllm.encryption")
+    for path in files("fedllm/runs"):
+        for module in imports(path):
+            assert not any(within(module, name) for name in heavy), path
 
 
 def is_public(module: str) -> bool:

@@ -206,6 +206,7 @@ def _readable(policy: SitePolicy) -> tuple[Task, list[Record]]:
 def _check_ledger(kit: Kit, policy: SitePolicy) -> str:
     from fedllm.federation.site.carrying import require_carried
     from fedllm.federation.site.files import SiteFiles
+    from fedllm.privacy.accounting.words import epsilon_text
     from fedllm.privacy.ledger.audit import verify_ledger
 
     files = SiteFiles.of_kit(kit.folder)
@@ -221,8 +222,8 @@ def _check_ledger(kit: Kit, policy: SitePolicy) -> str:
     check_writable(path)
     spent = max((dataset.spent.value for dataset in found.datasets), default=0.0)
     text = (
-        f"{found.head.sequence} entries hold; epsilon {spent:.2f} of {policy.budget.epsilon:g} "
-        "is spent"
+        f"{found.head.sequence} entries hold; epsilon {epsilon_text(spent)} of "
+        f"{policy.budget.epsilon:g} is spent"
     )
     if spent >= 0.9 * policy.budget.epsilon:
         raise DoubtError(text, "little or nothing is left; further runs will be refused")

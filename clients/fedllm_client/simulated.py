@@ -10,15 +10,15 @@ from pathlib import Path
 from flwr.app import Context
 
 from fedllm.config import RunConfig, SitePolicy, load_run_config, load_site_policy
-from fedllm.data.partition import split_into_sites
 from fedllm.data.records import Record
 from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.site.site import Site
 from fedllm.federation.transport.engines import partition_of
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
-from fedllm.tasks import task_of
+from fedllm.runs import names
 from fedllm.tasks.cache import process_models
+from fedllm_client.dividing import divide
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,14 @@ class SimulatedSites:
     def files(self, name: str) -> SiteFiles:
         """Return where one site's ledger and private log are."""
         return SiteFiles(
-            ledger=self.home / "ledgers" / f"{name}.sqlite",
-            memory=self.home / "ledgers" / f"{name}.memory.json",
-            log=self.folder / "sites" / f"{name}.jsonl",
+            ledger=self.home / names.LEDGERS / f"{name}.sqlite",
+            memory=self.home / names.LEDGERS / f"{name}.memory.json",
+            log=self.folder / names.SITES / f"{name}.jsonl",
         )
 
     def keys(self, name: str) -> Path:
         """Return the folder of one party's keys."""
-        return self.home / "identities" / name
-
-
-def divide(config: RunConfig) -> dict[str, list[Record]]:
-    """Read the training records and deal them to sites, by name; the same in each process."""
-    records = task_of(config.task).read(config.data.train, config.data)
-    return dict(sorted(split_into_sites(records, config.data, config.seed).items()))
+        return self.home / names.IDENTITIES / name
 
 
 class _Sites:
@@ -74,9 +68,9 @@ class _Sites:
 
         torch.set_num_threads(source.threads)
         self._source = source
-        self._config = load_run_config(source.folder / "run.toml")
-        self._policy = load_site_policy(source.folder / "policy.toml")
-        self._roster = Roster.from_json((source.folder / "roster.json").read_text())
+        self._config = load_run_config(source.folder / names.RUN_TOML)
+        self._policy = load_site_policy(source.folder / names.POLICY_TOML)
+        self._roster = Roster.from_json((source.folder / names.ROSTER).read_text())
         self._records = list(divide(self._config).items())
         self._made: dict[int, Site] = {}
 

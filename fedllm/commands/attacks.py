@@ -47,8 +47,8 @@ def canaries(
         for attack in result.attacks:
             print(
                 f"{attack.kind}: {attack.right} of {attack.guesses} guesses right on "
-                f"{attack.canaries} canaries; epsilon is at least {attack.epsilon:.2f} "
-                f"({attack.epsilon_without_assumption:.2f} for any mechanism), "
+                f"{attack.canaries} canaries; epsilon is at least {attack.epsilon:.3g} "
+                f"({attack.epsilon_without_assumption:.3g} for any mechanism), "
                 f"{100 * attack.confidence:.4g}% confidence"
             )
     if result.refuted:
@@ -143,10 +143,11 @@ def keep(folder: Path | None, name: str, result: Section, quiet: bool) -> None:
 def _configuration(run: Path, override: list[str]) -> tuple[RunConfig, Path | None]:
     """Read a run; with the folder in which results are kept, if it is one."""
     from fedllm.commands.base_model import with_base_model
+    from fedllm.runs.names import RUN_TOML, SUMMARY
 
     folder = run if run.is_dir() else run.parent
-    config = with_base_model(load_run_config(run / "run.toml" if run.is_dir() else run, override))
-    return config, folder if (folder / "summary.json").exists() and not override else None
+    config = with_base_model(load_run_config(run / RUN_TOML if run.is_dir() else run, override))
+    return config, folder if (folder / SUMMARY).exists() and not override else None
 
 
 def _progress(quiet: bool) -> Callable[[str, int, int], None]:

@@ -25,16 +25,17 @@ def with_base_model(config: RunConfig) -> RunConfig:
     from fedllm.pretraining.config import load_pretrain_config
     from fedllm.pretraining.folder import finished_model
     from fedllm.pretraining.selection import check_corpus
+    from fedllm.runs.names import TOKENS
 
     pretraining = load_pretrain_config(path, [])
     out = Path("runs") / pretraining.name
     folder = finished_model(pretraining, out)
     if folder is None:
-        if not (out / "tokens" / "manifest.json").exists():
+        if not (out / TOKENS / "manifest.json").exists():
             check_corpus(pretraining.data)
-        from fedllm.pretraining.progress import default_observer
         from fedllm.pretraining.run import run_pretraining
+        from fedllm.runs.terminal import terminal_observer
 
-        folder = run_pretraining(pretraining, out, default_observer(), resume=True)
+        folder = run_pretraining(pretraining, out, [terminal_observer()], resume=True)
     model = config.model.model_copy(update={"path": str(folder.absolute())})
     return config.model_copy(update={"model": model})

@@ -23,17 +23,20 @@ def demo(
     Makes up hospitals, pretrains a model, fine-tunes it privately, attacks it, and writes a
     report.
     """
+    from fedllm.files import make_output_folder
+
+    make_output_folder(out, "--out")
+
     from fedllm.demo.story import FULL, QUICK, tell
     from fedllm.demo.telling import default_teller
-    from fedllm.pretraining.progress import default_observer as pretraining_observer
     from fedllm.pretraining.run import run_pretraining
-    from fedllm_server.observer import default_observer
+    from fedllm.runs.terminal import terminal_observer
     from fedllm_server.simulation import simulate
 
     tell(
         out,
         QUICK if quick else FULL,
-        pretrain=lambda config, folder: run_pretraining(config, folder, pretraining_observer()),
-        simulate=lambda config, folder: simulate(config, folder, observer=default_observer()),
+        pretrain=lambda config, folder: run_pretraining(config, folder, [terminal_observer()]),
+        simulate=lambda config, folder: simulate(config, folder, observers=[terminal_observer()]),
         teller=default_teller(),
     )

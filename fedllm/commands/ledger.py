@@ -284,4 +284,6 @@ def _print_tables(found: Verification) -> None:
 
 
 def _shown(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "unlimited"
+    from fedllm.privacy.accounting.words import epsilon_text
+
+    return epsilon_text(value)

@@ -8,7 +8,9 @@ from pathlib import Path
 import typer
 
 from fedllm.pretraining.config import load_pretrain_config
+from fedllm.pretraining.folder import check_output
 from fedllm.pretraining.selection import check_corpus
+from fedllm.runs.names import TOKENS
 
 
 def pretrain(
@@ -35,15 +37,17 @@ def pretrain(
     """
     config = load_pretrain_config(run, override)
     folder = out or Path("runs") / config.name
+    # Whatever can be refused is refused before torch is loaded.
+    check_output(config, folder, resume)
     # Whoever finishes or goes on with a run has had its text read already.
-    if not (folder / "tokens" / "manifest.json").exists():
+    if not (folder / TOKENS / "manifest.json").exists():
         check_corpus(config.data)
 
-    # Before torch is loaded: threads that wait by sleeping instead of spinning cost next to
-    # nothing on an idle machine and are several times faster when others use it too.
+    # Threads that wait by sleeping instead of spinning cost next to nothing on an idle machine
+    # and are several times faster when others use it too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from fedllm.pretraining.progress import default_observer
     from fedllm.pretraining.run import run_pretraining
+    from fedllm.runs.terminal import terminal_observer
 
-    model = run_pretraining(config, folder, default_observer(), resume)
+    model = run_pretraining(config, folder, [terminal_observer()], resume)
     print(model)

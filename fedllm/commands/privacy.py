@@ -207,13 +207,15 @@ def _print_table(rows: Sequence[PlanRow], delta: float, neighbours: str) -> None
     from rich.console import Console
     from rich.table import Table
 
+    from fedllm.privacy.accounting.words import epsilon_text
+
     colluders = any(row.colluders_epsilon is not None for row in rows)
     table = Table("records", "sampling rate", "rounds", "steps", "noise multiplier", "epsilon")
     if colluders:
         table.add_column("against colluders")
     for row in rows:
-        cost = "infinite" if row.epsilon is None else f"{row.epsilon:.3f}"
-        alone = [f"{row.colluders_epsilon:.3f}"] if row.colluders_epsilon is not None else []
+        cost = "infinite" if row.epsilon is None else epsilon_text(row.epsilon)
+        alone = [epsilon_text(row.colluders_epsilon)] if row.colluders_epsilon is not None else []
         table.add_row(
             str(row.records),
             f"{row.sampling_rate:.4g}",
@@ -226,6 +228,12 @@ def _print_table(rows: Sequence[PlanRow], delta: float, neighbours: str) -> None
     console = Console()
     console.print(table)
     console.print(f"delta {delta:g}; Poisson sampling; neighbours: {neighbours}")
+    most = max(row.records for row in rows)
+    if delta * most >= 1:
+        console.print(
+            f"WARNING: delta {delta:g} is not below 1/{most}: giving one of {most} records away at "
+            "random would satisfy it; set a smaller delta"
+        )
 
 
 def _draw(rows: Sequence[PlanRow], path: Path, delta: float, solved: bool) -> None:

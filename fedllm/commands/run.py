@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,9 +11,6 @@ from fedllm.commands import options
 from fedllm.commands.base_model import with_base_model
 from fedllm.config import load_run_config
 from fedllm.errors import ConfigError
-
-if TYPE_CHECKING:
-    from fedllm_server.jobs import Job
 
 
 def run(
@@ -47,6 +43,7 @@ def run(
     from fedllm.identity.kits import read_kit
     from fedllm.locks import is_held
     from fedllm_server import jobs
+    from fedllm_server.public_part import public_records
 
     read_kit(kit, "coordinator")
     if cancel:
@@ -55,6 +52,9 @@ def run(
     if follow:
         folder = jobs.runs_folder(kit) / config.name
     else:
+        jobs.check_submission(kit, config.name, resume)
+        # A run whose test file cannot be read is not handed over.
+        public_records(config)
         folder = jobs.submit(kit.absolute(), with_base_model(config), resume)
     if not is_held(jobs.coordinator_lock(kit)):
         typer.echo(f"no coordinator is running: fedllm server start --kit {kit}", err=True)
@@ -67,16 +67,17 @@ def run(
 
 
 def _watch(folder: Path, json_output: bool) -> None:
+    from fedllm.runs.summary import read_summary
+    from fedllm.runs.terminal import terminal_observer
     from fedllm_server.following import follow as follow_run
-    from fedllm_server.observer import default_observer
-    from fedllm_server.summary import Summary
+    from fedllm_server.jobs import error_of
 
     try:
-        job: Job = follow_run(folder, default_observer())
+        job = follow_run(folder, terminal_observer())
     except KeyboardInterrupt:
         typer.echo("the run goes on; come back with --follow, stop it with --cancel", err=True)
         raise typer.Exit(0) from None
     if job.status != "finished":
-        raise job.to_error()
-    text = (folder / "summary.json").read_text(encoding="utf-8")
-    print(text if json_output else Summary.model_validate_json(text).describe(folder))
+        raise error_of(job)
+    summary = read_summary(folder)
+    print(summary.model_dump_json(indent=2) if json_output else summary.describe(folder))

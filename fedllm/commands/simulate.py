@@ -43,13 +43,17 @@ def simulate(
     json_output: bool = options.SUMMARY,
 ) -> None:
     """Fine-tune with simulated sites, all on this machine."""
-    config = with_base_model(load_run_config(run, override))
+    config = load_run_config(run, override)
     site_policy = load_site_policy(policy) if policy else None
 
-    from fedllm_server.observer import default_observer
+    from fedllm.runs.folder import check_folder
+    from fedllm.runs.terminal import terminal_observer
     from fedllm_server.simulation import simulate as run_simulation
 
     folder = out or Path("runs") / config.name
+    # Before a base model is pretrained for it.
+    check_folder(folder, resume)
+    config = with_base_model(config)
     try:
         summary = run_simulation(
             config,
@@ -58,7 +62,7 @@ def simulate(
             resume=resume,
             policy=site_policy,
             ledgers=ledgers,
-            observer=default_observer(),
+            observers=[terminal_observer()],
         )
     except KeyboardInterrupt:
         raise FedllmError(

@@ -22,7 +22,8 @@ class PrivacySection(Section):
     epsilon : float, optional
         Spent by the whole run at each site; left out or "none", the run is not private.
     delta : float
-        Probability mass outside the epsilon bound.
+        Probability mass outside the epsilon bound, at most 0.01. It should be below one over
+        the number of records: giving one of n records away at random has a delta of 1 / n.
     unit : {"record", "site"}
         What one unit is: "record", or each person's records together where ``data.unit`` names
         persons; or "site": all that a site contributes to a round. The update as a whole is
@@ -46,7 +47,7 @@ class PrivacySection(Section):
     """
 
     epsilon: Annotated[PositiveFloat | None, BeforeValidator(_none)] = None
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    delta: Annotated[float, Field(gt=0, le=1e-2)] = 1e-5
     unit: Literal["record", "site"] = "record"
     noise: Literal["local", "distributed"] = "local"
     distribution: Literal["gaussian", "discrete_gaussian"] = "gaussian"

@@ -15,9 +15,10 @@ class RoundsSection(Section):
     Attributes
     ----------
     count : int
-        Rounds of the run.
+        Rounds of the run, at most 99,999.
     min_sites : int
-        A round with fewer finished sites fails.
+        A round with fewer finished sites fails; at least 2, since the sum of one site's update
+        is that update.
     sites : int, optional
         So many of the sites that take part, drawn anew each time, are in a round; all when
         left out. Saves time and traffic; no privacy is claimed for the draw, which the
@@ -34,8 +35,9 @@ class RoundsSection(Section):
         Rounds between two evaluations on the public test file.
     """
 
-    count: PositiveInt = 10
-    min_sites: Annotated[int, Field(ge=1)] = 2
+    # Five digits name a checkpoint.
+    count: Annotated[int, Field(ge=1, le=99_999)] = 10
+    min_sites: Annotated[int, Field(ge=2)] = 2
     sites: PositiveInt | None = None
     optimizer: Literal["average", "momentum", "adam"] = "average"
     learning_rate: PositiveFloat = 1.0

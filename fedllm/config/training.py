@@ -30,7 +30,7 @@ class TrainingSection(Section):
         Its step size for adapters, and for the classification head.
     """
 
-    local_steps: PositiveInt = 10
+    local_steps: Annotated[int, Field(ge=1, le=100_000)] = 10
     batch_size: PositiveInt = 64
     sampling_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     microbatch_size: PositiveInt = 64

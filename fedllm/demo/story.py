@@ -12,7 +12,6 @@ from typing import Any
 from fedllm.audit.attacks.extraction import Exposure
 from fedllm.audit.ledgers.comparison import Comparison, ModelFigures, save_comparison
 from fedllm.audit.report.page import REPORT_FILE, write_report
-from fedllm.audit.run_folder import read_run_folder
 from fedllm.config import (
     DataSection,
     EncryptionSection,
@@ -37,6 +36,8 @@ from fedllm.pretraining.config import (
     ReportSection,
     TokenizerSection,
 )
+from fedllm.privacy.accounting.words import epsilon_text
+from fedllm.runs.record import read_run_folder
 from fedllm.tasks.instruction import Instruction
 
 Pretrain = Callable[[PretrainConfig, Path], Path]
@@ -331,5 +332,5 @@ def _conclude(
         f"{comparison.maximum_exposure:.0f} means that every true code ranks first."
     )
     spent = read_run_folder(out / "private").epsilon
-    teller.table(["hospital", "epsilon spent"], [[s, f"{e:.3f}"] for s, e in spent.items()])
+    teller.table(["hospital", "epsilon spent"], [[s, epsilon_text(e)] for s, e in spent.items()])
     teller.say(f"Report: {report}  ({seconds:.0f} s)")

@@ -27,6 +27,9 @@ def _several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+# Eight digits name a checkpoint.
+_MOST_STEPS = 99_999_999
+
 Strings = Annotated[tuple[str, ...], BeforeValidator(_several)]
 
 
@@ -195,6 +198,8 @@ class OptimizationSection(Section):
     def _compiled_or_sharded(self) -> Self:
         if self.compile and self.sharded:
             raise ValueError("training.compile and training.sharded cannot both be true")
+        if self.steps > _MOST_STEPS:
+            raise ValueError(f"training.tokens are more than {_MOST_STEPS:,} steps")
         return self
 
     @property

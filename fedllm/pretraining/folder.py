@@ -12,13 +12,25 @@ from typing import Any
 
 from fedllm.config import parse, read_toml, to_toml
 from fedllm.errors import ConfigError, FedllmError
-from fedllm.files import recover_directory, write_bytes, write_json
+from fedllm.files import make_output_folder, recover_directory, write_bytes, write_json
 from fedllm.locks import exclusive
 from fedllm.pretraining.config import PretrainConfig
 from fedllm.pretraining.corpus import corpus_files
+from fedllm.runs.names import (
+    CHECKPOINTS,
+    INPUTS,
+    LOCK,
+    METRICS,
+    MODEL,
+    RUN_TOML,
+    SUMMARY,
+    TOKENIZER,
+    TOKENS,
+)
 
-_RUN, _INPUTS, _SUMMARY = "run.toml", "inputs.json", "summary.json"
 _CORPUS = ("train", "evaluation", "exclude")
+# Where things are is not what they are; they keep their names when a folder is moved.
+_PLACES = {"data": _CORPUS, "tokenizer": ("path",), "model": ("start",)}
 
 
 @contextmanager
@@ -37,7 +49,7 @@ def locked(out: Path) -> Iterator[None]:
             f"{out} cannot be made: {error.strerror or error}", "choose another --out"
         ) from None
     with exclusive(
-        out / ".lock",
+        out / LOCK,
         f"another process is working in {out}",
         "wait for it, or choose another --out",
     ):
@@ -46,7 +58,38 @@ def locked(out: Path) -> Iterator[None]:
 
 def is_finished(out: Path) -> bool:
     """Tell whether the run in ``out`` came to its end."""
-    return (out / _SUMMARY).exists()
+    return (out / SUMMARY).exists()
+
+
+def check_output(config: PretrainConfig, out: Path, resume: bool) -> None:
+    """Refuse a folder in which the run can neither begin nor go on; writes nothing into it.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be written, or holds a run that must not be mixed with this one.
+    """
+    _goes_on(config, out, resume)
+    make_output_folder(out, "--out")
+
+
+def _goes_on(config: PretrainConfig, out: Path, resume: bool) -> bool:
+    """Tell whether a run has begun in ``out`` that this one continues; refuse any other."""
+    begun = is_finished(out) or any((out / CHECKPOINTS).glob("step-*"))
+    if not begun and not (out / RUN_TOML).exists():
+        return False
+    there = _configuration(out / RUN_TOML)
+    if there is None or (begun and not resume):
+        raise ConfigError(
+            f"{out} holds a run already", "go on with --resume, or choose another --out"
+        )
+    if begun and _wherever(there) != _wherever(config):
+        raise ConfigError(
+            f"{out / RUN_TOML} differs from the configuration that should be resumed",
+            "resume with the same configuration, choose another --out, or delete the folder to "
+            "start again",
+        )
+    return begun
 
 
 def claim(config: PretrainConfig, out: Path, resume: bool) -> None:
@@ -62,26 +105,13 @@ def claim(config: PretrainConfig, out: Path, resume: bool) -> None:
     DataError
         If there is no file where the configuration looks for text.
     """
-    begun = is_finished(out) or any((out / "checkpoints").glob("step-*"))
-    if (out / _RUN).exists() or begun:
-        there = _configuration(out / _RUN)
-        if there is None or (begun and not resume):
-            raise ConfigError(
-                f"{out} holds a run already", "go on with --resume, or choose another --out"
-            )
-        if begun:
-            if _decisive(there) != _decisive(config):
-                raise ConfigError(
-                    f"{out / _RUN} differs from the configuration that should be resumed",
-                    "resume with the same configuration, choose another --out, or delete the "
-                    "folder to start again",
-                )
-            return
+    if _goes_on(config, out, resume):
+        return
     known = _read_inputs(out)
     inputs = _inputs(config, known)
     _sweep(out, everything=inputs["made_from"] != known.get("made_from"))
-    write_json(out / _INPUTS, inputs)
-    write_bytes(out / _RUN, to_toml(config).encode())
+    write_json(out / INPUTS, inputs)
+    write_bytes(out / RUN_TOML, to_toml(config).encode())
 
 
 def finished_model(config: PretrainConfig, out: Path) -> Path | None:
@@ -96,7 +126,7 @@ def finished_model(config: PretrainConfig, out: Path) -> Path | None:
     if not is_finished(out):
         return None
     remedy = (
-        f"delete or rename {out} to have it made again, or set model.path to {out / 'model'} to "
+        f"delete or rename {out} to have it made again, or set model.path to {out / MODEL} to "
         "use that model as it is"
     )
     known = _read_inputs(out)
@@ -109,9 +139,9 @@ def finished_model(config: PretrainConfig, out: Path) -> Path | None:
             f"{', '.join(_differences(now, before))}",
             remedy,
         )
-    if not (out / "model" / "config.json").exists():
+    if not (out / MODEL / "config.json").exists():
         raise ConfigError(f"the model in {out} is gone", f"delete {out} to have it made again")
-    return out / "model"
+    return out / MODEL
 
 
 def _differences(now: dict[str, Any], before: Any) -> list[str]:
@@ -143,9 +173,21 @@ def _decisive(config: PretrainConfig) -> dict[str, Any]:
     return values
 
 
+def _wherever(config: PretrainConfig) -> dict[str, Any]:
+    """Return what decides what is learned, with names of files and folders without their place."""
+    values = _decisive(config)
+    for section, keys in _PLACES.items():
+        for key in keys:
+            value = values[section][key]
+            if value is not None:
+                several = value if isinstance(value, list) else [value]
+                values[section][key] = [Path(one).name for one in several]
+    return values
+
+
 def _read_inputs(out: Path) -> dict[str, Any]:
     try:
-        values = json.loads((out / _INPUTS).read_text(encoding="utf-8"))
+        values = json.loads((out / INPUTS).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
@@ -189,8 +231,8 @@ def _folder_fingerprint(folder: Path) -> str:
 
 def _sweep(out: Path, everything: bool) -> None:
     """Remove what an earlier try left: its reports, half-made folders, and what is outdated."""
-    (out / "metrics.jsonl").unlink(missing_ok=True)
-    for name in ("tokens", "tokenizer", "model"):
+    (out / METRICS).unlink(missing_ok=True)
+    for name in (TOKENS, TOKENIZER, MODEL):
         recover_directory(out / name)
         for left in out.glob(f".{name}.*"):
             shutil.rmtree(left, ignore_errors=True)

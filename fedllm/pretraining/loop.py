@@ -26,9 +26,10 @@ from fedllm.pretraining.metrics import add_metrics, forget_after
 from fedllm.pretraining.objectives import Batch, Objective
 from fedllm.pretraining.optimizer import Optimizers, clip_gradients
 from fedllm.pretraining.parallel import World, shard, synchronise, whole_model
-from fedllm.pretraining.progress import Observer, Progress
 from fedllm.pretraining.sampling import Sampler
 from fedllm.randomness import RandomStream
+from fedllm.runs import names
+from fedllm.runs.observer import Observer, StepReport
 
 # A smoothed loss this far above its best is not coming back (nats per target).
 _DIVERGED_NATS = 2.0
@@ -62,7 +63,7 @@ class Loop:
         self._held_out = held_out
         self._tokenizer = tokenizer
         self._out = out
-        self._metrics = out / "metrics.jsonl"
+        self._metrics = out / names.METRICS
         self._world = world
         self._observer = observer
         if training.sharded and world.size > 1:
@@ -208,7 +209,7 @@ class Loop:
         course.window_loss, course.window_steps = 0.0, 0
         step_tokens = training.batch_rows * training.sequence_length
         pace = clock.seconds_per_step(course.step)
-        progress = Progress(
+        progress = StepReport(
             course.step,
             training.steps,
             course.step * step_tokens,
@@ -231,7 +232,7 @@ class Loop:
                 **samples,
             }
         )
-        self._observer.advance(progress)
+        self._observer.advanced(progress)
 
     def _write(self, figures: dict[str, Any]) -> None:
         if self._world.first:
@@ -244,7 +245,7 @@ class Loop:
 
     def _save(self) -> None:
         course = {**asdict(self._course), "sampler": self._sampler.state()}
-        folder = self._out / "checkpoints"
+        folder = self._out / names.CHECKPOINTS
         save_checkpoint(folder, self._course.step, self._tensors(), course, self._world)
 
     def resume(self) -> int:
@@ -257,7 +258,7 @@ class Loop:
         CheckpointError
             If no checkpoint is whole, or it is of another model.
         """
-        found = newest_checkpoint(self._out / "checkpoints", self._world)
+        found = newest_checkpoint(self._out / names.CHECKPOINTS, self._world)
         if found is not None:
             path, course = found
             load_tensors(path, self._tensors())
@@ -266,6 +267,11 @@ class Loop:
                 self._course = Course(**course)
         if self._world.first:
             forget_after(self._metrics, self._course.step if found else -1)
+        return self._course.step
+
+    @property
+    def step(self) -> int:
+        """Steps that are done."""
         return self._course.step
 
     @property

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from fedllm.files import append_line, write_bytes
+from fedllm.runs.plain_json import damaged, read_objects, to_line
 
 _MEASURES = ("bits_per_byte", "held_out")
 
 
 def add_metrics(path: Path, figures: dict[str, Any]) -> None:
-    """Append one report, durably."""
-    append_line(path, json.dumps(figures, ensure_ascii=False))
+    """Append one report, durably; what is not finite is written as null."""
+    append_line(path, to_line(figures))
 
 
 def forget_after(path: Path, step: int) -> None:
@@ -24,7 +25,7 @@ def forget_after(path: Path, step: int) -> None:
     for line in path.read_bytes().splitlines(keepends=True):
         try:
             keep = line.endswith(b"\n") and json.loads(line)["step"] <= step
-        except ValueError:
+        except (ValueError, KeyError, TypeError, RecursionError):
             keep = False
         if keep:
             kept.append(line)
@@ -32,11 +33,22 @@ def forget_after(path: Path, step: int) -> None:
 
 
 def curve(path: Path) -> list[dict[str, float]]:
-    """Return the evaluations so far: step, tokens and each held-out measure."""
+    """Return the evaluations so far: step, tokens and each held-out measure that is finite.
+
+    Raises
+    ------
+    FedllmError
+        If a line is damaged; names it.
+    """
     points = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        values = json.loads(line)
-        measures = {k: v for k, v in values.items() if k.startswith(_MEASURES)}
+    for where, values in read_objects(path, nan=True):
+        if not all(isinstance(values.get(name), int) for name in ("step", "tokens")):
+            raise damaged(where, "'step' or 'tokens' is not a whole number")
+        measures = {
+            k: v
+            for k, v in values.items()
+            if k.startswith(_MEASURES) and isinstance(v, int | float)
+        }
         if measures:
             points.append({"step": values["step"], "tokens": values["tokens"], **measures})
     return points

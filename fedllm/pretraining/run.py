@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -17,20 +17,23 @@ from fedllm.files import atomic_directory, write_bytes, write_json
 from fedllm.pretraining.architectures import build_model, choose_attention, measure
 from fedllm.pretraining.card import model_card
 from fedllm.pretraining.config import PretrainConfig
-from fedllm.pretraining.folder import claim, is_finished, locked
+from fedllm.pretraining.folder import check_output, claim, is_finished, locked
 from fedllm.pretraining.loop import Loop
 from fedllm.pretraining.manifest import Manifest, load_manifest
 from fedllm.pretraining.material import held_out_text, make_objective, make_sampler
 from fedllm.pretraining.memory import keep_freed_memory
 from fedllm.pretraining.metrics import curve
 from fedllm.pretraining.parallel import World, joined_world, whole_model
-from fedllm.pretraining.progress import Observer, Silent
 from fedllm.pretraining.shards import tokenise, training_texts
 from fedllm.pretraining.tokenizer import load_tokenizer, train_tokenizer
+from fedllm.runs import names
+from fedllm.runs.observer import Observer, Observers, Start
+from fedllm.runs.plain_json import finite
+from fedllm.runs.progress import ProgressFile
 
 
 def run_pretraining(
-    config: PretrainConfig, out: Path, progress: Observer | None = None, resume: bool = False
+    config: PretrainConfig, out: Path, observers: Sequence[Observer] = (), resume: bool = False
 ) -> Path:
     """Pretrain a model and return its Hugging Face checkpoint folder, ``out/model``.
 
@@ -48,62 +51,64 @@ def run_pretraining(
     TrainingError
         If the loss diverges; the last good checkpoint is kept.
     """
-    observer = progress or Silent()
+    check_output(config, out, resume)
     with (
         joined_world() as world,
         locked(out) if world.first else nullcontext(),
         _process_settings(config),
     ):
+        first = Observers.of(observers, [ProgressFile(out)]) if world.first else Observers()
         try:
-            return _run(config, out, observer if world.first else Silent(), resume, world)
+            return _run(config, out, first, resume, world)
         finally:
-            observer.close()
+            first.close()
 
 
 def _run(config: PretrainConfig, out: Path, observer: Observer, resume: bool, world: World) -> Path:
     if world.first:
         claim(config, out, resume)
         if resume and is_finished(out):
-            observer.message(f"{out} is finished already")
+            observer.note(f"{out} is finished already")
         else:
-            tokenise(config, _prepare_tokenizer(config, out, observer), out / "tokens")
+            tokenise(config, _prepare_tokenizer(config, out, observer), out / names.TOKENS)
     world.wait()
     if resume and is_finished(out):
-        return out / "model"
-    tokenizer = load_tokenizer(out / "tokenizer")
-    manifest = load_manifest(out / "tokens")
+        return out / names.MODEL
+    tokenizer = load_tokenizer(out / names.TOKENIZER)
+    manifest = load_manifest(out / names.TOKENS)
     model = build_model(config.model, config.training, tokenizer, config.seed)
     nn.Module.to(model, world.device)
     choose_attention(model, world.device, config.training.sequence_length)
-    observer.message(_introduction(config, model, manifest))
+    observer.note(_introduction(config, model, manifest))
     loop = Loop(
         config,
         make_objective(config, model, tokenizer, manifest),
-        make_sampler(config, manifest, out / "tokens"),
-        held_out_text(config, manifest, out / "tokens"),
+        make_sampler(config, manifest, out / names.TOKENS),
+        held_out_text(config, manifest, out / names.TOKENS),
         tokenizer,
         out,
         world,
         observer,
     )
     if resume and (step := loop.resume()):
-        observer.message(f"going on after step {step}")
+        observer.note(f"going on after step {step}")
+    observer.started(Start(config.name, config, "steps", config.training.steps, loop.step))
     evaluation = loop.run()
     whole = whole_model(model, world)
     if world.first and whole is not None:
-        _save_model(whole, tokenizer, out / "model")
-        weights = _sha256(out / "model" / "model.safetensors")
-        points = curve(out / "metrics.jsonl")
+        _save_model(whole, tokenizer, out / names.MODEL)
+        weights = _sha256(out / names.MODEL / "model.safetensors")
+        points = curve(out / names.METRICS)
         card = model_card(config, manifest, model.num_parameters(), weights, points)
-        write_bytes(out / "model" / "README.md", card.encode())
+        write_bytes(out / names.MODEL / "README.md", card.encode())
         summary = _summary(config, manifest, model, weights) | {
             "processes": world.size,
             "metrics": evaluation,
             "seconds": loop.seconds,
         }
-        write_json(out / "summary.json", summary)
+        write_json(out / names.SUMMARY, finite(summary))
     world.wait()
-    return out / "model"
+    return out / names.MODEL
 
 
 def _summary(
@@ -149,14 +154,14 @@ def _process_settings(config: PretrainConfig) -> Iterator[None]:
 def _prepare_tokenizer(
     config: PretrainConfig, out: Path, observer: Observer
 ) -> PreTrainedTokenizerBase:
-    folder = out / "tokenizer"
+    folder = out / names.TOKENIZER
     if (folder / "tokenizer.json").exists():
         return load_tokenizer(folder)
     given = config.tokenizer.path or config.model.start
     if given is not None:
         tokenizer = load_tokenizer(Path(given))
     else:
-        observer.message(f"training a tokenizer of {config.tokenizer.vocabulary} tokens")
+        observer.note(f"training a tokenizer of {config.tokenizer.vocabulary} tokens")
         texts = training_texts(config, config.tokenizer.sample_mb * 10**6)
         tokenizer = train_tokenizer(texts, config.tokenizer, config.model.architecture)
     with atomic_directory(folder) as temporary:

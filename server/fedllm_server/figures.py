@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from fedllm.config import RunConfig
 from fedllm.identity.keys import Identity
@@ -69,11 +70,20 @@ class SiteFigures:
             self._ledgers[name] = Ledger.open(self._source.files(name).ledger, name, identity)
         return self._ledgers[name]
 
-    def _new_lines(self, path: Path) -> list[dict[str, dict[str, float]]]:
+    def _new_lines(self, path: Path) -> list[dict[str, Any]]:
         if not path.exists():
             return []
         with path.open("rb") as stream:
             stream.seek(self._read.get(path.name, 0))
             content = stream.read()
         self._read[path.name] = self._read.get(path.name, 0) + len(content)
-        return [json.loads(line) for line in content.splitlines()]
+        return [line for text in content.splitlines() if (line := _line(text))]
+
+
+def _line(text: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        # What a crash cut off: seconds of a round that is trained again.
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fedllm.errors import ConfigError
-from fedllm_server.jobs import ACTIVE, Job, read_job
-from fedllm_server.observer import Observer, replay
+from fedllm.runs.job import ACTIVE, Job, read_job
+from fedllm.runs.names import PROGRESS
+from fedllm.runs.observer import Observer
+from fedllm.runs.progress import replay
+from fedllm.runs.record import read_config
 
 _POLL_S = 0.3
 
@@ -21,9 +24,9 @@ def follow(folder: Path, observer: Observer) -> Job:
     ConfigError
         If there is no run in ``folder``.
     """
-    path = folder / "progress.jsonl"
+    path = folder / PROGRESS
     stream: BinaryIO | None = None
-    kept = b""
+    kept, number = b"", 0
     try:
         while True:
             job = read_job(folder)
@@ -35,7 +38,8 @@ def follow(folder: Path, observer: Observer) -> Job:
             kept += stream.read() if stream is not None else b""
             *lines, kept = kept.split(b"\n")
             for line in lines:
-                replay(line.decode(), observer)
+                number += 1
+                replay(line, f"{path}, line {number}", read_config(folder), observer)
             if job.status not in ACTIVE:
                 return job
             time.sleep(_POLL_S)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedllm.clock import utc_now
 from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset
-from fedllm.errors import ConfigError, FedllmError, PeerError
+from fedllm.errors import FedllmError, PeerError
 from fedllm.federation.coordinator.cohort import choose_cohort, gather_cohort
 from fedllm.federation.coordinator.rounds import (
     KeyAuthority,
@@ -27,17 +27,18 @@ from fedllm.federation.coordinator.rounds import (
 from fedllm.federation.protocol.evaluating import read_sum
 from fedllm.federation.protocol.messages import Member, RoundStatement
 from fedllm.federation.protocol.terms import Terms
-from fedllm.federation.protocol.wire import digest
 from fedllm.identity.roster import Roster
 from fedllm.mechanisms import mechanism_of
 from fedllm.models.shared import SharedModel
 from fedllm.privacy.ledger.entries import Head
-from fedllm.privacy.ledger.heads import HEADS_FILE, keep_heads, read_heads, went_back
+from fedllm.privacy.ledger.heads import keep_heads, read_heads, went_back
+from fedllm.runs import names
+from fedllm.runs.checkpoints import RunState, newest_round, save_checkpoint
+from fedllm.runs.folder import config_digest
+from fedllm.runs.metrics import Figures, RoundReport, append_report, cut_reports
+from fedllm.runs.observer import Observer, Start
 from fedllm.training.evaluate import evaluate
 from fedllm.training.server_optimizer import ServerOptimizer
-from fedllm_server.checkpoints import RunState, load_checkpoint, save_checkpoint
-from fedllm_server.metrics import RoundReport, append_report, cut_reports
-from fedllm_server.observer import Observer
 
 _MAX_ATTEMPTS = 3
 
@@ -71,33 +72,12 @@ class Workplace:
     site_figures: Callable[[str, int], tuple[dict[str, float], dict[str, float]]]
 
 
-def config_digest(config: RunConfig) -> str:
-    """Return the SHA-256 of what must not change between start and resume."""
-    # Without what stands at its default: a newer version of the software, with keys that this
-    # run never set, can resume it.
-    return digest(config.model_dump(mode="json", exclude={"engine"}, exclude_defaults=True))
-
-
-def starting_state(config: RunConfig, out: Path, model: SharedModel, resume: bool) -> RunState:
-    """Return the state to begin from: the newest checkpoint, or a fresh run.
-
-    Raises
-    ------
-    ConfigError
-        If the configuration is not that of the checkpoint.
-    CheckpointError
-        If the checkpoint is damaged.
-    """
-    state = load_checkpoint(out / "checkpoints") if resume else None
-    if state is None:
-        run = secrets.token_hex(8)
-        return RunState(run, 0, (), config_digest(config), model.initial)
-    if state.config != config_digest(config):
-        raise ConfigError(
-            f"{out} was begun with another configuration than the one given now",
-            f"resume with {out / 'run.toml'}, or start anew with another --out",
-        )
-    return state
+def starting_state(config: RunConfig, model: SharedModel, found: RunState | None) -> RunState:
+    """Return the state to begin from: the newest checkpoint, or a fresh run where there is none."""
+    if found is not None:
+        return found
+    run = secrets.token_hex(8)
+    return RunState(run, 0, (), config_digest(config), model.initial, model=model.fingerprint)
 
 
 class Loop:
@@ -134,7 +114,7 @@ class Loop:
         self._terms = terms
         self._sites = sites
         self._authority = authority
-        self._checkpoints = place.out / "checkpoints"
+        self._checkpoints = place.out / names.CHECKPOINTS
         # Those that take part in the run; a round may be for some of them.
         self._members: tuple[Member, ...] = ()
         self.names: set[str] = set()
@@ -151,18 +131,19 @@ class Loop:
         """
         if state.round:
             self._optimizer.load(state.optimizer)
-        kept = self._place.out / HEADS_FILE
+        kept = self._place.out / names.HEADS
         if kept.exists():
             self._heads = {site: heads[-1] for site, heads in read_heads(kept).items()}
-        began = utc_now()
-        self._members = self._gather(state.round + 1)
         rounds = self._config.rounds.count
-        self._place.observer.started(rounds, len(self._members), state.round)
-        cut_reports(self._place.out / "metrics.jsonl", state.round)
-        if state.round == 0:
-            cut_reports(self._place.out / "metrics.jsonl", -1)
-            metrics = self._evaluate(state.adapter)
-            self._report(RoundReport(round=0, sites=0, metrics=metrics, started=began))
+        # When nothing is left to train, nobody is asked for anything: all may be spent.
+        self._members = self._gather(state.round + 1) if state.round < rounds else ()
+        self._place.observer.started(
+            Start(state.run, self._config, "rounds", rounds, state.round, len(self._members))
+        )
+        fresh = newest_round(self._checkpoints) is None
+        reports = cut_reports(self._place.out / names.METRICS, -1 if fresh else state.round)
+        if not reports or reports[-1].round < state.round:
+            state = self._complete(state)
         while state.round < rounds:
             state = self._next(state)
         return state
@@ -174,33 +155,48 @@ class Loop:
             self._members = self._gather(number)
         state, outcome = self._attempts(state, number)
         adapter = self._optimizer.apply(state.adapter, outcome.mean)
-        state = replace(state, round=number, adapter=adapter, optimizer=self._optimizer.state())
+        report = RoundReport(
+            round=number,
+            started=began,
+            sites=len(outcome.survivors),
+            dropped=outcome.dropped,
+            update_norm=float(np.linalg.norm(outcome.mean)),
+            bytes_up=outcome.bytes_up,
+            bytes_down=outcome.bytes_down,
+            seconds={**outcome.seconds, "total": time.perf_counter() - started},
+        )
+        optimizer = self._optimizer.state()
+        state = replace(state, round=number, adapter=adapter, optimizer=optimizer, report=report)
         save_checkpoint(self._checkpoints, state)
-        site_metrics = self._evaluate_at_sites(state)
+        return self._complete(state)
+
+    def _complete(self, state: RunState) -> RunState:
+        """Evaluate after a finished round and write its line, also when a crash came between."""
+        began, started = time.perf_counter(), utc_now()
+        number = state.round
+        if number == 0:
+            metrics = self._evaluate(state.adapter)
+            self._report(RoundReport(round=0, metrics=metrics, started=started))
+            return state
+        report = state.report or RoundReport(round=number, started=started)
+        if report.site_metrics is None and number in self._mechanism.evaluation.rounds:
+            site_metrics = self._evaluate_at_sites(state)
+            report = report.model_copy(update={"site_metrics": site_metrics})
+            state = replace(state, report=report)
+            # Each evaluation is charged once: what came out of it must not be lost.
+            save_checkpoint(self._checkpoints, state)
         at_sites, epsilon = self._place.site_figures(state.run, number)
         before = time.perf_counter()
-        metrics = self._evaluate(adapter) if self._due(number) else None
+        metrics = self._evaluate(state.adapter) if self._due(number) else None
         now = time.perf_counter()
-        self._report(
-            RoundReport(
-                round=number,
-                sites=len(outcome.survivors),
-                dropped=outcome.dropped,
-                metrics=metrics,
-                site_metrics=site_metrics,
-                epsilon=epsilon,
-                update_norm=float(np.linalg.norm(outcome.mean)),
-                bytes_up=outcome.bytes_up,
-                bytes_down=outcome.bytes_down,
-                seconds={
-                    **at_sites,
-                    **outcome.seconds,
-                    "evaluate": now - before,
-                    "total": now - started,
-                },
-                started=began,
-            )
-        )
+        seconds = {
+            **at_sites,
+            **report.seconds,
+            "evaluate": now - before,
+            "total": (report.seconds.get("total") or 0.0) + now - began,
+        }
+        found = {"metrics": metrics, "epsilon": epsilon, "seconds": seconds}
+        self._report(RoundReport.model_validate(report.model_dump() | found))
         return state
 
     def _attempts(self, state: RunState, number: int) -> tuple[RunState, RoundOutcome]:
@@ -226,7 +222,10 @@ class Loop:
 
     def _evaluate_at_sites(self, state: RunState) -> dict[str, float] | None:
         number = state.round
-        if number not in self._mechanism.evaluation.rounds:
+        if not self._members:
+            self._place.observer.note(
+                f"the evaluation at the sites after round {number} was cut off and is not repeated"
+            )
             return None
         statement = statement_of(self._terms, self._members, number, number, None, "evaluation")
         try:
@@ -252,11 +251,11 @@ class Loop:
         return outcome
 
     def _keep_heads(self, statement: RoundStatement, heads: dict[str, Head]) -> None:
-        keep_heads(self._place.out / HEADS_FILE, statement.run, statement.round, heads)
+        keep_heads(self._place.out / names.HEADS, statement.run, statement.round, heads)
         for site in went_back(self._heads, heads):
             self._place.observer.note(
                 f"the ledger of '{site}' is not the one of an earlier round continued: ask the "
-                f"site, and compare with `fedllm ledger verify LEDGER --heads {HEADS_FILE}`"
+                f"site, and compare with `fedllm ledger verify LEDGER --heads {names.HEADS}`"
             )
         self._heads.update(heads)
 
@@ -270,13 +269,13 @@ class Loop:
         rounds = self._config.rounds
         return number == rounds.count or number % rounds.evaluate_every == 0
 
-    def _evaluate(self, adapter: NDArray[np.float32]) -> dict[str, float] | None:
+    def _evaluate(self, adapter: NDArray[np.float32]) -> Figures | None:
         if self._place.test is None:
             return None
         self._place.model.set_adapter(adapter)
-        return evaluate(self._place.model, self._place.test)
+        return {**evaluate(self._place.model, self._place.test)}
 
     def _report(self, report: RoundReport) -> None:
-        report = replace(report, finished=utc_now())
-        append_report(self._place.out / "metrics.jsonl", report)
+        report = report.model_copy(update={"finished": utc_now()})
+        append_report(self._place.out / names.METRICS, report)
         self._place.observer.finished_round(report)

@@ -8,14 +8,21 @@ import sys
 import time
 from pathlib import Path
 
-from fedllm.config import load_run_config
 from fedllm.errors import FedllmError
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.transport.flower import GridPresence
 from fedllm.federation.transport.superlink import Ticket, grid_of
-from fedllm.files import write_json
 from fedllm.identity.kits import Kit, read_kit
 from fedllm.processes import die_with_parent
+from fedllm.runs import names
+from fedllm.runs.checkpoints import load_checkpoint
+from fedllm.runs.folder import finished_summary, locked, require_same_model, require_same_run
+from fedllm.runs.job import write_outcome
+from fedllm.runs.observer import Observers
+from fedllm.runs.progress import ProgressFile
+from fedllm.runs.record import read_config
+from fedllm_server.protections import given_up
+from fedllm_server.public_part import public_part, public_records
 
 
 def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
@@ -31,31 +38,38 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
         import torch
 
         from fedllm.federation.protocol.terms import make_terms
+        from fedllm_server.finishing import finish, known_sites
         from fedllm_server.fleet import FleetAuthority, FleetSites
         from fedllm_server.loop import Loop, Workplace, starting_state
-        from fedllm_server.observer import FileObserver
-        from fedllm_server.workplace import finish, given_up, locked, public_part
 
         began = time.perf_counter()
-        config = load_run_config(folder / "run.toml")
+        config = read_config(folder)
         torch.set_num_threads(config.engine.threads or os.cpu_count() or 1)
-        observer = FileObserver(folder / "progress.jsonl")
-        with locked(folder):
+        watching = Observers.of([ProgressFile(folder)])
+        with locked(folder, "--kit"):
+            found = load_checkpoint(folder / names.CHECKPOINTS)
+            if found is not None:
+                require_same_run(found.config, config, folder)
+            if finished_summary(folder, config.rounds.count, found) is not None:
+                return
             for warning in given_up(config):
-                observer.note(f"WARNING: {warning}")
-            model, test = public_part(config)
+                watching.note(f"WARNING: {warning}")
+            model, test = public_part(config, public_records(config))
             place = Workplace(
-                folder, model, test, kit.roster, observer, lambda run, number: ({}, {})
+                folder, model, test, kit.roster, watching, lambda run, number: ({}, {})
             )
-            state = starting_state(config, folder, model, resume=True)
+            state = starting_state(config, model, found)
+            require_same_model(state.model, model.fingerprint, folder)
             presence, wait_s = GridPresence(grid), config.rounds.timeout_s
             keys = dict(kit.roster.node_keys)
-            authority = FleetAuthority(grid, presence, keys.pop("authority"), wait_s, observer.note)
-            sites = FleetSites(grid, presence, keys, config.rounds.min_sites, wait_s, observer.note)
+            authority = FleetAuthority(grid, presence, keys.pop("authority"), wait_s, watching.note)
+            sites = FleetSites(grid, presence, keys, config.rounds.min_sites, wait_s, watching.note)
             loop = Loop(config, place, make_terms(config, model, state.run), sites, authority)
             final = loop.run(state)
             model.set_adapter(final.adapter)
-            finish(folder, config, model, state.run, tuple(sorted(loop.names)), began)
+            # Also those of earlier starts.
+            answered = tuple(sorted(loop.names | known_sites(folder)))
+            finish(folder, config, model, state.run, answered, began)
 
 
 def main() -> None:
@@ -63,12 +77,11 @@ def main() -> None:
     parent, kit_folder, folder = sys.argv[1:]
     die_with_parent(int(parent))
     ticket = Ticket(**json.load(sys.stdin))
-    outcome = Path(folder) / "outcome.json"
     try:
         carry(read_kit(Path(kit_folder), "coordinator"), Path(folder), ticket)
-        write_json(outcome, {"error": None})
+        write_outcome(Path(folder), None)
     except FedllmError as error:
-        write_json(outcome, {"error": Refusal.of(error, full_text=True).model_dump()})
+        write_outcome(Path(folder), Refusal.of(error, full_text=True).model_dump())
         sys.exit(error.exit_code)
 
 

@@ -11,15 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import Popen
 
-from fedllm.config import load_run_config
 from fedllm.errors import ConfigError, FedllmError
 from fedllm.federation.transport.listener import Listener
 from fedllm.federation.transport.superlink import SuperLink
 from fedllm.files import write_json
 from fedllm.identity.kits import Kit, read_kit
 from fedllm.processes import end, only_one, start_module
-from fedllm_server.checkpoints import newest_round
-from fedllm_server.jobs import Job, all_jobs, coordinator_lock, read_job, write_job
+from fedllm.runs import names
+from fedllm.runs.checkpoints import newest_round
+from fedllm.runs.job import Job, read_job, read_outcome, write_job
+from fedllm.runs.record import read_config
+from fedllm_server.jobs import all_jobs, coordinator_lock
 
 _POLL_S, _STATUS_S = 0.3, 2.0
 _MAX_IDLE_STARTS = 5
@@ -124,10 +126,10 @@ class Service:
         for folder, job in all_jobs(self._kit.folder):
             if job.status not in ("queued", "running"):
                 continue
-            if (folder / "cancel").exists():
+            if (folder / names.CANCEL).exists():
                 write_job(folder, replace(job, status="cancelled"))
                 continue
-            (folder / "outcome.json").unlink(missing_ok=True)
+            (folder / names.OUTCOME).unlink(missing_ok=True)
             write_job(folder, replace(job, status="running", starts=job.starts + 1))
             ticket = json.dumps(asdict(link.open_run())).encode()
             arguments = [str(self._kit.folder), str(folder)]
@@ -137,7 +139,7 @@ class Service:
             return
 
     def _watch(self, link: SuperLink, work: _Work) -> None:
-        cancelled = (work.folder / "cancel").exists()
+        cancelled = (work.folder / names.CANCEL).exists()
         if cancelled:
             end(work.child, grace_s=2.0)
         if work.child.poll() is None:
@@ -152,10 +154,10 @@ class Service:
         self._say(f"run '{job.name}': {ended.status}")
 
     def _outcome(self, work: _Work, job: Job) -> Job:
-        try:
-            error = json.loads((work.folder / "outcome.json").read_text())["error"]
-        except (OSError, ValueError, KeyError):
+        outcome = read_outcome(work.folder)
+        if outcome is None:
             return self._again(work, job)
+        (error,) = outcome
         return replace(job, status="failed" if error else "finished", error=error)
 
     def _again(self, work: _Work, job: Job) -> Job:
@@ -191,11 +193,11 @@ class Service:
 
 
 def _round(folder: Path) -> int:
-    return newest_round(folder / "checkpoints") or 0
+    return newest_round(folder / names.CHECKPOINTS) or 0
 
 
 def _rounds(folder: Path) -> int:
     try:
-        return load_run_config(folder / "run.toml").rounds.count
+        return read_config(folder).rounds.count
     except FedllmError:
         return 0

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import torch
-from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
+from typing import TYPE_CHECKING, Literal
 
 from fedllm.config import (
     AllowSection,
@@ -19,22 +17,34 @@ from fedllm.config import (
     to_toml,
     with_absolute_locations,
 )
-from fedllm.errors import ConfigError
-from fedllm.federation.authority.authority import Authority
-from fedllm.federation.protocol.terms import make_terms
-from fedllm.federation.transport.engines import run_in_process, run_with_ray
-from fedllm.federation.transport.flower import nodes_of
-from fedllm.files import write_bytes
+from fedllm.data.records import Record
+from fedllm.files import make_output_folder, write_bytes
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
-from fedllm_client.app import make_client_app
-from fedllm_client.simulated import SimulatedSites, divide
-from fedllm_server.app import GridSites, make_server_app
-from fedllm_server.figures import SiteFigures
-from fedllm_server.loop import Loop, Workplace, starting_state
-from fedllm_server.observer import Observer, PlainObserver
-from fedllm_server.summary import Summary
-from fedllm_server.workplace import finish, given_up, locked, public_part
+from fedllm.runs import names as files
+from fedllm.runs.checkpoints import RunState, load_checkpoint
+from fedllm.runs.folder import (
+    check_folder,
+    finished_summary,
+    locked,
+    require_same_model,
+    require_same_run,
+    write_config,
+)
+from fedllm.runs.observer import Observer, Observers
+from fedllm.runs.progress import ProgressFile
+from fedllm.runs.summary import Summary
+from fedllm.runs.terminal import PlainObserver
+from fedllm_client.dividing import divide
+from fedllm_server.protections import given_up, weak_delta
+from fedllm_server.public_part import public_part, public_records
+
+if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import Grid, ServerApp
+
+    from fedllm.federation.authority.authority import Authority
+    from fedllm_client.simulated import SimulatedSites
 
 Engine = Literal["inprocess", "ray"]
 _AUTHORITY = "authority"
@@ -48,7 +58,7 @@ def simulate(
     resume: bool = False,
     policy: SitePolicy | None = None,
     ledgers: Path | None = None,
-    observer: Observer | None = None,
+    observers: Sequence[Observer] | None = None,
 ) -> Summary:
     """Run a federation on this machine and leave the run folder.
 
@@ -67,8 +77,8 @@ def simulate(
     ledgers : Path, optional
         Folder of the sites' ledgers and keys, to share budgets between runs; by default the
         run folder.
-    observer : Observer, optional
-        Who watches; lines on standard error by default.
+    observers : sequence of Observer, optional
+        Who watches besides ``progress.jsonl``; lines on standard error by default.
 
     Returns
     -------
@@ -84,68 +94,120 @@ def simulate(
     """
     started = time.perf_counter()
     config, out = with_absolute_locations(config), out.absolute()
-    observer = observer or PlainObserver()
+    check_folder(out, resume)
     with locked(out):
-        _check_folder(out, resume)
-        threads = config.engine.threads or os.cpu_count() or 1
-        torch.set_num_threads(threads)
-        home = ledgers.absolute() if ledgers else out
-        source = SimulatedSites(out, home, threads)
-        # Bad data is found before the folder is touched.
-        names = tuple(divide(config))
-        model, test = public_part(config)
-        # A data URL may hold a password.
-        write_bytes(out / "run.toml", to_toml(config).encode(), mode=0o600)
-        write_bytes(out / "policy.toml", to_toml(policy or _open_policy(config)).encode())
-        roster, authority = _parties(config, source, names)
-        place = Workplace(out, model, test, roster, observer, SiteFigures(source, names, config))
-        state = starting_state(config, out, model, resume)
-        for warning in given_up(config):
-            observer.note(f"WARNING: {warning}")
-
-        def work(grid: Grid) -> None:
-            nodes = nodes_of(grid, len(names), config.rounds.timeout_s)
-            sites = GridSites(grid, nodes, config.rounds.timeout_s)
-            terms = make_terms(config, model, state.run)
-            final = Loop(config, place, terms, sites, authority).run(state)
-            model.set_adapter(final.adapter)
-
+        # Whatever can be refused is refused before a file is written, and before torch is
+        # imported, which takes many seconds.
+        check_folder(out, resume)
+        state = load_checkpoint(out / files.CHECKPOINTS) if resume else None
+        if state is not None:
+            require_same_run(state.config, config, out)
+        watching = Observers.of(
+            [PlainObserver()] if observers is None else observers, [ProgressFile(out)]
+        )
         try:
-            _run(engine, make_server_app(work), make_client_app(source), len(names), threads)
+            if (summary := finished_summary(out, config.rounds.count, state)) is not None:
+                watching.note(f"{out} is finished already")
+                return summary
+            sites = divide(config)
+            test = public_records(config)
+            home = ledgers.absolute() if ledgers else out
+            make_output_folder(home, "--ledgers")
+            task = _Task(config, policy or _open_policy(config), out, home, engine, state)
+            return _simulate(task, sites, test, watching, started)
         finally:
-            observer.close()
-            authority.forget()
-        summary = finish(out, config, model, state.run, names, started, simulated=True)
-    return summary
+            watching.close()
+
+
+@dataclass(frozen=True)
+class _Task:
+    config: RunConfig
+    policy: SitePolicy
+    out: Path
+    home: Path
+    engine: Engine
+    state: RunState | None
+
+
+def _simulate(
+    task: _Task,
+    records: dict[str, list[Record]],
+    test: list[Record],
+    watching: Observer,
+    started: float,
+) -> Summary:
+    import torch
+
+    from fedllm.federation.protocol.terms import make_terms
+    from fedllm.federation.transport.flower import nodes_of
+    from fedllm_client.app import make_client_app
+    from fedllm_client.simulated import SimulatedSites
+    from fedllm_server.app import GridSites, make_server_app
+    from fedllm_server.figures import SiteFigures
+    from fedllm_server.finishing import finish
+    from fedllm_server.loop import Loop, Workplace, starting_state
+
+    config, out = task.config, task.out
+    threads = config.engine.threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    source, names = SimulatedSites(out, task.home, threads), tuple(records)
+    model, encoded = public_part(config, test)
+    state = starting_state(config, model, task.state)
+    require_same_model(state.model, model.fingerprint, out)
+    _write_request(task)
+    roster, authority = _parties(config, source, names)
+    figures = SiteFigures(source, names, config)
+    place = Workplace(out, model, encoded, roster, watching, figures)
+    for warning in (*given_up(config), *weak_delta(config, _units(config, records))):
+        watching.note(f"WARNING: {warning}")
+
+    def work(grid: Grid) -> None:
+        nodes = nodes_of(grid, len(names), config.rounds.timeout_s)
+        sites = GridSites(grid, nodes, config.rounds.timeout_s)
+        terms = make_terms(config, model, state.run)
+        final = Loop(config, place, terms, sites, authority).run(state)
+        model.set_adapter(final.adapter)
+
+    try:
+        _run(task.engine, make_server_app(work), make_client_app(source), len(names), threads)
+    finally:
+        authority.forget()
+    return finish(out, config, model, state.run, names, started, simulated=True)
+
+
+def _write_request(task: _Task) -> None:
+    if task.state is None:
+        # Of an attempt that failed before its first checkpoint.
+        (task.out / files.PROGRESS).unlink(missing_ok=True)
+    write_config(task.out, task.config)
+    write_bytes(task.out / files.POLICY_TOML, to_toml(task.policy).encode())
+
+
+def _units(config: RunConfig, records: dict[str, list[Record]]) -> list[int]:
+    if config.unit == "site":
+        return [len(records)]
+    if config.unit == "person":
+        return [len({record.unit for record in own}) for own in records.values()]
+    return [len(own) for own in records.values()]
 
 
 def _run(
     engine: Engine, server_app: ServerApp, client_app: ClientApp, nodes: int, threads: int
 ) -> None:
+    from fedllm.federation.transport.engines import run_in_process, run_with_ray
+
     if engine == "ray":
         run_with_ray(server_app, client_app, nodes, threads)
     else:
         run_in_process(server_app, client_app, nodes)
 
 
-def _check_folder(out: Path, resume: bool) -> None:
-    known = (out / "run.toml").exists()
-    if resume and not known:
-        raise ConfigError(f"there is no run to resume in {out}", "leave out --resume")
-    # A run that failed before its first checkpoint may be begun again in place.
-    begun = (out / "checkpoints").exists()
-    foreign = not known and any(path.name != ".lock" for path in out.iterdir())
-    if not resume and (begun or foreign):
-        raise ConfigError(
-            f"the run folder {out} is not empty",
-            "go on with --resume, or choose another folder with --out",
-        )
-
-
 def _parties(
     config: RunConfig, source: SimulatedSites, names: tuple[str, ...]
 ) -> tuple[Roster, Authority]:
     """Make the keys of parties that have none yet, and write the roster."""
+    from fedllm.federation.authority.authority import Authority
+
     identities = {}
     for name in (*names, _AUTHORITY):
         folder = source.keys(name)
@@ -154,7 +216,7 @@ def _parties(
         identities[name] = Identity.load(name, folder)
     keys = {name: identities[name].public_bytes() for name in names}
     roster = Roster(identities[_AUTHORITY].public_bytes(), keys)
-    write_bytes(source.folder / "roster.json", roster.to_json().encode())
+    write_bytes(source.folder / files.ROSTER, roster.to_json().encode())
     minimum = config.rounds.min_sites
     return roster, Authority(identities[_AUTHORITY], roster, minimum, full_errors=True)
 

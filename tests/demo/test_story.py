@@ -102,7 +102,7 @@ def test_each_model_is_measured_with_its_own_adapter(told):
 
 def test_the_story_says_what_was_measured(told):
     _, _, lines, report = told
-    for shown in ("epsilon spent", "7.500", "secrets out", "0 of 4", str(report), *HOSPITALS):
+    for shown in ("epsilon spent", "7.5", "secrets out", "0 of 4", str(report), *HOSPITALS):
         assert shown in lines, shown
     assert "\x1b" not in lines
 

@@ -5,11 +5,11 @@ import io
 import pytest
 
 from fedllm.audit.ledgers.comparison import load_comparison
-from fedllm.audit.run_folder import read_run_folder
 from fedllm.demo.lexicon import HOSPITALS
 from fedllm.demo.story import QUICK, tell
 from fedllm.demo.telling import PlainTeller
 from fedllm.pretraining.run import run_pretraining
+from fedllm.runs.record import read_run_folder
 
 pytestmark = pytest.mark.slow
 

@@ -60,6 +60,11 @@ def test_wrong_values_are_refused_with_reason(file, override, message):
         load_pretrain_config(file, [override])
 
 
+def test_more_steps_than_a_checkpoint_can_name_are_refused(file):
+    with pytest.raises(ConfigError, match="99,999,999 steps"):
+        load_pretrain_config(file, [f"training.tokens={10**20}"])
+
+
 def test_a_sharded_run_is_not_compiled(file):
     with pytest.raises(ConfigError, match="cannot both be true"):
         load_pretrain_config(file, ["training.compile=true", "training.sharded=true"])

@@ -149,4 +149,4 @@ def test_a_batch_that_cannot_be_dealt_out_is_refused(tmp_path, monkeypatch):
     world = World(0, 3, torch.device("cpu"))
     monkeypatch.setattr(World, "wait", lambda self: None)
     with pytest.raises(ConfigError, match="cannot be dealt to 3 processes"):
-        module._run(config(tmp_path), tmp_path / "run", module.Silent(), False, world)
+        module._run(config(tmp_path), tmp_path / "run", module.Observers(), False, world)

@@ -19,9 +19,9 @@ from transformers import (
 
 from fedllm.errors import CheckpointError, ConfigError, DataError, TrainingError
 from fedllm.pretraining.config import PretrainConfig
-from fedllm.pretraining.progress import Silent
 from fedllm.pretraining.run import run_pretraining
 from fedllm.randomness import RandomStream
+from fedllm.runs.observer import Observer
 
 SENTENCE = "the cat sat on a mat and saw one red fox under two old trees by night"
 WORDS = SENTENCE.split()
@@ -114,16 +114,16 @@ def test_the_model_card_names_data_weights_and_curve(whole_run, corpus):
 DIES_AT_STEP_8 = """
 import os, pathlib, signal, sys
 from fedllm.pretraining.config import PretrainConfig
-from fedllm.pretraining.progress import Silent
+from fedllm.runs.observer import Observer
 from fedllm.pretraining.run import run_pretraining
 
-class Dies(Silent):
-    def advance(self, progress):
+class Dies(Observer):
+    def advanced(self, progress):
         if progress.step == 8:
             os.kill(os.getpid(), signal.SIGKILL)
 
 config = PretrainConfig.model_validate_json(pathlib.Path(sys.argv[1]).read_text())
-run_pretraining(config, pathlib.Path(sys.argv[2]), Dies())
+run_pretraining(config, pathlib.Path(sys.argv[2]), [Dies()])
 """
 
 
@@ -158,7 +158,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(corpus, whole_run, tmp_path)
     newest.write_bytes(content)
     (out / "summary.json").unlink()
     heard = Heard()
-    run_pretraining(config(corpus), out, heard, resume=True)
+    run_pretraining(config(corpus), out, [heard], resume=True)
     assert "going on after step 25" in heard.messages
     assert curve(out) == curve(whole_run)
     assert weights(out) == weights(whole_run)
@@ -189,13 +189,13 @@ def test_a_run_that_failed_at_its_text_goes_on_when_that_is_mended(corpus, tmp_p
     assert (out / "summary.json").exists()
 
 
-class Heard(Silent):
+class Heard(Observer):
     """Keeps the messages of a run."""
 
     def __init__(self):
         self.messages = []
 
-    def message(self, text):
+    def note(self, text):
         self.messages.append(text)
 
 

@@ -17,11 +17,12 @@ from fedllm.config import RunConfig, SitePolicy, load_run_config, to_toml
 from fedllm.errors import BudgetError, CheckpointError, ConfigError, DataError, TrainingError
 from fedllm.identity.keys import Identity
 from fedllm.privacy.ledger.entries import Head
-from fedllm.privacy.ledger.heads import HEADS_FILE, keep_heads, read_heads
+from fedllm.privacy.ledger.heads import keep_heads, read_heads
 from fedllm.privacy.ledger.ledger import Ledger
-from fedllm_server.observer import PlainObserver
+from fedllm.runs.names import HEADS as HEADS_FILE
+from fedllm.runs.terminal import PlainObserver
+from fedllm_server.protections import given_up, weak_delta
 from fedllm_server.simulation import simulate
-from fedllm_server.workplace import given_up
 
 
 @pytest.fixture
@@ -192,7 +193,7 @@ def test_an_interrupted_run_goes_on_to_the_same_adapter(config, tmp_path):
     whole = simulate(config, tmp_path / "whole")
     out = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
-        simulate(config, out, observer=StopAfter(2))
+        simulate(config, out, observers=[StopAfter(2)])
     summary = simulate(config, out, resume=True)
     assert summary.adapter_sha256 == whole.adapter_sha256
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -214,22 +215,30 @@ def test_a_run_says_loudly_what_it_gives_up(config, sections, words):
     assert all(word in warning for word, warning in zip(words, warnings, strict=True))
 
 
+def test_a_delta_that_promises_little_is_said(config):
+    weak = change(config, privacy={"epsilon": 6.0, "delta": 0.01})
+    assert weak_delta(weak, [99, 100]) == []
+    (words,) = weak_delta(weak, [100, 120])
+    assert "delta 0.01 is not below 1/100" in words
+    assert weak_delta(change(weak, privacy={"epsilon": None}), [1000]) == []
+
+
 def test_a_server_optimizer_resumes_with_its_state(config, tmp_path):
     adam = change(config, rounds={"optimizer": "adam", "learning_rate": 0.02})
     whole = simulate(adam, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        simulate(adam, tmp_path / "cut", observer=StopAfter(3))
+        simulate(adam, tmp_path / "cut", observers=[StopAfter(3)])
     assert simulate(adam, tmp_path / "cut", resume=True).adapter_sha256 == whole.adapter_sha256
 
 
 def test_a_ledger_that_went_back_between_two_starts_is_told(config, tmp_path, capsys):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        simulate(config, out, observer=StopAfter(2))
+        simulate(config, out, observers=[StopAfter(2)])
     (one, *_) = read_heads(out / HEADS_FILE)["site-01"]
     later = Head(one.sequence + 40, "0" * 64, one.signature)
     keep_heads(out / HEADS_FILE, "run", 1, {"site-01": later})
-    simulate(config, out, resume=True, observer=PlainObserver())
+    simulate(config, out, resume=True, observers=[PlainObserver()])
     said = "".join(capsys.readouterr())
     assert said.count("the ledger of 'site-01' is not the one") == 1
     assert "the ledger of 'site-00'" not in said
@@ -239,7 +248,7 @@ def test_the_ledger_holds_the_cost_of_an_interrupted_round(config, tmp_path):
     private = change(config, privacy={"epsilon": 6.0})
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        simulate(private, out, observer=StopAfter(2, sites=2))
+        simulate(private, out, observers=[StopAfter(2, sites=2)])
     counts = {
         name: len(next(iter(book.verify().datasets)).runs) for name, book in ledgers(out).items()
     }
@@ -264,7 +273,7 @@ def test_a_second_run_on_the_same_records_is_refused_at_the_ceiling(config, tmp_
 
 def test_resume_refuses_another_configuration(config, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        simulate(config, tmp_path / "run", observer=StopAfter(2))
+        simulate(config, tmp_path / "run", observers=[StopAfter(2)])
     with pytest.raises(ConfigError, match="another configuration"):
         simulate(change(config, lora={"rank": 4}), tmp_path / "run", resume=True)
 
@@ -281,7 +290,7 @@ def test_a_used_folder_is_not_overwritten(config, tmp_path):
 def test_a_damaged_checkpoint_is_named(config, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        simulate(config, out, observer=StopAfter(3))
+        simulate(config, out, observers=[StopAfter(3)])
     state = out / "checkpoints" / "round-00002" / "state.npz"
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
@@ -342,7 +351,7 @@ def test_a_diverging_run_fails_and_keeps_its_last_checkpoint(config, tmp_path):
 def test_a_full_disk_stops_the_run_without_harm(config, tmp_path, monkeypatch):
     import errno
 
-    import fedllm_server.checkpoints as module
+    import fedllm.runs.checkpoints as module
 
     whole = simulate(config, tmp_path / "whole")
     write = module.write_bytes
@@ -402,7 +411,7 @@ DIES_IN_ROUND_3 = """
 import os, signal, sys
 from pathlib import Path
 from fedllm.config import load_run_config
-from fedllm_server.observer import PlainObserver
+from fedllm.runs.terminal import PlainObserver
 from fedllm_server.simulation import simulate
 
 class Dies(PlainObserver):
@@ -410,7 +419,7 @@ class Dies(PlainObserver):
         if (round, answered) == (3, 2):
             os.kill(os.getpid(), signal.SIGKILL)
 
-simulate(load_run_config(Path(sys.argv[1])), Path(sys.argv[2]), observer=Dies())
+simulate(load_run_config(Path(sys.argv[1])), Path(sys.argv[2]), observers=[Dies()])
 """
 
 

@@ -28,6 +28,7 @@ def run_config(**changes):
 def summary(**changes):
     values = {
         "run": "made-up",
+        "run_id": "0123456789abcdef",
         "task": "classification",
         "rounds": 5,
         "sites": 4,
@@ -40,7 +41,7 @@ def summary(**changes):
             "delta": 1e-5,
             "unit": "person",
             "noise": "local",
-            "sites": {site: {"epsilon": 7.9321 - i / 100} for i, site in enumerate(SITES)},
+            "sites": {site: 7.9321 - i / 100 for i, site in enumerate(SITES)},
         },
         "encryption": {
             "scheme": "bfv",

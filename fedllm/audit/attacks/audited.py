@@ -12,7 +12,7 @@ from fedllm.audit.attacks.results import (
     MembershipResult,
     load,
 )
-from fedllm.audit.run_folder import RunFolder
+from fedllm.runs.record import RunFolder
 
 
 @dataclass(frozen=True)

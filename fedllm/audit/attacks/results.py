@@ -11,8 +11,7 @@ from pydantic import Field, ValidationError
 from fedllm.config import Section
 from fedllm.errors import ConfigError
 from fedllm.files import write_json
-
-FOLDER = "audit"
+from fedllm.runs.names import AUDIT
 
 Count = Annotated[int, Field(ge=0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -255,7 +254,7 @@ def save(run_folder: Path, name: str, result: Section) -> Path:
     FedllmError
         If the file cannot be written.
     """
-    path = run_folder / FOLDER / f"{name}.json"
+    path = run_folder / AUDIT / f"{name}.json"
     write_json(path, result.model_dump(mode="json"))
     return path
 
@@ -268,7 +267,7 @@ def load(run_folder: Path, name: str, kind: type[Result]) -> Result | None:
     ConfigError
         If the file is there and damaged.
     """
-    path = run_folder / FOLDER / f"{name}.json"
+    path = run_folder / AUDIT / f"{name}.json"
     if not path.exists():
         return None
     try:

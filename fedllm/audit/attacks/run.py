@@ -21,6 +21,7 @@ from fedllm.config import RunConfig, load_run_config
 from fedllm.data.records import Record
 from fedllm.errors import ConfigError
 from fedllm.randomness import RandomStream
+from fedllm.runs.names import RUN_TOML
 from fedllm.tasks import task_of
 
 Heard = Callable[[str, int, int], None]
@@ -107,7 +108,7 @@ def run_membership(
     ConfigError
         If the runs do not belong together, or have no test file.
     """
-    configs = [load_run_config(folder / "run.toml") for folder in folders]
+    configs = [load_run_config(folder / RUN_TOML) for folder in folders]
     _require_alike(folders, configs)
     first = configs[0]
     torch.set_num_threads(first.engine.threads or torch.get_num_threads())

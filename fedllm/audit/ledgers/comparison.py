@@ -11,8 +11,7 @@ from pydantic import Field, ValidationError
 from fedllm.config import Section
 from fedllm.errors import ConfigError
 from fedllm.files import write_json
-
-COMPARISON_FILE = "comparison.json"
+from fedllm.runs.names import COMPARISON as COMPARISON_FILE
 
 Count = Annotated[int, Field(ge=0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]

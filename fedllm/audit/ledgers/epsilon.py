@@ -8,7 +8,6 @@ colluding against the site.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +25,7 @@ from fedllm.audit.ledgers.figures import (
 )
 from fedllm.audit.ledgers.judge import judge, trust_findings
 from fedllm.audit.ledgers.recompute import recompute
-from fedllm.errors import ConfigError
+from fedllm.errors import ConfigError, FedllmError
 from fedllm.privacy.accounting import accountants as accounting
 from fedllm.privacy.accounting.events import (
     Event,
@@ -38,8 +37,10 @@ from fedllm.privacy.accounting.events import (
 from fedllm.privacy.ledger.audit import read_state, refuse_other_files
 from fedllm.privacy.ledger.budget import View
 from fedllm.privacy.ledger.entries import Head, NoLedgerError, TamperedError
-from fedllm.privacy.ledger.heads import HEADS_FILE, read_heads
+from fedllm.privacy.ledger.heads import read_heads
 from fedllm.privacy.ledger.state import LedgerState, Reservation
+from fedllm.runs import names
+from fedllm.runs.plain_json import read_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,14 @@ class Source:
         Epsilon by run and site, as a run's summary says.
     heads : mapping of str to sequence of Head
         Heads that the run's coordinator kept, by site.
+    problems : tuple of Finding
+        What is wrong with the run folder that the ledger stands in.
     """
 
     path: Path
     reported: Mapping[str, Mapping[str, float]]
     heads: Mapping[str, Sequence[Head]] = field(default_factory=dict)
+    problems: tuple[Finding, ...] = ()
 
 
 def find_ledgers(paths: Sequence[Path]) -> list[Source]:
@@ -77,24 +81,52 @@ def find_ledgers(paths: Sequence[Path]) -> list[Source]:
             refuse_other_files(path)
             sources.append(Source(path, {}))
             continue
-        folder = path / "ledgers" if (path / "ledgers").is_dir() else path
+        inner = path / names.LEDGERS
+        folder = inner if inner.is_dir() else path
         found = sorted(folder.glob("*.sqlite")) + sorted(folder.glob("*.jsonl"))
-        found = [file for file in found if file.name not in ("metrics.jsonl", HEADS_FILE)]
+        found = [file for file in found if file.name not in names.NO_LEDGERS]
         if not found:
             raise ConfigError(f"{folder} holds no ledgers", "give a folder with *.sqlite ledgers")
-        kept = path / HEADS_FILE
+        kept = path / names.HEADS
         heads = read_heads(kept) if kept.exists() else {}
-        sources += [Source(file, _reported(path), heads) for file in found]
+        reported, problems = _reported(path)
+        sources += [Source(file, reported, heads, problems) for file in found]
     return sources
 
 
-def _reported(folder: Path) -> dict[str, dict[str, float]]:
+def _reported(folder: Path) -> tuple[dict[str, dict[str, float]], tuple[Finding, ...]]:
+    """Read what a run says of its sites; what cannot be compared is a finding."""
+    path = folder / names.SUMMARY
+    if not path.exists():
+        if not (folder / names.RUN_TOML).exists():
+            return {}, ()
+        text = "it is not there: what the run claims to have spent was not compared"
+        return {}, (Finding("warning", str(path), text),)
+
+    def wrong(what: str) -> Finding:
+        return Finding(
+            "critical",
+            str(path),
+            f"{what}: what the run claims to have spent cannot be compared with the ledgers",
+        )
+
     try:
-        summary = json.loads((folder / "summary.json").read_bytes())
-        sites = summary["privacy"]["sites"]
-        return {str(summary["run_id"]): {str(k): float(v) for k, v in sites.items()}}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+        summary = read_object(path)
+    except FedllmError as error:
+        return {}, (wrong(error.message.removeprefix(f"{path}: ")),)
+    run, privacy = summary.get("run_id"), summary.get("privacy")
+    if not isinstance(run, str):
+        return {}, (wrong("'run_id' is no text"),)
+    sites = privacy.get("sites") if isinstance(privacy, dict) else None
+    if not isinstance(sites, dict):
+        return {}, (wrong("'privacy.sites' is no table"),)
+    known = {site: float(value) for site, value in sites.items() if _is_epsilon(value)}
+    missing = [f"'privacy.sites.{site}' is no epsilon" for site in sites if site not in known]
+    return {run: known}, tuple(map(wrong, missing))
+
+
+def _is_epsilon(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
 
 
 def audit_ledgers(
@@ -120,7 +152,9 @@ def audit_ledgers(
         If a file cannot be read.
     """
     keys = public_keys or {}
-    ledgers, findings = [], []
+    ledgers: list[LedgerAudit] = []
+    # Once for all ledgers of a folder.
+    findings = list(dict.fromkeys(found for source in sources for found in source.problems))
     for source in sources:
         name = str(source.path)
         try:
@@ -138,7 +172,21 @@ def audit_ledgers(
         ledgers.append(audited)
         findings += trust_findings(audited, state.site in keys, bool(heads))
         findings += [found for data in audited.datasets for found in judge(audited.site, data)]
+        findings += _left_out(audited, source.reported)
     return EpsilonAudit(tuple(ledgers), tuple(worst_first(findings)))
+
+
+def _left_out(
+    ledger: LedgerAudit, reported: Mapping[str, Mapping[str, float]]
+) -> Iterable[Finding]:
+    """Say where a summary tells what other sites spent, and not this one."""
+    for run in {run.run for data in ledger.datasets for run in data.runs}:
+        if reported.get(run) and ledger.site not in reported[run]:
+            yield Finding(
+                "warning",
+                f"{ledger.site}, run {run}",
+                f"the run's {names.SUMMARY} says what other sites spent, and nothing of this one",
+            )
 
 
 def _ledger(

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from fedllm.audit.findings import Finding
 from fedllm.audit.ledgers.figures import DatasetAudit, EpsilonAudit, LedgerAudit, RunAudit
 from fedllm.audit.ledgers.recompute import Recomputed
+from fedllm.privacy.accounting.words import epsilon_text
 from fedllm.privacy.ledger.entries import TamperedError
 
 # Both sides round upwards, by grids and by error bounds of about one hundredth.
@@ -42,7 +43,7 @@ def judge(site: str, data: DatasetAudit) -> Iterable[Finding]:
             yield Finding(
                 "critical",
                 subject,
-                f"epsilon {_shown(limit.spent)} was spent{eyes}, above the site's ceiling "
+                f"epsilon {epsilon_text(limit.spent)} was spent{eyes}, above the site's ceiling "
                 f"{limit.ceiling:g}",
             )
     if math.isinf(spent):
@@ -82,8 +83,8 @@ def _judge_run(subject: str, run: RunAudit) -> Iterable[Finding]:
         yield Finding(
             "warning",
             subject,
-            f"the accountants disagree: {_shown(run.recomputed.pld)} and "
-            f"{_shown(run.recomputed.prv)}",
+            f"the accountants disagree: {epsilon_text(run.recomputed.pld)} and "
+            f"{epsilon_text(run.recomputed.prv)}",
         )
     if run.reserved_only:
         yield Finding(
@@ -97,25 +98,20 @@ def _compare(subject: str, who: str, claimed: float, found: Recomputed) -> Itera
         yield Finding(
             "critical",
             subject,
-            f"{who} claims epsilon {_shown(claimed)}; recomputed from the events it is "
-            f"{_shown(value)}",
+            f"{who} claims epsilon {epsilon_text(claimed)}; recomputed from the events it is "
+            f"{epsilon_text(value)}",
         )
     elif math.isfinite(claimed) and claimed > 1.1 * value + TOLERANCE:
         yield Finding(
             "note",
             subject,
-            f"{who} claims epsilon {_shown(claimed)}, more than the {_shown(value)} that was spent",
+            f"{who} claims epsilon {epsilon_text(claimed)}, more than the {epsilon_text(value)} "
+            "that was spent",
         )
 
 
 def _above(value: float, limit: float) -> bool:
     return value > limit * (1 + TOLERANCE) + 1e-6
-
-
-def _shown(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if math.isfinite(value) else "unlimited"
 
 
 def require_sound(found: EpsilonAudit) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 from fedllm.audit.attacks.results import EpsilonResult, FoundProblem, SiteEpsilon
 from fedllm.audit.ledgers.figures import ASSUMPTIONS, DatasetAudit, EpsilonAudit, RunAudit
 from fedllm.audit.ledgers.recompute import Recomputed
+from fedllm.privacy.accounting.words import epsilon_text
 from fedllm.words import safe
 
 
@@ -168,6 +169,4 @@ def _events(run: RunAudit) -> str:
 
 def shown(value: float | None) -> str:
     """Write an epsilon for people."""
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if math.isfinite(value) else "unlimited"
+    return epsilon_text(value)

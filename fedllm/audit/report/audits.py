@@ -11,7 +11,7 @@ from fedllm.audit.attacks.audited import Audited
 from fedllm.audit.findings import Severity
 from fedllm.audit.report.numbers import MOST_VALUES, at_least, bound, number, percent
 from fedllm.audit.report.plots import promise_plot, roc_plot
-from fedllm.audit.run_folder import RunFolder
+from fedllm.runs.record import RunFolder
 
 # Above this the bound on what an attacker can learn says little in practice.
 _LARGE_EPSILON = 10.0

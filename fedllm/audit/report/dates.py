@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 
 from fedllm import __version__
-from fedllm.audit.run_folder import RunFolder
+from fedllm.runs.record import RunFolder
 
 
 def dates_part(run: RunFolder, made: datetime, texts: Mapping[str, str]) -> SimpleNamespace:

@@ -1,6 +1,6 @@
 """Write a run's report: one HTML file that a data-protection officer can read and print.
 
-Everything in it comes from the run folder: what the run recorded (`fedllm.audit.run_folder`)
+Everything in it comes from the run folder: what the run recorded (`fedllm.runs.record`)
 and what audits left in ``audit/`` (`fedllm.audit.attacks.results`). The file loads nothing from
 anywhere. Names of sites and other recorded text are hostile input: Jinja2 escapes all of it,
 control characters and turned text are shown as escapes, and the page forbids scripts.
@@ -26,12 +26,12 @@ from fedllm.audit.report.dates import dates_part
 from fedllm.audit.report.numbers import bound, number, percent
 from fedllm.audit.report.run import RunParts
 from fedllm.audit.report.technical import TechnicalParts
-from fedllm.audit.run_folder import read_run_folder
 from fedllm.files import write_bytes, write_json
+from fedllm.runs.names import REPORT as REPORT_FILE
+from fedllm.runs.names import REPORT_TWIN as TWIN_FILE
+from fedllm.runs.record import read_run_folder
 from fedllm.visible import visible
 
-REPORT_FILE = "report.html"
-TWIN_FILE = "report.json"
 Language = Literal["en", "zh"]
 
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -17,8 +17,8 @@ from fedllm.audit.report.numbers import (
     number,
 )
 from fedllm.audit.report.plots import epsilon_plot, metric_plot
-from fedllm.audit.run_folder import RunFolder
 from fedllm.mechanisms import Wording, mechanism_of
+from fedllm.runs.record import RunFolder
 from fedllm.tasks import task_of
 
 _MOST_SITES = 40

@@ -10,7 +10,10 @@ from typing import Any
 
 from fedllm.audit.installation import installed_versions
 from fedllm.audit.report.numbers import flat, is_number, number
-from fedllm.audit.run_folder import PHASES, RunFolder
+from fedllm.runs.names import RUN_TOML, SUMMARY
+from fedllm.runs.record import RunFolder
+
+PHASES = ("train", "encrypt", "aggregate", "decrypt", "evaluate")
 
 
 class TechnicalParts:
@@ -74,8 +77,8 @@ class TechnicalParts:
         named = (
             ("model", model.get("fingerprint")),
             ("adapter", self._summary.get("adapter_sha256")),
-            ("run_toml", _sha256(self._run.path / "run.toml")),
-            ("summary", _sha256(self._run.path / "summary.json")),
+            ("run_toml", _sha256(self._run.path / RUN_TOML)),
+            ("summary", _sha256(self._run.path / SUMMARY)),
             ("seed", self._config.seed),
         )
         rows = [(texts[key], str(value)) for key, value in named if value is not None]

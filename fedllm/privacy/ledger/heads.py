@@ -15,8 +15,6 @@ from fedllm.errors import ConfigError, PeerError
 from fedllm.files import append_line, write_bytes
 from fedllm.privacy.ledger.entries import Head, signature_holds
 
-HEADS_FILE = "ledger_heads.jsonl"
-
 
 def signed_head(text: str, signature: str, public_key: bytes, site: str) -> Head:
     """Return a head that a site sent.
@@ -91,7 +89,7 @@ def read_heads(path: Path) -> dict[str, list[Head]]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path} cannot be read ({type(error).__name__})",
-            f"give the {HEADS_FILE} that the coordinator keeps in a run's folder",
+            "give the ledger_heads.jsonl that the coordinator keeps in a run's folder",
         ) from None
     found: dict[str, list[Head]] = {}
     for number, line in enumerate(lines, start=1):

@@ -14,8 +14,9 @@ from fedllm.commands.audit import app as audit
 from fedllm.commands.ledger import app as ledger_app
 from fedllm.federation.protocol.messages import Trained
 from fedllm.privacy.ledger.entries import TamperedError
-from fedllm.privacy.ledger.heads import HEADS_FILE, keep_heads, read_heads
+from fedllm.privacy.ledger.heads import keep_heads, read_heads
 from fedllm.randomness import RandomStream
+from fedllm.runs.names import HEADS as HEADS_FILE
 
 
 @pytest.fixture

@@ -230,6 +230,58 @@ def test_a_run_folder_brings_its_own_claims(book, tmp_path):
     assert any("more than the" in text for text in texts(claim(spent * 2), "note"))
 
 
+@pytest.fixture
+def run_folder(book, tmp_path):
+    """A run folder with one ledger that was charged, without a summary."""
+    book.charge(STEP)
+    folder = tmp_path / "run"
+    (folder / "ledgers").mkdir(parents=True)
+    export_ledger(book.path, folder / "ledgers" / "site-a.jsonl")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("summary", "says"),
+    [
+        (b"{", "is not valid JSON"),
+        (b"\xff", "UTF-8"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b"[]", "is not a JSON object"),
+        (b"{}", "'run_id'"),
+        (b'{"run_id": "run-1", "privacy": 3}', "'privacy.sites'"),
+        (b'{"run_id": "run-1", "privacy": {}}', "'privacy.sites'"),
+        (b'{"run_id": "run-1", "privacy": {"sites": {"site-a": null}}}', "'privacy.sites.site-a'"),
+        (b'{"run_id": "run-1", "privacy": {"sites": {"site-a": "1"}}}', "'privacy.sites.site-a'"),
+    ],
+)
+def test_a_claim_that_cannot_be_compared_is_a_finding(run_folder, summary, says):
+    (run_folder / "summary.json").write_bytes(summary)
+    found = audit(run_folder)
+    assert found.critical
+    (finding,) = [f for f in found.findings if f.severity == "critical"]
+    assert finding.subject == str(run_folder / "summary.json")
+    assert says in finding.text
+
+
+def test_a_site_that_a_summary_leaves_out_is_a_finding(run_folder):
+    summary = {"run_id": "run-1", "privacy": {"sites": {"site-b": 1.0}}}
+    (run_folder / "summary.json").write_text(json.dumps(summary))
+    assert any("nothing of this one" in text for text in texts(audit(run_folder), "warning"))
+
+
+def test_what_a_coordinator_keeps_is_no_ledger(book, tmp_path):
+    folder = tmp_path / "deployed"
+    folder.mkdir()
+    for name in ("metrics.jsonl", "progress.jsonl", "ledger_heads.jsonl"):
+        (folder / name).write_text('{"kind": "note", "text": "x"}\n')
+    with pytest.raises(ConfigError, match="holds no ledgers"):
+        find_ledgers([folder])
+    book.charge(STEP)
+    export_ledger(book.path, folder / "site-a.jsonl")
+    (folder / "ledger_heads.jsonl").unlink()
+    assert not audit(folder).critical
+
+
 def test_paths_without_ledgers_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="there is no"):
         find_ledgers([tmp_path / "nothing"])

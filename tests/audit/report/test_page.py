@@ -150,7 +150,7 @@ HOSTILE = "<script>alert(1)</script>"
 def test_names_of_sites_are_text_and_nothing_else(tmp_path, name):
     sites = (name, *SITES[1:])
     figures = summary()
-    figures["privacy"]["sites"] = {site: {"epsilon": 1.0} for site in sites}
+    figures["privacy"]["sites"] = dict.fromkeys(sites, 1.0)
     seen = page(write_run(tmp_path / "run", figures=figures, lines=rounds(sites)))
     assert not set(seen.tags) & {"script", "img"}
     # In the table, in the plot and in the appendix.

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fedllm.errors import CheckpointError
-from fedllm_server.checkpoints import RunState, load_checkpoint, save_checkpoint
-from fedllm_server.metrics import RoundReport, append_report, cut_reports, read_reports
+from fedllm.runs.checkpoints import RunState, load_checkpoint, newest_round, save_checkpoint
+from fedllm.runs.metrics import RoundReport
 
 
 def state(number: int) -> RunState:
@@ -45,14 +48,28 @@ def test_any_damage_is_noticed(tmp_path, name, damage):
         load_checkpoint(tmp_path)
 
 
-def test_reports_come_back_and_later_rounds_are_cut(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    for number in range(4):
-        append_report(path, RoundReport(number, 2, metrics={"loss": float("nan")}))
-    assert [r.round for r in read_reports(path)] == [0, 1, 2, 3]
-    assert read_reports(path)[0].metrics == {"loss": None}
-    cut_reports(path, 1)
-    assert [r.round for r in read_reports(path)] == [0, 1]
-    path.write_text(path.read_text() + "{ half")
-    with pytest.raises(CheckpointError, match="line 3"):
-        read_reports(path)
+def test_what_is_known_of_the_last_round_comes_back(tmp_path):
+    report = RoundReport(round=2, sites=3, dropped={"a": "late"}, update_norm=float("nan"))
+    save_checkpoint(tmp_path, replace(state(2), model="f" * 64, report=report))
+    found = load_checkpoint(tmp_path)
+    assert found.model == "f" * 64
+    assert found.report == report
+    assert found.report.update_norm is None
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path):
+    path = save_checkpoint(tmp_path, state(1)) / "state.json"
+    header = json.loads(path.read_text())
+    del header["model"], header["report"]
+    path.write_text(json.dumps(header))
+    found = load_checkpoint(tmp_path)
+    assert (found.model, found.report) == ("", None)
+
+
+def test_a_crash_between_two_renames_loses_no_checkpoint(tmp_path):
+    save_checkpoint(tmp_path, state(1))
+    path = save_checkpoint(tmp_path, state(2))
+    path.rename(path.with_name("round-00002.old"))
+    assert newest_round(tmp_path) == 2
+    assert load_checkpoint(tmp_path).round == 2
+    assert path.exists()

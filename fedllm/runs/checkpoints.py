@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -14,10 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedllm.errors import CheckpointError
-from fedllm.files import atomic_directory, write_bytes, write_json
+from fedllm.errors import CheckpointError, FedllmError
+from fedllm.files import atomic_directory, recover_directory, write_bytes, write_json
+from fedllm.runs.metrics import RoundReport
+from fedllm.runs.plain_json import finite, read_object
 
 _NAME = re.compile(r"^round-(\d{5})$")
+# A crash between the two renames of an exchange leaves the folder under this name.
+_RETIRED = re.compile(r"^round-(\d{5})\.old$")
 _KEEP = 2
 
 
@@ -40,6 +43,10 @@ class RunState:
         The shared adapter.
     optimizer : dict of str to arrays
         State of the coordinator's optimiser.
+    model : str
+        Fingerprint of the base model; empty in checkpoints of earlier versions.
+    report : RoundReport, optional
+        What is known of round ``round``, whose line may be missing in ``metrics.jsonl``.
     """
 
     run: str
@@ -48,6 +55,8 @@ class RunState:
     config: str
     adapter: NDArray[np.float32]
     optimizer: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    model: str = ""
+    report: RoundReport | None = None
 
 
 def save_checkpoint(folder: Path, state: RunState) -> Path:
@@ -72,6 +81,8 @@ def save_checkpoint(folder: Path, state: RunState) -> Path:
                 "round": state.round,
                 "noise": list(state.noise),
                 "config": state.config,
+                "model": state.model,
+                "report": finite(state.report.model_dump()) if state.report else None,
                 "sha256": hashlib.sha256(arrays).hexdigest(),
             },
         )
@@ -89,13 +100,16 @@ def load_checkpoint(folder: Path) -> RunState | None:
         If the newest one is damaged: the reader decides whether to go back further, since
         repeating a round spends privacy again.
     """
+    for retired in folder.glob("round-*.old"):
+        recover_directory(retired.with_suffix(""))
     rounds = _rounds(folder)
     if not rounds:
         return None
     path = folder / f"round-{rounds[-1]:05d}"
     try:
         arrays = (path / "state.npz").read_bytes()
-        header = json.loads((path / "state.json").read_text())
+        header = read_object(path / "state.json")
+        report = header.get("report")
         if hashlib.sha256(arrays).hexdigest() != header["sha256"]:
             raise ValueError("its checksum does not fit")
         with np.load(io.BytesIO(arrays), allow_pickle=False) as stored:
@@ -112,10 +126,12 @@ def load_checkpoint(folder: Path) -> RunState | None:
             config=str(header["config"]),
             adapter=adapter,
             optimizer=optimizer,
+            model=str(header.get("model", "")),
+            report=None if report is None else RoundReport.parse(report, "report"),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, FedllmError) as error:
         raise CheckpointError(
-            f"the checkpoint {path} is damaged ({error})",
+            f"the checkpoint {path} is damaged ({_first_line(error)})",
             f"remove that folder to go on from the one before (round "
             f"{rounds[-2] if len(rounds) > 1 else 0}); a round that is repeated is charged again",
         ) from None
@@ -123,12 +139,15 @@ def load_checkpoint(folder: Path) -> RunState | None:
 
 def newest_round(folder: Path) -> int | None:
     """Return the number of the newest checkpoint's round, without reading it."""
-    rounds = _rounds(folder)
-    return rounds[-1] if rounds else None
+    return max([*_rounds(folder), *_rounds(folder, _RETIRED)], default=None)
 
 
-def _rounds(folder: Path) -> list[int]:
+def _first_line(error: Exception) -> str:
+    return error.message if isinstance(error, FedllmError) else str(error)
+
+
+def _rounds(folder: Path, name: re.Pattern[str] = _NAME) -> list[int]:
     if not folder.is_dir():
         return []
-    matches = (_NAME.match(path.name) for path in folder.iterdir() if path.is_dir())
+    matches = (name.match(path.name) for path in folder.iterdir() if path.is_dir())
     return sorted(int(match[1]) for match in matches if match)

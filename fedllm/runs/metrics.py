@@ -1,0 +1,145 @@
+"""The figures of a round, one line each in ``metrics.jsonl``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from fedllm.files import append_line, write_bytes
+from fedllm.runs.plain_json import damaged, finite, read_objects, to_line
+
+Figures = dict[str, float | None]
+
+
+class RoundReport(BaseModel):
+    """One line of ``metrics.jsonl``; a figure that was not finite is None.
+
+    Attributes
+    ----------
+    round : int
+        0 is the evaluation before training.
+    sites : int
+        Sites whose updates are in the sum.
+    dropped : dict of str to str
+        Sites that are not, and why.
+    metrics : dict, optional
+        Test metrics of the shared model on the coordinator's public file.
+    site_metrics : dict, optional
+        The same on records that the sites hold out, from noised sums; with the standard
+        deviations that the noise gives them.
+    epsilon : dict of str to float
+        Spent so far by this run at each site; known to the coordinator in a simulation only.
+    update_norm : float
+        L2 norm of the mean update.
+    bytes_up, bytes_down : int
+        Bytes from and to all sites.
+    seconds : dict of str to float
+        Wall time by phase; "train" and "encrypt" are sums over sites.
+    started, finished : str
+        When the round was begun and when this line was written; UTC, ISO 8601.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    round: int = Field(ge=0)
+    sites: int = Field(default=0, ge=0)
+    dropped: dict[str, str] = {}
+    metrics: Figures | None = None
+    site_metrics: Figures | None = None
+    epsilon: Figures = {}
+    update_norm: float | None = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: Figures = {}
+    started: str = ""
+    finished: str = ""
+
+    @field_validator("metrics", "site_metrics", "epsilon", "update_norm", "seconds", mode="before")
+    @classmethod
+    def _only_finite(cls, value: Any) -> Any:
+        return finite(value)
+
+    @field_validator("dropped", mode="before")
+    @classmethod
+    def _names_alone(cls, value: Any) -> Any:
+        return dict.fromkeys(value, "") if isinstance(value, list) else value
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any], where: str) -> Self:
+        """Build a report from plain values; keys of a later version are left out.
+
+        Raises
+        ------
+        FedllmError
+            Names the place and the key that is wrong.
+        """
+        try:
+            return cls.model_validate({k: v for k, v in value.items() if k in cls.model_fields})
+        except ValidationError as error:
+            raise damaged(where, _explain(error)) from None
+
+    @property
+    def largest_epsilon(self) -> float | None:
+        """The largest of all sites; infinite where some site's has no bound, None without any."""
+        values = [float("inf") if value is None else value for value in self.epsilon.values()]
+        return max(values, default=None)
+
+
+def _explain(error: ValidationError) -> str:
+    key, *inner = error.errors()[0]["loc"]
+    if inner:
+        return f"'{key}' holds under '{inner[0]}' something that is not a number"
+    if key == "dropped":
+        return "'dropped' is neither a list nor a table of reasons"
+    if key in ("metrics", "site_metrics", "epsilon", "seconds"):
+        return f"'{key}' is not a table of numbers"
+    return f"'{key}' is not a {'number' if key == 'update_norm' else 'whole number'}"
+
+
+def append_report(path: Path, report: RoundReport) -> None:
+    """Add a line to ``metrics.jsonl``, durably; what is not finite is written as null."""
+    append_line(path, to_line(report.model_dump()))
+
+
+def read_reports(path: Path) -> list[RoundReport]:
+    """Read all lines of ``metrics.jsonl``; none if there is no file.
+
+    Raises
+    ------
+    FedllmError
+        If a line is damaged, or the rounds are not in order; names the line.
+    """
+    if not path.exists():
+        return []
+    reports: list[RoundReport] = []
+    for where, value in read_objects(path):
+        report = RoundReport.parse(value, where)
+        if reports and report.round <= reports[-1].round:
+            raise damaged(where, f"round {report.round} follows round {reports[-1].round}")
+        reports.append(report)
+    return reports
+
+
+def cut_reports(path: Path, last_round: int) -> list[RoundReport]:
+    """Drop the lines after ``last_round``, and a line that a crash cut off; return the rest.
+
+    Raises
+    ------
+    FedllmError
+        If another line is damaged.
+    """
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        write_bytes(path, whole)
+    reports = read_reports(path)
+    kept = [report for report in reports if report.round <= last_round]
+    if len(kept) != len(reports):
+        lines = [to_line(report.model_dump()) + "\n" for report in kept]
+        write_bytes(path, "".join(lines).encode())
+    return kept

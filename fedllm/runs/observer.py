@@ -1,0 +1,141 @@
+"""What a run tells while it goes on: one way to listen, for federated runs and pretraining."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fedllm.config import RunConfig
+from fedllm.config.section import Section
+from fedllm.runs.metrics import RoundReport
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A run that begins or goes on.
+
+    Attributes
+    ----------
+    run : str
+        A federated run's random identifier; the name of a pretraining run.
+    config : RunConfig or PretrainConfig
+        What it was asked for. Its locations may hold a password.
+    unit : {"rounds", "steps"}
+        What is counted.
+    total, done : int
+        How many there are, and how many are done already.
+    sites : int
+        Sites that take part; 0 in pretraining, and where nothing is left to train.
+    """
+
+    run: str
+    config: Section
+    unit: Literal["rounds", "steps"]
+    total: int
+    done: int = 0
+    sites: int = 0
+
+    @property
+    def private(self) -> bool:
+        """Whether the run promises differential privacy."""
+        return isinstance(self.config, RunConfig) and self.config.private
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """Where pretraining stands.
+
+    Attributes
+    ----------
+    step, steps, tokens : int
+        Steps so far, of how many; tokens so far.
+    loss : float
+        Mean per target since the last report, in nats.
+    tokens_per_s, seconds_left : float
+        Pace, and what is left at it.
+    evaluation : dict of str to float, optional
+        Held-out measures, where they were taken.
+    """
+
+    step: int
+    steps: int
+    tokens: int
+    loss: float
+    tokens_per_s: float
+    seconds_left: float
+    evaluation: dict[str, float] | None = None
+
+
+class Observer:
+    """Hears what happens in a run; each method does nothing unless it is overridden."""
+
+    def started(self, start: Start) -> None:
+        """Hear that a run begins or goes on."""
+
+    def note(self, text: str) -> None:
+        """Hear a message for the person who watches."""
+
+    def site_answered(self, round: int, site: str, answered: int, sites: int) -> None:
+        """Hear that one site's update is in the sum."""
+
+    def finished_round(self, report: RoundReport) -> None:
+        """Hear the figures of a finished round."""
+
+    def advanced(self, report: StepReport) -> None:
+        """Hear how far pretraining is."""
+
+    def close(self) -> None:
+        """Hear that the run is over, well or not."""
+
+
+@dataclass
+class Observers(Observer):
+    """Several observers as one. One that fails hears no more, and the run goes on.
+
+    Attributes
+    ----------
+    listening : list of Observer
+        Those that still hear.
+    """
+
+    listening: list[Observer] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, *groups: Sequence[Observer]) -> Observers:
+        """Return all observers of some groups as one."""
+        return cls([observer for group in groups for observer in group])
+
+    def started(self, start: Start) -> None:
+        """Tell all."""
+        self._tell(lambda one: one.started(start))
+
+    def note(self, text: str) -> None:
+        """Tell all."""
+        self._tell(lambda one: one.note(text))
+
+    def site_answered(self, round: int, site: str, answered: int, sites: int) -> None:
+        """Tell all."""
+        self._tell(lambda one: one.site_answered(round, site, answered, sites))
+
+    def finished_round(self, report: RoundReport) -> None:
+        """Tell all."""
+        self._tell(lambda one: one.finished_round(report))
+
+    def advanced(self, report: StepReport) -> None:
+        """Tell all."""
+        self._tell(lambda one: one.advanced(report))
+
+    def close(self) -> None:
+        """Tell all."""
+        self._tell(lambda one: one.close())
+
+    def _tell(self, say: Callable[[Observer], None]) -> None:
+        for one in list(self.listening):
+            try:
+                say(one)
+            except Exception as error:
+                # A watcher less is no reason to lose a run whose privacy is spent.
+                self.listening.remove(one)
+                words = str(error).splitlines()[0] if str(error) else type(error).__name__
+                self.note(f"{type(one).__name__} hears no more of this run: {words}")

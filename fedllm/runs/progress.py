@@ -1,0 +1,108 @@
+"""What happens in a run, one line each in ``progress.jsonl``, for those who watch from elsewhere.
+
+The lines serve watchers alone: nothing is resumed or audited from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from fedllm.config import RunConfig
+from fedllm.runs.metrics import RoundReport
+from fedllm.runs.names import PROGRESS
+from fedllm.runs.observer import Observer, Start, StepReport
+from fedllm.runs.plain_json import damaged, parse_object, to_line, to_text
+
+
+class ProgressFile(Observer):
+    """Writes what happens into a run folder's ``progress.jsonl``; `replay` reads it.
+
+    The configuration is left out: ``run.toml`` beside it has it, readable by its owner alone.
+
+    Parameters
+    ----------
+    folder : Path
+        The run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / PROGRESS
+
+    def _write(self, kind: str, **values: Any) -> None:
+        # Not forced to disk: a line lost in a power cut is missed by nobody.
+        with self._path.open("ab") as stream:
+            stream.write(to_line({"kind": kind, **values}).encode() + b"\n")
+
+    def started(self, start: Start) -> None:
+        """Note which run it is and how long."""
+        names = ("run", "unit", "total", "done", "sites")
+        self._write("started", **{name: getattr(start, name) for name in names})
+
+    def note(self, text: str) -> None:
+        """Note the message."""
+        self._write("note", text=text)
+
+    def site_answered(self, round: int, site: str, answered: int, sites: int) -> None:
+        """Note who answered."""
+        self._write("site_answered", round=round, site=site, answered=answered, sites=sites)
+
+    def finished_round(self, report: RoundReport) -> None:
+        """Note the round's figures."""
+        self._write("finished_round", report=report.model_dump())
+
+    def advanced(self, report: StepReport) -> None:
+        """Note how far pretraining is."""
+        self._write("advanced", report=asdict(report))
+
+
+def replay(line: bytes, where: str, config: RunConfig, observer: Observer) -> None:
+    """Tell an observer what a line of ``progress.jsonl`` says, also one of an earlier version.
+
+    Parameters
+    ----------
+    line : bytes
+        Without its end.
+    where : str
+        Words for its place.
+    config : RunConfig
+        Of the run.
+    observer : Observer
+        Hears it.
+
+    Raises
+    ------
+    FedllmError
+        If the line is damaged; names it.
+    """
+    remedy = "the run itself goes on; see its state with fedllm server status"
+    value = parse_object(to_text(line, where), where, nan=True)
+    kind = value.get("kind")
+    try:
+        if kind == "started":
+            observer.started(
+                Start(
+                    str(value.get("run", "")),
+                    config,
+                    "rounds",
+                    int(value["total"] if "total" in value else value["rounds"]),
+                    int(value["done"]),
+                    int(value["sites"]),
+                )
+            )
+        elif kind == "note":
+            observer.note(str(value["text"]))
+        elif kind == "site_answered":
+            counts = (int(value[name]) for name in ("answered", "sites"))
+            observer.site_answered(int(value["round"]), str(value["site"]), *counts)
+        elif kind == "finished_round":
+            observer.finished_round(RoundReport.parse(dict(value["report"]), where))
+        elif kind == "advanced":
+            known = {item.name for item in fields(StepReport)}
+            report = dict(value["report"])
+            observer.advanced(StepReport(**{k: v for k, v in report.items() if k in known}))
+        elif not isinstance(kind, str):
+            raise KeyError("kind")
+    except (KeyError, TypeError, ValueError):
+        raise damaged(where, "is no event of a run", remedy) from None

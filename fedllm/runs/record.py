@@ -1,0 +1,168 @@
+"""Read a finished run's folder: what was asked, what came out, and how each round went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fedllm.config import RunConfig, parse, read_toml
+from fedllm.errors import ConfigError
+from fedllm.runs.metrics import RoundReport, read_reports
+from fedllm.runs.names import LEDGERS, METRICS, POLICY_TOML, RUN_TOML
+from fedllm.runs.plain_json import damaged
+from fedllm.runs.summary import read_summary
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One line of ``metrics.jsonl``; round 0 is the evaluation before training.
+
+    Attributes
+    ----------
+    number, sites : int
+        Which round, and how many sites' updates are in it.
+    dropped : tuple of str
+        Sites that are not.
+    metrics, epsilon, seconds : mapping of str to float
+        Test metrics; spent so far by site; wall time by phase. What was not finite is left out.
+    not_finite : tuple of str
+        Test metrics that were measured and were no number.
+    """
+
+    number: int
+    sites: int
+    dropped: tuple[str, ...]
+    metrics: Mapping[str, float]
+    epsilon: Mapping[str, float]
+    seconds: Mapping[str, float]
+    not_finite: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A run as it was recorded.
+
+    Attributes
+    ----------
+    path : Path
+        The folder.
+    config : RunConfig
+        As resolved when the run started.
+    summary : dict
+        ``summary.json``; which keys it has depends on the run.
+    rounds : tuple of Round
+        In order.
+    """
+
+    path: Path
+    config: RunConfig
+    summary: dict[str, Any]
+    rounds: tuple[Round, ...]
+
+    @property
+    def epsilon(self) -> dict[str, float]:
+        """Epsilon at the end of the run by site; empty where it is not known."""
+        last: dict[str, float] = {}
+        for line in self.rounds:
+            last.update(line.epsilon)
+        return last
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """Return a table of the summary; empty where it has none of that name."""
+        value = self.summary.get(name)
+        return value if isinstance(value, Mapping) else {}
+
+    @property
+    def first_metrics(self) -> Mapping[str, float]:
+        """Test metrics before training; empty where nothing was measured then."""
+        measured = [line for line in self.rounds if line.metrics]
+        return measured[0].metrics if measured and measured[0].number == 0 else {}
+
+    @property
+    def last_metrics(self) -> Mapping[str, float]:
+        """Test metrics at the end, from the summary or else from the rounds."""
+        recorded = self.section("metrics")
+        measured = [line.metrics for line in self.rounds if line.metrics]
+        return _known(recorded) or (measured[-1] if measured and not recorded else {})
+
+    @property
+    def simulated(self) -> bool:
+        """Whether all parties were played on one machine."""
+        recorded = self.summary.get("simulated")
+        if isinstance(recorded, bool):
+            return recorded
+        # What only a simulation leaves, in folders that do not say it themselves.
+        return (self.path / LEDGERS).is_dir() or (self.path / POLICY_TOML).is_file()
+
+    def time(self, key: str) -> datetime | None:
+        """Return a time that the summary recorded, with its zone; none without one."""
+        value = self.summary.get(key)
+        try:
+            time = datetime.fromisoformat(value) if isinstance(value, str) else None
+        except ValueError:
+            return None
+        return time if time is not None and time.tzinfo is not None else None
+
+    @property
+    def sites(self) -> list[str]:
+        """Names of the sites that appear anywhere in the rounds."""
+        names = set(self.epsilon)
+        for line in self.rounds:
+            names.update(line.dropped)
+        return sorted(names)
+
+
+def read_run_folder(path: Path) -> RunFolder:
+    """Read ``run.toml``, ``summary.json`` and ``metrics.jsonl``.
+
+    Raises
+    ------
+    ConfigError
+        If a file is missing, damaged or wrong; names the file and the line.
+    """
+    return RunFolder(
+        path=path,
+        config=read_config(path),
+        summary=read_summary(path).model_dump(mode="json", exclude_unset=True),
+        rounds=tuple(_round(report) for report in _reports(path / METRICS)),
+    )
+
+
+def read_config(folder: Path) -> RunConfig:
+    """Read a run folder's ``run.toml``.
+
+    Raises
+    ------
+    ConfigError
+        If it is missing or wrong.
+    """
+    path = folder / RUN_TOML
+    return parse(RunConfig, read_toml(path), str(path))
+
+
+def _reports(path: Path) -> list[RoundReport]:
+    if not path.exists():
+        raise ConfigError(f"there is no file {path}", "give the folder of a finished run")
+    reports = read_reports(path)
+    if not reports:
+        raise damaged(str(path), "holds no rounds")
+    return reports
+
+
+def _round(report: RoundReport) -> Round:
+    return Round(
+        number=report.round,
+        sites=report.sites,
+        dropped=tuple(report.dropped),
+        metrics=_known(report.metrics),
+        epsilon=_known(report.epsilon),
+        seconds=_known(report.seconds),
+        not_finite=tuple(name for name, value in (report.metrics or {}).items() if value is None),
+    )
+
+
+def _known(figures: Mapping[str, float | None] | None) -> dict[str, float]:
+    return {name: value for name, value in (figures or {}).items() if value is not None}

@@ -1,0 +1,154 @@
+"""What a run comes to: ``summary.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+
+from fedllm.files import write_json
+from fedllm.privacy.accounting.words import epsilon_text
+from fedllm.runs.metrics import Figures
+from fedllm.runs.names import SUMMARY
+from fedllm.runs.plain_json import damaged, finite, read_object
+
+DIVERGED = (
+    "a figure of the last evaluation is not a number; its epsilon is spent all the same. "
+    "Lower training.learning_rate or rounds.learning_rate"
+)
+
+
+class Summary(BaseModel):
+    """The figures of a finished run; written as ``summary.json``.
+
+    Every key is written; one that an older or newer version lacks is empty when it is read.
+
+    Attributes
+    ----------
+    run : str
+        The run's name; ``run_id`` is its random identifier, which stands in the ledgers.
+    metrics : dict
+        Test metrics of the shared model after the last round; ``metrics_before`` of the
+        untrained adapter.
+    site_metrics : dict
+        The same on records that the sites hold out; empty without `evaluation.every`.
+    privacy : dict
+        ``epsilon`` (the largest of all sites; what was promised where only the sites know
+        what they spent), ``delta``, ``unit``, ``noise``, ``sites``
+        (epsilon of each), ``promised`` (what was asked for).
+    encryption : dict
+        ``scheme``, ``bytes_up_per_parameter``, ``expansion_vs_fp32``, ``security_bits``.
+    seconds : dict
+        ``total`` of the command that wrote this; the others are sums over all rounds.
+    started, finished : str
+        When the run was first begun, and when this was written; UTC, ISO 8601.
+    simulated : bool
+        Whether all parties were played on one machine.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
+
+    run: str = ""
+    run_id: str = ""
+    task: str = ""
+    rounds: int = 0
+    sites: int = 0
+    site_names: list[str] = []
+    metrics: Figures = {}
+    metrics_before: Figures = {}
+    site_metrics: Figures = {}
+    privacy: dict[str, Any] = {}
+    encryption: dict[str, Any] = {}
+    seconds: Figures = {}
+    bytes_up: int = 0
+    bytes_down: int = 0
+    adapter_sha256: str = ""
+    model: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    started: str = ""
+    finished: str = ""
+    simulated: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_finite(cls, value: Any) -> Any:
+        return finite(value)
+
+    @field_validator("privacy")
+    @classmethod
+    def _sites_have_numbers(cls, value: dict[str, Any]) -> dict[str, Any]:
+        sites = value.get("sites", {})
+        if not isinstance(sites, dict):
+            raise ValueError("'privacy.sites' is not a table of numbers")
+        for site, spent in sites.items():
+            # Null is what an epsilon without a bound was written as.
+            if isinstance(spent, bool) or not isinstance(spent, int | float | None):
+                raise ValueError(f"'privacy.sites.{site}' is not a number")
+        return value
+
+    def describe(self, folder: Path) -> str:
+        """Say the main figures in a few lines."""
+        figures = "  ".join(
+            f"{name} {_shown(self.metrics_before.get(name))} -> {_shown(value)}"
+            for name, value in self.metrics.items()
+            if name in ("loss", "accuracy", "perplexity")
+        )
+        lines = [
+            f"{self.run}: {self.rounds} rounds, {self.sites} sites, "
+            f"{self.seconds.get('total') or 0:.0f} s",
+            f"  test        {figures or 'no public test file'}",
+            f"  privacy     {self._privacy()}",
+            f"  encryption  {self._encryption()}",
+            f"  folder      {folder}",
+        ]
+        if None in self.metrics.values():
+            lines.append(f"  the model DIVERGED: {DIVERGED}")
+        return "\n".join(lines)
+
+    def _privacy(self) -> str:
+        told = self.privacy
+        if told.get("epsilon") is None:
+            return "NONE: this run was not private"
+        return (
+            f"epsilon {epsilon_text(told['epsilon'])} at most, delta {told.get('delta', 0):g}, "
+            f"for each {told.get('unit')}; noise {told.get('noise')}"
+        )
+
+    def _encryption(self) -> str:
+        told = self.encryption
+        if told.get("scheme", "none") == "none":
+            return "NONE: the coordinator saw every site's update"
+        return (
+            f"{told['scheme']}, {told.get('bytes_up_per_parameter', 0):.2f} bytes a parameter "
+            f"({told.get('expansion_vs_fp32', 0):.2f} times fp32)"
+        )
+
+
+def write_summary(folder: Path, summary: Summary) -> None:
+    """Write ``summary.json``, durably."""
+    write_json(folder / SUMMARY, finite(summary.model_dump(mode="json")))
+
+
+def read_summary(folder: Path) -> Summary:
+    """Read a run folder's ``summary.json``.
+
+    Raises
+    ------
+    FedllmError
+        If it is missing or damaged; names the file and the key.
+    """
+    path = folder / SUMMARY
+    try:
+        return Summary.model_validate(read_object(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        raise damaged(
+            str(path), reason if reason.startswith("'") else f"'{key}': {reason}"
+        ) from None
+
+
+def _shown(value: float | None) -> str:
+    return "not a number" if value is None else f"{value:.4f}"

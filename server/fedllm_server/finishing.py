@@ -1,0 +1,130 @@
+"""The end of a run: adapter, summary and report, the same in simulation and deployment."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+
+from fedllm import __version__
+from fedllm.audit.report.page import write_report
+from fedllm.clock import utc_now
+from fedllm.config import RunConfig
+from fedllm.encryption.plan import make_plan
+from fedllm.mechanisms import mechanism_of
+from fedllm.models.shared import SharedModel
+from fedllm.privacy.ledger.heads import read_heads
+from fedllm.runs import names as files
+from fedllm.runs.metrics import RoundReport, read_reports
+from fedllm.runs.summary import Summary, write_summary
+
+
+def finish(
+    out: Path,
+    config: RunConfig,
+    model: SharedModel,
+    run: str,
+    names: tuple[str, ...],
+    began: float,
+    simulated: bool = False,
+) -> Summary:
+    """Write adapter, summary and report of a run whose rounds are done; the report last.
+
+    ``began`` is `time.perf_counter` at the start of the command.
+    """
+    model.save_adapter(out / files.ADAPTER)
+    reports = read_reports(out / files.METRICS)
+    seconds = time.perf_counter() - began
+    summary = make_summary(config, model, run, names, reports, seconds, simulated)
+    write_summary(out, summary)
+    write_report(out)
+    return summary
+
+
+def known_sites(out: Path) -> set[str]:
+    """Return the sites that a run folder tells of: they answered, or dropped out."""
+    heads = out / files.HEADS
+    names = set(read_heads(heads)) if heads.exists() else set()
+    for report in read_reports(out / files.METRICS):
+        names.update(report.dropped)
+    return names
+
+
+def make_summary(
+    config: RunConfig,
+    model: SharedModel,
+    run_id: str,
+    names: tuple[str, ...],
+    reports: list[RoundReport],
+    total_s: float,
+    simulated: bool = False,
+) -> Summary:
+    """Put the figures of all rounds together."""
+    measured = [report for report in reports if report.metrics]
+    at_sites = [report.site_metrics for report in reports if report.site_metrics]
+    first = next((r for r in measured if r.round == 0), None)
+    rounds = [report for report in reports if report.round]
+    epsilons = rounds[-1].epsilon if rounds else {}
+    known = [value for value in epsilons.values() if value is not None]
+    phases = ("train", "encrypt", "aggregate", "decrypt", "evaluate")
+    plan = make_plan(
+        config.encryption.scheme,
+        config.encryption.bits,
+        max(1, len(names)),
+        model.manifest.length,
+        config.encryption.masked,
+    )
+    return Summary(
+        run=config.name,
+        run_id=run_id,
+        task=config.task,
+        rounds=len(rounds),
+        sites=len(names),
+        site_names=list(names),
+        metrics=(measured[-1].metrics if measured else None) or {},
+        metrics_before=(first.metrics if first else None) or {},
+        site_metrics=at_sites[-1] if at_sites else {},
+        privacy={
+            "epsilon": max(known, default=config.privacy.epsilon) if config.private else None,
+            "promised": config.privacy.epsilon,
+            "delta": config.privacy.delta,
+            "unit": config.unit,
+            "noise": mechanism_of(config).wording.noise,
+            "sites": epsilons,
+        },
+        encryption={
+            "scheme": plan.scheme,
+            "masks": plan.masked,
+            "bits": plan.bits,
+            "bytes_up_per_parameter": plan.update_bytes / plan.length,
+            "expansion_vs_fp32": plan.expansion,
+            "security_bits": plan.security_bits,
+            "poly_degree": plan.poly_degree,
+            "coeff_bits": list(plan.coeff_bits),
+        },
+        seconds={
+            "total": total_s,
+            **{name: sum(r.seconds.get(name) or 0.0 for r in rounds) for name in phases},
+        },
+        bytes_up=sum(r.bytes_up for r in rounds),
+        bytes_down=sum(r.bytes_down for r in rounds),
+        adapter_sha256=hashlib.sha256(model.adapter().astype("<f4").tobytes()).hexdigest(),
+        model={
+            "path": config.model.path,
+            "fingerprint": model.fingerprint,
+            "parameters": model.number_of_parameters,
+            "adapter_parameters": model.manifest.length,
+            **model.shape,
+        },
+        versions=_versions(),
+        started=reports[0].started if reports else "",
+        finished=utc_now(),
+        simulated=simulated,
+    )
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("flwr", "torch", "opacus", "peft", "transformers", "tenseal", "cryptography")
+    return {"fedllm": __version__, **{name: version(name) for name in names}}

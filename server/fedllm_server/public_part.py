@@ -1,0 +1,44 @@
+"""The public part of a run's work: the base model and the public test set."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedllm.config import RunConfig
+from fedllm.data.records import Record
+from fedllm.randomness import RandomStream
+from fedllm.tasks import task_of
+
+if TYPE_CHECKING:
+    from fedllm.data.encode import EncodedDataset
+    from fedllm.models.shared import SharedModel
+
+
+def public_records(config: RunConfig) -> list[Record]:
+    """Read the public test records; none without a file of them.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or not as the configuration says.
+    """
+    return task_of(config.task).read_public(config.data)
+
+
+def public_part(
+    config: RunConfig, records: list[Record]
+) -> tuple[SharedModel, EncodedDataset | None]:
+    """Load the base model, and encode the public test records, as the coordinator has them."""
+    # Torch comes with these; `public_records` is called before.
+    from fedllm.tasks.cache import process_models
+
+    task = task_of(config.task)
+    labels = task.labels(config.data, records)
+    if config.data.test_limit is not None:
+        order = RandomStream.seeded(config.seed, "test records").permutation(len(records))
+        records = [records[i] for i in sorted(order[: config.data.test_limit])]
+    model = process_models().get(config, labels)
+    if not records:
+        return model, None
+    length = config.model.max_length
+    return model, task.encode(records, model.tokenizer, length, labels)

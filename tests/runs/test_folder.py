@@ -1,0 +1,69 @@
+"""Which run a folder holds, and who may work in it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from support.run_folder import run_config
+
+from fedllm.config import to_toml
+from fedllm.errors import ConfigError
+from fedllm.federation.protocol.wire import digest
+from fedllm.runs.folder import check_folder, config_digest, is_same_run, locked, write_config
+
+HERE = {"train": "/here/train.csv", "test": "/here/test.csv"}
+THERE = {"train": "/there/train.csv", "test": "/there/test.csv"}
+
+
+def place(data, model="/here/model", **sections):
+    return run_config(data=data, model={"path": model}, **sections)
+
+
+def test_places_are_no_part_of_a_run_and_everything_else_is():
+    one = config_digest(place(HERE))
+    assert config_digest(place(THERE, "/elsewhere/base")) == one
+    for other in (
+        place({**HERE, "train": "/here/other.csv"}),
+        place({"train": "/here/train.csv"}),
+        place(HERE, privacy={"epsilon": 1.0}),
+        place(HERE, rounds={"count": 6}),
+    ):
+        assert config_digest(other) != one
+    assert config_digest(place(HERE, engine={"threads": 3})) == one
+
+
+def test_a_checkpoint_of_an_earlier_version_is_known_in_another_place(tmp_path):
+    begun = place(HERE)
+    before = begun.model_dump(mode="json", exclude={"engine"}, exclude_defaults=True)
+    old = digest(before)
+    write_config(tmp_path, begun)
+    assert is_same_run(old, begun, tmp_path)
+    assert is_same_run(old, place(THERE), tmp_path)
+    assert not is_same_run(old, place(THERE, privacy={"epsilon": 1.0}), tmp_path)
+    (tmp_path / "run.toml").write_text(to_toml(place(HERE, privacy={"epsilon": 1.0})))
+    assert not is_same_run(old, place(THERE, privacy={"epsilon": 1.0}), tmp_path)
+
+
+def test_a_folder_that_cannot_be_used_is_refused_and_stays_as_it_was(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match="could not write"), locked(path):
+            pass
+    with pytest.raises(ConfigError, match="it is a file"):
+        check_folder(tmp_path / "file", resume=False)
+    with pytest.raises(ConfigError, match="no run to resume"):
+        check_folder(tmp_path / "new", resume=True)
+    with pytest.raises(ConfigError, match="not empty"):
+        check_folder(tmp_path, resume=False)
+    check_folder(tmp_path / "new", resume=False)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_a_crash_before_the_first_file_leaves_is_in_nobodys_way(tmp_path):
+    for name in (".lock", ".run.toml.x1y2", ".writable.abc"):
+        (tmp_path / name).touch()
+    check_folder(tmp_path, resume=False)
+    (tmp_path / ".thesis").touch()
+    with pytest.raises(ConfigError, match="not empty"):
+        check_folder(tmp_path, resume=False)

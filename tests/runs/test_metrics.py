@@ -1,0 +1,72 @@
+"""The lines of metrics.jsonl: what is written is read, and what cannot be read is named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedllm.errors import FedllmError
+from fedllm.runs.metrics import RoundReport, append_report, cut_reports, read_reports
+
+
+def test_reports_come_back_and_later_rounds_are_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for number in range(4):
+        append_report(path, RoundReport(round=number, sites=2, metrics={"loss": float("nan")}))
+    assert [r.round for r in read_reports(path)] == [0, 1, 2, 3]
+    assert read_reports(path)[0].metrics == {"loss": None}
+    cut_reports(path, 1)
+    assert [r.round for r in read_reports(path)] == [0, 1]
+    path.write_text(path.read_text() + "{ half")
+    with pytest.raises(FedllmError, match=r"line 3.*cut off") as caught:
+        read_reports(path)
+    assert "--resume" in caught.value.remedy
+    assert [r.round for r in cut_reports(path, 5)] == [0, 1]
+    assert path.read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b"\xff\xfe", "UTF-8"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b'{"round": NaN}', "not valid JSON"),
+        (b'{"round": 1, "round": 2}', "not valid JSON"),
+        (b"[]", "not a JSON object"),
+        (b"{}", "'round' is not a whole number"),
+        (b'{"round": true}', "'round' is not a whole number"),
+        (b'{"round": 1, "bytes_up": "many"}', "'bytes_up'"),
+        (b'{"round": 1, "epsilon": {"site-00": "x"}}', "'epsilon' holds under 'site-00'"),
+    ],
+)
+def test_a_damaged_line_is_named(tmp_path, line, says):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"round": 0}\n' + line + b'\n{"round": 7}\n')
+    for read in (read_reports, lambda p: cut_reports(p, 5)):
+        with pytest.raises(FedllmError, match="line 2") as caught:
+            read(path)
+        assert says in caught.value.message
+        assert caught.value.remedy
+
+
+def test_a_line_of_a_later_version_is_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"round": 0, "sites": 0, "colour": "blue"}\n')
+    assert read_reports(path) == [RoundReport(round=0)]
+
+
+numbers = st.dictionaries(st.text(max_size=5), st.floats(), max_size=3)
+
+
+@given(numbers, numbers, st.floats(), st.dictionaries(st.text(max_size=5), st.text(max_size=9)))
+def test_whatever_is_written_is_read(tmp_path_factory, metrics, epsilon, norm, dropped):
+    path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
+    report = RoundReport(
+        round=3, metrics=metrics, epsilon=epsilon, update_norm=norm, dropped=dropped
+    )
+    append_report(path, report)
+    assert read_reports(path) == [report]
+    json.dumps(report.model_dump(), allow_nan=False)

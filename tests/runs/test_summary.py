@@ -1,0 +1,51 @@
+"""summary.json: read as written; a wrong value is named by its key."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support.run_folder import summary
+
+from fedllm.errors import FedllmError
+from fedllm.runs.summary import Summary, read_summary, write_summary
+
+
+def test_a_summary_comes_back_and_what_is_not_finite_is_null(tmp_path):
+    made = Summary(**summary(metrics={"loss": float("nan"), "accuracy": 0.5}))
+    write_summary(tmp_path, made)
+    assert read_summary(tmp_path) == made
+    assert made.metrics == {"loss": None, "accuracy": 0.5}
+    words = made.describe(tmp_path)
+    assert "loss not a number" in words.replace(" -> ", " ").replace("not a number not", "not")
+    assert "DIVERGED" in words
+
+
+def test_keys_of_other_versions_are_kept_or_empty(tmp_path):
+    (tmp_path / "summary.json").write_text('{"task": "causal", "colour": "blue"}')
+    found = read_summary(tmp_path)
+    assert found.model_dump(exclude_unset=True) == {"task": "causal", "colour": "blue"}
+    assert "not private" in found.describe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"rounds": "5"}, "'rounds'"),
+        ({"metrics": {"loss": "low"}}, "'metrics.loss'"),
+        ({"privacy": {"sites": {"site-a": "much"}}}, "'privacy.sites.site-a'"),
+        ({"privacy": {"sites": [1]}}, "'privacy.sites'"),
+        ({"privacy": 8}, "'privacy'"),
+        ({"seconds": {"total": True}}, "'seconds.total'"),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path, change, key):
+    (tmp_path / "summary.json").write_text(json.dumps(summary(**change)))
+    with pytest.raises(FedllmError, match=r"summary\.json") as caught:
+        read_summary(tmp_path)
+    assert key in caught.value.message
+
+
+def test_a_small_epsilon_is_shown(tmp_path):
+    told = summary()["privacy"] | {"epsilon": 1e-9}
+    assert "epsilon 1e-09 at most" in Summary(**summary(privacy=told)).describe(tmp_path)

@@ -1,0 +1,85 @@
+"""What a command can refuse, it refuses before torch is imported, and without a trace."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.federation import records, small_config, write_jsonl
+from support.kits import make_federation
+
+from fedllm.config import to_toml
+
+# One process for all: it prints each command's exit code and words, and whether torch was there.
+PROGRAM = """
+import contextlib, io, json, sys
+from fedllm.cli import main
+
+told = []
+for arguments in json.loads(sys.stdin.read()):
+    words = io.StringIO()
+    with contextlib.redirect_stderr(words), contextlib.redirect_stdout(words):
+        sys.argv = ["fedllm", *arguments]
+        try:
+            code = main()
+        except SystemExit as end:
+            code = end.code
+    told.append([code, words.getvalue(), "torch" in sys.modules])
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture
+def place(tmp_path) -> Path:
+    write_jsonl(tmp_path / "train.jsonl", records(12))
+    (tmp_path / "corpus.jsonl").write_text('{"text": "some words"}\n')
+    config = small_config(Path("model"), data={"train": "train.jsonl", "labels": None, "sites": 2})
+    (tmp_path / "run.toml").write_text(to_toml(config))
+    (tmp_path / "pretrain.toml").write_text('name = "base"\n[data]\ntrain = "corpus.jsonl"\n')
+    make_federation(tmp_path / "federation")
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").touch()
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "run.toml").write_text('name = "base"\n')
+    return tmp_path
+
+
+def test_all_that_can_be_is_refused_before_torch(place):
+    simulate, pretrain = ["simulate", "run.toml"], ["pretrain", "pretrain.toml"]
+    run = ["run", "run.toml", "--kit", "federation/kits/coordinator"]
+    asked = [
+        ([*simulate, "--out", "file"], "it is a file"),
+        ([*simulate, "--out", "file/below"], "could not write into the folder"),
+        ([*simulate, "--out", "/proc/x"], "could not write into the folder"),
+        ([*simulate, "--out", "full"], "is not empty"),
+        ([*simulate, "--out", "new", "--resume"], "no run to resume"),
+        ([*simulate, "--out", "new", "--set", "data.train=none.jsonl"], "none.jsonl"),
+        ([*simulate, "--out", "new", "--set", "data.text=colour"], "colour"),
+        ([*simulate, "--out", "new", "--set", "data.test=none.jsonl"], "none.jsonl"),
+        ([*simulate, "--out", "new", "--ledgers", "file"], "could not write into the folder"),
+        ([*run, "--resume"], "no run 'small' to resume"),
+        ([*run, "--set", "data.test=none.jsonl"], "none.jsonl"),
+        ([*pretrain, "--out", "file"], "could not write into the folder"),
+        ([*pretrain, "--out", "file/below"], "could not write into the folder"),
+        ([*pretrain, "--out", "begun"], "holds a run already"),
+        ([*pretrain, "--out", "new", "--set", "data.train=none.jsonl"], "none.jsonl"),
+        ([*pretrain, "--out", "new", "--set", "data.text=colour"], "colour"),
+        (["demo", "--out", "file"], "could not write into the folder"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps([arguments for arguments, _ in asked]),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=place,
+    )
+    for (arguments, says), (code, words, torch) in zip(asked, json.loads(done.stdout), strict=True):
+        assert code == 2, (arguments, words)
+        assert says in words, (arguments, words)
+        assert not torch, arguments
+    assert not (place / "new" / "run.toml").exists()
