@@ -81,6 +81,9 @@ class GridSites:
         yield from self._ask("query.unmask", request, self._known(names), Unmasked)
 
     def _known(self, names: tuple[str, ...]) -> dict[str, int]:
+        for name in names:
+            if name not in self._node_of:
+                raise PeerError(f"'{name}' is not connected any more", "see the site's own log")
         return {name: self._node_of[name] for name in names}
 
     def _ask(
