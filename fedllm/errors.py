@@ -69,5 +69,9 @@ class CheckpointError(FedllmError):
     """A checkpoint or model folder is missing, damaged or of another model."""
 
 
+class StorageError(FedllmError):
+    """A disk is full, or a file of this party's own cannot be read or written."""
+
+
 class TrainingError(FedllmError):
     """Training gave a result that must not be released."""

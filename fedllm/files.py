@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,7 +12,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fedllm.errors import FedllmError
+from fedllm.errors import StorageError
+
+_OF_THE_DISK = frozenset(
+    (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EIO,
+        errno.EFBIG,
+        errno.EMFILE,
+        errno.ENFILE,
+    )
+)
 
 
 def _sync_directory(path: Path) -> None:
@@ -22,10 +37,21 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _failure(path: Path, error: OSError) -> FedllmError:
-    return FedllmError(
+def _failure(path: Path, error: OSError) -> StorageError:
+    return StorageError(
         f"could not write {path}: {error.strerror or error}",
         "free disk space or change the folder's permissions; the earlier file is untouched",
+    )
+
+
+def explained(error: Exception) -> Exception:
+    """Return the `StorageError` that an error of the file system is, or ``error`` itself."""
+    if not isinstance(error, OSError) or error.errno not in _OF_THE_DISK:
+        return error
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return StorageError(
+        f"{where}{error.strerror or type(error).__name__}",
+        "free disk space, or let the user that runs this service own the file and its folder",
     )
 
 
@@ -42,7 +68,7 @@ def atomic_file(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
 
     Raises
     ------
-    FedllmError
+    StorageError
         If the disk is full or the folder cannot be written; ``path`` is as it was.
     """
     try:
@@ -91,7 +117,7 @@ def atomic_directory(path: Path, mode: int = 0o755) -> Iterator[Path]:
 
     Raises
     ------
-    FedllmError
+    StorageError
         If the disk is full or the folder cannot be written; ``path`` is as it was.
     """
     retired = path.with_name(path.name + ".old")
@@ -138,11 +164,11 @@ def append_line(path: Path, line: str) -> None:
 
     Raises
     ------
-    FedllmError
+    StorageError
         If the disk is full; a half-written line is cut off again.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as stream:
             start = stream.tell()
             try:

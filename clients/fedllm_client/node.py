@@ -47,6 +47,7 @@ def deployed_site(kit: Kit, policy: SitePolicy) -> Site:
         )
     # A key authority needs neither torch nor the time to import it.
     from fedllm.data.sources import read_records
+    from fedllm.federation.site.journal import Journal
     from fedllm.federation.site.model_cache import process_models
     from fedllm.federation.site.site import Site
 
@@ -63,6 +64,7 @@ def deployed_site(kit: Kit, policy: SitePolicy) -> Site:
         model_path=policy.model.path,
         records=records,
         models=process_models(),
+        journal=Journal(say),
     )
 
 

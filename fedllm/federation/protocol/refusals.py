@@ -12,6 +12,7 @@ from fedllm.errors import (
     PeerError,
     RefusedError,
     RepeatError,
+    StorageError,
     TrainingError,
 )
 from fedllm.federation.protocol.wire import Header
@@ -22,6 +23,7 @@ _TRAVELLING = (
     DataError,
     ConfigError,
     TrainingError,
+    StorageError,
     PeerError,
     RepeatError,
 )

@@ -21,13 +21,14 @@ from fedllm.federation.protocol.evaluating import (
 from fedllm.federation.protocol.messages import RoundStatement
 from fedllm.federation.protocol.terms import charged_rate, charged_steps, noise_share
 from fedllm.identity.keys import Identity
-from fedllm.privacy.accounting.accountants import epsilon
+from fedllm.privacy.accounting.accountants import epsilon, upper_bound
 from fedllm.privacy.accounting.calibration import solve_noise_multiplier
 from fedllm.privacy.accounting.events import (
     Event,
     NonPrivate,
     PoissonDiscreteGaussian,
     PoissonGaussian,
+    fold,
 )
 from fedllm.privacy.ledger.budget import Ceiling, Charge
 from fedllm.privacy.ledger.entries import Head
@@ -240,7 +241,12 @@ class SiteAccount:
 
     def epsilon_of_run(self, run: str, delta: float) -> float:
         """Return what one run has cost the data set so far."""
-        return epsilon(self._ledger.events_of_run(run), delta).value
+        return upper_bound(fold(self._ledger.events_of_run(run)), delta)
+
+    def left(self) -> float:
+        """Return how much epsilon the site's ceiling leaves to the data set."""
+        spent = upper_bound(fold(self._ledger.events(self._dataset)), self._budget.delta)
+        return max(0.0, self._budget.epsilon - spent)
 
     def _noise(
         self, config: RunConfig, units: int, number: int, done: Sequence[Event]
