@@ -11,6 +11,12 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in cut)
 
 
+def one_line(text: str, letters: int = 600) -> str:
+    """Return text that cannot pass for two lines of a journal, nor fill it."""
+    line = " ".join(_printable(text).split())
+    return line if len(line) <= letters else f"{line[:letters]} ..."
+
+
 class FedllmError(Exception):
     """Base of every error that fedllm raises on purpose.
 

@@ -80,6 +80,7 @@ def deployed_authority(kit: Kit) -> Authority:
         kit.roster.min_cohort,
         make_key=SecretKeyProcess.generate,
         opened=RoundLog(round_log_path(kit.folder), kit.identity),
+        say=say,
     )
 
 

@@ -207,6 +207,9 @@ class Loop:
                 return state, self._attempt(state, number, noise)
             except PeerError as error:
                 if left == 0:
+                    self._place.observer.note(
+                        f"round {number} failed {_MAX_ATTEMPTS} times, the last time: {error}"
+                    )
                     raise
                 self._place.observer.note(f"round {number} failed and is tried again: {error}")
                 self._cohort = self._gather(number)
@@ -240,6 +243,10 @@ class Loop:
             adapter,
             partial(self._place.observer.site_answered, statement.round),
         )
+        for site, why in sorted(outcome.dropped.items()):
+            self._place.observer.note(
+                f"round {statement.round} goes on without site '{site}': {why}"
+            )
         self._keep_heads(statement, outcome.heads)
         return outcome
 

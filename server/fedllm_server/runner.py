@@ -15,7 +15,7 @@ from fedllm.federation.transport.flower import GridPresence
 from fedllm.federation.transport.superlink import Ticket, grid_of
 from fedllm.files import write_json
 from fedllm.identity.kits import Kit, read_kit
-from fedllm.processes import die_with_parent
+from fedllm.processes import die_with_parent, say
 
 
 def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
@@ -32,6 +32,7 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
 
         from fedllm.federation.protocol.run_terms import make_terms
         from fedllm_server.fleet import FleetAuthority, FleetSites
+        from fedllm_server.journal import JournalObserver
         from fedllm_server.loop import Loop, Workplace, starting_state
         from fedllm_server.observer import FileObserver
         from fedllm_server.workplace import finish, given_up, locked, public_part
@@ -39,7 +40,7 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
         began = time.perf_counter()
         config = load_run_config(folder / "run.toml")
         torch.set_num_threads(config.engine.threads or os.cpu_count() or 1)
-        observer = FileObserver(folder / "progress.jsonl")
+        observer = JournalObserver(FileObserver(folder / "progress.jsonl"), config.name, say)
         with locked(folder):
             for warning in given_up(config):
                 observer.note(f"WARNING: {warning}")

@@ -105,13 +105,16 @@ def simulate(
 
         def work(grid: Grid) -> None:
             nodes = nodes_of(grid, len(names), config.rounds.timeout_s)
-            sites = GridSites(grid, nodes, config.rounds.timeout_s)
+            # Which node Ray made which site, only the sites' own answers say.
+            known = names if engine == "inprocess" else [f"node {node}" for node in nodes]
+            calls = dict(zip(known, nodes, strict=True))
+            sites = GridSites(grid, calls, config.rounds.timeout_s)
             terms = make_terms(config, model, state.run)
             final = Loop(config, place, terms, sites, authority).run(state)
             model.set_adapter(final.adapter)
 
         try:
-            _run(engine, make_server_app(work), make_client_app(source), len(names), threads)
+            _run(engine, make_server_app(work), make_client_app(source), names, threads)
         finally:
             observer.close()
             authority.forget()
@@ -120,12 +123,16 @@ def simulate(
 
 
 def _run(
-    engine: Engine, server_app: ServerApp, client_app: ClientApp, nodes: int, threads: int
+    engine: Engine,
+    server_app: ServerApp,
+    client_app: ClientApp,
+    names: tuple[str, ...],
+    threads: int,
 ) -> None:
     if engine == "ray":
-        run_with_ray(server_app, client_app, nodes, threads)
+        run_with_ray(server_app, client_app, len(names), threads)
     else:
-        run_in_process(server_app, client_app, nodes)
+        run_in_process(server_app, client_app, names)
 
 
 def _check_folder(out: Path, resume: bool) -> None:

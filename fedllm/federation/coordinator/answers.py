@@ -27,6 +27,13 @@ Answer = TypeVar("Answer", Joined, Trained, Settled, Unmasked)
 Named = TypeVar("Named", Trained, Settled, Unmasked)
 
 
+def called(answer: Joined | FedllmError, node: str, roster: Roster) -> str:
+    """Return a site's name in the roster: the node's, or what the site says; else the node."""
+    if isinstance(answer, FedllmError) or node in roster.sites:
+        return node
+    return answer.header.site if answer.header.site in roster.sites else node
+
+
 def joined_member(answer: Joined | FedllmError, node: str) -> Member:
     """Return what a site says of itself that takes part.
 

@@ -16,6 +16,7 @@ from fedllm.errors import FedllmError
 from fedllm.federation.coordinator.answers import (
     UpdateCollector,
     all_answers,
+    called,
     dropped_out,
     joined_member,
     too_few,
@@ -104,7 +105,7 @@ def gather_cohort(
     refusals: list[FedllmError] = []
     for node, answer in sites.join(Join(header)):
         try:
-            member = joined_member(answer, node)
+            member = joined_member(answer, called(answer, node, roster))
             check_member(member, terms.run, roster)
             require(member.name not in members, f"two nodes say that they are '{member.name}'")
         except FedllmError as error:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fedllm.errors import PeerError, RefusedError, StorageError
+from fedllm.errors import PeerError, RefusedError, StorageError, one_line
 from fedllm.federation.protocol.messages import Join, Settle, Train, Unmask
 
-_MAX_LETTERS, _MAX_NAMES = 600, 64
+_MAX_NAMES = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Whose words name no record; `DataError` may quote one, and so may what nobody foresaw.
 _SPEAKING = (RefusedError, PeerError, StorageError)
@@ -103,11 +103,11 @@ class Journal:
 
     def warn(self, text: str) -> None:
         """Say what else a person should know."""
-        self._say(_one_line(f"WARNING: {text}"))
+        self._say(one_line(f"WARNING: {text}"))
 
     def _line(self, asked: Asked, what: str, spent: Spent | None) -> None:
         tail = f"; {spent}" if spent is not None else ""
-        self._say(_one_line(f"{self._named(asked)}: {what}") + tail)
+        self._say(one_line(f"{self._named(asked)}: {what}") + tail)
 
     def _named(self, asked: Asked) -> str:
         known = self._names.get(asked.run, "?") if asked.name == "?" else asked.name
@@ -148,12 +148,6 @@ def _reason(error: BaseException) -> str:
 
 def _shown(value: float) -> str:
     return "infinite" if math.isinf(value) else f"{value:.4g}"
-
-
-def _one_line(text: str) -> str:
-    """Return text that cannot pass for two lines of a journal, nor fill it."""
-    line = " ".join(text.split())
-    return line if len(line) <= _MAX_LETTERS else f"{line[:_MAX_LETTERS]} ..."
 
 
 def _table(text: str) -> dict[str, Any]:

@@ -128,9 +128,14 @@ class Site:
             units = self._data.datasets(config, model).training.number_of_units
             length = model.manifest.length
             self._account(config.task).check_run(header.run, header.round, config, units, length)
-            return Joined(JoinedHeader(member=make_member(self._identity, header.run)))
+            member = make_member(self._identity, header.run)
+            return Joined(JoinedHeader(site=self.name, member=member))
 
-        return self._guarded(request, agree, lambda refusal: Joined(JoinedHeader(refusal=refusal)))
+        return self._guarded(
+            request,
+            agree,
+            lambda refusal: Joined(JoinedHeader(site=self.name, refusal=refusal)),
+        )
 
     def train(self, request: Train) -> Trained:
         """Do one round's work: check, reserve, train or evaluate, seal, commit, answer."""

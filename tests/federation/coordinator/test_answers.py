@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 from support.federation import build, small_config
 
@@ -58,7 +57,7 @@ def first_twice(answers):
 
 
 def one_more(answers):
-    name, answer = answers[0]
+    _, answer = answers[0]
     return [*answers, ("site-9", answer)]
 
 
@@ -123,4 +122,4 @@ def test_a_site_that_is_no_longer_there_is_a_peers_fault():
 
     header = SettleHeader(statement="", signature="", survivors=NAMES)
     with pytest.raises(PeerError, match="'anne' is not connected any more"):
-        list(GridSites(None, [], 1.0).settle(Settle(header, b""), NAMES))
+        list(GridSites(None, {}, 1.0).settle(Settle(header, b""), NAMES))

@@ -1,0 +1,84 @@
+"""What the coordinator's own journal says of its runs and of who comes and goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fedllm.errors import one_line
+from fedllm.federation.transport.superlink import NodeState
+from fedllm_server.metrics import RoundReport
+from fedllm_server.observer import Observer, describe
+
+
+def party(name: str) -> str:
+    """Return how a party of the roster is spoken of."""
+    return "the key authority" if name == "authority" else f"site '{name}'"
+
+
+class JournalObserver:
+    """Tells the journal what another observer hears, a line each.
+
+    Parameters
+    ----------
+    inner : Observer
+        Hears everything.
+    run : str
+        The run's name.
+    say : callable
+        Takes one line; the service's standard error, which systemd keeps.
+    """
+
+    def __init__(self, inner: Observer, run: str, say: Callable[[str], None]) -> None:
+        self._inner = inner
+        self._run = run
+        self._say = say
+        self._rounds = 0
+
+    def started(self, rounds: int, sites: int, done: int) -> None:
+        """Say how long the run is and with how many sites it begins."""
+        self._rounds = rounds
+        tail = f", going on after round {done}" if done else ""
+        self._line(f"{sites} sites, {rounds} rounds{tail}")
+        self._inner.started(rounds, sites, done)
+
+    def note(self, text: str) -> None:
+        """Say the message."""
+        self._line(text)
+        self._inner.note(text)
+
+    def site_answered(self, round: int, site: str, answered: int, sites: int) -> None:
+        """Stay silent: a line for each site would drown the rounds."""
+        self._inner.site_answered(round, site, answered, sites)
+
+    def finished_round(self, report: RoundReport) -> None:
+        """Say the round's figures."""
+        self._line(describe(report, self._rounds))
+        self._inner.finished_round(report)
+
+    def close(self) -> None:
+        """Pass on that the run is over."""
+        self._inner.close()
+
+    def _line(self, text: str) -> None:
+        # Words of other parties may stand in it.
+        self._say(one_line(f"run '{self._run}': {text}"))
+
+
+class Comings:
+    """Says which parties came and which were lost since the last look."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._since: dict[str, str | None] = {}
+
+    def look(self, nodes: Sequence[NodeState]) -> None:
+        """Compare who is connected with who was."""
+        there = {node.name: node.since for node in nodes if node.online}
+        for name in sorted(self._since.keys() - there.keys()):
+            self._say(f"{party(name)} is not connected any more")
+        for name, since in sorted(there.items()):
+            if name not in self._since:
+                self._say(f"{party(name)} is connected")
+            elif since != self._since[name]:
+                self._say(f"{party(name)} has connected anew")
+        self._since = there
