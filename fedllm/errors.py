@@ -41,6 +41,12 @@ class FedllmError(Exception):
         return type(self), (self.message, self.remedy)
 
 
+class InterruptedRunError(FedllmError):
+    """Somebody pressed Ctrl-C, and there is something to say about what goes on or is kept."""
+
+    exit_code = 130
+
+
 class ConfigError(FedllmError):
     """A configuration, a command line or an input file is wrong."""
 

@@ -20,7 +20,7 @@ from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.transport.fleet import FleetNode
 from fedllm.identity.kits import Kit, check_dates, read_kit
 from fedllm.identity.roster import verify_roster
-from fedllm.processes import die_with_parent, say, stop_on_signals
+from fedllm.processes import die_with_parent, keep_memory_private, say, stop_on_signals
 from fedllm_client.app import make_authority_app, make_client_app
 from fedllm_client.connection import fetch_roster
 
@@ -156,6 +156,7 @@ def _watch(kit: Kit, stop: threading.Event) -> None:
 def main() -> None:
     """Work for a party; the arguments are PARENT ROLE KIT [POLICY]."""
     parent, role, folder, *rest = sys.argv[1:]
+    keep_memory_private()
     die_with_parent(int(parent))
     stop = stop_on_signals()
     try:

@@ -11,7 +11,7 @@ import typer
 from fedllm.commands import options
 from fedllm.commands.base_model import with_base_model
 from fedllm.config import load_run_config
-from fedllm.errors import ConfigError
+from fedllm.errors import ConfigError, InterruptedRunError
 
 if TYPE_CHECKING:
     from fedllm_server.jobs import Job
@@ -74,8 +74,9 @@ def _watch(folder: Path, json_output: bool) -> None:
     try:
         job: Job = follow_run(folder, default_observer())
     except KeyboardInterrupt:
-        typer.echo("the run goes on; come back with --follow, stop it with --cancel", err=True)
-        raise typer.Exit(0) from None
+        raise InterruptedRunError(
+            "the run goes on", "come back with --follow, stop it with --cancel"
+        ) from None
     if job.status != "finished":
         raise job.to_error()
     text = (folder / "summary.json").read_text(encoding="utf-8")

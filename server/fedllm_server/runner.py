@@ -15,7 +15,7 @@ from fedllm.federation.transport.flower import GridPresence
 from fedllm.federation.transport.superlink import Ticket, grid_of
 from fedllm.files import write_json
 from fedllm.identity.kits import Kit, read_kit
-from fedllm.processes import die_with_parent, say
+from fedllm.processes import die_with_parent, keep_memory_private, say
 
 
 def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
@@ -62,6 +62,7 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
 def main() -> None:
     """Carry a run; the arguments are PARENT KIT FOLDER, the ticket comes on standard input."""
     parent, kit_folder, folder = sys.argv[1:]
+    keep_memory_private()
     die_with_parent(int(parent))
     ticket = Ticket(**json.load(sys.stdin))
     outcome = Path(folder) / "outcome.json"
