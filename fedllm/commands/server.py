@@ -83,6 +83,7 @@ def status(kit: Path = _KIT, json_output: bool = options.JSON) -> None:
 
 def _print_status(found: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -96,7 +97,9 @@ def _print_status(found: dict[str, Any]) -> None:
     nodes = Table("Party", "Connected", "Since")
     for node in found["nodes"]:
         here = node["online"] and found["running"]
-        nodes.add_row(node["name"], "yes" if here else "no", node["since"] or "never")
+        title = node.get("title")
+        name = f"{title} ({node['name']})" if title else node["name"]
+        nodes.add_row(escape(name), "yes" if here else "no", node["since"] or "never")
     console.print(nodes)
     runs = Table("Run", "Status", "Rounds", "Submitted")
     for run in found["runs"]:

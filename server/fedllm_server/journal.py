@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 
 from fedllm.errors import one_line
 from fedllm.federation.transport.superlink import NodeState
+from fedllm.identity.roster import Roster
 from fedllm_server.metrics import RoundReport
 from fedllm_server.observer import Observer, describe
 
 
-def party(name: str) -> str:
+def party(name: str, roster: Roster) -> str:
     """Return how a party of the roster is spoken of."""
-    return "the key authority" if name == "authority" else f"site '{name}'"
+    return "the key authority" if name == "authority" else f"site {roster.shown(name)}"
 
 
 class JournalObserver:
@@ -71,14 +72,14 @@ class Comings:
         self._say = say
         self._since: dict[str, str | None] = {}
 
-    def look(self, nodes: Sequence[NodeState]) -> None:
+    def look(self, nodes: Sequence[NodeState], roster: Roster) -> None:
         """Compare who is connected with who was."""
         there = {node.name: node.since for node in nodes if node.online}
         for name in sorted(self._since.keys() - there.keys()):
-            self._say(f"{party(name)} is not connected any more")
+            self._say(f"{party(name, roster)} is not connected any more")
         for name, since in sorted(there.items()):
             if name not in self._since:
-                self._say(f"{party(name)} is connected")
+                self._say(f"{party(name, roster)} is connected")
             elif since != self._since[name]:
-                self._say(f"{party(name)} has connected anew")
+                self._say(f"{party(name, roster)} has connected anew")
         self._since = there

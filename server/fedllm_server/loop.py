@@ -244,9 +244,8 @@ class Loop:
             partial(self._place.observer.site_answered, statement.round),
         )
         for site, why in sorted(outcome.dropped.items()):
-            self._place.observer.note(
-                f"round {statement.round} goes on without site '{site}': {why}"
-            )
+            who = self._place.roster.shown(site)
+            self._place.observer.note(f"round {statement.round} goes on without site {who}: {why}")
         self._keep_heads(statement, outcome.heads)
         return outcome
 

@@ -183,14 +183,16 @@ class Service:
         ]
         nodes = link.nodes()
         if running:
-            self._comings.look(nodes)
+            self._comings.look(nodes, self._kit.roster)
         status = {
             "federation": self._kit.federation,
             "address": self._kit.address,
             "roster_version": self._kit.roster.version,
             "running": running,
             "started": self._started,
-            "nodes": [asdict(node) for node in nodes],
+            "nodes": [
+                {**asdict(node), "title": self._kit.roster.titles.get(node.name)} for node in nodes
+            ],
             "runs": runs,
         }
         write_json(self._kit.folder / "state" / "status.json", status)

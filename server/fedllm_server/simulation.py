@@ -19,6 +19,7 @@ from fedllm.config import (
     to_toml,
     with_absolute_locations,
 )
+from fedllm.data.partition import site_titles
 from fedllm.errors import ConfigError
 from fedllm.federation.authority.authority import Authority
 from fedllm.federation.protocol.run_terms import make_terms
@@ -92,12 +93,14 @@ def simulate(
         home = ledgers.absolute() if ledgers else out
         source = SimulatedSites(out, home, threads)
         # Bad data is found before the folder is touched.
-        names = tuple(divide(config))
+        divided = divide(config)
+        names, titles = tuple(divided), site_titles(divided)
+        del divided
         model, test = public_part(config)
         # A data URL may hold a password.
         write_bytes(out / "run.toml", to_toml(config).encode(), mode=0o600)
         write_bytes(out / "policy.toml", to_toml(policy or _open_policy(config)).encode())
-        roster, authority = _parties(config, source, names)
+        roster, authority = _parties(config, source, names, titles)
         place = Workplace(out, model, test, roster, observer, SiteFigures(source, names, config))
         state = starting_state(config, out, model, resume)
         for warning in given_up(config):
@@ -150,7 +153,7 @@ def _check_folder(out: Path, resume: bool) -> None:
 
 
 def _parties(
-    config: RunConfig, source: SimulatedSites, names: tuple[str, ...]
+    config: RunConfig, source: SimulatedSites, names: tuple[str, ...], titles: dict[str, str]
 ) -> tuple[Roster, Authority]:
     """Make the keys of parties that have none yet, and write the roster."""
     identities = {}
@@ -160,7 +163,7 @@ def _parties(
             Identity.generate(name).save(folder)
         identities[name] = Identity.load(name, folder)
     keys = {name: identities[name].public_bytes() for name in names}
-    roster = Roster(identities[_AUTHORITY].public_bytes(), keys)
+    roster = Roster(identities[_AUTHORITY].public_bytes(), keys, titles=titles)
     write_bytes(source.folder / "roster.json", roster.to_json().encode())
     minimum = config.rounds.min_sites
     return roster, Authority(identities[_AUTHORITY], roster, minimum, full_errors=True)

@@ -13,10 +13,13 @@ from fedllm.errors import PeerError
 from fedllm.federation.protocol.messages import RoundOpened, RoundOpenedHeader
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.transport.superlink import NodeState
+from fedllm.identity.roster import Roster
 from fedllm_server import jobs
 from fedllm_server.journal import Comings, JournalObserver
 from fedllm_server.loop import Loop, Workplace, starting_state
 from fedllm_server.observer import FileObserver
+
+ROSTER = Roster(b"", {"anne": b""}, titles={"anne": "Sankt Änne"})
 
 
 def node(name: str, since: str | None, online: bool = True) -> NodeState:
@@ -26,17 +29,17 @@ def node(name: str, since: str | None, online: bool = True) -> NodeState:
 def test_who_comes_and_who_is_lost_is_told_once():
     said: list[str] = []
     comings = Comings(said.append)
-    comings.look([node("anne", "9:00"), node("authority", None, online=False)])
-    comings.look([node("anne", "9:00"), node("authority", "9:05")])
-    comings.look([node("anne", "9:00"), node("authority", "9:05")])
-    comings.look([node("anne", "9:10"), node("authority", "9:06", online=False)])
-    comings.look([node("authority", "9:06", online=False)])
+    comings.look([node("anne", "9:00"), node("authority", None, online=False)], ROSTER)
+    comings.look([node("anne", "9:00"), node("authority", "9:05")], ROSTER)
+    comings.look([node("anne", "9:00"), node("authority", "9:05")], ROSTER)
+    comings.look([node("anne", "9:10"), node("authority", "9:06", online=False)], ROSTER)
+    comings.look([node("authority", "9:06", online=False)], ROSTER)
     assert said == [
-        "site 'anne' is connected",
+        "site Sankt Änne (anne) is connected",
         "the key authority is connected",
         "the key authority is not connected any more",
-        "site 'anne' has connected anew",
-        "site 'anne' is not connected any more",
+        "site Sankt Änne (anne) has connected anew",
+        "site Sankt Änne (anne) is not connected any more",
     ]
 
 
@@ -71,11 +74,11 @@ def test_a_lost_site_is_told_with_its_name_and_the_reason(loop_of):
     )
     made.carry()
     assert made.said[0] == "run 'bank': 3 sites, 1 rounds"
-    assert "run 'bank': round 1 goes on without site 'site-1': site-1: no answer" in made.said
+    assert "run 'bank': round 1 goes on without site site-1: site-1: no answer" in made.said
     assert made.said[-1].startswith("run 'bank': round 1/1 2 sites 1 dropped")
     notes = [json.loads(line) for line in (made.out / "progress.jsonl").open()]
     assert [n["text"] for n in notes if n["kind"] == "note"] == [
-        "round 1 goes on without site 'site-1': site-1: no answer"
+        "round 1 goes on without site site-1: site-1: no answer"
     ]
 
 
