@@ -69,9 +69,17 @@ def _somebody_is_there() -> bool:
 
 def _typed(words: str, twice: bool) -> bytes | None:
     # click shows no letter of it, and asks again until both are the same.
-    hidden = {"hide_input": True, "confirmation_prompt": twice, "err": True}
-    text = asked(lambda: typer.prompt(words, default="", show_default=False, **hidden))
-    return str(text).encode() or None
+    text = asked(
+        lambda: typer.prompt(
+            words,
+            default="",
+            show_default=False,
+            hide_input=True,
+            confirmation_prompt=twice,
+            err=True,
+        )
+    )
+    return text.encode() or None
 
 
 def read_passphrase(source: str) -> bytes:
