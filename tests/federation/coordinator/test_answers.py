@@ -6,8 +6,9 @@ import pytest
 from support.federation import build, small_config
 
 from fedllm.errors import PeerError
-from fedllm.federation.coordinator.answers import all_answers
-from fedllm.federation.protocol.messages import Settled, SettledHeader
+from fedllm.federation.coordinator.answers import all_answers, called
+from fedllm.federation.protocol.messages import Joined, JoinedHeader, Settled, SettledHeader
+from fedllm.identity.roster import Roster
 
 NAMES = ("anne", "bob")
 
@@ -123,3 +124,18 @@ def test_a_site_that_is_no_longer_there_is_a_peers_fault():
     header = SettleHeader(statement="", signature="", survivors=NAMES)
     with pytest.raises(PeerError, match="'anne' is not connected any more"):
         list(GridSites(None, {}, 1.0).settle(Settle(header, b""), NAMES))
+
+
+@pytest.mark.parametrize(
+    ("node", "says", "name"),
+    [
+        ("node 7", "bob", "bob"),
+        ("node 7", "mallory", "node 7"),
+        ("node 7", "", "node 7"),
+        ("anne", "bob", "anne"),
+    ],
+)
+def test_a_site_is_called_by_its_key_and_only_else_by_what_it_says(node, says, name):
+    roster = Roster(b"", {"anne": b"", "bob": b""})
+    assert called(Joined(JoinedHeader(site=says)), node, roster) == name
+    assert called(PeerError("no answer"), node, roster) == node
