@@ -64,7 +64,7 @@ app.add_typer(audit.app, name="audit")
 
 
 def main() -> None:
-    """Run a command; 0 done, 2 usage, 3 refused, 4 a peer misbehaved, 1 anything else."""
+    """Run a command; 0 done, 2 usage, 3 refused, 4 a peer misbehaved, 130 Ctrl-C, 1 else."""
     # A notice of transformers to its own developers, at every start.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     try:
@@ -74,7 +74,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("fedllm: interrupted", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:

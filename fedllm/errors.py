@@ -28,6 +28,12 @@ def _printable(text: str) -> str:
     return visible(cut, keep="\n")
 
 
+def one_line(text: str, letters: int = 600) -> str:
+    """Return text that cannot pass for two lines of a journal, nor fill it."""
+    line = " ".join(_printable(text).split())
+    return line if len(line) <= letters else f"{line[:letters]} ..."
+
+
 class FedllmError(Exception):
     """Base of every error that fedllm raises on purpose.
 
@@ -52,6 +58,12 @@ class FedllmError(Exception):
         return type(self), (self.message, self.remedy)
 
 
+class InterruptedRunError(FedllmError):
+    """Somebody pressed Ctrl-C, and there is something to say about what goes on or is kept."""
+
+    exit_code = 130
+
+
 class ConfigError(FedllmError):
     """A configuration, a command line or an input file is wrong."""
 
@@ -61,9 +73,10 @@ class ConfigError(FedllmError):
 def of_system(error: OSError, message: str, remedy: str) -> FedllmError:
     """Return the error that a failed call to the system stands for.
 
-    A wrong path is the mistake of whoever gave it (`ConfigError`); a full disk is not.
+    A wrong path is the mistake of whoever gave it (`ConfigError`); a full disk is not
+    (`StorageError`).
     """
-    kind = ConfigError if error.errno in _WRONG_PATH else FedllmError
+    kind = ConfigError if error.errno in _WRONG_PATH else StorageError
     return kind(message, remedy)
 
 
@@ -93,6 +106,10 @@ class RepeatError(PeerError):
 
 class CheckpointError(ConfigError):
     """A checkpoint or model folder is missing, damaged or of another model."""
+
+
+class StorageError(FedllmError):
+    """A disk is full, or a file of this party's own cannot be read or written."""
 
 
 class TrainingError(FedllmError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,8 +12,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fedllm.errors import ConfigError, FedllmError, of_system
+from fedllm.errors import ConfigError, FedllmError, StorageError, of_system
 from fedllm.visible import is_hidden
+
+_OF_THE_DISK = frozenset(
+    (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EIO,
+        errno.EFBIG,
+        errno.EMFILE,
+        errno.ENFILE,
+    )
+)
 
 
 def _sync_directory(path: Path) -> None:
@@ -32,6 +47,17 @@ def _failure(path: Path, error: OSError) -> FedllmError:
     )
 
 
+def explained(error: Exception) -> Exception:
+    """Return the `StorageError` that an error of the file system is, or ``error`` itself."""
+    if not isinstance(error, OSError) or error.errno not in _OF_THE_DISK:
+        return error
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return StorageError(
+        f"{where}{error.strerror or type(error).__name__}",
+        "free disk space, or let the user that runs this service own the file and its folder",
+    )
+
+
 @contextmanager
 def atomic_file(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
     """Open a temporary file that replaces ``path`` only when the block ends well.
@@ -45,7 +71,7 @@ def atomic_file(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
 
     Raises
     ------
-    FedllmError
+    StorageError
         If the disk is full or the folder cannot be written; ``path`` is as it was.
     """
     try:
@@ -99,7 +125,7 @@ def atomic_directory(path: Path, mode: int = 0o755) -> Iterator[Path]:
 
     Raises
     ------
-    FedllmError
+    StorageError
         If the disk is full or the folder cannot be written; ``path`` is as it was.
     """
     retired = path.with_name(path.name + ".old")
@@ -174,7 +200,7 @@ def append_line(path: Path, line: str) -> None:
 
     Raises
     ------
-    FedllmError
+    StorageError
         If the disk is full; a half-written line is cut off again.
     """
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from fedllm.errors import FedllmError
 from fedllm.locks import exclusive
 
 _FIRST_WAIT_S, _MAX_WAIT_S, _STABLE_S = 1.0, 60.0, 60.0
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 # What cannot get better by starting again.
 _HOPELESS = (2,)
 
@@ -51,11 +52,34 @@ def die_with_parent(parent: int) -> None:
         raise FedllmError("the process that started this one has ended")
 
 
-def stop_on_signals() -> threading.Event:
+def keep_memory_private() -> None:
+    """Let no core dump and no debugger of the same user have this process's keys and records.
+
+    Children inherit the limit; each program calls it anew for the rest.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+class Stop(threading.Event):
+    """Set when a service is told to stop.
+
+    Attributes
+    ----------
+    exit_code : int
+        0 after SIGTERM, as a service manager expects; 130 after Ctrl-C.
+    """
+
+    exit_code = 0
+
+
+def stop_on_signals() -> Stop:
     """Return an event that SIGTERM and SIGINT set; call in the main thread."""
-    stop = threading.Event()
+    stop = Stop()
 
     def note(number: int, frame: object) -> None:
+        stop.exit_code = 130 if number == signal.SIGINT else 0
         stop.set()
 
     signal.signal(signal.SIGTERM, note)

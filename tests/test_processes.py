@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fedllm.errors import ConfigError
+from fedllm.errors import ConfigError, FedllmError
 from fedllm.locks import is_held
 from fedllm.processes import keep_running, only_one, start_module
 
@@ -117,3 +118,59 @@ def alive(number: str) -> bool:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_process_that_holds_keys_leaves_no_core_dump_and_lets_nobody_look_in():
+    code = (
+        "import ctypes, resource, fedllm.processes as p; p.keep_memory_private(); "
+        "print(resource.getrlimit(resource.RLIMIT_CORE), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "(0, 0) 0\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [("fedllm_client.node", ["1", "site", "kit", "x"]), ("fedllm_server.runner", ["1", "k", "f"])],
+)
+def test_the_working_processes_keep_their_memory_private_first(monkeypatch, module, arguments):
+    found = importlib.import_module(module)
+
+    class FirstError(Exception):
+        pass
+
+    def first() -> None:
+        raise FirstError
+
+    monkeypatch.setattr(found, "keep_memory_private", first)
+    monkeypatch.setattr(
+        sys, "argv", ["x", "1", "site", "kit", "policy"][: 5 if "node" in module else 4]
+    )
+    with pytest.raises(FirstError):
+        found.main()
+
+
+@pytest.mark.parametrize("role", ["client", "authority", "server"])
+def test_services_keep_their_memory_private_before_they_read_a_kit(monkeypatch, role, tmp_path):
+    from typer.testing import CliRunner
+
+    from fedllm import processes
+    from fedllm.cli import app
+
+    asked = []
+
+    def first() -> None:
+        asked.append(role)
+        raise FedllmError("first")
+
+    monkeypatch.setattr(processes, "keep_memory_private", first)
+    options = ["--policy", str(tmp_path / "p")] if role == "client" else []
+    done = CliRunner().invoke(app, [role, "start", "--kit", str(tmp_path / "none"), *options])
+    assert asked == [role]
+    assert str(done.exception) == "first"
+
+
+@pytest.mark.parametrize("unit", ["authority", "coordinator", "site"])
+def test_systemd_takes_no_core_dump_of_a_service(unit):
+    folder = Path(__file__).parent.parent / "examples" / "deployment" / "systemd"
+    assert "LimitCORE=0" in (folder / f"fedllm-{unit}.service").read_text().splitlines()

@@ -86,7 +86,8 @@ class _SiteCheck:
 
     def kit(self) -> str:
         self._kit = kit = read_kit(self._folder, "site")
-        return f"site '{kit.name}' of the federation '{kit.federation}'; only its owner can read it"
+        who = f"site {kit.roster.shown(kit.name)} of the federation '{kit.federation}'"
+        return f"{who}; only its owner can read it"
 
     def roster(self) -> str:
         roster = _needed(self._kit, "the kit").roster

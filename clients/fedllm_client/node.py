@@ -20,7 +20,7 @@ from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.transport.fleet import FleetNode
 from fedllm.identity.kits import Kit, check_dates, read_kit
 from fedllm.identity.roster import verify_roster
-from fedllm.processes import die_with_parent, say, stop_on_signals
+from fedllm.processes import die_with_parent, keep_memory_private, say, stop_on_signals
 from fedllm_client.app import make_authority_app, make_client_app
 from fedllm_client.connection import fetch_roster
 
@@ -46,6 +46,7 @@ def deployed_site(kit: Kit, policy: SitePolicy) -> Site:
             "add [data] and [model]; see examples/deployment/site.toml",
         )
     # A key authority needs neither torch nor the time to import it.
+    from fedllm.federation.site.journal import Journal
     from fedllm.federation.site.site import Site
     from fedllm.tasks import task_of
     from fedllm.tasks.cache import process_models
@@ -63,6 +64,7 @@ def deployed_site(kit: Kit, policy: SitePolicy) -> Site:
         model_path=policy.model.path,
         records=records,
         models=process_models(),
+        journal=Journal(say),
     )
 
 
@@ -78,6 +80,7 @@ def deployed_authority(kit: Kit) -> Authority:
         kit.roster.min_cohort,
         make_key=SecretKeyProcess.generate,
         opened=RoundLog(round_log_path(kit.folder), kit.identity),
+        say=say,
     )
 
 
@@ -153,6 +156,7 @@ def _watch(kit: Kit, stop: threading.Event) -> None:
 def main() -> None:
     """Work for a party; the arguments are PARENT ROLE KIT [POLICY]."""
     parent, role, folder, *rest = sys.argv[1:]
+    keep_memory_private()
     die_with_parent(int(parent))
     stop = stop_on_signals()
     try:

@@ -29,12 +29,20 @@ def start(kit: Path = _KIT) -> None:
     Connects to the coordinator; no port is opened on this machine.
     """
     from fedllm.identity.kits import read_kit
-    from fedllm.processes import keep_running, only_one, say, stop_on_signals
+    from fedllm.processes import (
+        keep_memory_private,
+        keep_running,
+        only_one,
+        say,
+        stop_on_signals,
+    )
 
+    keep_memory_private()
+    stop = stop_on_signals()
     read_kit(kit, "authority")
     arguments = ["authority", str(kit.absolute())]
     with only_one(kit / "state" / "authority.lock", "a key authority"):
-        sys.exit(keep_running("fedllm_client.node", arguments, stop_on_signals(), say))
+        sys.exit(keep_running("fedllm_client.node", arguments, stop, say) or stop.exit_code)
 
 
 @app.command()

@@ -93,8 +93,16 @@ def start(
     from fedllm.federation.site.carrying import require_carried
     from fedllm.federation.site.files import SiteFiles
     from fedllm.identity.kits import read_kit
-    from fedllm.processes import keep_running, only_one, say, stop_on_signals
+    from fedllm.processes import (
+        keep_memory_private,
+        keep_running,
+        only_one,
+        say,
+        stop_on_signals,
+    )
 
+    keep_memory_private()
+    stop = stop_on_signals()
     own = read_kit(kit, "site")
     files = SiteFiles.of_kit(own.folder)
     require_carried(files.ledger, files.memory, own.identity, own.roster)
@@ -107,4 +115,4 @@ def start(
             )
     arguments = ["site", str(kit.absolute()), str(policy.absolute())]
     with only_one(kit / "state" / "client.lock", "a client"):
-        sys.exit(keep_running("fedllm_client.node", arguments, stop_on_signals(), say))
+        sys.exit(keep_running("fedllm_client.node", arguments, stop, say) or stop.exit_code)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
+from fedllm.commands.prompts import asked
 from fedllm.errors import ConfigError, FedllmError
 
 if TYPE_CHECKING:
     from fedllm.identity.roster import Role, Roster
 
+_SAME = "Did the other side read the same to you, over a call you made?"
 _OUT = typer.Option(
     ..., "--out", metavar="KIT", help="Folder to make for the keys, which never leave it."
 )
@@ -134,7 +136,7 @@ def confirm_fingerprint(what: str, actual: str, said: str | None, option: str) -
 
     if said is None and sys.stdin.isatty():
         print(f"fingerprint of {what}: {actual}")
-        if not typer.confirm("Did the other side read the same to you, over a call you made?"):
+        if not asked(lambda: typer.confirm(_SAME)):
             raise FedllmError("not confirmed; nothing was changed")
         return
     if said is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import typer
 
+from fedllm.commands.prompts import asked
 from fedllm.errors import ConfigError
 
 _MAX_BYTES = 1024
@@ -68,8 +69,15 @@ def _somebody_is_there() -> bool:
 
 def _typed(words: str, twice: bool) -> bytes | None:
     # click shows no letter of it, and asks again until both are the same.
-    text = typer.prompt(
-        words, default="", show_default=False, hide_input=True, confirmation_prompt=twice, err=True
+    text = asked(
+        lambda: typer.prompt(
+            words,
+            default="",
+            show_default=False,
+            hide_input=True,
+            confirmation_prompt=twice,
+            err=True,
+        )
     )
     return text.encode() or None
 

@@ -60,6 +60,7 @@ def as_json(folder: Path, done: Provisioned) -> dict[str, Any]:
         "parties": [
             {
                 "name": member.name,
+                "title": done.state.config.titles.get(member.name),
                 "role": member.role,
                 "signing_key": member.signing_key,
                 "keys_made": "here" if member.made_here else "by the party",
@@ -94,7 +95,9 @@ def print_table(folder: Path, done: Provisioned) -> None:
     for member in done.state.members:
         made = "here" if member.made_here else "by the party"
         since = f"{member.since:%Y-%m-%d}"
-        table.add_row(safe(member.name), member.role, made, since, member.signing_key[:16])
+        title = done.state.config.titles.get(member.name)
+        name = f"{title} ({member.name})" if title else member.name
+        table.add_row(safe(name), member.role, made, since, member.signing_key[:16])
     for gone in done.state.revoked:
         table.add_row(safe(gone.name), "revoked", "", f"{gone.at:%Y-%m-%d}", gone.signing_key[:16])
     console.print(table)

@@ -10,7 +10,7 @@ import typer
 from fedllm.commands import options
 from fedllm.commands.base_model import with_base_model
 from fedllm.config import load_run_config
-from fedllm.errors import ConfigError
+from fedllm.errors import ConfigError, InterruptedRunError
 
 
 def run(
@@ -75,8 +75,9 @@ def _watch(folder: Path, json_output: bool) -> None:
     try:
         job = follow_run(folder, terminal_observer())
     except KeyboardInterrupt:
-        typer.echo("the run goes on; come back with --follow, stop it with --cancel", err=True)
-        raise typer.Exit(0) from None
+        raise InterruptedRunError(
+            "the run goes on", "come back with --follow, stop it with --cancel"
+        ) from None
     if job.status != "finished":
         raise error_of(job)
     summary = read_summary(folder)

@@ -31,15 +31,18 @@ def start(
 ) -> None:
     """Serve the federation and carry its runs until stopped."""
     from fedllm.identity.kits import read_kit, split_address
-    from fedllm.processes import say, stop_on_signals
+    from fedllm.processes import keep_memory_private, say, stop_on_signals
     from fedllm_server.service import Service
 
+    keep_memory_private()
     found = read_kit(kit.absolute(), "coordinator")
     host, port = split_address(found.address) if listen is None else _asked(listen)
     if listen is None and host not in ("127.0.0.1", "localhost", "::1"):
         # An address of IPv6 is reached on all interfaces of IPv6, which take IPv4 as well.
         host = "::" if ":" in host else "0.0.0.0"  # noqa: S104
-    Service(found, (host, port), say).run(stop_on_signals())
+    stop = stop_on_signals()
+    Service(found, (host, port), say).run(stop)
+    sys.exit(stop.exit_code)
 
 
 def _asked(listen: str) -> tuple[str, int]:
@@ -94,7 +97,9 @@ def _print_status(found: dict[str, Any]) -> None:
     nodes = Table("Party", "Connected", "Since")
     for node in found["nodes"]:
         here = node["online"] and found["running"]
-        nodes.add_row(safe(node["name"]), "yes" if here else "no", node["since"] or "never")
+        title = node.get("title")
+        name = f"{title} ({node['name']})" if title else node["name"]
+        nodes.add_row(safe(name), "yes" if here else "no", node["since"] or "never")
     console.print(nodes)
     runs = Table("Run", "Status", "Rounds", "Submitted")
     for run in found["runs"]:

@@ -11,7 +11,7 @@ import typer
 from fedllm.commands import options
 from fedllm.commands.base_model import with_base_model
 from fedllm.config import load_run_config, load_site_policy
-from fedllm.errors import FedllmError
+from fedllm.errors import InterruptedRunError
 
 
 class Engine(StrEnum):
@@ -65,7 +65,7 @@ def simulate(
             observers=[terminal_observer()],
         )
     except KeyboardInterrupt:
-        raise FedllmError(
+        raise InterruptedRunError(
             f"interrupted; finished rounds are kept in {folder}, a round that was begun stays "
             "charged",
             "go on with the same command and --resume",

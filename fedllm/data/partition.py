@@ -6,7 +6,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from fedllm.errors import DataError
 from fedllm.randomness import RandomStream
 
 _REDRAWS = 200
-_NAME_LENGTH = 64
+_NAME_LENGTH, _TITLE_LENGTH = 64, 100
 
 
 def split_into_sites(
@@ -150,6 +150,13 @@ def _natural(records: Sequence[Record], column: str) -> dict[str, list[Record]]:
             f"persons with records at more than one site of column '{column}': {shared}",
             "keep each person at one site, or leave out data.site and use data.partition",
         )
+    normal = Counter(_normal(value) for value in by_value)
+    twice = [value for value, count in normal.items() if count > 1]
+    if twice:
+        raise DataError(
+            f"the site column '{column}' spells {len(twice)} names in two ways that look the same",
+            "write it in one Unicode normal form (NFC)",
+        )
     names = site_names(list(by_value))
     return {names[value]: by_value[value] for value in sorted(by_value, key=names.__getitem__)}
 
@@ -178,6 +185,24 @@ def site_names(values: Sequence[str]) -> dict[str, str]:
     if len({name.lower() for name in names.values()}) < len(names):
         raise DataError("two sites have the same name", "rename one of them in the site column")
     return names
+
+
+def site_titles(sites: Mapping[str, Sequence[Record]]) -> dict[str, str]:
+    """Return natural sites' names as their column writes them, where the safe name is another.
+
+    In Unicode's normal form C, and such that a terminal can show it.
+    """
+    titles = {}
+    for name, records in sites.items():
+        value = records[0].site if records else None
+        title = "".join(c if c.isprintable() else " " for c in _normal(value or "")).strip()
+        if title and title != name:
+            titles[name] = title[:_TITLE_LENGTH]
+    return titles
+
+
+def _normal(value: str) -> str:
+    return unicodedata.normalize("NFC", value)
 
 
 def _plain_name(value: str) -> str:

@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedllm.config import Section, parse, read_toml
 from fedllm.identity.roster import ROLES, is_site_name
+from fedllm.identity.titles import complaint, normal
 
 Days = Annotated[int, Field(ge=1, le=36500)]
 Keys = Literal["here", "enrolled"]
@@ -68,6 +69,8 @@ class FederationConfig(Section):
     sites : list of str
         Sites whose kits are made here. Those that make their keys themselves need not be
         listed; they join by ``fedllm provision sign``.
+    titles : mapping of str to str
+        Names of sites for people, in any script, by the sites' names.
     min_cohort : int
         Smallest number of sites whose sum the key authority opens, in any run.
     validity_days : int
@@ -80,6 +83,7 @@ class FederationConfig(Section):
     coordinator: CoordinatorSection
     authority: AuthoritySection = AuthoritySection()
     sites: tuple[str, ...] = ()
+    titles: dict[str, str] = Field(default_factory=dict)
     min_cohort: Annotated[int, Field(ge=2)] = 2
     validity_days: Days = 397
     ca_validity_days: Days = 3650
@@ -90,13 +94,25 @@ class FederationConfig(Section):
             if not is_site_name(name):
                 raise ValueError(
                     f"sites: {name!r} cannot name a site; use lower-case letters, digits and "
-                    f"inner hyphens, at most 63, and not {', '.join(ROLES)}"
+                    f"inner hyphens, at most 63, and not {', '.join(ROLES)}; the name as people "
+                    "write it goes under [titles]"
                 )
         if len(set(self.sites)) != len(self.sites):
             raise ValueError("sites: a name stands there twice")
         if self.validity_days > self.ca_validity_days:
             raise ValueError("validity_days is longer than ca_validity_days")
         return self
+
+    @field_validator("titles")
+    @classmethod
+    def _titles_can_be_told_apart(cls, titles: dict[str, str]) -> dict[str, str]:
+        found = {name: normal(title) for name, title in titles.items()}
+        wrong = [name for name in found if not is_site_name(name)]
+        if wrong:
+            raise ValueError(f"titles: {wrong[0]!r} is not the name of a site")
+        if words := complaint(found):
+            raise ValueError(f"titles: {words}")
+        return found
 
     @property
     def address(self) -> str:

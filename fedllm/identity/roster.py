@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fedllm.errors import PeerError
 from fedllm.identity.certificates import UNREADABLE
 from fedllm.identity.keys import verify_signature
+from fedllm.identity.titles import complaint
 
 Role = Literal["coordinator", "authority", "operator", "site"]
 ROLES: tuple[Role, ...] = ("coordinator", "authority", "operator", "site")
@@ -68,6 +69,8 @@ class Roster:
     former : mapping of str to tuple of bytes
         For a site that enrolled anew under its name, the keys it had before; all of them are
         revoked. Its new ledger must say what was spent under them.
+    titles : mapping of str to str
+        Names of sites for people, in any script, for those that have one.
     issued, expires : datetime, optional
         When it was signed, and from when on nobody may rely on it (UTC).
     """
@@ -84,6 +87,7 @@ class Roster:
     authorities_pem: str = ""
     min_cohort: int = 1
     former: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
+    titles: Mapping[str, str] = field(default_factory=dict)
     issued: datetime | None = None
     expires: datetime | None = None
 
@@ -101,6 +105,11 @@ class Roster:
             raise PeerError(
                 f"'{name}' is not in the roster", "only the federation's operator can add a site"
             ) from None
+
+    def shown(self, name: str) -> str:
+        """Return a site's name as people should see it: its title, if it has one, and the name."""
+        title = self.titles.get(name)
+        return f"{title} ({name})" if title else name
 
     def key_of(self, role: Role, name: str) -> bytes | None:
         """Return the public key of a party, or None if the roster does not hold it."""
@@ -202,7 +211,9 @@ def _to_plain(roster: Roster) -> dict[str, Any]:
 
     # Left out where nobody did, so that such rosters stay as they always were.
     former = {name: [one.hex() for one in keys] for name, keys in sorted(roster.former.items())}
-    return ({"former": former} if former else {}) | {
+    titles = dict(sorted(roster.titles.items()))
+    optional = {"former": former, "titles": titles}
+    return {name: value for name, value in optional.items() if value} | {
         "federation": roster.federation,
         "version": roster.version,
         "issued": time(roster.issued),
@@ -237,6 +248,7 @@ def _from_plain(plain: Any) -> Roster:
                 str(name): tuple(bytes.fromhex(key) for key in keys)
                 for name, keys in plain.get("former", {}).items()
             },
+            titles={str(name): str(title) for name, title in plain.get("titles", {}).items()},
             issued=_time(plain.get("issued")),
             expires=_time(plain.get("expires")),
         )
@@ -274,6 +286,10 @@ def _check_signed(roster: Roster) -> None:
         raise PeerError(f"the roster names a site {bad[0]!r}, which is no valid name", _FETCH)
     if roster.version < 1 or roster.expires is None or not roster.authorities_pem:
         raise PeerError("the roster was made for a simulation, not for a network", _FETCH)
+    if set(roster.titles) - set(roster.sites):
+        raise PeerError("the roster holds a name for people of an unknown site", _FETCH)
+    if words := complaint(roster.titles):
+        raise PeerError(f"the roster's names for people: {words}", _FETCH)
     if set(roster.node_keys) - set(roster.sites) - {"authority"}:
         raise PeerError("the roster holds the node key of an unknown party", _FETCH)
     for name, pem in roster.node_keys.items():

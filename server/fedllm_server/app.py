@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from flwr.app import Context
@@ -32,8 +32,8 @@ class GridSites:
     ----------
     grid : Grid
         Flower's.
-    nodes : list of int
-        Ids of the nodes that are asked to join.
+    nodes : mapping of str to int
+        Ids of the nodes that are asked to join, and what each is called until then.
     timeout_s : float
         How long one exchange waits.
     presence : Presence, optional
@@ -41,10 +41,14 @@ class GridSites:
     """
 
     def __init__(
-        self, grid: Grid, nodes: list[int], timeout_s: float, presence: Presence | None = None
+        self,
+        grid: Grid,
+        nodes: Mapping[str, int],
+        timeout_s: float,
+        presence: Presence | None = None,
     ) -> None:
         self._grid = grid
-        self._nodes = {f"node {node}": node for node in nodes}
+        self._nodes = dict(nodes)
         self._timeout_s = timeout_s
         self._presence = presence
         self._node_of: dict[str, int] = {}
@@ -81,6 +85,9 @@ class GridSites:
         yield from self._ask("query.unmask", request, self._known(names), Unmasked)
 
     def _known(self, names: tuple[str, ...]) -> dict[str, int]:
+        for name in names:
+            if name not in self._node_of:
+                raise PeerError(f"'{name}' is not connected any more", "see the site's own log")
         return {name: self._node_of[name] for name in names}
 
     def _ask(

@@ -53,7 +53,7 @@ class FleetSites(GridSites):
         timeout_s: float,
         say: Callable[[str], None],
     ) -> None:
-        super().__init__(grid, [], timeout_s, presence)
+        super().__init__(grid, {}, timeout_s, presence)
         self._there = presence
         self._keys = dict(keys)
         self._min_sites = min_sites

@@ -209,6 +209,9 @@ class Loop:
                 return state, self._attempt(state, number, noise)
             except PeerError as error:
                 if left == 0:
+                    self._place.observer.note(
+                        f"round {number} failed {_MAX_ATTEMPTS} times, the last time: {error}"
+                    )
                     raise
                 self._place.observer.note(f"round {number} failed and is tried again: {error}")
                 self._members = self._gather(number)
@@ -247,6 +250,9 @@ class Loop:
             adapter,
             partial(self._place.observer.site_answered, statement.round),
         )
+        for site, why in sorted(outcome.dropped.items()):
+            who = self._place.roster.shown(site)
+            self._place.observer.note(f"round {statement.round} goes on without site {who}: {why}")
         self._keep_heads(statement, outcome.heads)
         return outcome
 

@@ -13,7 +13,7 @@ from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.transport.flower import GridPresence
 from fedllm.federation.transport.superlink import Ticket, grid_of
 from fedllm.identity.kits import Kit, read_kit
-from fedllm.processes import die_with_parent
+from fedllm.processes import die_with_parent, keep_memory_private, say
 from fedllm.runs import names
 from fedllm.runs.checkpoints import load_checkpoint
 from fedllm.runs.folder import finished_summary, locked, require_same_model, require_same_run
@@ -40,12 +40,14 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
         from fedllm.federation.protocol.terms import make_terms
         from fedllm_server.finishing import finish, known_sites
         from fedllm_server.fleet import FleetAuthority, FleetSites
+        from fedllm_server.journal import JournalObserver
         from fedllm_server.loop import Loop, Workplace, starting_state
 
         began = time.perf_counter()
         config = read_config(folder)
         torch.set_num_threads(config.engine.threads or os.cpu_count() or 1)
-        watching = Observers.of([ProgressFile(folder)])
+        journal = JournalObserver(config.name, say)
+        watching = Observers.of([ProgressFile(folder), journal])
         with locked(folder, "--kit"):
             found = load_checkpoint(folder / names.CHECKPOINTS)
             if found is not None:
@@ -75,6 +77,7 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
 def main() -> None:
     """Carry a run; the arguments are PARENT KIT FOLDER, the ticket comes on standard input."""
     parent, kit_folder, folder = sys.argv[1:]
+    keep_memory_private()
     die_with_parent(int(parent))
     ticket = Ticket(**json.load(sys.stdin))
     try:

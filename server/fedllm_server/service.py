@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import Popen
 
-from fedllm.errors import ConfigError, FedllmError
+from fedllm.errors import ConfigError, FedllmError, one_line
 from fedllm.federation.transport.listener import Listener
 from fedllm.federation.transport.superlink import SuperLink
 from fedllm.files import write_json
@@ -22,6 +22,7 @@ from fedllm.runs.checkpoints import newest_round
 from fedllm.runs.job import Job, read_job, read_outcome, write_job
 from fedllm.runs.record import read_config
 from fedllm_server.jobs import all_jobs, coordinator_lock
+from fedllm_server.journal import Comings
 
 _POLL_S, _STATUS_S = 0.3, 2.0
 _MAX_IDLE_STARTS = 5
@@ -54,6 +55,7 @@ class Service:
             raise ConfigError(f"the kit {kit.folder} has no server certificate", "restore it")
         self._kit = kit
         self._say = say
+        self._comings = Comings(say)
         self._listener = Listener(*listen, kit.server_certificate, kit.server_key)
         self._roster_time = 0
         self._work: _Work | None = None
@@ -151,7 +153,8 @@ class Service:
             return
         ended = replace(job, status="cancelled") if cancelled else self._outcome(work, job)
         write_job(work.folder, ended)
-        self._say(f"run '{job.name}': {ended.status}")
+        why = f": {ended.error['message']} -> {ended.error['remedy']}" if ended.error else ""
+        self._say(one_line(f"run '{job.name}': {ended.status}{why}"))
 
     def _outcome(self, work: _Work, job: Job) -> Job:
         outcome = read_outcome(work.folder)
@@ -180,13 +183,18 @@ class Service:
             {**asdict(job), "round": _round(folder), "rounds": _rounds(folder)}
             for folder, job in all_jobs(self._kit.folder)
         ]
+        nodes = link.nodes()
+        if running:
+            self._comings.look(nodes, self._kit.roster)
         status = {
             "federation": self._kit.federation,
             "address": self._kit.address,
             "roster_version": self._kit.roster.version,
             "running": running,
             "started": self._started,
-            "nodes": [asdict(node) for node in link.nodes()],
+            "nodes": [
+                {**asdict(node), "title": self._kit.roster.titles.get(node.name)} for node in nodes
+            ],
             "runs": runs,
         }
         write_json(self._kit.folder / "state" / "status.json", status)

@@ -17,6 +17,7 @@ from fedllm.config import (
     to_toml,
     with_absolute_locations,
 )
+from fedllm.data.partition import site_titles
 from fedllm.data.records import Record
 from fedllm.files import make_output_folder, write_bytes
 from fedllm.identity.keys import Identity
@@ -155,7 +156,7 @@ def _simulate(
     state = starting_state(config, model, task.state)
     require_same_model(state.model, model.fingerprint, out)
     _write_request(task)
-    roster, authority = _parties(config, source, names)
+    roster, authority = _parties(config, source, names, site_titles(records))
     figures = SiteFigures(source, names, config)
     place = Workplace(out, model, encoded, roster, watching, figures)
     for warning in (*given_up(config), *weak_delta(config, _units(config, records))):
@@ -163,13 +164,16 @@ def _simulate(
 
     def work(grid: Grid) -> None:
         nodes = nodes_of(grid, len(names), config.rounds.timeout_s)
-        sites = GridSites(grid, nodes, config.rounds.timeout_s)
+        # Which node Ray made which site, only the sites' own answers say.
+        known = names if task.engine == "inprocess" else [f"node {node}" for node in nodes]
+        calls = dict(zip(known, nodes, strict=True))
+        sites = GridSites(grid, calls, config.rounds.timeout_s)
         terms = make_terms(config, model, state.run)
         final = Loop(config, place, terms, sites, authority).run(state)
         model.set_adapter(final.adapter)
 
     try:
-        _run(task.engine, make_server_app(work), make_client_app(source), len(names), threads)
+        _run(task.engine, make_server_app(work), make_client_app(source), names, threads)
     finally:
         authority.forget()
     return finish(out, config, model, state.run, names, started, simulated=True)
@@ -192,18 +196,22 @@ def _units(config: RunConfig, records: dict[str, list[Record]]) -> list[int]:
 
 
 def _run(
-    engine: Engine, server_app: ServerApp, client_app: ClientApp, nodes: int, threads: int
+    engine: Engine,
+    server_app: ServerApp,
+    client_app: ClientApp,
+    names: tuple[str, ...],
+    threads: int,
 ) -> None:
     from fedllm.federation.transport.engines import run_in_process, run_with_ray
 
     if engine == "ray":
-        run_with_ray(server_app, client_app, nodes, threads)
+        run_with_ray(server_app, client_app, len(names), threads)
     else:
-        run_in_process(server_app, client_app, nodes)
+        run_in_process(server_app, client_app, names)
 
 
 def _parties(
-    config: RunConfig, source: SimulatedSites, names: tuple[str, ...]
+    config: RunConfig, source: SimulatedSites, names: tuple[str, ...], titles: dict[str, str]
 ) -> tuple[Roster, Authority]:
     """Make the keys of parties that have none yet, and write the roster."""
     from fedllm.federation.authority.authority import Authority
@@ -215,7 +223,7 @@ def _parties(
             Identity.generate(name).save(folder)
         identities[name] = Identity.load(name, folder)
     keys = {name: identities[name].public_bytes() for name in names}
-    roster = Roster(identities[_AUTHORITY].public_bytes(), keys)
+    roster = Roster(identities[_AUTHORITY].public_bytes(), keys, titles=titles)
     write_bytes(source.folder / files.ROSTER, roster.to_json().encode())
     minimum = config.rounds.min_sites
     return roster, Authority(identities[_AUTHORITY], roster, minimum, full_errors=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedllm.config import DataSection
-from fedllm.data.partition import site_names, split_into_sites
+from fedllm.data.partition import site_names, site_titles, split_into_sites
 from fedllm.data.records import Record
 from fedllm.errors import DataError
 
@@ -182,3 +183,45 @@ def test_site_names_of_values_that_meet():
     assert names["Ward 1"].startswith("Ward-1-")
     assert names["ward-1"] != "ward-1"
     assert len(names["x" * 80]) == 64
+
+
+def at_sites(*values):
+    return [
+        Record({"text": f"t{i}", "label": "x"}, None, value, f"r:{i}")
+        for i, value in enumerate(values)
+    ]
+
+
+def test_natural_sites_keep_the_names_that_people_gave_them():
+    rows = at_sites("Südklinik", "北京医院", "CDC", unicodedata.normalize("NFD", "Klinik Öst"))
+    sites = split_into_sites(rows, section(site="where"), 0)
+    titles = site_titles(sites)
+    assert titles["Sudklinik"] == "Südklinik"
+    assert titles["Klinik-Ost"] == "Klinik Öst"
+    assert "CDC" not in titles
+    (other,) = set(titles) - {"Sudklinik", "Klinik-Ost"}
+    assert titles[other] == "北京医院"
+    assert other.startswith("site-")
+
+
+def test_two_spellings_of_one_name_are_refused():
+    rows = at_sites("Südklinik", unicodedata.normalize("NFD", "Südklinik"))
+    with pytest.raises(DataError, match="spells 1 names in two ways that look the same"):
+        split_into_sites(rows, section(site="where"), 0)
+
+
+@pytest.mark.parametrize(
+    ("count", "first", "last"),
+    [
+        (1, "site-00", "site-00"),
+        (10, "site-00", "site-09"),
+        (99, "site-00", "site-98"),
+        (100, "site-00", "site-99"),
+        (101, "site-000", "site-100"),
+    ],
+)
+def test_simulated_names_sort_and_stay_unique(count, first, last):
+    rows = [Record({"text": str(i), "label": "x"}, None, None, f"r:{i}") for i in range(count)]
+    names = list(split_into_sites(rows, section(sites=count, partition="iid"), 0))
+    assert (names[0], names[-1], len(set(names))) == (first, last, count)
+    assert names == sorted(names)

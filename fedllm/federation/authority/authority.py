@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fedllm.encryption.pack import unpack
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
-from fedllm.errors import FedllmError, RefusedError, RepeatError
+from fedllm.errors import FedllmError, PeerError, RefusedError, RepeatError, one_line
 from fedllm.federation.protocol.masks import hex_bytes, mask_scope, reveal_purpose, take_masks_off
 from fedllm.federation.protocol.messages import (
     OpenRound,
@@ -31,6 +31,7 @@ from fedllm.federation.protocol.statements import (
     require_cohort,
 )
 from fedllm.federation.protocol.wire import parse_header
+from fedllm.files import explained
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.identity.sealing import SealingKey
@@ -100,6 +101,8 @@ class Authority:
         Remembers which rounds were opened; in memory by default.
     full_errors : bool
         Whether refusals carry the text of unforeseen errors (simulation).
+    say : callable
+        Hears, a line each, which rounds and sums were opened or refused; the service's journal.
     """
 
     def __init__(
@@ -111,12 +114,14 @@ class Authority:
         make_key: Callable[[EncryptionPlan], RoundKey] = SecretRoundKey.generate,
         opened: OpenedRounds | None = None,
         full_errors: bool = False,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._identity = identity
         self._roster = roster
         self._min_cohort = min_cohort
         self._make_key = make_key
         self._full_errors = full_errors
+        self._say = say
         self._opened = opened or OpenedRounds()
         self._statement = ""
         self._secret: RoundKey | None = None
@@ -127,20 +132,27 @@ class Authority:
 
         A round is opened at most once: the same run, round and attempt again is refused.
         """
+        about = f"{_which(request.header.statement)}: "
         try:
-            return self._open_round(request)
-        except FedllmError as error:
-            refusal = Refusal.of(error, self._full_errors)
+            opened = self._open_round(request)
+        except (FedllmError, OSError) as error:
+            refusal = self._refusal(f"{about}not opened", error)
             return RoundOpened(RoundOpenedHeader(refusal=refusal), b"")
+        self._say(one_line(f"{about}a key was made"))
+        return opened
 
     def open_sum(self, request: OpenSum) -> SumOpened:
         """Open the sum of the round that is open, once, and forget its key."""
+        about = f"{_which(request.header.statement)}: "
         try:
-            return self._open_sum(request)
-        except FedllmError as error:
-            return SumOpened(SumOpenedHeader(refusal=Refusal.of(error, self._full_errors)), b"")
+            opened = self._open_sum(request)
+        except (FedllmError, OSError) as error:
+            refusal = self._refusal(f"{about}its sum was not opened", error)
+            return SumOpened(SumOpenedHeader(refusal=refusal), b"")
         finally:
             self.forget()
+        self._say(one_line(f"{about}the sum of {opened.header.count} sites was opened"))
+        return opened
 
     def forget(self) -> None:
         """Wipe the secret key of the current round."""
@@ -149,6 +161,12 @@ class Authority:
         self._secret = None
         self._sealing = None
         self._statement = ""
+
+    def _refusal(self, what: str, error: Exception) -> Refusal:
+        found = explained(error)
+        words = found.message if isinstance(found, FedllmError) else str(found)
+        self._say(one_line(f"{what}: {type(found).__name__}: {words}"))
+        return Refusal.of(found, self._full_errors, "the key authority")
 
     def _open_round(self, request: OpenRound) -> RoundOpened:
         proposal = parse_header(RoundStatement, request.header.statement)
@@ -206,3 +224,15 @@ class Authority:
         require(len(header.reveals) == len(header.survivors), "a survivor's reveal is missing")
         pairs = zip(header.survivors, header.reveals, strict=True)
         return [key.open(hex_bytes(text), reveal_purpose(statement, site)) for site, text in pairs]
+
+
+def _which(text: str) -> str:
+    """Say which round a statement is about, whoever wrote it."""
+    try:
+        statement = parse_header(RoundStatement, text)
+    except PeerError:
+        return "a round whose statement cannot be read"
+    return (
+        f"run {statement.run}, round {statement.round} of {statement.rounds}, attempt "
+        f"{statement.attempt}, {statement.purpose}, {len(statement.cohort)} sites"
+    )

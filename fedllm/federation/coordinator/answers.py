@@ -27,6 +27,13 @@ Answer = TypeVar("Answer", Joined, Trained, Settled, Unmasked)
 Named = TypeVar("Named", Trained, Settled, Unmasked)
 
 
+def called(answer: Joined | FedllmError, node: str, roster: Roster) -> str:
+    """Return a site's name in the roster: the node's, or what the site says; else the node."""
+    if isinstance(answer, FedllmError) or node in roster.sites:
+        return node
+    return answer.header.site if answer.header.site in roster.sites else node
+
+
 def joined_member(answer: Joined | FedllmError, node: str) -> Member:
     """Return what a site says of itself that takes part.
 
@@ -62,8 +69,14 @@ class UpdateCollector:
         self._heard = heard
 
     def collect(self, answers: Iterator[tuple[str, Trained | FedllmError]]) -> None:
-        """Take all answers; a site whose answer is refused counts as dropped."""
-        for name, answer in answers:
+        """Take all answers; a site whose answer is refused, or that gave none, counts as dropped.
+
+        Raises
+        ------
+        PeerError
+            If a site answered twice, or one that was not asked.
+        """
+        for name, answer in _once(answers, self._statement.names):
             started = time.perf_counter()
             try:
                 self._add(name, answer)
@@ -73,6 +86,9 @@ class UpdateCollector:
             self.seconds += time.perf_counter() - started
             done = len(self.survivors) + len(self.failures)
             self._heard(name, done, len(self._statement.cohort))
+        for name in self._statement.names:
+            if name not in self.failures and name not in self.survivors:
+                self.failures[name] = _silent(name)
 
     def _add(self, name: str, answer: Trained | FedllmError) -> None:
         if isinstance(answer, Trained):
@@ -93,10 +109,30 @@ def all_answers(
     ------
     FedllmError
         What was wrong with the first answer that is not good.
+    PeerError
+        If a site did not answer, answered twice, or was not asked.
     """
-    result = {name: _from_site(answer, name) for name, answer in answers}
-    require(set(result) == set(names), "a survivor of the round did not answer")
+    result = {name: _from_site(answer, name) for name, answer in _once(answers, names)}
+    for name in names:
+        if name not in result:
+            raise _silent(name)
     return result
+
+
+def _once(
+    answers: Iterator[tuple[str, Named | FedllmError]], names: tuple[str, ...]
+) -> Iterator[tuple[str, Named | FedllmError]]:
+    """Pass answers on, each of a site that was asked and has not answered before."""
+    waiting = set(names)
+    for name, answer in answers:
+        require(name in names, f"'{name}' answered and was not asked")
+        require(name in waiting, f"'{name}' answered twice")
+        waiting.remove(name)
+        yield name, answer
+
+
+def _silent(name: str) -> PeerError:
+    return PeerError(f"'{name}' did not answer", "see the site's own log")
 
 
 def too_few(there: int, needed: int, failures: list[FedllmError]) -> FedllmError:

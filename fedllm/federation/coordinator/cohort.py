@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from fedllm.config import RunConfig
 from fedllm.errors import FedllmError
-from fedllm.federation.coordinator.answers import joined_member, too_few
+from fedllm.federation.coordinator.answers import called, joined_member, too_few
 from fedllm.federation.coordinator.parties import Sites
 from fedllm.federation.protocol.messages import Join, JoinHeader, Member
 from fedllm.federation.protocol.statements import check_member, require
@@ -42,7 +42,7 @@ def gather_cohort(
     refusals: list[FedllmError] = []
     for node, answer in sites.join(Join(header)):
         try:
-            member = joined_member(answer, node)
+            member = joined_member(answer, called(answer, node, roster))
             check_member(member, terms.run, roster)
             require(member.name not in members, f"two nodes say that they are '{member.name}'")
         except FedllmError as error:

@@ -129,8 +129,12 @@ class Join(Wire):
 
 
 class JoinedHeader(Header):
-    """A site's yes: its name and its signed mask key, or its no."""
+    """A site's yes: its signed mask key, or its no; and its name.
 
+    The name of a no is what the site says of itself, for people to read.
+    """
+
+    site: str = ""
     member: Member | None = None
     refusal: Refusal | None = None
 

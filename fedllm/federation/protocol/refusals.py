@@ -12,6 +12,7 @@ from fedllm.errors import (
     PeerError,
     RefusedError,
     RepeatError,
+    StorageError,
     TrainingError,
 )
 from fedllm.federation.protocol.wire import Header
@@ -22,6 +23,7 @@ _TRAVELLING = (
     DataError,
     ConfigError,
     TrainingError,
+    StorageError,
     PeerError,
     RepeatError,
 )
@@ -45,11 +47,12 @@ class Refusal(Header):
     _KINDS: ClassVar[dict[str, type[FedllmError]]] = {kind.__name__: kind for kind in _TRAVELLING}
 
     @classmethod
-    def of(cls, error: BaseException, full_text: bool) -> Refusal:
+    def of(cls, error: BaseException, full_text: bool, whose: str = "the site") -> Refusal:
         """Describe an error; private text is left out unless ``full_text``.
 
         The words of a refusal by policy or budget, or of something twice, speak of public
-        numbers only and always travel; every other error shrinks to its kind.
+        numbers only and always travel; every other error shrinks to its kind. ``whose`` log has
+        the details, it says then.
         """
         names = (kind.__name__ for kind in type(error).__mro__)
         kind = next((name for name in names if name in cls._KINDS), "FedllmError")
@@ -59,7 +62,7 @@ class Refusal(Header):
             return cls(kind=kind, message=error.message, remedy=error.remedy)
         if full_text:
             return cls(kind=kind, message=f"{type(error).__name__}: {error}")
-        return cls(kind=kind, message=kind, remedy="the site's own log has the details")
+        return cls(kind=kind, message=kind, remedy=f"{whose}'s own log has the details")
 
     def to_error(self, who: str) -> FedllmError:
         """Return the error that this refusal stands for."""

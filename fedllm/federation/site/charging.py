@@ -13,7 +13,8 @@ from fedllm.errors import RefusedError
 from fedllm.federation.protocol.messages import RoundStatement
 from fedllm.identity.keys import Identity
 from fedllm.mechanisms import Cost, mechanism_of
-from fedllm.privacy.accounting.accountants import epsilon
+from fedllm.privacy.accounting.accountants import upper_bound
+from fedllm.privacy.accounting.events import fold
 from fedllm.privacy.ledger.budget import Ceiling, Charge
 from fedllm.privacy.ledger.entries import Head
 from fedllm.privacy.ledger.fingerprints import FingerprintKey, identify
@@ -143,7 +144,12 @@ class SiteAccount:
 
     def epsilon_of_run(self, run: str, delta: float) -> float:
         """Return what one run has cost the data set so far."""
-        return epsilon(self._ledger.events_of_run(run), delta).value
+        return upper_bound(fold(self._ledger.events_of_run(run)), delta)
+
+    def left(self) -> float:
+        """Return how much epsilon the site's ceiling leaves to the data set."""
+        spent = upper_bound(fold(self._ledger.events(self._dataset)), self._budget.delta)
+        return max(0.0, self._budget.epsilon - spent)
 
     def _charge(self, run: str, number: int, config: RunConfig, cost: Cost) -> Charge:
         return Charge(

@@ -143,7 +143,7 @@ class OrderReader:
         key = PublicRoundKey.from_bytes(plan, request.public_key)
         require(key.fingerprint == statement.key, "the public key is not the signed one")
         model = self.model(config, header.labels, header.model)
-        adapter = np.frombuffer(request.adapter, dtype="<f4").astype(np.float32)
+        adapter = _read_adapter(request.adapter, model.manifest.length)
         quantiser = _quantiser(config, statement, plan, header.bounds, model)
         return Order(statement, config, plan, key, model, adapter, quantiser)
 
@@ -160,6 +160,20 @@ def read_plan(blob: bytes, statement: RoundStatement) -> EncryptionPlan:
     require(plan.fingerprint() == statement.plan, "the encryption plan is not the signed one")
     require(plan.max_sites >= len(statement.cohort), "the plan is for a smaller cohort")
     return plan
+
+
+def _read_adapter(blob: bytes, length: int) -> NDArray[np.float32]:
+    """Read where the site starts, float32 (P,).
+
+    Raises
+    ------
+    PeerError
+        If it has another length, or holds NaN or infinity.
+    """
+    require(len(blob) == 4 * length, "the adapter is not as long as this site's")
+    adapter = np.frombuffer(blob, dtype="<f4").astype(np.float32)
+    require(bool(np.isfinite(adapter).all()), "the adapter holds NaN or infinite values")
+    return adapter
 
 
 def _quantiser(

@@ -45,10 +45,11 @@ from fedllm.federation.site.carrying import require_carried
 from fedllm.federation.site.charging import SiteAccount
 from fedllm.federation.site.data import SiteData
 from fedllm.federation.site.files import SiteFiles
+from fedllm.federation.site.journal import Asked, Journal, Spent, asked_by
 from fedllm.federation.site.memory import SiteMemory
 from fedllm.federation.site.orders import Order, OrderReader, read_plan
 from fedllm.federation.site.work import SiteWork
-from fedllm.files import append_line
+from fedllm.files import append_line, explained
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.identity.sealing import seal_for
@@ -79,6 +80,10 @@ class Site:
         Keeps the base model in memory.
     full_errors : bool
         Whether errors leave with their whole text (simulation).
+    journal : Journal, optional
+        Hears of each round and each refusal; for the people of the site alone.
+    clock : callable
+        Gives seconds.
     """
 
     def __init__(
@@ -92,6 +97,8 @@ class Site:
         records: Callable[[Task], list[Record]],
         models: ModelCache,
         full_errors: bool = False,
+        journal: Journal | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.name = identity.name
         self._identity = identity
@@ -102,6 +109,8 @@ class Site:
         self._orders = OrderReader(identity, roster, policy.allow, models, model_path)
         self._work = SiteWork(self.name)
         self._full_errors = full_errors
+        self._journal = journal
+        self._clock = clock
         self._memory = SiteMemory(files.memory)
         self._accounts: dict[Task, SiteAccount] = {}
 
@@ -121,9 +130,14 @@ class Site:
             units = self._data.datasets(config, model).training.number_of_units
             length = model.manifest.length
             self._account(config.task).check_run(header.run, header.round, config, units, length)
-            return Joined(JoinedHeader(member=make_member(self._identity, header.run)))
+            member = make_member(self._identity, header.run)
+            return Joined(JoinedHeader(site=self.name, member=member))
 
-        return self._guarded(agree, lambda refusal: Joined(JoinedHeader(refusal=refusal)))
+        return self._guarded(
+            request,
+            agree,
+            lambda refusal: Joined(JoinedHeader(site=self.name, refusal=refusal)),
+        )
 
     def train(self, request: Train) -> Trained:
         """Do one round's work: check, reserve, train or evaluate, seal, commit, answer."""
@@ -143,7 +157,9 @@ class Site:
             return Trained(answer, sealed)
 
         return self._guarded(
-            work, lambda refusal: Trained(TrainedHeader(site=self.name, refusal=refusal), b"")
+            request,
+            work,
+            lambda refusal: Trained(TrainedHeader(site=self.name, refusal=refusal), b""),
         )
 
     def settle(self, request: Settle) -> Settled:
@@ -159,7 +175,7 @@ class Site:
             return Settled(SettledHeader(site=self.name, signature=signature))
 
         return self._guarded(
-            agree, lambda refusal: Settled(SettledHeader(site=self.name, refusal=refusal))
+            request, agree, lambda refusal: Settled(SettledHeader(site=self.name, refusal=refusal))
         )
 
     def unmask(self, request: Unmask) -> Unmasked:
@@ -184,7 +200,9 @@ class Site:
             return Unmasked(UnmaskedHeader(site=self.name, reveal=sealed.hex()))
 
         return self._guarded(
-            reveal, lambda refusal: Unmasked(UnmaskedHeader(site=self.name, refusal=refusal))
+            request,
+            reveal,
+            lambda refusal: Unmasked(UnmaskedHeader(site=self.name, refusal=refusal)),
         )
 
     def _require_memory(self, order: Order) -> None:
@@ -199,13 +217,42 @@ class Site:
                 "the site restores the file beside its ledger, or waits for the next run",
             )
 
-    def _guarded(self, work: Callable[[], Answer], refuse: Callable[[Refusal], Answer]) -> Answer:
+    def _guarded(
+        self,
+        request: Join | Train | Settle | Unmask,
+        work: Callable[[], Answer],
+        refuse: Callable[[Refusal], Answer],
+    ) -> Answer:
+        started = self._clock()
         try:
-            return work()
+            answer = work()
         except Exception as error:
+            found = explained(error)
             if not self._full_errors:
-                self._log_error(error)
-            return refuse(Refusal.of(error, self._full_errors))
+                self._log_error(found)
+            if self._journal is not None:
+                asked, seconds = asked_by(request), self._clock() - started
+                self._journal.refused(asked, found, seconds, self._spent(asked))
+            return refuse(Refusal.of(found, self._full_errors))
+        if self._journal is not None:
+            asked, seconds = asked_by(request), self._clock() - started
+            self._journal.done(asked, seconds, self._spent(asked))
+        return answer
+
+    def _spent(self, asked: Asked) -> Spent | None:
+        """Return what the journal says of the budget; None while no ledger is open for it."""
+        # Never opens one: a refusal leaves the ledger as it was.
+        account = next((a for task, a in self._accounts.items() if task == asked.task), None)
+        if account is None:
+            return None
+        budget = self._policy.budget
+        delta = asked.delta or budget.delta
+        try:
+            epsilon, left = account.epsilon_of_run(asked.run, delta), account.left()
+        except FedllmError:
+            # Why is in the refusal already.
+            return None
+        return Spent(epsilon, delta, left, budget.epsilon, budget.delta)
 
     def _train_round(self, order: Order) -> bytes:
         dataset = self._data.datasets(order.config, order.model).training
@@ -213,12 +260,12 @@ class Site:
         paid = self._account(order.config.task).reserve(
             order.statement, order.config, units, length
         )
-        started = time.perf_counter()
+        started = self._clock()
         levels, statistics = self._work.train(order, dataset, paid.noise_multiplier)
-        trained = time.perf_counter()
+        trained = self._clock()
         sealed = self._seal(order, levels)
         self._account(order.config.task).commit(paid)
-        self._log(order.statement, statistics, trained - started, time.perf_counter() - trained)
+        self._log(order.statement, statistics, trained - started, self._clock() - trained)
         return sealed
 
     def _evaluate_round(self, order: Order) -> bytes:
@@ -266,13 +313,20 @@ class Site:
             "empty_batches": statistics.empty_batches,
             "norm_quantiles": statistics.norm_quantiles,
         }
-        append_line(self._files.log, json.dumps(line))
+        self._append(line)
 
     def _log_error(self, error: Exception) -> None:
         # A library's own words may quote a record; where it failed says nothing of one.
         text = str(error) if isinstance(error, FedllmError) else _place(error)
-        line = {"error": type(error).__name__, "text": text}
-        append_line(self._files.log, json.dumps(line))
+        self._append({"error": type(error).__name__, "text": text})
+
+    def _append(self, line: dict[str, object]) -> None:
+        try:
+            append_line(self._files.log, json.dumps(line))
+        except FedllmError as error:
+            # What was paid for is not lost with its line, nor is a refusal.
+            if self._journal is not None:
+                self._journal.warn(error.message)
 
 
 def _place(error: Exception) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -24,9 +24,12 @@ _PARTITION = "partition-id"
 _FIRST_NODE = 100
 
 
-def run_in_process(server_app: ServerApp, client_app: ClientApp, nodes: int) -> None:
-    """Run both apps in this process; errors of the ServerApp are raised here."""
-    grid = LocalGrid(client_app, nodes)
+def run_in_process(server_app: ServerApp, client_app: ClientApp, names: Sequence[str]) -> None:
+    """Run both apps in this process, with a node for each site by name.
+
+    Errors of the ServerApp are raised here.
+    """
+    grid = LocalGrid(client_app, len(names), names=names)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
     with task_identity(1, SERVER_NODE):
         server_app(grid, context)
@@ -73,8 +76,11 @@ class LocalGrid(Grid):
     more than one site's update is in memory.
     """
 
-    def __init__(self, client_app: ClientApp, nodes: int, run_id: int = 1) -> None:
+    def __init__(
+        self, client_app: ClientApp, nodes: int, run_id: int = 1, names: Sequence[str] = ()
+    ) -> None:
         self._app = client_app
+        self._names = dict(enumerate(names, _FIRST_NODE))
         self._run = Run.create_empty(run_id=run_id)
         self._contexts = {
             node: Context(
@@ -150,9 +156,8 @@ class LocalGrid(Grid):
                 return self._app(message, self._contexts[node])
             except Exception as error:
                 # The reply carries no text; whoever runs the simulation sees it here.
-                _LOG.error(
-                    "node %s failed on %s", node, message.metadata.message_type, exc_info=error
-                )
+                who = self._names.get(node, f"node {node}")
+                _LOG.error("%s failed on %s", who, message.metadata.message_type, exc_info=error)
                 return Message(Error(code=0, reason=type(error).__name__), reply_to=message)
 
 

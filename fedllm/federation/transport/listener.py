@@ -2,7 +2,8 @@
 
 A stranger costs the coordinator a TLS handshake and one answer: paths, sizes and keys are
 checked before a byte of a body is read and before anything of a stranger's is parsed as a key,
-headers are bounded, and who says nothing is hung up on.
+headers are bounded, and who says nothing is hung up on. A registered node's bodies must come in
+time, and only so many at once.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from starlette.concurrency import run_in_threadpool
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fedllm.errors import ConfigError
+from fedllm.federation.transport.bodies import Bodies, BodyError, Patience, Receive, replayed
 from fedllm.identity.roster import ROSTER_PATH
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -85,14 +86,30 @@ class Door(H11Protocol):
     """
 
     first_request_s = 20.0
+    _waiting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin a connection, and hang up unless a whole request follows."""
+        """Begin a connection, and hang up unless the headers of a request follow."""
         super().connection_made(transport)
-        self.loop.call_later(self.first_request_s, self._hang_up_on_the_silent)
+        self._wait_for_headers()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came; a later request that is begun must get on as the first one."""
+        before = self.cycle
+        super().data_received(data)
+        if self.cycle is not before and self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and self._waiting is None and not self.transport.is_closing():
+            self._wait_for_headers()
+
+    def _wait_for_headers(self) -> None:
+        self._waiting = self.loop.call_later(self.first_request_s, self._hang_up_on_the_silent)
 
     def _hang_up_on_the_silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+        self._waiting = None
+        if not self.transport.is_closing():
             self.transport.abort()
 
 
@@ -116,6 +133,7 @@ def gate(
     paths: frozenset[str],
     known: Callable[[bytes], bool] | None,
     turn_over: Callable[[bytes], None] | None,
+    patience: Patience | None = None,
 ) -> App:
     """Return ``app`` behind a door that opens for known paths, sizes and keys alone.
 
@@ -127,7 +145,10 @@ def gate(
         Whether a node key (PEM) is in the roster; None where ``app`` asks for a token.
     turn_over : callable, optional
         Hears the key of a node that activates itself.
+    patience : Patience, optional
+        With slow and unfinished bodies.
     """
+    bodies = Bodies(patience or Patience())
 
     async def door(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in paths:
@@ -140,14 +161,22 @@ def gate(
         if not length.isdigit() or len(length) > _MAX_DIGITS or int(length) > largest:
             await _refuse(scope, send, 413)
             return
+        key = b""
         if known is not None:
-            key = await run_in_threadpool(_proven_key, headers, known)
-            if key is None:
+            proven = await run_in_threadpool(_proven_key, headers, known)
+            if proven is None:
                 await _refuse(scope, send, 401)
                 return
-            if turn_over is not None and scope["path"].endswith("/activate-node"):
-                await run_in_threadpool(turn_over, key)
-        await app(scope, receive, send)
+            key = proven
+        try:
+            body = await bodies.read(key, int(length), receive)
+        except BodyError as error:
+            if error.status:
+                await _refuse(scope, send, error.status)
+            return
+        if known is not None and turn_over is not None and scope["path"].endswith("/activate-node"):
+            await run_in_threadpool(turn_over, key)
+        await app(scope, replayed(body, receive), send)
 
     return door
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from fedllm.errors import ConfigError, FedllmError, PeerError, RefusedError
+from fedllm.errors import ConfigError, PeerError, RefusedError, StorageError
 from fedllm.privacy.accounting.events import canonical_bytes
 
 FORMAT = 1
@@ -28,7 +28,7 @@ _SIGNATURE_LABEL = b"fedllm.ledger.signature.v1\n"
 _FIELDS = {"format", "kind", "sequence", "previous", "site", "time", "body"}
 
 
-class LedgerError(FedllmError):
+class LedgerError(StorageError):
     """A ledger cannot be read or written, so nothing may be spent."""
 
 

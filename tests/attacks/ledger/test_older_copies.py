@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
-from support.ledger import CEILING, SIGNER, attack, content, filled, is_found
+from support.ledger import CEILING, KEY, SIGNER, Record, attack, content, filled, is_found
 
 from fedllm.privacy.accounting.events import Gaussian
 from fedllm.privacy.ledger.audit import verify_ledger
 from fedllm.privacy.ledger.budget import Charge
 from fedllm.privacy.ledger.entries import Head, TamperedError
+from fedllm.privacy.ledger.fingerprints import identify
 from fedllm.privacy.ledger.ledger import Ledger
 
 
@@ -57,3 +59,33 @@ def test_anchor_in_the_middle(path, ledger):
     verify_ledger(path, None, [Head(5, middle)])
     with pytest.raises(TamperedError, match="rewritten"):
         verify_ledger(path, None, [Head(5, "0" * 64)])
+
+
+NEXT = Charge("run", 10, "", (Gaussian(10.0),))
+USES = {
+    "reserve": lambda ledger, data, paid: ledger.reserve(replace(NEXT, dataset=data), CEILING),
+    "commit": lambda ledger, data, paid: ledger.commit(paid),
+    "check": lambda ledger, data, paid: ledger.check([replace(NEXT, dataset=data)], CEILING),
+    "register": lambda ledger, data, paid: ledger.register(identify([Record("new")], KEY)),
+    "events": lambda ledger, data, paid: ledger.events(data),
+    "events of a run": lambda ledger, data, paid: ledger.events_of_run("run"),
+    "head": lambda ledger, data, paid: ledger.head(),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("last", ["reserve", "commit"])
+def test_rolled_back_by_its_own_last_entry_while_it_is_open(path, tmp_path, last, use):
+    """Nothing read the file between the last entry and the exchange: what was written counts."""
+    ledger = filled(path)
+    data = next(iter(ledger.verify().datasets)).id
+    copy = tmp_path / "before.sqlite"
+    if last == "reserve":
+        shutil.copy(path, copy)
+    paid = ledger.reserve(replace(NEXT, round=9, dataset=data), CEILING)
+    if last == "commit":
+        shutil.copy(path, copy)
+        ledger.commit(paid)
+    shutil.copy(copy, path)
+    with pytest.raises(TamperedError, match="exchanged or cut while it was in use"):
+        USES[use](ledger, data, paid)

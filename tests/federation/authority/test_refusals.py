@@ -1,0 +1,104 @@
+"""A deployed key authority's words: what it tells its coordinator, and what its own journal."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from support.federation import build, small_config
+
+from fedllm.errors import FedllmError, PeerError, RefusedError, RepeatError, StorageError
+from fedllm.federation.authority.round_log import RoundLog
+from fedllm.federation.protocol.messages import OpenRound, OpenRoundHeader
+
+
+@pytest.fixture
+def deployed(tiny_checkpoint, tmp_path):
+    federation = build(tmp_path, small_config(tiny_checkpoint("bert")), full_errors=False)
+    said: list[str] = []
+    federation.authority._say = said.append
+    identity = federation.identities["authority"]
+    federation.authority._opened = RoundLog(tmp_path / "state" / "rounds.jsonl", identity)
+    return federation, said
+
+
+ROUND = "run run-1, round 1 of 2, attempt 1, update, 3 sites"
+
+
+def test_what_it_does_stands_in_its_journal(deployed):
+    federation, said = deployed
+    federation.round()
+    assert said == [f"{ROUND}: a key was made", f"{ROUND}: the sum of 3 sites was opened"]
+
+
+def test_a_round_asked_twice_is_refused_in_public_words(deployed):
+    federation, said = deployed
+    federation.round()
+    with pytest.raises(RepeatError) as caught:
+        federation.round()
+    assert caught.value.message == "the key authority: round 1, attempt 1 was opened before"
+    assert caught.value.remedy == "ask under a new attempt"
+    assert said[-1] == f"{ROUND}: not opened: RepeatError: round 1, attempt 1 was opened before"
+
+
+def test_a_cohort_that_is_too_small_is_refused_in_public_words(deployed):
+    federation, _ = deployed
+    with pytest.raises(RefusedError) as caught:
+        federation.round(min_sites=1)
+    assert caught.value.message == (
+        "the key authority: a sum of 1 sites could be opened; the minimum here is 2"
+    )
+    assert caught.value.remedy == "raise rounds.min_sites"
+
+
+def test_other_refusals_are_told_by_their_kind_and_name_its_own_log(deployed):
+    federation, said = deployed
+    with pytest.raises(PeerError) as caught:
+        federation.round(min_sites=9)
+    assert caught.value.message == "the key authority: PeerError"
+    assert caught.value.remedy == "the key authority's own log has the details"
+    assert said[-1].endswith("PeerError: a cohort of 3 sites cannot give a sum of 9")
+
+
+def test_a_full_disk_is_told_by_its_kind_and_no_key_is_made(deployed, monkeypatch):
+    federation, said = deployed
+    made = []
+    federation.authority._make_key = made.append
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "/kit/state/rounds.jsonl")
+
+    monkeypatch.setattr(federation.authority._opened, "_append", full)
+    with pytest.raises(StorageError) as caught:
+        federation.round()
+    assert caught.value.message == "the key authority: StorageError"
+    assert made == []
+    assert said == [
+        f"{ROUND}: not opened: StorageError: /kit/state/rounds.jsonl: No space left on device"
+    ]
+
+
+def test_nonsense_does_not_steer_the_journal(deployed):
+    federation, said = deployed
+    answer = federation.authority.open_round(
+        OpenRound(OpenRoundHeader(statement="{\n2026-01-01 all is well\n"), b"")
+    )
+    assert answer.header.refusal.kind == "PeerError"
+    (line,) = said
+    assert "\n" not in line
+    assert line.startswith("a round whose statement cannot be read: not opened: PeerError")
+
+
+def test_a_sum_of_a_round_that_is_not_open_is_refused(deployed):
+    federation, said = deployed
+    original = federation.authority.open_sum
+
+    def forgetful(request):
+        federation.authority.forget()
+        return original(request)
+
+    federation.authority.open_sum = forgetful
+    with pytest.raises(FedllmError) as caught:
+        federation.round()
+    assert caught.value.message == "the key authority: this round is not open"
+    assert said[-1] == f"{ROUND}: its sum was not opened: RepeatError: this round is not open"

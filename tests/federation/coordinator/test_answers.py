@@ -1,0 +1,141 @@
+"""Sites that answer nothing, twice, or unasked: the round is lost as by any other peer."""
+
+from __future__ import annotations
+
+import pytest
+from support.federation import build, small_config
+
+from fedllm.errors import PeerError
+from fedllm.federation.coordinator.answers import all_answers, called
+from fedllm.federation.protocol.messages import Joined, JoinedHeader, Settled, SettledHeader
+from fedllm.identity.roster import Roster
+
+NAMES = ("anne", "bob")
+
+
+def settled(name: str) -> tuple[str, Settled]:
+    return name, Settled(SettledHeader(site=name, signature="00"))
+
+
+def test_one_answer_of_each_is_what_is_wanted():
+    assert set(all_answers(iter([settled("bob"), settled("anne")]), NAMES)) == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([], "'anne' did not answer"),
+        (["anne"], "'bob' did not answer"),
+        (["anne", "bob", "anne"], "'anne' answered twice"),
+        (["anne", "carol", "bob"], "'carol' answered and was not asked"),
+    ],
+)
+def test_who_is_silent_twice_heard_or_unasked_is_named(names, words):
+    with pytest.raises(PeerError) as caught:
+        all_answers(map(settled, names), NAMES)
+    assert caught.value.message == words
+
+
+class Odd:
+    """A federation in which one exchange gives other answers than one of each site."""
+
+    def __init__(self, federation, kind: str, change) -> None:
+        self._federation, self._kind, self._change = federation, kind, change
+
+    def __getattr__(self, name):
+        original = getattr(self._federation, name)
+        if name != self._kind:
+            return original
+        return lambda request, names: iter(self._change(list(original(request, names))))
+
+
+def lost_first(answers):
+    return answers[1:]
+
+
+def first_twice(answers):
+    return [answers[0], *answers]
+
+
+def one_more(answers):
+    _, answer = answers[0]
+    return [*answers, ("site-9", answer)]
+
+
+@pytest.fixture
+def odd_round(tiny_checkpoint, tmp_path):
+    from fedllm.federation.coordinator.rounds import gather_cohort, run_round, statement_of
+
+    def carry(kind: str, change, **encryption):
+        config = small_config(tiny_checkpoint("bert"), encryption=encryption)
+        federation = build(tmp_path, config)
+        terms, roster = federation.terms, federation.roster
+        cohort = gather_cohort(federation, terms, 1, roster, lambda text: None)
+        sites = Odd(federation, kind, change)
+        statement = statement_of(terms, cohort, 1, 1, None)
+        adapter = federation.model().adapter()
+        return run_round(
+            sites, federation.authority, terms, roster, statement, adapter, lambda *_: None
+        )
+
+    return carry
+
+
+@pytest.mark.parametrize("kind", ["settle", "unmask"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lost_first, "'site-0' did not answer"),
+        (first_twice, "'site-0' answered twice"),
+        (one_more, "'site-9' answered and was not asked"),
+    ],
+)
+def test_a_round_is_lost_to_a_peer_in_each_later_exchange(odd_round, kind, change, words):
+    with pytest.raises(PeerError) as caught:
+        odd_round(kind, change)
+    assert caught.value.message == words
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(first_twice, "'site-0' answered twice"), (one_more, "'site-9' answered and was not asked")],
+)
+def test_an_update_is_not_added_twice_or_unasked(odd_round, change, words):
+    with pytest.raises(PeerError) as caught:
+        odd_round("train", change)
+    assert caught.value.message == words
+
+
+def test_a_site_that_never_answers_has_dropped_out(odd_round):
+    outcome = odd_round("train", lost_first)
+    assert outcome.survivors == ("site-1", "site-2")
+    assert outcome.dropped == {"site-0": "'site-0' did not answer"}
+
+
+def test_without_recovery_a_silent_site_loses_the_attempt(odd_round):
+    with pytest.raises(PeerError, match="dropped out of a round whose masks need all of them"):
+        odd_round("train", lost_first, recover_dropouts=False)
+
+
+def test_a_site_that_is_no_longer_there_is_a_peers_fault():
+    from fedllm.federation.protocol.messages import Settle, SettleHeader
+    from fedllm_server.app import GridSites
+
+    header = SettleHeader(statement="", signature="", survivors=NAMES)
+    with pytest.raises(PeerError, match="'anne' is not connected any more"):
+        list(GridSites(None, {}, 1.0).settle(Settle(header, b""), NAMES))
+
+
+@pytest.mark.parametrize(
+    ("node", "says", "name"),
+    [
+        ("node 7", "bob", "bob"),
+        ("node 7", "mallory", "node 7"),
+        ("node 7", "", "node 7"),
+        ("anne", "bob", "anne"),
+    ],
+)
+def test_a_site_is_called_by_its_key_and_only_else_by_what_it_says(node, says, name):
+    roster = Roster(b"", {"anne": b"", "bob": b""})
+    assert called(Joined(JoinedHeader(site=says)), node, roster) == name
+    assert called(PeerError("no answer"), node, roster) == node

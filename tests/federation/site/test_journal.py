@@ -1,0 +1,267 @@
+"""What a site's journal says, to the letter; and that none of it leaves, nor any record enters."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+
+import pytest
+from support.federation import build, records, small_config
+
+from fedllm.config import AllowSection, BudgetSection, SitePolicy
+from fedllm.data.records import Record
+from fedllm.errors import FedllmError, PeerError, StorageError
+from fedllm.federation.protocol.refusals import Refusal
+from fedllm.federation.site import site as site_module
+from fedllm.federation.site.journal import Asked, Journal, Spent, asked_by
+from fedllm.files import explained
+from fedllm.privacy.accounting.accountants import epsilon
+from fedllm.privacy.ledger.ledger import Ledger
+
+POLICY = SitePolicy(
+    budget=BudgetSection(epsilon=8.0, delta=1e-5),
+    allow=AllowSection(min_cohort=1, encryption="optional", non_private=True),
+)
+
+
+@pytest.fixture
+def watched(tiny_checkpoint, tmp_path):
+    """A federation whose first site keeps a journal, with a clock that moves 2 s each look."""
+
+    def make(full_errors=False, data=None, **sections):
+        config = small_config(tiny_checkpoint("bert"), name="bank", **sections)
+        federation = build(tmp_path, config, data, POLICY, full_errors)
+        said: list[str] = []
+        site, ticks = federation.sites["site-0"], itertools.count(0.0, 2.0)
+        site._journal, site._clock = Journal(said.append), lambda: next(ticks)
+        return federation, said
+
+    return make
+
+
+def test_a_round_is_told_with_its_cost_and_its_seconds(watched, tmp_path):
+    federation, said = watched(privacy={"epsilon": 2.0})
+    federation.round()
+    events = Ledger.open(
+        tmp_path / "site-0.sqlite", "site-0", federation.identities["site-0"]
+    ).events_of_run("run-1")
+    spent = epsilon(events, 1e-5).value
+    joined, trained = said
+    assert joined == (
+        "run 'bank' (run-1), from round 1 of 2 on, joining: done in 2.0 s; the run has spent "
+        "epsilon 0 at delta 1e-05, 8 of 8 at delta 1e-05 is left"
+    )
+    # The clock is looked at when the message came, before and after training, and twice after.
+    assert trained == (
+        "run 'bank' (run-1), round 1 of 2, attempt 1, training: done in 8.0 s; the run has spent "
+        f"epsilon {spent:.4g} at delta 1e-05, {8.0 - spent:.4g} of 8 at delta 1e-05 is left"
+    )
+    line = json.loads((tmp_path / "site-0.log").read_text())
+    assert line["seconds"] == {"train": 2.0, "encrypt": 2.0}
+
+
+def test_a_run_without_privacy_is_infinite(watched):
+    federation, said = watched()
+    federation.round()
+    assert said[-1].endswith(
+        "the run has spent epsilon infinite at delta 1e-05, 0 of 8 at delta 1e-05 is left"
+    )
+
+
+def test_a_refusal_is_told_with_its_reason_and_costs_nothing(watched):
+    federation, said = watched(privacy={"epsilon": 2.0})
+    federation.round()
+    federation.tamper = lambda kind, name, m: (
+        type(m)(m.header, m.plan, m.public_key, b"") if kind == "train request" else m
+    )
+    ledger = (federation.folder / "site-0.sqlite").read_bytes()
+    before = said[-1].split("the run has spent")[1]
+    with pytest.raises(PeerError):
+        federation.round(2, 2)
+    assert said[-1] == (
+        "run 'bank' (run-1), round 2 of 2, attempt 2, training: refused after 2.0 s: PeerError: "
+        f"the adapter is not as long as this site's; the run has spent{before}"
+    )
+    assert (federation.folder / "site-0.sqlite").read_bytes() == ledger
+
+
+def test_an_evaluation_is_told_as_one(watched):
+    federation, said = watched(
+        privacy={"epsilon": 2.0}, evaluation={"every": 1, "epsilon": 0.5, "holdout": 0.3}
+    )
+    federation.round(purpose="evaluation")
+    assert said[-1].startswith("run 'bank' (run-1), round 1 of 2, attempt 1, evaluation: done in ")
+
+
+def test_a_later_exchange_that_is_refused_is_told_under_the_runs_name(watched):
+    federation, said = watched()
+
+    def other(kind, name, message):
+        if kind == "settle request" and name == "site-0":
+            header = message.header.model_copy(update={"survivors": ("site-1",)})
+            return type(message)(header, message.plan)
+        return message
+
+    federation.tamper = other
+    with pytest.raises(FedllmError):
+        federation.round()
+    assert said[-1].startswith(
+        "run 'bank' (run-1), round 1 of 2, attempt 1, training, settle: refused after 2.0 s: "
+    )
+
+
+def test_no_record_enters_the_journal(watched):
+    """The details stand in the site's log of rounds, which only the kit's owner reads."""
+    secret = "Mrs Example has a rare disease"
+    rows = [*records(20), Record({"text": secret, "label": secret}, None, None, "mrs-example:7")]
+    data = {"site-0": rows, "site-1": records(20, seed=1), "site-2": records(20, seed=2)}
+    federation, said = watched(data=data)
+    federation.round()
+    assert said == [
+        "run 'bank' (run-1), from round 1 of 2 on, joining: refused after 2.0 s: DataError (the "
+        "site's log of rounds has the details)"
+    ]
+
+
+@pytest.mark.parametrize(
+    "statement", ["", "[]", "{", "3", '{"run": 7, "round": -1, "attempt": true}', "[" * 10**5]
+)
+def test_nonsense_is_told_as_such(federation_order, statement):
+    header = federation_order.header.model_copy(update={"statement": statement, "config": "="})
+    asked = asked_by(type(federation_order)(header, b"", b"", b""))
+    assert str(asked) in (
+        "run '?' (?), round ? of ?, attempt ?, training",
+        "run '?' (?), round ? of ?, attempt ?, ?",
+    )
+
+
+@pytest.fixture
+def federation_order(watched):
+    federation, _ = watched()
+    orders = []
+
+    def catch(kind, name, message):
+        if kind == "train request":
+            orders.append(message)
+            return None
+        return message
+
+    federation.tamper = catch
+    with pytest.raises(FedllmError):
+        federation.round()
+    return orders[0]
+
+
+def test_words_of_others_stay_on_their_line():
+    said: list[str] = []
+    Journal(said.append).refused(
+        Asked("train"), PeerError("bad\n2026-01-01 00:00:00Z all is well" + "x" * 9999), 0.0, None
+    )
+    (line,) = said
+    assert "\n" not in line
+    assert len(line) < 700
+
+
+def test_spending_is_shown_in_four_figures():
+    assert str(Spent(1.23456, 1e-6, 6.7654321, 8.0, 1e-5)) == (
+        "the run has spent epsilon 1.235 at delta 1e-06, 6.765 of 8 at delta 1e-05 is left"
+    )
+
+
+FULL = {
+    errno.ENOSPC: "No space left on device",
+    errno.EDQUOT: "Disk quota exceeded",
+    errno.EROFS: "Read-only file system",
+    errno.EACCES: "Permission denied",
+}
+
+
+@pytest.mark.parametrize("number", FULL)
+def test_an_error_of_the_disk_is_told_at_the_site_and_travels_as_its_kind(
+    watched, monkeypatch, number
+):
+    federation, said = watched()
+    memory = federation.sites["site-0"]._memory
+
+    def full(*_):
+        raise OSError(number, FULL[number], "/kit/state/memory.json")
+
+    monkeypatch.setattr(memory, "begin", full)
+    answers = {}
+    federation.tamper = lambda kind, name, m: answers.setdefault((kind, name), m)
+    outcome = federation.round()
+    assert outcome.survivors == ("site-1", "site-2")
+    assert f"refused after 2.0 s: StorageError: /kit/state/memory.json: {FULL[number]}" in said[-1]
+    refusal = answers["train", "site-0"].header.refusal
+    assert refusal == Refusal(
+        kind="StorageError", message="StorageError", remedy="the site's own log has the details"
+    )
+    assert isinstance(refusal.to_error("site-0"), StorageError)
+
+
+def test_a_full_disk_under_the_ledger_is_of_the_same_kind(watched):
+    import sqlite3
+
+    from fedllm.privacy.ledger import store
+
+    federation, said = watched()
+    answers = {}
+
+    class Full(store.Store):
+        def write(self):
+            with store._explained(self.path):
+                raise sqlite3.OperationalError("database or disk is full")
+
+    def order(kind, name, message):
+        if (kind, name) == ("train request", "site-0"):
+            account = federation.sites[name]._accounts["classification"]
+            account._ledger._store.__class__ = Full
+        return answers.setdefault((kind, name), message)
+
+    federation.tamper = order
+    federation.round()
+    assert answers["train", "site-0"].header.refusal.kind == "StorageError"
+    assert "LedgerError: the ledger" in said[-1]
+    assert "database or disk is full" in said[-1]
+
+
+def test_a_log_that_cannot_be_written_loses_neither_a_round_nor_a_refusal(watched, monkeypatch):
+    """The round is paid for and trained; a line of figures is not worth it."""
+    federation, said = watched()
+
+    def full(path, line):
+        raise StorageError(f"could not write {path.name}: No space left on device")
+
+    monkeypatch.setattr(site_module, "append_line", full)
+    assert federation.round().survivors == ("site-0", "site-1", "site-2")
+    assert said[-2] == "WARNING: could not write site-0.log: No space left on device"
+    federation.tamper = lambda kind, name, m: (
+        type(m)(m.header, m.plan, m.public_key, b"") if kind == "train request" else m
+    )
+    with pytest.raises(PeerError):
+        federation.round(2, 2)
+    assert said[-2] == "WARNING: could not write site-0.log: No space left on device"
+
+
+def test_an_error_that_is_not_of_the_disk_stays_what_it_is():
+    error = OSError(errno.ECONNREFUSED, "Connection refused")
+    assert explained(error) is error
+    assert explained(ValueError("x")).args == ("x",)
+
+
+def test_nothing_of_the_journal_leaves(watched):
+    federation, said = watched(privacy={"epsilon": 2.0})
+    sent = []
+
+    def listen(kind, name, message):
+        if not kind.endswith("request"):
+            sent.append(message.to_wire()[0])
+        return message
+
+    federation.tamper = listen
+    federation.round()
+    assert said
+    everything = " ".join(sent)
+    assert "epsilon" not in everything
+    assert "left" not in everything

@@ -1,0 +1,234 @@
+"""Orders that do not fit: each is refused in its own words before anything is charged or begun."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from support.federation import build, small_config
+
+from fedllm.encryption.plan import EncryptionPlan, make_plan
+from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
+from fedllm.errors import FedllmError
+from fedllm.federation.protocol.messages import Train
+from fedllm.federation.protocol.statements import make_member
+from fedllm.federation.protocol.wire import digest
+from fedllm.federation.site.orders import OrderReader
+from fedllm.privacy.ledger.ledger import Ledger
+
+SITE = "site-0"
+
+
+@pytest.fixture(scope="module")
+def place(tiny_checkpoint, tmp_path_factory):
+    """A site, and the order for a round that none of the sites has carried out."""
+    config = small_config(tiny_checkpoint("bert"), rounds={"count": 2, "min_sites": 2})
+    federation = build(tmp_path_factory.mktemp("orders"), config)
+    orders: list[Train] = []
+
+    def catch(kind, name, message):
+        if kind == "train request":
+            orders.append(message)
+            return None
+        return message
+
+    federation.tamper = catch
+    with pytest.raises(FedllmError):
+        federation.round()
+    return SimpleNamespace(federation=federation, order=orders[0], site=federation.sites[SITE])
+
+
+def signed(place, order: Train, **changes) -> Train:
+    """Return an order whose statement says something else, signed by the key authority."""
+    text = json.dumps(json.loads(order.header.statement) | changes)
+    signature = place.federation.identities["authority"].sign(text.encode()).hex()
+    return headed(order, statement=text, signature=signature)
+
+
+def headed(order: Train, **changes) -> Train:
+    return dataclasses.replace(order, header=order.header.model_copy(update=changes))
+
+
+def planned(place, *, sites: int = 3, **changes) -> Train:
+    """Return an order under another encryption plan, with a key of that plan."""
+    before = EncryptionPlan.from_bytes(place.order.plan)
+    wanted = {"bits": before.bits, "length": before.length, "masked": before.masked} | changes
+    plan = make_plan(before.scheme, wanted["bits"], sites, wanted["length"], wanted["masked"])
+    public = SecretRoundKey.generate(plan).public_context()
+    key = PublicRoundKey.from_bytes(plan, public).fingerprint
+    order = dataclasses.replace(place.order, plan=plan.to_bytes(), public_key=public)
+    return signed(place, order, plan=plan.fingerprint(), key=key)
+
+
+def adapted(place, index: int, value: float) -> Train:
+    adapter = np.frombuffer(place.order.adapter, dtype="<f4").copy()
+    adapter[index] = value
+    return dataclasses.replace(place.order, adapter=adapter.tobytes())
+
+
+def configured(place, old: str, new: str) -> Train:
+    text = place.order.header.config.replace(old, new)
+    assert text != place.order.header.config
+    return signed(place, headed(place.order, config=text), config=digest(text))
+
+
+def cohort(place, change) -> Train:
+    members = json.loads(place.order.header.statement)["cohort"]
+    return signed(place, place.order, cohort=change(members))
+
+
+def swapped_key(place) -> list[dict[str, str]]:
+    """Return the cohort with the site's own mask key of another run."""
+    members = json.loads(place.order.header.statement)["cohort"]
+    other = make_member(place.federation.identities["site-1"], "run-1").model_dump()
+    return [{**other, "name": SITE}, *members[1:]]
+
+
+SPLIT = "the encryption plan or the bounds are for another vector"
+ORDERS = {
+    "a shorter adapter": (
+        lambda p: dataclasses.replace(p.order, adapter=p.order.adapter[:-4]),
+        "the adapter is not as long as this site's",
+    ),
+    "an adapter cut inside a number": (
+        lambda p: dataclasses.replace(p.order, adapter=p.order.adapter[:-1]),
+        "the adapter is not as long as this site's",
+    ),
+    "a longer adapter": (
+        lambda p: dataclasses.replace(p.order, adapter=p.order.adapter + bytes(4)),
+        "the adapter is not as long as this site's",
+    ),
+    "no adapter": (
+        lambda p: dataclasses.replace(p.order, adapter=b""),
+        "the adapter is not as long as this site's",
+    ),
+    "NaN": (lambda p: adapted(p, 0, np.nan), "the adapter holds NaN or infinite values"),
+    "infinity": (lambda p: adapted(p, -1, np.inf), "the adapter holds NaN or infinite values"),
+    "minus infinity": (
+        lambda p: adapted(p, 3, -np.inf),
+        "the adapter holds NaN or infinite values",
+    ),
+    "a plan for two sites": (lambda p: planned(p, sites=2), "the plan is for a smaller cohort"),
+    "a plan nobody signed": (
+        lambda p: dataclasses.replace(p.order, plan=planned(p, bits=12).plan),
+        "the encryption plan is not the signed one",
+    ),
+    "a plan without masks": (
+        lambda p: planned(p, masked=False),
+        "the encryption plan is not what the configuration asks for",
+    ),
+    "a plan for a longer vector": (
+        lambda p: planned(p, length=EncryptionPlan.from_bytes(p.order.plan).length + 1),
+        SPLIT,
+    ),
+    "a plan of another width": (lambda p: planned(p, bits=12), SPLIT),
+    "an evaluation under the plan of an update": (
+        lambda p: signed(p, p.order, purpose="evaluation"),
+        SPLIT,
+    ),
+    "bounds of one segment": (
+        lambda p: headed(p.order, bounds=((sum(n for n, _ in p.order.header.bounds), 1.0),)),
+        "the bounds are for another adapter",
+    ),
+    "bounds that are too short": (
+        lambda p: headed(p.order, bounds=p.order.header.bounds[:-1]),
+        "the bounds are for another adapter",
+    ),
+    "a bound that is no number": (
+        lambda p: headed(p.order, bounds=tuple((n, np.nan) for n, _ in p.order.header.bounds)),
+        "encryption: a quantisation bound is not a positive finite number",
+    ),
+    "an unsigned configuration": (
+        lambda p: headed(p.order, config=p.order.header.config + "\n"),
+        "the configuration is not the signed one",
+    ),
+    "a configuration that is no TOML": (
+        lambda p: signed(p, headed(p.order, config="="), config=digest("=")),
+        "the coordinator sent a configuration that is not TOML",
+    ),
+    "fewer sites than the configuration says": (
+        lambda p: signed(p, p.order, min_sites=1),
+        "the minimum cohort differs",
+    ),
+    "more rounds": (lambda p: signed(p, p.order, rounds=3), "the number of rounds differs"),
+    "round 0": (lambda p: signed(p, p.order, round=0), "there is no such round"),
+    "round 3 of 2": (lambda p: signed(p, p.order, round=3), "there is no such round"),
+    "a key nobody signed": (
+        lambda p: dataclasses.replace(p.order, public_key=planned(p).public_key),
+        "the public key is not the signed one",
+    ),
+    "another base model": (
+        lambda p: headed(p.order, model="0" * 64),
+        "the base model at this site is not the one that the run is for",
+    ),
+    "one label more": (
+        lambda p: headed(p.order, labels=(*p.order.header.labels, "four")),
+        "the adapter is not as long as this site's",
+    ),
+    "without this site": (
+        lambda p: cohort(p, lambda members: members[1:]),
+        "this site's entry in the cohort is not its own",
+    ),
+    "a cohort out of order": (
+        lambda p: cohort(p, lambda members: members[::-1]),
+        "the cohort repeats a site or is not in order",
+    ),
+    "a site twice": (
+        lambda p: cohort(p, lambda members: [members[0], *members]),
+        "the cohort repeats a site or is not in order",
+    ),
+    "one mask key twice": (
+        lambda p: cohort(p, lambda members: swapped_key(p)),
+        "two sites of the cohort show the same mask key",
+    ),
+    "a sum of more sites than there are": (
+        lambda p: signed(p, p.order, min_sites=4),
+        "a cohort of 3 sites cannot give a sum of 4",
+    ),
+    "a sum of none": (
+        lambda p: signed(p, p.order, min_sites=0),
+        "a cohort of 3 sites cannot give a sum of 0",
+    ),
+    "a mask key's signature that is no hexadecimal": (
+        lambda p: cohort(p, lambda members: [{**members[0], "signature": "x"}, *members[1:]]),
+        "the signature of 'site-0' is not hexadecimal",
+    ),
+    "an authority's signature that is no hexadecimal": (
+        lambda p: headed(p.order, signature="x"),
+        "the key authority's signature is not hexadecimal",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ORDERS)
+def test_an_order_that_does_not_fit_is_refused_and_leaves_no_trace(place, what):
+    make, words = ORDERS[what]
+    ledger, memory = place.federation.folder / f"{SITE}.sqlite", place.site._files.memory
+    before = ledger.read_bytes()
+    answer = place.site.train(make(place))
+    assert answer.header.refusal.message == words
+    assert answer.update == b""
+    assert ledger.read_bytes() == before
+    assert not memory.exists()
+
+
+def test_an_operators_minimum_is_named(place):
+    reader: OrderReader = place.site._orders
+    strict = dataclasses.replace(
+        reader, roster=dataclasses.replace(place.federation.roster, min_cohort=3)
+    )
+    with pytest.raises(FedllmError) as caught:
+        strict.order(place.order)
+    assert caught.value.message == "a sum of 2 sites could be opened; the minimum here is 3"
+
+
+def test_the_order_itself_is_good(place):
+    """Last: what the others were made of is carried out, and charged once."""
+    assert place.site.train(place.order).update
+    ledger = Ledger.open(
+        place.federation.folder / f"{SITE}.sqlite", SITE, place.federation.identities[SITE]
+    )
+    assert len(ledger.events_of_run("run-1")) == 1

@@ -1,0 +1,207 @@
+"""The coordinator's journal: who came, who was lost, which round failed, by the sites' names."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import pytest
+from support.federation import build, small_config
+
+from fedllm.errors import PeerError
+from fedllm.federation.protocol.messages import RoundOpened, RoundOpenedHeader
+from fedllm.federation.protocol.refusals import Refusal
+from fedllm.federation.transport.superlink import NodeState
+from fedllm.identity.roster import Roster
+from fedllm.runs.observer import Observer, Observers
+from fedllm.runs.progress import ProgressFile
+from fedllm_server import jobs
+from fedllm_server.journal import Comings, JournalObserver
+from fedllm_server.loop import Loop, Workplace, starting_state
+
+ROSTER = Roster(b"", {"anne": b""}, titles={"anne": "Sankt Änne"})
+
+
+def node(name: str, since: str | None, online: bool = True) -> NodeState:
+    return NodeState(name, 7, online, since)
+
+
+def test_who_comes_and_who_is_lost_is_told_once():
+    said: list[str] = []
+    comings = Comings(said.append)
+    comings.look([node("anne", "9:00"), node("authority", None, online=False)], ROSTER)
+    comings.look([node("anne", "9:00"), node("authority", "9:05")], ROSTER)
+    comings.look([node("anne", "9:00"), node("authority", "9:05")], ROSTER)
+    comings.look([node("anne", "9:10"), node("authority", "9:06", online=False)], ROSTER)
+    comings.look([node("authority", "9:06", online=False)], ROSTER)
+    assert said == [
+        "site Sankt Änne (anne) is connected",
+        "the key authority is connected",
+        "the key authority is not connected any more",
+        "site Sankt Änne (anne) has connected anew",
+        "site Sankt Änne (anne) is not connected any more",
+    ]
+
+
+@pytest.fixture
+def loop_of(tiny_checkpoint, tmp_path):
+    """A run of three sites whose coordinator keeps a journal."""
+
+    def make(**sections):
+        config = small_config(tiny_checkpoint("bert"), name="bank", **sections)
+        federation = build(tmp_path / "sites", config)
+        said: list[str] = []
+        out = tmp_path / "run"
+        observer = Observers.of([ProgressFile(out), JournalObserver(config.name, said.append)])
+        model = federation.model()
+        place = Workplace(
+            out, model, None, federation.roster, observer, lambda run, number: ({}, {})
+        )
+        loop = Loop(config, place, federation.terms, federation, federation.authority)
+        state = dataclasses.replace(starting_state(config, model, None), run="run-1")
+        return SimpleNamespace(
+            carry=lambda: loop.run(state), federation=federation, said=said, out=out
+        )
+
+    (tmp_path / "sites").mkdir()
+    return make
+
+
+def test_a_lost_site_is_told_with_its_name_and_the_reason(loop_of):
+    made = loop_of(rounds={"count": 1})
+    made.federation.tamper = lambda kind, name, m: (
+        None if (kind, name) == ("train", "site-1") else m
+    )
+    made.carry()
+    assert made.said[0] == "run 'bank': 3 sites, 1 rounds"
+    assert "run 'bank': round 1 goes on without site site-1: site-1: no answer" in made.said
+    assert made.said[-1].startswith("run 'bank': round 1/1 2 sites 1 dropped")
+    notes = [json.loads(line) for line in (made.out / "progress.jsonl").open()]
+    assert [n["text"] for n in notes if n["kind"] == "note"] == [
+        "round 1 goes on without site site-1: site-1: no answer"
+    ]
+
+
+def test_a_failed_round_and_its_retry_are_told(loop_of):
+    made = loop_of(rounds={"count": 1, "min_sites": 3})
+    lost = iter(["site-2", None])
+    current = {}
+
+    def lose(kind, name, message):
+        if kind == "train request" and name == "site-0":
+            current["lost"] = next(lost)
+        return None if kind == "train" and name == current["lost"] else message
+
+    made.federation.tamper = lose
+    made.carry()
+    assert made.said[1:-1] == [
+        "run 'bank': round 0/1",
+        "run 'bank': round 1 failed and is tried again: 2 sites can go on, 3 are needed. "
+        "site-2: no answer",
+    ]
+
+
+class Silent:
+    """A key authority that is not there."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def open_round(self, request):
+        self.asked += 1
+        raise PeerError("the key authority: it is not connected any more")
+
+
+def test_a_peer_is_forgiven_twice_and_a_lost_authority_is_told(loop_of):
+    made = loop_of()
+    silent = Silent()
+    made.federation.authority.open_round = silent.open_round
+    with pytest.raises(PeerError, match="not connected any more"):
+        made.carry()
+    assert silent.asked == 3
+    assert made.said[-3:] == [
+        "run 'bank': round 1 failed and is tried again: the key authority: it is not connected "
+        "any more",
+        "run 'bank': round 1 failed and is tried again: the key authority: it is not connected "
+        "any more",
+        "run 'bank': round 1 failed 3 times, the last time: the key authority: it is not "
+        "connected any more",
+    ]
+
+
+def test_forgiveness_begins_anew_with_each_round(loop_of):
+    made = loop_of(rounds={"count": 2})
+    original, asked = made.federation.authority.open_round, []
+
+    def sometimes(request):
+        asked.append(json.loads(request.header.statement)["round"])
+        if len(asked) % 3:
+            raise PeerError("the key authority: no answer")
+        return original(request)
+
+    made.federation.authority.open_round = sometimes
+    assert made.carry().round == 2
+    assert asked == [1, 1, 1, 2, 2, 2]
+
+
+def test_a_refusal_that_is_no_peers_fault_is_not_repeated(loop_of):
+    """In the words of a deployed authority, which tells the kind of most errors alone."""
+    made = loop_of()
+    asked = []
+    refusal = Refusal(
+        kind="StorageError", message="StorageError", remedy="the site's own log has the details"
+    )
+
+    def refuse(request):
+        asked.append(request)
+        return RoundOpened(RoundOpenedHeader(refusal=refusal), b"")
+
+    made.federation.authority.open_round = refuse
+    with pytest.raises(Exception, match=r"^the key authority: StorageError"):
+        made.carry()
+    assert len(asked) == 1
+
+
+def test_a_refusal_in_a_simulation_names_the_site(tiny_checkpoint, tmp_path):
+    """Sites are nodes there, whose numbers say nothing to anybody."""
+    from support.federation import records, write_jsonl
+
+    from fedllm.config import SitePolicy
+    from fedllm.errors import RefusedError
+    from fedllm_server.simulation import simulate
+
+    rows = records(30)
+    config = small_config(
+        tiny_checkpoint("bert"), data={"train": str(write_jsonl(tmp_path / "t.jsonl", rows))}
+    )
+    said: list[str] = []
+
+    class Listener(Observer):
+        def note(self, text: str) -> None:
+            said.append(text)
+
+    policy = SitePolicy.model_validate({"allow": {"min_cohort": 2}})
+    with pytest.raises(RefusedError, match="site-00: "):
+        simulate(config, tmp_path / "run", policy=policy, observers=[Listener()])
+    refusals = [text for text in said if text.startswith("does not take part")]
+    assert [text.split(": ")[1] for text in refusals] == ["site-00", "site-01", "site-02"]
+    assert "node 1" not in " ".join(said)
+
+
+def test_a_run_that_failed_is_told_with_its_reason(tmp_path):
+    from fedllm_server.service import Service, _Work
+
+    said: list[str] = []
+    service = object.__new__(Service)
+    service._say, service._idle_starts = said.append, {}
+    folder = tmp_path / "bank"
+    folder.mkdir()
+    jobs.write_job(folder, jobs.Job("bank", "running", "2026-01-01"))
+    error = {"kind": "PeerError", "message": "the key authority is not connected", "remedy": "go"}
+    (folder / "outcome.json").write_text(json.dumps({"error": error}))
+    link = SimpleNamespace(close_runs=lambda: None)
+    service._watch(link, _Work(folder, SimpleNamespace(poll=lambda: 4, returncode=4), 0))
+    assert said == [
+        "run 'bank': failed: the key authority is not connected -> go",
+    ]
