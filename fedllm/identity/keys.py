@@ -80,9 +80,11 @@ class Identity:
         """Return the 64-byte Ed25519 signature of ``message``."""
         return self._signing_key.sign(message)
 
-    def derive(self, purpose: str) -> bytes:
+    def derive(self, purpose: str | bytes) -> bytes:
         """Return 32 secret bytes for one purpose; the same purpose gives the same bytes."""
-        info = b"fedllm.identity.v1\x1f" + purpose.encode()
+        info = b"fedllm.identity.v1\x1f" + (
+            purpose if isinstance(purpose, bytes) else purpose.encode()
+        )
         return HKDF(hashes.SHA256(), 32, salt=None, info=info).derive(self._secret)
 
     def mask_key(self, run: str) -> X25519PrivateKey:

@@ -10,6 +10,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fedllm.canonical import from_hex
 from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.files import write_bytes
 from fedllm.identity import certificates
@@ -122,7 +123,7 @@ def read_kit(folder: Path, role: Role) -> Kit:
         name=name,
         federation=roster.federation,
         address=roster.address,
-        root=bytes.fromhex(description["root"]),
+        root=from_hex(description["root"]),
         ca_certificate=folder / "ca.pem",
         identity=identity,
         roster=roster,
@@ -168,7 +169,7 @@ def install_roster(
 
     The caller holds `locked`, and read ``description`` under it.
     """
-    roster = verify_roster(text, bytes.fromhex(description["root"]))
+    roster = verify_roster(text, from_hex(description["root"]))
     before = _roster_before(folder, description)
     seen = max(description["roster_version"], before.version if before else 0)
     if roster.version < seen:
@@ -239,7 +240,7 @@ def _signed_roster(folder: Path, description: dict[str, Any]) -> Roster:
             "fetch the newest roster from the operator and install it with update-roster",
         ) from None
     try:
-        roster = verify_roster(text, bytes.fromhex(description["root"]))
+        roster = verify_roster(text, from_hex(description["root"]))
     except PeerError as error:
         raise ConfigError(
             f"{path}: {error.message}",

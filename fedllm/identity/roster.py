@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fedllm.canonical import canonical_json, from_hex, read_object, reading
 from fedllm.errors import PeerError
 from fedllm.identity.keys import verify_signature
 
@@ -124,11 +126,8 @@ class Roster:
         PeerError
             If it is damaged.
         """
-        try:
-            value = json.loads(text)
-        except ValueError:
-            raise PeerError("the roster is damaged", _FETCH) from None
-        return _from_plain(value)
+        with reading(_damaged()):
+            return _from_plain(read_object(text))
 
 
 class Root(Protocol):
@@ -167,15 +166,13 @@ def verify_roster(text: str, root: bytes) -> Roster:
     PeerError
         If it is damaged, of another version of the format, or signed by any other key.
     """
-    try:
-        value = json.loads(text)
+    with reading(_damaged()):
+        value = read_object(text)
         plain, kind = value["roster"], value["format"]
-        signature = bytes.fromhex(value["signature"])
+        signature = from_hex(value["signature"])
         if not isinstance(plain, dict):
             raise TypeError
         message = _signed_bytes(plain)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise PeerError("the roster is damaged", _FETCH) from None
     if kind != _FORMAT:
         raise PeerError("the roster has an unknown format", "install the same version of fedllm")
     verify_signature(root, signature, message, "the federation's root key")
@@ -187,9 +184,12 @@ def verify_roster(text: str, root: bytes) -> Roster:
 
 
 def _signed_bytes(plain: dict[str, Any]) -> bytes:
-    # One text for one value, whatever the layout of the file (the idea of RFC 8785).
-    canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return _FORMAT.encode() + b"\x1f" + canonical.encode()
+    # One text for one value, whatever the layout of the file.
+    return _FORMAT.encode() + b"\x1f" + canonical_json(plain)
+
+
+def _damaged() -> PeerError:
+    return PeerError("the roster is damaged", _FETCH)
 
 
 def _to_plain(roster: Roster) -> dict[str, Any]:
@@ -218,29 +218,27 @@ def _to_plain(roster: Roster) -> dict[str, Any]:
     }
 
 
-def _from_plain(plain: Any) -> Roster:
-    try:
+def _from_plain(plain: dict[str, Any]) -> Roster:
+    with reading(_damaged()):
         roster = Roster(
-            authority=bytes.fromhex(plain["authority"]),
-            sites={str(name): bytes.fromhex(key) for name, key in plain["sites"].items()},
+            authority=from_hex(plain["authority"]),
+            sites={str(name): from_hex(key) for name, key in plain["sites"].items()},
             coordinator=_optional_key(plain.get("coordinator")),
             operator=_optional_key(plain.get("operator")),
             node_keys={str(n): pem.encode() for n, pem in plain.get("node_keys", {}).items()},
             version=_whole(plain.get("version", 0)),
-            revoked=tuple(bytes.fromhex(key) for key in plain.get("revoked", [])),
+            revoked=tuple(from_hex(key) for key in plain.get("revoked", [])),
             federation=str(plain.get("federation", "")),
             address=str(plain.get("address", "")),
             authorities_pem=str(plain.get("authorities_pem", "")),
             min_cohort=_whole(plain.get("min_cohort", 1)),
             former={
-                str(name): tuple(bytes.fromhex(key) for key in keys)
+                str(name): tuple(from_hex(key) for key in keys)
                 for name, keys in plain.get("former", {}).items()
             },
             issued=_time(plain.get("issued")),
             expires=_time(plain.get("expires")),
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise PeerError("the roster is damaged", _FETCH) from None
     held = (roster.authority, roster.coordinator, roster.operator, *roster.sites.values())
     if any(key is not None and len(key) != 32 for key in (*held, *roster.revoked)):
         raise PeerError("the roster holds a key that is not 32 bytes long", _FETCH)
@@ -248,7 +246,7 @@ def _from_plain(plain: Any) -> Roster:
 
 
 def _optional_key(text: str | None) -> bytes | None:
-    return None if text is None else bytes.fromhex(text)
+    return None if text is None else from_hex(text)
 
 
 def _whole(value: Any) -> int:
@@ -293,7 +291,7 @@ def is_node_key(pem: bytes) -> bool:
     """Tell whether ``pem`` is the one spelling of a P-384 public key that Flower uses."""
     try:
         key = serialization.load_pem_public_key(pem)
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         return False
     return (
         isinstance(key, ec.EllipticCurvePublicKey)

@@ -6,7 +6,6 @@ computed from events by `fedllm.privacy.accounting.accountants`.
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 from collections import Counter
@@ -238,26 +237,6 @@ def from_json(value: object) -> Event:
             f"its fields are: {', '.join(kind.__dataclass_fields__) or 'none'}",
         )
     return kind(**fields)
-
-
-def canonical_bytes(value: Any) -> bytes:
-    """Return the one JSON encoding of plain values: sorted keys, no spaces, ASCII, no NaN.
-
-    Raises
-    ------
-    ConfigError
-        If the value holds a NaN, an infinity or something that JSON cannot say.
-    """
-    try:
-        text = json.dumps(
-            value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-        )
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"a value has no canonical JSON form ({type(error).__name__})",
-            "use finite numbers, text, lists and tables",
-        ) from None
-    return text.encode("ascii")
 
 
 def to_dp_event(event: Event) -> Any:

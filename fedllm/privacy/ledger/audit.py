@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedllm.canonical import canonical_json
 from fedllm.errors import ConfigError
 from fedllm.files import write_bytes
 from fedllm.privacy.accounting.accountants import EpsilonEstimate, epsilon
-from fedllm.privacy.accounting.events import canonical_bytes
 from fedllm.privacy.ledger.budget import VIEWS, Ceiling
 from fedllm.privacy.ledger.entries import (
     Head,
@@ -302,7 +302,7 @@ def export_ledger(path: Path, out: Path) -> Head:
         if raw.sequence in tags:
             records, persons = (base64.b64encode(part).decode() for part in tags[raw.sequence])
             line["tags"] = {"records": records, "persons": persons}
-        lines.append(canonical_bytes(line) + b"\n")
+        lines.append(canonical_json(line) + b"\n")
     write_bytes(out, b"".join(lines))
     return head
 
@@ -329,11 +329,11 @@ def _exported_lines(
         try:
             value = json.loads(line)
             # Byte by byte as it was written: no repeated keys, no other spelling of a number.
-            if canonical_bytes(value) != line or not set(value) <= _LINE or len(value) < 3:
+            if canonical_json(value) != line or not set(value) <= _LINE or len(value) < 3:
                 raise ValueError("form")
             raw = RawEntry(
                 number,
-                canonical_bytes(value["content"]),
+                canonical_json(value["content"]),
                 bytes.fromhex(value["hash"]),
                 bytes.fromhex(value["signature"]),
             )

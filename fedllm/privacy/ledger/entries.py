@@ -18,8 +18,8 @@ from typing import Any, Protocol, Self
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from fedllm.canonical import canonical_json
 from fedllm.errors import ConfigError, FedllmError, PeerError, RefusedError
-from fedllm.privacy.accounting.events import canonical_bytes
 
 FORMAT = 1
 NO_PREVIOUS = "0" * 64
@@ -132,7 +132,7 @@ class Entry:
 
 def entry_hash(content: dict[str, Any]) -> bytes:
     """Return SHA-256 over an entry's canonical content."""
-    return hashlib.sha256(_HASH_LABEL + canonical_bytes(content)).digest()
+    return hashlib.sha256(_HASH_LABEL + canonical_json(content)).digest()
 
 
 def make_entry(
@@ -158,7 +158,7 @@ def make_entry(
     signature = signer.sign(_SIGNATURE_LABEL + digest)
     if not signature_holds(signer.public_bytes(), digest, signature):
         raise LedgerRefusal("the site's key made a wrong signature", "check the site's key files")
-    return Entry(json.loads(canonical_bytes(content)), digest, signature)
+    return Entry(json.loads(canonical_json(content)), digest, signature)
 
 
 def signature_holds(public_key: bytes, digest: bytes, signature: bytes) -> bool:
@@ -195,7 +195,7 @@ def _parse(raw: RawEntry) -> dict[str, Any]:
         or type(content["sequence"]) is not int
         or not all(isinstance(content[k], str) for k in ("kind", "previous", "site", "time"))
         or not isinstance(content["body"], dict)
-        or canonical_bytes(content) != raw.content
+        or canonical_json(content) != raw.content
     )
     if wrong:
         raise ValueError("not an entry of this format")

@@ -16,8 +16,8 @@ from typing import Literal, Protocol
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from fedllm.canonical import canonical_json
 from fedllm.errors import ConfigError, DataError
-from fedllm.privacy.accounting.events import canonical_bytes
 
 Unit = Literal["record", "person"]
 
@@ -102,7 +102,7 @@ class DatasetIdentity:
     @property
     def id(self) -> str:
         """SHA-256 over everything here: 64 hex digits, the data set's name in the ledger."""
-        return hashlib.sha256(canonical_bytes(self.describe())).hexdigest()
+        return hashlib.sha256(canonical_json(self.describe())).hexdigest()
 
     def describe(self) -> dict[str, str | int]:
         """Return counts and SHA-256 digests of the tags, for the signed ledger entry."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fedllm.privacy.accounting.events import canonical_bytes
+from fedllm.canonical import canonical_json
 from fedllm.privacy.ledger.entries import Entry, LedgerError, RawEntry, TamperedError
 
 _APPLICATION_ID = 1179405361  # "FLL1"
@@ -78,7 +78,7 @@ class Transaction:
         """Write one entry, with the tags of a data set; durable once the transaction ends."""
         self._connection.execute(
             "INSERT INTO entries VALUES (?, ?, ?, ?)",
-            (entry.sequence, canonical_bytes(entry.content), entry.hash, entry.signature),
+            (entry.sequence, canonical_json(entry.content), entry.hash, entry.signature),
         )
         if tags is not None:
             self._connection.execute("INSERT INTO tags VALUES (?, ?, ?)", (entry.sequence, *tags))

@@ -8,8 +8,8 @@ import sqlite3
 import pytest
 from support.ledger import SIGNER, attack, content, is_found, row
 
+from fedllm.canonical import canonical_json
 from fedllm.errors import FedllmError
-from fedllm.privacy.accounting.events import canonical_bytes
 from fedllm.privacy.ledger.audit import verify_ledger
 from fedllm.privacy.ledger.entries import TamperedError, entry_hash, make_entry
 from fedllm.privacy.ledger.ledger import Ledger
@@ -61,7 +61,7 @@ def test_nonsense_clock_is_no_error(path, ledger):
         path,
         (
             "INSERT INTO entries VALUES (?, ?, ?, ?)",
-            (12, canonical_bytes(value), digest, signature),
+            (12, canonical_json(value), digest, signature),
         ),
     )
     assert verify_ledger(path, SIGNER.public_bytes()).head.sequence == 12
