@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fedllm.canonical import reading
 from fedllm.errors import ConfigError
 
 # Machines whose clocks are a little slow accept a new certificate all the same.
@@ -96,13 +97,16 @@ def read_certificates(text: str | bytes, origin: str) -> list[x509.Certificate]:
     ConfigError
         If there is none, or one is damaged.
     """
-    content = text.encode() if isinstance(text, str) else text
-    try:
-        return x509.load_pem_x509_certificates(content)
-    except ValueError:
-        raise ConfigError(
-            f"{origin} holds no readable certificate", "fetch it again from the operator"
-        ) from None
+    unreadable = ConfigError(
+        f"{origin} holds no readable certificate", "fetch it again from the operator"
+    )
+    with reading(unreadable):
+        found = x509.load_pem_x509_certificates(text.encode() if isinstance(text, str) else text)
+        # What is read only when it is asked for is read now, or it would fail later.
+        for certificate in found:
+            list(certificate.extensions)
+            certificate.public_key()
+        return found
 
 
 def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:

@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedllm.canonical import from_hex
+from fedllm.canonical import from_hex, reading
 from fedllm.errors import ConfigError, FedllmError
 from fedllm.files import write_bytes
 from fedllm.identity import certificates
@@ -77,7 +77,7 @@ def newest_roster(folder: Path, root: bytes) -> Roster | None:
     path = folder / "roster.json"
     if not path.exists():
         return None
-    return verify_roster(path.read_text(encoding="utf-8"), root)
+    return verify_roster(path.read_bytes(), root)
 
 
 def answer_for(keys: OperatorKeys, roster: Roster, role: Role) -> str:
@@ -126,10 +126,12 @@ def _keep_server_certificate(keys: OperatorKeys, state: FederationState, now: da
 
 
 def _requested_key(coordinator: Member) -> ec.EllipticCurvePublicKey:
-    request = x509.load_pem_x509_csr((coordinator.server_request or "").encode())
-    key = request.public_key()
+    unusable = ConfigError("the coordinator's TLS key is no elliptic-curve key", "enroll it anew")
+    with reading(unusable):
+        request = x509.load_pem_x509_csr((coordinator.server_request or "").encode())
+        key = request.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise ConfigError("the coordinator's TLS key is no elliptic-curve key", "enroll it anew")
+        raise unusable
     return key
 
 

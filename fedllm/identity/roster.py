@@ -149,14 +149,14 @@ def sign_roster(roster: Roster, root: Root) -> str:
     return json.dumps({"format": _FORMAT, "signature": signature, "roster": plain}, indent=2) + "\n"
 
 
-def verify_roster(text: str, root: bytes) -> Roster:
+def verify_roster(text: str | bytes, root: bytes) -> Roster:
     """Read a signed roster.
 
     Whether it is newer than the last one, and not expired, is for the caller to check.
 
     Parameters
     ----------
-    text : str
+    text : str or bytes
         What `sign_roster` returned.
     root : bytes
         The federation's root key that the reader pinned (Ed25519, 32 bytes).

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fedllm.canonical import from_hex, read_object, reading, sha256_hex
 from fedllm.errors import PeerError
 from fedllm.federation.authority.authority import OpenedRounds
 from fedllm.federation.protocol.messages import RoundStatement
@@ -109,7 +109,7 @@ class RoundLog(OpenedRounds):
         signature = self._identity.sign(entry.signed_bytes()).hex()
         line = json.dumps({**asdict(entry), "signature": signature})
         append_line(self._path, line)
-        self._number, self._head = entry.number, _digest(line)
+        self._number, self._head = entry.number, sha256_hex(line)
 
 
 def read_log(path: Path, public_key: bytes) -> list[LogEntry]:
@@ -129,14 +129,12 @@ def _read(path: Path, public_key: bytes) -> tuple[list[LogEntry], str]:
     if not path.exists():
         return entries, head
     content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1].decode(errors="replace")
+    whole = content[: content.rfind(b"\n") + 1]
     for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            value = json.loads(line)
-            signature = bytes.fromhex(value.pop("signature"))
+        with reading(_altered(path, number, "it is damaged")):
+            value = read_object(line)
+            signature = from_hex(value.pop("signature"))
             entry = LogEntry(**{**value, "sites": tuple(value["sites"])})
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise _altered(path, number, "it is damaged") from None
         if entry.number != number or entry.previous != head:
             raise _altered(path, number, "it does not follow from the line before")
         try:
@@ -144,12 +142,8 @@ def _read(path: Path, public_key: bytes) -> tuple[list[LogEntry], str]:
         except PeerError:
             raise _altered(path, number, "its signature does not fit") from None
         entries.append(entry)
-        head = _digest(line)
+        head = sha256_hex(line)
     return entries, head
-
-
-def _digest(line: str) -> str:
-    return hashlib.sha256(line.encode()).hexdigest()
 
 
 def _altered(path: Path, number: int, why: str) -> PeerError:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import base64
-import binascii
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedllm.canonical import canonical_json
-from fedllm.errors import ConfigError
+from fedllm.canonical import canonical_json, from_hex, read_json, read_object, reading
 from fedllm.files import write_bytes
 from fedllm.privacy.accounting.accountants import EpsilonEstimate, epsilon
 from fedllm.privacy.ledger.budget import VIEWS, Ceiling
 from fedllm.privacy.ledger.entries import (
     Head,
     LedgerError,
+    NotALedgerError,
     RawEntry,
     TamperedError,
     read_chain,
@@ -101,6 +99,8 @@ def verify_ledger(
         other tags, or was charged although it exceeded its ceiling.
     LedgerError
         If the file cannot be read.
+    NotALedgerError
+        If the file is something else altogether.
     """
     state = read_state(path, public_key, anchors)
     if state.head is None:
@@ -142,7 +142,7 @@ def read_state(
         raise TamperedError("the ledger was begun with another key than the site's")
     check_anchors(stored, anchors)
     for anchor in anchors:
-        digest, signature = bytes.fromhex(anchor.hash), bytes.fromhex(anchor.signature)
+        digest, signature = from_hex(anchor.hash), from_hex(anchor.signature)
         if signature and not signature_holds(state.public_key, digest, signature):
             raise TamperedError(
                 f"the head kept of entry {anchor.sequence} is not signed with this ledger's key"
@@ -295,7 +295,7 @@ def export_ledger(path: Path, out: Path) -> Head:
     lines = []
     for raw in stored:
         line: dict[str, Any] = {
-            "content": json.loads(raw.content),
+            "content": read_json(raw.content),
             "hash": raw.hash.hex(),
             "signature": raw.signature.hex(),
         }
@@ -310,14 +310,19 @@ def export_ledger(path: Path, out: Path) -> Head:
 def _read(path: Path) -> tuple[list[RawEntry], list[tuple[int, bytes, bytes]]]:
     try:
         with path.open("rb") as stream:
-            start = stream.read(16)
+            start = stream.read(_LOOKED_AT_BYTES)
     except OSError as error:
         raise LedgerError(f"cannot read {path}: {error.strerror}", "check the path") from error
-    if start == b"SQLite format 3\0":
+    if start and not any(mark in start for mark in _MARKS):
+        raise NotALedgerError(
+            f"{path} is neither a ledger nor an export of one",
+            "give the path of a site's ledger file, or of what fedllm ledger export wrote",
+        )
+    if start.startswith(b"SQLite format 3\0"):
         with Store(path).read() as view:
             return list(view.entries()), list(view.tags())
     if not start.startswith(b"{"):
-        raise TamperedError(f"{path} is neither a ledger nor an export of one")
+        raise TamperedError(f"the start of {path} is not as it was written")
     rows = list(_exported_lines(path))
     return [raw for raw, _ in rows], [tags for _, tags in rows if tags is not None]
 
@@ -326,22 +331,24 @@ def _exported_lines(
     path: Path,
 ) -> Iterator[tuple[RawEntry, tuple[int, bytes, bytes] | None]]:
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            value = json.loads(line)
-            # Byte by byte as it was written: no repeated keys, no other spelling of a number.
-            if canonical_json(value) != line or not set(value) <= _LINE or len(value) < 3:
-                raise ValueError("form")
-            raw = RawEntry(
-                number,
-                canonical_json(value["content"]),
-                bytes.fromhex(value["hash"]),
-                bytes.fromhex(value["signature"]),
-            )
-            yield raw, _exported_tags(number, value.get("tags"))
-        except (ValueError, KeyError, TypeError, RecursionError, binascii.Error, ConfigError):
-            raise TamperedError(f"{path}: line {number} is not as it was exported") from None
+        with reading(TamperedError(f"{path}: line {number} is not as it was exported")):
+            row = _exported(number, line)
+        yield row
 
 
+def _exported(number: int, line: bytes) -> tuple[RawEntry, tuple[int, bytes, bytes] | None]:
+    value = read_object(line)
+    # Byte by byte as it was written: no other spelling of a number.
+    if canonical_json(value) != line or not set(value) <= _LINE or len(value) < 3:
+        raise ValueError("form")
+    content = canonical_json(value["content"])
+    raw = RawEntry(number, content, from_hex(value["hash"]), from_hex(value["signature"]))
+    return raw, _exported_tags(number, value.get("tags"))
+
+
+# At least one of them is left in a ledger or an export, whatever else was damaged in its start.
+_MARKS = (b"CREATE TABLE entries", b"entries_in_order", b'{"content":{', b'"previous":"')
+_LOOKED_AT_BYTES = 1 << 16
 _LINE = {"content", "hash", "signature", "tags"}
 
 
