@@ -126,12 +126,12 @@ def from_hex(text: object, size: int | None = None) -> bytes:
     return found
 
 
-def sha256_hex(content: bytes | str) -> str:
+def sha256_hex(content: bytes | memoryview | str) -> str:
     """Return the SHA-256 of bytes, or of text as UTF-8, as 64 hexadecimal digits."""
     return sha256(content).hex()
 
 
-def sha256(content: bytes | str) -> bytes:
+def sha256(content: bytes | memoryview | str) -> bytes:
     """Return the SHA-256 of bytes, or of text as UTF-8: 32 bytes."""
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).digest()
 

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from fedllm.canonical import signing_bytes
 from fedllm.errors import ConfigError, PeerError
 from fedllm.files import write_bytes
 
@@ -89,7 +90,8 @@ class Identity:
 
     def mask_key(self, run: str) -> X25519PrivateKey:
         """Return the X25519 key with which this party agrees on masks in one run."""
-        return X25519PrivateKey.from_private_bytes(self.derive(f"mask\x1f{run}"))
+        secret = self.derive(signing_bytes("fedllm.mask-secret.v2", run))
+        return X25519PrivateKey.from_private_bytes(secret)
 
     def __repr__(self) -> str:
         return f"Identity({self.name!r}, <hidden>)"

@@ -37,7 +37,7 @@ from fedllm.privacy.accounting.events import (
 )
 from fedllm.privacy.ledger.audit import read_state
 from fedllm.privacy.ledger.budget import View
-from fedllm.privacy.ledger.entries import Head, TamperedError
+from fedllm.privacy.ledger.entries import Head, NotALedgerError, TamperedError
 from fedllm.privacy.ledger.heads import HEADS_FILE, read_heads
 from fedllm.privacy.ledger.state import LedgerState, Reservation
 
@@ -128,7 +128,7 @@ def audit_ledgers(
             heads = [*(anchors or {}).get(state.site, ()), *source.heads.get(state.site, ())]
             if state.site in keys or heads:
                 state = read_state(source.path, keys.get(state.site), heads)
-        except TamperedError as error:
+        except (TamperedError, NotALedgerError) as error:
             findings.append(Finding("critical", name, error.message))
             ledgers.append(LedgerAudit(name, "", "", ()))
             continue

@@ -22,15 +22,16 @@ from fedllm.federation.protocol.messages import (
     RoundStatement,
     SumOpened,
     SumOpenedHeader,
+    round_statement,
 )
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.protocol.statements import (
     check_cohort,
+    parse_statement,
     read_statement,
     require,
     require_cohort,
 )
-from fedllm.federation.protocol.wire import parse_header
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.identity.sealing import SealingKey
@@ -151,7 +152,7 @@ class Authority:
         self._statement = ""
 
     def _open_round(self, request: OpenRound) -> RoundOpened:
-        proposal = parse_header(RoundStatement, request.header.statement)
+        proposal = parse_statement(request.header.statement)
         check_cohort(proposal, self._roster)
         require_cohort(proposal, self._min_cohort)
         plan = EncryptionPlan.from_bytes(request.plan)
@@ -167,7 +168,7 @@ class Authority:
             "reveal_key": self._sealing.public_bytes().hex(),
         }
         self._statement = proposal.model_copy(update=keys).model_dump_json()
-        signature = self._identity.sign(self._statement.encode()).hex()
+        signature = self._identity.sign(round_statement(self._statement)).hex()
         header = RoundOpenedHeader(statement=self._statement, signature=signature)
         return RoundOpened(header, public)
 

@@ -9,7 +9,6 @@ import pytest
 from support.ledger import SIGNER, attack, content, is_found, row
 
 from fedllm.canonical import canonical_json
-from fedllm.errors import FedllmError
 from fedllm.privacy.ledger.audit import export_ledger, verify_ledger
 from fedllm.privacy.ledger.entries import NotALedgerError, TamperedError, entry_hash, make_entry
 from fedllm.privacy.ledger.ledger import Ledger
