@@ -18,7 +18,7 @@ from fedllm.config.rounds import RoundsSection
 from fedllm.config.run import RunConfig
 from fedllm.config.section import PositiveFloat, PositiveInt, Section, Task
 from fedllm.config.site_policy import AllowSection, BudgetSection, SiteModelSection, SitePolicy
-from fedllm.config.toml import read_toml, to_toml
+from fedllm.config.toml import parse_toml, read_toml, to_toml
 from fedllm.config.training import TrainingSection
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "load_site_policy",
     "package_folder",
     "parse",
+    "parse_toml",
     "read_toml",
     "resolve_location",
     "to_toml",

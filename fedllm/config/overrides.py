@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from typing import Any
 
+from fedllm.config.toml import parse_toml
 from fedllm.errors import ConfigError
 
 
@@ -37,7 +37,7 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
             target.pop(parts[-1], None)
             continue
         try:
-            target[parts[-1]] = tomllib.loads(f"x = {text}")["x"]
-        except tomllib.TOMLDecodeError:
+            target[parts[-1]] = parse_toml(f"x = {text}")["x"]
+        except ValueError:
             target[parts[-1]] = text
     return result

@@ -20,13 +20,30 @@ def read_toml(path: Path) -> dict[str, Any]:
         If it is missing, unreadable or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"there is no file {path}", "check the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Read TOML from a file or a peer.
+
+    Raises
+    ------
+    ValueError
+        If it is not TOML, nests without end, or holds a number with thousands of digits.
+    """
+    try:
+        values = tomllib.loads(text)
+        # A hexadecimal number has no limit of digits when it is read, but one when it is shown.
+        repr(values)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return values
 
 
 def to_toml(section: Section) -> str:

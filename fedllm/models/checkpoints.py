@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from fedllm.canonical import read_object
 from fedllm.config import package_folder
 from fedllm.errors import CheckpointError
 
@@ -104,11 +104,11 @@ def read_config(folder: Path) -> tuple[PretrainedConfig, Architecture]:
         If it is damaged, of an architecture that is not supported, or asks for code of its own.
     """
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = values["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = (folder / "config.json").read_bytes()
+        kind = read_object(content)["model_type"]
+    except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder / 'config.json'} is damaged: {error!r}") from None
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise CheckpointError(
             f"{folder}: models of type {kind!r} are not supported",
             f"use one of {', '.join(ARCHITECTURES)}",

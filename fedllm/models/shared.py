@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors.torch import save as format_safetensors
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from fedllm.canonical import read_object
 from fedllm.config import RunConfig, Task
 from fedllm.errors import CheckpointError, ConfigError, TrainingError
 from fedllm.files import atomic_directory, write_bytes, write_json
@@ -150,7 +150,7 @@ class SharedModel:
             If a file is missing or damaged, or belongs to another model, task or label set.
         """
         try:
-            about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+            about = read_object((folder / _ABOUT).read_bytes())
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder / _ABOUT} cannot be read: {error}") from None
         mine = {

@@ -29,7 +29,10 @@ MAX_SHARES = 1024
 def _number(name: str, value: object, low: float, high: float) -> float:
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise ConfigError(f"{name} must be a number", f"give a number in [{low:g}, {high:g}]")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not low <= number <= high or math.isinf(number):
         raise ConfigError(
             f"{name} = {number!r} is out of range", f"give a finite number in [{low:g}, {high:g}]"
@@ -42,7 +45,7 @@ def _count(name: str, value: object) -> int:
         raise ConfigError(f"{name} must be a whole number", "count every step that was taken")
     count = operator.index(value)
     if not 0 <= count <= MAX_STEPS:
-        raise ConfigError(f"{name} = {count} is out of range", f"give a number in [0, {MAX_STEPS}]")
+        raise ConfigError(f"{name} is out of range", f"give a number in [0, {MAX_STEPS}]")
     return count
 
 
