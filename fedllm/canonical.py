@@ -14,12 +14,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 
 from fedllm.errors import ConfigError, FedllmError
 
 # Nothing of ours nests deeper than eight.
 MAX_DEPTH = 32
+
+# What Python and its libraries raise over foreign values of any type and size.
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    UnsupportedAlgorithm,
+    InternalError,
+)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -164,18 +176,9 @@ def _body(value: bytes | str | int) -> bytes:
 def reading(damaged: FedllmError) -> Iterator[None]:
     """Raise ``damaged`` for whatever goes wrong while foreign values are taken apart.
 
-    Foreign values have any type and size, so that looking at them can fail in ways that
-    nobody lists in full. An error of fedllm's own comes through: it says more.
+    An error of fedllm's own comes through: it says more.
     """
     try:
         yield
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-        UnsupportedAlgorithm,
-    ):
+    except UNREADABLE:
         raise damaged from None

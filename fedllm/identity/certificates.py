@@ -12,14 +12,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedllm.canonical import reading
+from fedllm.canonical import UNREADABLE
 from fedllm.errors import ConfigError
 
+_STRANGE = (x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType)
 # Machines whose clocks are a little slow accept a new certificate all the same.
 _CLOCK_TOLERANCE = timedelta(hours=1)
 
@@ -97,16 +98,17 @@ def read_certificates(text: str | bytes, origin: str) -> list[x509.Certificate]:
     ConfigError
         If there is none, or one is damaged.
     """
-    unreadable = ConfigError(
-        f"{origin} holds no readable certificate", "fetch it again from the operator"
-    )
-    with reading(unreadable):
+    try:
         found = x509.load_pem_x509_certificates(text.encode() if isinstance(text, str) else text)
         # What is read only when it is asked for is read now, or it would fail later.
         for certificate in found:
             list(certificate.extensions)
             certificate.public_key()
-        return found
+    except (*_STRANGE, *UNREADABLE):
+        raise ConfigError(
+            f"{origin} holds no readable certificate", "fetch it again from the operator"
+        ) from None
+    return found
 
 
 def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -119,7 +121,7 @@ def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (OSError, *UNREADABLE) as error:
         raise ConfigError(
             f"the key {path} cannot be read ({type(error).__name__})",
             "restore the file from its backup",
@@ -142,7 +144,7 @@ def check_authority(certificate: x509.Certificate, origin: str) -> None:
         usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
         certificate.verify_directly_issued_by(certificate)
         fits = basic.ca and basic.path_length == 0 and usage.key_cert_sign
-    except (x509.ExtensionNotFound, InvalidSignature, ValueError, TypeError):
+    except (x509.ExtensionNotFound, InvalidSignature, *UNREADABLE):
         fits = False
     if not fits:
         raise ConfigError(
@@ -184,7 +186,11 @@ def names_exactly(certificate: x509.Certificate, hosts: Sequence[str]) -> bool:
 
 
 def _names(certificate: x509.Certificate) -> list[x509.GeneralName]:
-    return list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    return list(found.value)
 
 
 def current_time() -> datetime:
@@ -217,7 +223,7 @@ def check_period(certificate: x509.Certificate, origin: str) -> None:
 def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(authority)
-    except (InvalidSignature, ValueError, TypeError):
+    except (InvalidSignature, *UNREADABLE):
         return False
     return True
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedllm.canonical import canonical_json, from_hex, read_object, reading, sha256
+from fedllm.canonical import UNREADABLE, canonical_json, from_hex, read_object, reading, sha256
 from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.files import atomic_directory, write_bytes
 from fedllm.identity import certificates
@@ -239,12 +239,12 @@ def _check_node_proof(request: Request, signature: bytes, message: bytes) -> Non
 
 
 def _verifies(node_key: bytes, signature: bytes, message: bytes) -> bool:
-    key = serialization.load_pem_public_key(node_key)
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        return False
     try:
+        key = serialization.load_pem_public_key(node_key)
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            return False
         key.verify(signature, message, ec.ECDSA(hashes.SHA384()))
-    except InvalidSignature:
+    except (InvalidSignature, *UNREADABLE):
         return False
     return True
 
@@ -257,7 +257,7 @@ def _check_server_proof(request: Request) -> None:
             fits = signing_request.is_signature_valid and isinstance(
                 signing_request.public_key(), ec.EllipticCurvePublicKey
             )
-        except (ValueError, UnsupportedAlgorithm):
+        except UNREADABLE:
             fits = False
     if not fits:
         raise PeerError(

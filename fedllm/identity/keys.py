@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from fedllm.canonical import signing_bytes
+from fedllm.canonical import UNREADABLE, signing_bytes
 from fedllm.errors import ConfigError, PeerError
 from fedllm.files import write_bytes
 
@@ -53,7 +53,7 @@ class Identity:
         try:
             key = serialization.load_pem_private_key((folder / "signing.pem").read_bytes(), None)
             secret = (folder / "secret.bin").read_bytes()
-        except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        except (OSError, *UNREADABLE) as error:
             raise ConfigError(
                 f"the keys of '{name}' in {folder} cannot be read ({type(error).__name__})",
                 "restore the folder from its backup, or make new keys",
@@ -110,7 +110,7 @@ def verify_signature(public_key: bytes, signature: bytes, message: bytes, who: s
     """
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
-    except (InvalidSignature, ValueError):
+    except (InvalidSignature, *UNREADABLE):
         raise PeerError(
             f"the signature of '{who}' does not fit what arrived",
             "the message was altered, or the sender does not hold the key in the roster",

@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedllm.canonical import from_hex
+from fedllm.canonical import UNREADABLE, from_hex
 from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.files import write_bytes
 from fedllm.identity import certificates
@@ -357,7 +356,7 @@ def node_public_key(path: Path) -> bytes:
     """
     try:
         key = serialization.load_ssh_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (OSError, *UNREADABLE) as error:
         raise ConfigError(
             f"the node key {path} cannot be read ({type(error).__name__})",
             "restore the kit from its backup",

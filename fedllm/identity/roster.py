@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedllm.canonical import canonical_json, from_hex, read_object, reading
+from fedllm.canonical import UNREADABLE, canonical_json, from_hex, read_object, reading
 from fedllm.errors import PeerError
 from fedllm.identity.keys import verify_signature
 
@@ -291,7 +290,7 @@ def is_node_key(pem: bytes) -> bool:
     """Tell whether ``pem`` is the one spelling of a P-384 public key that Flower uses."""
     try:
         key = serialization.load_pem_public_key(pem)
-    except (ValueError, UnsupportedAlgorithm):
+    except UNREADABLE:
         return False
     return (
         isinstance(key, ec.EllipticCurvePublicKey)

@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from fedllm.canonical import canonical_json, from_hex, read_object, reading, sha256
+from fedllm.canonical import UNREADABLE, canonical_json, from_hex, read_object, reading, sha256
 from fedllm.errors import ConfigError, FedllmError, PeerError, RefusedError
 
 FORMAT = 1
@@ -167,7 +167,7 @@ def signature_holds(public_key: bytes, digest: bytes, signature: bytes) -> bool:
     """Whether ``signature`` over an entry's hash is by ``public_key`` (32 raw bytes)."""
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, _SIGNATURE_LABEL + digest)
-    except (InvalidSignature, ValueError, TypeError):
+    except (InvalidSignature, *UNREADABLE):
         return False
     return True
 
