@@ -12,7 +12,7 @@ from fedllm.errors import ConfigError
 from fedllm.privacy.accounting.events import Event, NonPrivate, from_json, to_json
 from fedllm.privacy.ledger.budget import Ceiling, View
 from fedllm.privacy.ledger.entries import Entry, Head, TamperedError
-from fedllm.privacy.ledger.fingerprints import Unit
+from fedllm.privacy.ledger.fingerprints import DESCRIPTION, Unit
 
 NEIGHBOURS = "zero-out one unit"
 
@@ -139,6 +139,7 @@ class LedgerState:
     def _dataset(self, entry: Entry) -> None:
         body = entry.body
         _exactly(body, "dataset", "overlaps", "description")
+        _exactly(body["description"], *DESCRIPTION)
         known = KnownDataset(
             body["dataset"],
             body["description"]["unit"],
@@ -146,6 +147,8 @@ class LedgerState:
             tuple(body["overlaps"]),
             entry.sequence,
         )
+        if not isinstance(known.id, str):
+            raise TypeError("not text")
         if known.unit not in ("record", "person") or known.id in self.datasets:
             raise ValueError("unit or repetition")
         if not all(other in self.datasets for other in known.overlaps):

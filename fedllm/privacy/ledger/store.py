@@ -221,6 +221,9 @@ def _explained(path: Path) -> Iterator[None]:
             "free disk space, give write access to the file and its folder, or end the "
             "process that holds it; nothing was charged and nothing may be trained",
         ) from error
+    except UnicodeDecodeError:
+        # SQLite's own words, with what stands in the damaged file.
+        raise TamperedError(f"the ledger {path} is damaged: a name in it is not text") from None
     except OSError as error:
         raise LedgerError(
             f"the ledger {path} cannot be used: {error.strerror or error}",

@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from support import damage
 from support.damage import Target, at, check, signed_anew, text
