@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from fedllm.canonical import from_hex, read_object, reading, sha256_hex
 from fedllm.errors import PeerError
@@ -134,7 +135,7 @@ def _read(path: Path, public_key: bytes) -> tuple[list[LogEntry], str]:
         with reading(_altered(path, number, "it is damaged")):
             value = read_object(line)
             signature = from_hex(value.pop("signature"))
-            entry = LogEntry(**{**value, "sites": tuple(value["sites"])})
+            entry = _entry(value)
         if entry.number != number or entry.previous != head:
             raise _altered(path, number, "it does not follow from the line before")
         try:
@@ -144,6 +145,15 @@ def _read(path: Path, public_key: bytes) -> tuple[list[LogEntry], str]:
         entries.append(entry)
         head = sha256_hex(line)
     return entries, head
+
+
+def _entry(value: dict[str, Any]) -> LogEntry:
+    entry = LogEntry(**{**value, "sites": tuple(value["sites"])})
+    numbers = (entry.number, entry.round, entry.attempt)
+    texts = (entry.time, entry.event, entry.run, entry.previous, *entry.sites)
+    if any(type(one) is not int for one in numbers) or any(type(one) is not str for one in texts):
+        raise TypeError("not an entry's types")
+    return entry
 
 
 def _altered(path: Path, number: int, why: str) -> PeerError:
