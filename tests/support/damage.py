@@ -43,6 +43,11 @@ _NONSENSE: tuple[Any, ...] = (
         {"": 0},
     ),
 )
+_TOML = (
+    *(b"1", b"-1", b"0", b"true", b'""', b'"x"', b"[]", b"{}", b"[[]]", b"1e308", b"inf", b"nan"),
+    *(b"1979-05-27T07:32:00Z", b"2026-99-99", b"0x" + b"f" * 5000, b"1" * 5000, b"DEEP"),
+    *(b"'\\x00'", b'"\\ud800"', b'"\\u0000"', b"{a = 1, a = 2}", b'"${X}"', b'"~nobody/x"'),
+)
 _RAW = ("NaN", "-Infinity", "1e999", "1" * 5000, "-0", "00", "\\", '"')
 
 
@@ -173,6 +178,25 @@ def in_lines(content: bytes, chance: random.Random) -> bytes:
         lines[place : place + 1] = chance.choice(([], [lines[place]] * 2, [b"\n"], [b"[]\n"]))
     else:
         lines[place] = in_json(lines[place].rstrip(b"\n"), chance) + b"\n"
+    return b"".join(lines)
+
+
+def in_toml(content: bytes, chance: random.Random) -> bytes:
+    """Exchange a value, repeat a line or a table, bury a value; or damage the bytes."""
+    lines = content.splitlines(keepends=True)
+    if not lines or chance.randrange(3) == 0:
+        return in_bytes(content, chance)
+    place = chance.randrange(len(lines))
+    kind = chance.randrange(4)
+    if kind == 0:
+        lines[place : place + 1] = chance.choice(([], [lines[place]] * 2))
+    elif kind == 1:
+        other = chance.randrange(len(lines))
+        lines[place], lines[other] = lines[other], lines[place]
+    else:
+        key = lines[place].partition(b"=")[0]
+        depth = chance.choice((20, 900, 20_000))
+        lines[place] = key + b"= " + chance.choice(_TOML).replace(b"DEEP", b"[" * depth) + b"\n"
     return b"".join(lines)
 
 
