@@ -56,6 +56,11 @@ def canonical_json(value: Any) -> bytes:
     return text.encode("ascii")
 
 
+def labelled_json(label: str, value: Any) -> bytes:
+    """Return what is signed of a stored document: its type, and its canonical JSON."""
+    return label.encode() + b"\x1f" + canonical_json(value)
+
+
 def read_json(content: str | bytes) -> Any:
     """Read JSON that has one meaning only.
 

@@ -18,7 +18,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedllm.canonical import UNREADABLE, canonical_json, from_hex, read_object, reading, sha256
+from fedllm.canonical import UNREADABLE, from_hex, labelled_json, read_object, reading, sha256
 from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.files import atomic_directory, write_bytes
 from fedllm.identity import certificates
@@ -356,4 +356,4 @@ def _check_made_for(certificate_text: str, key_path: Path) -> None:
 
 
 def _canonical(plain: dict[str, Any]) -> bytes:
-    return _REQUEST.encode() + b"\x1f" + canonical_json(plain)
+    return labelled_json(_REQUEST, plain)

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedllm.canonical import UNREADABLE, canonical_json, from_hex, read_object, reading
+from fedllm.canonical import UNREADABLE, from_hex, labelled_json, read_object, reading
 from fedllm.errors import PeerError
 from fedllm.identity.keys import verify_signature
 
@@ -184,7 +184,7 @@ def verify_roster(text: str | bytes, root: bytes) -> Roster:
 
 def _signed_bytes(plain: dict[str, Any]) -> bytes:
     # One text for one value, whatever the layout of the file.
-    return _FORMAT.encode() + b"\x1f" + canonical_json(plain)
+    return labelled_json(_FORMAT, plain)
 
 
 def _damaged() -> PeerError:
