@@ -73,7 +73,7 @@ def _sites(source: SimulatedSites) -> tuple[Site, ...]:
     torch.set_num_threads(source.threads)
     config = load_run_config(source.folder / "run.toml")
     policy = load_site_policy(source.folder / "policy.toml")
-    roster = Roster.from_json((source.folder / "roster.json").read_text())
+    roster = Roster.from_json((source.folder / "roster.json").read_bytes())
     return tuple(
         _site(source, config, policy, roster, name, records)
         for name, records in divide(config).items()

@@ -117,7 +117,7 @@ class Roster:
         return json.dumps(_to_plain(self), indent=2)
 
     @classmethod
-    def from_json(cls, text: str) -> Roster:
+    def from_json(cls, text: str | bytes) -> Roster:
         """Read what `to_json` wrote.
 
         Raises
