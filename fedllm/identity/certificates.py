@@ -20,7 +20,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fedllm.canonical import UNREADABLE
 from fedllm.errors import ConfigError
 
-_STRANGE = (x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType)
+# What is raised over damaged certificates and requests for one.
+UNREADABLE_X509 = (
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+    *UNREADABLE,
+)
 # Machines whose clocks are a little slow accept a new certificate all the same.
 _CLOCK_TOLERANCE = timedelta(hours=1)
 
@@ -104,7 +110,7 @@ def read_certificates(text: str | bytes, origin: str) -> list[x509.Certificate]:
         for certificate in found:
             list(certificate.extensions)
             certificate.public_key()
-    except (*_STRANGE, *UNREADABLE):
+    except UNREADABLE_X509:
         raise ConfigError(
             f"{origin} holds no readable certificate", "fetch it again from the operator"
         ) from None

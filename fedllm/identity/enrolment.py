@@ -257,7 +257,7 @@ def _check_server_proof(request: Request) -> None:
             fits = signing_request.is_signature_valid and isinstance(
                 signing_request.public_key(), ec.EllipticCurvePublicKey
             )
-        except UNREADABLE:
+        except certificates.UNREADABLE_X509:
             fits = False
     if not fits:
         raise PeerError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedllm.canonical import from_hex, reading
+from fedllm.canonical import from_hex
 from fedllm.errors import ConfigError, FedllmError
 from fedllm.files import write_bytes
 from fedllm.identity import certificates
@@ -127,9 +127,11 @@ def _keep_server_certificate(keys: OperatorKeys, state: FederationState, now: da
 
 def _requested_key(coordinator: Member) -> ec.EllipticCurvePublicKey:
     unusable = ConfigError("the coordinator's TLS key is no elliptic-curve key", "enroll it anew")
-    with reading(unusable):
+    try:
         request = x509.load_pem_x509_csr((coordinator.server_request or "").encode())
         key = request.public_key()
+    except certificates.UNREADABLE_X509:
+        raise unusable from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise unusable
     return key

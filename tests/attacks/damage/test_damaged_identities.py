@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from support import damage
 from support.damage import Target, at, check, signed_anew, text
 
+from fedllm.errors import PeerError
 from fedllm.federation.transport.fleet import read_node_key
 from fedllm.identity import certificates, enrolment, operator_keys
 from fedllm.identity import roster as rosters
@@ -98,10 +99,14 @@ def test_node_keys_and_signing_requests_that_are_damaged_inside(place):
         return read_request(request(value | {"server_request": content.decode()}))
 
     node = node_public_key(place / "new" / "node.key")
+    der = damage.of_pem(value["server_request"].encode())
+    # One mutant in two thousand: the version, which is 0.
+    with pytest.raises(PeerError, match="does not prove"):
+        read(damage.as_pem("CERTIFICATE REQUEST")(der.replace(b"\x02\x01\x00", b"\x02\x01\x01", 1)))
     check(
         Target(
             "signing request",
-            damage.of_pem(value["server_request"].encode()),
+            der,
             read,
             damage.in_bytes,
             damage.as_pem("CERTIFICATE REQUEST"),
