@@ -7,12 +7,13 @@ exactly. Both expand a 256-bit key with AES-256 in counter mode (NIST SP 800-38A
 
 from __future__ import annotations
 
-import hashlib
 import os
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
+
+from fedllm.canonical import sha256
 
 _CHUNK_BYTES = 1 << 24
 
@@ -42,7 +43,7 @@ class RandomStream:
         Never use it for privacy noise or keys.
         """
         text = "\x1f".join([str(seed), *(f"{type(x).__name__}:{x}" for x in labels)])
-        return cls(hashlib.sha256(b"fedllm.randomness.v1\x1f" + text.encode()).digest())
+        return cls(sha256(b"fedllm.randomness.v1\x1f" + text.encode()))
 
     def __repr__(self) -> str:
         return "RandomStream(<hidden>)"

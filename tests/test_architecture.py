@@ -290,3 +290,40 @@ def nodes(tree: ast.AST) -> list[ast.AST]:
 def test_how_questions_about_tasks_are_seen(text, names, looks):
     tree = ast.parse(text)
     assert (names_a_task(tree), looks_into_a_model(tree)) == (names, looks)
+
+
+def calls(path: Path) -> set[str]:
+    """The dotted names that a file uses, such as ``json.dumps``."""
+    return {
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+
+
+# Who writes JSON for a file of its own; what is signed or hashed is `fedllm.canonical`'s. The
+# authority's log is signed in the form that it has on disk.
+OWN_JSON = {
+    "fedllm/federation/authority/round_log.py",
+    "fedllm/federation/site/site.py",
+    "fedllm/identity/enrolment.py",
+    "fedllm/identity/roster.py",
+    "fedllm/privacy/ledger/heads.py",
+}
+
+
+def test_what_is_signed_or_hashed_has_one_form():
+    signing = files(*(f"fedllm/{name}" for name in ("identity", "encryption", "federation")))
+    for path in (*signing, *files("fedllm/privacy")):
+        used = calls(path)
+        assert "hashlib.sha256" not in used, path
+        assert "json.dumps" not in used or str(path.relative_to(ROOT)) in OWN_JSON, path
+        # An answer holds a roster that was signed a moment before.
+        assert "json.loads" not in used or path.name == "enrolment.py", path
+
+
+def test_hexadecimal_digits_are_read_in_one_place():
+    found = [
+        path for path in files("fedllm", "clients", "server") if "bytes.fromhex" in calls(path)
+    ]
+    assert [str(path.relative_to(ROOT)) for path in found] == ["fedllm/canonical.py"]

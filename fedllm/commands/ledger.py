@@ -176,8 +176,10 @@ def read_key(text: str) -> bytes:
     ConfigError
         If the text is anything else.
     """
+    from fedllm.canonical import from_hex
+
     try:
-        key = bytes.fromhex(text)
+        key = from_hex(text)
     except ValueError:
         key = b""
     if len(key) != 32:

@@ -49,7 +49,9 @@ def parse_toml(text: str, origin: str) -> dict[str, Any]:
         If it is not TOML; holds no value of the text, which may be a password.
     """
     try:
-        return tomllib.loads(text)
+        values = tomllib.loads(text)
+        # A hexadecimal number has no limit of digits when it is read, but one when it is shown.
+        repr(values)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{origin} is not valid TOML: {error}", "check that line") from None
     except (ValueError, RecursionError):
@@ -57,6 +59,7 @@ def parse_toml(text: str, origin: str) -> dict[str, Any]:
             f"{origin} is not valid TOML: a number is too long, or it is nested too deep",
             "check its longest lines",
         ) from None
+    return values
 
 
 def to_toml(section: Section) -> str:

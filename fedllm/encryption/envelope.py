@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import struct
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from fedllm.canonical import canonical_json, sha256_hex, signing_bytes
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.errors import PeerError
 
-_MAGIC, _VERSION = b"FEDLLMv\n", 1
+_MAGIC, _VERSION = b"FEDLLMv\n", 2
+_LABEL = "fedllm.envelope.v2"
 # Magic, version, bytes of header and of signature, bytes of payload.
 _PREFIX = struct.Struct("<8sHHHQ")
 _HEADER_LIMIT, _SIGNATURE_LIMIT = 4096, 256
@@ -28,8 +28,8 @@ class EnvelopeHeader:
     ----------
     run : str
         Unique name of the run.
-    round : int
-        Number of the round.
+    attempt : int
+        Number of the attempt.
     site : str
         The sender.
     purpose : str
@@ -45,7 +45,7 @@ class EnvelopeHeader:
     """
 
     run: str
-    round: int
+    attempt: int
     site: str
     purpose: str
     plan: str
@@ -54,12 +54,8 @@ class EnvelopeHeader:
     sha256: str
 
     def to_bytes(self) -> bytes:
-        """Write the header as canonical JSON; with the prefix these are the signed bytes."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
-
-    def signed_bytes(self) -> bytes:
-        """Return what the sender signs: magic, version and header, payload digest included."""
-        return _MAGIC + struct.pack("<H", _VERSION) + self.to_bytes()
+        """Write the header as canonical JSON."""
+        return canonical_json(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ class Expectation:
     """What the receiver of a vector knows beforehand; attributes as in `EnvelopeHeader`."""
 
     run: str
-    round: int
+    attempt: int
     site: str
     purpose: str
     key: str
@@ -86,8 +82,8 @@ def seal_envelope(payload: bytes, expectation: Expectation, sign: Sign) -> bytes
     sign : callable
         Returns the sender's signature of some bytes.
     """
-    header = _header(expectation, len(payload), hashlib.sha256(payload).hexdigest())
-    text, signature = header.to_bytes(), sign(header.signed_bytes())
+    text = _header(expectation, len(payload), sha256_hex(payload)).to_bytes()
+    signature = sign(signing_bytes(_LABEL, text))
     if len(text) > _HEADER_LIMIT or len(signature) > _SIGNATURE_LIMIT:
         raise ValueError("an envelope's header or signature is too long")
     prefix = _PREFIX.pack(_MAGIC, _VERSION, len(text), len(signature), len(payload))
@@ -119,8 +115,13 @@ def open_envelope(blob: bytes, expectation: Expectation, verify: Verify) -> byte
     if len(blob) < _PREFIX.size:
         raise _malformed(site)
     magic, version, text_size, signature_size, size = _PREFIX.unpack_from(blob)
-    if (magic, version) != (_MAGIC, _VERSION):
+    if magic != _MAGIC:
         raise _malformed(site)
+    if version != _VERSION:
+        raise PeerError(
+            f"site {site} sent an envelope of version {version}; this is version {_VERSION}",
+            "update fedllm, so that all parties run the same version",
+        )
     if text_size > _HEADER_LIMIT or signature_size > _SIGNATURE_LIMIT:
         raise _malformed(site)
     if size != expectation.plan.update_bytes:
@@ -129,9 +130,9 @@ def open_envelope(blob: bytes, expectation: Expectation, verify: Verify) -> byte
         raise _malformed(site)
     begin = _PREFIX.size + text_size
     text, signature = blob[_PREFIX.size : begin], blob[begin : begin + signature_size]
-    verify(site, _MAGIC + struct.pack("<H", _VERSION) + text, signature)
+    verify(site, signing_bytes(_LABEL, text), signature)
     payload = blob[begin + signature_size :]
-    expected = _header(expectation, size, hashlib.sha256(payload).hexdigest())
+    expected = _header(expectation, size, sha256_hex(payload))
     if text != expected.to_bytes():
         raise PeerError(
             f"site {site} sent a vector that is not for this round, key and plan, or was damaged"
@@ -142,7 +143,7 @@ def open_envelope(blob: bytes, expectation: Expectation, verify: Verify) -> byte
 def _header(expectation: Expectation, length: int, digest: str) -> EnvelopeHeader:
     return EnvelopeHeader(
         run=expectation.run,
-        round=expectation.round,
+        attempt=expectation.attempt,
         site=expectation.site,
         purpose=expectation.purpose,
         plan=expectation.plan.fingerprint(),

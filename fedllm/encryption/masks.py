@@ -8,8 +8,6 @@ it is safe, and what breaks it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +19,14 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
+from fedllm.canonical import (
+    canonical_json,
+    from_hex,
+    read_object,
+    reading,
+    sha256,
+    signing_bytes,
+)
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.randomness import RandomStream
@@ -36,8 +42,8 @@ class MaskScope:
     ----------
     run : str
         Unique name of the run.
-    round : int
-        Number of the round.
+    attempt : int
+        Number of the attempt.
     cohort : tuple of str
         Names of the sites in the round, sorted, each once.
     key_fingerprint : str
@@ -47,7 +53,7 @@ class MaskScope:
     """
 
     run: str
-    round: int
+    attempt: int
     cohort: tuple[str, ...]
     key_fingerprint: str
     plan: EncryptionPlan
@@ -59,16 +65,9 @@ class MaskScope:
             raise ConfigError("masks need a masked encryption plan with room for the cohort")
 
     def to_bytes(self) -> bytes:
-        """Write the scope as canonical JSON."""
-        return _canonical(
-            {
-                "run": self.run,
-                "round": self.round,
-                "cohort": self.cohort,
-                "key": self.key_fingerprint,
-                "plan": self.plan.fingerprint(),
-            }
-        )
+        """Return the bytes that stand for the scope in statements and derived keys."""
+        bound_to = (self.run, self.attempt, self.key_fingerprint, self.plan.fingerprint())
+        return signing_bytes("fedllm.mask-scope.v2", *bound_to, *self.cohort)
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,7 +91,7 @@ class Reveal:
     def to_bytes(self) -> bytes:
         """Write the reveal as canonical JSON."""
         pairs = {name: seed.hex() for name, seed in self.pair_seeds.items()}
-        return _canonical({"site": self.site, "own": self.own_seed.hex(), "pairs": pairs})
+        return canonical_json({"site": self.site, "own": self.own_seed.hex(), "pairs": pairs})
 
     @classmethod
     def from_bytes(cls, blob: bytes, scope: MaskScope) -> Reveal:
@@ -103,19 +102,14 @@ class Reveal:
         PeerError
             If the bytes are not the canonical form of one.
         """
-        try:
+        with reading(PeerError("a site sent a malformed reveal of its masks")):
             if len(blob) > 1 << 20:
                 raise ValueError
-            values = json.loads(blob)
-            pairs = {name: bytes.fromhex(seed) for name, seed in values["pairs"].items()}
-            reveal = cls(values["site"], bytes.fromhex(values["own"]), pairs)
-            seeds = [reveal.own_seed, *pairs.values()]
-            if any(len(seed) != _SEED_BYTES for seed in seeds):
-                raise ValueError
+            values = read_object(bytes(blob))
+            pairs = {name: from_hex(seed, _SEED_BYTES) for name, seed in values["pairs"].items()}
+            reveal = cls(values["site"], from_hex(values["own"], _SEED_BYTES), pairs)
             if not {reveal.site, *pairs} <= set(scope.cohort) or reveal.to_bytes() != bytes(blob):
                 raise ValueError
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise PeerError("a site sent a malformed reveal of its masks") from None
         return reveal
 
 
@@ -258,13 +252,7 @@ class SiteMasks:
 
 def survivor_statement(scope: MaskScope, survivors: Iterable[str]) -> bytes:
     """Return the bytes that a site signs to say which sites are in the sum."""
-    return _canonical(
-        {
-            "statement": "fedllm.survivors.v1",
-            "scope": hashlib.sha256(scope.to_bytes()).hexdigest(),
-            "survivors": sorted(set(survivors)),
-        }
-    )
+    return signing_bytes("fedllm.survivors.v2", scope.to_bytes(), *sorted(set(survivors)))
 
 
 def require_agreement(
@@ -334,15 +322,15 @@ def _pair_seeds(
     own = private_key.public_key().public_bytes_raw()
     if len({own, *peer_keys.values()}) <= len(peer_keys):
         raise PeerError("two sites of the cohort have the same mask key")
-    salt = hashlib.sha256(scope.to_bytes()).digest()
+    salt = sha256(scope.to_bytes())
     seeds = {}
     for peer, key in peer_keys.items():
         try:
             shared = private_key.exchange(X25519PublicKey.from_public_bytes(key))
         except ValueError:
             raise PeerError(f"the mask key of site {peer} is not a valid X25519 key") from None
-        ends = sorted([[site, own.hex()], [peer, key.hex()]])
-        info = _canonical(["fedllm.masks.v1", *ends])
+        first, second = sorted([(site, own), (peer, key)])
+        info = signing_bytes("fedllm.masks.v2", *first, *second)
         seeds[peer] = HKDF(SHA256(), _SEED_BYTES, salt, info).derive(shared)
     return seeds
 
@@ -365,7 +353,3 @@ def _uniform(stream: RandomStream, modulus: int, count: int) -> NDArray[np.uint6
     while len(above := np.flatnonzero(result >= modulus)):
         result[above] = stream.uint64(len(above)) & bits
     return result
-
-
-def _canonical(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
+from fedllm.canonical import canonical_json, read_object, reading, sha256_hex
 from fedllm.encryption.numbers import coefficient_primes, transform_prime
 from fedllm.errors import ConfigError, PeerError
 
@@ -116,7 +115,7 @@ class EncryptionPlan:
 
     def to_bytes(self) -> bytes:
         """Write the plan as canonical JSON (sorted keys, no spaces, ASCII)."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
+        return canonical_json(asdict(self))
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> EncryptionPlan:
@@ -127,15 +126,16 @@ class EncryptionPlan:
         PeerError
             If the bytes are not the canonical form of a plan of this version.
         """
-        try:
+        with reading(_foreign_plan()):
             if len(blob) > 4096:
                 raise ValueError
-            values = json.loads(blob)
+            values = read_object(bytes(blob))
             request = {name: values[name] for name in _REQUEST}
             if any(type(request[name]) is not kind for name, kind in _REQUEST.items()):
                 raise ValueError
+        try:
             plan = make_plan(**request)
-        except (ValueError, TypeError, KeyError, RecursionError, ConfigError):
+        except ConfigError:
             raise _foreign_plan() from None
         if plan.to_bytes() != bytes(blob):
             raise _foreign_plan()
@@ -143,7 +143,7 @@ class EncryptionPlan:
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the plan's bytes, in hex."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
+        return sha256_hex(self.to_bytes())
 
 
 _REQUEST = {"scheme": str, "bits": int, "max_sites": int, "length": int, "masked": bool}

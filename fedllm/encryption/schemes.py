@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -10,6 +9,7 @@ import numpy as np
 import tenseal
 from numpy.typing import NDArray
 
+from fedllm.canonical import sha256, sha256_hex
 from fedllm.encryption.flooding import flood_and_round
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.residues import from_wire, to_wire, wire_length
@@ -117,7 +117,7 @@ class PublicRoundKey:
 
     def __init__(self, plan: EncryptionPlan, public_context: bytes) -> None:
         self.plan = plan
-        self.fingerprint = hashlib.sha256(public_context).hexdigest()
+        self.fingerprint = sha256_hex(public_context)
         self._context = None
         if plan.scheme == "none":
             if public_context:
@@ -262,7 +262,7 @@ class EncryptedSum:
         step = wire_length(self.plan.ciphertext_primes, self.plan.poly_degree)
         view = memoryview(blob)
         starts = range(0, len(blob), step)
-        digests = {hashlib.sha256(view[start : start + step]).digest() for start in starts}
+        digests = {sha256(view[start : start + step]) for start in starts}
         if len(digests) < len(starts) or not self._seen.isdisjoint(digests):
             raise PeerError(
                 "a peer sent a ciphertext twice, or one that another site sent",

@@ -12,25 +12,23 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fedllm.canonical import UNREADABLE
 from fedllm.errors import ConfigError
 
+# What is raised over damaged certificates and requests for one.
+UNREADABLE_X509 = (
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+    *UNREADABLE,
+)
 # Machines whose clocks are a little slow accept a new certificate all the same.
 _CLOCK_TOLERANCE = timedelta(hours=1)
-# What comes of damaged keys and certificates; a single wrong bit can lead to each of them.
-UNREADABLE = (
-    ValueError,
-    TypeError,
-    NotImplementedError,
-    UnsupportedAlgorithm,
-    InternalError,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-)
 
 
 def new_tls_key() -> ec.EllipticCurvePrivateKey:
@@ -106,13 +104,17 @@ def read_certificates(text: str | bytes, origin: str) -> list[x509.Certificate]:
     ConfigError
         If there is none, or one is damaged.
     """
-    content = text.encode() if isinstance(text, str) else text
     try:
-        return x509.load_pem_x509_certificates(content)
-    except UNREADABLE:
+        found = x509.load_pem_x509_certificates(text.encode() if isinstance(text, str) else text)
+        # What is read only when it is asked for is read now, or it would fail later.
+        for certificate in found:
+            list(certificate.extensions)
+            certificate.public_key()
+    except UNREADABLE_X509:
         raise ConfigError(
             f"{origin} holds no readable certificate", "fetch it again from the operator"
         ) from None
+    return found
 
 
 def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -194,7 +196,11 @@ def names_exactly(certificate: x509.Certificate, hosts: Sequence[str]) -> bool:
 
 
 def _names(certificate: x509.Certificate) -> list[x509.GeneralName]:
-    return list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    return list(found.value)
 
 
 def current_time() -> datetime:

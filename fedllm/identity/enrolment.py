@@ -8,7 +8,6 @@ read the fingerprint to each other over the phone. The answer holds nothing secr
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fedllm.canonical import UNREADABLE, from_hex, labelled_json, read_object, reading, sha256
 from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.files import atomic_directory, write_bytes
 from fedllm.identity import certificates
@@ -84,7 +84,7 @@ class Request:
 
 def spoken_fingerprint(content: bytes) -> str:
     """Return 120 bits of the SHA-256 of ``content`` in base32, e.g. ``K3QA-...`` (29 letters)."""
-    text = base64.b32encode(hashlib.sha256(content).digest()[:15]).decode()
+    text = base64.b32encode(sha256(content)[:15]).decode()
     return "-".join(text[i : i + 4] for i in range(0, len(text), 4))
 
 
@@ -198,25 +198,23 @@ def read_request(text: str) -> Request:
     PeerError
         If it is damaged, names an impossible party, or a proof does not hold.
     """
-    try:
-        value = json.loads(text)
+    damage = PeerError("the request is damaged", "ask for the file request.json once more")
+    with reading(damage):
+        value = read_object(text)
         plain, proofs, kind = value["request"], value["proofs"], value["format"]
         request = Request(
             role=plain["role"],
             name=str(plain["name"]),
-            signing_key=bytes.fromhex(plain["signing_key"]),
+            signing_key=from_hex(plain["signing_key"], 32),
             node_key=plain["node_key"].encode() if plain["node_key"] is not None else None,
             server_request=plain["server_request"].encode()
             if plain["server_request"] is not None
             else None,
         )
-        signature = bytes.fromhex(proofs["signing_key"])
-        node_signature = bytes.fromhex(proofs.get("node_key", ""))
-        damaged = request._plain() != plain or kind != _REQUEST or request.role not in ROLES
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        damaged = True
-    if damaged:
-        raise PeerError("the request is damaged", "ask for the file request.json once more")
+        signature = from_hex(proofs["signing_key"])
+        node_signature = from_hex(proofs.get("node_key", ""))
+        if request._plain() != plain or kind != _REQUEST or request.role not in ROLES:
+            raise damage
     try:
         _check_name(request.role, request.name)
     except ConfigError as error:
@@ -241,12 +239,12 @@ def _check_node_proof(request: Request, signature: bytes, message: bytes) -> Non
 
 
 def _verifies(node_key: bytes, signature: bytes, message: bytes) -> bool:
-    key = serialization.load_pem_public_key(node_key)
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        return False
     try:
+        key = serialization.load_pem_public_key(node_key)
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            return False
         key.verify(signature, message, ec.ECDSA(hashes.SHA384()))
-    except InvalidSignature:
+    except (InvalidSignature, *UNREADABLE):
         return False
     return True
 
@@ -259,7 +257,7 @@ def _check_server_proof(request: Request) -> None:
             fits = signing_request.is_signature_valid and isinstance(
                 signing_request.public_key(), ec.EllipticCurvePublicKey
             )
-        except certificates.UNREADABLE:
+        except certificates.UNREADABLE_X509:
             fits = False
     if not fits:
         raise PeerError(
@@ -302,15 +300,13 @@ def read_answer(text: str) -> Answer:
     PeerError
         If it is damaged.
     """
-    try:
-        value = json.loads(text)
-        root, roster_text = bytes.fromhex(value["root"]), json.dumps(value["roster"], indent=2)
+    damage = PeerError("the answer is damaged", "ask the operator for it once more")
+    with reading(damage):
+        value = read_object(text)
+        root, roster_text = from_hex(value["root"], 32), json.dumps(value["roster"], indent=2)
         certificate = value["server_certificate"]
-        damaged = value["format"] != _ANSWER or not isinstance(certificate, str | None)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        damaged = True
-    if damaged or len(root) != 32:
-        raise PeerError("the answer is damaged", "ask the operator for it once more")
+        if value["format"] != _ANSWER or not isinstance(certificate, str | None):
+            raise damage
     return Answer(root, verify_roster(roster_text, root), roster_text + "\n", certificate)
 
 
@@ -360,5 +356,4 @@ def _check_made_for(certificate_text: str, key_path: Path) -> None:
 
 
 def _canonical(plain: dict[str, Any]) -> bytes:
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-    return _REQUEST.encode() + b"\x1f" + text.encode()
+    return labelled_json(_REQUEST, plain)

@@ -6,8 +6,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field
 
+from fedllm.canonical import from_hex, read_object
 from fedllm.config import Section
 from fedllm.errors import ConfigError
 from fedllm.files import write_bytes
@@ -16,7 +17,15 @@ from fedllm.identity.enrolment import Request
 from fedllm.identity.roster import Role
 
 _STATE = "federation.json"
-_Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _is_key(text: str) -> str:
+    from_hex(text, 32)
+    return text
+
+
+# An Ed25519 public key as 64 hexadecimal digits.
+Key = Annotated[str, AfterValidator(_is_key)]
 
 
 class Member(Section):
@@ -24,7 +33,7 @@ class Member(Section):
 
     role: Role
     name: str
-    signing_key: _Key
+    signing_key: Key
     node_key: str | None
     server_request: str | None
     made_here: bool
@@ -53,7 +62,7 @@ class Revocation(Section):
     """Keys that are never accepted again."""
 
     name: str
-    signing_key: _Key
+    signing_key: Key
     node_key: str | None = None
     at: datetime
 
@@ -62,7 +71,7 @@ class FederationState(Section):
     """Everything that ``federation.json`` holds; ``root`` is the root key's public half."""
 
     config: FederationConfig
-    root: _Key | None = None
+    root: Key | None = None
     version: Annotated[int, Field(ge=0)] = 0
     members: tuple[Member, ...] = ()
     revoked: tuple[Revocation, ...] = ()
@@ -73,7 +82,7 @@ class FederationState(Section):
 
     def former_keys(self, name: str) -> tuple[bytes, ...]:
         """Return the revoked signing keys of all who had that name."""
-        return tuple(bytes.fromhex(r.signing_key) for r in self.revoked if r.name == name)
+        return tuple(from_hex(r.signing_key) for r in self.revoked if r.name == name)
 
     def with_member(self, member: Member) -> FederationState:
         """Return the state with one party more."""
@@ -103,13 +112,15 @@ def load_state(folder: Path) -> FederationState:
     """
     path = folder / _STATE
     try:
-        return FederationState.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        read_object(content)
+        return FederationState.model_validate_json(content)
     except FileNotFoundError:
         raise ConfigError(
             f"{folder} is no operator's folder: it has no {_STATE}",
             f"run: fedllm provision FEDERATION.toml --out {folder}",
         ) from None
-    except (OSError, ValidationError):
+    except (OSError, ValueError):
         raise ConfigError(f"{path} is damaged", "restore the folder from its backup") from None
 
 

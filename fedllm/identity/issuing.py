@@ -9,6 +9,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fedllm.canonical import from_hex
 from fedllm.errors import ConfigError, FedllmError
 from fedllm.files import write_bytes
 from fedllm.identity import certificates
@@ -76,7 +77,7 @@ def newest_roster(folder: Path, root: bytes) -> Roster | None:
     path = folder / "roster.json"
     if not path.exists():
         return None
-    return verify_roster(path.read_text(encoding="utf-8"), root)
+    return verify_roster(path.read_bytes(), root)
 
 
 def answer_for(keys: OperatorKeys, roster: Roster, role: Role) -> str:
@@ -125,10 +126,14 @@ def _keep_server_certificate(keys: OperatorKeys, state: FederationState, now: da
 
 
 def _requested_key(coordinator: Member) -> ec.EllipticCurvePublicKey:
-    request = x509.load_pem_x509_csr((coordinator.server_request or "").encode())
-    key = request.public_key()
+    unusable = ConfigError("the coordinator's TLS key is no elliptic-curve key", "enroll it anew")
+    try:
+        request = x509.load_pem_x509_csr((coordinator.server_request or "").encode())
+        key = request.public_key()
+    except certificates.UNREADABLE_X509:
+        raise unusable from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise ConfigError("the coordinator's TLS key is no elliptic-curve key", "enroll it anew")
+        raise unusable
     return key
 
 
@@ -153,17 +158,17 @@ def _handed_out(keys: OperatorKeys, state: FederationState, roster: Roster) -> P
 def _roster(folder: Path, state: FederationState, now: datetime) -> Roster:
     def key(name: str) -> bytes | None:
         member = state.member(name)
-        return bytes.fromhex(member.signing_key) if member else None
+        return from_hex(member.signing_key) if member else None
 
     sites = [member for member in state.members if member.role == "site"]
     return Roster(
         authority=key("authority") or b"",
-        sites={member.name: bytes.fromhex(member.signing_key) for member in sites},
+        sites={member.name: from_hex(member.signing_key) for member in sites},
         coordinator=key("coordinator"),
         operator=key("operator"),
         node_keys={m.name: m.node_key.encode() for m in state.members if m.node_key},
         version=state.version,
-        revoked=tuple(bytes.fromhex(revocation.signing_key) for revocation in state.revoked),
+        revoked=tuple(from_hex(revocation.signing_key) for revocation in state.revoked),
         federation=state.config.name,
         address=state.config.address,
         authorities_pem="".join(

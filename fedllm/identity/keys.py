@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from fedllm.canonical import UNREADABLE, signing_bytes
 from fedllm.errors import ConfigError, PeerError
 from fedllm.files import write_bytes
-from fedllm.identity.certificates import UNREADABLE
 
 
 class Identity:
@@ -81,14 +81,17 @@ class Identity:
         """Return the 64-byte Ed25519 signature of ``message``."""
         return self._signing_key.sign(message)
 
-    def derive(self, purpose: str) -> bytes:
+    def derive(self, purpose: str | bytes) -> bytes:
         """Return 32 secret bytes for one purpose; the same purpose gives the same bytes."""
-        info = b"fedllm.identity.v1\x1f" + purpose.encode()
+        info = b"fedllm.identity.v1\x1f" + (
+            purpose if isinstance(purpose, bytes) else purpose.encode()
+        )
         return HKDF(hashes.SHA256(), 32, salt=None, info=info).derive(self._secret)
 
     def mask_key(self, run: str) -> X25519PrivateKey:
         """Return the X25519 key with which this party agrees on masks in one run."""
-        return X25519PrivateKey.from_private_bytes(self.derive(f"mask\x1f{run}"))
+        secret = self.derive(signing_bytes("fedllm.mask-secret.v2", run))
+        return X25519PrivateKey.from_private_bytes(secret)
 
     def __repr__(self) -> str:
         return f"Identity({self.name!r}, <hidden>)"
@@ -107,7 +110,7 @@ def verify_signature(public_key: bytes, signature: bytes, message: bytes, who: s
     """
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
-    except (InvalidSignature, ValueError):
+    except (InvalidSignature, *UNREADABLE):
         raise PeerError(
             f"the signature of '{who}' does not fit what arrived",
             "the message was altered, or the sender does not hold the key in the roster",

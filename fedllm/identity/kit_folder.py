@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedllm.canonical import from_hex, read_object
 from fedllm.errors import ConfigError
 from fedllm.files import write_json
 from fedllm.identity.roster import ROLES
@@ -47,7 +47,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     """Read ``kit.json``; see `read_kit` for the errors."""
     path = folder / "kit.json"
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_object(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"{folder} is no kit: it has no kit.json", "check the path, or enroll to make a kit"
@@ -60,11 +60,11 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is damaged", "restore the kit from its backup") from None
     keys = {"format", "role", "name", "federation", "root", "roster_version"}
     if (
-        not isinstance(value, dict)
-        or set(value) != keys
+        set(value) != keys
         or value["format"] != _FORMAT
         or value["role"] not in ROLES
         or not isinstance(value["name"], str)
+        or not isinstance(value["federation"], str | None)
         or type(value["roster_version"]) is not int
         or not _is_key(value["root"])
     ):
@@ -74,8 +74,8 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 def _is_key(value: Any) -> bool:
     try:
-        return value is None or len(bytes.fromhex(value)) == 32
-    except (TypeError, ValueError):
+        return value is None or len(from_hex(value)) == 32
+    except ValueError:
         return False
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fedllm.canonical import UNREADABLE, from_hex
 from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.files import write_bytes
 from fedllm.identity import certificates
@@ -121,7 +122,7 @@ def read_kit(folder: Path, role: Role) -> Kit:
         name=name,
         federation=roster.federation,
         address=roster.address,
-        root=bytes.fromhex(description["root"]),
+        root=from_hex(description["root"]),
         ca_certificate=folder / "ca.pem",
         identity=identity,
         roster=roster,
@@ -167,7 +168,7 @@ def install_roster(
 
     The caller holds `locked`, and read ``description`` under it.
     """
-    roster = verify_roster(text, bytes.fromhex(description["root"]))
+    roster = verify_roster(text, from_hex(description["root"]))
     before = _roster_before(folder, description)
     seen = max(description["roster_version"], before.version if before else 0)
     if roster.version < seen:
@@ -238,7 +239,7 @@ def _signed_roster(folder: Path, description: dict[str, Any]) -> Roster:
             "fetch the newest roster from the operator and install it with update-roster",
         ) from None
     try:
-        roster = verify_roster(text, bytes.fromhex(description["root"]))
+        roster = verify_roster(text, from_hex(description["root"]))
     except PeerError as error:
         raise ConfigError(
             f"{path}: {error.message}",
@@ -355,7 +356,7 @@ def node_public_key(path: Path) -> bytes:
     """
     try:
         key = serialization.load_ssh_private_key(path.read_bytes(), None)
-    except (OSError, *certificates.UNREADABLE) as error:
+    except (OSError, *UNREADABLE) as error:
         raise ConfigError(
             f"the node key {path} cannot be read ({type(error).__name__})",
             "restore the kit from its backup",

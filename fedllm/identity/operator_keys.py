@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
+from fedllm.canonical import UNREADABLE
 from fedllm.errors import ConfigError
 from fedllm.files import write_bytes
 from fedllm.identity import certificates
@@ -257,7 +258,7 @@ def _open(path: Path, passphrase: bytes | None) -> PrivateKeyTypes:
         )
     try:
         return serialization.load_pem_private_key(content, passphrase if protected else None)
-    except certificates.UNREADABLE as error:
+    except UNREADABLE as error:
         if protected:
             raise ConfigError(
                 f"the passphrase does not open {path}, or the file is damaged",

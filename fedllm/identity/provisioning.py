@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fedllm.canonical import from_hex
 from fedllm.errors import ConfigError, RefusedError
 from fedllm.files import write_bytes
 from fedllm.identity import operator_keys
@@ -200,7 +201,7 @@ def inspect(folder: Path) -> Provisioned:
     root = (
         operator_keys.load_root(folder).public_bytes()
         if state.root is None
-        else bytes.fromhex(state.root)
+        else from_hex(state.root)
     )
     return Provisioned(state, newest_roster(folder, root), root)
 

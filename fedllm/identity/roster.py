@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fedllm.canonical import UNREADABLE, from_hex, labelled_json, read_object, reading
 from fedllm.errors import PeerError
-from fedllm.identity.certificates import UNREADABLE
 from fedllm.identity.keys import verify_signature
 from fedllm.identity.titles import complaint
 
@@ -126,7 +126,7 @@ class Roster:
         return json.dumps(_to_plain(self), indent=2)
 
     @classmethod
-    def from_json(cls, text: str) -> Roster:
+    def from_json(cls, text: str | bytes) -> Roster:
         """Read what `to_json` wrote.
 
         Raises
@@ -134,11 +134,8 @@ class Roster:
         PeerError
             If it is damaged.
         """
-        try:
-            value = json.loads(text)
-        except ValueError:
-            raise PeerError("the roster is damaged", _FETCH) from None
-        return _from_plain(value)
+        with reading(_damaged()):
+            return _from_plain(read_object(text))
 
 
 class Root(Protocol):
@@ -160,14 +157,14 @@ def sign_roster(roster: Roster, root: Root) -> str:
     return json.dumps({"format": _FORMAT, "signature": signature, "roster": plain}, indent=2) + "\n"
 
 
-def verify_roster(text: str, root: bytes) -> Roster:
+def verify_roster(text: str | bytes, root: bytes) -> Roster:
     """Read a signed roster.
 
     Whether it is newer than the last one, and not expired, is for the caller to check.
 
     Parameters
     ----------
-    text : str
+    text : str or bytes
         What `sign_roster` returned.
     root : bytes
         The federation's root key that the reader pinned (Ed25519, 32 bytes).
@@ -177,15 +174,13 @@ def verify_roster(text: str, root: bytes) -> Roster:
     PeerError
         If it is damaged, of another version of the format, or signed by any other key.
     """
-    try:
-        value = json.loads(text)
+    with reading(_damaged()):
+        value = read_object(text)
         plain, kind = value["roster"], value["format"]
-        signature = bytes.fromhex(value["signature"])
+        signature = from_hex(value["signature"])
         if not isinstance(plain, dict):
             raise TypeError
         message = _signed_bytes(plain)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise PeerError("the roster is damaged", _FETCH) from None
     if kind != _FORMAT:
         raise PeerError("the roster has an unknown format", "install the same version of fedllm")
     verify_signature(root, signature, message, "the federation's root key")
@@ -197,9 +192,12 @@ def verify_roster(text: str, root: bytes) -> Roster:
 
 
 def _signed_bytes(plain: dict[str, Any]) -> bytes:
-    # One text for one value, whatever the layout of the file (the idea of RFC 8785).
-    canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return _FORMAT.encode() + b"\x1f" + canonical.encode()
+    # One text for one value, whatever the layout of the file.
+    return labelled_json(_FORMAT, plain)
+
+
+def _damaged() -> PeerError:
+    return PeerError("the roster is damaged", _FETCH)
 
 
 def _to_plain(roster: Roster) -> dict[str, Any]:
@@ -230,30 +228,28 @@ def _to_plain(roster: Roster) -> dict[str, Any]:
     }
 
 
-def _from_plain(plain: Any) -> Roster:
-    try:
+def _from_plain(plain: dict[str, Any]) -> Roster:
+    with reading(_damaged()):
         roster = Roster(
-            authority=bytes.fromhex(plain["authority"]),
-            sites={str(name): bytes.fromhex(key) for name, key in plain["sites"].items()},
+            authority=from_hex(plain["authority"]),
+            sites={str(name): from_hex(key) for name, key in plain["sites"].items()},
             coordinator=_optional_key(plain.get("coordinator")),
             operator=_optional_key(plain.get("operator")),
             node_keys={str(n): pem.encode() for n, pem in plain.get("node_keys", {}).items()},
             version=_whole(plain.get("version", 0)),
-            revoked=tuple(bytes.fromhex(key) for key in plain.get("revoked", [])),
+            revoked=tuple(from_hex(key) for key in plain.get("revoked", [])),
             federation=str(plain.get("federation", "")),
             address=str(plain.get("address", "")),
             authorities_pem=str(plain.get("authorities_pem", "")),
             min_cohort=_whole(plain.get("min_cohort", 1)),
             former={
-                str(name): tuple(bytes.fromhex(key) for key in keys)
+                str(name): tuple(from_hex(key) for key in keys)
                 for name, keys in plain.get("former", {}).items()
             },
             titles={str(name): str(title) for name, title in plain.get("titles", {}).items()},
             issued=_time(plain.get("issued")),
             expires=_time(plain.get("expires")),
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise PeerError("the roster is damaged", _FETCH) from None
     held = (roster.authority, roster.coordinator, roster.operator, *roster.sites.values())
     if any(key is not None and len(key) != 32 for key in (*held, *roster.revoked)):
         raise PeerError("the roster holds a key that is not 32 bytes long", _FETCH)
@@ -261,7 +257,7 @@ def _from_plain(plain: Any) -> Roster:
 
 
 def _optional_key(text: str | None) -> bytes | None:
-    return None if text is None else bytes.fromhex(text)
+    return None if text is None else from_hex(text)
 
 
 def _whole(value: Any) -> int:

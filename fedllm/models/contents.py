@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedllm.canonical import read_json
 from fedllm.errors import CheckpointError, FedllmError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -69,7 +70,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     remedy = "copy the checkpoint again"
     with reading(f"{path} is damaged", remedy):
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path.read_bytes())
         finite = _finite(values)
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} is damaged: it holds no JSON object", remedy)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
@@ -10,6 +9,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fedllm.canonical import sha256_hex
 
 Group = Literal["lora", "head"]
 
@@ -70,7 +71,7 @@ class AdapterManifest:
     def fingerprint(self) -> str:
         """SHA-256 of names, shapes and groups."""
         text = "\n".join(f"{s.name} {s.shape} {s.group}" for s in self.segments)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return sha256_hex(text)
 
     def per_value(self, lora: float, head: float) -> NDArray[np.float64]:
         """Return a float64 vector (length,) with one number for each group's values."""

@@ -17,7 +17,13 @@ from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
 from fedllm.errors import FedllmError, PeerError, RefusedError, RepeatError
 from fedllm.federation.authority import authority as authority_module
-from fedllm.federation.protocol.messages import OpenSum, OpenSumHeader, Settle, Train
+from fedllm.federation.protocol.messages import (
+    OpenSum,
+    OpenSumHeader,
+    Settle,
+    Train,
+    round_statement,
+)
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.site.site import Site
 from fedllm.privacy.ledger.ledger import Ledger
@@ -78,7 +84,7 @@ def test_a_key_and_statement_signed_by_the_coordinator_itself_are_refused(federa
         statement = json.loads(message.header.statement)
         statement["key"] = PublicRoundKey.from_bytes(plan, public).fingerprint
         text = json.dumps(statement)
-        signature = federation.identities["site-2"].sign(text.encode()).hex()
+        signature = federation.identities["site-2"].sign(round_statement(text)).hex()
         forged = changed(message, statement=text, signature=signature)
         return dataclasses.replace(forged, public_key=public)
 

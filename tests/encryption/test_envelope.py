@@ -41,7 +41,7 @@ def test_round_trip():
     "other",
     [
         {"run": "other"},
-        {"round": 4},
+        {"attempt": 4},
         {"site": "site-01"},
         {"purpose": "evaluation"},
         {"key": "cd"},
@@ -65,7 +65,7 @@ def test_signature_is_checked_before_the_payload_is_hashed(monkeypatch):
     def refuse(site, message, signature):
         raise RefusedError("signature")
 
-    monkeypatch.setattr("fedllm.encryption.envelope.hashlib.sha256", None)
+    monkeypatch.setattr("fedllm.encryption.envelope.sha256_hex", None)
     with pytest.raises(RefusedError, match="signature"):
         open_envelope(BLOB, EXPECTED, refuse)
 

@@ -8,8 +8,9 @@ import sqlite3
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedllm.canonical import canonical_json
 from fedllm.errors import FedllmError
-from fedllm.privacy.accounting.events import Gaussian, canonical_bytes
+from fedllm.privacy.accounting.events import Gaussian
 from fedllm.privacy.ledger.audit import verify_ledger
 from fedllm.privacy.ledger.budget import Ceiling, Charge
 from fedllm.privacy.ledger.entries import TamperedError
@@ -71,7 +72,7 @@ def attack(path, *statements):
 
 def row(entry):
     """An entry as the table holds it."""
-    return entry.sequence, canonical_bytes(entry.content), entry.hash, entry.signature
+    return entry.sequence, canonical_json(entry.content), entry.hash, entry.signature
 
 
 def content(path, sequence):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
+from fedllm.canonical import read_object
 from fedllm.config import Section
 from fedllm.errors import ConfigError
 from fedllm.files import write_json
@@ -271,8 +271,8 @@ def load(run_folder: Path, name: str, kind: type[Result]) -> Result | None:
     if not path.exists():
         return None
     try:
-        return kind.model_validate(json.loads(path.read_bytes()))
-    except (OSError, ValueError, ValidationError):
+        return kind.model_validate(read_object(path.read_bytes()))
+    except (OSError, ValueError):
         raise ConfigError(
             f"{path} is damaged: it is not the result of `fedllm audit {name}`",
             "repeat that audit, or remove the file to leave it out of the report",

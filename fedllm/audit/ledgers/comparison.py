@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
+from fedllm.canonical import read_object
 from fedllm.config import Section
 from fedllm.errors import ConfigError
 from fedllm.files import write_json
@@ -109,8 +109,8 @@ def load_comparison(run_folder: Path) -> Comparison | None:
     if not path.exists():
         return None
     try:
-        return Comparison.model_validate(json.loads(path.read_bytes()))
-    except (OSError, ValueError, ValidationError):
+        return Comparison.model_validate(read_object(path.read_bytes()))
+    except (OSError, ValueError):
         raise ConfigError(
             f"{path} is damaged: it is not a comparison of models",
             "repeat the comparison, or remove the file to leave that part out of the report",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +9,7 @@ from typing import Any
 
 from fedllm.audit.installation import installed_versions
 from fedllm.audit.report.numbers import flat, is_number, number
+from fedllm.canonical import sha256_hex
 from fedllm.runs.names import RUN_TOML, SUMMARY
 from fedllm.runs.record import RunFolder
 
@@ -89,4 +89,4 @@ class TechnicalParts:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sha256_hex(path.read_bytes())

@@ -45,6 +45,7 @@ from fedllm.federation.protocol.messages import (
     Train,
     TrainHeader,
     Wire,
+    round_statement,
 )
 from fedllm.federation.protocol.statements import read_statement
 from fedllm.federation.protocol.terms import Terms, make_terms
@@ -143,7 +144,7 @@ class Federation:
         public = SecretRoundKey(plan, context).public_context()
         key = PublicRoundKey.from_bytes(plan, public).fingerprint
         text = self._proposal(number).model_copy(update={"key": key}).model_dump_json()
-        signature = self.identities[_AUTHORITY].sign(text.encode()).hex()
+        signature = self.identities[_AUTHORITY].sign(round_statement(text)).hex()
         return self._order(text, signature, public), context
 
     def opened_order(self, number: int) -> Train:

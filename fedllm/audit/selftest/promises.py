@@ -18,7 +18,7 @@ from fedllm.config import BudgetSection
 from fedllm.encryption.residues import from_wire, wire_length
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
 from fedllm.errors import BudgetError, PeerError, RefusedError
-from fedllm.federation.protocol.messages import OpenSum, OpenSumHeader, Train
+from fedllm.federation.protocol.messages import OpenSum, OpenSumHeader, Train, round_statement
 from fedllm.files import write_bytes
 from fedllm.privacy.accounting import accountants as accounting
 from fedllm.privacy.accounting import calibration
@@ -196,7 +196,8 @@ def keys_are_handled(material: Material) -> str | None:
 
 
 def _foreign_orders(federation: Federation, order: Train, other: Train) -> str | None:
-    forged = federation.identities[SITES[1]].sign(order.header.statement.encode()).hex()
+    words = round_statement(order.header.statement)
+    forged = federation.identities[SITES[1]].sign(words).hex()
     header = order.header.model_copy(update={"signature": forged})
     for what, wrong in (
         ("a round that the key authority did not sign", replace(order, header=header)),

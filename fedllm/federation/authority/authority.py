@@ -22,15 +22,16 @@ from fedllm.federation.protocol.messages import (
     RoundStatement,
     SumOpened,
     SumOpenedHeader,
+    round_statement,
 )
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.protocol.statements import (
     check_cohort,
+    parse_statement,
     read_statement,
     require,
     require_cohort,
 )
-from fedllm.federation.protocol.wire import parse_header
 from fedllm.files import explained
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
@@ -169,7 +170,7 @@ class Authority:
         return Refusal.of(found, self._full_errors, "the key authority")
 
     def _open_round(self, request: OpenRound) -> RoundOpened:
-        proposal = parse_header(RoundStatement, request.header.statement)
+        proposal = parse_statement(request.header.statement)
         check_cohort(proposal, self._roster)
         require_cohort(proposal, self._min_cohort)
         plan = EncryptionPlan.from_bytes(request.plan)
@@ -185,7 +186,7 @@ class Authority:
             "reveal_key": self._sealing.public_bytes().hex(),
         }
         self._statement = proposal.model_copy(update=keys).model_dump_json()
-        signature = self._identity.sign(self._statement.encode()).hex()
+        signature = self._identity.sign(round_statement(self._statement)).hex()
         header = RoundOpenedHeader(statement=self._statement, signature=signature)
         return RoundOpened(header, public)
 
@@ -229,7 +230,7 @@ class Authority:
 def _which(text: str) -> str:
     """Say which round a statement is about, whoever wrote it."""
     try:
-        statement = parse_header(RoundStatement, text)
+        statement = parse_statement(text)
     except PeerError:
         return "a round whose statement cannot be read"
     return (

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from fedllm.canonical import from_hex, read_object, reading, sha256_hex
 from fedllm.errors import PeerError
 from fedllm.federation.authority.authority import OpenedRounds
 from fedllm.federation.protocol.messages import RoundStatement
@@ -109,7 +110,7 @@ class RoundLog(OpenedRounds):
         signature = self._identity.sign(entry.signed_bytes()).hex()
         line = json.dumps({**asdict(entry), "signature": signature})
         append_line(self._path, line)
-        self._number, self._head = entry.number, _digest(line)
+        self._number, self._head = entry.number, sha256_hex(line)
 
 
 def read_log(path: Path, public_key: bytes) -> list[LogEntry]:
@@ -129,14 +130,12 @@ def _read(path: Path, public_key: bytes) -> tuple[list[LogEntry], str]:
     if not path.exists():
         return entries, head
     content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1].decode(errors="replace")
+    whole = content[: content.rfind(b"\n") + 1]
     for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            value = json.loads(line)
-            signature = bytes.fromhex(value.pop("signature"))
-            entry = LogEntry(**{**value, "sites": tuple(value["sites"])})
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise _altered(path, number, "it is damaged") from None
+        with reading(_altered(path, number, "it is damaged")):
+            value = read_object(line)
+            signature = from_hex(value.pop("signature"))
+            entry = _entry(value)
         if entry.number != number or entry.previous != head:
             raise _altered(path, number, "it does not follow from the line before")
         try:
@@ -144,12 +143,17 @@ def _read(path: Path, public_key: bytes) -> tuple[list[LogEntry], str]:
         except PeerError:
             raise _altered(path, number, "its signature does not fit") from None
         entries.append(entry)
-        head = _digest(line)
+        head = sha256_hex(line)
     return entries, head
 
 
-def _digest(line: str) -> str:
-    return hashlib.sha256(line.encode()).hexdigest()
+def _entry(value: dict[str, Any]) -> LogEntry:
+    entry = LogEntry(**{**value, "sites": tuple(value["sites"])})
+    numbers = (entry.number, entry.round, entry.attempt)
+    texts = (entry.time, entry.event, entry.run, entry.previous, *entry.sites)
+    if any(type(one) is not int for one in numbers) or any(type(one) is not str for one in texts):
+        raise TypeError("not an entry's types")
+    return entry
 
 
 def _altered(path: Path, number: int, why: str) -> PeerError:

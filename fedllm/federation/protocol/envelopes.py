@@ -12,7 +12,7 @@ from fedllm.identity.roster import Roster
 def _expectation(statement: RoundStatement, site: str, plan: EncryptionPlan) -> Expectation:
     return Expectation(
         run=statement.run,
-        round=statement.attempt,
+        attempt=statement.attempt,
         site=site,
         purpose=statement.purpose,
         key=statement.key,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedllm.canonical import canonical_json, from_hex, signing_bytes
 from fedllm.encryption.masks import (
     MaskScope,
     Reveal,
@@ -20,7 +20,6 @@ from fedllm.encryption.plan import EncryptionPlan
 from fedllm.errors import PeerError
 from fedllm.federation.protocol.messages import RoundStatement
 from fedllm.federation.protocol.statements import require
-from fedllm.federation.protocol.wire import digest
 from fedllm.identity.keys import Identity, verify_signature
 from fedllm.identity.roster import Roster
 
@@ -29,7 +28,7 @@ def mask_scope(statement: RoundStatement, plan: EncryptionPlan) -> MaskScope:
     """Return what the masks of one attempt of a round are bound to."""
     return MaskScope(
         run=statement.series,
-        round=statement.attempt,
+        attempt=statement.attempt,
         cohort=statement.names,
         key_fingerprint=statement.key,
         plan=plan,
@@ -51,10 +50,10 @@ def site_masks(
     recover : bool
         Whether the site adds a mask of its own, so that the round survives dropouts.
     """
-    others = {m.name: bytes.fromhex(m.mask_key) for m in statement.cohort}
+    others = {m.name: hex_bytes(m.mask_key) for m in statement.cohort}
     require(identity.name in others, "this site is not in the cohort")
     del others[identity.name]
-    purpose = f"own mask\x1f{statement.series}\x1f{statement.attempt}\x1f{statement.key}"
+    which = (statement.series, statement.attempt, statement.key)
     return SiteMasks(
         mask_scope(statement, plan),
         identity.name,
@@ -62,7 +61,7 @@ def site_masks(
         others,
         min_survivors=statement.min_sites,
         own_mask=recover,
-        own_seed=identity.derive(purpose) if recover else None,
+        own_seed=identity.derive(signing_bytes("fedllm.own-mask.v2", *which)) if recover else None,
     )
 
 
@@ -108,8 +107,8 @@ def take_masks_off(
 
 def reveal_purpose(statement: RoundStatement, site: str) -> bytes:
     """Return what a site's sealed reveal is bound to: this attempt of the round, this site."""
-    words = ["fedllm.reveal.v1", digest(statement.model_dump(mode="json")), site]
-    return json.dumps(words).encode()
+    said = canonical_json(statement.model_dump(mode="json"))
+    return signing_bytes("fedllm.reveal.v2", said, site)
 
 
 def hex_bytes(text: str) -> bytes:
@@ -121,6 +120,6 @@ def hex_bytes(text: str) -> bytes:
         If they are none.
     """
     try:
-        return bytes.fromhex(text)
+        return from_hex(text)
     except ValueError:
         raise PeerError("a peer sent digits that are not hexadecimal") from None

@@ -6,14 +6,15 @@ write the same bytes a second time.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Literal
 
+from fedllm.canonical import signing_bytes
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.protocol.wire import Header, Wire
 
 Purpose = Literal["update", "evaluation"]
+ROUND_LABEL: Literal["fedllm.round.v2"] = "fedllm.round.v2"
 
 
 class Member(Header):
@@ -36,7 +37,7 @@ class Member(Header):
 
 def mask_key_statement(run: str, name: str, mask_key: str) -> bytes:
     """Return the bytes that a site signs to bind its mask key to one run."""
-    return json.dumps(["fedllm.mask-key.v1", run, name, mask_key]).encode()
+    return signing_bytes("fedllm.mask-key.v2", run, name, mask_key)
 
 
 class RoundStatement(Header):
@@ -61,9 +62,11 @@ class RoundStatement(Header):
         SHA-256 of the run configuration that the sites were sent.
     noise_multiplier : float, optional
         Of the sum, with distributed noise; each site gives its share.
+    kind : str
+        Type and version of the statement.
     """
 
-    kind: str = "fedllm.round.v1"
+    kind: Literal["fedllm.round.v2"] = ROUND_LABEL
     run: str
     round: int
     attempt: int
@@ -86,6 +89,11 @@ class RoundStatement(Header):
     def names(self) -> tuple[str, ...]:
         """The names of the cohort's sites, in order."""
         return tuple(member.name for member in self.cohort)
+
+
+def round_statement(text: str) -> bytes:
+    """Return the bytes that the key authority signs for the JSON text of a `RoundStatement`."""
+    return signing_bytes(ROUND_LABEL, text)
 
 
 class SignedRound(Header):

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from fedllm.canonical import from_hex, read_object
 from fedllm.errors import PeerError, RefusedError
-from fedllm.federation.protocol.messages import Member, RoundStatement, mask_key_statement
+from fedllm.federation.protocol.messages import (
+    ROUND_LABEL,
+    Member,
+    RoundStatement,
+    mask_key_statement,
+    round_statement,
+)
 from fedllm.federation.protocol.wire import parse_header
 from fedllm.identity.keys import Identity, verify_signature
 from fedllm.identity.roster import Roster
+
+_UPDATE = "update fedllm, so that all parties run the same version"
 
 
 def make_member(identity: Identity, run: str) -> Member:
@@ -24,12 +33,19 @@ def check_member(member: Member, run: str, roster: Roster) -> None:
     PeerError
         If not.
     """
-    statement = mask_key_statement(run, member.name, member.mask_key)
+    key = roster.site_key(member.name)
     try:
-        signature = bytes.fromhex(member.signature)
+        from_hex(member.mask_key, 32)
+        signature = from_hex(member.signature)
     except ValueError:
-        raise PeerError(f"the signature of '{member.name}' is not hexadecimal") from None
-    verify_signature(roster.site_key(member.name), signature, statement, member.name)
+        raise PeerError(
+            f"the mask key of '{member.name}' or its signature is not hexadecimal"
+        ) from None
+    try:
+        statement = mask_key_statement(run, member.name, member.mask_key)
+        verify_signature(key, signature, statement, member.name)
+    except PeerError as error:
+        raise PeerError(f"{error.message}: its mask key", f"{error.remedy}; or {_UPDATE}") from None
 
 
 def check_cohort(statement: RoundStatement, roster: Roster) -> None:
@@ -62,13 +78,32 @@ def read_statement(text: str, signature: str, roster: Roster) -> RoundStatement:
         If a signature does not fit, or the statement is malformed.
     """
     try:
-        raw = bytes.fromhex(signature)
+        raw = from_hex(signature)
     except ValueError:
         raise PeerError("the key authority's signature is not hexadecimal") from None
-    verify_signature(roster.authority, raw, text.encode(), "the key authority")
-    statement = parse_header(RoundStatement, text)
+    statement = parse_statement(text)
+    verify_signature(roster.authority, raw, round_statement(text), "the key authority")
     check_cohort(statement, roster)
     return statement
+
+
+def parse_statement(text: str) -> RoundStatement:
+    """Read a round's statement, which nobody has to have signed yet.
+
+    Raises
+    ------
+    PeerError
+        If it is malformed, or of another version.
+    """
+    try:
+        kind = read_object(text).get("kind")
+    except ValueError:
+        kind = None
+    if isinstance(kind, str) and kind != ROUND_LABEL:
+        raise PeerError(
+            f"a peer speaks of rounds as {kind[:40]!r}, and this is {ROUND_LABEL!r}", _UPDATE
+        )
+    return parse_header(RoundStatement, text)
 
 
 def require(condition: bool, complaint: str) -> None:

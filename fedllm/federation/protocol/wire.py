@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +10,11 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from fedllm.canonical import canonical_json, read_object, sha256_hex
 from fedllm.errors import PeerError
 
 MAX_HEADER_BYTES = 16 << 20
+_SAME_VERSION = "install the same version of fedllm at all parties"
 
 
 class Header(BaseModel):
@@ -60,17 +60,20 @@ def parse_header(kind: type[H], text: str) -> H:
     Raises
     ------
     PeerError
-        If a key is unknown, missing or of the wrong type; values are not repeated.
+        If a key is unknown, missing, repeated or of the wrong type; the message repeats no value.
     """
     try:
+        read_object(text)
         return kind.model_validate_json(text)
     except ValidationError as error:
         where = sorted({".".join(map(str, item["loc"])) for item in error.errors()})
-        raise PeerError(f"a {kind.__name__} is malformed at {', '.join(where[:5])}") from None
+        raise PeerError(
+            f"a {kind.__name__} is malformed at {', '.join(where[:5])}", _SAME_VERSION
+        ) from None
+    except ValueError:
+        raise PeerError(f"a {kind.__name__} is not JSON of one meaning", _SAME_VERSION) from None
 
 
 def digest(value: str | bytes | dict[str, Any]) -> str:
     """Return the SHA-256 of text, bytes or canonical JSON, in hexadecimal."""
-    if isinstance(value, dict):
-        value = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(value.encode() if isinstance(value, str) else value).hexdigest()
+    return sha256_hex(canonical_json(value) if isinstance(value, dict) else value)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from fedllm.canonical import read_object, reading
 from fedllm.errors import RefusedError, RepeatError
 from fedllm.files import write_json
 from fedllm.locks import in_turn
@@ -43,7 +44,7 @@ class SiteMemory:
             If this attempt, or a later one, was begun before.
         """
         with self._changing(run) as entry:
-            if attempt <= int(str(entry.get("attempt", 0))):
+            if attempt <= entry.get("attempt", 0):
                 raise RepeatError(
                     f"attempt {attempt} of run {run} was trained before; a second update under "
                     "the same masks would give the first one away",
@@ -79,27 +80,41 @@ class SiteMemory:
         """
         entry = self._read().get(run, {})
         survivors = entry.get("survivors")
-        if entry.get("attempt") != attempt or not isinstance(survivors, list):
+        if entry.get("attempt") != attempt or survivors is None:
             raise RefusedError("this site has not settled on the survivors of this round")
         return tuple(survivors)
 
-    def _read(self) -> dict[str, dict[str, object]]:
+    def _read(self) -> dict[str, dict[str, Any]]:
         if not self._path.exists():
             return {}
+        # Fail closed: a site that has forgotten must not go on as if nothing was.
+        damaged = RefusedError(
+            "the site's memory of its rounds is damaged",
+            "the site restores the file beside its ledger from a backup",
+        )
         try:
-            return dict(json.loads(self._path.read_text(encoding="utf-8")))
-        except ValueError:
-            # Fail closed: a site that has forgotten must not go on as if nothing was.
-            raise RefusedError(
-                "the site's memory of its rounds is damaged",
-                "the site restores the file beside its ledger from a backup",
-            ) from None
+            content = self._path.read_bytes()
+        except OSError:
+            raise damaged from None
+        with reading(damaged):
+            runs = read_object(content)
+            if not all(_is_entry(entry) for entry in runs.values()):
+                raise damaged
+        return runs
 
     @contextmanager
-    def _changing(self, run: str) -> Iterator[dict[str, object]]:
+    def _changing(self, run: str) -> Iterator[dict[str, Any]]:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with in_turn(self._path.with_suffix(".lock")):
             everything = self._read()
             entry = everything.setdefault(run, {})
             yield entry
             write_json(self._path, everything)
+
+
+def _is_entry(entry: object) -> bool:
+    if not isinstance(entry, dict) or set(entry) != {"attempt", "survivors"}:
+        return False
+    survivors = entry["survivors"]
+    named = isinstance(survivors, list) and all(isinstance(name, str) for name in survivors)
+    return type(entry["attempt"]) is int and (survivors is None or named)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from math import isclose
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedllm.config import AllowSection, RunConfig, parse
+from fedllm.config import AllowSection, RunConfig, parse, parse_toml
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.schemes import PublicRoundKey
-from fedllm.errors import PeerError, RefusedError
+from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.federation.protocol.evaluating import Bounds, sum_shape
 from fedllm.federation.protocol.messages import RoundStatement, Train
 from fedllm.federation.protocol.statements import (
@@ -87,10 +86,12 @@ class OrderReader:
             If the site's policy does not allow such a run.
         """
         try:
-            values = tomllib.loads(text)
-        except tomllib.TOMLDecodeError:
+            values = parse_toml(text, "the coordinator's configuration")
+        except ConfigError:
             raise PeerError("the coordinator sent a configuration that is not TOML") from None
-        values.setdefault("model", {})["path"] = self.model_path
+        model = values.setdefault("model", {})
+        if isinstance(model, dict):
+            model["path"] = self.model_path
         config = parse(RunConfig, values, "the coordinator's configuration")
         check_allowed(config, self.allow, model_fingerprint)
         return config

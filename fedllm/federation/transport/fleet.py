@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Context, Error, Message, RecordDict
@@ -53,6 +52,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from fedllm.canonical import UNREADABLE
 from fedllm.errors import ConfigError, FedllmError, PeerError
 from fedllm.federation.transport.engines import task_identity
 
@@ -329,7 +329,7 @@ def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """
     try:
         key = load_ssh_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (OSError, *UNREADABLE) as error:
         raise ConfigError(
             f"the node key {path} cannot be read ({type(error).__name__})", "restore the kit"
         ) from None

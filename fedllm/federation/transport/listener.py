@@ -9,7 +9,6 @@ time, and only so many at once.
 from __future__ import annotations
 
 import asyncio
-import binascii
 import datetime
 import socket
 import ssl
@@ -20,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from starlette.concurrency import run_in_threadpool
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from fedllm.canonical import UNREADABLE
 from fedllm.errors import ConfigError
 from fedllm.federation.transport.bodies import Bodies, BodyError, Patience, Receive, replayed
 from fedllm.identity.roster import ROSTER_PATH
@@ -211,9 +211,7 @@ def _proven_key(headers: Mapping[bytes, bytes], known: Callable[[bytes], bool]) 
         if abs(age_s) > _CLOCK_TOLERANCE_S or not isinstance(public, ec.EllipticCurvePublicKey):
             return None
         public.verify(signature, moment, ec.ECDSA(hashes.SHA256()))
-    except (KeyError, ValueError, TypeError, binascii.Error):
-        return None
-    except (InvalidSignature, UnsupportedAlgorithm):
+    except (InvalidSignature, *UNREADABLE):
         return None
     return key
 

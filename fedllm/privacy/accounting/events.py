@@ -6,7 +6,6 @@ computed from events by `fedllm.privacy.accounting.accountants`.
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 from collections import Counter
@@ -30,7 +29,10 @@ MAX_SHARES = 1024
 def _number(name: str, value: object, low: float, high: float) -> float:
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise ConfigError(f"{name} must be a number", f"give a number in [{low:g}, {high:g}]")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not low <= number <= high or math.isinf(number):
         raise ConfigError(
             f"{name} = {number!r} is out of range", f"give a finite number in [{low:g}, {high:g}]"
@@ -43,7 +45,7 @@ def _count(name: str, value: object) -> int:
         raise ConfigError(f"{name} must be a whole number", "count every step that was taken")
     count = operator.index(value)
     if not 0 <= count <= MAX_STEPS:
-        raise ConfigError(f"{name} = {count} is out of range", f"give a number in [0, {MAX_STEPS}]")
+        raise ConfigError(f"{name} is out of range", f"give a number in [0, {MAX_STEPS}]")
     return count
 
 
@@ -238,26 +240,6 @@ def from_json(value: object) -> Event:
             f"its fields are: {', '.join(kind.__dataclass_fields__) or 'none'}",
         )
     return kind(**fields)
-
-
-def canonical_bytes(value: Any) -> bytes:
-    """Return the one JSON encoding of plain values: sorted keys, no spaces, ASCII, no NaN.
-
-    Raises
-    ------
-    ConfigError
-        If the value holds a NaN, an infinity or something that JSON cannot say.
-    """
-    try:
-        text = json.dumps(
-            value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-        )
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"a value has no canonical JSON form ({type(error).__name__})",
-            "use finite numbers, text, lists and tables",
-        ) from None
-    return text.encode("ascii")
 
 
 def to_dp_event(event: Event) -> Any:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import base64
-import binascii
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedllm.canonical import canonical_json, from_hex, read_json, read_object, reading
 from fedllm.errors import ConfigError
 from fedllm.files import write_bytes
 from fedllm.privacy.accounting.accountants import EpsilonEstimate, epsilon
-from fedllm.privacy.accounting.events import canonical_bytes
 from fedllm.privacy.ledger.budget import VIEWS, Ceiling
 from fedllm.privacy.ledger.entries import (
     Head,
@@ -149,7 +147,7 @@ def read_state(
         raise TamperedError("the ledger was begun with another key than the site's")
     check_anchors(stored, anchors)
     for anchor in anchors:
-        digest, signature = bytes.fromhex(anchor.hash), bytes.fromhex(anchor.signature)
+        digest, signature = from_hex(anchor.hash), from_hex(anchor.signature)
         if signature and not signature_holds(state.public_key, digest, signature):
             raise TamperedError(
                 f"the head kept of entry {anchor.sequence} is not signed with this ledger's key"
@@ -313,14 +311,14 @@ def export_ledger(path: Path, out: Path, force: bool = False) -> Head:
     lines = []
     for raw in stored:
         line: dict[str, Any] = {
-            "content": json.loads(raw.content),
+            "content": read_json(raw.content),
             "hash": raw.hash.hex(),
             "signature": raw.signature.hex(),
         }
         if raw.sequence in tags:
             records, persons = (base64.b64encode(part).decode() for part in tags[raw.sequence])
             line["tags"] = {"records": records, "persons": persons}
-        lines.append(canonical_bytes(line) + b"\n")
+        lines.append(canonical_json(line) + b"\n")
     content = b"".join(lines)
     _check_place(out, content, force)
     write_bytes(out, content)
@@ -406,20 +404,19 @@ def _exported_lines(
     path: Path,
 ) -> Iterator[tuple[RawEntry, tuple[int, bytes, bytes] | None]]:
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            value = json.loads(line)
-            # Byte by byte as it was written: no repeated keys, no other spelling of a number.
-            if canonical_bytes(value) != line or not set(value) <= _LINE or len(value) < 3:
-                raise ValueError("form")
-            raw = RawEntry(
-                number,
-                canonical_bytes(value["content"]),
-                bytes.fromhex(value["hash"]),
-                bytes.fromhex(value["signature"]),
-            )
-            yield raw, _exported_tags(number, value.get("tags"))
-        except (ValueError, KeyError, TypeError, RecursionError, binascii.Error, ConfigError):
-            raise TamperedError(f"{path}: line {number} is not as it was exported") from None
+        with reading(TamperedError(f"{path}: line {number} is not as it was exported")):
+            row = _exported(number, line)
+        yield row
+
+
+def _exported(number: int, line: bytes) -> tuple[RawEntry, tuple[int, bytes, bytes] | None]:
+    value = read_object(line)
+    # Byte by byte as it was written: no other spelling of a number.
+    if canonical_json(value) != line or not set(value) <= _LINE or len(value) < 3:
+        raise ValueError("form")
+    content = canonical_json(value["content"])
+    raw = RawEntry(number, content, from_hex(value["hash"]), from_hex(value["signature"]))
+    return raw, _exported_tags(number, value.get("tags"))
 
 
 _LINE = {"content", "hash", "signature", "tags"}

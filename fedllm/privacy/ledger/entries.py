@@ -7,8 +7,6 @@ added without the site's key, and only a cut at the end needs a head kept elsewh
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,8 +16,8 @@ from typing import Any, Protocol, Self
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from fedllm.canonical import UNREADABLE, canonical_json, from_hex, read_object, reading, sha256
 from fedllm.errors import ConfigError, PeerError, RefusedError, StorageError
-from fedllm.privacy.accounting.events import canonical_bytes
 
 FORMAT = 1
 NO_PREVIOUS = "0" * 64
@@ -136,7 +134,7 @@ class Entry:
 
 def entry_hash(content: dict[str, Any]) -> bytes:
     """Return SHA-256 over an entry's canonical content."""
-    return hashlib.sha256(_HASH_LABEL + canonical_bytes(content)).digest()
+    return sha256(_HASH_LABEL + canonical_json(content))
 
 
 def make_entry(
@@ -162,14 +160,14 @@ def make_entry(
     signature = signer.sign(_SIGNATURE_LABEL + digest)
     if not signature_holds(signer.public_bytes(), digest, signature):
         raise LedgerRefusal("the site's key made a wrong signature", "check the site's key files")
-    return Entry(json.loads(canonical_bytes(content)), digest, signature)
+    return Entry(read_object(canonical_json(content)), digest, signature)
 
 
 def signature_holds(public_key: bytes, digest: bytes, signature: bytes) -> bool:
     """Whether ``signature`` over an entry's hash is by ``public_key`` (32 raw bytes)."""
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, _SIGNATURE_LABEL + digest)
-    except (InvalidSignature, ValueError, TypeError):
+    except (InvalidSignature, *UNREADABLE):
         return False
     return True
 
@@ -184,22 +182,15 @@ class RawEntry:
     signature: bytes
 
 
-def _strict_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({key for key, _ in pairs}) != len(pairs):
-        raise ValueError("duplicate key")
-    return dict(pairs)
-
-
 def _parse(raw: RawEntry) -> dict[str, Any]:
-    content = json.loads(raw.content, object_pairs_hook=_strict_object)
+    content = read_object(raw.content)
     wrong = (
-        not isinstance(content, dict)
-        or set(content) != _FIELDS
+        set(content) != _FIELDS
         or content["format"] != FORMAT
         or type(content["sequence"]) is not int
         or not all(isinstance(content[k], str) for k in ("kind", "previous", "site", "time"))
         or not isinstance(content["body"], dict)
-        or canonical_bytes(content) != raw.content
+        or canonical_json(content) != raw.content
     )
     if wrong:
         raise ValueError("not an entry of this format")
@@ -233,10 +224,8 @@ def read_chain(
             raise TamperedError(
                 f"entry {place} is missing or moved: entry {raw.sequence} stands in its place"
             )
-        try:
+        with reading(TamperedError(f"entry {place} is not readable as it was written")):
             content = _parse(raw)
-        except (ValueError, TypeError, RecursionError, ConfigError):
-            raise TamperedError(f"entry {place} is not readable as it was written") from None
         if content["sequence"] != place or content["previous"] != (
             previous.hash if previous else NO_PREVIOUS
         ):
@@ -258,7 +247,5 @@ def read_chain(
 
 
 def _own_key(content: dict[str, Any]) -> bytes:
-    try:
-        return bytes.fromhex(content["body"]["public_key"])
-    except (KeyError, TypeError, ValueError):
-        raise TamperedError("entry 1 names no public key") from None
+    with reading(TamperedError("entry 1 names no public key")):
+        return from_hex(content["body"]["public_key"])

@@ -16,12 +16,17 @@ from typing import Literal, Protocol
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from fedllm.canonical import canonical_json, sha256_hex
 from fedllm.errors import ConfigError, DataError
-from fedllm.privacy.accounting.events import canonical_bytes
 
 Unit = Literal["record", "person"]
 
 TAG_BYTES = 16
+# What `DatasetIdentity.describe` says.
+DESCRIPTION = (
+    *("unit", "key_check", "records", "persons"),
+    *("records_sha256", "persons_sha256"),
+)
 
 
 class FingerprintedRecord(Protocol):
@@ -102,7 +107,7 @@ class DatasetIdentity:
     @property
     def id(self) -> str:
         """SHA-256 over everything here: 64 hex digits, the data set's name in the ledger."""
-        return hashlib.sha256(canonical_bytes(self.describe())).hexdigest()
+        return sha256_hex(canonical_json(self.describe()))
 
     def describe(self) -> dict[str, str | int]:
         """Return counts and SHA-256 digests of the tags, for the signed ledger entry."""
@@ -111,8 +116,8 @@ class DatasetIdentity:
             "key_check": self.key_check,
             "records": len(self.record_tags) // TAG_BYTES,
             "persons": len(self.person_tags) // TAG_BYTES,
-            "records_sha256": hashlib.sha256(self.record_tags).hexdigest(),
-            "persons_sha256": hashlib.sha256(self.person_tags).hexdigest(),
+            "records_sha256": sha256_hex(self.record_tags),
+            "persons_sha256": sha256_hex(self.person_tags),
         }
 
 

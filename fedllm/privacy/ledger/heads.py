@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fedllm.canonical import from_hex, read_object, reading
 from fedllm.errors import ConfigError, PeerError
 from fedllm.files import append_line, write_bytes
 from fedllm.privacy.ledger.entries import Head, signature_holds
@@ -37,7 +38,7 @@ def signed_head(text: str, signature: str, public_key: bytes, site: str) -> Head
     """
     try:
         head = Head.parse(text)
-        held = signature_holds(public_key, bytes.fromhex(head.hash), bytes.fromhex(signature))
+        held = signature_holds(public_key, from_hex(head.hash), from_hex(signature))
     except (ConfigError, ValueError):
         held = False
     if not held:
@@ -85,27 +86,33 @@ def read_heads(path: Path) -> dict[str, list[Head]]:
         If it cannot be read; names the line.
     """
     try:
-        lines = _whole_lines(path.read_bytes()).decode().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = _whole_lines(path.read_bytes()).splitlines()
+    except OSError as error:
         raise ConfigError(
             f"{path} cannot be read ({type(error).__name__})",
             "give the ledger_heads.jsonl that the coordinator keeps in a run's folder",
         ) from None
     found: dict[str, list[Head]] = {}
     for number, line in enumerate(lines, start=1):
-        try:
-            value = json.loads(line)
-            head = Head.parse(value["head"])
-            bytes.fromhex(value["signature"])
-            found.setdefault(str(value["site"]), []).append(
-                Head(head.sequence, head.hash, value["signature"])
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, ConfigError):
-            raise ConfigError(
-                f"{path}, line {number}: no head of a ledger",
-                "give the file as the coordinator keeps it",
-            ) from None
+        damaged = ConfigError(
+            f"{path}, line {number}: no head of a ledger",
+            "give the file as the coordinator keeps it",
+        )
+        with reading(damaged):
+            value = read_object(line)
+            head, signature = _parsed(value["head"]), value["signature"]
+            from_hex(signature)
+            if not isinstance(value["site"], str) or head is None:
+                raise damaged
+            found.setdefault(value["site"], []).append(Head(head.sequence, head.hash, signature))
     return found
+
+
+def _parsed(text: str) -> Head | None:
+    try:
+        return Head.parse(text)
+    except ConfigError:
+        return None
 
 
 def _whole_lines(content: bytes) -> bytes:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedllm.canonical import from_hex, reading
 from fedllm.errors import ConfigError
 from fedllm.privacy.accounting.events import Event, NonPrivate, from_json, to_json
 from fedllm.privacy.ledger.budget import Ceiling, View
 from fedllm.privacy.ledger.entries import Entry, Head, TamperedError
-from fedllm.privacy.ledger.fingerprints import Unit
+from fedllm.privacy.ledger.fingerprints import DESCRIPTION, Unit
 
 NEIGHBOURS = "zero-out one unit"
 
@@ -120,23 +121,26 @@ class LedgerState:
             "commit": self._commit,
             "carry": self._carry,
         }
+        impossible = TamperedError(
+            f"entry {entry.sequence} is signed but says something impossible",
+            "a program that is not fedllm, or another version, wrote this ledger",
+        )
         try:
-            readers[entry.kind](entry)
-        except (KeyError, TypeError, ValueError, AttributeError, ConfigError):
-            raise TamperedError(
-                f"entry {entry.sequence} is signed but says something impossible",
-                "a program that is not fedllm, or another version, wrote this ledger",
-            ) from None
+            with reading(impossible):
+                readers[entry.kind](entry)
+        except ConfigError:
+            raise impossible from None
         self.head = entry.head
 
     def _open(self, entry: Entry) -> None:
         _exactly(entry.body, "public_key", "nonce")
         self.site = entry.content["site"]
-        self.public_key = bytes.fromhex(entry.body["public_key"])
+        self.public_key = from_hex(entry.body["public_key"])
 
     def _dataset(self, entry: Entry) -> None:
         body = entry.body
         _exactly(body, "dataset", "overlaps", "description")
+        _exactly(body["description"], *DESCRIPTION)
         known = KnownDataset(
             body["dataset"],
             body["description"]["unit"],
@@ -144,6 +148,8 @@ class LedgerState:
             tuple(body["overlaps"]),
             entry.sequence,
         )
+        if not isinstance(known.id, str):
+            raise TypeError("not text")
         if known.unit not in ("record", "person") or known.id in self.datasets:
             raise ValueError("unit or repetition")
         if not all(other in self.datasets for other in known.overlaps):
@@ -278,6 +284,12 @@ def reservation_of(entry: Entry) -> Reservation:
         raise ValueError("name")
     if reservation_body(reservation, body["unit"]) != body or not reservation.events:
         raise ValueError("fields")
+    texts = (reservation.run, reservation.purpose, reservation.dataset)
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("not text")
+    numbers = (reservation.round, reservation.attempt)
+    if any(type(number) is not int for number in numbers) or type(reservation.delta) is not float:
+        raise ValueError("not a number")
     return reservation
 
 

@@ -16,8 +16,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from fedllm.privacy.accounting.events import canonical_bytes
+from fedllm.canonical import canonical_json
 from fedllm.privacy.ledger.entries import Entry, LedgerError, NoLedgerError, RawEntry, TamperedError
 
 _APPLICATION_ID = 1179405361  # "FLL1"
@@ -69,22 +70,31 @@ class Transaction:
             "WHERE sequence >= ? ORDER BY sequence",
             (start,),
         ).fetchall()
-        return (RawEntry(*row) for row in rows)
+        return (RawEntry(*_typed(row)) for row in rows)
 
     def tags(self) -> list[tuple[int, bytes, bytes]]:
         """Return (sequence of the data set's entry, record tags, person tags)."""
-        return self._connection.execute(
+        rows = self._connection.execute(
             "SELECT sequence, records, persons FROM tags ORDER BY sequence"
         ).fetchall()
+        return [_typed(row) for row in rows]
 
     def append(self, entry: Entry, tags: tuple[bytes, bytes] | None = None) -> None:
         """Write one entry, with the tags of a data set; durable once the transaction ends."""
         self._connection.execute(
             "INSERT INTO entries VALUES (?, ?, ?, ?)",
-            (entry.sequence, canonical_bytes(entry.content), entry.hash, entry.signature),
+            (entry.sequence, canonical_json(entry.content), entry.hash, entry.signature),
         )
         if tags is not None:
             self._connection.execute("INSERT INTO tags VALUES (?, ?, ?)", (entry.sequence, *tags))
+
+
+def _typed(row: Any) -> Any:
+    """Return a row as it is: a number, then bytes; another program's table may hold anything."""
+    sequence, *blobs = row
+    if type(sequence) is not int or not all(isinstance(blob, bytes) for blob in blobs):
+        raise TamperedError("the ledger holds an entry that is not of a ledger's types")
+    return row
 
 
 class Store:

@@ -7,7 +7,7 @@ import sqlite3
 import pytest
 from support.ledger import KEY, SIGNER, Record, attack, content, is_found
 
-from fedllm.privacy.accounting.events import canonical_bytes
+from fedllm.canonical import canonical_json
 from fedllm.privacy.ledger.entries import TamperedError, entry_hash
 from fedllm.privacy.ledger.fingerprints import identify
 from fedllm.privacy.ledger.ledger import Ledger
@@ -51,7 +51,7 @@ def test_less_noise_claimed_with_the_hash_repaired(path, ledger):
     value = content(path, 4)
     assert value["kind"] == "reserve"
     value["body"]["events"][0]["noise_multiplier"] = 1000.0
-    new = (canonical_bytes(value), entry_hash(value))
+    new = (canonical_json(value), entry_hash(value))
     attack(path, ("UPDATE entries SET content = ?, hash = ? WHERE sequence = 4", new))
     is_found(path, ledger)
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from support.ledger import SIGNER
 
-from fedllm.privacy.accounting.events import canonical_bytes
+from fedllm.canonical import canonical_json
 from fedllm.privacy.ledger.audit import export_ledger, verify_ledger
 from fedllm.privacy.ledger.entries import TamperedError
 
@@ -34,13 +34,13 @@ def test_changed_export(path, ledger, tmp_path, change):
     elif change == "tags":
         line = json.loads(lines[1])
         del line["tags"]
-        lines[1] = canonical_bytes(line) + b"\n"
+        lines[1] = canonical_json(line) + b"\n"
     elif change == "cut line":
         lines[-1] = lines[-1][:-20]
     elif change == "repeat":
         lines.append(lines[-1])
     elif change == "extra":
-        lines[3] = canonical_bytes({**json.loads(lines[3]), "note": 1}) + b"\n"
+        lines[3] = canonical_json({**json.loads(lines[3]), "note": 1}) + b"\n"
     out.write_bytes(b"".join(lines))
     with pytest.raises(TamperedError):
         verify_ledger(out, SIGNER.public_bytes())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from support.ledger import CEILING, KEY, SIGNER, Record, attack, is_found, row
 
-from fedllm.privacy.accounting.events import Gaussian, canonical_bytes
+from fedllm.canonical import canonical_json
+from fedllm.privacy.accounting.events import Gaussian
 from fedllm.privacy.ledger import budget
 from fedllm.privacy.ledger.audit import verify_ledger
 from fedllm.privacy.ledger.budget import Ceiling, Charge
@@ -46,7 +47,7 @@ def test_planted_bug_a_step_is_not_recorded(path, ledger):
     skipped = make_entry(SIGNER, "site-00", head, "commit", {"reserve": 4})
     after = make_entry(SIGNER, "site-00", skipped.head, "commit", {"reserve": 6})
     for sequence in (after.sequence, skipped.sequence):
-        row = (sequence, canonical_bytes(after.content), after.hash, after.signature)
+        row = (sequence, canonical_json(after.content), after.hash, after.signature)
         attack(
             path,
             f"DELETE FROM entries WHERE sequence > {head.sequence}",

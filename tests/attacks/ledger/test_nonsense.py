@@ -8,8 +8,8 @@ import sqlite3
 import pytest
 from support.ledger import SIGNER, attack, content, is_found, row
 
-from fedllm.privacy.accounting.events import canonical_bytes
-from fedllm.privacy.ledger.audit import verify_ledger
+from fedllm.canonical import canonical_json
+from fedllm.privacy.ledger.audit import export_ledger, verify_ledger
 from fedllm.privacy.ledger.entries import NoLedgerError, TamperedError, entry_hash, make_entry
 from fedllm.privacy.ledger.ledger import Ledger
 
@@ -60,7 +60,7 @@ def test_nonsense_clock_is_no_error(path, ledger):
         path,
         (
             "INSERT INTO entries VALUES (?, ?, ?, ?)",
-            (12, canonical_bytes(value), digest, signature),
+            (12, canonical_json(value), digest, signature),
         ),
     )
     assert verify_ledger(path, SIGNER.public_bytes()).head.sequence == 12
@@ -90,8 +90,40 @@ def test_damaged_file_is_refused(path, ledger, damage):
         )
     before = path.read_bytes()
     # Text in its place never was a ledger to a reader; the site trains with neither.
-    with pytest.raises(NoLedgerError if damage == "garbage" else TamperedError):
+    nothing_left = damage == "garbage"
+    with pytest.raises(NoLedgerError if nothing_left else TamperedError) as caught:
         verify_ledger(path)
+    assert caught.value.exit_code == (2 if nothing_left else 4)
     with pytest.raises(TamperedError):
         Ledger.open(path, "site-00", SIGNER)
     assert path.read_bytes() == before, "evidence is left as it was"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        b"site,epsilon\nsite-00,1.5\n",
+        b"# Notes\n",
+        b'{"round": 1, "sites": 3}\n',
+        b"[1, 2]",
+        bytes(range(256)) * 20,
+    ],
+    ids=["csv", "text", "metrics", "json", "binary"],
+)
+def test_another_file_is_a_wrong_path_and_no_tampering(tmp_path, other):
+    path = tmp_path / "other"
+    path.write_bytes(other)
+    with pytest.raises(NoLedgerError, match="neither a ledger") as caught:
+        verify_ledger(path)
+    assert caught.value.exit_code == 2
+
+
+def test_damage_to_the_first_bytes_is_still_damage(path, ledger, tmp_path):
+    out = tmp_path / "out.jsonl"
+    export_ledger(path, out)
+    for file in (path, out):
+        content = file.read_bytes()
+        for place in range(16):
+            file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            with pytest.raises(TamperedError):
+                verify_ledger(file)

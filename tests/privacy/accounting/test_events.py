@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedllm.canonical import canonical_json
 from fedllm.errors import ConfigError
 from fedllm.privacy.accounting.events import (
     Folded,
@@ -14,7 +15,6 @@ from fedllm.privacy.accounting.events import (
     NonPrivate,
     PoissonGaussian,
     Stated,
-    canonical_bytes,
     fold,
     from_json,
     to_dp_event,
@@ -34,9 +34,9 @@ events = st.one_of(
 def test_json_round_trip(event):
     import json
 
-    encoded = canonical_bytes(to_json(event))
+    encoded = canonical_json(to_json(event))
     assert from_json(json.loads(encoded)) == event
-    assert canonical_bytes(json.loads(encoded)) == encoded
+    assert canonical_json(json.loads(encoded)) == encoded
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_numpy_numbers_become_plain_ones():
     import numpy as np
 
     event = PoissonGaussian(np.float64(0.1), np.float32(1.0), np.int64(3))
-    assert canonical_bytes(to_json(event)) == canonical_bytes(to_json(PoissonGaussian(0.1, 1.0, 3)))
+    assert canonical_json(to_json(event)) == canonical_json(to_json(PoissonGaussian(0.1, 1.0, 3)))
 
 
 @given(st.lists(events, max_size=8), st.randoms())
@@ -136,4 +136,4 @@ def test_dp_accounting_understands_our_events():
 @pytest.mark.parametrize("value", [math.nan, math.inf, {"x": object()}, b"bytes"])
 def test_canonical_bytes_refuse_what_json_cannot_say(value):
     with pytest.raises(ConfigError):
-        canonical_bytes(value)
+        canonical_json(value)
