@@ -10,7 +10,7 @@ from support.damage import Target, at, check, text
 
 from fedllm.audit.ledgers.comparison import COMPARISON_FILE, load_comparison
 from fedllm.config import AllowSection, load_run_config, load_site_policy
-from fedllm.federation.site.model_cache import ModelCache
+from fedllm.tasks.cache import ModelCache
 from fedllm.federation.site.orders import OrderReader
 from fedllm.identity.config import load_federation_config
 from fedllm.identity.keys import Identity
