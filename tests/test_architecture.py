@@ -84,6 +84,23 @@ def test_what_training_stands_on_does_not_know_training(folder):
                 assert not within(module, f"fedllm.{above}"), f"{path} imports {module}"
 
 
+def test_adapters_know_models_and_nothing_above():
+    for path in files("fedllm/adapters"):
+        for module in imports(path):
+            if within(module, "fedllm"):
+                assert module.split(".")[1] in {"adapters", "models", "errors"}, (path, module)
+    for path in files("fedllm/models", "fedllm/mechanisms", "fedllm/training", "fedllm/tasks"):
+        assert not any(within(module, "fedllm.adapters") for module in imports(path)), path
+
+
+def test_rounds_ask_the_adapter_how_long_its_spaces_are():
+    """What goes down, is trained and comes up have lengths of their own."""
+    for path in files("fedllm/federation", "server"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in ("manifest", "set_adapter", "initial"), (path, node.lineno)
+
+
 # Words of a configuration by which a mechanism could be told.
 MECHANISM_KEYS = {"distribution", "clipping_quantile", "colluders"}
 MECHANISM_VALUES = {"distributed", "discrete_gaussian"}

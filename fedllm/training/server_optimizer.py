@@ -24,7 +24,7 @@ class ServerOptimizer:
     rounds : RoundsSection
         Optimiser, learning rates and momentum.
     manifest : AdapterManifest
-        Tells adapter values from head values.
+        Of what sites send; tells adapter values from head values.
     """
 
     def __init__(self, rounds: RoundsSection, manifest: AdapterManifest) -> None:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from fedllm import __version__
+from fedllm.adapters import adapter_of
 from fedllm.audit.report.page import write_report
 from fedllm.clock import utc_now
 from fedllm.config import RunConfig
@@ -60,6 +61,7 @@ def make_summary(
     simulated: bool = False,
 ) -> Summary:
     """Put the figures of all rounds together."""
+    method = adapter_of(model)
     measured = [report for report in reports if report.metrics]
     at_sites = [report.site_metrics for report in reports if report.site_metrics]
     first = next((r for r in measured if r.round == 0), None)
@@ -71,7 +73,7 @@ def make_summary(
         config.encryption.scheme,
         config.encryption.bits,
         max(1, len(names)),
-        model.manifest.length,
+        method.up.length,
         config.encryption.masked,
     )
     return Summary(
@@ -113,7 +115,7 @@ def make_summary(
             "path": config.model.path,
             "fingerprint": model.fingerprint,
             "parameters": model.number_of_parameters,
-            "adapter_parameters": model.manifest.length,
+            "adapter_parameters": method.down.length,
             **model.shape,
         },
         versions=_versions(),

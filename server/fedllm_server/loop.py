@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedllm.adapters import adapter_of
 from fedllm.clock import utc_now
 from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset
@@ -77,7 +78,9 @@ def starting_state(config: RunConfig, model: SharedModel, found: RunState | None
     if found is not None:
         return found
     run = secrets.token_hex(8)
-    return RunState(run, 0, (), config_digest(config), model.initial, model=model.fingerprint)
+    return RunState(
+        run, 0, (), config_digest(config), adapter_of(model).start(), model=model.fingerprint
+    )
 
 
 class Loop:
@@ -119,7 +122,8 @@ class Loop:
         self._members: tuple[Member, ...] = ()
         self.names: set[str] = set()
         self._heads: dict[str, Head] = {}
-        self._optimizer = ServerOptimizer(config.rounds, place.model.manifest)
+        self._method = adapter_of(place.model)
+        self._optimizer = ServerOptimizer(config.rounds, self._method.up)
 
     def run(self, state: RunState) -> RunState:
         """Run all rounds that are left and return the last state.
@@ -154,7 +158,7 @@ class Loop:
         if self._sites.changed():
             self._members = self._gather(number)
         state, outcome = self._attempts(state, number)
-        adapter = self._optimizer.apply(state.adapter, outcome.mean)
+        adapter = self._method.next(state.adapter, outcome.mean, self._optimizer.apply)
         report = RoundReport(
             round=number,
             started=began,
@@ -278,7 +282,7 @@ class Loop:
     def _evaluate(self, adapter: NDArray[np.float32]) -> Figures | None:
         if self._place.test is None:
             return None
-        self._place.model.set_adapter(adapter)
+        self._method.place(adapter)
         return {**evaluate(self._place.model, self._place.test)}
 
     def _report(self, report: RoundReport) -> None:

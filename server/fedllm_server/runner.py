@@ -37,6 +37,7 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
     with grid_of(ticket) as grid:
         import torch
 
+        from fedllm.adapters import adapter_of
         from fedllm.federation.protocol.terms import make_terms
         from fedllm_server.finishing import finish, known_sites
         from fedllm_server.fleet import FleetAuthority, FleetSites
@@ -68,7 +69,7 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
             sites = FleetSites(grid, presence, keys, config.rounds.min_sites, wait_s, watching.note)
             loop = Loop(config, place, make_terms(config, model, state.run), sites, authority)
             final = loop.run(state)
-            model.set_adapter(final.adapter)
+            adapter_of(model).place(final.adapter)
             # Also those of earlier starts.
             answered = tuple(sorted(loop.names | known_sites(folder)))
             finish(folder, config, model, state.run, answered, began)

@@ -139,6 +139,7 @@ def _simulate(
 ) -> Summary:
     import torch
 
+    from fedllm.adapters import adapter_of
     from fedllm.federation.protocol.terms import make_terms
     from fedllm.federation.transport.flower import nodes_of
     from fedllm_client.app import make_client_app
@@ -170,7 +171,7 @@ def _simulate(
         sites = GridSites(grid, calls, config.rounds.timeout_s)
         terms = make_terms(config, model, state.run)
         final = Loop(config, place, terms, sites, authority).run(state)
-        model.set_adapter(final.adapter)
+        adapter_of(model).place(final.adapter)
 
     try:
         _run(task.engine, make_server_app(work), make_client_app(source), names, threads)

@@ -91,6 +91,7 @@ class Federation:
     models: ModelCache
     tamper: Callable[[str, str, Wire], Wire | None] = lambda kind, name, message: message
     heard: list[tuple[str, str]] = field(default_factory=list)
+    adapter: np.ndarray | None = None
 
     # The Sites protocol of the coordinator.
     def admit(self, node: str, name: str) -> None:
@@ -129,7 +130,7 @@ class Federation:
         noise = changes.pop("noise_multiplier", None)
         statement = statement_of(self.terms, cohort, number, attempt, noise)
         statement = statement.model_copy(update=changes)
-        adapter = self.model().adapter()
+        adapter = self.model().adapter() if self.adapter is None else self.adapter
         return run_round(
             self, self.authority, self.terms, self.roster, statement, adapter, lambda *_: None
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from fedllm.adapters import adapter_of
 from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset
 from fedllm.data.records import Record
@@ -91,10 +92,11 @@ class Sandbox:
         start : ndarray, optional
             The first adapter (P,); the run's own when left out.
         """
-        optimizer = ServerOptimizer(self.config.rounds, self.model.manifest)
-        adapter = self.model.initial if start is None else start
+        method = adapter_of(self.model)
+        optimizer = ServerOptimizer(self.config.rounds, method.up)
+        adapter = method.start() if start is None else start
         for number in range(1, self.config.rounds.count + 1):
-            self.model.set_adapter(adapter)
+            method.place(adapter)
             result = train_locally(
                 self.model,
                 dataset,
@@ -105,9 +107,10 @@ class Sandbox:
             )
             # A norm that moves goes on from where it was, as at a site.
             settings = replace(settings, clipping_norm=result.clipping_norm)
-            adapter = optimizer.apply(adapter, result.update)
+            mean = method.upward(result.update)
+            adapter = method.next(adapter, mean, optimizer.apply)
             heard(number, result.update)
-        self.model.set_adapter(adapter)
+        method.place(adapter)
         return adapter
 
 

@@ -72,7 +72,7 @@ def _shape(drawn: NDArray[np.float64], deviation: int) -> str | None:
 def noise_as_charged(federation: Federation) -> str | None:
     """The ledgers' words on discrete noise agree with the grid, and the noise is enough."""
     terms, shares = federation.terms, federation.config.rounds.min_sites
-    grid = _grid(federation)
+    grid, length = _grid(federation), terms.update_length
     for name in SITES:
         for charge in read_state(federation.ledger_file(name)).reservations.values():
             seen = [(event, shares) for event in charge.events]
@@ -80,7 +80,7 @@ def noise_as_charged(federation: Federation) -> str | None:
             for event, drawn in seen:
                 if not isinstance(event, PoissonDiscreteGaussian):
                     return f"the ledger of {name} does not say that its noise is discrete"
-                if event.clipping_steps != grid.clipping_steps or event.length != terms.length:
+                if (event.clipping_steps, event.length) != (grid.clipping_steps, length):
                     return f"the ledger of {name} counts noise on another grid than the updates"
                 if event.shares != drawn or not _enough(event):
                     return f"the ledger of {name} says more noise than was drawn"
@@ -91,7 +91,7 @@ def noise_as_charged(federation: Federation) -> str | None:
 
 
 def _grid(federation: Federation) -> Grid:
-    return DiscreteSharedNoise(federation.terms.config).grid(federation.terms.length)
+    return DiscreteSharedNoise(federation.terms.config).grid(federation.terms.update_length)
 
 
 def _enough(event: PoissonDiscreteGaussian) -> bool:

@@ -201,7 +201,7 @@ class Federation:
         """The encryption plan of every round."""
         section = self.config.encryption
         return make_plan(
-            section.scheme, section.bits, len(self.sites), self.terms.length, section.masked
+            section.scheme, section.bits, len(self.sites), self.terms.update_length, section.masked
         )
 
     def ledger_file(self, name: str) -> Path:

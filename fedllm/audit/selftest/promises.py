@@ -74,7 +74,9 @@ def ledger_keeps_the_budget(material: Material) -> str | None:
     federation = build(material, material.config())
     name = SITES[0]
     order, _ = federation.order(1)
-    spoiled = replace(order, adapter=np.full(federation.terms.length, np.inf, "<f4").tobytes())
+    spoiled = replace(
+        order, adapter=np.full(federation.terms.adapter_length, np.inf, "<f4").tobytes()
+    )
     answer = federation.sites[name].train(spoiled)
     if answer.header.refusal is None or answer.update:
         return "a round whose training failed gave an update"

@@ -36,7 +36,7 @@ def gather_cohort(
         config=terms.config_text,
         labels=terms.labels,
         model=terms.model,
-        adapter_length=terms.length,
+        adapter_length=terms.adapter_length,
     )
     members: dict[str, Member] = {}
     refusals: list[FedllmError] = []

@@ -99,7 +99,7 @@ def run_round(
         If too few sites finish, or the authority refuses or misbehaves.
     """
     config = terms.config
-    shape = sum_shape(config, statement.purpose, terms.length, terms.bounds)
+    shape = sum_shape(config, statement.purpose, terms.bounds)
     plan = make_plan(
         config.encryption.scheme,
         shape.bits,

@@ -46,18 +46,18 @@ class SumShape:
     bounds: Bounds
 
 
-def sum_shape(config: RunConfig, purpose: Purpose, length: int, bounds: Bounds) -> SumShape:
+def sum_shape(config: RunConfig, purpose: Purpose, bounds: Bounds) -> SumShape:
     """Return the shape of a round's vectors.
 
     Parameters
     ----------
     purpose : {"update", "evaluation"}
         Of the round.
-    length, bounds
-        Of the adapter, for an update.
+    bounds
+        Of an update's segments.
     """
     if purpose == "update":
-        return SumShape(length, config.encryption.bits, bounds)
+        return SumShape(sum(size for size, _ in bounds), config.encryption.bits, bounds)
     entries = _entries(config)
     return SumShape(entries, EvaluationSums.BITS, ((entries, EvaluationSums.LARGEST_SUM),))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedllm.adapters import adapter_of
 from fedllm.config import RunConfig, to_toml
 from fedllm.federation.protocol.evaluating import Bounds
 from fedllm.mechanisms import mechanism_of
@@ -24,23 +25,28 @@ class Terms:
         Public labels of a classification task.
     model : str
         Fingerprint of the base model.
-    length : int
-        Values of the adapter, P.
+    adapter_length : int
+        Values of the adapter that goes down.
     bounds : tuple of (int, float)
-        For each segment of the adapter its length and the bound of one coordinate.
+        For each segment of what comes up its length and the bound of one coordinate.
     """
 
     run: str
     config: RunConfig
     labels: tuple[str, ...]
     model: str
-    length: int
+    adapter_length: int
     bounds: Bounds
 
     @property
     def config_text(self) -> str:
         """The run configuration as the sites get it, as TOML."""
         return to_toml(self.config)
+
+    @property
+    def update_length(self) -> int:
+        """Values of what comes up from a site."""
+        return sum(size for size, _ in self.bounds)
 
 
 def make_terms(config: RunConfig, model: SharedModel, run: str) -> Terms:
@@ -53,15 +59,15 @@ def make_terms(config: RunConfig, model: SharedModel, run: str) -> Terms:
     BudgetError
         If no noise keeps the run's epsilon.
     """
-    shared, segments = shared_config(config), model.manifest.segments
-    bounds = mechanism_of(shared).bounds(segments)
-    sizes = [segment.size for segment in segments]
+    shared, method = shared_config(config), adapter_of(model)
+    bounds = mechanism_of(shared).bounds(method.up.segments)
+    sizes = [segment.size for segment in method.up.segments]
     return Terms(
         run=run,
         config=shared,
         labels=model.labels,
         model=model.fingerprint,
-        length=model.manifest.length,
+        adapter_length=method.down.length,
         bounds=tuple(zip(sizes, bounds, strict=True)),
     )
 

@@ -8,6 +8,7 @@ from math import isclose
 import numpy as np
 from numpy.typing import NDArray
 
+from fedllm.adapters import AdapterMethod, adapter_of
 from fedllm.config import AllowSection, RunConfig, parse, parse_toml
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.quantise import Quantiser
@@ -26,6 +27,7 @@ from fedllm.federation.site.policy import check_allowed
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.mechanisms import mechanism_of
+from fedllm.models.manifest import AdapterManifest
 from fedllm.models.shared import SharedModel
 from fedllm.tasks.cache import ModelCache
 
@@ -36,7 +38,9 @@ class Order:
 
     Attributes
     ----------
-    adapter : float32 array (P,)
+    method : AdapterMethod
+        What goes down, is trained and comes up in this model.
+    adapter : float32 array (D,)
         Where the site starts, or what it evaluates.
     """
 
@@ -45,6 +49,7 @@ class Order:
     plan: EncryptionPlan
     key: PublicRoundKey
     model: SharedModel
+    method: AdapterMethod
     adapter: NDArray[np.float32]
     quantiser: Quantiser
 
@@ -144,9 +149,10 @@ class OrderReader:
         key = PublicRoundKey.from_bytes(plan, request.public_key)
         require(key.fingerprint == statement.key, "the public key is not the signed one")
         model = self.model(config, header.labels, header.model)
-        adapter = _read_adapter(request.adapter, model.manifest.length)
-        quantiser = _quantiser(config, statement, plan, header.bounds, model)
-        return Order(statement, config, plan, key, model, adapter, quantiser)
+        method = adapter_of(model)
+        adapter = _read_adapter(request.adapter, method.down.length)
+        quantiser = _quantiser(config, statement, plan, header.bounds, method.up)
+        return Order(statement, config, plan, key, model, method, adapter, quantiser)
 
 
 def read_plan(blob: bytes, statement: RoundStatement) -> EncryptionPlan:
@@ -164,7 +170,7 @@ def read_plan(blob: bytes, statement: RoundStatement) -> EncryptionPlan:
 
 
 def _read_adapter(blob: bytes, length: int) -> NDArray[np.float32]:
-    """Read where the site starts, float32 (P,).
+    """Read where the site starts, float32 (D,).
 
     Raises
     ------
@@ -182,20 +188,20 @@ def _quantiser(
     statement: RoundStatement,
     plan: EncryptionPlan,
     bounds: Bounds,
-    model: SharedModel,
+    up: AdapterManifest,
 ) -> Quantiser:
-    shape = sum_shape(config, statement.purpose, model.manifest.length, bounds)
+    shape = sum_shape(config, statement.purpose, bounds)
     require(
         (plan.length, plan.bits) == (shape.length, shape.bits) and bounds == shape.bounds,
         "the encryption plan or the bounds are for another vector",
     )
     if statement.purpose == "update":
         require(
-            [size for size, _ in bounds] == [s.size for s in model.manifest.segments],
+            [size for size, _ in bounds] == [s.size for s in up.segments],
             "the bounds are for another adapter",
         )
         # Smaller ones would cut noise off; on another grid discrete noise would be another.
-        mine = mechanism_of(config).bounds(model.manifest.segments)
+        mine = mechanism_of(config).bounds(up.segments)
         require(
             all(
                 isclose(bound, own, rel_tol=1e-9)

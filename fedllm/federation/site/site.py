@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedllm.adapters import adapter_of
 from fedllm.config import SitePolicy, Task
 from fedllm.data.records import Record
 from fedllm.encryption.update import seal_levels
@@ -121,14 +122,15 @@ class Site:
             header = request.header
             config = self._orders.configuration(header.config, header.model)
             model = self._orders.model(config, header.labels, header.model)
+            method = adapter_of(model)
             require(
-                model.manifest.length == header.adapter_length,
+                method.down.length == header.adapter_length,
                 f"the run's adapter has {header.adapter_length} values, this site's "
-                f"{model.manifest.length}",
+                f"{method.down.length}",
             )
             require(1 <= header.round <= config.rounds.count, "there is no such round")
             units = self._data.datasets(config, model).training.number_of_units
-            length = model.manifest.length
+            length = method.up.length
             self._account(config.task).check_run(header.run, header.round, config, units, length)
             member = make_member(self._identity, header.run)
             return Joined(JoinedHeader(site=self.name, member=member))
@@ -256,7 +258,7 @@ class Site:
 
     def _train_round(self, order: Order) -> bytes:
         dataset = self._data.datasets(order.config, order.model).training
-        units, length = dataset.number_of_units, order.model.manifest.length
+        units, length = dataset.number_of_units, order.method.up.length
         paid = self._account(order.config.task).reserve(
             order.statement, order.config, units, length
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedllm.adapters import AdapterMethod
 from fedllm.data.encode import EncodedDataset
 from fedllm.federation.protocol.evaluating import noised_sum
 from fedllm.federation.site.orders import Order
@@ -43,10 +44,10 @@ class SiteWork:
         statistics : LocalStatistics
             For the site's own log alone.
         """
-        order.model.set_adapter(order.adapter)
+        order.method.place(order.adapter)
         run = order.statement.run
         contribution = mechanism_of(order.config).contribute(
-            TrainingAtSite(order.model, dataset),
+            TrainingAtSite(order.model, order.method, dataset),
             noise_multiplier,
             order.quantiser.quantise,
             (self._name, order.statement.round),
@@ -57,7 +58,7 @@ class SiteWork:
 
     def evaluate(self, order: Order, held_out: EncodedDataset | None) -> NDArray[np.uint64]:
         """Return the noised and quantised sums (B,) of the held-out records' scores, as uint64."""
-        order.model.set_adapter(order.adapter)
+        order.method.place(order.adapter)
         scores = unit_scores(order.model, held_out)
         noised = noised_sum(order.config, scores, RandomStream.secure())
         rounding = mechanism_of(order.config).random("rounding", self._name, order.statement.round)
@@ -69,6 +70,7 @@ class TrainingAtSite:
     """A model and a site's records, for a mechanism to train on; see `LocalWork`."""
 
     model: SharedModel
+    method: AdapterMethod
     dataset: EncodedDataset
 
     @property
@@ -79,16 +81,18 @@ class TrainingAtSite:
     @property
     def length(self) -> int:
         """Values of an update."""
-        return self.model.manifest.length
+        return self.method.up.length
 
     def train(
         self, settings: LocalSettings, sampling: RandomStream, noise: RandomStream
     ) -> LocalResult:
         """Take the steps; see `train_locally`."""
-        return train_locally(self.model, self.dataset, settings, sampling=sampling, noise=noise)
+        result = train_locally(self.model, self.dataset, settings, sampling=sampling, noise=noise)
+        return replace(result, update=self.method.upward(result.update))
 
     def gradient_sum(
         self, settings: LocalSettings, sampling: RandomStream
     ) -> tuple[NDArray[np.float64], LocalStatistics]:
         """Sum one batch's clipped gradients; see `clipped_gradient_sum`."""
-        return clipped_gradient_sum(self.model, self.dataset, settings, sampling)
+        total, seen = clipped_gradient_sum(self.model, self.dataset, settings, sampling)
+        return self.method.upward(total), seen

@@ -1,0 +1,92 @@
+"""The three spaces of an adapter, and the maps between them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedllm.models.manifest import AdapterManifest
+from fedllm.models.shared import SharedModel
+
+Vector = NDArray[np.float32]
+Floats = TypeVar("Floats", bound=np.floating[Any])
+# One step of the coordinator's optimiser in the space of what comes up: where it stands (U,), the
+# opened mean (U,), where it goes (U,).
+Step = Callable[[Vector, NDArray[np.floating[Any]]], Vector]
+
+
+class AdapterMethod(ABC):
+    """How one model is adapted; has no state but the model.
+
+    The round is blind: what is opened is a sum over sites, and each site's part is only known to
+    be small. So the way up must be linear. It must not lengthen a vector either, nor raise its
+    largest value: clipping, noise and bounds are counted on what is trained, and hold for what
+    leaves.
+
+    Parameters
+    ----------
+    model : SharedModel
+        Its trained tensors are what local steps move.
+    """
+
+    def __init__(self, model: SharedModel) -> None:
+        self._model = model
+
+    @property
+    def trained(self) -> AdapterManifest:
+        """Layout of what local steps move: the model's trained tensors, T values."""
+        return self._model.manifest
+
+    @property
+    @abstractmethod
+    def down(self) -> AdapterManifest:
+        """Layout of what the coordinator keeps and sends, D values."""
+
+    @property
+    @abstractmethod
+    def up(self) -> AdapterManifest:
+        """Layout of what a site sends, U values."""
+
+    @abstractmethod
+    def start(self) -> Vector:
+        """Return the adapter (D,) from which every run starts; the same at all parties."""
+
+    @abstractmethod
+    def place(self, adapter: Vector) -> None:
+        """Put an adapter (D,) into the model.
+
+        Raises
+        ------
+        TrainingError
+            If it has another length, or holds NaN or infinity.
+        """
+
+    @abstractmethod
+    def upward(self, change: NDArray[Floats]) -> NDArray[Floats]:
+        """Return what a site sends (U,) of a change or a gradient (T,) of the trained tensors.
+
+        Linear; neither the L2 norm nor the largest absolute value grows.
+        """
+
+    @abstractmethod
+    def next(self, adapter: Vector, mean: NDArray[np.floating[Any]], step: Step) -> Vector:
+        """Return the adapter (D,) of the next round.
+
+        Parameters
+        ----------
+        adapter : float32 array (D,)
+            Of this round.
+        mean : float array (U,)
+            Mean of what the sites sent.
+        step : callable
+            The coordinator's optimiser, over `up`.
+
+        Raises
+        ------
+        TrainingError
+            If a vector has another length, or something is not finite.
+        """
