@@ -433,7 +433,7 @@ def test_an_unforeseen_error_leaves_no_private_text_in_the_sites_log(
     def fail(*_):
         raise ValueError("could not parse 'Mrs Example has a rare disease'")
 
-    monkeypatch.setattr("fedllm.federation.site.data.encode", fail)
+    monkeypatch.setattr("fedllm.tasks.base.LearningTask.encode", fail)
     data = {f"site-{i}": records(20, seed=i) for i in range(3)}
     federation = build(tmp_path, small_config(tiny_checkpoint("bert")), data, full_errors=False)
     with pytest.raises(FedllmError):

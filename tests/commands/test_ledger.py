@@ -95,7 +95,7 @@ def test_the_ceiling_before_the_first_charge(path):
     assert "no charge yet" in fedllm("ledger", "show", str(path))
     Path("site.toml").write_text("[budget]\nepsilon = 3.25\ndelta = 1e-6\ncolluders_epsilon = 9\n")
     text = fedllm("ledger", "show", str(path), "--policy", "site.toml")
-    assert "3.250" in text
+    assert "3.25" in text
     assert "1e-06" in text
     assert "of 9.000" in text
     (data,) = json.loads(fedllm("ledger", "show", str(path), "--policy", "site.toml", "--json"))[

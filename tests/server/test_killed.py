@@ -73,7 +73,8 @@ class Camera:
 
 def lines(out: Path) -> list[dict]:
     return [
-        report.model_dump(exclude={"seconds"}) for report in read_reports(out / "metrics.jsonl")
+        report.model_dump(exclude={"seconds", "started", "finished"})
+        for report in read_reports(out / "metrics.jsonl")
     ]
 
 

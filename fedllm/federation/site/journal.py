@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import tomllib
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from fedllm.canonical import read_object
 from fedllm.errors import PeerError, RefusedError, StorageError, one_line
 from fedllm.federation.protocol.messages import Join, Settle, Train, Unmask
 
@@ -161,10 +161,9 @@ def _table(text: str) -> dict[str, Any]:
 
 def _object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        return read_object(text)
+    except ValueError:
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _name(value: Any) -> str:

@@ -113,7 +113,7 @@ def test_damaged_file_is_refused(path, ledger, damage):
 def test_another_file_is_a_wrong_path_and_no_tampering(tmp_path, other):
     path = tmp_path / "other"
     path.write_bytes(other)
-    with pytest.raises(NoLedgerError, match="neither a ledger") as caught:
+    with pytest.raises(NoLedgerError, match="is not a ledger") as caught:
         verify_ledger(path)
     assert caught.value.exit_code == 2
 
