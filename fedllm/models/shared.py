@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from fedllm.config import RunConfig, Task
+from fedllm.config.task import trains_a_head
 from fedllm.errors import CheckpointError, ConfigError, TrainingError
 from fedllm.files import atomic_directory, write_bytes, write_json
 from fedllm.models import checkpoints
@@ -212,7 +213,7 @@ class SharedModel:
         }
 
 
-def load_shared_model(config: RunConfig, head: Head) -> SharedModel:
+def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> SharedModel:
     """Load the base model of a run and give it the run's untrained adapter.
 
     Parameters
@@ -220,8 +221,8 @@ def load_shared_model(config: RunConfig, head: Head) -> SharedModel:
     config : RunConfig
         ``model``, ``lora``, ``task`` and ``seed`` are used; the adapter's first values depend
         on these and the head alone, so that every party starts from the same.
-    head : Head
-        What the task puts on top.
+    head : Head or tuple of str
+        What the task puts on top; a script may give the labels alone.
 
     Raises
     ------
@@ -230,6 +231,8 @@ def load_shared_model(config: RunConfig, head: Head) -> SharedModel:
     CheckpointError
         If the checkpoint is missing, damaged or not supported.
     """
+    if isinstance(head, tuple):
+        head = LabelHead(head) if trains_a_head(config.task) else LanguageHead()
     folder = checkpoints.checkpoint_folder(config.model.path)
     before, prints = checkpoints.state(folder), checkpoints.fingerprints(folder)
     base, architecture = checkpoints.read_config(folder)

@@ -127,14 +127,15 @@ def test_loss_canaries_are_found_in_a_model_that_learnt_them_by_heart(material, 
     config = configuration(material, epsilon=None).model_copy(
         update={
             "training": configuration(material).training.model_copy(
-                update={"learning_rate": 0.1, "optimizer": "adam", "local_steps": 20}
+                update={"learning_rate": 0.03, "optimizer": "adam", "local_steps": 100}
             )
         }
     )
     sandbox = Sandbox(config, load_model(config, LABELS), [])
     found = black_box(sandbox, 200, 0.95, RandomStream.seeded(3), quiet)
     assert found.kind == "black-box"
-    assert found.epsilon > 0.3
+    # 3.2 to 3.4 for three seeds: far from the edge on any processor.
+    assert found.epsilon > 1.0
 
 
 def test_command_audits_a_run_folder_and_keeps_the_result(material, tmp_path):
