@@ -9,7 +9,7 @@ Evaluation at the sites has an object of its own, `EvaluationSums`.
 from fedllm.mechanisms.choice import mechanism_of
 from fedllm.mechanisms.cost import Cost
 from fedllm.mechanisms.evaluation import EvaluationSums
-from fedllm.mechanisms.mechanism import Contribution, Mechanism, Wording
+from fedllm.mechanisms.mechanism import Contribution, Mechanism, SiteRound, Wording
 from fedllm.mechanisms.work import LocalResult, LocalSettings, LocalStatistics, LocalWork
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "LocalStatistics",
     "LocalWork",
     "Mechanism",
+    "SiteRound",
     "Wording",
     "mechanism_of",
 ]

@@ -18,9 +18,8 @@ from fedllm.config import RunConfig
 from fedllm.errors import ConfigError, TrainingError
 from fedllm.mechanisms.cost import Cost, noise_shares
 from fedllm.mechanisms.local import required
-from fedllm.mechanisms.mechanism import Contribution, Purpose, Quantise, Segment
+from fedllm.mechanisms.mechanism import Contribution, Segment, SiteRound
 from fedllm.mechanisms.shared import SharedNoise
-from fedllm.mechanisms.work import LocalWork
 from fedllm.privacy.accounting.events import Event, PoissonDiscreteGaussian, PoissonGaussian
 from fedllm.privacy.discrete import (
     TAIL_DEVIATIONS,
@@ -70,18 +69,11 @@ class DiscreteSharedNoise(SharedNoise):
         """Return the bound that makes the quantiser's levels the grid; see the base class."""
         return (self.grid(sum(segment.size for segment in segments)).bound,) * len(segments)
 
-    def contribute(
-        self,
-        work: LocalWork,
-        noise_multiplier: float | None,
-        quantise: Quantise,
-        purpose: Purpose,
-        clipping_norm: float | None = None,
-    ) -> Contribution:
+    def contribute(self, asked: SiteRound) -> Contribution:
         """Sum clipped gradients, round the sum, then add the site's integer share of the noise."""
-        noise = required(noise_multiplier)
+        work, noise = asked.work, required(asked.noise_multiplier)
         settings = self.settings(work.units, noise)
-        total, statistics = work.gradient_sum(settings, self.random("sampling", *purpose))
+        total, statistics = work.gradient_sum(settings, self.random("sampling", *asked.purpose))
         norm = settings.clipping_norm
         levels = self.grid(work.length).noised_levels(total, norm, noise, RandomStream.secure())
         return Contribution(levels, statistics, norm)

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from fedllm.errors import ConfigError
 from fedllm.mechanisms.cost import Cost
-from fedllm.mechanisms.mechanism import Contribution, Mechanism, Purpose, Quantise, Wording
-from fedllm.mechanisms.work import LocalSettings, LocalWork
+from fedllm.mechanisms.mechanism import Contribution, Mechanism, SiteRound, Wording
+from fedllm.mechanisms.work import LocalSettings
 from fedllm.privacy.accounting.events import PoissonGaussian
 
 
@@ -39,17 +39,12 @@ class LocalNoise(Mechanism):
         steps = self.releases_per_round
         return Cost((PoissonGaussian(self.sampling_rate(units), noise, steps),))
 
-    def contribute(
-        self,
-        work: LocalWork,
-        noise_multiplier: float | None,
-        quantise: Quantise,
-        purpose: Purpose,
-        clipping_norm: float | None = None,
-    ) -> Contribution:
+    def contribute(self, asked: SiteRound) -> Contribution:
         """Take DP-SGD steps and quantise the update."""
-        settings = self.settings(work.units, required(noise_multiplier), clipping_norm)
-        return self._noised_steps(settings, work, quantise, purpose)
+        noise = required(asked.noise_multiplier)
+        return self._noised_steps(
+            self.settings(asked.work.units, noise, asked.clipping_norm), asked
+        )
 
 
 def required(noise_multiplier: float | None) -> float:

@@ -42,6 +42,32 @@ class Segment(Protocol):
 
 
 @dataclass(frozen=True)
+class SiteRound:
+    """One site's round, as far as its mechanism needs to know it.
+
+    Attributes
+    ----------
+    work : LocalWork
+        Trains on the site's records.
+    noise_multiplier : float, optional
+        What the ledger was charged for, from `Mechanism.agreed_noise`.
+    quantise : callable
+        Turns an update (P,) into levels, rounding at random.
+    purpose : tuple
+        Names the site and the round, where random numbers can be repeated; see
+        `Mechanism.random`.
+    clipping_norm : float, optional
+        Where the last round's norm ended.
+    """
+
+    work: LocalWork
+    noise_multiplier: float | None
+    quantise: Quantise
+    purpose: Purpose
+    clipping_norm: float | None = None
+
+
+@dataclass(frozen=True)
 class Contribution:
     """What leaves a site (``levels``), and what stays (the rest).
 
@@ -300,28 +326,8 @@ class Mechanism(ABC):
         return RandomStream.secure()
 
     @abstractmethod
-    def contribute(
-        self,
-        work: LocalWork,
-        noise_multiplier: float | None,
-        quantise: Quantise,
-        purpose: Purpose,
-        clipping_norm: float | None = None,
-    ) -> Contribution:
+    def contribute(self, asked: SiteRound) -> Contribution:
         """Do a site's round: sample, clip, add noise, quantise.
-
-        Parameters
-        ----------
-        work : LocalWork
-            Trains on the site's records.
-        noise_multiplier : float, optional
-            What the ledger was charged for, from `agreed_noise`.
-        quantise : callable
-            Turns an update (P,) into levels, rounding at random.
-        purpose : tuple
-            Names the site and the round, where random numbers can be repeated; see `random`.
-        clipping_norm : float, optional
-            Where the last round's norm ended.
 
         Raises
         ------
@@ -329,17 +335,11 @@ class Mechanism(ABC):
             If training did not do its work and saying so tells nothing of a record.
         """
 
-    def _noised_steps(
-        self,
-        settings: LocalSettings,
-        work: LocalWork,
-        quantise: Quantise,
-        purpose: Purpose,
-    ) -> Contribution:
+    def _noised_steps(self, settings: LocalSettings, asked: SiteRound) -> Contribution:
         """Train with whatever noise the settings put into each step, and quantise the update."""
-        sampling = self.random("sampling", *purpose)
-        result = work.train(settings, sampling, RandomStream.secure())
-        levels = quantise(result.update, self.random("rounding", *purpose))
+        sampling = self.random("sampling", *asked.purpose)
+        result = asked.work.train(settings, sampling, RandomStream.secure())
+        levels = asked.quantise(result.update, self.random("rounding", *asked.purpose))
         return Contribution(levels, result.statistics, result.clipping_norm)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from fedllm.mechanisms.cost import Cost
-from fedllm.mechanisms.mechanism import Contribution, Mechanism, Purpose, Quantise, Wording
-from fedllm.mechanisms.work import LocalWork
+from fedllm.mechanisms.mechanism import Contribution, Mechanism, SiteRound, Wording
 from fedllm.privacy.accounting.events import NonPrivate
 from fedllm.randomness import RandomStream
 
@@ -30,13 +29,6 @@ class NoPrivacy(Mechanism):
         """Return the same numbers for the same seed, site and round."""
         return RandomStream.seeded(self._config.seed, *purpose)
 
-    def contribute(
-        self,
-        work: LocalWork,
-        noise_multiplier: float | None,
-        quantise: Quantise,
-        purpose: Purpose,
-        clipping_norm: float | None = None,
-    ) -> Contribution:
+    def contribute(self, asked: SiteRound) -> Contribution:
         """Take ordinary steps and quantise the update."""
-        return self._noised_steps(self.settings(work.units, None), work, quantise, purpose)
+        return self._noised_steps(self.settings(asked.work.units, None), asked)

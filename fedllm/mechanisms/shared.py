@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from fedllm.mechanisms.cost import Cost
 from fedllm.mechanisms.local import required
-from fedllm.mechanisms.mechanism import Contribution, Purpose, Quantise, SharedShares, Wording
-from fedllm.mechanisms.work import LocalWork
+from fedllm.mechanisms.mechanism import Contribution, SharedShares, SiteRound, Wording
 from fedllm.privacy.accounting.events import PoissonGaussian
 
 
@@ -32,14 +31,7 @@ class SharedNoise(SharedShares):
         alone = PoissonGaussian(rate, noise * self.noise_share, steps)
         return Cost((PoissonGaussian(rate, noise, steps),), (alone,))
 
-    def contribute(
-        self,
-        work: LocalWork,
-        noise_multiplier: float | None,
-        quantise: Quantise,
-        purpose: Purpose,
-        clipping_norm: float | None = None,
-    ) -> Contribution:
+    def contribute(self, asked: SiteRound) -> Contribution:
         """Send one clipped, noised gradient."""
-        settings = self.settings(work.units, required(noise_multiplier))
-        return self._noised_steps(settings, work, quantise, purpose)
+        noise = required(asked.noise_multiplier)
+        return self._noised_steps(self.settings(asked.work.units, noise), asked)

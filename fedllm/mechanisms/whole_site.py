@@ -15,13 +15,12 @@ from fedllm.mechanisms.local import required
 from fedllm.mechanisms.mechanism import (
     Contribution,
     Mechanism,
-    Purpose,
-    Quantise,
     Segment,
     SharedShares,
+    SiteRound,
     Wording,
 )
-from fedllm.mechanisms.work import LocalResult, LocalStatistics, LocalWork
+from fedllm.mechanisms.work import LocalResult, LocalStatistics
 from fedllm.privacy.accounting.events import PoissonGaussian
 from fedllm.privacy.whole import private_update, site_deviation
 from fedllm.randomness import RandomStream
@@ -59,35 +58,30 @@ class WholeSite(Mechanism):
         deviation = site_deviation(required(self._largest_noise), norm, self.noise_share)
         return whole_update_bounds(norm, deviation, len(segments))
 
-    def contribute(
-        self,
-        work: LocalWork,
-        noise_multiplier: float | None,
-        quantise: Quantise,
-        purpose: Purpose,
-        clipping_norm: float | None = None,
-    ) -> Contribution:
+    def contribute(self, asked: SiteRound) -> Contribution:
         """Train without noise, then clip and noise the update as one unit.
 
         Training that fails counts as an update of nothing: a refusal would tell something of
         the site without any noise. The site's log has no loss then.
         """
         norm = self._config.privacy.clipping_norm
-        result = self._trained(work, purpose)
+        result = self._trained(asked)
         update = private_update(
             result.update,
             norm,
-            required(noise_multiplier),
+            required(asked.noise_multiplier),
             self.noise_share,
             RandomStream.secure(),
         )
-        levels = quantise(update, self.random("rounding", *purpose))
+        levels = asked.quantise(update, self.random("rounding", *asked.purpose))
         return Contribution(levels, result.statistics, norm)
 
-    def _trained(self, work: LocalWork, purpose: Purpose) -> LocalResult:
+    def _trained(self, asked: SiteRound) -> LocalResult:
+        work = asked.work
         settings = replace(self.settings(work.units, None), noise_multiplier=None)
         try:
-            return work.train(settings, self.random("sampling", *purpose), RandomStream.secure())
+            sampling = self.random("sampling", *asked.purpose)
+            return work.train(settings, sampling, RandomStream.secure())
         except TrainingError:
             nothing = np.zeros(work.length, dtype=np.float32)
             return LocalResult(nothing, LocalStatistics(nan, 0, 0, ()), settings.clipping_norm)

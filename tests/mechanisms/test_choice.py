@@ -14,6 +14,7 @@ from fedllm.mechanisms import (
     LocalResult,
     LocalStatistics,
     Mechanism,
+    SiteRound,
     mechanism_of,
 )
 from fedllm.mechanisms.discrete import DiscreteSharedNoise
@@ -191,7 +192,7 @@ def contribution(case, work, noise=2.0, norm=None) -> Contribution:
     def quantise(update, random):
         return np.round((update + 1000) * 1000).astype(np.uint64)
 
-    return mechanism_of(case).contribute(work, noise, quantise, ("site-0", 1), norm)
+    return mechanism_of(case).contribute(SiteRound(work, noise, quantise, ("site-0", 1), norm))
 
 
 def test_no_contribution_of_a_private_run_leaves_without_noise():

@@ -11,7 +11,7 @@ from fedllm.adapters import AdapterMethod
 from fedllm.data.encode import EncodedDataset
 from fedllm.federation.protocol.evaluating import noised_sum
 from fedllm.federation.site.orders import Order
-from fedllm.mechanisms import LocalResult, LocalSettings, LocalStatistics, mechanism_of
+from fedllm.mechanisms import LocalResult, LocalSettings, LocalStatistics, SiteRound, mechanism_of
 from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
 from fedllm.training.evaluate import unit_scores
@@ -46,13 +46,14 @@ class SiteWork:
         """
         order.method.place(order.adapter)
         run = order.statement.run
-        contribution = mechanism_of(order.config).contribute(
+        asked = SiteRound(
             TrainingAtSite(order.model, order.method, dataset),
             noise_multiplier,
             order.quantiser.quantise,
             (self._name, order.statement.round),
             self._clipping_norms.get(run),
         )
+        contribution = mechanism_of(order.config).contribute(asked)
         self._clipping_norms[run] = contribution.clipping_norm
         return contribution.levels, contribution.statistics
 
