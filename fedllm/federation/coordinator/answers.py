@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from fedllm.encryption.schemes import EncryptedSum
 from fedllm.errors import FedllmError, PeerError
-from fedllm.federation.protocol.envelopes import unseal
+from fedllm.federation.protocol.envelopes import verified_update
 from fedllm.federation.protocol.messages import (
     Joined,
     Member,
@@ -96,7 +96,9 @@ class UpdateCollector:
         found = _from_site(answer, name)
         header, key = found.header, self._roster.site_key(name)
         head = signed_head(header.ledger, header.ledger_signature, key, name)
-        self.total.add(unseal(found.update, self._statement, self.total.plan, name, self._roster))
+        self.total.add(
+            verified_update(found.update, self._statement, self.total.plan, name, self._roster)
+        )
         self.heads[name] = head
 
 

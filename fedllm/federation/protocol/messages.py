@@ -204,7 +204,7 @@ class TrainedHeader(SiteAnswer):
 
 @dataclass(frozen=True)
 class Trained(Wire):
-    """Site to coordinator: the sealed update (empty with a refusal)."""
+    """Site to coordinator: the signed update (empty with a refusal)."""
 
     header: TrainedHeader
     update: bytes
