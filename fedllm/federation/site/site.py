@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedllm.config import SitePolicy, Task
 from fedllm.data.records import Record
-from fedllm.encryption.update import seal_levels
+from fedllm.encryption.update import encrypt_levels
 from fedllm.errors import FedllmError, RefusedError
 from fedllm.federation.protocol.envelopes import signed_update
 from fedllm.federation.protocol.masks import (
@@ -282,7 +282,7 @@ class Site:
             masks = site_masks(
                 self._identity, order.statement, order.plan, recover
             ).mask_for_update()
-        payload = seal_levels(levels, order.plan, order.key, masks)
+        payload = encrypt_levels(levels, order.plan, order.key, masks)
         return signed_update(payload, order.statement, order.plan, self._identity)
 
     def _account(self, task: Task) -> SiteAccount:
