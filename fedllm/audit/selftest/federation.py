@@ -27,9 +27,9 @@ from fedllm.audit.selftest.material import (
 )
 from fedllm.config import AllowSection, BudgetSection, RunConfig, SitePolicy
 from fedllm.data.records import Record
+from fedllm.encryption.ciphertext_format import new_context
 from fedllm.encryption.plan import EncryptionPlan, make_plan
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
-from fedllm.encryption.seal_format import new_context
 from fedllm.federation.authority.authority import Authority
 from fedllm.federation.coordinator.cohort import gather_cohort
 from fedllm.federation.coordinator.rounds import (
