@@ -1,4 +1,4 @@
-"""Take TenSEAL's and Microsoft SEAL's serialised objects apart, and put them together from residues.
+"""Take serialised objects of TenSEAL and Microsoft SEAL apart; make them from residues.
 
 Only residues travel between parties. TenSEAL's own bytes are read where they were made, and
 every byte that TenSEAL reads was written here, so its parsers never see foreign input: they

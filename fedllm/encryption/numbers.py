@@ -55,7 +55,7 @@ def transform_prime(bits: int, poly_degree: int, avoid: Sequence[int] = ()) -> i
 def coefficient_primes(bits: tuple[int, ...], poly_degree: int) -> tuple[int, ...]:
     """Return the primes that Microsoft SEAL's ``CoeffModulus::Create`` picks for these bit sizes.
 
-    For a size that occurs k times Microsoft SEAL takes the k largest such primes, the smallest first.
+    For a size that occurs k times it takes the k largest such primes, the smallest first.
     A size that has too few gives 0.
     """
     left: dict[int, list[int]] = {}

@@ -94,7 +94,7 @@ class SecretRoundKey:
         return slots
 
     def wipe(self) -> None:
-        """Forget the secret key; Microsoft SEAL overwrites its memory when the last reference goes."""
+        """Forget the secret key; Microsoft SEAL overwrites it when the last reference goes."""
         self._spent = True
         self._context = None
 
