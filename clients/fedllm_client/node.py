@@ -70,7 +70,7 @@ def deployed_site(kit: Kit, policy: SitePolicy) -> Site:
 
 def deployed_authority(kit: Kit) -> Authority:
     """Build the key authority of a kit: durable log, keys in a process of their own."""
-    from fedllm.encryption.sandbox import SecretKeyProcess
+    from fedllm.encryption.key_process import SecretKeyProcess
     from fedllm.federation.authority.authority import Authority
     from fedllm.federation.authority.round_log import RoundLog, round_log_path
 

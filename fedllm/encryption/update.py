@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fedllm.encryption.key_process import SecretKeyProcess
 from fedllm.encryption.pack import pack, unpack
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.quantise import Quantiser
-from fedllm.encryption.sandbox import SecretKeyProcess
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
 from fedllm.errors import ConfigError, RefusedError
 from fedllm.randomness import RandomStream
