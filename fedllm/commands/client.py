@@ -20,7 +20,7 @@ app = CommandGroup(
 add_joining_commands(app, "site")
 
 if TYPE_CHECKING:
-    from fedllm_client.findings import Finding
+    from fedllm_client.checking import CheckResult
 
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "dim"}
 
@@ -57,7 +57,7 @@ def check(
     raise typer.Exit(next((f.exit_code for f in findings if f.exit_code), 0))
 
 
-def _print_findings(findings: list[Finding]) -> None:
+def _print_findings(findings: list[CheckResult]) -> None:
     from rich.console import Console
     from rich.table import Table
 

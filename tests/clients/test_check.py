@@ -18,7 +18,7 @@ from fedllm.identity.keys import Identity
 from fedllm.identity.provisioning import renew
 from fedllm_client import check, machine
 from fedllm_client.check import check_site
-from fedllm_client.findings import Finding
+from fedllm_client.checking import CheckResult
 
 PRIVATE = "Zebediah Quux has the plague"
 
@@ -43,7 +43,7 @@ class Place:
     def write_policy(self, extra: str = "") -> None:
         self.policy.write_text(f'[data]\ntrain = "records.jsonl"\n{extra}')
 
-    def check(self, model: str | None = None) -> dict[str, Finding]:
+    def check(self, model: str | None = None) -> dict[str, CheckResult]:
         found = check_site(self.kit, self.policy, model)
         assert PRIVATE not in json.dumps([vars(finding) for finding in found])
         return {finding.check: finding for finding in found}
