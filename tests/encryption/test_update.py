@@ -80,7 +80,7 @@ def test_claimed_number_of_updates_must_be_right():
 def test_masks_go_with_a_masked_plan(masked, masks):
     plan = make_plan("bfv", 8, 4, 100, masked)
     public = PublicRoundKey.from_bytes(plan, SecretRoundKey.generate(plan).public_context())
-    vector, quantiser = np.zeros(100, np.float32), Quantiser([(100, 1.0)], 8)
+    vector = np.zeros(100, np.float32)
     with pytest.raises(RefusedError, match="masked exactly"):
         encrypt_update(
             vector, plan, Quantiser([(100, 1.0)], 8), public, masks, RandomStream.secure()
