@@ -12,7 +12,7 @@ from fedllm.data.records import Record
 from fedllm.errors import ConfigError, FedllmError, RefusedError
 from fedllm.identity.kits import Kit, read_kit
 from fedllm.tasks import task_of
-from fedllm_client.checking import CheckResult, DoubtError, SkippedError, attempt
+from fedllm_client.checking import CheckResult, DoubtError, SkippedError, carry_out
 from fedllm_client.connection import Reached, reach_coordinator
 from fedllm_client.machine import check_disk, check_memory, check_training, check_writable
 
@@ -46,7 +46,7 @@ def check_site(
     results = []
     for name, function in site.all():
         announce(name)
-        results.append(attempt(name, function))
+        results.append(carry_out(name, function))
     return results
 
 

@@ -44,7 +44,7 @@ class SkippedError(FedllmError):
     """Something that cannot be tried before another failure is mended."""
 
 
-def attempt(check: str, function: Callable[[], str]) -> CheckResult:
+def carry_out(check: str, function: Callable[[], str]) -> CheckResult:
     """Make a check, and say how it went; no error of it goes any further."""
     try:
         return CheckResult(check, "ok", function())
