@@ -80,7 +80,7 @@ def starting_state(config: RunConfig, model: SharedModel, found: RunState | None
     return RunState(run, 0, (), config_digest(config), model.initial, model=model.fingerprint)
 
 
-class Loop:
+class RoundLoop:
     """Carries a run from its state to its last round.
 
     Parameters

@@ -40,7 +40,7 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
         from fedllm.federation.protocol.terms import make_terms
         from fedllm_server.finishing import finish, known_sites
         from fedllm_server.journal import JournalObserver
-        from fedllm_server.loop import Loop, Workplace, starting_state
+        from fedllm_server.loop import RoundLoop, Workplace, starting_state
         from fedllm_server.remote_parties import RemoteAuthority, RemoteSites
 
         began = time.perf_counter()
@@ -70,7 +70,7 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
             sites = RemoteSites(
                 grid, presence, keys, config.rounds.min_sites, wait_s, watching.note
             )
-            loop = Loop(config, place, make_terms(config, model, state.run), sites, authority)
+            loop = RoundLoop(config, place, make_terms(config, model, state.run), sites, authority)
             final = loop.run(state)
             model.set_adapter(final.adapter)
             # Also those of earlier starts.
