@@ -25,7 +25,7 @@ from fedllm.federation.coordinator.rounds import (
     statement_of,
 )
 from fedllm.federation.protocol.evaluating import read_sum
-from fedllm.federation.protocol.messages import Member, RoundStatement
+from fedllm.federation.protocol.messages import CohortMember, RoundStatement
 from fedllm.federation.protocol.terms import Terms
 from fedllm.identity.roster import Roster
 from fedllm.mechanisms import mechanism_of
@@ -116,7 +116,7 @@ class RoundLoop:
         self._authority = authority
         self._checkpoints = place.out / names.CHECKPOINTS
         # Those that take part in the run; a round may be for some of them.
-        self._members: tuple[Member, ...] = ()
+        self._members: tuple[CohortMember, ...] = ()
         self.names: set[str] = set()
         self._heads: dict[str, Head] = {}
         self._optimizer = ServerOptimizer(config.rounds, place.model.manifest)
@@ -265,7 +265,7 @@ class RoundLoop:
             )
         self._heads.update(heads)
 
-    def _gather(self, number: int) -> tuple[Member, ...]:
+    def _gather(self, number: int) -> tuple[CohortMember, ...]:
         place = self._place
         cohort = gather_cohort(self._sites, self._terms, number, place.roster, place.observer.note)
         self.names.update(member.name for member in cohort)

@@ -11,8 +11,8 @@ from fedllm.encryption.schemes import EncryptedSum
 from fedllm.errors import FedllmError, PeerError
 from fedllm.federation.protocol.envelopes import verified_update
 from fedllm.federation.protocol.messages import (
+    CohortMember,
     Joined,
-    Member,
     RoundStatement,
     Settled,
     Trained,
@@ -34,7 +34,7 @@ def called(answer: Joined | FedllmError, node: str, roster: Roster) -> str:
     return answer.header.site if answer.header.site in roster.sites else node
 
 
-def joined_member(answer: Joined | FedllmError, node: str) -> Member:
+def joined_member(answer: Joined | FedllmError, node: str) -> CohortMember:
     """Return what a site says of itself that takes part.
 
     Raises
