@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from fedllm.config import SitePolicy, Task, load_site_policy
 from fedllm.errors import ConfigError, FedllmError
 from fedllm.federation.site.files import SiteFiles
-from fedllm.federation.transport.node import Node
+from fedllm.federation.transport.node import PartyNode
 from fedllm.identity.kits import Kit, check_dates, read_kit
 from fedllm.identity.roster import verify_roster
 from fedllm.processes import die_with_parent, keep_memory_private, say, stop_on_signals
@@ -88,7 +88,7 @@ def serve(kit: Kit, app: ClientApp, stop: threading.Event) -> None:
     """Keep a node connected until ``stop`` is set or its roster changes on disk."""
     if kit.node_key is None:
         raise ConfigError(f"the kit {kit.folder} has no node key", "restore it from its backup")
-    node = Node(kit.address, kit.ca_certificate, kit.node_key, app, say)
+    node = PartyNode(kit.address, kit.ca_certificate, kit.node_key, app, say)
     threading.Thread(target=_watch, args=(kit, stop), daemon=True).start()
     threading.Thread(target=_keep_roster, args=(kit, stop), daemon=True).start()
     node.serve(stop)

@@ -24,7 +24,7 @@ _ECHO = """
 import sys, threading
 from pathlib import Path
 from flwr.clientapp import ClientApp
-from fedllm.federation.transport.node import Node
+from fedllm.federation.transport.node import PartyNode
 from fedllm.federation.transport.flower import answer
 app = ClientApp()
 @app.query("echo")
@@ -35,7 +35,7 @@ def fail(message, context):
     raise ValueError("patient 4711 has diabetes")
 address, ca, key = sys.argv[1:]
 say = lambda text: print(text, flush=True)
-Node(address, Path(ca), Path(key), app, say).serve(threading.Event())
+PartyNode(address, Path(ca), Path(key), app, say).serve(threading.Event())
 """
 
 
