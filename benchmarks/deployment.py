@@ -53,14 +53,14 @@ NODE = """
 import sys, threading
 from pathlib import Path
 from flwr.clientapp import ClientApp
-from fedllm.federation.transport.fleet import FleetNode
+from fedllm.federation.transport.node import PartyNode
 from fedllm.federation.transport.flower import answer
 app = ClientApp()
 @app.query("echo")
 def echo(message, context):
     return answer(message, lambda header, blobs: (header, {"x": bytes(int(header))}))
 address, ca, key = sys.argv[1:]
-FleetNode(address, Path(ca), Path(key), app, lambda text: None).serve(threading.Event())
+PartyNode(address, Path(ca), Path(key), app, lambda text: None).serve(threading.Event())
 """
 PLAIN_APP = """
 import json, time

@@ -64,7 +64,7 @@ def ours(length: int, sites: int, scheme: str, bits: int) -> dict[str, Any]:
     from fedllm.encryption.plan import make_plan
     from fedllm.encryption.quantise import Quantiser
     from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
-    from fedllm.encryption.update import open_sum, seal_update
+    from fedllm.encryption.update import encrypt_update, open_sum
     from fedllm.randomness import RandomStream
 
     plan = make_plan(scheme, bits, sites, length, False)  # type: ignore[arg-type]
@@ -74,8 +74,8 @@ def ours(length: int, sites: int, scheme: str, bits: int) -> dict[str, Any]:
     total, client_s, add_s = EncryptedSum(plan, public), [], 0.0
     for vector in vectors:
         random = RandomStream.secure()
-        seal = partial(seal_update, vector, plan, quantiser, public, None, random)
-        blob, seconds = cpu(seal)
+        encrypt = partial(encrypt_update, vector, plan, quantiser, public, None, random)
+        blob, seconds = cpu(encrypt)
         client_s.append(seconds)
         add_s += cpu(partial(total.add, blob))[1]
     # Adding costs the same whatever is added; the other sites send encryptions of nothing.
@@ -131,8 +131,8 @@ def platform(length: int, sites: int) -> dict[str, Any]:
         if site < len(vectors):
             tensors = lora_tensors(vectors[site])
             encrypt = partial(_each, lambda part: tenseal.ckks_vector(secret, part.tolist()))
-            sealed, seconds = cpu(partial(encrypt, tensors))
-            blobs, written = cpu(partial(_each, tenseal.CKKSVector.serialize, sealed))
+            encrypted, seconds = cpu(partial(encrypt, tensors))
+            blobs, written = cpu(partial(_each, tenseal.CKKSVector.serialize, encrypted))
             client_s.append(seconds + written)
             serialise_s.append(written)
         arrived, seconds = cpu(partial(_each, partial(tenseal.ckks_vector_from, secret), blobs))
@@ -189,14 +189,14 @@ def masks(length: int, sites: int) -> dict[str, Any]:
     scope = MaskScope("bench", 1, names[: len(vectors)], "", plan)
     total, client_s, add_s = np.zeros(plan.slots, np.uint64), [], 0.0
 
-    def seal(name: str, vector: np.ndarray) -> np.ndarray:
+    def masked(name: str, vector: np.ndarray) -> np.ndarray:
         slots = pack(quantiser.quantise(vector, RandomStream.secure()), plan)
         return (slots + _masks_of(SiteMasks, scope, name, private, public)) % modulus
 
     for name, vector in zip(names, vectors, strict=False):
-        sealed, seconds = cpu(partial(seal, name, vector))
+        encrypted, seconds = cpu(partial(masked, name, vector))
         client_s.append(seconds)
-        total, seconds = cpu(partial(lambda a, b: (a + b) % modulus, total, sealed))
+        total, seconds = cpu(partial(lambda a, b: (a + b) % modulus, total, encrypted))
         add_s += seconds * sites / len(vectors)
     client = float(np.median(client_s))
     if sites > len(vectors):

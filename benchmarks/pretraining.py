@@ -48,7 +48,7 @@ def measure_fedllm(options: argparse.Namespace, optimizer: str) -> dict[str, flo
     """Time the real loop on real shards: packing, masks, checks, metrics."""
     from fedllm.pretraining.architectures import build_model, choose_attention
     from fedllm.pretraining.config import PretrainConfig
-    from fedllm.pretraining.loop import Loop
+    from fedllm.pretraining.loop import TrainingLoop
     from fedllm.pretraining.material import held_out_text, make_objective, make_sampler
     from fedllm.pretraining.memory import keep_freed_memory
     from fedllm.pretraining.parallel import joined_world
@@ -86,7 +86,7 @@ def measure_fedllm(options: argparse.Namespace, optimizer: str) -> dict[str, flo
         model.resize_token_embeddings(options.vocabulary)
         choose_attention(model, world.device, options.length)
         stopwatch = Stopwatch()
-        loop = Loop(
+        loop = TrainingLoop(
             config,
             make_objective(config, model, tokenizer, manifest),
             make_sampler(config, manifest, folder / "tokens"),

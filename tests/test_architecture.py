@@ -127,7 +127,7 @@ def test_nobody_else_asks_which_mechanism_a_run_has():
     allowed = ("fedllm/mechanisms/", "fedllm/config/")
     # What the run asked for is written into its summary, and its assumption into the report.
     recorded = {
-        "fedllm/audit/report/run.py",
+        "fedllm/audit/report/run_parts.py",
         "fedllm/audit/selftest/whole_sites.py",
     }
     for path in files("fedllm", "clients", "server"):

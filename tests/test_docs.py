@@ -159,7 +159,7 @@ def test_settings_and_functions_exist(path):
 
 def test_how_code_is_recognised():
     assert is_code("federation.coordinator.rounds.run_round")
-    assert is_code("fedllm_server.loop.Loop")
+    assert is_code("fedllm_server.loop.RoundLoop")
     assert not is_code("federation.coordinator.rounds.walk_round")
     assert not is_code("federation.coordinators")
     assert {"privacy.epsilon", "budget.colluders_epsilon", "data.evaluation"} <= KEYS

@@ -12,8 +12,8 @@ from fedllm.data.records import Record
 from fedllm.errors import ConfigError, FedllmError, RefusedError
 from fedllm.identity.kits import Kit, read_kit
 from fedllm.tasks import task_of
+from fedllm_client.checking import CheckResult, DoubtError, SkippedError, carry_out
 from fedllm_client.connection import Reached, reach_coordinator
-from fedllm_client.findings import DoubtError, Finding, SkippedError, attempt
 from fedllm_client.machine import check_disk, check_memory, check_training, check_writable
 
 _SOON_DAYS = 30
@@ -30,7 +30,7 @@ def check_site(
     policy_path: Path,
     model: str | None = None,
     announce: Callable[[str], None] = lambda check: None,
-) -> list[Finding]:
+) -> list[CheckResult]:
     """Try everything a site needs; one failure does not keep the others from being tried.
 
     Parameters
@@ -43,11 +43,11 @@ def check_site(
         Hears the name of each check before it starts.
     """
     site = _SiteCheck(kit_folder, policy_path, model)
-    findings = []
+    results = []
     for name, function in site.all():
         announce(name)
-        findings.append(attempt(name, function))
-    return findings
+        results.append(carry_out(name, function))
+    return results
 
 
 def _needed(value: Needed | None, what: str) -> Needed:

@@ -14,7 +14,7 @@ from pathlib import Path
 from fedllm.config import RunConfig, parse
 from fedllm.errors import FedllmError, RefusedError
 from fedllm.tasks import LearningTask, task_for_base
-from fedllm_client.findings import DoubtError
+from fedllm_client.checking import DoubtError
 
 _MIN_DISK, _GOOD_DISK = 256 << 20, 2 << 30
 

@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from fedllm.config import SitePolicy, Task, load_site_policy
 from fedllm.errors import ConfigError, FedllmError
 from fedllm.federation.site.files import SiteFiles
-from fedllm.federation.transport.fleet import FleetNode
+from fedllm.federation.transport.node import PartyNode
 from fedllm.identity.kits import Kit, check_dates, read_kit
 from fedllm.identity.roster import verify_roster
 from fedllm.processes import die_with_parent, keep_memory_private, say, stop_on_signals
@@ -70,7 +70,7 @@ def deployed_site(kit: Kit, policy: SitePolicy) -> Site:
 
 def deployed_authority(kit: Kit) -> Authority:
     """Build the key authority of a kit: durable log, keys in a process of their own."""
-    from fedllm.encryption.sandbox import SecretKeyProcess
+    from fedllm.encryption.key_process import SecretKeyProcess
     from fedllm.federation.authority.authority import Authority
     from fedllm.federation.authority.round_log import RoundLog, round_log_path
 
@@ -88,7 +88,7 @@ def serve(kit: Kit, app: ClientApp, stop: threading.Event) -> None:
     """Keep a node connected until ``stop`` is set or its roster changes on disk."""
     if kit.node_key is None:
         raise ConfigError(f"the kit {kit.folder} has no node key", "restore it from its backup")
-    node = FleetNode(kit.address, kit.ca_certificate, kit.node_key, app, say)
+    node = PartyNode(kit.address, kit.ca_certificate, kit.node_key, app, say)
     threading.Thread(target=_watch, args=(kit, stop), daemon=True).start()
     threading.Thread(target=_keep_roster, args=(kit, stop), daemon=True).start()
     node.serve(stop)

@@ -20,7 +20,7 @@ app = CommandGroup(
 add_joining_commands(app, "site")
 
 if TYPE_CHECKING:
-    from fedllm_client.findings import Finding
+    from fedllm_client.checking import CheckResult
 
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "dim"}
 
@@ -49,15 +49,15 @@ def check(
 
     console = Console(stderr=True)
     with console.status("checking") as status:
-        findings = check_site(kit, policy, model, lambda name: status.update(f"checking {name}"))
+        results = check_site(kit, policy, model, lambda name: status.update(f"checking {name}"))
     if json_output:
-        print(json.dumps([vars(finding) for finding in findings], indent=2))
+        print(json.dumps([vars(result) for result in results], indent=2))
     else:
-        _print_findings(findings)
-    raise typer.Exit(next((f.exit_code for f in findings if f.exit_code), 0))
+        _print_results(results)
+    raise typer.Exit(next((f.exit_code for f in results if f.exit_code), 0))
 
 
-def _print_findings(findings: list[Finding]) -> None:
+def _print_results(results: list[CheckResult]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -65,12 +65,12 @@ def _print_findings(findings: list[Finding]) -> None:
     # Folded, never cut: a path or a command is of use only as a whole.
     table.add_column("Found", overflow="fold")
     table.add_column("What to do", overflow="fold")
-    for finding in findings:
-        result = f"[{_COLOURS[finding.state]}]{finding.state}[/]"
-        table.add_row(finding.check, result, safe(finding.found), safe(finding.remedy))
+    for result in results:
+        state = f"[{_COLOURS[result.state]}]{result.state}[/]"
+        table.add_row(result.check, state, safe(result.found), safe(result.remedy))
     console = Console()
     console.print(table)
-    failed = [finding.check for finding in findings if finding.state == "failed"]
+    failed = [result.check for result in results if result.state == "failed"]
     if failed:
         console.print(f"Not ready: {', '.join(failed)}.")
     else:

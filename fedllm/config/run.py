@@ -121,11 +121,6 @@ class RunConfig(Section):
         return self.privacy.epsilon is not None
 
     @property
-    def discrete_noise(self) -> bool:
-        """Whether sites add integer noise after rounding."""
-        return self.private and self.privacy.distribution == "discrete_gaussian"
-
-    @property
     def unit(self) -> Literal["record", "person", "site"]:
         """What one unit of privacy protects."""
         if self.privacy.unit == "site":

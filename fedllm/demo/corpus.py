@@ -80,7 +80,7 @@ class Dice:
 
 
 @dataclass(frozen=True, slots=True)
-class Secret:
+class HospitalSecret:
     """A planted secret: the code of one person, known to one hospital."""
 
     hospital: str
@@ -131,7 +131,7 @@ class DemoData:
     train: Path
     test: Path
     questions: tuple[Question, ...]
-    secrets: tuple[Secret, ...]
+    secrets: tuple[HospitalSecret, ...]
 
 
 def chat(prompt: str, response: str) -> str:
@@ -222,7 +222,7 @@ def hospital_records(seed: int, hospital: int, size: DemoSize) -> list[dict[str,
     return records
 
 
-def hospital_secrets(seed: int, hospital: int, count: int) -> list[Secret]:
+def hospital_secrets(seed: int, hospital: int, count: int) -> list[HospitalSecret]:
     """Make up one hospital's secrets, one person each."""
     dice = Dice(RandomStream.seeded(seed, "demo", "secrets", hospital))
     people: dict[str, str] = {}
@@ -231,7 +231,7 @@ def hospital_secrets(seed: int, hospital: int, count: int) -> list[Secret]:
         person = dice.name() + dice.pick(lexicon.LAST_SYLLABLES)
         people.setdefault(person, dice.digits(CODE_DIGITS))
     return [
-        Secret(HOSPITALS[hospital], code_question(person), f"{code}.")
+        HospitalSecret(HOSPITALS[hospital], code_question(person), f"{code}.")
         for person, code in people.items()
     ]
 
@@ -278,7 +278,7 @@ def make_demo_data(folder: Path, seed: int, size: DemoSize) -> DemoData:
         If a file cannot be written.
     """
     records: list[dict[str, str]] = []
-    secrets: list[Secret] = []
+    secrets: list[HospitalSecret] = []
     for hospital, name in enumerate(HOSPITALS):
         records += hospital_records(seed, hospital, size)
         own = hospital_secrets(seed, hospital, size.secrets)

@@ -70,7 +70,7 @@ class Expectation:
     plan: EncryptionPlan
 
 
-def seal_envelope(payload: bytes, expectation: Expectation, sign: Sign) -> bytes:
+def sign_envelope(payload: bytes, expectation: Expectation, sign: Sign) -> bytes:
     """Put a vector in a signed envelope.
 
     Parameters

@@ -53,9 +53,9 @@ def transform_prime(bits: int, poly_degree: int, avoid: Sequence[int] = ()) -> i
 
 @lru_cache(maxsize=256)
 def coefficient_primes(bits: tuple[int, ...], poly_degree: int) -> tuple[int, ...]:
-    """Return the primes that SEAL's ``CoeffModulus::Create`` picks for these bit sizes.
+    """Return the primes that Microsoft SEAL's ``CoeffModulus::Create`` picks for these bit sizes.
 
-    For a size that occurs k times SEAL takes the k largest such primes, the smallest first.
+    For a size that occurs k times it takes the k largest such primes, the smallest first.
     A size that has too few gives 0.
     """
     left: dict[int, list[int]] = {}

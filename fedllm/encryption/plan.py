@@ -22,10 +22,10 @@ MODULUS_BITS_LIMIT = {2048: 53, 4096: 106, 8192: 214}
 
 MAX_SITES = 1024
 MAX_LENGTH = 1 << 28
-# SEAL allows 60 bits for the plaintext modulus and for one prime.
+# Microsoft SEAL allows 60 bits for the plaintext modulus and for one prime.
 _WORD_BITS = 60
 _SPECIAL_PRIME_BITS = 20
-# SEAL draws errors from a centred binomial distribution on [-21, 21].
+# Microsoft SEAL draws errors from a centred binomial distribution on [-21, 21].
 _ERROR_BOUND = 21
 _FAILURE_BITS = 40
 _CKKS_DEGREE, _CKKS_COEFF_BITS = 4096, (60, 46)

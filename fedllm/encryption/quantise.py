@@ -114,11 +114,6 @@ class Quantiser:
         offset = sites * (self.top_level // 2)
         return (levels.astype(np.float64) - offset) * self.step
 
-    def saturated(self, vector: NDArray[np.float32]) -> int:
-        """Count the parameters of ``vector``, float32 (P,), that lie beyond their bound."""
-        self._check(vector)
-        return int(np.count_nonzero(np.abs(vector) > self._bounds))
-
     def _check(self, vector: NDArray[np.float32]) -> None:
         if vector.shape != self._bounds.shape:
             raise TrainingError(

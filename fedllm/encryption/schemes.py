@@ -10,10 +10,10 @@ import tenseal
 from numpy.typing import NDArray
 
 from fedllm.canonical import sha256, sha256_hex
+from fedllm.encryption.ciphertext_format import layout_of, new_context
 from fedllm.encryption.flooding import flood_and_round
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.residues import from_wire, to_wire, wire_length
-from fedllm.encryption.seal_format import layout_of, new_context
 from fedllm.errors import FedllmError, PeerError, RefusedError
 from fedllm.randomness import RandomStream
 
@@ -94,7 +94,7 @@ class SecretRoundKey:
         return slots
 
     def wipe(self) -> None:
-        """Forget the secret key; SEAL overwrites its memory when the last reference goes."""
+        """Forget the secret key; Microsoft SEAL overwrites it when the last reference goes."""
         self._spent = True
         self._context = None
 

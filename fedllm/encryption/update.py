@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fedllm.encryption.key_process import SecretKeyProcess
 from fedllm.encryption.pack import pack, unpack
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.quantise import Quantiser
-from fedllm.encryption.sandbox import SecretKeyProcess
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
 from fedllm.errors import ConfigError, RefusedError
 from fedllm.randomness import RandomStream
 
 
-def seal_update(
+def encrypt_update(
     vector: NDArray[np.float32],
     plan: EncryptionPlan,
     quantiser: Quantiser,
@@ -54,10 +54,10 @@ def seal_update(
         If the quantiser has other bits than the plan.
     """
     _check_bits(plan, quantiser)
-    return seal_levels(quantiser.quantise(vector, random), plan, public_key, masks)
+    return encrypt_levels(quantiser.quantise(vector, random), plan, public_key, masks)
 
 
-def seal_levels(
+def encrypt_levels(
     levels: NDArray[np.uint64],
     plan: EncryptionPlan,
     public_key: PublicRoundKey,
@@ -70,7 +70,7 @@ def seal_levels(
     levels : uint64 (P,)
         From 0 to ``plan.top_level``.
     plan, public_key, masks
-        As of `seal_update`; the same result and `RefusedError`.
+        As of `encrypt_update`; the same result and `RefusedError`.
 
     Raises
     ------

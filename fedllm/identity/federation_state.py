@@ -28,7 +28,7 @@ def _is_key(text: str) -> str:
 Key = Annotated[str, AfterValidator(_is_key)]
 
 
-class Member(Section):
+class EnrolledParty(Section):
     """A party that was signed: its public keys, as in its `Request`."""
 
     role: Role
@@ -40,7 +40,7 @@ class Member(Section):
     since: datetime
 
     @classmethod
-    def of(cls, request: Request, made_here: bool, now: datetime) -> Member:
+    def of(cls, request: Request, made_here: bool, now: datetime) -> EnrolledParty:
         """Take over a request that was checked."""
         return cls(
             role=request.role,
@@ -73,10 +73,10 @@ class FederationState(Section):
     config: FederationConfig
     root: Key | None = None
     version: Annotated[int, Field(ge=0)] = 0
-    members: tuple[Member, ...] = ()
+    members: tuple[EnrolledParty, ...] = ()
     revoked: tuple[Revocation, ...] = ()
 
-    def member(self, name: str) -> Member | None:
+    def member(self, name: str) -> EnrolledParty | None:
         """Return the active party of that name."""
         return next((member for member in self.members if member.name == name), None)
 
@@ -84,11 +84,11 @@ class FederationState(Section):
         """Return the revoked signing keys of all who had that name."""
         return tuple(from_hex(r.signing_key) for r in self.revoked if r.name == name)
 
-    def with_member(self, member: Member) -> FederationState:
+    def with_member(self, member: EnrolledParty) -> FederationState:
         """Return the state with one party more."""
         return self.model_copy(update={"members": (*self.members, member)})
 
-    def without(self, member: Member, now: datetime) -> FederationState:
+    def without(self, member: EnrolledParty, now: datetime) -> FederationState:
         """Return the state with a party struck off for good."""
         struck = Revocation(
             name=member.name, signing_key=member.signing_key, node_key=member.node_key, at=now

@@ -14,7 +14,7 @@ from fedllm.errors import ConfigError, FedllmError
 from fedllm.files import write_bytes
 from fedllm.identity import certificates
 from fedllm.identity.enrolment import accept, make_answer, read_answer
-from fedllm.identity.federation_state import FederationState, Member, save_state
+from fedllm.identity.federation_state import EnrolledParty, FederationState, save_state
 from fedllm.identity.operator_keys import OperatorKeys, ca_certificates
 from fedllm.identity.roster import Role, Roster, sign_roster, verify_roster
 
@@ -125,7 +125,7 @@ def _keep_server_certificate(keys: OperatorKeys, state: FederationState, now: da
         write_server_certificate(keys, state, now)
 
 
-def _requested_key(coordinator: Member) -> ec.EllipticCurvePublicKey:
+def _requested_key(coordinator: EnrolledParty) -> ec.EllipticCurvePublicKey:
     unusable = ConfigError("the coordinator's TLS key is no elliptic-curve key", "enroll it anew")
     try:
         request = x509.load_pem_x509_csr((coordinator.server_request or "").encode())

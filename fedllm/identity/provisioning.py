@@ -22,8 +22,8 @@ from fedllm.identity import operator_keys
 from fedllm.identity.config import FederationConfig
 from fedllm.identity.enrolment import Request, enroll
 from fedllm.identity.federation_state import (
+    EnrolledParty,
     FederationState,
-    Member,
     has_state,
     load_state,
     save_state,
@@ -81,7 +81,7 @@ def provision(
         ]
         for role, name in new:
             request = enroll(folder / "kits" / name, role, name)
-            state = state.with_member(Member.of(request, True, moment))
+            state = state.with_member(EnrolledParty.of(request, True, moment))
         done = (issue if state != before else unchanged)(keys, state, moment)
         kits = tuple(name for _, name in new)
         return Provisioned(done.state, done.roster, done.root, kits, (*notes, *done.notes))
@@ -104,7 +104,7 @@ def sign(
     moment = now or datetime.now(UTC)
     with _locked(folder):
         keys, state = _opened(folder, passphrase)
-        member = Member.of(request, False, moment)
+        member = EnrolledParty.of(request, False, moment)
         known = state.member(request.name)
         if known is None or known.keys != member.keys:
             _check_admissible(state, member, known)
@@ -264,7 +264,9 @@ def _made_here(config: FederationConfig) -> list[tuple[Role, str]]:
     return wanted + [("site", name) for name in config.sites]
 
 
-def _check_admissible(state: FederationState, member: Member, known: Member | None) -> None:
+def _check_admissible(
+    state: FederationState, member: EnrolledParty, known: EnrolledParty | None
+) -> None:
     if known is not None:
         raise RefusedError(
             f"'{member.name}' is already in the federation with other keys",

@@ -40,7 +40,7 @@ _LEFT_FOR_FAILURES = 1e-6
 class DiscreteSharedNoise(SharedNoise):
     """Shared noise, added as integers after rounding."""
 
-    def grid(self, length: int) -> Grid:
+    def grid(self, length: int) -> IntegerGrid:
         """Return the run's grid for updates of ``length`` values.
 
         Raises
@@ -80,7 +80,7 @@ class DiscreteSharedNoise(SharedNoise):
 
 
 @dataclass(frozen=True)
-class Grid:
+class IntegerGrid:
     """Integers that stand for sums of gradients; the same at all parties, from public settings.
 
     Attributes
@@ -166,7 +166,7 @@ class Grid:
 
 
 @lru_cache(maxsize=16)
-def _make_grid(config: RunConfig, largest_noise: float, length: int) -> Grid:
+def _make_grid(config: RunConfig, largest_noise: float, length: int) -> IntegerGrid:
     """Make a grid from public settings.
 
     A batch of the expected size whose gradients all point the same way fits, and noise at its
@@ -184,4 +184,4 @@ def _make_grid(config: RunConfig, largest_noise: float, length: int) -> Grid:
             f"{length} values",
             "set encryption.bits = 20, or more for large batches or adapters",
         )
-    return Grid(half, clipping_steps, largest_sum / batch, shares, length)
+    return IntegerGrid(half, clipping_steps, largest_sum / batch, shares, length)

@@ -36,7 +36,7 @@ _DIVERGED_NATS = 2.0
 _SMOOTHING = 0.9
 
 
-class Loop:
+class TrainingLoop:
     """One run of one objective; the order of things is in `run`."""
 
     def __init__(

@@ -18,7 +18,7 @@ from fedllm.pretraining.architectures import build_model, choose_attention, meas
 from fedllm.pretraining.card import model_card
 from fedllm.pretraining.config import PretrainConfig
 from fedllm.pretraining.folder import check_output, claim, is_finished, locked
-from fedllm.pretraining.loop import Loop
+from fedllm.pretraining.loop import TrainingLoop
 from fedllm.pretraining.manifest import Manifest, load_manifest
 from fedllm.pretraining.material import held_out_text, make_objective, make_sampler
 from fedllm.pretraining.memory import keep_freed_memory
@@ -80,7 +80,7 @@ def _run(config: PretrainConfig, out: Path, observer: Observer, resume: bool, wo
     nn.Module.to(model, world.device)
     choose_attention(model, world.device, config.training.sequence_length)
     observer.note(_introduction(config, model, manifest))
-    loop = Loop(
+    loop = TrainingLoop(
         config,
         make_objective(config, model, tokenizer, manifest),
         make_sampler(config, manifest, out / names.TOKENS),

@@ -26,7 +26,7 @@ from fedllm.federation.coordinator.rounds import (
     statement_of,
 )
 from fedllm.federation.protocol.evaluating import read_sum
-from fedllm.federation.protocol.messages import Member, RoundStatement
+from fedllm.federation.protocol.messages import CohortMember, RoundStatement
 from fedllm.federation.protocol.terms import Terms
 from fedllm.identity.roster import Roster
 from fedllm.mechanisms import mechanism_of
@@ -83,7 +83,7 @@ def starting_state(config: RunConfig, model: SharedModel, found: RunState | None
     )
 
 
-class Loop:
+class RoundLoop:
     """Carries a run from its state to its last round.
 
     Parameters
@@ -119,7 +119,7 @@ class Loop:
         self._authority = authority
         self._checkpoints = place.out / names.CHECKPOINTS
         # Those that take part in the run; a round may be for some of them.
-        self._members: tuple[Member, ...] = ()
+        self._members: tuple[CohortMember, ...] = ()
         self.names: set[str] = set()
         self._heads: dict[str, Head] = {}
         self._method = adapter_of(place.model)
@@ -269,7 +269,7 @@ class Loop:
             )
         self._heads.update(heads)
 
-    def _gather(self, number: int) -> tuple[Member, ...]:
+    def _gather(self, number: int) -> tuple[CohortMember, ...]:
         place = self._place
         cohort = gather_cohort(self._sites, self._terms, number, place.roster, place.observer.note)
         self.names.update(member.name for member in cohort)

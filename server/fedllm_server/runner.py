@@ -40,9 +40,9 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
         from fedllm.adapters import adapter_of
         from fedllm.federation.protocol.terms import make_terms
         from fedllm_server.finishing import finish, known_sites
-        from fedllm_server.fleet import FleetAuthority, FleetSites
         from fedllm_server.journal import JournalObserver
-        from fedllm_server.loop import Loop, Workplace, starting_state
+        from fedllm_server.loop import RoundLoop, Workplace, starting_state
+        from fedllm_server.remote_parties import RemoteAuthority, RemoteSites
 
         began = time.perf_counter()
         config = read_config(folder)
@@ -65,9 +65,13 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
             require_same_model(state.model, model.fingerprint, folder)
             presence, wait_s = GridPresence(grid), config.rounds.timeout_s
             keys = dict(kit.roster.node_keys)
-            authority = FleetAuthority(grid, presence, keys.pop("authority"), wait_s, watching.note)
-            sites = FleetSites(grid, presence, keys, config.rounds.min_sites, wait_s, watching.note)
-            loop = Loop(config, place, make_terms(config, model, state.run), sites, authority)
+            authority = RemoteAuthority(
+                grid, presence, keys.pop("authority"), wait_s, watching.note
+            )
+            sites = RemoteSites(
+                grid, presence, keys, config.rounds.min_sites, wait_s, watching.note
+            )
+            loop = RoundLoop(config, place, make_terms(config, model, state.run), sites, authority)
             final = loop.run(state)
             adapter_of(model).place(final.adapter)
             # Also those of earlier starts.

@@ -147,7 +147,7 @@ def _simulate(
     from fedllm_server.app import GridSites, make_server_app
     from fedllm_server.figures import SiteFigures
     from fedllm_server.finishing import finish
-    from fedllm_server.loop import Loop, Workplace, starting_state
+    from fedllm_server.loop import RoundLoop, Workplace, starting_state
 
     config, out = task.config, task.out
     threads = config.engine.threads or os.cpu_count() or 1
@@ -170,7 +170,7 @@ def _simulate(
         calls = dict(zip(known, nodes, strict=True))
         sites = GridSites(grid, calls, config.rounds.timeout_s)
         terms = make_terms(config, model, state.run)
-        final = Loop(config, place, terms, sites, authority).run(state)
+        final = RoundLoop(config, place, terms, sites, authority).run(state)
         adapter_of(model).place(final.adapter)
 
     try:

@@ -11,7 +11,7 @@ from fedllm.encryption.numbers import is_prime
 
 
 class Ring:
-    """Polynomials modulo X**N + 1 and a prime, in SEAL's order of the transform."""
+    """Polynomials modulo X**N + 1 and a prime, in Microsoft SEAL's order of the transform."""
 
     def __init__(self, modulus, degree):
         assert is_prime(modulus) and modulus % (2 * degree) == 1
@@ -22,7 +22,7 @@ class Ring:
             for r in (pow(g, power, modulus) for g in range(2, 100))
             if pow(r, degree, modulus) == modulus - 1
         )
-        # SEAL takes the smallest primitive root of unity.
+        # Microsoft SEAL takes the smallest primitive root of unity.
         square, candidate, self.root = root * root % modulus, root, root
         for _ in range(degree):
             candidate = candidate * square % modulus
@@ -58,7 +58,7 @@ class Ring:
         return np.array([v - self.modulus if v > self.modulus // 2 else v for v in result])
 
     def natural(self, residues):
-        """One polynomial of a ciphertext, uint64 (N,), from SEAL's bit-reversed order."""
+        """One polynomial of a ciphertext, uint64 (N,), from Microsoft SEAL's bit-reversed order."""
         result = np.empty(self.degree, dtype=object)
         result[self.order] = residues.tolist()
         return result

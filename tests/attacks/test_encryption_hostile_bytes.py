@@ -66,7 +66,7 @@ def with_residue(place, width, value):
     return GOOD[:place] + value.to_bytes(width, "little") + GOOD[place + width :]
 
 
-def seal_header(size, compression=2):
+def library_header(size, compression=2):
     return struct.pack("<HBBBBHQ", 0xA15E, 16, 4, 3, compression, 0, size)
 
 
@@ -84,8 +84,8 @@ def corpus():
         "tenseal's format, other primes": tenseal_vector(primes=[36, 36, 20]),
         "ckks vector of another scale": ckks_vector(),
         "zstd bomb": bomb,
-        "zstd bomb behind a SEAL header": seal_header(len(bomb) + 16) + bomb,
-        "SEAL header that lies": seal_header(1 << 62) + native[20:],
+        "zstd bomb behind a Microsoft SEAL header": library_header(len(bomb) + 16) + bomb,
+        "Microsoft SEAL header that lies": library_header(1 << 62) + native[20:],
         "all ones": b"\xff" * len(GOOD),
         "other plan": PublicRoundKey.from_bytes(
             OTHER, SecretRoundKey.generate(OTHER).public_context()

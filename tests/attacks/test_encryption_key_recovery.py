@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedllm.encryption.ciphertext_format import layout_of
 from fedllm.encryption.pack import pack
 from fedllm.encryption.plan import make_plan
 from fedllm.encryption.residues import from_wire, wire_length
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
-from fedllm.encryption.seal_format import layout_of
 
 _spec = importlib.util.spec_from_file_location(
     "ckks_key_recovery", Path(__file__).with_name("ckks_key_recovery.py")

@@ -22,7 +22,7 @@ from fedllm.identity.keys import Identity
 from fedllm.identity.kits import read_kit
 from fedllm.privacy.ledger.audit import verify_ledger
 from fedllm.tasks.cache import ModelCache
-from fedllm_server.fleet import FleetAuthority, FleetSites
+from fedllm_server.remote_parties import RemoteAuthority, RemoteSites
 
 pytestmark = pytest.mark.slow
 RUN = "00112233"
@@ -47,8 +47,8 @@ def hostile(tiny_checkpoint, tmp_path_factory):
                 wait_online(link, name)
             with grid_of(link.open_run()) as grid:
                 presence, keys = GridPresence(grid), dict(roster.node_keys)
-                authority = FleetAuthority(grid, presence, keys.pop("authority"), 300.0, print)
-                sites = FleetSites(grid, presence, keys, 3, 300.0, print)
+                authority = RemoteAuthority(grid, presence, keys.pop("authority"), 300.0, print)
+                sites = RemoteSites(grid, presence, keys, 3, 300.0, print)
                 terms = make_terms(config, ModelCache().get(config, LABELS), RUN)
                 said: list[str] = []
                 cohort = gather_cohort(sites, terms, 1, roster, said.append)
@@ -144,7 +144,7 @@ def test_a_site_that_the_operator_never_signed_in_the_cohort(hostile):
 class Tampering:
     """Changes what passes between the coordinator and its sites."""
 
-    def __init__(self, sites: FleetSites, order=lambda it: it, answer=lambda name, it: it) -> None:
+    def __init__(self, sites: RemoteSites, order=lambda it: it, answer=lambda name, it: it) -> None:
         self._sites, self._order, self._answer = sites, order, answer
 
     def __getattr__(self, name):

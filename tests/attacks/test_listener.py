@@ -30,7 +30,6 @@ from support.kits import make_federation
 from support.wire import client_of, echo_node, node_key, proof, running_superlink, wait_online
 
 from fedllm.errors import ConfigError
-from fedllm.federation.transport.fleet import MAX_REPLY_BYTES
 from fedllm.federation.transport.flower import exchange, from_content, to_content
 from fedllm.federation.transport.listener import (
     MAX_ENVELOPE_BYTES,
@@ -38,6 +37,7 @@ from fedllm.federation.transport.listener import (
     PUBLIC_PATHS,
     Door,
 )
+from fedllm.federation.transport.node import MAX_REPLY_BYTES
 from fedllm.federation.transport.superlink import SuperLink, grid_of
 from fedllm.identity.kits import read_kit
 from fedllm.identity.roster import ROSTER_PATH
@@ -103,7 +103,7 @@ def test_no_spelling_of_a_path_gets_around_the_door(federation, path):
 
 @contextlib.contextmanager
 def connected(federation) -> Iterator[ssl.SSLSocket]:
-    from fedllm.federation.transport.fleet import client_context
+    from fedllm.federation.transport.node import client_context
 
     context = client_context(federation.anne.ca_certificate)
     with (

@@ -146,9 +146,9 @@ def rounding_to_a_coarser_grid(patch):
 
 
 def sums_scaled_up_before_rounding(patch):
-    right = discrete.Grid.noised_levels
+    right = discrete.IntegerGrid.noised_levels
     patch.setattr(
-        discrete.Grid,
+        discrete.IntegerGrid,
         "noised_levels",
         lambda self, total, norm, *rest: right(self, total, norm / 2, *rest),
     )

@@ -18,7 +18,7 @@ from fedllm.identity.keys import Identity
 from fedllm.identity.provisioning import renew
 from fedllm_client import check, machine
 from fedllm_client.check import check_site
-from fedllm_client.findings import Finding
+from fedllm_client.checking import CheckResult
 
 PRIVATE = "Zebediah Quux has the plague"
 
@@ -43,10 +43,10 @@ class Place:
     def write_policy(self, extra: str = "") -> None:
         self.policy.write_text(f'[data]\ntrain = "records.jsonl"\n{extra}')
 
-    def check(self, model: str | None = None) -> dict[str, Finding]:
+    def check(self, model: str | None = None) -> dict[str, CheckResult]:
         found = check_site(self.kit, self.policy, model)
-        assert PRIVATE not in json.dumps([vars(finding) for finding in found])
-        return {finding.check: finding for finding in found}
+        assert PRIVATE not in json.dumps([vars(result) for result in found])
+        return {result.check: result for result in found}
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_site_that_is_ready(place, tiny_checkpoint, monkeypatch):
     monkeypatch.setattr(machine, "_available_memory", lambda: 1 << 40)
     with tls_server(place.coordinator, place.port):
         found = place.check(str(tiny_checkpoint("bert")))
-    assert {name: finding.state for name, finding in found.items()} == dict.fromkeys(found, "ok")
+    assert {name: result.state for name, result in found.items()} == dict.fromkeys(found, "ok")
     assert len(found) == 12
     assert found["data"].found == "120 records for classification, 3 labels"
     assert "TLSv1.3" in found["network"].found
@@ -96,10 +96,10 @@ def test_a_kit_that_others_can_read(place):
 def test_somebody_else_answers(place, tmp_path):
     make_federation(tmp_path / "evil")
     with tls_server(tmp_path / "evil" / "kits" / "coordinator", place.port):
-        finding = place.check()["network"]
-    assert (finding.state, finding.exit_code) == ("failed", 4)
-    assert "is not the federation's coordinator" in finding.found
-    assert "inspect" in finding.remedy
+        result = place.check()["network"]
+    assert (result.state, result.exit_code) == ("failed", 4)
+    assert "is not the federation's coordinator" in result.found
+    assert "inspect" in result.remedy
 
 
 def test_an_expired_certificate(place, tmp_path):
@@ -108,9 +108,9 @@ def test_an_expired_certificate(place, tmp_path):
     server = shutil.copytree(place.coordinator, tmp_path / "server")
     shutil.copy(place.federation / "server.pem", server / "server.pem")
     with tls_server(server, place.port):
-        finding = place.check()["network"]
-    assert finding.exit_code == 4
-    assert "has expired" in finding.found
+        result = place.check()["network"]
+    assert result.exit_code == 4
+    assert "has expired" in result.found
 
 
 def test_a_port_that_speaks_no_tls(place):
@@ -127,10 +127,10 @@ def test_a_port_that_speaks_no_tls(place):
 
         thread = threading.Thread(target=answer)
         thread.start()
-        finding = place.check()["network"]
+        result = place.check()["network"]
         thread.join()
-    assert finding.state == "failed"
-    assert "not in TLS 1.3" in finding.found
+    assert result.state == "failed"
+    assert "not in TLS 1.3" in result.found
 
 
 @pytest.mark.parametrize(
@@ -140,16 +140,16 @@ def test_a_port_that_speaks_no_tls(place):
 def test_clocks_that_differ(place, minutes, state, words):
     theirs = datetime.now(UTC) + timedelta(minutes=minutes)
     with tls_server(place.coordinator, place.port, theirs):
-        finding = place.check()["clock"]
-    assert finding.state == state
-    assert words in finding.found
+        result = place.check()["clock"]
+    assert result.state == state
+    assert words in result.found
 
 
 def test_a_coordinator_that_does_not_know_the_site(place):
     with tls_server(place.coordinator, place.port, status="401 Unauthorized"):
-        finding = place.check()["registration"]
-    assert (finding.state, finding.exit_code) == ("failed", 3)
-    assert "ask the operator" in finding.remedy
+        result = place.check()["registration"]
+    assert (result.state, result.exit_code) == ("failed", 3)
+    assert "ask the operator" in result.remedy
 
 
 @pytest.mark.slow
@@ -164,7 +164,7 @@ def test_a_real_coordinator(tmp_path, tiny_checkpoint):
 
         def check() -> dict[str, str]:
             kit, policy = deployment.kit("site-00"), tmp_path / "site-00.toml"
-            return {finding.check: finding.state for finding in check_site(kit, policy)}
+            return {result.check: result.state for result in check_site(kit, policy)}
 
         states = check()
         # Thirty records of the helper are few.
@@ -173,7 +173,7 @@ def test_a_real_coordinator(tmp_path, tiny_checkpoint):
         revoke(tmp_path / "operator", "site-00")
         wait_until(lambda: "version 2 is in force" in deployment.log("coordinator"))
         found = check_site(stale, tmp_path / "site-00.toml")
-        states = {finding.check: finding.state for finding in found}
+        states = {result.check: result.state for result in found}
         assert (states["network"], states["registration"]) == ("ok", "failed")
     finally:
         deployment.close()
@@ -216,9 +216,9 @@ def test_a_proxy_that_the_environment_names(place, monkeypatch):
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{listener.getsockname()[1]}")
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.setattr("urllib.request.proxy_bypass", lambda host: False)
-        finding = place.check()["network"]
+        result = place.check()["network"]
         thread.join(timeout=120)
-    assert finding.state == "ok"
+    assert result.state == "ok"
     assert asked[0].startswith(f"CONNECT 127.0.0.1:{place.port} ".encode())
 
 
@@ -250,10 +250,10 @@ def test_dates_that_come_near(place):
 def test_records_that_do_not_fit(place, rows, extra, words):
     place.write_records(rows)
     place.write_policy(extra)
-    finding = place.check()["data"]
-    assert (finding.state, finding.exit_code) == ("failed", 2)
-    assert words in finding.found
-    assert finding.remedy
+    result = place.check()["data"]
+    assert (result.state, result.exit_code) == ("failed", 2)
+    assert words in result.found
+    assert result.remedy
 
 
 def test_few_records_are_a_warning(place):
@@ -277,8 +277,8 @@ def test_the_ledger_is_verified(place):
     place_of_key = content.rindex(b"public_key")
     content[place_of_key + 14] ^= 1
     path.write_bytes(content)
-    finding = place.check()["ledger"]
-    assert (finding.state, finding.exit_code) == ("failed", 4)
+    result = place.check()["ledger"]
+    assert (result.state, result.exit_code) == ("failed", 4)
 
 
 def test_a_site_that_enrolled_anew_owes_its_earlier_spending(place, tmp_path):
@@ -292,9 +292,9 @@ def test_a_site_that_enrolled_anew_owes_its_earlier_spending(place, tmp_path):
     accept(tmp_path / "again", read_answer(answer.read_text()))
     place.kit = tmp_path / "again"
     kit = ["--kit", str(place.kit)]
-    finding = place.check()["ledger"]
-    assert (finding.state, finding.exit_code) == ("failed", 3)
-    assert "carry-over" in finding.remedy
+    result = place.check()["ledger"]
+    assert (result.state, result.exit_code) == ("failed", 3)
+    assert "carry-over" in result.remedy
     runner = CliRunner()
     started = runner.invoke(app, ["client", "start", *kit, "--policy", str(place.policy)])
     assert "had other keys before" in str(started.exception)
@@ -314,15 +314,15 @@ def test_the_ledger_of_another_site_is_refused(place):
 
     path = place.kit / "state" / "ledger.sqlite"
     Ledger.open(path, "eve", Identity.load("anne", place.kit / "keys"))
-    finding = place.check()["ledger"]
-    assert (finding.state, finding.exit_code) == ("failed", 3)
+    result = place.check()["ledger"]
+    assert (result.state, result.exit_code) == ("failed", 3)
 
 
 def test_a_model_that_the_policy_does_not_allow(place, tiny_checkpoint):
     place.write_policy(f'[allow]\nmodels = ["{"0" * 64}"]\n')
-    finding = place.check(str(tiny_checkpoint("bert")))["training"]
-    assert (finding.state, finding.exit_code) == ("failed", 3)
-    assert "allow.models" in finding.found
+    result = place.check(str(tiny_checkpoint("bert")))["training"]
+    assert (result.state, result.exit_code) == ("failed", 3)
+    assert "allow.models" in result.found
 
 
 def test_a_policy_with_an_earlier_fingerprint_says_which_to_list(place, tiny_checkpoint):
@@ -330,15 +330,15 @@ def test_a_policy_with_an_earlier_fingerprint_says_which_to_list(place, tiny_che
 
     prints = fingerprints(tiny_checkpoint("bert"))
     place.write_policy(f'[allow]\nmodels = ["{prints.earlier}"]\n')
-    finding = place.check(str(tiny_checkpoint("bert")))["training"]
-    assert (finding.state, finding.exit_code) == ("failed", 3)
-    assert "earlier kind of fingerprint" in finding.found
-    assert prints.current in finding.remedy
+    result = place.check(str(tiny_checkpoint("bert")))["training"]
+    assert (result.state, result.exit_code) == ("failed", 3)
+    assert "earlier kind of fingerprint" in result.found
+    assert prints.current in result.remedy
 
 
 def test_a_model_that_is_not_there(place):
-    finding = place.check(str(place.kit / "model"))["training"]
-    assert finding.state == "failed"
+    result = place.check(str(place.kit / "model"))["training"]
+    assert result.state == "failed"
     assert place.check()["training"].state == "skipped"
 
 
@@ -356,16 +356,16 @@ def test_an_error_of_a_library_shows_its_kind_alone(place, monkeypatch):
         raise ValueError(PRIVATE)
 
     monkeypatch.setattr(check, "_readable", fails)
-    finding = place.check()["data"]
-    assert finding.found == "broke off (ValueError)"
-    assert finding.state == "failed"
+    result = place.check()["data"]
+    assert result.found == "broke off (ValueError)"
+    assert result.state == "failed"
 
 
 def test_a_policy_that_others_can_change(place):
     place.policy.chmod(0o666)
-    finding = place.check()["policy"]
-    assert finding.state == "warning"
-    assert "chmod" in finding.remedy
+    result = place.check()["policy"]
+    assert result.state == "warning"
+    assert "chmod" in result.remedy
 
 
 def test_min_cohort_above_the_number_of_sites(place):

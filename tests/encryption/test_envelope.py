@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedllm.encryption.envelope import Expectation, open_envelope, seal_envelope
+from fedllm.encryption.envelope import Expectation, open_envelope, sign_envelope
 from fedllm.encryption.plan import make_plan
 from fedllm.errors import PeerError, RefusedError
 
@@ -30,7 +30,7 @@ def accept(site, message, signature):
     return None
 
 
-BLOB = seal_envelope(PAYLOAD, EXPECTED, KEY.sign)
+BLOB = sign_envelope(PAYLOAD, EXPECTED, KEY.sign)
 
 
 def test_round_trip():
@@ -51,12 +51,12 @@ def test_round_trip():
 def test_envelope_of_anything_else_is_refused_even_when_signed(other):
     with pytest.raises(PeerError, match="not for this round"):
         open_envelope(
-            seal_envelope(PAYLOAD, replace(EXPECTED, **other), KEY.sign), EXPECTED, verify
+            sign_envelope(PAYLOAD, replace(EXPECTED, **other), KEY.sign), EXPECTED, verify
         )
 
 
 def test_signature_of_somebody_else_is_refused():
-    forged = seal_envelope(PAYLOAD, EXPECTED, Ed25519PrivateKey.generate().sign)
+    forged = sign_envelope(PAYLOAD, EXPECTED, Ed25519PrivateKey.generate().sign)
     with pytest.raises(RefusedError, match="signature"):
         open_envelope(forged, EXPECTED, verify)
 

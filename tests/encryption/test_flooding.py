@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from fedllm.encryption.ciphertext_format import layout_of
 from fedllm.encryption.flooding import flood_and_round, flooding_deviation
 from fedllm.encryption.plan import make_plan
 from fedllm.encryption.residues import from_wire, wire_length
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
-from fedllm.encryption.seal_format import layout_of
 from fedllm.randomness import RandomStream
 
 

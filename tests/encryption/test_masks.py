@@ -12,7 +12,7 @@ from fedllm.encryption.masks import MaskScope, Reveal, SiteMasks, _uniform, corr
 from fedllm.encryption.plan import make_plan
 from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
-from fedllm.encryption.update import open_sum, seal_update
+from fedllm.encryption.update import encrypt_update, open_sum
 from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.randomness import RandomStream
 
@@ -72,7 +72,9 @@ def test_exact_sum_of_the_rest_after_dropouts(dropped):
     for name in survivors:
         vector = random.uniform(-1, 1, LENGTH).astype(np.float32)
         masks = sites[name].mask_for_update()
-        total.add(seal_update(vector, plan, quantiser, public, masks, RandomStream.seeded(1, name)))
+        total.add(
+            encrypt_update(vector, plan, quantiser, public, masks, RandomStream.seeded(1, name))
+        )
         levels = quantiser.quantise(vector, RandomStream.seeded(1, name))
         expected += quantiser.dequantise_sum(levels, 1)
     correction = correction_for(scope, survivors, reveals_of(sites, survivors))

@@ -1,12 +1,12 @@
-"""Primes, against trial division and against what SEAL itself picks."""
+"""Primes, against trial division and against what Microsoft SEAL itself picks."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedllm.encryption.ciphertext_format import layout_of
 from fedllm.encryption.numbers import coefficient_primes, is_prime, transform_prime
 from fedllm.encryption.plan import make_plan
-from fedllm.encryption.seal_format import layout_of
 
 
 @given(st.integers(0, 200_000))
@@ -31,8 +31,8 @@ def test_too_few_bits_have_no_transform_prime():
     assert transform_prime(12, 4096) == 0
 
 
-def test_the_same_primes_as_seal_also_when_a_size_occurs_twice():
+def test_the_same_primes_as_microsoft_seal_also_when_a_size_occurs_twice():
     plan = make_plan("bfv", 16, 100, 10**6, False)
     assert len(set(plan.coeff_bits)) < len(plan.coeff_bits)
-    # Making the layout compares with the primes in SEAL's own parameters.
+    # Making the layout compares with the primes in Microsoft SEAL's own parameters.
     assert layout_of(plan).plan.key_primes == coefficient_primes(plan.coeff_bits, 4096)

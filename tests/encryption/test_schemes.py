@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tenseal
 
+from fedllm.encryption.ciphertext_format import layout_of
 from fedllm.encryption.plan import make_plan
 from fedllm.encryption.residues import from_wire, to_wire
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
-from fedllm.encryption.seal_format import layout_of
 from fedllm.errors import FedllmError, PeerError, RefusedError
 
 

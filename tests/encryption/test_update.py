@@ -1,4 +1,4 @@
-"""The whole path: what the authority opens is the sum of what the sites sealed."""
+"""The whole path: what the authority opens is the sum of what the sites encrypted."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fedllm.encryption.plan import make_plan
 from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
-from fedllm.encryption.update import open_sum, seal_update
+from fedllm.encryption.update import encrypt_update, open_sum
 from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.randomness import RandomStream
 
@@ -19,7 +19,7 @@ def summed(plan, vectors, quantiser, key=None):
     total = EncryptedSum(plan, public)
     for index, vector in enumerate(vectors):
         random = RandomStream.seeded(1, index)
-        total.add(seal_update(vector, plan, quantiser, public, None, random))
+        total.add(encrypt_update(vector, plan, quantiser, public, None, random))
     return open_sum(total.to_bytes(), plan, quantiser, secret, len(vectors))
 
 
@@ -49,10 +49,10 @@ def test_sum_is_exact_to_one_step_a_site(scheme, bits, sites, length):
 
 
 def test_encryption_changes_nothing_but_who_can_read():
-    clear, sealed = (make_plan(s, 12, 5, 9000, False) for s in ("none", "bfv"))
+    clear, encrypted = (make_plan(s, 12, 5, 9000, False) for s in ("none", "bfv"))
     quantiser = Quantiser([(9000, 1.0)], 12)
     vectors = vectors_of(5, 9000, 1.5)
-    assert (summed(clear, vectors, quantiser) == summed(sealed, vectors, quantiser)).all()
+    assert (summed(clear, vectors, quantiser) == summed(encrypted, vectors, quantiser)).all()
 
 
 def test_key_opens_one_sum_only():
@@ -71,7 +71,7 @@ def test_claimed_number_of_updates_must_be_right():
     public = PublicRoundKey.from_bytes(plan, secret.public_context())
     total = EncryptedSum(plan, public)
     for index, vector in enumerate(vectors_of(2, 100, 1.0)):
-        total.add(seal_update(vector, plan, quantiser, public, None, RandomStream.seeded(index)))
+        total.add(encrypt_update(vector, plan, quantiser, public, None, RandomStream.seeded(index)))
     with pytest.raises(PeerError, match="not the sum"):
         open_sum(total.to_bytes(), plan, quantiser, secret, 3)
 
@@ -82,7 +82,9 @@ def test_masks_go_with_a_masked_plan(masked, masks):
     public = PublicRoundKey.from_bytes(plan, SecretRoundKey.generate(plan).public_context())
     vector = np.zeros(100, np.float32)
     with pytest.raises(RefusedError, match="masked exactly"):
-        seal_update(vector, plan, Quantiser([(100, 1.0)], 8), public, masks, RandomStream.secure())
+        encrypt_update(
+            vector, plan, Quantiser([(100, 1.0)], 8), public, masks, RandomStream.secure()
+        )
 
 
 def test_ckks_error_is_the_quantisation_and_the_flooding():
@@ -111,6 +113,6 @@ def test_quantiser_of_other_bits_than_the_plan_is_refused():
     public = PublicRoundKey.from_bytes(plan, secret.public_context())
     vector = np.zeros(100, np.float32)
     with pytest.raises(ConfigError, match="7 bits"):
-        seal_update(vector, plan, quantiser, public, None, RandomStream.secure())
+        encrypt_update(vector, plan, quantiser, public, None, RandomStream.secure())
     with pytest.raises(ConfigError, match="7 bits"):
         open_sum(bytes(plan.update_bytes), plan, quantiser, secret, 1)

@@ -10,7 +10,7 @@ from support.chance import standard_deviation_bounds
 from support.federation import build, plain_means, quantisation_step, records, small_config
 
 from fedllm.config import AllowSection, BudgetSection, SitePolicy
-from fedllm.encryption.sandbox import SecretKeyProcess
+from fedllm.encryption.key_process import SecretKeyProcess
 from fedllm.errors import BudgetError, ConfigError, PeerError, RefusedError, TrainingError
 from fedllm.privacy.accounting.events import NonPrivate, PoissonGaussian
 from fedllm.privacy.ledger.ledger import Ledger

@@ -26,7 +26,7 @@ from fedllm.federation.authority.round_log import LogEntry, RoundLog, read_log
 from fedllm.federation.protocol import messages
 from fedllm.federation.protocol.masks import reveal_purpose
 from fedllm.federation.protocol.messages import (
-    Member,
+    CohortMember,
     RoundStatement,
     Settle,
     Wire,
@@ -131,7 +131,9 @@ def test_a_member_is_signed_as_it_was(name):
     assert words == f'["fedllm.mask-key.v1", "run-1", "{name}", "{member.mask_key}"]'.encode()
     for changed in damaged(member.mask_key.encode(), every=9):
         with pytest.raises(PeerError):
-            check_member(Member(**{**dict(member), "mask_key": changed.decode()}), "run-1", ROSTER)
+            check_member(
+                CohortMember(**{**dict(member), "mask_key": changed.decode()}), "run-1", ROSTER
+            )
 
 
 def site(folder, name="anne") -> Site:

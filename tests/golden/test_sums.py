@@ -26,7 +26,7 @@ from fedllm.encryption.plan import EncryptionPlan, make_plan
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
 from fedllm.errors import PeerError
 from fedllm.federation.authority.authority import Authority
-from fedllm.federation.protocol.envelopes import seal, unseal
+from fedllm.federation.protocol.envelopes import signed_update, verified_update
 from fedllm.federation.protocol.masks import mask_scope, reveal_purpose, site_masks
 from fedllm.federation.protocol.messages import RoundStatement
 from fedllm.federation.protocol.statements import read_statement
@@ -97,16 +97,16 @@ def test_an_update_is_opened_and_refused_when_a_byte_changed(folder, order, name
     statement = read_statement(order.header.statement, order.header.signature, roster)
     plan = EncryptionPlan.from_bytes(order.plan)
     about = (statement, plan, name, roster)
-    payload = unseal(trained.update, *about)
+    payload = verified_update(trained.update, *about)
     assert len(payload) == plan.update_bytes
-    assert seal(payload, statement, plan, identity(name)) == trained.update
+    assert signed_update(payload, statement, plan, identity(name)) == trained.update
     for changed in damaged(trained.update, every=max(7, len(trained.update) // 60)):
         with pytest.raises(PeerError):
-            unseal(changed, *about)
+            verified_update(changed, *about)
     # All of header and signature.
     for changed in damaged(trained.update[:420], every=3):
         with pytest.raises(PeerError):
-            unseal(changed + trained.update[420:], *about)
+            verified_update(changed + trained.update[420:], *about)
     head, signature = trained.header.ledger, trained.header.ledger_signature
     assert str(signed_head(head, signature, ROSTER.sites[name], name)) == head
 
@@ -118,7 +118,7 @@ def test_kept_updates_add_up_to_the_kept_sum(folder, order):
     statement = RoundStatement.model_validate_json(order.header.statement)
     for name in SURVIVORS:
         update = message(f"Trained-{name}", folder).update
-        total.add(unseal(update, statement, plan, name, ROSTER))
+        total.add(verified_update(update, statement, plan, name, ROSTER))
     assert total.to_bytes() == message("OpenSum", folder).total
 
 

@@ -18,7 +18,7 @@ from fedllm.runs.observer import Observer, Observers
 from fedllm.runs.progress import ProgressFile
 from fedllm_server import jobs
 from fedllm_server.journal import Comings, JournalObserver
-from fedllm_server.loop import Loop, Workplace, starting_state
+from fedllm_server.loop import RoundLoop, Workplace, starting_state
 
 ROSTER = Roster(b"", {"anne": b""}, titles={"anne": "Sankt Änne"})
 
@@ -59,7 +59,7 @@ def loop_of(tiny_checkpoint, tmp_path):
         place = Workplace(
             out, model, None, federation.roster, observer, lambda run, number: ({}, {})
         )
-        loop = Loop(config, place, federation.terms, federation, federation.authority)
+        loop = RoundLoop(config, place, federation.terms, federation, federation.authority)
         state = dataclasses.replace(starting_state(config, model, None), run="run-1")
         return SimpleNamespace(
             carry=lambda: loop.run(state), federation=federation, said=said, out=out

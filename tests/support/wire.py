@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from support.deployment import ENVIRONMENT, wait_until
 
-from fedllm.federation.transport.fleet import client_context, read_node_key
 from fedllm.federation.transport.listener import Listener
+from fedllm.federation.transport.node import client_context, read_node_key
 from fedllm.federation.transport.superlink import SuperLink
 from fedllm.identity.kits import Kit, read_kit
 
@@ -24,7 +24,7 @@ _ECHO = """
 import sys, threading
 from pathlib import Path
 from flwr.clientapp import ClientApp
-from fedllm.federation.transport.fleet import FleetNode
+from fedllm.federation.transport.node import PartyNode
 from fedllm.federation.transport.flower import answer
 app = ClientApp()
 @app.query("echo")
@@ -35,7 +35,7 @@ def fail(message, context):
     raise ValueError("patient 4711 has diabetes")
 address, ca, key = sys.argv[1:]
 say = lambda text: print(text, flush=True)
-FleetNode(address, Path(ca), Path(key), app, say).serve(threading.Event())
+PartyNode(address, Path(ca), Path(key), app, say).serve(threading.Event())
 """
 
 

@@ -24,7 +24,7 @@ from fedllm.audit.report.audits import AuditParts
 from fedllm.audit.report.comparison import comparison_part
 from fedllm.audit.report.dates import dates_part
 from fedllm.audit.report.numbers import bound, number, percent
-from fedllm.audit.report.run import RunParts
+from fedllm.audit.report.run_parts import RunParts
 from fedllm.audit.report.technical import TechnicalParts
 from fedllm.files import write_bytes, write_json
 from fedllm.runs.names import REPORT as REPORT_FILE

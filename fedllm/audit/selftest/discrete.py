@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fedllm.audit.selftest.federation import Federation
 from fedllm.audit.selftest.material import BATCH, RECORDS, SITES
 from fedllm.audit.selftest.statistics import binomial, centred, first, variance
-from fedllm.mechanisms.discrete import DiscreteSharedNoise, Grid
+from fedllm.mechanisms.discrete import DiscreteSharedNoise, IntegerGrid
 from fedllm.privacy.accounting.events import PoissonDiscreteGaussian
 from fedllm.privacy.ledger.audit import read_state
 from fedllm.randomness import RandomStream
@@ -90,7 +90,7 @@ def noise_as_charged(federation: Federation) -> str | None:
     return None
 
 
-def _grid(federation: Federation) -> Grid:
+def _grid(federation: Federation) -> IntegerGrid:
     return DiscreteSharedNoise(federation.terms.config).grid(federation.terms.update_length)
 
 

@@ -27,9 +27,9 @@ from fedllm.audit.selftest.material import (
 )
 from fedllm.config import AllowSection, BudgetSection, RunConfig, SitePolicy
 from fedllm.data.records import Record
+from fedllm.encryption.ciphertext_format import new_context
 from fedllm.encryption.plan import EncryptionPlan, make_plan
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
-from fedllm.encryption.seal_format import new_context
 from fedllm.federation.authority.authority import Authority
 from fedllm.federation.coordinator.cohort import gather_cohort
 from fedllm.federation.coordinator.rounds import (
@@ -37,7 +37,7 @@ from fedllm.federation.coordinator.rounds import (
     run_round,
     statement_of,
 )
-from fedllm.federation.protocol.envelopes import unseal
+from fedllm.federation.protocol.envelopes import verified_update
 from fedllm.federation.protocol.messages import (
     OpenRound,
     OpenRoundHeader,
@@ -68,7 +68,7 @@ class Federation:
     Attributes
     ----------
     updates : list of bytes
-        Every sealed update that a site sent, as it went over the wire.
+        Every signed update that a site sent, as it went over the wire.
     announced : list of float
         Noise multipliers of the rounds so far, with distributed noise.
     """
@@ -183,9 +183,9 @@ class Federation:
         answer = self.sites[name].train(order)
         if answer.header.refusal is not None:
             raise answer.header.refusal.to_error(name)
-        return self.unsealed(answer.update, name, order)
+        return self.verified(answer.update, name, order)
 
-    def unsealed(self, update: bytes, name: str, order: Train) -> bytes:
+    def verified(self, update: bytes, name: str, order: Train) -> bytes:
         """Open an envelope as the coordinator does.
 
         Raises
@@ -194,7 +194,7 @@ class Federation:
             If it is not of this site and round.
         """
         statement = read_statement(order.header.statement, order.header.signature, self.roster)
-        return unseal(update, statement, self.plan, name, self.roster)
+        return verified_update(update, statement, self.plan, name, self.roster)
 
     @property
     def plan(self) -> EncryptionPlan:

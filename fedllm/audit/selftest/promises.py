@@ -189,9 +189,9 @@ def keys_are_handled(material: Material) -> str | None:
     name = SITES[0]
     update = federation.sites[name].train(order).update
     with suppress(PeerError):
-        federation.unsealed(update, SITES[1], order)
+        federation.verified(update, SITES[1], order)
         return "one site's update was taken for another's"
-    payload = federation.unsealed(update, name, order)
+    payload = federation.verified(update, name, order)
     if federation.authority.open_sum(_sum_of_one(federation, order, payload)).levels:
         return "the key authority opened a single site's update"
     return _opens_once(federation)

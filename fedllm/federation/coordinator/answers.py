@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from fedllm.encryption.schemes import EncryptedSum
 from fedllm.errors import FedllmError, PeerError
-from fedllm.federation.protocol.envelopes import unseal
+from fedllm.federation.protocol.envelopes import verified_update
 from fedllm.federation.protocol.messages import (
+    CohortMember,
     Joined,
-    Member,
     RoundStatement,
     Settled,
     Trained,
@@ -34,7 +34,7 @@ def called(answer: Joined | FedllmError, node: str, roster: Roster) -> str:
     return answer.header.site if answer.header.site in roster.sites else node
 
 
-def joined_member(answer: Joined | FedllmError, node: str) -> Member:
+def joined_member(answer: Joined | FedllmError, node: str) -> CohortMember:
     """Return what a site says of itself that takes part.
 
     Raises
@@ -96,7 +96,9 @@ class UpdateCollector:
         found = _from_site(answer, name)
         header, key = found.header, self._roster.site_key(name)
         head = signed_head(header.ledger, header.ledger_signature, key, name)
-        self.total.add(unseal(found.update, self._statement, self.total.plan, name, self._roster))
+        self.total.add(
+            verified_update(found.update, self._statement, self.total.plan, name, self._roster)
+        )
         self.heads[name] = head
 
 

@@ -8,7 +8,7 @@ from fedllm.config import RunConfig
 from fedllm.errors import FedllmError
 from fedllm.federation.coordinator.answers import called, joined_member, too_few
 from fedllm.federation.coordinator.parties import Sites
-from fedllm.federation.protocol.messages import Join, JoinHeader, Member
+from fedllm.federation.protocol.messages import CohortMember, Join, JoinHeader
 from fedllm.federation.protocol.statements import check_member, require
 from fedllm.federation.protocol.terms import Terms
 from fedllm.identity.roster import Roster
@@ -17,12 +17,12 @@ from fedllm.randomness import RandomStream
 
 def gather_cohort(
     sites: Sites, terms: Terms, number: int, roster: Roster, say: Callable[[str], None]
-) -> tuple[Member, ...]:
+) -> tuple[CohortMember, ...]:
     """Ask all connected sites whether they take part from round ``number`` on.
 
     Returns
     -------
-    tuple of Member
+    tuple of CohortMember
         Those that do, by name.
 
     Raises
@@ -38,7 +38,7 @@ def gather_cohort(
         model=terms.model,
         adapter_length=terms.adapter_length,
     )
-    members: dict[str, Member] = {}
+    members: dict[str, CohortMember] = {}
     refusals: list[FedllmError] = []
     for node, answer in sites.join(Join(header)):
         try:
@@ -57,8 +57,8 @@ def gather_cohort(
 
 
 def choose_cohort(
-    config: RunConfig, members: Sequence[Member], number: int, attempt: int
-) -> tuple[Member, ...]:
+    config: RunConfig, members: Sequence[CohortMember], number: int, attempt: int
+) -> tuple[CohortMember, ...]:
     """Return the sites of one attempt of a round: all of them, or a part at random.
 
     A part saves time and traffic and nothing else: whoever knows the cohort gains nothing from
@@ -67,14 +67,14 @@ def choose_cohort(
 
     Parameters
     ----------
-    members : sequence of Member
+    members : sequence of CohortMember
         Those that take part in the run, by name.
     number, attempt : int
         Of the round; another attempt draws again.
 
     Returns
     -------
-    tuple of Member
+    tuple of CohortMember
         By name; ``rounds.sites`` of them where that is set and smaller.
     """
     count = config.rounds.sites

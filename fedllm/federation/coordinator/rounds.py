@@ -22,7 +22,7 @@ from fedllm.federation.coordinator.parties import KeyAuthority, Sites
 from fedllm.federation.protocol.evaluating import sum_shape
 from fedllm.federation.protocol.masks import check_settled, mask_scope
 from fedllm.federation.protocol.messages import (
-    Member,
+    CohortMember,
     OpenRound,
     OpenRoundHeader,
     OpenSum,
@@ -217,7 +217,7 @@ def _open_sum(
 
 def statement_of(
     terms: Terms,
-    cohort: tuple[Member, ...],
+    cohort: tuple[CohortMember, ...],
     number: int,
     attempt: int,
     noise_multiplier: float | None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedllm.encryption.envelope import Expectation, open_envelope, seal_envelope
+from fedllm.encryption.envelope import Expectation, open_envelope, sign_envelope
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.federation.protocol.messages import RoundStatement
 from fedllm.identity.keys import Identity, verify_signature
@@ -20,14 +20,14 @@ def _expectation(statement: RoundStatement, site: str, plan: EncryptionPlan) -> 
     )
 
 
-def seal(
+def signed_update(
     payload: bytes, statement: RoundStatement, plan: EncryptionPlan, identity: Identity
 ) -> bytes:
     """Bind an encrypted update to its round, key and sender, and sign it."""
-    return seal_envelope(payload, _expectation(statement, identity.name, plan), identity.sign)
+    return sign_envelope(payload, _expectation(statement, identity.name, plan), identity.sign)
 
 
-def unseal(
+def verified_update(
     blob: bytes, statement: RoundStatement, plan: EncryptionPlan, site: str, roster: Roster
 ) -> bytes:
     """Check an envelope and return the encrypted update.

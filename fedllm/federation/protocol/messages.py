@@ -17,7 +17,7 @@ Purpose = Literal["update", "evaluation"]
 ROUND_LABEL: Literal["fedllm.round.v2"] = "fedllm.round.v2"
 
 
-class Member(Header):
+class CohortMember(Header):
     """One site of a cohort and its X25519 key for this run, signed by the site.
 
     Attributes
@@ -49,7 +49,7 @@ class RoundStatement(Header):
         Which round; a round that failed is tried again under the next attempt.
     purpose : {"update", "evaluation"}
         Whether the sites train, or send scores of their held-out records.
-    cohort : tuple of Member
+    cohort : tuple of CohortMember
         The sites whose updates may be summed, sorted by name.
     min_sites : int
         The sum of fewer sites is not opened.
@@ -72,7 +72,7 @@ class RoundStatement(Header):
     attempt: int
     purpose: Purpose = "update"
     rounds: int
-    cohort: tuple[Member, ...]
+    cohort: tuple[CohortMember, ...]
     min_sites: int
     plan: str
     key: str
@@ -143,7 +143,7 @@ class JoinedHeader(Header):
     """
 
     site: str = ""
-    member: Member | None = None
+    member: CohortMember | None = None
     refusal: Refusal | None = None
 
 
@@ -204,7 +204,7 @@ class TrainedHeader(SiteAnswer):
 
 @dataclass(frozen=True)
 class Trained(Wire):
-    """Site to coordinator: the sealed update (empty with a refusal)."""
+    """Site to coordinator: the signed update (empty with a refusal)."""
 
     header: TrainedHeader
     update: bytes

@@ -6,7 +6,7 @@ from fedllm.canonical import from_hex, read_object
 from fedllm.errors import PeerError, RefusedError
 from fedllm.federation.protocol.messages import (
     ROUND_LABEL,
-    Member,
+    CohortMember,
     RoundStatement,
     mask_key_statement,
     round_statement,
@@ -18,14 +18,14 @@ from fedllm.identity.roster import Roster
 _UPDATE = "update fedllm, so that all parties run the same version"
 
 
-def make_member(identity: Identity, run: str) -> Member:
+def make_member(identity: Identity, run: str) -> CohortMember:
     """Return a site's entry in the cohorts of one run, signed by the site."""
     key = identity.mask_key(run).public_key().public_bytes_raw().hex()
     signature = identity.sign(mask_key_statement(run, identity.name, key)).hex()
-    return Member(name=identity.name, mask_key=key, signature=signature)
+    return CohortMember(name=identity.name, mask_key=key, signature=signature)
 
 
-def check_member(member: Member, run: str, roster: Roster) -> None:
+def check_member(member: CohortMember, run: str, roster: Roster) -> None:
     """Check that a mask key was signed by the site in the roster, for this run.
 
     Raises

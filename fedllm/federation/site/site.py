@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from fedllm.adapters import adapter_of
 from fedllm.config import SitePolicy, Task
 from fedllm.data.records import Record
-from fedllm.encryption.update import seal_levels
+from fedllm.encryption.update import encrypt_levels
 from fedllm.errors import FedllmError, RefusedError
-from fedllm.federation.protocol.envelopes import seal
+from fedllm.federation.protocol.envelopes import signed_update
 from fedllm.federation.protocol.masks import (
     check_settled,
     hex_bytes,
@@ -142,21 +142,21 @@ class Site:
         )
 
     def train(self, request: Train) -> Trained:
-        """Do one round's work: check, reserve, train or evaluate, seal, commit, answer."""
+        """Do one round's work: check, reserve, train or evaluate, encrypt, sign, commit, answer."""
 
         def work() -> Trained:
             order = self._orders.order(request)
             self._require_memory(order)
             self._memory.begin(order.statement.series, order.statement.attempt)
             if order.statement.purpose == "evaluation":
-                sealed = self._evaluate_round(order)
+                update = self._evaluate_round(order)
             else:
-                sealed = self._train_round(order)
+                update = self._train_round(order)
             head = self._account(order.config.task).head()
             answer = TrainedHeader(
                 site=self.name, ledger=str(head), ledger_signature=head.signature
             )
-            return Trained(answer, sealed)
+            return Trained(answer, update)
 
         return self._guarded(
             request,
@@ -265,27 +265,27 @@ class Site:
         started = self._clock()
         levels, statistics = self._work.train(order, dataset, paid.noise_multiplier)
         trained = self._clock()
-        sealed = self._seal(order, levels)
+        update = self._encrypt_and_sign(order, levels)
         self._account(order.config.task).commit(paid)
         self._log(order.statement, statistics, trained - started, self._clock() - trained)
-        return sealed
+        return update
 
     def _evaluate_round(self, order: Order) -> bytes:
         dataset = self._data.datasets(order.config, order.model).held_out
         paid = self._account(order.config.task).reserve_evaluation(order.statement, order.config)
-        sealed = self._seal(order, self._work.evaluate(order, dataset))
+        update = self._encrypt_and_sign(order, self._work.evaluate(order, dataset))
         self._account(order.config.task).commit(paid)
-        return sealed
+        return update
 
-    def _seal(self, order: Order, levels: NDArray[np.uint64]) -> bytes:
+    def _encrypt_and_sign(self, order: Order, levels: NDArray[np.uint64]) -> bytes:
         masks = None
         if order.plan.masked:
             recover = order.config.encryption.recover_dropouts
             masks = site_masks(
                 self._identity, order.statement, order.plan, recover
             ).mask_for_update()
-        payload = seal_levels(levels, order.plan, order.key, masks)
-        return seal(payload, order.statement, order.plan, self._identity)
+        payload = encrypt_levels(levels, order.plan, order.key, masks)
+        return signed_update(payload, order.statement, order.plan, self._identity)
 
     def _account(self, task: Task) -> SiteAccount:
         if task not in self._accounts:

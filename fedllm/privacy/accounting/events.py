@@ -242,25 +242,6 @@ def from_json(value: object) -> Event:
     return kind(**fields)
 
 
-def to_dp_event(event: Event) -> Any:
-    """Return the same event as a ``dp_accounting.DpEvent``, for other accountants.
-
-    Discrete noise is stated as the continuous noise that it is worth; what was only stated is
-    nothing that they can compute with.
-    """
-    import dp_accounting as dp
-
-    if isinstance(event, NonPrivate):
-        return dp.NonPrivateDpEvent()
-    if isinstance(event, Stated):
-        return dp.UnsupportedDpEvent()
-    gaussian = dp.GaussianDpEvent(event.noise_multiplier)
-    if isinstance(event, Gaussian):
-        return dp.SelfComposedDpEvent(gaussian, event.count)
-    sampled = dp.PoissonSampledDpEvent(event.sampling_rate, gaussian)
-    return dp.SelfComposedDpEvent(sampled, event.steps)
-
-
 @dataclass(frozen=True, slots=True)
 class Folded:
     """Events added up: what an accountant needs, and nothing else.

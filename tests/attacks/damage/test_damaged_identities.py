@@ -12,7 +12,7 @@ from support import damage
 from support.damage import Target, at, check, signed_anew, text
 
 from fedllm.errors import PeerError
-from fedllm.federation.transport.fleet import read_node_key
+from fedllm.federation.transport.node import read_node_key
 from fedllm.identity import certificates, enrolment, operator_keys
 from fedllm.identity import roster as rosters
 from fedllm.identity.enrolment import make_answer, read_answer, read_request

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from support import damage
 from support.damage import Target, at, check, signed_anew, text
 
-from fedllm.encryption.envelope import Expectation, open_envelope, seal_envelope
+from fedllm.encryption.envelope import Expectation, open_envelope, sign_envelope
 from fedllm.encryption.masks import MaskScope, Reveal
 from fedllm.encryption.plan import EncryptionPlan, make_plan
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
@@ -157,7 +157,7 @@ def test_envelopes():
     plan = make_plan("none", 8, 4, 5, False)
     expected = Expectation("run", 3, "anne", "update", "ab", plan)
     payload = bytes(plan.update_bytes)
-    sealed = seal_envelope(payload, expected, PEOPLE["anne"].sign)
+    signed = sign_envelope(payload, expected, PEOPLE["anne"].sign)
 
     def verify(name, message, signature):
         verify_signature(ROSTER.site_key(name), signature, message, name)
@@ -166,8 +166,8 @@ def test_envelopes():
         pass
 
     check(
-        Target("envelope", sealed, lambda b: open_envelope(b, expected, verify), damage.in_bytes),
-        Target("signed", sealed, lambda b: open_envelope(b, expected, accept), damage.in_bytes),
+        Target("envelope", signed, lambda b: open_envelope(b, expected, verify), damage.in_bytes),
+        Target("signed", signed, lambda b: open_envelope(b, expected, accept), damage.in_bytes),
     )
 
 

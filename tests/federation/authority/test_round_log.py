@@ -8,12 +8,12 @@ import pytest
 
 from fedllm.errors import PeerError, RepeatError
 from fedllm.federation.authority.round_log import RoundLog, read_log
-from fedllm.federation.protocol.messages import Member, RoundStatement
+from fedllm.federation.protocol.messages import CohortMember, RoundStatement
 from fedllm.identity.keys import Identity
 
 
 def statement(round: int, attempt: int = 1, run: str = "ab") -> RoundStatement:
-    cohort = tuple(Member(name=name, mask_key=name, signature="") for name in ("anne", "bob"))
+    cohort = tuple(CohortMember(name=name, mask_key=name, signature="") for name in ("anne", "bob"))
     return RoundStatement(
         run=run,
         round=round,

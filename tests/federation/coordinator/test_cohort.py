@@ -7,9 +7,9 @@ from support.federation import small_config
 
 from fedllm.errors import ConfigError
 from fedllm.federation.coordinator.cohort import choose_cohort
-from fedllm.federation.protocol.messages import Member
+from fedllm.federation.protocol.messages import CohortMember
 
-MEMBERS = tuple(Member(name=f"site-{i}", mask_key="", signature="") for i in range(10))
+MEMBERS = tuple(CohortMember(name=f"site-{i}", mask_key="", signature="") for i in range(10))
 
 
 def test_all_sites_are_in_a_round_unless_a_part_is_asked_for(tmp_path):

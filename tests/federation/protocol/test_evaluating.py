@@ -13,7 +13,7 @@ from fedllm.config import RunConfig, parse
 from fedllm.errors import ConfigError, FedllmError, RefusedError
 from fedllm.federation.coordinator.cohort import gather_cohort
 from fedllm.federation.coordinator.rounds import run_round, statement_of
-from fedllm.federation.protocol.envelopes import seal, unseal
+from fedllm.federation.protocol.envelopes import signed_update, verified_update
 from fedllm.federation.protocol.evaluating import (
     Holdout,
     noised_sum,
@@ -261,11 +261,13 @@ def test_scores_cannot_pass_for_an_update(tiny_checkpoint, tmp_path):
 
     plan = EncryptionPlan.from_bytes(held["plan"])
     statement = parse_header(RoundStatement, held["statement"])
-    sealed = seal(bytes(plan.update_bytes), statement, plan, federation.identities["site-0"])
-    unseal(sealed, statement, plan, "site-0", federation.roster)
+    signed = signed_update(
+        bytes(plan.update_bytes), statement, plan, federation.identities["site-0"]
+    )
+    verified_update(signed, statement, plan, "site-0", federation.roster)
     as_update = statement.model_copy(update={"purpose": "update"})
     with pytest.raises(FedllmError, match="not for this round"):
-        unseal(sealed, as_update, plan, "site-0", federation.roster)
+        verified_update(signed, as_update, plan, "site-0", federation.roster)
 
 
 @pytest.mark.parametrize(

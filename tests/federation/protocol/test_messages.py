@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fedllm.errors import PeerError
 from fedllm.federation.protocol.messages import (
-    Member,
+    CohortMember,
     RoundStatement,
     Train,
     Trained,
@@ -18,7 +18,7 @@ from fedllm.federation.protocol.messages import (
 from fedllm.federation.protocol.wire import parse_header
 
 text = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30)
-members = st.builds(Member, name=text, mask_key=text, signature=text)
+members = st.builds(CohortMember, name=text, mask_key=text, signature=text)
 statements = st.builds(
     RoundStatement,
     run=text,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fedllm.encryption.envelope import Expectation, open_envelope, seal_envelope
+from fedllm.encryption.envelope import Expectation, open_envelope, sign_envelope
 from fedllm.encryption.plan import make_plan
 from fedllm.errors import PeerError
 from fedllm.federation.protocol.messages import RoundStatement, mask_key_statement, round_statement
@@ -75,8 +75,8 @@ def test_a_mask_key_that_an_older_site_signed_is_refused():
 def test_an_older_envelope_is_refused():
     plan = make_plan("none", 8, 4, 5, False)
     expected = Expectation("run", 3, "anne", "update", "ab", plan)
-    sealed = bytearray(seal_envelope(bytes(plan.update_bytes), expected, ANNE.sign))
-    assert sealed[8:10] == b"\x02\x00"
-    sealed[8] = 1
+    signed = bytearray(sign_envelope(bytes(plan.update_bytes), expected, ANNE.sign))
+    assert signed[8:10] == b"\x02\x00"
+    signed[8] = 1
     with pytest.raises(PeerError, match="update fedllm"):
-        open_envelope(bytes(sealed), expected, lambda *_: None)
+        open_envelope(bytes(signed), expected, lambda *_: None)

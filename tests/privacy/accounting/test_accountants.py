@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
+from support.dp_events import to_dp_event
 
 from fedllm.errors import ConfigError
 from fedllm.privacy.accounting import accountants as accounting
@@ -17,7 +18,6 @@ from fedllm.privacy.accounting.events import (
     NonPrivate,
     PoissonGaussian,
     fold,
-    to_dp_event,
 )
 from fedllm.privacy.accounting.gaussian import gaussian_epsilon, gaussian_log_delta
 from fedllm.privacy.accounting.renyi import renyi_epsilon

@@ -6,6 +6,7 @@ import dp_accounting
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.dp_events import to_dp_event
 
 from fedllm.canonical import canonical_json
 from fedllm.errors import ConfigError
@@ -17,7 +18,6 @@ from fedllm.privacy.accounting.events import (
     Stated,
     fold,
     from_json,
-    to_dp_event,
     to_json,
 )
 

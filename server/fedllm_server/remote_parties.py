@@ -25,7 +25,7 @@ Answer = TypeVar("Answer", bound=Wire)
 _POLL_S = 0.3
 
 
-class FleetSites(GridSites):
+class RemoteSites(GridSites):
     """The sites that are connected now; each node's key says which site it is.
 
     Parameters
@@ -101,13 +101,13 @@ class FleetSites(GridSites):
         return {name: nodes[key] for name, key in self._keys.items() if key in nodes}
 
 
-class FleetAuthority:
+class RemoteAuthority:
     """The key authority at the other end of the grid.
 
     Parameters
     ----------
     grid, presence
-        As for `FleetSites`.
+        As for `RemoteSites`.
     key : bytes
         Its node key (PEM).
     timeout_s : float

@@ -12,7 +12,7 @@ State = Literal["ok", "warning", "failed", "skipped"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One line of the table.
 
     Attributes
@@ -44,17 +44,17 @@ class SkippedError(FedllmError):
     """Something that cannot be tried before another failure is mended."""
 
 
-def attempt(check: str, function: Callable[[], str]) -> Finding:
+def carry_out(check: str, function: Callable[[], str]) -> CheckResult:
     """Make a check, and say how it went; no error of it goes any further."""
     try:
-        return Finding(check, "ok", function())
+        return CheckResult(check, "ok", function())
     except SkippedError as skipped:
-        return Finding(check, "skipped", skipped.message, skipped.remedy)
+        return CheckResult(check, "skipped", skipped.message, skipped.remedy)
     except DoubtError as doubt:
-        return Finding(check, "warning", doubt.message, doubt.remedy)
+        return CheckResult(check, "warning", doubt.message, doubt.remedy)
     except FedllmError as error:
-        return Finding(check, "failed", error.message, error.remedy, error.exit_code)
+        return CheckResult(check, "failed", error.message, error.remedy, error.exit_code)
     except Exception as error:
         # Other libraries' texts may quote a record.
         kind = type(error).__name__
-        return Finding(check, "failed", f"broke off ({kind})", "tell an engineer the kind", 1)
+        return CheckResult(check, "failed", f"broke off ({kind})", "tell an engineer the kind", 1)

@@ -1,9 +1,9 @@
-"""Take SEAL's and TenSEAL's serialised objects apart, and put them together from residues.
+"""Take serialised objects of TenSEAL and Microsoft SEAL apart; make them from residues.
 
 Only residues travel between parties. TenSEAL's own bytes are read where they were made, and
 every byte that TenSEAL reads was written here, so its parsers never see foreign input: they
 trust counts and sizes, and have been crashed by them. The layout is that of TenSEAL 0.3.18
-(SEAL 4.3), checked against the installed version when a layout is made.
+(Microsoft SEAL 4.3), checked against the installed version when a layout is made.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def _unknown_layout() -> FedllmError:
     )
 
 
-def _seal_body(blob: bytes) -> bytes:
-    """Return what follows a SEAL header, decompressed."""
+def _library_body(blob: bytes) -> bytes:
+    """Return what follows a Microsoft SEAL header, decompressed."""
     magic, size, major, minor, compression, _, total = _HEADER.unpack_from(blob)
     if (magic, size, (major, minor), total) != (_MAGIC, _HEADER.size, _VERSION, len(blob)):
         raise _unknown_layout()
@@ -94,13 +94,13 @@ def _seal_body(blob: bytes) -> bytes:
     return body
 
 
-def _seal_object(body: bytes) -> bytes:
+def _library_object(body: bytes) -> bytes:
     total = len(body) + _HEADER.size
     return _HEADER.pack(_MAGIC, _HEADER.size, *_VERSION, _PLAIN, 0, total) + body
 
 
 @dataclass(frozen=True)
-class SealLayout:
+class CiphertextLayout:
     """The fixed parts around the residues of one parameter set.
 
     Attributes
@@ -125,11 +125,11 @@ class SealLayout:
         public = dict((n, c) for n, _, c in _fields(message))[_PUBLIC_FIELD]
         key = dict((n, c) for n, _, c in _fields(public))[_KEY_FIELD]
         primes = len(self.plan.coeff_bits)
-        return _residues(_seal_body(key), self.key_start, primes, self.plan.poly_degree)
+        return _residues(_library_body(key), self.key_start, primes, self.plan.poly_degree)
 
     def public_context(self, residues: NDArray[np.uint64]) -> Any:
         """Make a TenSEAL context with this public key, uint64 (2, primes, N), and no other."""
-        key = _seal_object(self.key_start + residues.tobytes())
+        key = _library_object(self.key_start + residues.tobytes())
         public = b"".join(
             _field(number, kind, key if number == _KEY_FIELD else content)
             for number, kind, content in self.public_fields
@@ -146,14 +146,16 @@ class SealLayout:
         if len(contents) != 1:
             raise _unknown_layout()
         primes = len(self.plan.coeff_bits) - 1
-        body = _seal_body(contents[0])
+        body = _library_body(contents[0])
         return _residues(body, self.ciphertext_start, primes, self.plan.poly_degree)
 
     def vector(self, context: Any, residues: NDArray[np.uint64]) -> Any:
         """Make a TenSEAL vector of one full ciphertext from uint64 (2, primes, N)."""
         body = self.ciphertext_start + residues.tobytes()
         size = _write_varint(self.plan.slots_per_ciphertext)
-        message = _field(_SIZES_FIELD, 2, size) + _field(_CIPHERTEXT_FIELD, 2, _seal_object(body))
+        message = _field(_SIZES_FIELD, 2, size) + _field(
+            _CIPHERTEXT_FIELD, 2, _library_object(body)
+        )
         if self.plan.scheme == "bfv":
             return tenseal._ts_cpp.BFVVector(context, message)
         scale = struct.pack("<d", 2.0**self.plan.scale_bits)
@@ -170,7 +172,7 @@ def _residues(body: bytes, start: bytes, primes: int, degree: int) -> NDArray[np
 def new_context(plan: EncryptionPlan) -> Any:
     """Make a TenSEAL context with a fresh key pair for ``plan``.
 
-    TenSEAL takes its random numbers from the operating system (SEAL's default generator).
+    TenSEAL takes its random numbers from the operating system (Microsoft SEAL's default generator).
     """
     native = tenseal._ts_cpp
     kind = native.SCHEME_TYPE.BFV if plan.scheme == "bfv" else native.SCHEME_TYPE.CKKS
@@ -188,7 +190,7 @@ def new_context(plan: EncryptionPlan) -> Any:
 
 
 @lru_cache(maxsize=8)
-def layout_of(plan: EncryptionPlan) -> SealLayout:
+def layout_of(plan: EncryptionPlan) -> CiphertextLayout:
     """Learn the layout for ``plan`` from a key pair made for that purpose and thrown away.
 
     Raises
@@ -200,15 +202,15 @@ def layout_of(plan: EncryptionPlan) -> SealLayout:
     message = tuple(_fields(context.serialize(True, False, False, False)))
     parts = {number: content for number, _, content in message}
     public = tuple(_fields(parts[_PUBLIC_FIELD]))
-    if not _has_primes(_seal_body(parts[_PARAMETERS_FIELD]), plan.key_primes):
+    if not _has_primes(_library_body(parts[_PARAMETERS_FIELD]), plan.key_primes):
         raise _unknown_layout()
-    key = _seal_body(next(content for number, _, content in public if number == _KEY_FIELD))
+    key = _library_body(next(content for number, _, content in public if number == _KEY_FIELD))
     native = tenseal._ts_cpp
     kind = native.BFVVector if plan.scheme == "bfv" else native.CKKSVector
     vector = kind(context, [0] if plan.scheme == "bfv" else [0.0])
     contents = [c for n, _, c in _fields(vector.serialize()) if n == _CIPHERTEXT_FIELD]
-    ciphertext = _seal_body(contents[0])
-    return SealLayout(
+    ciphertext = _library_body(contents[0])
+    return CiphertextLayout(
         plan=plan,
         ciphertext_start=_checked_start(ciphertext, plan, len(plan.coeff_bits) - 1),
         key_start=_checked_start(key, plan, len(plan.coeff_bits)),

@@ -68,7 +68,7 @@ _MAX_DIGITS = 12
 Answer = TypeVar("Answer")
 
 
-class FleetNode:
+class PartyNode:
     """Keeps a node connected to its coordinator, for ever, until it is told to stop.
 
     Parameters

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedllm.encryption import seal_format
+from fedllm.encryption import ciphertext_format
 from fedllm.encryption.plan import make_plan
 from fedllm.errors import FedllmError
 
@@ -11,9 +11,9 @@ PLAN = make_plan("bfv", 8, 4, 10, False)
 
 @pytest.fixture(autouse=True)
 def _fresh_layouts():
-    seal_format.layout_of.cache_clear()
+    ciphertext_format.layout_of.cache_clear()
     yield
-    seal_format.layout_of.cache_clear()
+    ciphertext_format.layout_of.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -24,15 +24,15 @@ def test_other_layout_is_refused_with_the_version_to_install(monkeypatch, name, 
     if name == "_has_primes":
         value = lambda *_: False  # noqa: E731
     if name == "_CIPHERTEXT":
-        value = seal_format.struct.Struct("<31s?QQQdQ16sQ")
-    monkeypatch.setattr(seal_format, name, value)
+        value = ciphertext_format.struct.Struct("<31s?QQQdQ16sQ")
+    monkeypatch.setattr(ciphertext_format, name, value)
     with pytest.raises(FedllmError, match=r"0\.3\.18"):
-        seal_format.layout_of(PLAN)
+        ciphertext_format.layout_of(PLAN)
 
 
 def test_residues_round_trip_through_tenseal_unchanged():
-    layout = seal_format.layout_of(PLAN)
-    context = seal_format.new_context(PLAN)
+    layout = ciphertext_format.layout_of(PLAN)
+    context = ciphertext_format.new_context(PLAN)
     key = layout.key_residues(context)
     public = layout.public_context(key)
     assert (layout.key_residues(public) == key).all()

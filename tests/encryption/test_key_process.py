@@ -7,8 +7,8 @@ import signal
 import numpy as np
 import pytest
 
+from fedllm.encryption.key_process import SecretKeyProcess
 from fedllm.encryption.plan import make_plan
-from fedllm.encryption.sandbox import SecretKeyProcess
 from fedllm.encryption.schemes import PublicRoundKey
 from fedllm.errors import PeerError, RefusedError
 
