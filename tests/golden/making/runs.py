@@ -12,7 +12,6 @@ from golden.making.models import LABELS, WORDS
 from fedllm.config import RunConfig, parse
 from fedllm.files import write_bytes
 from fedllm.randomness import RandomStream
-from fedllm.runs.progress import ProgressFile
 from fedllm_server.simulation import simulate
 
 
@@ -45,8 +44,7 @@ def make(folder: Path) -> None:
         "privacy": {"epsilon": 8.0},
         "engine": {"threads": 1},
     }
-    out.mkdir()
-    simulate(parse(RunConfig, values, "golden"), out, observers=[ProgressFile(out)])
+    simulate(parse(RunConfig, values, "golden"), out, observers=[])
     for name in ("report.html", "report.json", ".lock"):
         (out / name).unlink(missing_ok=True)
     for path in (out / "ledgers").iterdir():
