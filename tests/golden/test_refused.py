@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from golden.kept import COHORT, SURVIVORS, identity, read_lines
+from golden.kept import COHORT, SURVIVORS, V1, V2, identity, read, read_lines
 from golden.kept_rounds import (
     EARLIER,
     EARLIER_CLEAR,
@@ -18,7 +18,8 @@ from golden.kept_rounds import (
 from golden.test_rounds import site
 
 from fedllm.canonical import canonical_json, read_object, sha256_hex
-from fedllm.errors import PeerError
+from fedllm.config import AllowSection
+from fedllm.errors import PeerError, RefusedError
 from fedllm.federation.authority.authority import Authority
 from fedllm.federation.protocol.envelopes import unseal
 from fedllm.federation.protocol.masks import check_settled, mask_scope, reveal_purpose
@@ -26,6 +27,8 @@ from fedllm.federation.protocol.messages import OpenRoundHeader, RoundStatement
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.protocol.statements import check_member, parse_statement, read_statement
 from fedllm.federation.protocol.wire import parse_header
+from fedllm.federation.site.orders import OrderReader
+from fedllm.tasks.cache import ModelCache
 
 UPDATE = "-> update fedllm"
 SIGNED = ("Train", "Settle", "Unmask", "RoundOpened", "OpenSum")
@@ -72,6 +75,21 @@ def test_an_older_coordinator_that_asks_a_site_to_join(tmp_path, folder):
     # It names the base model by the fingerprint of its time.
     refusal = site(tmp_path, EARLIER).join(message("Join", folder)).header.refusal
     assert (refusal.kind, "update fedllm" in refusal.remedy) == ("RefusedError", True)
+
+
+def test_a_policy_that_names_a_base_model_by_its_earlier_fingerprint():
+    known = (read(folder / "adapter" / "known.json")["fingerprint"] for folder in (V1, V2))
+    before, now = known
+    order = message("Join").header
+    assert order.model == now
+    for fingerprint, accepted in ((now, True), (before, False)):
+        allow = AllowSection(encryption="optional", non_private=True, models=(fingerprint,))
+        reader = OrderReader(identity("anne"), ROSTER, allow, ModelCache(), str(V1 / "model"))
+        if accepted:
+            assert reader.configuration(order.config, order.model).name == "kept"
+            continue
+        with pytest.raises(RefusedError, match=r"allow\.models\n.*fedllm client check"):
+            reader.configuration(order.config, order.model)
 
 
 @FOLDERS
