@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from golden.kept import V1, read
+from golden.kept import V1, V2, read
 
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.federation.protocol import messages
@@ -14,8 +14,11 @@ from fedllm.federation.protocol.statements import read_statement
 from fedllm.identity.roster import Roster
 from fedllm.identity.sealing import SealingKey
 
-ROUND, CLEAR = V1 / "round", V1 / "round-in-clear"
-ROSTER = Roster.from_json((ROUND / "roster.json").read_text())
+# Messages live as long as a run: version 2 is read, and version 1 is refused.
+ROUND, CLEAR = V2 / "round", V2 / "round-in-clear"
+EARLIER, EARLIER_CLEAR = V1 / "round", V1 / "round-in-clear"
+# Keys, and so the roster, are the same.
+ROSTER = Roster.from_json((EARLIER / "roster.json").read_text())
 
 
 def message(name: str, folder: Path = ROUND) -> Wire:
@@ -31,8 +34,8 @@ STATEMENT = read_statement(TRAIN.header.statement, TRAIN.header.signature, ROSTE
 PLAN = EncryptionPlan.from_bytes(TRAIN.plan)
 
 
-def sealing_key() -> SealingKey:
+def sealing_key(folder: Path = ROUND) -> SealingKey:
     """Return the kept key for which the survivors of the encrypted round sealed."""
     key = SealingKey()
-    key._key = X25519PrivateKey.from_private_bytes((ROUND / "sealing_key.bin").read_bytes())
+    key._key = X25519PrivateKey.from_private_bytes((folder / "sealing_key.bin").read_bytes())
     return key

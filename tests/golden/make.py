@@ -1,10 +1,12 @@
 """Write the kept files of one version of the formats, by the code as it is now.
 
-    PYTHONPATH=tests python tests/golden/make.py tests/golden/v2
+    PYTHONPATH=tests python tests/golden/make.py tests/golden/v3 PART...
 
 Only for adding a next version: what is kept is never made again, since it stands for what is
-in the hands of sites and auditors. No test runs this. Keys are test keys that anybody can make
-(`golden.kept.identity`); nonces, the operator's keys and TLS keys are random.
+in the hands of sites and auditors. PART is a file or folder below the version's folder, such as
+``round`` or ``ledger/named.sqlite``; only what changed is kept again. No test runs this. Keys are
+test keys that anybody can make (`golden.kept.identity`); nonces, the operator's keys and TLS
+keys are random.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ _WORKPLACE = Path("/srv/fedllm")
 
 
 def main() -> None:
-    """Make everything in a workplace, then move it to the folder that was named."""
-    target = Path(sys.argv[1])
+    """Make everything in a workplace, then move what was named to the folder of the version."""
+    target, parts = Path(sys.argv[1]), sys.argv[2:]
     if target.exists():
         sys.exit(f"{target} exists: what is kept is never made again")
     shutil.rmtree(_WORKPLACE, ignore_errors=True)
@@ -29,7 +31,10 @@ def main() -> None:
         part.make(_WORKPLACE)
     for path in _WORKPLACE.rglob("*.lock"):
         path.unlink()
-    shutil.move(_WORKPLACE, target)
+    for name in parts:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(_WORKPLACE / name, target / name)
+    shutil.rmtree(_WORKPLACE)
 
 
 if __name__ == "__main__":

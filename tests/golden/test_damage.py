@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from golden.kept import PASSPHRASE, V1, private_copy, read
+from golden.kept import PASSPHRASE, V1, V2, private_copy, read
 
 from fedllm.errors import FedllmError
 from fedllm.identity import certificates
@@ -18,8 +19,11 @@ from fedllm.identity.operator_keys import load_root
 from fedllm.identity.provisioning import inspect
 from fedllm.identity.roster import is_node_key
 from fedllm.privacy.ledger.audit import read_state
-from fedllm_server.jobs import read_job
-from fedllm_server.metrics import read_reports
+from fedllm.runs.checkpoints import load_checkpoint
+from fedllm.runs.job import read_job
+from fedllm.runs.metrics import read_reports
+from fedllm.runs.summary import read_summary
+from fedllm_server.jobs import error_of
 
 # The kept serial number may turn negative, of which `cryptography` warns.
 pytestmark = pytest.mark.filterwarnings("ignore:Parsed a serial number")
@@ -131,9 +135,24 @@ def test_a_ledger(tmp_path):
 def test_the_runs_of_a_coordinator(tmp_path):
     path = tmp_path / "job.json"
     kept = (V1 / "job" / "failed" / "job.json").read_bytes()
-    never_fails_otherwise(kept, at(path, lambda _: read_job(tmp_path).to_error()), every=5)
+    never_fails_otherwise(kept, at(path, lambda _: error_of(read_job(tmp_path))), every=5)
 
 
 def test_the_figures_of_a_run(tmp_path):
-    kept = (V1 / "progress" / "metrics.jsonl").read_bytes()
+    kept = (V2 / "progress" / "metrics.jsonl").read_bytes()
     never_fails_otherwise(kept, at(tmp_path / "metrics.jsonl", read_reports), every=13)
+
+
+def test_what_a_run_comes_to(tmp_path):
+    kept = (V2 / "simulation" / "summary.json").read_bytes()
+    use = at(tmp_path / "summary.json", lambda _: read_summary(tmp_path).describe(tmp_path))
+    never_fails_otherwise(kept, use, every=41)
+
+
+def test_the_state_of_a_run(tmp_path):
+    folder = tmp_path / "round-00003"
+    shutil.copytree(V2 / "simulation" / "checkpoints" / "round-00003", folder)
+    path = folder / "state.json"
+    never_fails_otherwise(
+        path.read_bytes(), at(path, lambda _: load_checkpoint(tmp_path)), every=23
+    )

@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime
 
 import pytest
-from golden.kept import COHORT, PASSPHRASE, V1, damaged, identity, private_copy, read
+from golden.kept import COHORT, PASSPHRASE, V1, V2, damaged, identity, private_copy, read
 from support.kits import federation_config
 
 from fedllm.errors import FedllmError, PeerError
@@ -29,9 +29,11 @@ FEDERATION, ENROLLED = V1 / "federation", V1 / "enrolled"
 STATE = read(FEDERATION / "federation.json")
 ROOT = bytes.fromhex(STATE["root"])
 ROSTER = (FEDERATION / "roster.json").read_text()
+NAMED = V2 / "federation"
+NAMED_ROOT = bytes.fromhex(read(NAMED / "federation.json")["root"])
 KNOWN = {
     "derived": "5265fe50a75914ef9d299b3175210f9f4b49f46802e4f1bcaf6ed80e7495059a",
-    "mask key": "40ab55a14b601e87b310382dc44f7bf3b98a4e3640f6f5a29d214ce8a1523201",
+    "mask key": "d756674ea8221caa5b88c16744b2225248e6e441d9369d40469e21ddc963311d",
     "signature": "ab7612630766bf30dc394bdb0279237dabb8725b0176d6dc87af2c1b1fe4d582"
     "c67c193ba26fc8ba4f0226d1c2fd69538740653063242d2f92e16af12f09a601",
     "spoken": "ZR4M-GXZT-PXAZ-FIA5-H3O6-IAII",
@@ -85,13 +87,34 @@ def test_the_signed_roster_says_what_it_said():
     assert verify_roster(first, ROOT).version == 4
 
 
-@pytest.mark.parametrize("path", [FEDERATION / "roster.json", ENROLLED / "first-roster.json"])
-def test_the_roster_is_signed_as_it_was_and_refused_when_a_byte_changed(path):
+ROSTERS = [
+    (FEDERATION, FEDERATION / "roster.json", ROOT),
+    (FEDERATION, ENROLLED / "first-roster.json", ROOT),
+    (NAMED, NAMED / "roster.json", NAMED_ROOT),
+]
+
+
+@pytest.mark.parametrize(("operator", "path", "root"), ROSTERS, ids=["v1", "first", "v2"])
+def test_the_roster_is_signed_as_it_was_and_refused_when_a_byte_changed(operator, path, root):
     text = path.read_text()
-    assert sign_roster(verify_roster(text, ROOT), load_root(FEDERATION, PASSPHRASE)) == text
+    assert sign_roster(verify_roster(text, root), load_root(operator, PASSPHRASE)) == text
     for changed in damaged(path.read_bytes(), every=13):
         with pytest.raises(PeerError):
-            verify_roster(changed.decode(), ROOT)
+            verify_roster(changed, root)
+
+
+def test_sites_have_names_for_people(tmp_path):
+    text = (NAMED / "roster.json").read_text()
+    roster = verify_roster(text, NAMED_ROOT)
+    assert (roster.titles, roster.shown("bob")) == ({"anne": "Klinik Köln"}, "bob")
+    assert roster.shown("anne") == "Klinik Köln (anne)"
+    assert verify_roster(ROSTER, ROOT).titles == {}
+    assert (
+        read_kit(private_copy(NAMED / "kits" / "anne", tmp_path / "kit"), "site").roster == roster
+    )
+    found = inspect(NAMED)
+    assert (found.roster, found.state.config.titles) == (roster, roster.titles)
+    assert json.loads(found.state.model_dump_json()) == read(NAMED / "federation.json")
 
 
 def test_an_unsigned_roster_of_a_simulation_is_read():
@@ -166,7 +189,8 @@ def test_the_operators_folder_is_read_and_worked_with(tmp_path):
         ("site", "anne", True),
         ("site", "bob", False),
     ]
-    assert json.loads(found.state.model_dump_json()) == STATE
+    written = json.loads(found.state.model_dump_json())
+    assert written == STATE | {"config": STATE["config"] | {"titles": {}}}
     days = {"validity_days": 36500, "ca_validity_days": 36500}
     config = federation_config(sites=["anne"], **days)
     assert provision(config, folder, NOW, PASSPHRASE).roster == found.roster

@@ -10,8 +10,9 @@ from datetime import datetime
 from math import inf
 
 import pytest
-from golden.kept import V1, damaged, identity, read_lines, records, seed
+from golden.kept import V1, V2, damaged, identity, read_lines, records, seed
 
+from fedllm.canonical import canonical_json
 from fedllm.errors import BudgetError, FedllmError
 from fedllm.privacy.accounting.events import (
     Gaussian,
@@ -19,7 +20,6 @@ from fedllm.privacy.accounting.events import (
     PoissonDiscreteGaussian,
     PoissonGaussian,
     Stated,
-    canonical_bytes,
     from_json,
     to_json,
 )
@@ -34,6 +34,7 @@ from fedllm.privacy.ledger.state import Carried, carry_body, reservation_body
 
 LEDGER = V1 / "ledger"
 FIRST, SECOND = LEDGER / "first.sqlite", LEDGER / "second.sqlite"
+NAMED = V2 / "ledger" / "named.sqlite"
 KEY = identity("anne").public_bytes()
 NEW_KEY = identity("anne with new keys").public_bytes()
 LOST_KEY = identity("anne with lost keys").public_bytes()
@@ -80,7 +81,7 @@ def test_each_event_is_read_and_written_as_it_was():
     assert lines == [text for text, _ in EVENTS]
     for line, (_, event) in zip(lines, EVENTS, strict=True):
         assert from_json(json.loads(line)) == event
-        assert canonical_bytes(to_json(event)) == line.encode()
+        assert canonical_json(to_json(event)) == line.encode()
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -173,7 +174,9 @@ def stored(path):
 
 
 @pytest.mark.parametrize(
-    ("path", "signer"), [(FIRST, "anne"), (SECOND, "anne with new keys")], ids=["first", "second"]
+    ("path", "signer"),
+    [(FIRST, "anne"), (SECOND, "anne with new keys"), (NAMED, "anne")],
+    ids=["first", "second", "named"],
 )
 def test_today_every_entry_would_be_written_byte_for_byte_as_it_was(path, signer, monkeypatch):
     previous: Head | None = None
@@ -189,19 +192,20 @@ def test_today_every_entry_would_be_written_byte_for_byte_as_it_was(path, signer
         site = entry["site"]
         made = make_entry(identity(signer), site, previous, entry["kind"], entry["body"])
         assert (made.sequence, made.hash, made.signature) == (sequence, digest, signature)
-        assert canonical_bytes(made.content) == content
+        assert canonical_json(made.content) == content
         previous = made.head
 
 
-def test_what_is_read_is_what_would_be_written():
-    entries = {row[0]: json.loads(row[1]) for row in stored(FIRST)}
-    state = read_state(FIRST, KEY)
+@pytest.mark.parametrize("path", [FIRST, NAMED], ids=["first", "named"])
+def test_what_is_read_is_what_would_be_written(path):
+    entries = {row[0]: json.loads(row[1]) for row in stored(path)}
+    state = read_state(path, KEY)
     for sequence, reservation in state.reservations.items():
         unit = state.datasets[reservation.dataset].unit
         assert reservation_body(reservation, unit) == entries[sequence]["body"]
     for known in state.datasets.values():
         assert entries[known.sequence]["body"]["description"] == dict(known.description)
-    for name in DATASETS:
+    for name in DATASETS if path == FIRST else ["records"]:
         assert dict(state.datasets[DATASETS[name]].description) == dataset(name).describe()
 
 
@@ -218,14 +222,29 @@ def test_a_site_goes_on_with_a_kept_ledger(tmp_path):
         ledger.reserve(charge, Ceiling(0.3, 1e-5))
 
 
-def test_the_export_is_written_as_it_was(tmp_path):
-    export_ledger(FIRST, tmp_path / "again.jsonl")
-    assert (tmp_path / "again.jsonl").read_bytes() == (LEDGER / "first.jsonl").read_bytes()
+@pytest.mark.parametrize("path", [NAMED, NAMED.with_suffix(".jsonl")], ids=lambda p: p.suffix)
+def test_a_charge_may_have_the_name_of_its_run(path):
+    state = read_state(path, KEY)
+    found = [(c.run, c.name, c.attempt, c.events) for c in state.reservations.values()]
+    assert found == [("named", "a run of Köln", 1, (LOCAL,)), ("named", "", 2, (LOCAL,))]
+    assert all(charge.name == "" for charge in read_state(FIRST, KEY).reservations.values())
+    bodies = [json.loads(row[1])["body"] for row in stored(NAMED)]
+    assert [body["run_name"] for body in bodies if "run_name" in body] == ["a run of Köln"]
 
 
-def test_the_export_is_refused_when_a_byte_changed(tmp_path):
+EXPORTS = pytest.mark.parametrize("path", [FIRST, NAMED], ids=["first", "named"])
+
+
+@EXPORTS
+def test_the_export_is_written_as_it_was(tmp_path, path):
+    export_ledger(path, tmp_path / "again.jsonl")
+    assert (tmp_path / "again.jsonl").read_bytes() == path.with_suffix(".jsonl").read_bytes()
+
+
+@EXPORTS
+def test_the_export_is_refused_when_a_byte_changed(tmp_path, path):
+    content = path.with_suffix(".jsonl").read_bytes()
     path = tmp_path / "export.jsonl"
-    content = (LEDGER / "first.jsonl").read_bytes()
     for changed in damaged(content, every=89):
         path.write_bytes(changed)
         with pytest.raises(FedllmError):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
-from golden.kept import COHORT, SURVIVORS, V1, damaged, identity, read, read_lines, records
+from golden.kept import COHORT, SURVIVORS, V1, V2, damaged, identity, read, read_lines, records
 from golden.kept_rounds import (
     CLEAR,
+    EARLIER,
+    EARLIER_CLEAR,
     IN_CLEAR,
     PLAN,
     ROSTER,
@@ -19,6 +22,7 @@ from golden.kept_rounds import (
 )
 from support.tasks import encode
 
+from fedllm.canonical import signing_bytes
 from fedllm.config import AllowSection, BudgetSection, SitePolicy, parse
 from fedllm.config.run import RunConfig
 from fedllm.errors import FedllmError, PeerError
@@ -31,6 +35,7 @@ from fedllm.federation.protocol.messages import (
     Settle,
     Wire,
     mask_key_statement,
+    round_statement,
 )
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.protocol.statements import check_member, make_member, read_statement
@@ -46,20 +51,32 @@ from fedllm.privacy.ledger.audit import read_state
 from fedllm.privacy.ledger.heads import read_heads
 from fedllm.tasks.cache import ModelCache
 
-ANSWERS = sorted(V1.glob("refusal/[A-Z]*.json"))
+ANSWERS = [
+    *(path for path in sorted(V1.glob("refusal/[A-Z]*.json")) if path.stem != "Joined"),
+    *V2.glob("refusal/[A-Z]*.json"),
+]
+# What a site and the key authority keep is read whichever version wrote it.
+STORED = pytest.mark.parametrize("stored", [ROUND, EARLIER], ids=["v2", "v1"])
 HELD_OUT = [f"anne.jsonl:{n}" for n in (1, 2, 4, 6, 8, 9, 10)]
 NAMES = [
     (folder, path.stem)
-    for folder in (ROUND, CLEAR)
+    for folder in (ROUND, CLEAR, EARLIER, EARLIER_CLEAR)
     for path in sorted(folder.glob("messages/[A-Z]*.json"))
 ]
 
 
-@pytest.mark.parametrize(("folder", "name"), NAMES, ids=lambda v: getattr(v, "name", v))
+def _id(value: Path | str) -> str:
+    return value if isinstance(value, str) else str(value.relative_to(V1.parent))
+
+
+@pytest.mark.parametrize(("folder", "name"), NAMES, ids=_id)
 def test_each_message_is_read_and_written_as_it_was(folder, name):
     found = message(name, folder)
     header, blobs = found.to_wire()
-    assert header == (folder / "messages" / f"{name}.json").read_text()
+    kept = (folder / "messages" / f"{name}.json").read_text()
+    # Before, a site did not say its name with its yes or no.
+    unnamed = V1 in folder.parents and name.startswith("Joined")
+    assert (header.replace('"site":"",', "", 1) if unnamed else header) == kept
     content = to_content(header, blobs)
     assert from_content(content) == (header, blobs)
 
@@ -70,7 +87,9 @@ def test_every_kind_of_message_is_kept():
         for name, kind in vars(messages).items()
         if isinstance(kind, type) and issubclass(kind, Wire) and kind is not Wire
     }
-    assert {name.partition("-")[0] for _, name in NAMES} == kinds
+    for folder in (ROUND, EARLIER):
+        assert {name.partition("-")[0] for kept, name in NAMES if kept == folder} == kinds
+    assert {path.stem for path in ANSWERS} < kinds
 
 
 def test_large_parts_travel_in_arrays_of_this_type():
@@ -79,7 +98,7 @@ def test_large_parts_travel_in_arrays_of_this_type():
     assert to_content("{}", {"plan": b"x"}).config_records["header"]["blob.plan"] == b"x"
 
 
-@pytest.mark.parametrize("path", ANSWERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ANSWERS, ids=_id)
 def test_each_refusal_is_read_and_written_as_it_was(path):
     kind = getattr(messages, path.stem)
     blobs = {"Trained": "update", "RoundOpened": "public_key", "SumOpened": "levels"}
@@ -101,7 +120,7 @@ def test_refusals_are_told_as_they_were():
 
 
 def test_the_signed_statement_says_what_it_said():
-    assert (STATEMENT.kind, STATEMENT.run, STATEMENT.round) == ("fedllm.round.v1", "run-1", 1)
+    assert (STATEMENT.kind, STATEMENT.run, STATEMENT.round) == ("fedllm.round.v2", "run-1", 1)
     assert RoundStatement.model_fields["kind"].default == STATEMENT.kind
     assert (STATEMENT.attempt, STATEMENT.purpose, STATEMENT.rounds) == (1, "update", 2)
     assert (STATEMENT.names, STATEMENT.min_sites, STATEMENT.series) == (COHORT, 2, "run-1")
@@ -112,7 +131,7 @@ def test_the_signed_statement_says_what_it_said():
     assert STATEMENT.key == digest(TRAIN.public_key)
     assert STATEMENT.noise_multiplier is not None
     assert STATEMENT.model_dump_json() == TRAIN.header.statement
-    signature = identity("authority").sign(TRAIN.header.statement.encode()).hex()
+    signature = identity("authority").sign(round_statement(TRAIN.header.statement)).hex()
     assert signature == TRAIN.header.signature
     opened = message("RoundOpened")
     assert opened.header.statement == TRAIN.header.statement
@@ -128,7 +147,7 @@ def test_a_member_is_signed_as_it_was(name):
     assert make_member(identity(name), "run-1") == member
     check_member(member, "run-1", ROSTER)
     words = mask_key_statement("run-1", name, member.mask_key)
-    assert words == f'["fedllm.mask-key.v1", "run-1", "{name}", "{member.mask_key}"]'.encode()
+    assert words == signing_bytes("fedllm.mask-key.v2", "run-1", name, member.mask_key)
     for changed in damaged(member.mask_key.encode(), every=9):
         with pytest.raises(PeerError):
             check_member(
@@ -136,9 +155,9 @@ def test_a_member_is_signed_as_it_was(name):
             )
 
 
-def site(folder, name="anne") -> Site:
+def site(folder, stored=ROUND, name="anne") -> Site:
     """Return a site of today with what it kept."""
-    for kept in (ROUND / "sites").iterdir():
+    for kept in (stored / "sites").iterdir():
         shutil.copy(kept, folder)
     files = SiteFiles(*(folder / f"{name}.{kind}" for kind in ("sqlite", "json", "log")))
     return Site(
@@ -150,7 +169,7 @@ def site(folder, name="anne") -> Site:
         ),
         files=files,
         model_path=str(V1 / "model"),
-        records=lambda task: records(ROUND / "records" / f"{name}.jsonl"),
+        records=lambda task: records(EARLIER / "records" / f"{name}.jsonl"),
         models=ModelCache(),
     )
 
@@ -165,8 +184,9 @@ def test_a_kept_order_is_accepted(order, scheme):
     assert found.model.initial.tobytes() == order.adapter == found.adapter.tobytes()
 
 
-def test_a_site_with_kept_memory_answers_as_it_did(tmp_path):
-    anne = site(tmp_path)
+@STORED
+def test_a_site_with_kept_memory_answers_as_it_did(tmp_path, stored):
+    anne = site(tmp_path, stored)
     # Its last attempt was an evaluation; the memory knows both apart.
     assert anne.settle(message("Settle")).to_wire() == message("Settled-anne").to_wire()
     again = anne.train(TRAIN).header.refusal
@@ -182,8 +202,9 @@ def test_a_site_with_kept_memory_answers_as_it_did(tmp_path):
     assert opened[0] == opened[1]
 
 
-def test_the_memory_says_what_it_said(tmp_path):
-    shutil.copy(ROUND / "sites" / "anne.json", tmp_path)
+@STORED
+def test_the_memory_says_what_it_said(tmp_path, stored):
+    shutil.copy(stored / "sites" / "anne.json", tmp_path)
     memory = SiteMemory(tmp_path / "anne.json")
     assert memory.settled("run-1", 1) == SURVIVORS
     assert memory.settled("run-1/evaluation", 2) == COHORT
@@ -192,12 +213,13 @@ def test_the_memory_says_what_it_said(tmp_path):
     assert not memory.knows("run-2")
 
 
-def test_the_ledger_of_a_kept_site_knows_its_records_and_rounds(tmp_path):
-    shutil.copy(ROUND / "sites" / "anne.sqlite", tmp_path)
-    path, rows = tmp_path / "anne.sqlite", records(ROUND / "records" / "anne.jsonl")
+@STORED
+def test_the_ledger_of_a_kept_site_knows_its_records_and_rounds(tmp_path, stored):
+    shutil.copy(stored / "sites" / "anne.sqlite", tmp_path)
+    path, rows = tmp_path / "anne.sqlite", records(EARLIER / "records" / "anne.jsonl")
     account = SiteAccount(path, identity("anne"), BudgetSection(), rows)
     assert account.charged(STATEMENT)
-    heads = read_heads(ROUND / "ledger_heads.jsonl")
+    heads = read_heads(stored / "ledger_heads.jsonl")
     assert account.head() == heads["anne"][-1], "no new data set"
     state = read_state(path, ROSTER.sites["anne"], heads["anne"])
     training, evaluation = state.reservations.values()
@@ -206,6 +228,7 @@ def test_the_ledger_of_a_kept_site_knows_its_records_and_rounds(tmp_path):
         "training",
         "evaluation",
     )
+    assert {c.name for c in (training, evaluation)} == {"kept" if stored == ROUND else ""}
     assert training.events[0].noise_multiplier == STATEMENT.noise_multiplier
     assert training.colluder_events != training.events
 
@@ -214,7 +237,7 @@ def test_the_same_records_are_held_out():
     allow = AllowSection(encryption="optional", non_private=True)
     reader = OrderReader(identity("anne"), ROSTER, allow, ModelCache(), str(V1 / "model"))
     order = reader.order(TRAIN)
-    rows = records(ROUND / "records" / "anne.jsonl")
+    rows = records(EARLIER / "records" / "anne.jsonl")
     held = SiteData(lambda task: rows, identity("anne")).datasets(order.config, order.model)
     expected = [row for row in rows if row.origin in HELD_OUT]
     model = order.model
@@ -224,8 +247,9 @@ def test_the_same_records_are_held_out():
     assert held.held_out.targets.tolist() == alike.targets.tolist()
 
 
-def test_the_authoritys_log_is_read_and_written_as_it_was(tmp_path):
-    path = ROUND / "rounds.jsonl"
+@STORED
+def test_the_authoritys_log_is_read_and_written_as_it_was(tmp_path, stored):
+    path = stored / "rounds.jsonl"
     entries = read_log(path, ROSTER.authority)
     assert [(e.number, e.event, e.run, e.round, e.attempt, e.sites) for e in entries] == [
         (1, "opened", "run-1", 1, 1, COHORT),
@@ -248,7 +272,8 @@ def test_the_authoritys_log_is_read_and_written_as_it_was(tmp_path):
             read_log(tmp_path / "rounds.jsonl", ROSTER.authority)
 
 
-def test_a_sites_own_log_has_its_fields():
-    line = read_lines(ROUND / "sites" / "anne.log")[0]
+@STORED
+def test_a_sites_own_log_has_its_fields(stored):
+    line = read_lines(stored / "sites" / "anne.log")[0]
     assert (line["run"], line["round"], line["attempt"]) == ("run-1", 1, 1)
     assert set(line["seconds"]) == {"train", "encrypt"}

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import tomllib
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from golden.kept import V1, damaged, read, read_lines
+from golden.kept import V1, V2, damaged, read, read_lines
 
 from fedllm.audit.attacks import results
 from fedllm.audit.ledgers.comparison import load_comparison
-from fedllm.audit.run_folder import read_run_folder
 from fedllm.config import RunConfig, load_run_config, load_site_policy, to_toml
 from fedllm.errors import CheckpointError, FedllmError
 from fedllm.federation.protocol.wire import digest
@@ -24,23 +22,36 @@ from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.privacy.ledger.audit import read_state
 from fedllm.privacy.ledger.heads import read_heads
-from fedllm_server.checkpoints import RunState, load_checkpoint, newest_round, save_checkpoint
+from fedllm.runs.checkpoints import RunState, load_checkpoint, newest_round, save_checkpoint
+from fedllm.runs.folder import config_digest, is_same_run, require_same_model
+from fedllm.runs.job import read_job, read_outcome, write_job, write_outcome
+from fedllm.runs.metrics import RoundReport, append_report, read_reports
+from fedllm.runs.observer import Start, StepReport
+from fedllm.runs.progress import ProgressFile
+from fedllm.runs.record import read_run_folder
+from fedllm.runs.summary import read_summary, write_summary
 from fedllm_server.following import follow
-from fedllm_server.jobs import all_jobs, read_job, runs_folder, write_job
-from fedllm_server.loop import config_digest
-from fedllm_server.metrics import append_report, read_reports
-from fedllm_server.observer import FileObserver
-from fedllm_server.summary import Summary
+from fedllm_server.jobs import all_jobs, error_of, runs_folder
 
-RUN = V1 / "simulation"
-KNOWN = {
-    "simulation": "d1cdb084910d8e591090c1e31a489b99cbca8686f25b84a41a4c04eeb335a84b",
-    "full": "3dc96500ca14403de51c6f8634fdb2ef49eb3e46e79c600088048cd5242e528c",
+RUN, RUN_NOW = V1 / "simulation", V2 / "simulation"
+RUNS = pytest.mark.parametrize("folder", [RUN, RUN_NOW], ids=["v1", "v2"])
+# Of what must not change between start and resume; before, locations were part of it.
+DIGESTS = {
+    RUN: "d1cdb084910d8e591090c1e31a489b99cbca8686f25b84a41a4c04eeb335a84b",
+    RUN_NOW: "beccc024eb58572ab6e99b35e9da3f9a2d1ef3e6949cc43fa0332dd3a2fc6eac",
 }
+FULL = "52cb912253fbff5c556b2d9e605d337b737828e257a04bee3f0ca6d51fdb8d42"
 OPTIMIZER = {
-    "steps": "161f4c0b1a18a0501127332c387e782b5acc10c6c7a9f7e494c1e3394c49bad5",
-    "mean": "5d28054718039af10a2adbf76e626d75bde01af3c441eb0b29dd3c55009babf5",
-    "square": "8986e3d6e805c40929e63c84cef189a9c92cb43e8f093777f36a7a768a377b37",
+    RUN: {
+        "steps": "161f4c0b1a18a0501127332c387e782b5acc10c6c7a9f7e494c1e3394c49bad5",
+        "mean": "5d28054718039af10a2adbf76e626d75bde01af3c441eb0b29dd3c55009babf5",
+        "square": "8986e3d6e805c40929e63c84cef189a9c92cb43e8f093777f36a7a768a377b37",
+    },
+    RUN_NOW: {
+        "steps": "161f4c0b1a18a0501127332c387e782b5acc10c6c7a9f7e494c1e3394c49bad5",
+        "mean": "3901675bc229f22d643d21e1813ab12d3d38a255d2359033676d84e4f3b2fe9c",
+        "square": "10f0edf03d2f844cfcfd653aac0a95ca4e66624c268c00b05a4d8e0aaa5938c0",
+    },
 }
 
 
@@ -82,29 +93,47 @@ def test_the_kept_configuration_names_nearly_every_key():
     assert kept["privacy.delta"] == 1e-6
 
 
-def test_a_run_can_be_resumed_and_is_the_same_run():
-    config = load_run_config(RUN / "run.toml")
-    state = load_checkpoint(RUN / "checkpoints")
+@RUNS
+def test_a_run_can_be_resumed_and_is_the_same_run(folder):
+    config, summary = load_run_config(folder / "run.toml"), read(folder / "summary.json")
+    state = load_checkpoint(folder / "checkpoints")
     assert state is not None
-    assert state.config == config_digest(config) == KNOWN["simulation"]
-    assert config_digest(load_run_config(V1 / "config" / "run.toml")) == KNOWN["full"]
-    assert (state.round, state.noise, newest_round(RUN / "checkpoints")) == (3, (0.0,) * 3, 3)
-    assert state.adapter.dtype == np.float32
-    assert (
-        digest(state.adapter.astype("<f4").tobytes())
-        == read(RUN / "summary.json")["adapter_sha256"]
-    )
+    assert state.config == DIGESTS[folder]
+    assert is_same_run(state.config, config, folder)
+    other = config.model_copy(update={"seed": 1})
+    assert not is_same_run(state.config, other, folder)
+    assert (state.round, state.noise, newest_round(folder / "checkpoints")) == (3, (0.0,) * 3, 3)
+    assert (state.run, state.adapter.dtype) == (summary["run_id"], np.float32)
+    assert digest(state.adapter.astype("<f4").tobytes()) == summary["adapter_sha256"]
     found = {name: digest(array.astype("<f8").tobytes()) for name, array in state.optimizer.items()}
-    assert found == OPTIMIZER
+    assert found == OPTIMIZER[folder]
+    # Before, neither the base model nor the round's figures stood in it.
+    now = summary["model"]["fingerprint"]
+    assert state.model == (now if folder == RUN_NOW else "")
+    require_same_model(state.model, now, folder)
+    assert (state.report is None) == (folder == RUN)
+    if state.report is not None:
+        line = read_reports(folder / "metrics.jsonl")[3]
+        assert (state.report.round, state.report.sites) == (3, 2)
+        assert state.report.update_norm == line.update_norm
 
 
-def test_a_checkpoint_is_written_as_it_was_and_refused_when_a_byte_changed(tmp_path):
-    state = load_checkpoint(RUN / "checkpoints")
+def test_what_may_not_change_in_a_resumed_run_is_hashed_as_it_was():
+    assert config_digest(load_run_config(RUN / "run.toml")) == DIGESTS[RUN_NOW]
+    assert config_digest(load_run_config(V1 / "config" / "run.toml")) == FULL
+
+
+@RUNS
+def test_a_checkpoint_is_written_as_it_was_and_refused_when_a_byte_changed(tmp_path, folder):
+    state = load_checkpoint(folder / "checkpoints")
     assert isinstance(state, RunState)
     again = save_checkpoint(tmp_path / "checkpoints", state)
-    kept = read(RUN / "checkpoints" / "round-00003" / "state.json")
-    assert kept.items() <= {**read(again / "state.json"), "sha256": kept["sha256"]}.items()
-    content = (RUN / "checkpoints" / "round-00003" / "state.npz").read_bytes()
+    kept = read(folder / "checkpoints" / "round-00003" / "state.json")
+    written = {**read(again / "state.json"), "sha256": kept["sha256"]}
+    # Later keys are empty for a state that did not have them.
+    added = {} if folder == RUN_NOW else {"model": "", "report": None}
+    assert written == kept | added
+    content = (folder / "checkpoints" / "round-00003" / "state.npz").read_bytes()
     (again / "state.json").write_text(json.dumps(kept))
     for changed in damaged(content, every=97):
         (again / "state.npz").write_bytes(changed)
@@ -112,15 +141,23 @@ def test_a_checkpoint_is_written_as_it_was_and_refused_when_a_byte_changed(tmp_p
             load_checkpoint(tmp_path / "checkpoints")
 
 
-def test_a_run_folder_is_read():
-    run, kept = read_run_folder(RUN), read(RUN / "summary.json")
+@RUNS
+def test_a_run_folder_is_read(tmp_path, folder):
+    run, kept = read_run_folder(folder), read(folder / "summary.json")
     assert isinstance(run.config, RunConfig)
     assert run.summary == kept
-    assert Summary(**kept).model_dump(mode="json").items() >= kept.items()
     assert [line.number for line in run.rounds] == [0, 1, 2, 3]
     assert run.epsilon == kept["privacy"]["sites"]
     assert run.rounds[3].metrics == kept["metrics"]
     assert set(run.rounds[3].seconds) >= {"train", "encrypt", "aggregate", "decrypt", "total"}
+    assert run.simulated
+    assert (run.time("started") is None) == (folder == RUN)
+    write_summary(tmp_path, read_summary(folder))
+    written = read(tmp_path / "summary.json")
+    added = {} if folder == RUN_NOW else {"started": "", "finished": "", "simulated": False}
+    assert written == kept | added
+    if folder == RUN_NOW:
+        assert (tmp_path / "summary.json").read_bytes() == (folder / "summary.json").read_bytes()
 
 
 def test_what_a_simulated_site_keeps_fits_together():
@@ -140,20 +177,39 @@ def test_what_a_simulated_site_keeps_fits_together():
     assert [(line["run"], line["round"]) for line in lines] == [(run, n) for n in (1, 2, 3)]
 
 
+FIGURES = [
+    RoundReport(round=0, metrics={"loss": 2.75, "accuracy": 0.19}),
+    RoundReport(
+        round=1,
+        sites=2,
+        dropped={"carl": "carl: too late"},
+        # It was no number; an epsilon without a bound is null too.
+        metrics={"loss": 2.25, "accuracy": None},
+        site_metrics={"units": 40.5, "loss": 2.0, "loss_noise": 0.125},
+        epsilon={"anne": 1.5, "bob": None},
+        update_norm=0.75,
+        bytes_up=1000,
+        bytes_down=2000,
+        seconds={"total": 1.5, "train": 1.0},
+        started="2025-01-02T03:04:05.678+00:00",
+        finished="2025-01-02T03:04:07.178+00:00",
+    ),
+]
+BEFORE = {"epsilon": {"anne": 1.5, "bob": 1.25}, "started": "", "finished": ""}
+FIGURES_BEFORE = [FIGURES[0], FIGURES[1].model_copy(update=BEFORE)]
+
+
 def test_metrics_are_read_and_written_as_they_were(tmp_path):
-    path = V1 / "progress" / "metrics.jsonl"
-    before, first = read_reports(path)
-    assert (before.round, before.sites, before.metrics) == (0, 0, {"loss": 2.75, "accuracy": 0.19})
-    assert (first.round, first.dropped) == (1, {"carl": "carl: too late"})
-    assert first.metrics == {"loss": 2.25, "accuracy": None}, "it was no number"
-    assert first.site_metrics == {"units": 40.5, "loss": 2.0, "loss_noise": 0.125}
-    assert first.epsilon == {"anne": 1.5, "bob": 1.25}
-    assert (first.update_norm, first.bytes_up, first.bytes_down) == (0.75, 1000, 2000)
-    assert first.seconds == {"total": 1.5, "train": 1.0}
-    for report in (before, first):
+    for folder, figures in ((V1, FIGURES_BEFORE), (V2, FIGURES)):
+        path = folder / "progress" / "metrics.jsonl"
+        assert read_reports(path) == figures
+    for report in FIGURES:
         append_report(tmp_path / "again.jsonl", report)
-    for old, new in zip(read_lines(path), read_lines(tmp_path / "again.jsonl"), strict=True):
-        assert old.items() <= new.items()
+    assert (tmp_path / "again.jsonl").read_bytes() == path.read_bytes()
+    # Earlier lines lacked the times.
+    lines = read_lines(V1 / "progress" / "metrics.jsonl")
+    times = {"started": "", "finished": ""}
+    assert [line | times for line in lines] == [one.model_dump() for one in FIGURES_BEFORE]
 
 
 class Heard:
@@ -179,40 +235,73 @@ def test_the_runs_of_a_coordinator_are_read_and_written_as_they_were(tmp_path):
     done, failed = found["finished"], found["failed"]
     moment = "2025-01-02T03:04:05.678+00:00"
     assert (done.status, done.submitted, done.starts, done.error) == ("finished", moment, 2, None)
-    assert str(failed.to_error()).splitlines() == [
+    assert str(error_of(failed)).splitlines() == [
         "run 'failed': the ceiling is 8",
         "  -> plan fewer rounds",
     ]
-    assert failed.to_error().exit_code == 3
+    assert error_of(failed).exit_code == 3
     for name in ("finished", "failed"):
         outcome = read(V1 / "job" / name / "outcome.json")
         assert outcome == {"error": found[name].error}
+        assert read_outcome(V1 / "job" / name) == (found[name].error,)
         write_job(tmp_path, found[name])
-        kept = read(V1 / "job" / name / "job.json")
-        assert kept.items() <= read(tmp_path / "job.json").items()
+        write_outcome(tmp_path, found[name].error)
+        for file in ("job.json", "outcome.json"):
+            assert (tmp_path / file).read_bytes() == (V1 / "job" / name / file).read_bytes()
         assert read_job(tmp_path) == found[name]
 
 
-def test_the_progress_of_a_run_is_told_as_it_was(tmp_path):
-    folder = runs_folder(coordinator(tmp_path)) / "finished"
-    shutil.copy(V1 / "progress" / "progress.jsonl", folder)
+def followed(folder: Path, progress: Path) -> list[Any]:
+    """Return what a run of a coordinator tells, with the kept progress."""
+    run = runs_folder(coordinator(folder)) / "finished"
+    shutil.copy(V1 / "config" / "run.toml", run)
+    shutil.copy(progress, run)
     heard = Heard()
-    assert follow(folder, heard).status == "finished"
-    *words, finished, closed = heard.told
-    assert words == [
-        ("started", {"rounds": 2, "sites": 3, "done": 0}),
-        ("note", {"text": "WARNING: a word to the ‘wise’"}),
-        ("site_answered", {"round": 1, "site": "anne", "answered": 1, "sites": 3}),
+    assert follow(run, heard).status == "finished"
+    return heard.told
+
+
+CONFIG = load_run_config(V1 / "config" / "run.toml")
+NOTE = ("note", "WARNING: a word to the ‘wise’", {})
+ANSWER = ("site_answered", 1, "anne", 1, 3, {})
+STEPS = [
+    ("advanced", StepReport(1, 6, 16, 5.5, 1000.0, 0.5), {}),
+    ("advanced", StepReport(3, 6, 48, None, 1000.0, 0.25, {"bits_per_byte": 7.5}), {}),
+]
+
+
+def test_the_progress_of_a_run_is_told_as_it_was(tmp_path):
+    assert followed(tmp_path, V1 / "progress" / "progress.jsonl") == [
+        ("started", Start("", CONFIG, "rounds", 2, 0, 3), {}),
+        NOTE,
+        ANSWER,
+        ("finished_round", FIGURES[0], {}),
+        ("close", {}),
     ]
-    before = read_reports(V1 / "progress" / "metrics.jsonl")[0]
-    assert (finished, closed) == (("finished_round", {"report": before}), ("close", {}))
-    again = FileObserver(tmp_path / "again.jsonl")
-    for kind, named in words:
-        getattr(again, kind)(**named)
-    again.finished_round(before)
-    lines = (V1 / "progress" / "progress.jsonl").read_text().splitlines()
-    assert (tmp_path / "again.jsonl").read_text().splitlines()[:3] == lines[:3]
-    assert json.loads(lines[3])["report"].items() <= asdict(before).items()
+
+
+def test_progress_is_told_and_written_as_it_was(tmp_path):
+    path = V2 / "progress" / "progress.jsonl"
+    told = followed(tmp_path, path)
+    assert told == [
+        ("started", Start("run-1", CONFIG, "rounds", 2, 0, 3), {}),
+        NOTE,
+        ANSWER,
+        *(("finished_round", report, {}) for report in FIGURES),
+        *STEPS,
+        ("close", {}),
+    ]
+    (tmp_path / "again").mkdir()
+    again = ProgressFile(tmp_path / "again")
+    for kind, *values, named in told:
+        getattr(again, kind)(*values, **named)
+    assert (tmp_path / "again" / "progress.jsonl").read_bytes() == path.read_bytes()
+
+
+def test_the_progress_of_a_simulation_has_the_figures_of_its_rounds():
+    told = read_lines(RUN_NOW / "progress.jsonl")
+    figures = [line["report"] for line in told if line["kind"] == "finished_round"]
+    assert figures == read_lines(RUN_NOW / "metrics.jsonl")
 
 
 def test_the_status_of_a_coordinator_is_shown(tmp_path, capsys):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import tenseal
@@ -20,6 +18,7 @@ from golden.kept_rounds import (
     sealing_key,
 )
 
+from fedllm.canonical import signing_bytes
 from fedllm.encryption.masks import Reveal, SiteMasks, survivor_statement
 from fedllm.encryption.pack import pack
 from fedllm.encryption.plan import EncryptionPlan, make_plan
@@ -32,14 +31,13 @@ from fedllm.federation.protocol.messages import RoundStatement
 from fedllm.federation.protocol.statements import read_statement
 from fedllm.federation.protocol.wire import digest
 from fedllm.identity.keys import verify_signature
-from fedllm.identity.roster import Roster
 from fedllm.privacy.ledger.heads import signed_head
 from fedllm.randomness import RandomStream
 
 # Known answers: what follows from keys that anybody can make.
 PACKED = "36adb83a1226f0b75892b14de719cd7d8e95efba210491726e6d91764d16fa78"
 STREAM = "f4100eb4b5599012a8b922e4a6ddf009"
-MASK = "58b964b7bb16f68166c65a4a4def89b2abfe3ff11ddb43109e4ccaa97a269ea7"
+MASK = "c759961e36f2502a84e5e2a46523f0892b3b755027fb17f283f520b400fe93a2"
 FIXED = STATEMENT.model_copy(update={"key": "00" * 32})
 CHOSEN = [
     (
@@ -74,6 +72,13 @@ PLANS = [
 ]
 
 
+def test_a_statement_is_encoded_as_it_was():
+    number = lambda value: value.to_bytes(8, "little")  # noqa: E731
+    parts = (b"fedllm.x.v2", "ü".encode(), b"12", b"\x00", b"")
+    encoded = number(len(parts)) + b"".join(number(len(part)) + part for part in parts)
+    assert signing_bytes("fedllm.x.v2", "ü", 12, b"\x00", "") == encoded
+
+
 @pytest.mark.parametrize(("asked", "kept"), PLANS, ids=["bfv", "none"])
 def test_the_same_plan_is_chosen_and_written_as_it_was(asked, kept):
     plan = make_plan(*asked)
@@ -93,10 +98,9 @@ def test_all_parties_choose_the_plan_that_they_chose(asked, fingerprint):
 @pytest.mark.parametrize(("folder", "order"), [(ROUND, TRAIN), (CLEAR, IN_CLEAR)])
 def test_an_update_is_opened_and_refused_when_a_byte_changed(folder, order, name):
     trained = message(f"Trained-{name}", folder)
-    roster = Roster.from_json((folder / "roster.json").read_text())
-    statement = read_statement(order.header.statement, order.header.signature, roster)
+    statement = read_statement(order.header.statement, order.header.signature, ROSTER)
     plan = EncryptionPlan.from_bytes(order.plan)
-    about = (statement, plan, name, roster)
+    about = (statement, plan, name, ROSTER)
     payload = verified_update(trained.update, *about)
     assert len(payload) == plan.update_bytes
     assert signed_update(payload, statement, plan, identity(name)) == trained.update
@@ -162,7 +166,7 @@ def test_masks_and_reveals_are_derived_as_they_were(name):
     scope = mask_scope(STATEMENT, PLAN)
     statement = masks.statement(SURVIVORS)
     assert statement == survivor_statement(scope, SURVIVORS)
-    assert json.loads(statement)["statement"] == "fedllm.survivors.v1"
+    assert statement == signing_bytes("fedllm.survivors.v2", scope.to_bytes(), *SURVIVORS)
     settled = message(f"Settled-{name}").header.signature
     assert identity(name).sign(statement).hex() == settled
     verify_signature(ROSTER.sites[name], bytes.fromhex(settled), statement, name)

@@ -110,6 +110,11 @@ class OrderReader:
             If it is another.
         """
         model = self.models.get(config, labels)
+        if fingerprint and fingerprint == model.earlier_fingerprint:
+            raise RefusedError(
+                "the coordinator names the base model by an earlier kind of fingerprint",
+                "update fedllm, so that all parties run the same version",
+            )
         if model.fingerprint != fingerprint:
             raise RefusedError(
                 "the base model at this site is not the one that the run is for",

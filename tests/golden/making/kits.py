@@ -15,13 +15,14 @@ from fedllm.identity.provisioning import provision, renew, revoke, sign
 
 NOW = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
 # A century: the kept kits must not expire.
+NAMES = {"sites": ["anne"], "titles": {"anne": "Klinik Köln"}}
 DAYS = {"validity_days": 36500, "ca_validity_days": 36500}
 
 
 def make(folder: Path) -> None:
     """Write ``federation`` and, as at a site that has not been answered yet, ``enrolled``."""
     operator, enrolled = folder / "federation", folder / "enrolled"
-    provision(federation_config(sites=["anne"], **DAYS), operator, NOW, PASSPHRASE)
+    provision(federation_config(**NAMES, **DAYS), operator, NOW, PASSPHRASE)
     for name in ("bob", "bob-again"):
         enroll(enrolled / name, "site", "bob")
         request = read_request((enrolled / name / "request.json").read_text())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from golden.kept import identity, records, seed
 
+from fedllm.canonical import canonical_json
 from fedllm.files import append_line, write_bytes
 from fedllm.privacy.accounting.events import (
     Event,
@@ -16,7 +17,6 @@ from fedllm.privacy.accounting.events import (
     PoissonDiscreteGaussian,
     PoissonGaussian,
     Stated,
-    canonical_bytes,
     to_json,
 )
 from fedllm.privacy.ledger.audit import export_ledger, spending_of
@@ -50,7 +50,7 @@ def events() -> list[Event]:
 def make(folder: Path) -> None:
     """Write ``events.jsonl``, ``fingerprints`` and ``ledger``."""
     for event in events():
-        append_line(folder / "events" / "events.jsonl", canonical_bytes(to_json(event)).decode())
+        append_line(folder / "events" / "events.jsonl", canonical_json(to_json(event)).decode())
     _fingerprints(folder / "fingerprints")
     _ledgers(folder / "ledger", folder / "fingerprints")
 
@@ -104,6 +104,12 @@ def _ledgers(folder: Path, data: Path) -> None:
     for number, head in heads.items():
         keep_heads(folder / "ledger_heads.jsonl", "kept", number, {SITE: head})
     export_ledger(folder / "first.sqlite", folder / "first.jsonl")
+
+    named = Ledger.open(folder / "named.sqlite", SITE, identity(SITE))
+    bare = named.register(rows)
+    for name in ("a run of Köln", ""):
+        named.commit(named.reserve(Charge("named", 1, bare, local, name=name), ceiling))
+    export_ledger(folder / "named.sqlite", folder / "named.jsonl")
 
     second = Ledger.open(folder / "second.sqlite", SITE, identity("anne with new keys"))
     _, carried = spending_of(folder / "first.sqlite")

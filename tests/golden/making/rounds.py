@@ -19,7 +19,8 @@ from fedllm.data.records import Record
 from fedllm.encryption.schemes import SecretRoundKey
 from fedllm.federation.authority.authority import Authority
 from fedllm.federation.authority.round_log import RoundLog
-from fedllm.federation.coordinator.rounds import gather_cohort, run_round, statement_of
+from fedllm.federation.coordinator.cohort import gather_cohort
+from fedllm.federation.coordinator.rounds import run_round, statement_of
 from fedllm.federation.protocol.messages import (
     Joined,
     JoinedHeader,
@@ -37,9 +38,9 @@ from fedllm.federation.protocol.messages import (
     Wire,
 )
 from fedllm.federation.protocol.refusals import Refusal
-from fedllm.federation.site.charging import next_noise_multiplier
 from fedllm.files import write_bytes, write_json
 from fedllm.identity.keys import Identity
+from fedllm.mechanisms import mechanism_of
 from fedllm.privacy.ledger.heads import keep_heads
 from fedllm.randomness import RandomStream
 
@@ -124,7 +125,7 @@ class _Recorder:
         self._prefix = "" if update else "evaluation-"
         terms, roster = federation.terms, federation.roster
         cohort = gather_cohort(federation, terms, number, roster, print)
-        noise = next_noise_multiplier(terms.config, number, ()) if update else None
+        noise = mechanism_of(terms.config).announced_noise(number, ()) if update else None
         statement = statement_of(terms, cohort, number, number, noise, purpose)
         adapter = federation.model().adapter()
         parties = (federation, self)
@@ -198,7 +199,7 @@ def refused() -> dict[str, Wire]:
     """Return each answer as it is sent when its sender refuses."""
     no = Refusal(kind="RefusedError", message="the policy forbids it", remedy="ask the site")
     return {
-        "Joined": Joined(JoinedHeader(refusal=no)),
+        "Joined": Joined(JoinedHeader(site="carl", refusal=no)),
         "Trained": Trained(TrainedHeader(site="carl", refusal=no), b""),
         "Settled": Settled(SettledHeader(site="carl", refusal=no)),
         "Unmasked": Unmasked(UnmaskedHeader(site="carl", refusal=no)),

@@ -12,7 +12,6 @@ from golden.making.models import LABELS, WORDS
 from fedllm.config import RunConfig, parse
 from fedllm.files import write_bytes
 from fedllm.randomness import RandomStream
-from fedllm_server.observer import PlainObserver
 from fedllm_server.simulation import simulate
 
 
@@ -45,7 +44,7 @@ def make(folder: Path) -> None:
         "privacy": {"epsilon": 8.0},
         "engine": {"threads": 1},
     }
-    simulate(parse(RunConfig, values, "golden"), out, observer=PlainObserver())
+    simulate(parse(RunConfig, values, "golden"), out, observers=[])
     for name in ("report.html", "report.json", ".lock"):
         (out / name).unlink(missing_ok=True)
     for path in (out / "ledgers").iterdir():

@@ -10,9 +10,10 @@ from fedllm.config import RunConfig, SitePolicy, parse, to_toml
 from fedllm.errors import BudgetError, DataError
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.files import write_bytes, write_json
-from fedllm_server.jobs import Job, write_job
-from fedllm_server.metrics import RoundReport, append_report
-from fedllm_server.observer import FileObserver
+from fedllm.runs.job import Job, write_job, write_outcome
+from fedllm.runs.metrics import RoundReport, append_report
+from fedllm.runs.observer import Start, StepReport
+from fedllm.runs.progress import ProgressFile
 
 
 def full_config() -> RunConfig:
@@ -120,9 +121,9 @@ def make(folder: Path) -> None:
 def _coordinator(folder: Path, refusal: Refusal) -> None:
     moment = "2025-01-02T03:04:05.678+00:00"
     write_job(folder / "finished", Job("finished", "finished", moment, 2))
-    write_json(folder / "finished" / "outcome.json", {"error": None})
+    write_outcome(folder / "finished", None)
     write_job(folder / "failed", Job("failed", "failed", moment, 1, refusal.model_dump()))
-    write_json(folder / "failed" / "outcome.json", {"error": refusal.model_dump()})
+    write_outcome(folder / "failed", refusal.model_dump())
     status = {
         "federation": "north",
         "address": "fed.example.org:9092",
@@ -151,30 +152,43 @@ def _coordinator(folder: Path, refusal: Refusal) -> None:
 def reports() -> list[RoundReport]:
     """Return the figures of two rounds; a figure that is not finite is kept as null."""
     return [
-        RoundReport(0, 0, metrics={"loss": 2.75, "accuracy": 0.19}),
+        RoundReport(round=0, metrics={"loss": 2.75, "accuracy": 0.19}),
         RoundReport(
-            1,
-            2,
-            {"carl": "carl: too late"},
-            {"loss": 2.25, "accuracy": float("nan")},
-            {"units": 40.5, "loss": 2.0, "loss_noise": 0.125},
-            {"anne": 1.5, "bob": 1.25},
-            0.75,
-            1000,
-            2000,
-            {"total": 1.5, "train": 1.0},
+            round=1,
+            sites=2,
+            dropped={"carl": "carl: too late"},
+            metrics={"loss": 2.25, "accuracy": float("nan")},
+            site_metrics={"units": 40.5, "loss": 2.0, "loss_noise": 0.125},
+            epsilon={"anne": 1.5, "bob": float("inf")},
+            update_norm=0.75,
+            bytes_up=1000,
+            bytes_down=2000,
+            seconds={"total": 1.5, "train": 1.0},
+            started="2025-01-02T03:04:05.678+00:00",
+            finished="2025-01-02T03:04:07.178+00:00",
         ),
     ]
 
 
+def steps() -> list[StepReport]:
+    """Return two lines of pretraining's progress."""
+    return [
+        StepReport(1, 6, 16, 5.5, 1000.0, 0.5),
+        StepReport(3, 6, 48, float("nan"), 1000.0, 0.25, {"bits_per_byte": 7.5}),
+    ]
+
+
 def _progress(folder: Path) -> None:
-    observer = FileObserver(folder / "progress.jsonl")
-    observer.started(2, 3, 0)
+    folder.mkdir()
+    observer = ProgressFile(folder)
+    observer.started(Start("run-1", full_config(), "rounds", 2, 0, 3))
     observer.note("WARNING: a word to the ‘wise’")
     observer.site_answered(1, "anne", 1, 3)
     for report in reports():
         append_report(folder / "metrics.jsonl", report)
-    observer.finished_round(reports()[0])
+        observer.finished_round(report)
+    for step in steps():
+        observer.advanced(step)
 
 
 def audit_results() -> dict[str, object]:

@@ -1,0 +1,147 @@
+"""What lives within a run is refused from an earlier version, in words that say what to do."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from golden.kept import COHORT, SURVIVORS, V1, V2, identity, read, read_lines
+from golden.kept_rounds import (
+    EARLIER,
+    EARLIER_CLEAR,
+    PLAN,
+    ROSTER,
+    STATEMENT,
+    message,
+    sealing_key,
+)
+from golden.test_rounds import site
+
+from fedllm.canonical import canonical_json, read_object, sha256_hex
+from fedllm.config import AllowSection
+from fedllm.errors import PeerError, RefusedError
+from fedllm.federation.authority.authority import Authority
+from fedllm.federation.protocol.envelopes import verified_update
+from fedllm.federation.protocol.masks import check_settled, mask_scope, reveal_purpose
+from fedllm.federation.protocol.messages import OpenRoundHeader, RoundStatement
+from fedllm.federation.protocol.refusals import Refusal
+from fedllm.federation.protocol.statements import check_member, parse_statement, read_statement
+from fedllm.federation.protocol.wire import parse_header
+from fedllm.federation.site.orders import OrderReader
+from fedllm.tasks.cache import ModelCache
+
+UPDATE = "-> update fedllm"
+SIGNED = ("Train", "Settle", "Unmask", "RoundOpened", "OpenSum")
+STATEMENT_BEFORE = message("Train", EARLIER).header.statement
+FOLDERS = pytest.mark.parametrize("folder", [EARLIER, EARLIER_CLEAR], ids=lambda f: f.name)
+
+
+@FOLDERS
+@pytest.mark.parametrize("name", [*SIGNED, "OpenRound"])
+def test_a_statement_in_any_message(folder, name):
+    if not (folder / "messages" / f"{name}.json").exists():
+        assert folder == EARLIER_CLEAR, "without masks nobody settles"
+        return
+    header = message(name, folder).header
+    if not isinstance(header, OpenRoundHeader):
+        with pytest.raises(PeerError, match=UPDATE):
+            read_statement(header.statement, header.signature, ROSTER)
+    with pytest.raises(PeerError, match=f"as 'fedllm.round.v1', and this .*\n.*{UPDATE}"):
+        parse_statement(header.statement)
+
+
+def test_a_statement_under_the_new_name_is_still_not_signed():
+    text = STATEMENT_BEFORE.replace("fedllm.round.v1", "fedllm.round.v2")
+    assert parse_header(RoundStatement, text).kind == "fedllm.round.v2"
+    for signature in (
+        message("Train", EARLIER).header.signature,
+        identity("authority").sign(text.encode()).hex(),
+    ):
+        with pytest.raises(PeerError, match="signature"):
+            read_statement(text, signature, ROSTER)
+
+
+@pytest.mark.parametrize("name", ["Train", "Settle", "Unmask"])
+def test_a_site_says_so_in_its_log(tmp_path, name):
+    # What travels of an error that is not the policy's is its kind alone.
+    anne = site(tmp_path, EARLIER)
+    assert getattr(anne, name.lower())(message(name, EARLIER)).header.refusal.kind == "PeerError"
+    line = read_lines(tmp_path / "anne.log")[-1]
+    assert (line["error"], "update fedllm" in line["text"]) == ("PeerError", True)
+
+
+@FOLDERS
+def test_an_older_coordinator_that_asks_a_site_to_join(tmp_path, folder):
+    # It names the base model by the fingerprint of its time.
+    refusal = site(tmp_path, EARLIER).join(message("Join", folder)).header.refusal
+    assert (refusal.kind, "update fedllm" in refusal.remedy) == ("RefusedError", True)
+
+
+def test_a_policy_that_names_a_base_model_by_its_earlier_fingerprint():
+    known = (read(folder / "adapter" / "known.json")["fingerprint"] for folder in (V1, V2))
+    before, now = known
+    order = message("Join").header
+    assert order.model == now
+    for fingerprint, accepted in ((now, True), (before, False)):
+        allow = AllowSection(encryption="optional", non_private=True, models=(fingerprint,))
+        reader = OrderReader(identity("anne"), ROSTER, allow, ModelCache(), str(V1 / "model"))
+        if accepted:
+            assert reader.configuration(order.config, order.model).name == "kept"
+            continue
+        with pytest.raises(RefusedError, match=r"allow\.models\n.*fedllm client check"):
+            reader.configuration(order.config, order.model)
+
+
+@FOLDERS
+@pytest.mark.parametrize(("ask", "name"), [("open_round", "OpenRound"), ("open_sum", "OpenSum")])
+def test_the_key_authority_says_so(folder, ask, name):
+    authority = Authority(identity("authority"), ROSTER, 2, full_errors=True)
+    refusal = getattr(authority, ask)(message(name, folder)).header.refusal
+    assert isinstance(refusal, Refusal)
+    assert (refusal.kind, "update fedllm" in refusal.remedy) == ("PeerError", True)
+
+
+@FOLDERS
+@pytest.mark.parametrize("name", COHORT)
+def test_a_member(folder, name):
+    member = message(f"Joined-{name}", folder).header.member
+    assert member is not None
+    with pytest.raises(PeerError, match="update fedllm"):
+        check_member(member, "run-1", ROSTER)
+
+
+@FOLDERS
+@pytest.mark.parametrize("name", SURVIVORS)
+def test_an_update(folder, name):
+    with pytest.raises(PeerError, match=f"version 1; this is version 2\n.*{UPDATE}"):
+        verified_update(message(f"Trained-{name}", folder).update, STATEMENT, PLAN, name, ROSTER)
+
+
+def test_signatures_of_survivors():
+    scope = mask_scope(STATEMENT, PLAN)
+    signatures = [message(f"Settled-{name}").header.signature for name in SURVIVORS]
+    assert check_settled(scope, SURVIVORS, signatures, ROSTER)
+    older = [message(f"Settled-{name}", EARLIER).header.signature for name in SURVIVORS]
+    with pytest.raises(PeerError, match="signature of 'anne'"):
+        check_settled(scope, SURVIVORS, older, ROSTER)
+
+
+@pytest.mark.parametrize("name", SURVIVORS)
+def test_a_reveal(name):
+    older = bytes.fromhex(message(f"Unmasked-{name}", EARLIER).header.reveal)
+    said = sha256_hex(canonical_json(json.loads(STATEMENT_BEFORE)))
+    about = json.dumps(["fedllm.reveal.v1", said, name]).encode()
+    assert read_object(sealing_key(EARLIER).open(older, about))["site"] == name
+    text = STATEMENT_BEFORE.replace("fedllm.round.v1", "fedllm.round.v2")
+    statement = parse_header(RoundStatement, text)
+    with pytest.raises(PeerError, match="does not open"):
+        sealing_key(EARLIER).open(older, reveal_purpose(statement, name))
+
+
+def test_mask_keys_are_others_than_before():
+    before = {m["name"]: m["mask_key"] for m in json.loads(STATEMENT_BEFORE)["cohort"]}
+    now = {member.name: member.mask_key for member in STATEMENT.cohort}
+    assert set(before) == set(now) == set(COHORT)
+    assert not set(before.values()) & set(now.values())
+    # The same secret: the label makes the difference.
+    assert identity("anne").mask_key("run-1").public_key().public_bytes_raw().hex() == now["anne"]
