@@ -194,7 +194,7 @@ ORDERS = {
     ),
     "a mask key's signature that is no hexadecimal": (
         lambda p: cohort(p, lambda members: [{**members[0], "signature": "x"}, *members[1:]]),
-        "the signature of 'site-0' is not hexadecimal",
+        "the mask key of 'site-0' or its signature is not hexadecimal",
     ),
     "an authority's signature that is no hexadecimal": (
         lambda p: headed(p.order, signature="x"),
