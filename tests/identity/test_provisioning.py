@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +13,16 @@ from support.tls import handshake
 
 from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.identity import certificates
-from fedllm.identity.enrolment import accept, enroll, read_answer, read_request, same_fingerprint
+from fedllm.identity.enrolment import (
+    Request,
+    accept,
+    enroll,
+    read_answer,
+    read_request,
+    root_fingerprint,
+    same_fingerprint,
+    spoken_fingerprint,
+)
 from fedllm.identity.issuing import server_certificate
 from fedllm.identity.kits import Kit, read_kit, split_address, update_roster
 from fedllm.identity.provisioning import inspect, provision, renew, revoke, sign
@@ -439,6 +449,15 @@ def test_fingerprints_as_people_type_them():
     assert same_fingerprint("abcd efgh", "ABCD-EFGH")
     assert not same_fingerprint("ABCD", "ABCD-EFGH")
     assert not same_fingerprint("", "")
+
+
+def test_what_people_read_to_each_other_is_the_same_in_every_version():
+    # 120 bits of SHA-256 in base32 (RFC 4648), six groups of four; of nothing, by FIPS 180-4.
+    assert spoken_fingerprint(b"") == "4OYM-IQUY-7QOB-JGX3-6TEJ-S35Z"
+    assert root_fingerprint(bytes(range(32))) == "ZR4M-GXZT-PXAZ-FIA5-H3O6-IAII"
+    request = Request("site", "anne", bytes(range(32)), b"node")
+    assert request.fingerprint == "ZSN2-VPI5-HHXB-TMIJ-Z3TE-S6GA"
+    assert replace(request, name="anna").fingerprint != request.fingerprint
 
 
 def test_requests_and_answers_of_nonsense_are_peer_errors():

@@ -194,6 +194,15 @@ def contribution(case, work, noise=2.0, norm=None) -> Contribution:
     return mechanism_of(case).contribute(work, noise, quantise, ("site-0", 1), norm)
 
 
+def test_after_discrete_rounds_coordinator_and_site_choose_the_same_noise():
+    # The coordinator knows the noise multipliers alone, a site has the events in its ledger.
+    mechanism = mechanism_of(CASES[DiscreteSharedNoise])
+    first = mechanism.announced_noise(1, ())
+    done = mechanism.cost(40, 56, first).events * 4
+    announced = mechanism.announced_noise(4, [first] * 4)
+    assert announced == mechanism.needed_noise(40, 4, done) > first
+
+
 def test_no_contribution_of_a_private_run_leaves_without_noise():
     for kind, case in CASES.items():
         if kind is not NoPrivacy:
