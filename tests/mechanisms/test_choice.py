@@ -194,6 +194,15 @@ def contribution(case, work, noise=2.0, norm=None) -> Contribution:
     return mechanism_of(case).contribute(work, noise, quantise, ("site-0", 1), norm)
 
 
+def test_discrete_noise_takes_long_vectors_while_the_grid_is_fine_enough():
+    mechanism = mechanism_of(CASES[DiscreteSharedNoise])
+    grid = mechanism.grid(50_000)
+    assert grid.length == 50_000 > grid.clipping_steps > 2_000
+    # Rounding a hundred million values moves the sum by half their root, 5,000 steps.
+    with pytest.raises(ConfigError, match=r"bits = 20 is too coarse .* on 100000000 values"):
+        mechanism.grid(100_000_000)
+
+
 def test_after_discrete_rounds_coordinator_and_site_choose_the_same_noise():
     # The coordinator knows the noise multipliers alone, a site has the events in its ledger.
     mechanism = mechanism_of(CASES[DiscreteSharedNoise])

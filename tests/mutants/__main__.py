@@ -99,45 +99,51 @@ def describe(
     seed: int,
     equivalents: Path,
 ) -> dict[str, Any]:
-    """The report: how many were drawn and killed, the survivors, and those known as equivalent."""
+    """The report: how many were drawn and killed, and what became of the others.
+
+    A mutant whose tests ran into the time limit is undecided: the fault may make them endless,
+    or the machine may be busy.
+    """
     reasons = {
         (entry["path"], entry["diff"].strip("\n")): entry["reason"]
         for entry in (
             tomllib.loads(equivalents.read_text())["mutant"] if equivalents.exists() else ()
         )
     }
-    survivors, known = [], []
+    survivors, known, undecided = [], [], []
     for mutant, task, outcome in zip(drawn, tasks, outcomes, strict=True):
-        if outcome in (running.KILLED, running.TIMED_OUT):
+        if outcome == running.KILLED:
             continue
         diff = mutant.diff((root / mutant.path).read_bytes())
         entry = {"place": f"{mutant.path}:{mutant.first_line}", "kind": mutant.kind, "diff": diff}
         entry |= {"outcome": outcome, "tests": len(task["tests"])}
         reason = reasons.get((mutant.path, diff))
-        if reason is None:
+        if reason is not None:
+            known.append(entry | {"reason": reason})
+        elif outcome in (running.SURVIVED, running.UNTESTED):
             survivors.append(entry)
         else:
-            known.append(entry | {"reason": reason})
+            undecided.append(entry)
     return {
         "seed": seed,
         "drawn": len(drawn),
-        "killed": outcomes.count(running.KILLED) + outcomes.count(running.TIMED_OUT),
-        "timed_out": outcomes.count(running.TIMED_OUT),
+        "killed": outcomes.count(running.KILLED),
         "equivalent": known,
         "survivors": survivors,
+        "undecided": undecided,
     }
 
 
 def tell(report: dict[str, Any]) -> str:
     """The report as text, survivors first."""
     lines = []
-    for entry in report["survivors"]:
+    for entry in [*report["undecided"], *report["survivors"]]:
         lines += [f"{entry['place']} {entry['outcome']} ({entry['kind']})", entry["diff"], ""]
-    judged = report["drawn"] - len(report["equivalent"])
+    judged = report["drawn"] - len(report["equivalent"]) - len(report["undecided"])
     share = report["killed"] / judged if judged else 1.0
     lines.append(
-        f"seed {report['seed']}: {report['drawn']} drawn, {report['killed']} killed "
-        f"({report['timed_out']} by the time limit), {len(report['survivors'])} survived, "
+        f"seed {report['seed']}: {report['drawn']} drawn, {report['killed']} killed, "
+        f"{len(report['survivors'])} survived, {len(report['undecided'])} undecided, "
         f"{len(report['equivalent'])} equivalent: {share:.1%} killed"
     )
     return "\n".join(lines)

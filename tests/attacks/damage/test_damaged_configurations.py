@@ -10,12 +10,12 @@ from support.damage import Target, at, check, text
 
 from fedllm.audit.ledgers.comparison import COMPARISON_FILE, load_comparison
 from fedllm.config import AllowSection, load_run_config, load_site_policy
-from fedllm.tasks.cache import ModelCache
 from fedllm.federation.site.orders import OrderReader
 from fedllm.identity.config import load_federation_config
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.models.checkpoints import read_config
+from fedllm.tasks.cache import ModelCache
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 

@@ -64,7 +64,8 @@ def one_more(answers):
 
 @pytest.fixture
 def odd_round(tiny_checkpoint, tmp_path):
-    from fedllm.federation.coordinator.rounds import gather_cohort, run_round, statement_of
+    from fedllm.federation.coordinator.cohort import gather_cohort
+    from fedllm.federation.coordinator.rounds import run_round, statement_of
 
     def carry(kind: str, change, **encryption):
         config = small_config(tiny_checkpoint("bert"), encryption=encryption)

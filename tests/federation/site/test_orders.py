@@ -13,7 +13,7 @@ from support.federation import build, small_config
 from fedllm.encryption.plan import EncryptionPlan, make_plan
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
 from fedllm.errors import FedllmError
-from fedllm.federation.protocol.messages import Train
+from fedllm.federation.protocol.messages import Train, round_statement
 from fedllm.federation.protocol.statements import make_member
 from fedllm.federation.protocol.wire import digest
 from fedllm.federation.site.orders import OrderReader
@@ -44,7 +44,7 @@ def place(tiny_checkpoint, tmp_path_factory):
 def signed(place, order: Train, **changes) -> Train:
     """Return an order whose statement says something else, signed by the key authority."""
     text = json.dumps(json.loads(order.header.statement) | changes)
-    signature = place.federation.identities["authority"].sign(text.encode()).hex()
+    signature = place.federation.identities["authority"].sign(round_statement(text)).hex()
     return headed(order, statement=text, signature=signature)
 
 
@@ -194,7 +194,7 @@ ORDERS = {
     ),
     "a mask key's signature that is no hexadecimal": (
         lambda p: cohort(p, lambda members: [{**members[0], "signature": "x"}, *members[1:]]),
-        "the signature of 'site-0' is not hexadecimal",
+        "the mask key of 'site-0' or its signature is not hexadecimal",
     ),
     "an authority's signature that is no hexadecimal": (
         lambda p: headed(p.order, signature="x"),
