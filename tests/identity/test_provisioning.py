@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from support.kits import federation_config, make_federation
 from support.tls import handshake
 
@@ -330,6 +331,16 @@ def test_extensions_of_the_certificates(tmp_path):
     purposes = found.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     assert [purpose.dotted_string for purpose in purposes] == ["1.3.6.1.5.5.7.3.1"]
     assert ca.public_key().curve.name == "secp256r1"
+
+
+def test_a_ca_that_did_not_sign_itself_is_no_ca():
+    key = certificates.new_tls_key()
+    own = certificates.make_authority("north", key, datetime.now(UTC), 10)
+    certificates.check_authority(own, "ca.pem")
+    content = bytearray(own.public_bytes(serialization.Encoding.DER))
+    content[-1] ^= 1  # of the signature
+    with pytest.raises(ConfigError, match="ca.pem is not the certificate of a federation's CA"):
+        certificates.check_authority(x509.load_der_x509_certificate(bytes(content)), "ca.pem")
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="the openssl command is not installed")

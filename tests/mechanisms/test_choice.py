@@ -198,9 +198,9 @@ def test_discrete_noise_takes_long_vectors_while_the_grid_is_fine_enough():
     mechanism = mechanism_of(CASES[DiscreteSharedNoise])
     grid = mechanism.grid(50_000)
     assert grid.length == 50_000 > grid.clipping_steps > 2_000
-    # Rounding a hundred million values moves the sum by half their root, 5,000 steps.
-    with pytest.raises(ConfigError, match=r"bits = 20 is too coarse .* on 100000000 values"):
-        mechanism.grid(100_000_000)
+    # Rounding ten billion values moves the sum by half their root, 50,000 steps.
+    with pytest.raises(ConfigError, match=r"bits = 20 is too coarse .* on 10000000000 values"):
+        mechanism.grid(10**10)
 
 
 def test_after_discrete_rounds_coordinator_and_site_choose_the_same_noise():
