@@ -65,6 +65,7 @@ def loop_of(tiny_checkpoint, tmp_path):
         federation = build(tmp_path / "sites", config)
         said: list[str] = []
         out = tmp_path / "run"
+        out.mkdir()
         observer = Observers.of([ProgressFile(out), JournalObserver(config.name, said.append)])
         model = federation.model()
         place = Workplace(

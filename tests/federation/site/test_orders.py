@@ -139,7 +139,7 @@ ORDERS = {
     ),
     "a bound that is no number": (
         lambda p: headed(p.order, bounds=tuple((n, np.nan) for n, _ in p.order.header.bounds)),
-        "encryption: a quantisation bound is not a positive finite number",
+        "the bounds are not those that follow from the run's configuration",
     ),
     "an unsigned configuration": (
         lambda p: headed(p.order, config=p.order.header.config + "\n"),
