@@ -160,6 +160,19 @@ def test_keys_made_at_the_site(tmp_path):
     assert again[0].roster.version == 2
 
 
+def test_an_answer_is_not_accepted_into_a_kit_that_others_can_read(tmp_path):
+    make_federation(tmp_path / "fed")
+    kit = tmp_path / "kit"
+    enroll(kit, "site", "carl")
+    _, answer = sign(tmp_path / "fed", read_request((kit / "request.json").read_text()))
+    secret = next(kit.rglob("secret.bin"))
+    secret.chmod(0o640)
+    with pytest.raises(ConfigError, match="secret.bin"):
+        accept(kit, read_answer(answer.read_text()))
+    secret.chmod(0o600)
+    assert accept(kit, read_answer(answer.read_text())).sites.keys() >= {"carl"}
+
+
 def test_enrolling_twice_replaces_nothing(tmp_path):
     first = enroll(tmp_path / "kit", "site", "anne")
     assert enroll(tmp_path / "kit", "site", "anne") == first
@@ -339,7 +352,7 @@ def test_a_ca_that_did_not_sign_itself_is_no_ca():
     certificates.check_authority(own, "ca.pem")
     content = bytearray(own.public_bytes(serialization.Encoding.DER))
     content[-1] ^= 1  # of the signature
-    with pytest.raises(ConfigError, match="ca.pem is not the certificate of a federation's CA"):
+    with pytest.raises(ConfigError, match=r"ca\.pem is not the certificate of a federation's CA"):
         certificates.check_authority(x509.load_der_x509_certificate(bytes(content)), "ca.pem")
 
 
