@@ -167,7 +167,7 @@ def test_an_answer_is_not_accepted_into_a_kit_that_others_can_read(tmp_path):
     _, answer = sign(tmp_path / "fed", read_request((kit / "request.json").read_text()))
     secret = next(kit.rglob("secret.bin"))
     secret.chmod(0o640)
-    with pytest.raises(ConfigError, match="secret.bin"):
+    with pytest.raises(ConfigError, match=r"secret\.bin"):
         accept(kit, read_answer(answer.read_text()))
     secret.chmod(0o600)
     assert accept(kit, read_answer(answer.read_text())).sites.keys() >= {"carl"}
