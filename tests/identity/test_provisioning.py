@@ -2,17 +2,28 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from support.kits import federation_config, make_federation
 from support.tls import handshake
 
 from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.identity import certificates
-from fedllm.identity.enrolment import accept, enroll, read_answer, read_request, same_fingerprint
+from fedllm.identity.enrolment import (
+    Request,
+    accept,
+    enroll,
+    read_answer,
+    read_request,
+    root_fingerprint,
+    same_fingerprint,
+    spoken_fingerprint,
+)
 from fedllm.identity.issuing import server_certificate
 from fedllm.identity.kits import Kit, read_kit, split_address, update_roster
 from fedllm.identity.provisioning import inspect, provision, renew, revoke, sign
@@ -147,6 +158,19 @@ def test_keys_made_at_the_site(tmp_path):
     assert not (folder / "kits" / "st-anne").exists()
     again = sign(folder, read_request((tmp_path / "kit" / "request.json").read_text()))
     assert again[0].roster.version == 2
+
+
+def test_an_answer_is_not_accepted_into_a_kit_that_others_can_read(tmp_path):
+    make_federation(tmp_path / "fed")
+    kit = tmp_path / "kit"
+    enroll(kit, "site", "carl")
+    _, answer = sign(tmp_path / "fed", read_request((kit / "request.json").read_text()))
+    secret = next(kit.rglob("secret.bin"))
+    secret.chmod(0o640)
+    with pytest.raises(ConfigError, match=r"secret\.bin"):
+        accept(kit, read_answer(answer.read_text()))
+    secret.chmod(0o600)
+    assert accept(kit, read_answer(answer.read_text())).sites.keys() >= {"carl"}
 
 
 def test_enrolling_twice_replaces_nothing(tmp_path):
@@ -306,9 +330,12 @@ def test_extensions_of_the_certificates(tmp_path):
     ca_basic = ca.extensions.get_extension_for_class(x509.BasicConstraints)
     assert ca_basic.critical
     assert (ca_basic.value.ca, ca_basic.value.path_length) == (True, 0)
-    usage = ca.extensions.get_extension_for_class(x509.KeyUsage).value
-    assert usage.key_cert_sign
-    assert not usage.digital_signature
+    for certificate, allowed in ((ca, "key_cert_sign"), (found, "digital_signature")):
+        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage)
+        said = {name.lstrip("_") for name, value in vars(usage.value).items() if value}
+        assert (usage.critical, said) == (True, {allowed})
+        # Machines whose clocks are up to an hour slow accept it all the same.
+        assert certificate.not_valid_before_utc <= datetime.now(UTC) - timedelta(minutes=59)
     basic = found.extensions.get_extension_for_class(x509.BasicConstraints)
     assert basic.critical
     assert not basic.value.ca
@@ -317,6 +344,16 @@ def test_extensions_of_the_certificates(tmp_path):
     purposes = found.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     assert [purpose.dotted_string for purpose in purposes] == ["1.3.6.1.5.5.7.3.1"]
     assert ca.public_key().curve.name == "secp256r1"
+
+
+def test_a_ca_that_did_not_sign_itself_is_no_ca():
+    key = certificates.new_tls_key()
+    own = certificates.make_authority("north", key, datetime.now(UTC), 10)
+    certificates.check_authority(own, "ca.pem")
+    content = bytearray(own.public_bytes(serialization.Encoding.DER))
+    content[-1] ^= 1  # of the signature
+    with pytest.raises(ConfigError, match=r"ca\.pem is not the certificate of a federation's CA"):
+        certificates.check_authority(x509.load_der_x509_certificate(bytes(content)), "ca.pem")
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="the openssl command is not installed")
@@ -439,6 +476,15 @@ def test_fingerprints_as_people_type_them():
     assert same_fingerprint("abcd efgh", "ABCD-EFGH")
     assert not same_fingerprint("ABCD", "ABCD-EFGH")
     assert not same_fingerprint("", "")
+
+
+def test_what_people_read_to_each_other_is_the_same_in_every_version():
+    # 120 bits of SHA-256 in base32 (RFC 4648), six groups of four; of nothing, by FIPS 180-4.
+    assert spoken_fingerprint(b"") == "4OYM-IQUY-7QOB-JGX3-6TEJ-S35Z"
+    assert root_fingerprint(bytes(range(32))) == "ZR4M-GXZT-PXAZ-FIA5-H3O6-IAII"
+    request = Request("site", "anne", bytes(range(32)), b"node")
+    assert request.fingerprint == "ZSN2-VPI5-HHXB-TMIJ-Z3TE-S6GA"
+    assert replace(request, name="anna").fingerprint != request.fingerprint
 
 
 def test_requests_and_answers_of_nonsense_are_peer_errors():

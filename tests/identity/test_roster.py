@@ -118,8 +118,11 @@ def valid() -> Roster:
 )
 def test_even_the_root_key_cannot_sign_nonsense(change, words):
     verify_roster(sign_roster(valid(), ROOT), ROOT.public_bytes())
-    with pytest.raises(PeerError, match=words):
+    with pytest.raises(PeerError, match=words) as caught:
         verify_roster(sign_roster(replace(valid(), **change), ROOT), ROOT.public_bytes())
+    # What is wrong first, then what to do about it.
+    assert "operator" not in caught.value.message
+    assert "operator" in caught.value.remedy
 
 
 def test_a_field_of_the_future_is_not_overlooked():

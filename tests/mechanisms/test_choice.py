@@ -195,6 +195,24 @@ def contribution(case, work, noise=2.0, norm=None) -> Contribution:
     return mechanism_of(case).contribute(SiteRound(work, noise, quantise, ("site-0", 1), norm))
 
 
+def test_discrete_noise_takes_long_vectors_while_the_grid_is_fine_enough():
+    mechanism = mechanism_of(CASES[DiscreteSharedNoise])
+    grid = mechanism.grid(50_000)
+    assert grid.length == 50_000 > grid.clipping_steps > 2_000
+    # Rounding ten billion values moves the sum by half their root, 50,000 steps.
+    with pytest.raises(ConfigError, match=r"bits = 20 is too coarse .* on 10000000000 values"):
+        mechanism.grid(10**10)
+
+
+def test_after_discrete_rounds_coordinator_and_site_choose_the_same_noise():
+    # The coordinator knows the noise multipliers alone, a site has the events in its ledger.
+    mechanism = mechanism_of(CASES[DiscreteSharedNoise])
+    first = mechanism.announced_noise(1, ())
+    done = mechanism.cost(40, 56, first).events * 4
+    announced = mechanism.announced_noise(4, [first] * 4)
+    assert announced == mechanism.needed_noise(40, 4, done) > first
+
+
 def test_no_contribution_of_a_private_run_leaves_without_noise():
     for kind, case in CASES.items():
         if kind is not NoPrivacy:
@@ -276,3 +294,12 @@ def test_the_report_has_words_for_it(case):
         texts = read_texts(language)
         assert wording.clipping in texts["what"]
         assert wording.noise == "none" or f"noise_{wording.noise}" in texts["protected"]
+
+
+@private
+def test_noise_that_was_more_than_needed_goes_on_as_it_was(case):
+    """Equal events compose most tightly; discrete ones count as the noise that they are worth."""
+    mechanism = mechanism_of(case)
+    more = 3 * mechanism.needed_noise(40, 1, ())
+    done = mechanism.cost(40, 56, more).events
+    assert mechanism.needed_noise(40, 2, done) == more

@@ -46,6 +46,19 @@ def event(noise=1.5, *, shares=3, clipping=1000.0, length=500, rate=0.3, steps=1
     return PoissonDiscreteGaussian(rate, noise, steps, shares, share, clipping, length)
 
 
+@pytest.mark.parametrize(
+    ("clipping", "length", "known"),
+    [
+        (3.0, 4, 5.0),  # every value rounded the wrong way: 3 + sqrt(4)
+        # sqrt(c^2 + P / 4 + sqrt(2 ln 1e18) (c + sqrt(P) / 2)), worked out by hand
+        (1000.0, 10**6, 1124.12492),
+        (100.0, 50_000, 156.29580),
+    ],
+)
+def test_known_answers_for_the_sensitivity(clipping, length, known):
+    assert sensitivity(clipping, length) == pytest.approx(known, abs=1e-4)
+
+
 @pytest.mark.parametrize("deviation", [1, 2, 5, 40])
 def test_draws_follow_the_exact_probabilities(deviation):
     count, reach = 200_000, 12 * deviation

@@ -14,7 +14,7 @@ from fedllm.federation.protocol.messages import RoundOpened, RoundOpenedHeader
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.transport.superlink import NodeState
 from fedllm.identity.roster import Roster
-from fedllm.runs.observer import Observer, Observers
+from fedllm.runs.observer import Observer, Observers, Start
 from fedllm.runs.progress import ProgressFile
 from fedllm_server import jobs
 from fedllm_server.journal import Comings, JournalObserver
@@ -41,6 +41,18 @@ def test_who_comes_and_who_is_lost_is_told_once():
         "the key authority is not connected any more",
         "site Sankt Änne (anne) has connected anew",
         "site Sankt Änne (anne) is not connected any more",
+    ]
+
+
+def test_a_run_that_begins_or_goes_on_is_told_with_its_size(tiny_checkpoint):
+    said: list[str] = []
+    observer = JournalObserver("bank", said.append)
+    config = small_config(tiny_checkpoint("bert"), name="bank")
+    observer.started(Start("run-1", config, "rounds", 30, sites=9))
+    observer.started(Start("run-1", config, "rounds", 30, done=12, sites=8))
+    assert said == [
+        "run 'bank': 9 sites, 30 rounds",
+        "run 'bank': 8 sites, 30 rounds, going on after round 12",
     ]
 
 

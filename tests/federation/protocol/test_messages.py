@@ -15,6 +15,7 @@ from fedllm.federation.protocol.messages import (
     TrainedHeader,
     TrainHeader,
 )
+from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.protocol.wire import parse_header
 
 text = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -91,3 +92,12 @@ def test_types_and_keys_are_strict(change, words):
 def test_parts_are_strict(blobs):
     with pytest.raises(PeerError, match="has the parts"):
         Trained.from_wire('{"site": "a"}', blobs)
+
+
+def test_the_first_five_wrong_places_are_named_in_order_and_no_value_is():
+    places = ["zeta", "alpha", "kappa", "beta", "omega", "delta"]
+    with pytest.raises(PeerError) as caught:
+        parse_header(Refusal, json.dumps(dict.fromkeys(places, "secret")))
+    assert "malformed at alpha, beta, delta, kappa, kind" in caught.value.message
+    assert caught.value.message.endswith("kind")
+    assert "secret" not in str(caught.value)

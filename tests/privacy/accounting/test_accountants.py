@@ -184,6 +184,27 @@ def test_impossible_delta_is_refused(delta):
         epsilon([Gaussian(1.0)], delta)
 
 
+def test_the_cross_check_of_many_steps_is_coarser_and_says_so():
+    # 2,000 steps would need two million points at an error of 0.01; 400,000 give 0.046.
+    estimate = epsilon([PoissonGaussian(0.1, 1.0, 2000)], 1e-5)
+    assert estimate.pld == pytest.approx(39.5887, abs=1e-3)
+    assert estimate.prv == pytest.approx(39.6359, abs=2e-3)
+    assert estimate.lower == pytest.approx(39.5405, abs=2e-3)
+
+
+def test_a_cross_check_that_would_say_nothing_is_left_out(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        accounting, "_opacus_interval", lambda events, *_: asked.append(len(events)) or (0.0, 99.0)
+    )
+    four = [PoissonGaussian(0.1, noise, 7) for noise in (1.0, 1.1, 1.2)] + [Gaussian(9.0)]
+    assert epsilon(four, 1e-5).prv == 99.0
+    assert epsilon([*four, PoissonGaussian(0.1, 1.3, 7)], 1e-5).prv is None  # too many
+    assert epsilon([PoissonGaussian(0.001, 30.0, 1)], 1e-5).prv is None  # error above epsilon
+    assert epsilon(four, 1e-11).prv is None  # delta below what numbers can hold
+    assert asked == [4]
+
+
 def test_accountants_that_disagree_give_the_larger(monkeypatch):
     monkeypatch.setattr(accounting, "_pld_epsilon", lambda folded, delta: 0.5)
     estimate = epsilon([PoissonGaussian(0.1, 1.0, 101)], 1e-5)

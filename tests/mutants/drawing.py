@@ -1,0 +1,151 @@
+"""What may be changed in a file of Python, one small fault at a time, as text for text."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+BOUNDARY: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+}
+OPPOSITE: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.GtE,
+    ast.LtE: ast.Gt,
+    ast.Gt: ast.LtE,
+    ast.GtE: ast.Lt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+}
+ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.FloorDiv,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Mult,
+}
+FUNCTIONS = {"sorted": "list", "min": "max", "max": "min", "any": "all", "all": "any"}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault: the bytes from ``start`` to ``end`` of a file become ``text``."""
+
+    path: str
+    first_line: int
+    last_line: int
+    start: int
+    end: int
+    text: str
+    kind: str
+
+    def apply(self, source: bytes) -> bytes:
+        return source[: self.start] + self.text.encode() + source[self.end :]
+
+    def diff(self, source: bytes) -> str:
+        """Only the lines that differ, with - and +."""
+        before, after = source.decode().splitlines(), self.apply(source).decode().splitlines()
+        lines = list(difflib.unified_diff(before, after, n=0, lineterm=""))
+        return "\n".join(line for line in lines[2:] if not line.startswith("@@"))
+
+
+def mutants_of(path: str, source: bytes) -> list[Mutant]:
+    """All mutants of a file, in the order of the text."""
+    starts = [0]
+    for line in source.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    found: dict[tuple[int, int, str], Mutant] = {}
+    for node, changed, kind in _changes(ast.parse(source)):
+        text = ast.unparse(changed)
+        if isinstance(changed, ast.expr) and not isinstance(changed, (ast.Constant, ast.Call)):
+            text = f"({text})"
+        start = starts[node.lineno - 1] + node.col_offset
+        end = starts[(node.end_lineno or node.lineno) - 1] + (node.end_col_offset or 0)
+        mutant = Mutant(path, node.lineno, node.end_lineno or node.lineno, start, end, text, kind)
+        found.setdefault((start, end, text), mutant)
+    return sorted(found.values(), key=lambda mutant: (mutant.start, mutant.end, mutant.text))
+
+
+Change = tuple[ast.expr | ast.stmt, ast.expr | ast.stmt, str]
+
+
+def _changes(tree: ast.AST) -> Iterator[Change]:
+    """Every node that can be replaced; annotations, decorators and f-strings are left alone."""
+    for name, value in ast.iter_fields(tree):
+        if name in ("annotation", "returns", "decorator_list") or isinstance(tree, ast.JoinedStr):
+            continue
+        for node in value if isinstance(value, list) else [value]:
+            if not isinstance(node, ast.AST) or _typing_only(node):
+                continue
+            if isinstance(node, ast.expr):
+                yield from ((node, *change) for change in _of_expression(node))
+            elif isinstance(node, ast.stmt):
+                yield from ((node, *change) for change in _of_statement(node))
+            if name == "test" and not isinstance(node, (ast.Compare, ast.UnaryOp, ast.Constant)):
+                yield node, ast.UnaryOp(ast.Not(), node), "condition negated"
+            yield from _changes(node)
+
+
+def _typing_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def _of_expression(node: ast.expr) -> Iterator[tuple[ast.expr, str]]:
+    match node:
+        case ast.Compare(left, operators, comparators):
+            for table, kind in ((BOUNDARY, "boundary"), (OPPOSITE, "comparison")):
+                for index, operator in enumerate(operators):
+                    if type(operator) in table:
+                        changed = [*operators]
+                        changed[index] = table[type(operator)]()
+                        yield ast.Compare(left, changed, comparators), kind
+        case ast.BoolOp(operator, values):
+            yield (
+                ast.BoolOp(ast.Or() if isinstance(operator, ast.And) else ast.And(), values),
+                "and/or",
+            )
+        case ast.UnaryOp(ast.Not(), operand):
+            yield operand, "not removed"
+        case ast.BinOp(left, operator, right) if type(operator) in ARITHMETIC:
+            texts = (ast.JoinedStr, ast.List, ast.Tuple)
+            if not any(isinstance(side, texts) or _is_text(side) for side in (left, right)):
+                yield ast.BinOp(left, ARITHMETIC[type(operator)](), right), "arithmetic"
+        case ast.Constant(bool() as value):
+            yield ast.Constant(not value), "constant"
+        case ast.Constant(float() as value) if abs(value) < 1:
+            yield ast.Constant(value * 2 or 1.0), "constant"
+        case ast.Constant(int() | float() as value):
+            yield ast.Constant(value + 1), "constant"
+            yield ast.Constant(value - 1), "constant"
+        case ast.Call(ast.Name(name), [argument, *_], _) if name in FUNCTIONS:
+            keywords = [] if name == "sorted" else node.keywords
+            arguments = [argument] if name == "sorted" else node.args
+            yield ast.Call(ast.Name(FUNCTIONS[name]), arguments, keywords), "function"
+        case ast.Call(function, [first, second, *others], keywords):
+            if not any(isinstance(each, ast.Starred) for each in node.args):
+                swapped = ast.Call(function, [second, first, *others], keywords)
+                yield swapped, "arguments swapped"
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes))
+
+
+def _of_statement(node: ast.stmt) -> Iterator[tuple[ast.stmt, str]]:
+    match node:
+        case ast.Raise() | ast.Expr(ast.Call()) | ast.Continue() | ast.Break():
+            yield ast.Pass(), "statement deleted"
+        case ast.AugAssign():
+            yield ast.Pass(), "statement deleted"
+        case ast.Return(ast.expr() as value):
+            if not (isinstance(value, ast.Constant) and value.value is None):
+                yield ast.Return(ast.Constant(None)), "nothing returned"

@@ -1,0 +1,149 @@
+"""Run the tests that execute a mutated line, against a copy of the program with the mutant.
+
+Packages that take long to import are imported once; each mutant is a fork of that process. The
+working tree is only read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from mutants.drawing import Mutant
+
+HEAVY = ("numpy", "scipy.stats", "torch", "opacus", "dp_accounting.pld", "peft", "flwr.serverapp")
+PACKAGES = ("fedllm", "fedllm_client", "fedllm_server")
+KILLED, TIMED_OUT, SURVIVED, UNTESTED = "killed", "timed out", "survived", "no test"
+
+
+@dataclass(frozen=True)
+class CoveredTest:
+    """One test: how long it took when it was traced, and the lines that it executes."""
+
+    name: str
+    seconds: float
+    lines: dict[str, frozenset[int]]
+
+
+def read_map(path: Path) -> list[CoveredTest]:
+    found = {}
+    for text in path.read_text().splitlines():
+        entry = json.loads(text)
+        lines = {name: frozenset(numbers) for name, numbers in entry["lines"].items()}
+        found[entry["test"]] = CoveredTest(entry["test"], entry["seconds"], lines)
+    return list(found.values())
+
+
+def make_map(copy: Path, target: Path, paths: list[str], tests: list[str], limit_s: float) -> None:
+    """Run ``tests`` once, traced; a test that fails or is too slow has no part in what follows."""
+    unfinished = target.with_suffix(".part")
+    unfinished.unlink(missing_ok=True)
+    where = {"MUTANTS_MAP": str(unfinished), "MUTANTS_PATHS": ":".join(paths)}
+    options = ["-p", "mutants.covering", f"--timeout={limit_s:g}", "--tb=no", "-q"]
+    options += ["--continue-on-collection-errors", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, *tests]
+    subprocess.run(command, cwd=copy, env=environment(copy) | where, check=False)
+    unfinished.replace(target)
+
+
+def tests_for(mutant: Mutant, tests: list[CoveredTest], budget_s: float) -> list[str]:
+    """Tests that execute a line of the mutant, else any of its file (constants), quickest first.
+
+    As many as fit in ``budget_s`` together, but always one.
+    """
+    lines = set(range(mutant.first_line, mutant.last_line + 1))
+    touching = [test for test in tests if mutant.path in test.lines]
+    chosen = [test for test in touching if lines & test.lines[mutant.path]] or touching
+    names, seconds = [], 0.0
+    for test in sorted(chosen, key=lambda test: test.seconds):
+        seconds += test.seconds
+        if names and seconds > budget_s:
+            break
+        names.append(test.name)
+    return names
+
+
+def copy_tree(root: Path, target: Path) -> None:
+    """Copy what git keeps or would keep."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=root, check=True, capture_output=True).stdout
+    for name in filter(None, names.decode().split("\0")):
+        if (root / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, target / name)
+
+
+def environment(copy: Path) -> dict[str, str]:
+    """The environment in which the copy, not the installed program, is imported."""
+    tool = Path(__file__).resolve().parent.parent
+    found = [str(copy), *(str(copy / name) for name in ("clients", "server")), str(tool)]
+    single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return dict(os.environ) | single | {"PYTHONPATH": os.pathsep.join(found)}
+
+
+def import_once(names: list[str]) -> None:
+    """Import what takes long and never changes, so that every fork has it already."""
+    for name in names:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    ours = [name for name in sys.modules if name.split(".")[0] in PACKAGES]
+    if ours:
+        raise RuntimeError(f"{ours[0]} must not be imported before it is changed")
+
+
+def run_mutant(copy: Path, mutant: Mutant, tests: list[str], limit_s: float) -> str:
+    """Put the mutant into the copy, run the tests in a fork, take it out again."""
+    if not tests:
+        return UNTESTED
+    file = copy / mutant.path
+    source = file.read_bytes()
+    file.write_bytes(mutant.apply(source))
+    try:
+        return _outcome(copy, tests, limit_s)
+    finally:
+        file.write_bytes(source)
+
+
+def _outcome(copy: Path, tests: list[str], limit_s: float) -> str:
+    child = os.fork()
+    if child == 0:
+        _run_tests(copy, tests)
+    deadline = time.monotonic() + limit_s
+    status: int | None = None
+    while status is None and time.monotonic() < deadline:
+        done, ended = os.waitpid(child, os.WNOHANG)
+        status = ended if done else None
+        if not done:
+            time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # also services that a test has started
+    if status is None:
+        os.waitpid(child, 0)
+        return TIMED_OUT
+    return SURVIVED if os.waitstatus_to_exitcode(status) == 0 else KILLED
+
+
+def _run_tests(copy: Path, tests: list[str]) -> None:
+    """Run pytest in this fork and end it; never returns."""
+    code = 3
+    try:
+        os.setpgid(0, 0)
+        os.chdir(copy)
+        with (copy / ".output").open("wb") as stream:
+            os.dup2(stream.fileno(), 1)
+            os.dup2(stream.fileno(), 2)
+        import pytest
+
+        code = int(pytest.main(["-x", "-q", "--tb=short", "-p", "no:cacheprovider", *tests]))
+        sys.stdout.flush()
+    finally:
+        os._exit(code)

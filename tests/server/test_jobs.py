@@ -1,0 +1,100 @@
+"""Runs that were handed to a coordinator: what it takes, what it refuses, how one is stopped."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fedllm.config import RunConfig, parse
+from fedllm.errors import BudgetError, ConfigError, FedllmError
+from fedllm.processes import only_one
+from fedllm.runs import names
+from fedllm.runs.job import Job, read_job, write_job
+from fedllm_server import jobs
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    values = {"name": "bank", "task": "classification", "model": {"path": "m"}}
+    return parse(RunConfig, {**values, "data": {"train": "t", "labels": ["a", "b"]}}, "test")
+
+
+def become(folder: Path, status: str) -> None:
+    job = read_job(folder)
+    assert job is not None
+    write_job(folder, replace(job, status=status))
+
+
+def test_a_submitted_run_is_queued_for_nobody_else_to_read(tmp_path, config):
+    folder = jobs.submit(tmp_path, config, resume=False)
+    assert folder == tmp_path / "state" / "runs" / "bank"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    ((found, job),) = jobs.all_jobs(tmp_path)
+    assert (found, job.name, job.status, job.starts) == (folder, "bank", "queued", 0)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("status", ["queued", "running"])
+def test_a_run_under_way_is_not_taken_twice(tmp_path, config, status, resume):
+    become(jobs.submit(tmp_path, config, resume=False), status)
+    with pytest.raises(ConfigError, match=f"the run 'bank' is {status}") as caught:
+        jobs.submit(tmp_path, config, resume=resume)
+    assert caught.value.remedy == "watch it with --follow"
+
+
+def test_an_ended_run_goes_on_only_when_that_is_asked_for(tmp_path, config):
+    folder = jobs.submit(tmp_path, config, resume=False)
+    (folder / names.CANCEL).touch()
+    for status in ("failed", "cancelled"):
+        become(folder, status)
+        with pytest.raises(ConfigError, match=re.escape(f"a run 'bank' already ({status})")):
+            jobs.submit(tmp_path, config, resume=False)
+    other = config.model_copy(update={"task": "causal"})
+    with pytest.raises(ConfigError, match="begun with another configuration"):
+        jobs.submit(tmp_path, other, resume=True)
+    assert jobs.submit(tmp_path, config, resume=True) == folder
+    assert not (folder / names.CANCEL).exists()
+    become(folder, "finished")
+    with pytest.raises(ConfigError, match="is finished"):
+        jobs.submit(tmp_path, config, resume=True)
+
+
+def test_what_was_never_begun_cannot_go_on(tmp_path, config):
+    with pytest.raises(ConfigError, match="no run 'bank' to resume"):
+        jobs.submit(tmp_path, config, resume=True)
+    assert jobs.all_jobs(tmp_path) == []
+
+
+def test_the_earliest_submitted_run_is_first(tmp_path):
+    for name, when in (("a", "2026-01-03"), ("b", "2026-01-01"), ("c", "2026-01-02")):
+        folder = jobs.runs_folder(tmp_path) / name
+        folder.mkdir(parents=True)
+        write_job(folder, Job(name, "queued", when))
+    assert [job.name for _, job in jobs.all_jobs(tmp_path)] == ["b", "c", "a"]
+
+
+def test_a_run_is_cancelled_by_the_coordinator_or_at_once_where_none_is_running(tmp_path, config):
+    folder = jobs.submit(tmp_path, config, resume=False)
+    with only_one(jobs.coordinator_lock(tmp_path), "a coordinator"):
+        jobs.cancel(tmp_path, "bank")
+    assert (folder / names.CANCEL).exists()
+    assert jobs.all_jobs(tmp_path)[0][1].status == "queued"
+    jobs.cancel(tmp_path, "bank")
+    assert jobs.all_jobs(tmp_path)[0][1].status == "cancelled"
+    for name in ("bank", "other"):
+        with pytest.raises(ConfigError, match=f"the run '{name}' is not under way"):
+            jobs.cancel(tmp_path, name)
+
+
+def test_the_error_that_ended_a_run_keeps_its_kind_and_its_words():
+    job = Job("bank", "failed", "2026-01-01")
+    error = {"kind": "BudgetError", "message": "nothing is left", "remedy": "ask the site"}
+    ended = jobs.error_of(replace(job, error=error))
+    assert type(ended) is BudgetError
+    assert (ended.message, ended.remedy) == ("run 'bank': nothing is left", "ask the site")
+    silent = jobs.error_of(replace(job, status="cancelled"))
+    assert type(silent) is FedllmError
+    assert silent.message == "run 'bank': the run was cancelled"
