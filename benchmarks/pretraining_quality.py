@@ -3,7 +3,9 @@
 First the run that the configuration file describes. Then the peer (`plain_llama.py`) on the
 same tokens, with a model of the same shape, for as many CPU-seconds: AdamW as nanoGPT sets it
 (betas .9 and .95, weight decay .1 on matrices, 2 % warm-up, cosine to a tenth), the best of
-the given learning rates. Both predict every token of the same held-out text once. The peer's
+the given learning rates. It gets the settings that fedllm gives itself: glibc's allocator told to
+keep freed memory, attention by matrix products on the same lengths of rows, one thread,
+compilation. Both predict every token of the same held-out text once. The peer's
 CPU-seconds leave out evaluation, those of `fedllm` count its evaluations on the way.
 
     python benchmarks/pretraining_quality.py [RUN.toml] [--set KEY=VALUE ...] [--out FOLDER]
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+# Rows up to which fedllm takes attention by matrix products on CPUs.
+LONGEST_PRODUCTS = 1024
 DEFAULT = Path(__file__).parents[1] / "examples" / "pretraining" / "english.toml"
 
 
@@ -53,7 +57,9 @@ def run_plain(out: Path, learning_rate: float, cpu_seconds: float) -> dict[str, 
     from fedllm.pretraining.config import PretrainConfig
     from fedllm.pretraining.manifest import load_manifest, open_shards
     from fedllm.pretraining.material import held_out_text
+    from fedllm.pretraining.memory import keep_freed_memory
 
+    keep_freed_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = parse(PretrainConfig, read_toml(out / "run.toml"), str(out / "run.toml"))
@@ -67,7 +73,8 @@ def run_plain(out: Path, learning_rate: float, cpu_seconds: float) -> dict[str, 
     vocabulary = json.loads((out / "summary.json").read_text())["tokenizer"]["vocabulary"]
     shape, training = resolve_shape(config.model), config.training
     length, rows = training.sequence_length, training.batch_rows
-    model = PlainLlama(vocabulary, shape.layers, shape.width, shape.inner, length)
+    products = length <= LONGEST_PRODUCTS
+    model = PlainLlama(vocabulary, shape.layers, shape.width, shape.inner, length, products)
     matrices = [p for p in model.parameters() if p.dim() == 2]
     scales = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(
