@@ -9,7 +9,7 @@ compilation. Both predict every token of the same held-out text once. The peer's
 CPU-seconds leave out evaluation, those of `fedllm` count its evaluations on the way.
 
     python benchmarks/pretraining_quality.py [RUN.toml] [--set KEY=VALUE ...] [--out FOLDER]
-                                             [--learning-rates 1e-3 3e-3]
+                                             [--learning-rates 1e-3 3e-3] [--quick]
 """
 
 from __future__ import annotations
@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 
 # Rows up to which fedllm takes attention by matrix products on CPUs.
 LONGEST_PRODUCTS = 1024
+QUICK = """
+name = "quick"
+data = { train = "corpus.jsonl", held_out = 0.1 }
+tokenizer = { vocabulary = 300 }
+model = { layers = 1, width = 64 }
+training = { tokens = 8192, sequence_length = 64, batch_rows = 8 }
+"""
 DEFAULT = Path(__file__).parents[1] / "examples" / "pretraining" / "english.toml"
 
 
@@ -113,6 +120,16 @@ def summed_loss(model: nn.Module, pieces: list[NDArray[np.int64]]) -> float:
     return total
 
 
+def write_quick_run(folder: Path) -> Path:
+    """Write a made-up corpus and a configuration that trains on it for seconds."""
+    random = np.random.default_rng(0)
+    words = [f"{a}{b}{c}" for a in "bdfg" for b in "aeiou" for c in "lmn"]
+    texts = [" ".join(random.choice(words, size=60)) for _ in range(400)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    (folder / "run.toml").write_text(QUICK)
+    return folder / "run.toml"
+
+
 def main() -> None:
     """Run both and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -120,12 +137,17 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, help="run folder to make, or to go on with")
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3, 3e-3])
+    parser.add_argument("--quick", action="store_true", help="few tokens of a tiny model")
     parser.add_argument("--one", type=float, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(run_plain(options.out, *options.one)))
         return
+    if options.quick:
+        options.learning_rates = options.learning_rates[:1]
     with tempfile.TemporaryDirectory() as temporary:
+        if options.quick:
+            options.run = write_quick_run(Path(temporary))
         out = options.out or Path(temporary) / "run"
         ours = run_fedllm(options, out)
         peers = {}
