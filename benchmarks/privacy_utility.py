@@ -15,10 +15,11 @@ instead of under encryption, whose sum is the same integers (tests/federation/te
 
 Settings were chosen by accuracy on the test file; the records are public, and no privacy is
 claimed for that choice. `--step` measures the time of whole rounds instead: messages, ledger,
-masks, encryption and opening for ten sites against the plain step on pooled records. The peer is our own step without privacy, encryption or a ledger, on
-as many records; one is taken after each round, so that a busy machine slows both. Both sides
-keep the features of frozen layers: the first round and the first step, which compute them, are
-not counted in the ratio, and the ratio of the two is printed beside it.
+masks, encryption and opening for ten sites against the plain step on pooled records. The peer
+is our own step without privacy, encryption or a ledger, on as many records; one is taken after
+each round, so that a busy machine slows both. Both sides keep the features of frozen layers:
+the first round and the first step, which compute them, are not counted in the ratio, and the
+ratio of those two is printed beside it.
 
     python benchmarks/privacy_utility.py --out results.json [--minutes 20]
     python benchmarks/privacy_utility.py --out results.json --step
