@@ -52,8 +52,8 @@ def write_records(path: Path, count: int) -> None:
             file.write(json.dumps({"text": text, "label": str(stream.below(77, 1)[0])}) + "\n")
 
 
-def config(folder: Path, sites: int, rounds: int, scheme: str) -> RunConfig:
-    """Return ten local steps of batches of 64 with LoRA on two layers of MiniLM."""
+def config(folder: Path, sites: int, rounds: int, scheme: str, quick: bool) -> RunConfig:
+    """Return ten local steps of batches of 64 (quick: one of 8) with LoRA on two layers."""
     return parse(
         RunConfig,
         {
@@ -67,7 +67,7 @@ def config(folder: Path, sites: int, rounds: int, scheme: str) -> RunConfig:
                 "sites": sites,
             },
             "rounds": {"count": rounds, "min_sites": sites},
-            "training": {"local_steps": 10, "batch_size": 64},
+            "training": {"local_steps": 1 if quick else 10, "batch_size": 8 if quick else 64},
             "privacy": {"epsilon": 8.0},
             "encryption": {"scheme": scheme, "bits": 16},
         },
@@ -92,11 +92,11 @@ def main() -> None:
     bytes_per_parameter: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_records(folder / "train.jsonl", 200 * options.sites)
+        write_records(folder / "train.jsonl", (20 if options.quick else 200) * options.sites)
         for turn in range(2):
             for scheme in list(times)[:: -1 if turn % 2 else 1]:
                 out = folder / f"{scheme}-{turn}"
-                asked = config(folder, options.sites, options.rounds, scheme)
+                asked = config(folder, options.sites, options.rounds, scheme, options.quick)
                 summary = simulate(asked, out, observers=[])
                 # The first round also computes the frozen layers of every record.
                 opening, *others = read_reports(out / "metrics.jsonl")
