@@ -8,10 +8,16 @@ sides. What is measured is what carries the messages: nodes answer at once with 
   training, agreement on the survivors, masks, sum), and packed ciphertexts instead of floats;
   the sizes are those of its BFV plan. Encryption itself is measured in ``encryption.py``.
 
+Plain Flower is measured twice. Its defaults sleep for 3 seconds between two looks, at the nodes
+and at the server; fedllm's looks are 0.1 and 0.2 seconds apart. So the peer of the ratios is
+plain Flower that looks as often as fedllm, and the ratio to its defaults follows. What is left
+is the design: plain Flower starts a process for each message, fedllm's node answers in its own.
+fedllm and both take turns, in an order that is reversed every other turn.
+
 Also prints how long ``fedllm client start`` takes until the node has answered its first
 message. Ratios are of medians.
 
-    python benchmarks/deployment.py [--rounds 5] [--json PATH]
+    python benchmarks/deployment.py [--rounds 3] [--turns 2] [--json PATH] [--quick]
 """
 
 from __future__ import annotations
@@ -62,6 +68,32 @@ def echo(message, context):
 address, ca, key = sys.argv[1:]
 PartyNode(address, Path(ca), Path(key), app, lambda text: None).serve(threading.Event())
 """
+# How long fedllm's coordinator and nodes wait between two looks while a round runs, in seconds.
+SERVER_LOOK_S, NODE_LOOK_S = 0.1, 0.2
+LOOK_SOONER = """
+import time, types
+def look_every(module, longest_s):
+    sooner = types.ModuleType("time")
+    sooner.__dict__.update(time.__dict__)
+    sooner.sleep = lambda seconds: time.sleep(min(seconds, longest_s))
+    module.time = sooner
+"""
+SUPERNODE = (
+    LOOK_SOONER
+    + f"""
+from flwr.supernode import start_client_internal
+from flwr.supernode.cli import flower_supernode
+look_every(start_client_internal, {NODE_LOOK_S})
+flower_supernode()
+"""
+)
+SERVER_LOOKS = (
+    LOOK_SOONER
+    + f"""
+from flwr.superlink.grid import http_grid
+look_every(http_grid, {SERVER_LOOK_S})
+"""
+)
 PLAIN_APP = """
 import json, time
 import numpy as np
@@ -207,8 +239,11 @@ def fedllm_rounds(kits: Path, folder: Path, rounds: int) -> dict[str, list[float
     return times
 
 
-def plain_rounds(kit: Kit, folder: Path, rounds: int) -> dict[str, list[float]]:
-    """Time rounds of stock flower-superlink and flower-supernode; seconds each."""
+def plain_rounds(kit: Kit, folder: Path, rounds: int, sooner: bool) -> dict[str, list[float]]:
+    """Time rounds of stock flower-superlink and flower-supernode; seconds each.
+
+    With ``sooner`` they look for messages as often as fedllm's do.
+    """
     from flwr.cli.build import build_fab_from_files
     from flwr.proto.control_pb2 import StartRunRequest
     from flwr.proto.fab_pb2 import Fab
@@ -222,7 +257,7 @@ def plain_rounds(kit: Kit, folder: Path, rounds: int) -> dict[str, list[float]]:
         "pyproject.toml": PLAIN_PROJECT.replace("ROUNDS", str(rounds))
         .replace("OUT", str(out))
         .encode(),
-        "plain_app.py": PLAIN_APP.encode(),
+        "plain_app.py": ((SERVER_LOOKS if sooner else "") + PLAIN_APP).encode(),
     }
     content = build_fab_from_files(files)[0]
     with children() as start:
@@ -235,7 +270,9 @@ def plain_rounds(kit: Kit, folder: Path, rounds: int) -> dict[str, list[float]]:
         for _ in NAMES:
             command = ("--superlink", f"127.0.0.1:{port}", "--root-certificates", ca)
             own = ("--port", str(free_port()))
-            start(str(bin_folder / "flower-supernode"), *command, *own)
+            stock = (str(bin_folder / "flower-supernode"),)
+            program = (sys.executable, "-c", SUPERNODE) if sooner else stock
+            start(*program, *command, *own)
         address, pem = f"127.0.0.1:{port}", kit.ca_certificate.read_bytes()
         with ControlHttpClient.from_server_address(address, False, pem, []) as client:
             client.StartRun(StartRunRequest(fab=Fab(content=content)))
@@ -278,34 +315,56 @@ def first_answer(kits: Path, folder: Path) -> float:
 
 
 def main() -> None:
-    """Print seconds a round, rounds a minute, and ratios."""
+    """Measure in turn and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--quick", action="store_true", help="one round, one turn")
     options = parser.parse_args()
+    if options.quick:
+        options.rounds = options.turns = 1
+    times: dict[str, dict[str, list[float]]] = {"fedllm": {}, "sooner": {}, "defaults": {}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         host = {"hosts": ["127.0.0.1"], "port": free_port()}
         values = {"name": "bench", "sites": list(NAMES), "coordinator": host}
         provision(parse(FederationConfig, values, "benchmark"), folder / "operator")
         kits = folder / "operator" / "kits"
-        ours = fedllm_rounds(kits, folder, options.rounds)
-        plain = plain_rounds(read_kit(kits / "coordinator", "coordinator"), folder, options.rounds)
+        kit = read_kit(kits / "coordinator", "coordinator")
+        for turn in range(options.turns):
+            for who in list(times)[:: -1 if turn % 2 else 1]:
+                own = folder / f"{who}-{turn}"
+                own.mkdir()
+                found = (
+                    fedllm_rounds(kits, own, options.rounds)
+                    if who == "fedllm"
+                    else plain_rounds(kit, own, options.rounds, who == "sooner")
+                )
+                for work, seconds in found.items():
+                    times[who].setdefault(work, []).extend(seconds)
         started = first_answer(kits, folder)
-    result: dict[str, float] = {"client start to first answer, s": started}
-    for work in ("empty", "1M"):
-        theirs = statistics.median(plain[work])
-        print(f"plain Flower, {work}: {theirs:.2f} s a round, {60 / theirs:.1f} rounds a minute")
-        for kind in ("exchange", "round"):
-            mine = statistics.median(ours[f"{kind}, {work}"])
-            print(
-                f"fedllm, {kind}, {work}: {mine:.2f} s, {60 / mine:.1f} a minute, "
-                f"{mine / theirs:.2f} times plain Flower's round"
-            )
-            result[f"{kind}, {work}, times plain"] = mine / theirs
+    result = print_ratios(times) | {"client start to first answer, s": started}
     print(f"client start to the first answer: {started:.1f} s")
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def print_ratios(times: dict[str, dict[str, list[float]]]) -> dict[str, float]:
+    """Print medians of seconds, and what fedllm's are to plain Flower's; return those."""
+    result = {}
+    for work in ("empty", "1M"):
+        sooner, defaults = (statistics.median(times[who][work]) for who in ("sooner", "defaults"))
+        print(f"plain Flower, {work}: {sooner:.2f} s a round; with its defaults {defaults:.2f} s")
+        for kind in ("exchange", "round"):
+            mine = statistics.median(times["fedllm"][f"{kind}, {work}"])
+            print(
+                f"fedllm, {kind}, {work}: {mine:.2f} s, {mine / sooner:.2f} times plain Flower's "
+                f"round looking as often ({mine / defaults:.2f} times with its defaults)"
+            )
+            result[f"{kind}, {work}, times plain"] = mine / sooner
+            result[f"{kind}, {work}, times plain with its defaults"] = mine / defaults
+    return result
 
 
 if __name__ == "__main__":

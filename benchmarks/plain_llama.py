@@ -18,9 +18,12 @@ HEAD_WIDTH = 64
 class _Layer(nn.Module):
     cos: torch.Tensor
     sin: torch.Tensor
+    later: torch.Tensor
 
-    def __init__(self, width: int, inner: int, length: int) -> None:
+    def __init__(self, width: int, inner: int, length: int, products: bool) -> None:
         super().__init__()
+        self.products = products
+        self.register_buffer("later", torch.ones(length, length, dtype=torch.bool).triu(1))
         self.heads = width // HEAD_WIDTH
         self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -45,21 +48,39 @@ class _Layer(nn.Module):
             part.view(rows, length, self.heads, -1).transpose(1, 2)
             for part in self.qkv(self.norm1(x)).chunk(3, dim=-1)
         )
-        mixed = F.scaled_dot_product_attention(
-            self._rotate(q).to(v.dtype), self._rotate(k).to(v.dtype), v, is_causal=True
-        )
+        q, k = self._rotate(q).to(v.dtype), self._rotate(k).to(v.dtype)
+        if self.products:
+            scores = (q @ k.mT * HEAD_WIDTH**-0.5).masked_fill(
+                self.later[:length, :length], float("-inf")
+            )
+            mixed = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).reshape(rows, length, width))
         gate, up = self.gate_up(self.norm2(x)).chunk(2, dim=-1)
         return x + self.down(F.silu(gate) * up)
 
 
 class PlainLlama(nn.Module):
-    """Token ids ``(rows, length)`` to logits ``(rows, length, vocabulary)``."""
+    """Token ids ``(rows, length)`` to logits ``(rows, length, vocabulary)``.
 
-    def __init__(self, vocabulary: int, layers: int, width: int, inner: int, length: int) -> None:
+    With ``products`` attention is plain matrix products instead of PyTorch's fused kernel.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        layers: int,
+        width: int,
+        inner: int,
+        length: int,
+        products: bool = False,
+    ) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocabulary, width)
-        self.layers = nn.Sequential(*(_Layer(width, inner, length) for _ in range(layers)))
+        self.layers = nn.Sequential(
+            *(_Layer(width, inner, length, products) for _ in range(layers))
+        )
         self.norm = nn.RMSNorm(width)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:

@@ -2,19 +2,25 @@
 
 The peer is a loop as one would write it in an afternoon (`plain_llama.py`): the same
 Llama-type shape, the same batch, bf16 autocast, fused AdamW, random rows of one token stream,
-no document boundaries. Each runs in processes of its own, in turn; the
-best of several counts. The first steps of each (allocation, and compilation with --compile)
-are not timed. The share of the machine's bf16 matrix rate, measured in the same turns, that
-the model's arithmetic reaches is printed too.
+no document boundaries. It gets every setting that fedllm gives itself: glibc's allocator told
+to keep freed memory, attention by matrix products, heads as wide, threads, compilation. It also
+runs with PyTorch's and glibc's defaults, and with each of the two alone, to show what those
+settings are worth; a second ratio is to the fastest of the four.
+
+Each runs in processes of its own, all in turn, the order reversed every other turn. Ratios are
+medians over the turns of two runs in the same turn. The first steps of each (allocation, and
+compilation with --compile) are not timed. The share of the machine's bf16 matrix rate, measured
+in the same turns, that the model's arithmetic reaches is printed too.
 
     python benchmarks/pretraining.py [--width 128] [--layers 4] [--steps 20] [--repeats 3]
-                                     [--compile]
+                                     [--compile] [--quick]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +32,15 @@ import numpy as np
 from fedllm.runs.observer import Observer, StepReport
 
 UNTIMED_STEPS = 5
+PEER = "plain"
+# By name: a label, whether freed memory is kept, and whether attention is matrix products.
+PLAIN = {
+    PEER: ("plain loop, fedllm's settings", True, True),
+    "defaults": ("plain loop, defaults", False, False),
+    "memory": ("plain loop, memory kept", True, False),
+    "products": ("plain loop, matrix products", False, True),
+}
+OURS = {"adamw": "fedllm, adamw", "muon": "fedllm, muon"}
 
 
 class Stopwatch(Observer):
@@ -100,18 +115,22 @@ def measure_fedllm(options: argparse.Namespace, optimizer: str) -> dict[str, flo
     return {"seconds": stopwatch.seconds, "parameters": model.num_parameters()}
 
 
-def measure_plain(options: argparse.Namespace) -> dict[str, float]:
-    """Time the afternoon's loop."""
+def measure_plain(options: argparse.Namespace, name: str) -> dict[str, float]:
+    """Time the afternoon's loop with the settings of one name of `PLAIN`."""
     import torch
     from plain_llama import PlainLlama, plain_step, random_rows
 
     from fedllm.pretraining.architectures import resolve_shape
     from fedllm.pretraining.config import NetworkSection
+    from fedllm.pretraining.memory import keep_freed_memory
 
+    _, kept, products = PLAIN[name]
+    if kept:
+        keep_freed_memory()
     shape = resolve_shape(NetworkSection(layers=options.layers, width=options.width))
     torch.manual_seed(0)
     model = PlainLlama(
-        options.vocabulary, options.layers, options.width, shape.inner, options.length
+        options.vocabulary, options.layers, options.width, shape.inner, options.length, products
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     stream = torch.randint(300, (1_000_000,))
@@ -157,41 +176,73 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="torch.compile for both")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--one", choices=("adamw", "muon", "plain"), help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="one turn of a tiny model")
+    parser.add_argument("--one", choices=(*PLAIN, *OURS), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.quick:
+        options.layers, options.width, options.vocabulary = 1, 64, 512
+        options.length, options.rows, options.steps, options.repeats = 32, 2, 5, 1
     import torch
 
     torch.set_num_threads(options.threads)
     if options.one:
-        plain = options.one == "plain"
-        result = measure_plain(options) if plain else measure_fedllm(options, options.one)
-        print(json.dumps(result))
+        plain = options.one in PLAIN
+        measured = (measure_plain if plain else measure_fedllm)(options, options.one)
+        print(json.dumps(measured))
         return
+    print_table(options, *measure_in_turn(options))
+
+
+def measure_in_turn(
+    options: argparse.Namespace,
+) -> tuple[dict[str, list[float]], dict[str, float], float]:
+    """Return tokens a CPU-second in each turn, parameters, and the bf16 matrix rate."""
     tokens = options.steps * options.rows * options.length
-    best: dict[str, float] = {}
+    speeds: dict[str, list[float]] = {name: [] for name in (*OURS, *PLAIN)}
     parameters: dict[str, float] = {}
     rate = 0.0
-    for _ in range(options.repeats):
+    for turn in range(options.repeats):
         rate = max(rate, matrix_rate())
-        for name in ("plain", "adamw", "muon"):
+        for name in list(speeds)[:: -1 if turn % 2 else 1]:
             output = subprocess.run(
-                [sys.executable, *sys.argv, "--one", name], check=True, capture_output=True
+                [sys.executable, *sys.argv, "--one", name], check=True, stdout=subprocess.PIPE
             ).stdout
             result = json.loads(output.splitlines()[-1])
             parameters[name] = result["parameters"]
-            best[name] = max(best.get(name, 0.0), tokens / result["seconds"])
-    print(f"{parameters['adamw']:,.0f} parameters (plain loop: {parameters['plain']:,.0f})")
+            speeds[name].append(tokens / result["seconds"])
+    return speeds, parameters, rate
+
+
+def print_table(
+    options: argparse.Namespace,
+    speeds: dict[str, list[float]],
+    parameters: dict[str, float],
+    rate: float,
+) -> None:
+    """Print medians, and their ratios to the peer with the same settings."""
+    print(f"{parameters['adamw']:,.0f} parameters (plain loop: {parameters[PEER]:,.0f})")
     print(
         f"{options.rows} rows of {options.length} tokens, bf16, {options.threads} thread(s)"
-        f"{', compiled' if options.compile else ''}"
+        f"{', compiled' if options.compile else ''}; median of {options.repeats} turn(s)"
     )
-    for name, speed in best.items():
+    labels = OURS | {name: label for name, (label, *_) in PLAIN.items()}
+    fastest = max(PLAIN, key=lambda name: statistics.median(speeds[name]))
+
+    def ratio(values: list[float], peer: str) -> float:
+        return statistics.median(a / b for a, b in zip(values, speeds[peer], strict=True))
+
+    for name, values in speeds.items():
+        speed = statistics.median(values)
         used = speed * operations_per_token(options, parameters[name]) / rate
-        label = "plain loop" if name == "plain" else f"fedllm, {name}"
         print(
-            f"{label:14} {speed:8,.0f} tokens/CPU-s  ratio {speed / best['plain']:.2f}  "
+            f"{labels[name]:30} {speed:8,.0f} tokens/CPU-s  ratio {ratio(values, PEER):.2f}, "
+            f"{ratio(values, fastest):.2f} to the fastest  "
             f"{used:.1%} of the {rate / 1e9:.0f} GFLOP/s of a bf16 product"
         )
+    print(
+        "ratios are to the plain loop with the settings that fedllm gives itself, and to the "
+        f"fastest: {PLAIN[fastest][0]}"
+    )
 
 
 if __name__ == "__main__":

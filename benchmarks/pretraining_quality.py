@@ -3,11 +3,13 @@
 First the run that the configuration file describes. Then the peer (`plain_llama.py`) on the
 same tokens, with a model of the same shape, for as many CPU-seconds: AdamW as nanoGPT sets it
 (betas .9 and .95, weight decay .1 on matrices, 2 % warm-up, cosine to a tenth), the best of
-the given learning rates. Both predict every token of the same held-out text once. The peer's
+the given learning rates. It gets the settings that fedllm gives itself: glibc's allocator told to
+keep freed memory, attention by matrix products on the same lengths of rows, one thread,
+compilation. Both predict every token of the same held-out text once. The peer's
 CPU-seconds leave out evaluation, those of `fedllm` count its evaluations on the way.
 
     python benchmarks/pretraining_quality.py [RUN.toml] [--set KEY=VALUE ...] [--out FOLDER]
-                                             [--learning-rates 1e-3 3e-3]
+                                             [--learning-rates 1e-3 3e-3] [--quick]
 """
 
 from __future__ import annotations
@@ -28,6 +30,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+# Rows up to which fedllm takes attention by matrix products on CPUs.
+LONGEST_PRODUCTS = 1024
+QUICK = """
+name = "quick"
+data = { train = "corpus.jsonl", held_out = 0.1 }
+tokenizer = { vocabulary = 300 }
+model = { layers = 1, width = 64 }
+training = { tokens = 8192, sequence_length = 64, batch_rows = 8 }
+"""
 DEFAULT = Path(__file__).parents[1] / "examples" / "pretraining" / "english.toml"
 
 
@@ -53,7 +64,9 @@ def run_plain(out: Path, learning_rate: float, cpu_seconds: float) -> dict[str, 
     from fedllm.pretraining.config import PretrainConfig
     from fedllm.pretraining.manifest import load_manifest, open_shards
     from fedllm.pretraining.material import held_out_text
+    from fedllm.pretraining.memory import keep_freed_memory
 
+    keep_freed_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = parse(PretrainConfig, read_toml(out / "run.toml"), str(out / "run.toml"))
@@ -67,7 +80,8 @@ def run_plain(out: Path, learning_rate: float, cpu_seconds: float) -> dict[str, 
     vocabulary = json.loads((out / "summary.json").read_text())["tokenizer"]["vocabulary"]
     shape, training = resolve_shape(config.model), config.training
     length, rows = training.sequence_length, training.batch_rows
-    model = PlainLlama(vocabulary, shape.layers, shape.width, shape.inner, length)
+    products = length <= LONGEST_PRODUCTS
+    model = PlainLlama(vocabulary, shape.layers, shape.width, shape.inner, length, products)
     matrices = [p for p in model.parameters() if p.dim() == 2]
     scales = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(
@@ -106,6 +120,16 @@ def summed_loss(model: nn.Module, pieces: list[NDArray[np.int64]]) -> float:
     return total
 
 
+def write_quick_run(folder: Path) -> Path:
+    """Write a made-up corpus and a configuration that trains on it for seconds."""
+    random = np.random.default_rng(0)
+    words = [f"{a}{b}{c}" for a in "bdfg" for b in "aeiou" for c in "lmn"]
+    texts = [" ".join(random.choice(words, size=60)) for _ in range(400)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    (folder / "run.toml").write_text(QUICK)
+    return folder / "run.toml"
+
+
 def main() -> None:
     """Run both and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -113,12 +137,17 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, help="run folder to make, or to go on with")
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3, 3e-3])
+    parser.add_argument("--quick", action="store_true", help="few tokens of a tiny model")
     parser.add_argument("--one", type=float, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(run_plain(options.out, *options.one)))
         return
+    if options.quick:
+        options.learning_rates = options.learning_rates[:1]
     with tempfile.TemporaryDirectory() as temporary:
+        if options.quick:
+            options.run = write_quick_run(Path(temporary))
         out = options.out or Path(temporary) / "run"
         ours = run_fedllm(options, out)
         peers = {}

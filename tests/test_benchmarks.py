@@ -1,0 +1,47 @@
+"""Every benchmark runs at a small size and prints a ratio; what it measures is not looked at."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+# Modules that benchmarks use; the package of `released_platform.py` is not installed here.
+HELPERS = {"plain_llama", "released_platform"}
+RATIO = {
+    "deployment": r"times plain Flower's round looking as often",
+    "discrete_noise": r"times NumPy's normals",
+    "encryption": r"packed / bfv-16: bytes \d",
+    "pretraining": r"fedllm, adamw .* ratio \d",
+    "pretraining_quality": r"ratio to the best plain loop \d",
+    "privacy_utility": r"CPU of round over plain step +\d",
+    "private_step": r"takes \d\S* times the CPU time",
+    "round": r"encrypted / clear +\d",
+}
+NEEDS_DATA = {"discrete_noise", "privacy_utility"}
+
+
+def test_no_benchmark_is_left_out():
+    assert {path.stem for path in BENCHMARKS.glob("*.py")} == HELPERS | set(RATIO)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.data] if n in NEEDS_DATA else []) for n in RATIO],
+)
+def test_runs_quickly_and_prints_a_ratio(name, tmp_path):
+    script = str(BENCHMARKS / f"{name}.py")
+    done = subprocess.run(
+        [sys.executable, script, "--quick"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert re.search(RATIO[name], done.stdout), done.stdout
