@@ -106,7 +106,9 @@ def main() -> None:
                 parameters = summary.model["adapter_parameters"]
 
     def share(rows: list[dict[str, float]]) -> float:
-        return statistics.median(sum(row[p] for p in CRYPTO) / row["total"] for row in rows)
+        return statistics.median(
+            sum(row.get(p, 0.0) for p in CRYPTO) / row["total"] for row in rows
+        )
 
     whole = {s: statistics.median(t["total"] for t in rows) for s, rows in times.items()}
     result = {
