@@ -161,7 +161,7 @@ def main() -> None:
             peers[rate] = json.loads(output.splitlines()[-1])
     best = min(peers.values(), key=lambda peer: peer["bits_per_byte"])
     print(f"{ours['cpu_seconds']:,.0f} CPU-seconds each, one thread; bits per byte")
-    names = sorted(name for name in best if name.startswith("bits_per_byte"))
+    names = sorted(n for n in best if n.startswith("bits_per_byte") and n in ours)
     texts = {name: name.partition("/")[2] or "all" for name in names}
     print(f"{'':22} {'tokens':>12}  " + "  ".join(f"{text:>8}" for text in texts.values()))
     rows = {"fedllm": ours} | {f"plain loop, {rate:g}": peer for rate, peer in peers.items()}

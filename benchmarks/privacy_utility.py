@@ -146,7 +146,10 @@ class Clock(PlainObserver):
         self.plain_cpu_s: list[float] = []
 
     def finished_round(self, report: RoundReport) -> None:
-        """Note the round's time, and take and time a plain step."""
+        """Note the round's time, and take and time a plain step; round 0 is an evaluation."""
+        if report.round == 0:
+            self._began_s = sum(os.times()[:4])
+            return
         self.round_cpu_s.append(sum(os.times()[:4]) - self._began_s)
         started, cpu_started = time.perf_counter(), time.process_time()
         self._plain_step(report.round)
@@ -287,7 +290,7 @@ class Bench:
             simulate(config, Path(folder) / "run", observers=[clock])
             reports = read_reports(Path(folder) / "run" / "metrics.jsonl")
         # The first round also computes the frozen layers of every record, the last evaluates.
-        wall = [r.seconds["total"] - r.seconds["evaluate"] for r in reports[1:]]
+        wall = [r.seconds["total"] - r.seconds["evaluate"] for r in reports if r.round > 1]
         rounds_cpu, plain_cpu = clock.round_cpu_s, clock.plain_cpu_s
         figures = {"round_s": wall, "round_cpu_s": rounds_cpu[1:-1]}
         figures |= {"plain_s": clock.plain_s[1:], "plain_cpu_s": plain_cpu[1:]}

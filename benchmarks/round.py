@@ -99,9 +99,9 @@ def main() -> None:
                 asked = config(folder, options.sites, options.rounds, scheme, options.quick)
                 summary = simulate(asked, out, observers=[])
                 # The first round also computes the frozen layers of every record.
-                opening, *others = read_reports(out / "metrics.jsonl")
-                first[scheme].append(opening.seconds)
-                times[scheme] += [report.seconds for report in others]
+                reports = read_reports(out / "metrics.jsonl")
+                first[scheme] += [r.seconds for r in reports if r.round == 1]
+                times[scheme] += [r.seconds for r in reports if r.round > 1]
                 bytes_per_parameter[scheme] = summary.encryption["bytes_up_per_parameter"]
                 parameters = summary.model["adapter_parameters"]
 

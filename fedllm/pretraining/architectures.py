@@ -235,9 +235,10 @@ def _continued(
 def choose_attention(model: PreTrainedModel, device: torch.device, length: int) -> None:
     """Set the attention that is fastest in training; a saved configuration does not name it.
 
-    On CPUs plain matrix products beat the fused kernel by a quarter to a half up to rows of
-    1,024 tokens (``benchmarks/pretraining.py``); they keep all scores, so longer rows would
-    cost too much memory.
+    On the CPUs of the first measurements plain matrix products beat the fused kernel by a quarter
+    to a half up to rows of 1,024 tokens; on one with AMX the fused kernel was 4% ahead in a plain
+    loop (``benchmarks/pretraining.py``). They keep all scores, so longer rows would cost too much
+    memory.
     """
     plain = device.type == "cpu" and length <= _LONGEST_PLAIN_ATTENTION
     model.set_attn_implementation("eager" if plain else "sdpa")
