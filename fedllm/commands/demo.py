@@ -18,7 +18,7 @@ def demo(
         help="Show in half a minute that all parts work; too short to learn anything.",
     ),
 ) -> None:
-    """See the whole story on made-up data, in a few minutes.
+    """See the whole story on made-up data, in five to ten minutes.
 
     Makes up hospitals, pretrains a model, fine-tunes it privately, attacks it, and writes a
     report.

@@ -47,6 +47,7 @@ def simulate(
     site_policy = load_site_policy(policy) if policy else None
 
     from fedllm.runs.folder import check_folder
+    from fedllm.runs.names import RUN_TOML
     from fedllm.runs.terminal import terminal_observer
     from fedllm_server.simulation import simulate as run_simulation
 
@@ -65,6 +66,11 @@ def simulate(
             observers=[terminal_observer()],
         )
     except KeyboardInterrupt:
+        if not (folder / RUN_TOML).exists():
+            raise InterruptedRunError(
+                "interrupted before the run began; nothing was charged",
+                "begin again with the same command",
+            ) from None
         raise InterruptedRunError(
             f"interrupted; finished rounds are kept in {folder}, a round that was begun stays "
             "charged",

@@ -60,14 +60,28 @@ def run_toml(tmp_path):
     return path
 
 
-def test_an_interrupted_simulation_says_how_to_go_on(monkeypatch, run_toml, capsys, tmp_path):
+@pytest.mark.parametrize("begun", [True, False])
+def test_an_interrupted_simulation_says_how_to_go_on(
+    monkeypatch, run_toml, capsys, tmp_path, begun
+):
+    """A run that left nothing cannot be resumed, and its user is not told to try."""
     from fedllm.commands import simulate
     from fedllm_server import simulation
 
+    out = tmp_path / "o"
+
+    def carried(*_args, **_keywords):
+        out.mkdir()
+        if begun:
+            (out / "run.toml").touch()
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(simulate, "with_base_model", lambda config: config)
-    monkeypatch.setattr(simulation, "simulate", pressed)
-    assert exit_code(monkeypatch, "simulate", str(run_toml), "--out", str(tmp_path / "o")) == 130
-    assert "--resume" in capsys.readouterr().err
+    monkeypatch.setattr(simulation, "simulate", carried)
+    assert exit_code(monkeypatch, "simulate", str(run_toml), "--out", str(out)) == 130
+    said = capsys.readouterr().err
+    assert ("--resume" in said) == begun
+    assert ("nothing was charged" in said) == (not begun)
 
 
 def test_an_interrupted_watcher_says_that_the_run_goes_on(monkeypatch, run_toml, capsys, tmp_path):

@@ -365,7 +365,7 @@ def is_export(path: Path) -> bool:
         with path.open("rb") as stream:
             start = stream.read(1 << 16)
     except OSError as error:
-        raise NoLedgerError(f"cannot read {path}: {error.strerror}", "check the path") from error
+        raise NoLedgerError(f"cannot read {path}: {error.strerror}", _remedy(path)) from error
     if start.startswith(SQLITE):
         return False
     if all(word in start for word in _EXPORTED):
@@ -375,9 +375,15 @@ def is_export(path: Path) -> bool:
         raise TamperedError(f"{path} is a damaged ledger: its start is gone")
     raise NoLedgerError(
         f"{path} is not a ledger",
-        "give the ledger of a site (ledger.sqlite in its kit's state), or what "
-        "fedllm ledger export wrote",
+        "give the ledger of a site (ledgers/SITE.sqlite of a simulation, state/ledger.sqlite of a "
+        "kit), or what fedllm ledger export wrote",
     )
+
+
+def _remedy(path: Path) -> str:
+    if path.is_dir():
+        return "give one ledger: ledgers/SITE.sqlite of a simulation, state/ledger.sqlite of a kit"
+    return "check the path; a site that was never charged has no ledger yet"
 
 
 def refuse_other_files(path: Path) -> None:

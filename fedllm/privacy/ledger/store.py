@@ -198,7 +198,10 @@ def _connect(uri: str) -> sqlite3.Connection:
 @contextmanager
 def _opened(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
     if not path.is_file():
-        raise NoLedgerError(f"there is no ledger at {path}", "check the path")
+        raise NoLedgerError(
+            f"there is no ledger at {path}",
+            "check the path; a site that was never charged has none yet",
+        )
     connection = _connect(f"file:{_quoted(path)}?mode={mode}")
     try:
         if connection.execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):
