@@ -42,7 +42,10 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             with path.open("rb") as stream:
                 yield stream
     except FileNotFoundError:
-        raise DataError(f"there is no file {path}", "check the path") from None
+        raise DataError(
+            f"there is no file {path}",
+            "check the path; the examples' data lie in the folder that FEDLLM_DATA names",
+        ) from None
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise DataError(
             f"{path} is not a whole gzip file", "copy it again, or pack it again with gzip"

@@ -108,9 +108,28 @@ def require_same_run(digest: str, config: RunConfig, out: Path) -> None:
     """
     if not is_same_run(digest, config, out):
         raise ConfigError(
-            f"{out} was begun with another configuration than the one given now",
+            f"{out} was begun with another configuration than the one given now"
+            f"{_differing(config, out)}",
             f"resume with {out / names.RUN_TOML}, or start anew with another --out",
         )
+
+
+def _differing(config: RunConfig, out: Path) -> str:
+    """Name the keys that differ from the folder's own configuration; nothing if it has none."""
+    try:
+        before = read_config(out).model_dump(mode="json")
+    except ConfigError:
+        return ""
+    now = config.model_dump(mode="json")
+    keys = [key for key in now if now[key] != before[key] and not isinstance(now[key], dict)]
+    keys += [
+        f"{section}.{key}"
+        for section in now
+        if isinstance(now[section], dict)
+        for key in now[section]
+        if now[section][key] != before[section][key]
+    ]
+    return f": {', '.join(sorted(keys)[:8])}" if keys else ""
 
 
 def require_same_model(fingerprint: str, now: str, out: Path) -> None:

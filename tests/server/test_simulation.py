@@ -274,7 +274,9 @@ def test_a_second_run_on_the_same_records_is_refused_at_the_ceiling(config, tmp_
 def test_resume_refuses_another_configuration(config, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         simulate(config, tmp_path / "run", observers=[StopAfter(2)])
-    with pytest.raises(ConfigError, match="another configuration"):
+    with pytest.raises(
+        ConfigError, match=r"another configuration than the one given now: lora\.rank"
+    ):
         simulate(change(config, lora={"rank": 4}), tmp_path / "run", resume=True)
 
 
