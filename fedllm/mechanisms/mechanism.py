@@ -49,6 +49,8 @@ class SiteRound:
     ----------
     work : LocalWork
         Trains on the site's records.
+    announced_units : int
+        What the site announced of its size; see `Mechanism.announced_units`.
     noise_multiplier : float, optional
         What the ledger was charged for, from `Mechanism.agreed_noise`.
     quantise : callable
@@ -61,6 +63,7 @@ class SiteRound:
     """
 
     work: LocalWork
+    announced_units: int
     noise_multiplier: float | None
     quantise: Quantise
     purpose: Purpose
@@ -132,6 +135,15 @@ class Mechanism(ABC):
         return True
 
     # What a unit is part of
+
+    def announced_units(self, units: int) -> int:
+        """Return what a site with ``units`` says of its size, before a round; 0 for nothing.
+
+        Where sampling rate and noise follow from a site's size, whoever sees its update can
+        tell them; so they follow from a public number, which the site signs. Elsewhere it says
+        none, and nothing that can be seen depends on it.
+        """
+        return 0
 
     def sampling_rate(self, units: int) -> float:
         """Return the probability of one of a site's ``units`` to be in a step that is charged."""
@@ -347,7 +359,7 @@ def batch_rate(config: RunConfig, units: int) -> float:
     """Return the probability of one record or person to be in a batch."""
     if config.training.sampling_rate is not None:
         return config.training.sampling_rate
-    return min(1.0, config.training.batch_size / units)
+    return min(1.0, config.training.batch_size / max(units, 1))
 
 
 class SharedShares(Mechanism):

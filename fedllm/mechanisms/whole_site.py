@@ -8,7 +8,7 @@ from math import nan
 
 import numpy as np
 
-from fedllm.errors import TrainingError
+from fedllm.errors import FedllmError
 from fedllm.mechanisms.bounds import whole_update_bounds
 from fedllm.mechanisms.cost import Cost
 from fedllm.mechanisms.local import required
@@ -82,9 +82,13 @@ class WholeSite(Mechanism):
         try:
             sampling = self.random("sampling", *asked.purpose)
             return work.train(settings, sampling, RandomStream.secure())
-        except TrainingError:
+        except Exception as error:
             nothing = np.zeros(work.length, dtype=np.float32)
-            return LocalResult(nothing, LocalStatistics(nan, 0, 0, ()), settings.clipping_norm)
+            # Other libraries' words may quote a record.
+            why = error.message if isinstance(error, FedllmError) else type(error).__name__
+            return LocalResult(
+                nothing, LocalStatistics(nan, 0, 0, (), problem=why), settings.clipping_norm
+            )
 
 
 class WholeSiteShared(SharedShares, WholeSite):

@@ -89,7 +89,7 @@ def main() -> None:
         carry(read_kit(Path(kit_folder), "coordinator"), Path(folder), ticket)
         write_outcome(Path(folder), None)
     except FedllmError as error:
-        write_outcome(Path(folder), Refusal.of(error, full_text=True).model_dump())
+        write_outcome(Path(folder), Refusal.whole(error).model_dump())
         sys.exit(error.exit_code)
 
 

@@ -167,7 +167,7 @@ class Authority:
         found = explained(error)
         words = found.message if isinstance(found, FedllmError) else str(found)
         self._say(one_line(f"{what}: {type(found).__name__}: {words}"))
-        return Refusal.of(found, self._full_errors, "the key authority")
+        return Refusal.of_authority(found, self._full_errors)
 
     def _open_round(self, request: OpenRound) -> RoundOpened:
         proposal = parse_statement(request.header.statement)

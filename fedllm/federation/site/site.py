@@ -44,7 +44,7 @@ from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.protocol.statements import make_member, read_statement, require
 from fedllm.federation.site.carrying import require_carried
 from fedllm.federation.site.charging import SiteAccount
-from fedllm.federation.site.data import SiteData
+from fedllm.federation.site.data import Datasets, SiteData
 from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.site.journal import Asked, Journal, Spent, asked_by
 from fedllm.federation.site.memory import SiteMemory
@@ -54,7 +54,7 @@ from fedllm.files import append_line, explained
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.identity.sealing import seal_for
-from fedllm.mechanisms import LocalStatistics
+from fedllm.mechanisms import LocalStatistics, mechanism_of
 from fedllm.tasks.cache import ModelCache
 
 Answer = TypeVar("Answer")
@@ -114,6 +114,24 @@ class Site:
         self._clock = clock
         self._memory = SiteMemory(files.memory)
         self._accounts: dict[Task, SiteAccount] = {}
+        self._told: Datasets | None = None
+
+    def start(self) -> tuple[Task, ...]:
+        """Read the site's records before any coordinator is answered.
+
+        What is wrong with them is between the site and its operator then.
+
+        Returns
+        -------
+        tuple of str
+            The tasks that the policy allows and the records have the columns for.
+
+        Raises
+        ------
+        DataError
+            If they cannot be read, or have a row that cannot be used.
+        """
+        return self._data.read_all(self._policy.allow.tasks)
 
     def join(self, request: Join) -> Joined:
         """Say whether this site takes part in a run; a yes holds its signed mask key."""
@@ -129,10 +147,12 @@ class Site:
                 f"{method.down.length}",
             )
             require(1 <= header.round <= config.rounds.count, "there is no such round")
-            units = self._data.datasets(config, model).training.number_of_units
+            self._data.require_unit(config)
+            self._work.require_trainable(config, model, method, method.start())
+            units = mechanism_of(config).announced_units(self._data.units(config))
             length = method.up.length
             self._account(config.task).check_run(header.run, header.round, config, units, length)
-            member = make_member(self._identity, header.run)
+            member = make_member(self._identity, header.run, units)
             return Joined(JoinedHeader(site=self.name, member=member))
 
         return self._guarded(
@@ -146,6 +166,8 @@ class Site:
 
         def work() -> Trained:
             order = self._orders.order(request)
+            self._data.require_unit(order.config)
+            self._work.require_trainable(order.config, order.model, order.method, order.adapter)
             self._require_memory(order)
             self._memory.begin(order.statement.series, order.statement.attempt)
             if order.statement.purpose == "evaluation":
@@ -235,7 +257,7 @@ class Site:
             if self._journal is not None:
                 asked, seconds = asked_by(request), self._clock() - started
                 self._journal.refused(asked, found, seconds, self._spent(asked))
-            return refuse(Refusal.of(found, self._full_errors))
+            return refuse(Refusal.of_site(found, self._full_errors))
         if self._journal is not None:
             asked, seconds = asked_by(request), self._clock() - started
             self._journal.done(asked, seconds, self._spent(asked))
@@ -257,11 +279,10 @@ class Site:
         return Spent(epsilon, delta, left, budget.epsilon, budget.delta)
 
     def _train_round(self, order: Order) -> bytes:
-        dataset = self._data.datasets(order.config, order.model).training
-        units, length = dataset.number_of_units, order.method.up.length
         paid = self._account(order.config.task).reserve(
-            order.statement, order.config, units, length
+            order.statement, order.config, order.units, order.method.up.length
         )
+        dataset = self._datasets(order).training
         started = self._clock()
         levels, statistics = self._work.train(order, dataset, paid.noise_multiplier)
         trained = self._clock()
@@ -271,11 +292,20 @@ class Site:
         return update
 
     def _evaluate_round(self, order: Order) -> bytes:
-        dataset = self._data.datasets(order.config, order.model).held_out
         paid = self._account(order.config.task).reserve_evaluation(order.statement, order.config)
+        dataset = self._datasets(order).held_out
         update = self._encrypt_and_sign(order, self._work.evaluate(order, dataset))
         self._account(order.config.task).commit(paid)
         return update
+
+    def _datasets(self, order: Order) -> Datasets:
+        datasets = self._data.datasets(order.config, order.model)
+        if datasets.left_out and datasets is not self._told:
+            self._told = datasets
+            self._append({"run": order.statement.run, "left_out": datasets.left_out})
+            if self._journal is not None:
+                self._journal.warn(f"run {order.statement.run}: {datasets.left_out}")
+        return datasets
 
     def _encrypt_and_sign(self, order: Order, levels: NDArray[np.uint64]) -> bytes:
         masks = None
@@ -305,7 +335,7 @@ class Site:
         train_s: float,
         encrypt_s: float,
     ) -> None:
-        line = {
+        line: dict[str, object] = {
             "run": statement.run,
             "round": statement.round,
             "attempt": statement.attempt,
@@ -315,6 +345,10 @@ class Site:
             "empty_batches": statistics.empty_batches,
             "norm_quantiles": statistics.norm_quantiles,
         }
+        if statistics.broken_units:
+            line["broken_units"] = dict(statistics.broken_units)
+        if statistics.problem:
+            line["problem"] = statistics.problem
         self._append(line)
 
     def _log_error(self, error: Exception) -> None:
