@@ -144,7 +144,7 @@ def test_the_signed_statement_says_what_it_said():
 def test_a_member_is_signed_as_it_was(name):
     member = next(m for m in STATEMENT.cohort if m.name == name)
     assert member == message(f"Joined-{name}").header.member
-    assert make_member(identity(name), "run-1") == member
+    assert make_member(identity(name), "run-1", 0) == member
     check_member(member, "run-1", ROSTER)
     words = mask_key_statement("run-1", name, member.mask_key)
     assert words == signing_bytes("fedllm.mask-key.v2", "run-1", name, member.mask_key)

@@ -6,6 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedllm.config import RunConfig, parse
 from fedllm.errors import ConfigError, RefusedError
@@ -192,7 +194,9 @@ def contribution(case, work, noise=2.0, norm=None) -> Contribution:
     def quantise(update, random):
         return np.round((update + 1000) * 1000).astype(np.uint64)
 
-    return mechanism_of(case).contribute(SiteRound(work, noise, quantise, ("site-0", 1), norm))
+    return mechanism_of(case).contribute(
+        SiteRound(work, work.units, noise, quantise, ("site-0", 1), norm)
+    )
 
 
 def test_discrete_noise_takes_long_vectors_while_the_grid_is_fine_enough():
@@ -303,3 +307,36 @@ def test_noise_that_was_more_than_needed_goes_on_as_it_was(case):
     more = 3 * mechanism.needed_noise(40, 1, ())
     done = mechanism.cost(40, 56, more).events
     assert mechanism.needed_noise(40, 2, done) == more
+
+
+def test_only_local_noise_announces_a_size():
+    for case in CASES.values():
+        mechanism = mechanism_of(case)
+        assert (mechanism.announced_units(1000) > 0) == (type(mechanism) is LocalNoise)
+
+
+@given(st.integers(1, 10**9))
+def test_an_announced_size_is_a_fifth_smaller_at_most_and_stays_what_it_is(units):
+    mechanism = mechanism_of(CASES[LocalNoise])
+    announced = mechanism.announced_units(units)
+    assert 0.8 * units < announced <= units
+    assert mechanism.announced_units(announced) == announced
+    assert bin(announced).rstrip("0").count("1") <= 3
+
+
+def test_all_that_can_be_seen_of_local_noise_follows_from_what_is_announced():
+    case = CASES[LocalNoise]
+    seen = set()
+    for units in (1024, 1100, 1279):
+        mechanism, work = mechanism_of(case), Work()
+        assert mechanism.announced_units(units) == 1024
+        work.units = units
+        noise = mechanism.needed_noise(units, 1, ())
+        announced = mechanism.announced_units(units)
+        mechanism.contribute(
+            SiteRound(work, announced, noise, lambda u, r: np.zeros(56, np.uint64), ("s", 1))
+        )
+        (settings,) = work.settings
+        (event,) = mechanism.cost(units, 56, noise).events
+        seen.add((settings, event))
+    assert len(seen) == 1

@@ -304,7 +304,12 @@ class Site:
             self._told = datasets
             self._append({"run": order.statement.run, "left_out": datasets.left_out})
             if self._journal is not None:
-                self._journal.warn(f"run {order.statement.run}: {datasets.left_out}")
+                # Which they are stands in the log, which only the kit's owner reads.
+                summary = datasets.left_out.splitlines()[0].rstrip(":")
+                self._journal.warn(
+                    f"run {order.statement.run}: {summary} (the site's log of rounds has the "
+                    "details)"
+                )
         return datasets
 
     def _encrypt_and_sign(self, order: Order, levels: NDArray[np.uint64]) -> bytes:
