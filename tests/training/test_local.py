@@ -256,9 +256,7 @@ def test_a_record_at_which_the_model_breaks_off_costs_no_other_unit_anything(
     broken, seen = clipped_gradient_sum(
         model, Breaking(data, bad), settings, RandomStream.seeded(1)
     )
-    expected, _ = clipped_gradient_sum(
-        model, without(data, bad), settings, RandomStream.seeded(1)
-    )
+    expected, _ = clipped_gradient_sum(model, without(data, bad), settings, RandomStream.seeded(1))
     assert expected.any()
     np.testing.assert_allclose(broken, expected, rtol=0, atol=1e-5)
     if layers:

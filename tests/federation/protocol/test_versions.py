@@ -41,7 +41,9 @@ def test_a_statement_of_this_version_is_read():
     assert read_statement(text, signed(text), ROSTER) == STATEMENT
 
 
-@pytest.mark.parametrize("kind", ["fedllm.round.v1", "fedllm.round.v2", "fedllm.round.v4", "fedllm.survivors.v2", ""])
+@pytest.mark.parametrize(
+    "kind", ["fedllm.round.v1", "fedllm.round.v2", "fedllm.round.v4", "fedllm.survivors.v2", ""]
+)
 def test_a_statement_of_another_kind_is_refused(kind):
     text = json.dumps(STATEMENT.model_dump(mode="json") | {"kind": kind})
     for signature in (signed(text), AUTHORITY.sign(text.encode()).hex()):
