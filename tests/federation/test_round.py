@@ -431,9 +431,17 @@ def test_what_the_policy_forbids_is_refused(tiny_checkpoint, tmp_path, sections,
     allowed = {"min_cohort": 1, "encryption": "optional", "non_private": True, **allow}
     policy = SitePolicy(budget=BudgetSection(epsilon=100.0), allow=AllowSection(**allowed))
     config = small_config(tiny_checkpoint("bert"), **sections)
-    federation = build(tmp_path, config, policy=policy, full_errors=False)
+    federation = build(tmp_path, config, policy=policy)
     with pytest.raises(RefusedError, match=words):
         federation.round()
+    (tmp_path / "quiet").mkdir()
+    federation = build(tmp_path / "quiet", config, policy=policy, full_errors=False)
+    with pytest.raises(RefusedError) as refused:
+        federation.round()
+    # The policy is never sent, not by its words either.
+    assert words not in str(refused.value)
+    assert "does not allow this" in str(refused.value)
+    assert words in (tmp_path / "quiet" / "site-0.log").read_text()
 
 
 def test_a_run_without_privacy_is_written_down_as_infinite(tiny_checkpoint, tmp_path):
