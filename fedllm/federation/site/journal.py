@@ -153,7 +153,8 @@ def _shown(value: float) -> str:
 def _table(text: str) -> dict[str, Any]:
     try:
         values = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
+        # A number of thousands of digits is no TOMLDecodeError.
         return {}
     sections = {name: values.get(name) for name in ("rounds", "privacy")}
     return values | {n: s if isinstance(s, dict) else {} for n, s in sections.items()}

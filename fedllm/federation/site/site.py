@@ -6,6 +6,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -254,14 +255,28 @@ class Site:
             found = explained(error)
             if not self._full_errors:
                 self._log_error(found)
-            if self._journal is not None:
-                asked, seconds = asked_by(request), self._clock() - started
-                self._journal.refused(asked, found, seconds, self._spent(asked))
+            self._tell(request, started, found)
             return refuse(Refusal.of_site(found, self._full_errors))
-        if self._journal is not None:
-            asked, seconds = asked_by(request), self._clock() - started
-            self._journal.done(asked, seconds, self._spent(asked))
+        self._tell(request, started)
         return answer
+
+    def _tell(
+        self,
+        request: Join | Train | Settle | Unmask,
+        started: float,
+        error: BaseException | None = None,
+    ) -> None:
+        """Write to the journal; whatever becomes of that, the answer is not lost with it."""
+        if self._journal is None:
+            return
+        try:
+            asked, seconds = asked_by(request), self._clock() - started
+            if error is None:
+                self._journal.done(asked, seconds, self._spent(asked))
+            else:
+                self._journal.refused(asked, error, seconds, self._spent(asked))
+        except Exception as failure:
+            self._append({"journal": type(failure).__name__})
 
     def _spent(self, asked: Asked) -> Spent | None:
         """Return what the journal says of the budget; None while no ledger is open for it."""
@@ -302,14 +317,12 @@ class Site:
         datasets = self._data.datasets(order.config, order.model)
         if datasets.left_out and datasets is not self._told:
             self._told = datasets
+            # Which they are stands in the log, which only the kit's owner reads.
             self._append({"run": order.statement.run, "left_out": datasets.left_out})
-            if self._journal is not None:
-                # Which they are stands in the log, which only the kit's owner reads.
-                summary = datasets.left_out.splitlines()[0].rstrip(":")
-                self._journal.warn(
-                    f"run {order.statement.run}: {summary} (the site's log of rounds has the "
-                    "details)"
-                )
+            summary = datasets.left_out.splitlines()[0].rstrip(":")
+            self._warn(
+                f"run {order.statement.run}: {summary} (the site's log of rounds has the details)"
+            )
         return datasets
 
     def _encrypt_and_sign(self, order: Order, levels: NDArray[np.uint64]) -> bytes:
@@ -362,12 +375,16 @@ class Site:
         self._append({"error": type(error).__name__, "text": text})
 
     def _append(self, line: dict[str, object]) -> None:
+        # What was paid for is not lost with its line, nor is a refusal.
         try:
             append_line(self._files.log, json.dumps(line))
         except FedllmError as error:
-            # What was paid for is not lost with its line, nor is a refusal.
-            if self._journal is not None:
-                self._journal.warn(error.message)
+            self._warn(error.message)
+
+    def _warn(self, text: str) -> None:
+        if self._journal is not None:
+            with suppress(Exception):
+                self._journal.warn(text)
 
 
 def _place(error: Exception) -> str:

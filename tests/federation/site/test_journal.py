@@ -269,3 +269,35 @@ def test_nothing_of_the_journal_leaves(watched):
     everything = " ".join(sent)
     assert "epsilon" not in everything
     assert "left" not in everything
+
+
+def test_a_configuration_with_an_endless_number_is_refused_and_told(watched):
+    federation, said = watched()
+    seen = []
+
+    def swap(kind, name, message):
+        if kind == "join request":
+            text = message.header.config + f"x = {'1' * 5000}\n"
+            header = message.header.model_copy(update={"config": text})
+            return type(message)(header)
+        seen.append(message)
+        return message
+
+    federation.tamper = swap
+    with pytest.raises(FedllmError):
+        federation.round()
+    assert [answer.header.refusal.kind for answer in seen] == ["PeerError"] * 3
+    assert "refused" in said[0]
+
+
+def test_a_journal_that_fails_loses_no_answer(watched):
+    federation, said = watched()
+
+    def broken(*_):
+        raise BrokenPipeError
+
+    federation.sites["site-0"]._journal._say = broken
+    outcome = federation.round()
+    assert outcome.survivors == ("site-0", "site-1", "site-2")
+    log = (federation.folder / "site-0.log").read_text()
+    assert '"journal": "BrokenPipeError"' in log
