@@ -36,6 +36,7 @@ from fedllm.runs.observer import Observer, Observers
 from fedllm.runs.progress import ProgressFile
 from fedllm.runs.summary import Summary
 from fedllm.runs.terminal import PlainObserver
+from fedllm.tasks import task_of
 from fedllm_client.dividing import divide
 from fedllm_server.protections import given_up, weak_delta
 from fedllm_server.public_part import public_part, public_records
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid, ServerApp
 
     from fedllm.federation.authority.authority import Authority
+    from fedllm.models.shared import SharedModel
     from fedllm_client.simulated import SimulatedSites
 
 Engine = Literal["inprocess", "ray"]
@@ -156,6 +158,7 @@ def _simulate(
     model, encoded = public_part(config, test)
     state = starting_state(config, model, task.state)
     require_same_model(state.model, model.fingerprint, out)
+    _check_records(config, model, records)
     _write_request(task)
     roster, authority = _parties(config, source, names, site_titles(records))
     figures = SiteFigures(source, names, config)
@@ -178,6 +181,16 @@ def _simulate(
     finally:
         authority.forget()
     return finish(out, config, model, state.run, names, started, simulated=True)
+
+
+def _check_records(config: RunConfig, model: SharedModel, records: dict[str, list[Record]]) -> None:
+    """Refuse records that cannot be learned from: here, they are those of who started the run.
+
+    A site leaves such records out and tells nobody but its operator.
+    """
+    everyone = [record for own in records.values() for record in own]
+    length = config.model.max_length
+    task_of(config.task).encode(everyone, model.tokenizer, length, model.labels)
 
 
 def _write_request(task: _Task) -> None:

@@ -86,9 +86,7 @@ class Refusal(Header):
         if full_text or type(error) in (RefusedError, RepeatError):
             return cls.whole(error)
         kind = _kind_of(error).__name__
-        return cls(
-            kind=kind, message=kind, remedy="the key authority's own log has the details"
-        )
+        return cls(kind=kind, message=kind, remedy="the key authority's own log has the details")
 
     @classmethod
     def whole(cls, error: BaseException) -> Refusal:

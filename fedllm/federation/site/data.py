@@ -131,4 +131,3 @@ class SiteData:
 
 def _held_out(config: RunConfig) -> float:
     return config.evaluation.holdout if config.evaluation.every else 0.0
-

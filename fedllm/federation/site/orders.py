@@ -159,9 +159,7 @@ class OrderReader:
         method = adapter_of(model)
         adapter = _read_adapter(request.adapter, method.down.length)
         quantiser = _quantiser(config, statement, plan, header.bounds, method.up)
-        return Order(
-            statement, config, member.units, plan, key, model, method, adapter, quantiser
-        )
+        return Order(statement, config, member.units, plan, key, model, method, adapter, quantiser)
 
 
 def read_plan(blob: bytes, statement: RoundStatement) -> EncryptionPlan:

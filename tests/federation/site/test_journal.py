@@ -291,7 +291,7 @@ def test_a_configuration_with_an_endless_number_is_refused_and_told(watched):
 
 
 def test_a_journal_that_fails_loses_no_answer(watched):
-    federation, said = watched()
+    federation, _ = watched()
 
     def broken(*_):
         raise BrokenPipeError
