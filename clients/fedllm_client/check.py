@@ -207,8 +207,10 @@ def _readable(policy: SitePolicy) -> tuple[Task, list[Record]]:
 def _check_ledger(kit: Kit, policy: SitePolicy) -> str:
     from fedllm.federation.site.carrying import require_carried
     from fedllm.federation.site.files import SiteFiles
+    from fedllm.privacy.accounting.accountants import epsilon
     from fedllm.privacy.accounting.words import epsilon_text
-    from fedllm.privacy.ledger.audit import verify_ledger
+    from fedllm.privacy.ledger.audit import read_state, verify_ledger
+    from fedllm.privacy.ledger.fingerprints import Unit
 
     files = SiteFiles.of_kit(kit.folder)
     require_carried(files.ledger, files.memory, kit.identity, kit.roster)
@@ -221,7 +223,10 @@ def _check_ledger(kit: Kit, policy: SitePolicy) -> str:
             f"{path} is the ledger of the site '{found.site}'", "put this site's ledger back"
         )
     check_writable(path)
-    spent = max((dataset.spent.value for dataset in found.datasets), default=0.0)
+    state, name = read_state(path), policy.budget.account or ""
+    unit: Unit = "record" if policy.data is None or policy.data.unit is None else "person"
+    # What the next run has to fit in, as the site itself will reckon.
+    spent = epsilon(state.spent(name, unit), policy.budget.delta).value
     text = (
         f"{found.head.sequence} entries hold; epsilon {epsilon_text(spent)} of "
         f"{policy.budget.epsilon:g} is spent"

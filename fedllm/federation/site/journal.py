@@ -31,7 +31,7 @@ class Spent:
     delta : float
         The run's.
     left : float
-        Below ``ceiling``, for this data set.
+        Below ``ceiling``, for the site's account.
     ceiling : float
         The site's, at ``ceiling_delta``.
     """

@@ -97,6 +97,7 @@ def verify_ledger(
     public_key: bytes | None = None,
     anchors: Sequence[Head] = (),
     policy: Ceiling | None = None,
+    account: str = "",
 ) -> Verification:
     """Check a ledger file or an export of one, and recompute its epsilons.
 
@@ -111,6 +112,8 @@ def verify_ledger(
         Heads kept by another party; without one a cut at the end cannot be seen.
     policy : Ceiling, optional
         To report under, instead of the ceilings in the ledger, which are checked all the same.
+    account : str
+        The policy's, which is reported even if it was never charged.
 
     Raises
     ------
@@ -123,8 +126,8 @@ def verify_ledger(
     state = read_state(path, public_key, anchors)
     if state.head is None:
         raise TamperedError(f"{path} holds no entries")
-    for account in state.accounts():
-        for promise in promises(state, account):
+    for name in state.accounts():
+        for promise in promises(state, name):
             total = epsilon(promise.events, promise.delta).value
             if total <= promise.ceiling:
                 continue
@@ -138,7 +141,7 @@ def verify_ledger(
         state.site,
         state.public_key.hex(),
         state.head,
-        report(state, policy),
+        report(state, policy, account),
         tuple(state.carried),
         sum(bool(charge.dataset) for charge in state.reservations.values()),
     )
@@ -192,12 +195,16 @@ def check_anchors(stored: Iterable[RawEntry], anchors: Sequence[Head]) -> None:
             )
 
 
-def report(state: LedgerState, ceiling: Ceiling | None = None) -> tuple[AccountReport, ...]:
+def report(
+    state: LedgerState, ceiling: Ceiling | None = None, account: str = ""
+) -> tuple[AccountReport, ...]:
     """Recompute what every account and run has spent.
 
-    ``ceiling`` is the one to look at it under; by default that of each account's last charge.
+    ``ceiling`` is the one to look at it under, and ``account`` the one that it is for; by default
+    it is that of each account's last charge.
     """
-    return tuple(_account_report(state, account, ceiling) for account in state.accounts())
+    accounts = [*state.accounts(), *([account] if ceiling else [])]
+    return tuple(_account_report(state, name, ceiling) for name in dict.fromkeys(accounts))
 
 
 def _account_report(state: LedgerState, account: str, ceiling: Ceiling | None) -> AccountReport:
