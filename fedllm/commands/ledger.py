@@ -289,7 +289,7 @@ def _print_tables(found: Verification) -> None:
     if found.by_dataset:
         console.print(
             f"{found.by_dataset} charges were made by data set, by the rule of earlier versions. "
-            "They count for all records: together they may be above a ceiling that each of them kept."
+            "They count for all records: together they may be above a ceiling that each kept."
         )
     console.print(
         "Rounds that were charged and not finished count in full, for every file, query and task."

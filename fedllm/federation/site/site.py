@@ -245,7 +245,7 @@ class Site:
         """Return what the journal says of the budget; None while no ledger is open for it."""
         # Never opens one: a refusal leaves the ledger as it was.
         account = self._opened
-        if account is None:
+        if account is None or asked.message not in ("join", "train"):
             return None
         budget = self._policy.budget
         delta = asked.delta or budget.delta
