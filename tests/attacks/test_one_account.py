@@ -72,9 +72,7 @@ def test_persons_instead_of_records_are_no_new_budget(ask):
 
 @pytest.fixture
 def config(tiny_checkpoint) -> RunConfig:
-    return small_config(
-        tiny_checkpoint("bert"), rounds={"count": 2}, privacy={"epsilon": 2.5}
-    )
+    return small_config(tiny_checkpoint("bert"), rounds={"count": 2}, privacy={"epsilon": 2.5})
 
 
 def with_records(federation, rows, run="run-2"):

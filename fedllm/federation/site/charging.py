@@ -7,6 +7,7 @@ from math import inf
 from pathlib import Path
 
 from fedllm.config import RunConfig, SitePolicy
+from fedllm.config.task import smallest_unit
 from fedllm.errors import RefusedError
 from fedllm.federation.protocol.messages import RoundStatement
 from fedllm.identity.keys import Identity
@@ -140,6 +141,7 @@ class SiteAccount:
         return max(0.0, self._budget.epsilon - spent)
 
     def _charge(self, run: str, number: int, config: RunConfig, cost: Cost) -> Charge:
+        source = self._data or config.data
         return Charge(
             run=run,
             round=number,
@@ -149,7 +151,7 @@ class SiteAccount:
             delta=config.privacy.delta,
             name=config.name,
             # What the site's own source names is protected, whatever the run says of its data.
-            unit="record" if (self._data or config.data).unit is None else "person",
+            unit=smallest_unit(config.task) if source.unit is None else "person",
         )
 
     def _evaluation_charge(self, run: str, number: int, config: RunConfig) -> Charge:

@@ -77,7 +77,7 @@ class Verification:
     head : Head
         Its last entry.
     accounts : tuple of AccountReport
-        In the order of their first charge.
+        In the order of their first charge; the site's where nothing was charged.
     carried : tuple of Carried
         What was spent before it was begun.
     by_dataset : int
@@ -203,8 +203,9 @@ def report(
     ``ceiling`` is the one to look at it under, and ``account`` the one that it is for; by default
     it is that of each account's last charge.
     """
-    accounts = [*state.accounts(), *([account] if ceiling else [])]
-    return tuple(_account_report(state, name, ceiling) for name in dict.fromkeys(accounts))
+    charged = state.accounts()
+    accounts = dict.fromkeys([*charged, account] if ceiling or not charged else charged)
+    return tuple(_account_report(state, name, ceiling) for name in accounts)
 
 
 def _account_report(state: LedgerState, account: str, ceiling: Ceiling | None) -> AccountReport:
