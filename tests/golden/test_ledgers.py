@@ -10,7 +10,7 @@ from datetime import datetime
 from math import inf
 
 import pytest
-from golden.kept import V1, V2, damaged, identity, read_lines
+from golden.kept import V1, V2, V3, damaged, identity, read_lines
 
 from fedllm.canonical import canonical_json
 from fedllm.errors import BudgetError, FedllmError
@@ -36,6 +36,8 @@ from fedllm.privacy.ledger.state import Carried, carry_body, reservation_body
 LEDGER = V1 / "ledger"
 FIRST, SECOND = LEDGER / "first.sqlite", LEDGER / "second.sqlite"
 NAMED = V2 / "ledger" / "named.sqlite"
+# Charged by account, and what carries that over.
+BY_ACCOUNT, CARRIED = V3 / "ledger" / "first.sqlite", V3 / "ledger" / "second.sqlite"
 KEY = identity("anne").public_bytes()
 NEW_KEY = identity("anne with new keys").public_bytes()
 LOST_KEY = identity("anne with lost keys").public_bytes()
@@ -75,6 +77,10 @@ def test_each_event_is_read_and_written_as_it_was():
     for line, (_, event) in zip(lines, EVENTS, strict=True):
         assert from_json(json.loads(line)) == event
         assert canonical_json(to_json(event)) == line.encode()
+
+
+def _suffix(path):
+    return path.suffix
 
 
 def seen(charge):
@@ -154,6 +160,42 @@ def test_a_ledger_that_carries_over_still_does():
     assert state.spent("", "record")[-2:] == [Stated(2.0, 1e-7), LOCAL]
 
 
+@pytest.mark.parametrize("path", [BY_ACCOUNT, BY_ACCOUNT.with_suffix(".jsonl")], ids=_suffix)
+def test_a_ledger_by_account_says_what_it_said(path):
+    state = read_state(path, KEY)
+    evaluation, shared = (Gaussian(12.5),), (PoissonGaussian(0.05, 2.0, 1),)
+    assert [
+        (c.run, c.name, c.round, c.attempt, c.purpose, c.account, c.delta, c.events)
+        for c in state.reservations.values()
+    ] == [
+        ("local", "", 1, 1, "training", "", 1e-5, (LOCAL,)),
+        ("local", "a run of Köln", 1, 2, "training", "", 1e-5, (LOCAL,)),
+        ("distributed", "", 1, 1, "training", "oncology", 1e-6, shared),
+        ("discrete", "", 3, 1, "training", "surgery", 1e-5, (DISCRETE,)),
+        ("local", "", 1, 1, "evaluation", "", 1e-5, evaluation),
+    ]
+    assert {c.unit for c in state.reservations.values()} == {"person"}
+    assert state.accounts() == ["", "oncology", "surgery"]
+    assert state.spent("oncology", "person") == [LOCAL, LOCAL, *shared, *evaluation]
+    assert state.spent("surgery", "person") == [LOCAL, LOCAL, DISCRETE, *evaluation]
+    assert len(state.spent("", "person")) == 5
+    found = verify_ledger(path, KEY, read_heads(V3 / "ledger" / "ledger_heads.jsonl")["anne"])
+    assert (len(found.accounts), found.by_dataset) == (3, 0)
+
+
+def test_a_ledger_that_carries_accounts_over_still_does():
+    state = read_state(CARRIED, NEW_KEY)
+    _, carried = spending_of(BY_ACCOUNT)
+    assert [(one.account, one.unit) for one in state.carried] == [
+        *((name, "person") for name in ("", "oncology", "surgery")),
+        ("", "record"),
+    ]
+    assert [carry_body(one) for one in state.carried[:3]] == [carry_body(one) for one in carried]
+    assert DISCRETE not in state.spent("oncology", "person")
+    assert DISCRETE in state.spent("surgery", "person")
+    assert verify_ledger(CARRIED, NEW_KEY).accounts[0].spent.value == inf
+
+
 def stored(path):
     connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     rows = connection.execute("SELECT * FROM entries ORDER BY sequence").fetchall()
@@ -163,8 +205,14 @@ def stored(path):
 
 @pytest.mark.parametrize(
     ("path", "signer"),
-    [(FIRST, "anne"), (SECOND, "anne with new keys"), (NAMED, "anne")],
-    ids=["first", "second", "named"],
+    [
+        (FIRST, "anne"),
+        (SECOND, "anne with new keys"),
+        (NAMED, "anne"),
+        (BY_ACCOUNT, "anne"),
+        (CARRIED, "anne with new keys"),
+    ],
+    ids=["first", "second", "named", "by account", "carried"],
 )
 def test_today_every_entry_would_be_written_byte_for_byte_as_it_was(path, signer, monkeypatch):
     previous: Head | None = None
@@ -184,10 +232,10 @@ def test_today_every_entry_would_be_written_byte_for_byte_as_it_was(path, signer
         previous = made.head
 
 
-@pytest.mark.parametrize("path", [FIRST, NAMED], ids=["first", "named"])
+@pytest.mark.parametrize("path", [FIRST, SECOND, NAMED, BY_ACCOUNT, CARRIED], ids=lambda p: p.stem)
 def test_what_is_read_is_what_would_be_written(path):
     entries = {row[0]: json.loads(row[1]) for row in stored(path)}
-    state = read_state(path, KEY)
+    state = read_state(path)
     for sequence, reservation in state.reservations.items():
         assert reservation_body(reservation) == entries[sequence]["body"]
     for carried in state.carried:
@@ -233,7 +281,9 @@ def test_a_charge_may_have_the_name_of_its_run(path):
     assert [body["run_name"] for body in bodies if "run_name" in body] == ["a run of Köln"]
 
 
-EXPORTS = pytest.mark.parametrize("path", [FIRST, NAMED], ids=["first", "named"])
+EXPORTS = pytest.mark.parametrize(
+    "path", [FIRST, NAMED, BY_ACCOUNT], ids=["first", "named", "by account"]
+)
 
 
 @EXPORTS
