@@ -225,6 +225,13 @@ def _check_ledger(kit: Kit, policy: SitePolicy) -> str:
     check_writable(path)
     state, name = read_state(path), policy.budget.account or ""
     unit: Unit = "record" if policy.data is None or policy.data.unit is None else "person"
+    others = {charge.unit for charge in state.charges(name)} - {unit}
+    if others:
+        raise DoubtError(
+            f"{found.head.sequence} entries hold; they protect each {others.pop()}, and by the "
+            f"policy's data.unit each {unit} is to be protected",
+            "set data.unit as it was: any run with a ceiling will be refused",
+        )
     # What the next run has to fit in, as the site itself will reckon.
     spent = epsilon(state.spent(name, unit), policy.budget.delta).value
     text = (

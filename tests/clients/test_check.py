@@ -281,6 +281,28 @@ def test_the_ledger_is_verified(place):
     assert (result.state, result.exit_code) == ("failed", 4)
 
 
+def test_what_is_left_is_the_declared_accounts(place):
+    from fedllm.privacy.accounting.events import Gaussian
+    from fedllm.privacy.ledger.budget import Ceiling, Charge
+    from fedllm.privacy.ledger.ledger import Ledger
+
+    path = place.kit / "state" / "ledger.sqlite"
+    ledger = Ledger.open(path, "anne", Identity.load("anne", place.kit / "keys"))
+    for account in ("oncology", "surgery"):
+        charge = Charge("run", 1, account, (Gaussian(0.8),), unit="person")
+        ledger.reserve(charge, Ceiling(8.0, 1e-5))
+    place.write_records([{"text": PRIVATE, "label": 1, "who": i} for i in range(120)])
+    place.write_policy('unit = "who"\n')
+    assert (everything := place.check()["ledger"]).state == "warning"
+    assert "further runs will be refused" in everything.remedy
+    place.write_policy('unit = "who"\n[budget]\naccount = "oncology"\n')
+    assert place.check()["ledger"].state == "ok"
+    place.write_policy("")
+    result = place.check()["ledger"]
+    assert result.state == "warning"
+    assert "they protect each person" in result.found
+
+
 def test_a_site_that_enrolled_anew_owes_its_earlier_spending(place, tmp_path):
     """Check and start refuse until it was taken over."""
     from fedllm.identity.enrolment import accept, enroll, read_answer
