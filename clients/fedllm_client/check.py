@@ -170,8 +170,14 @@ class _SiteCheck:
                 f"{text}, but allow.unit is 'person' and data.unit names no column",
                 "name the column of the person in data.unit",
             )
-        if len(persons or records) < _FEW_UNITS:
+        units = len(persons or records)
+        if units < _FEW_UNITS:
             raise DoubtError(text, "with so few, the noise will outweigh what they teach")
+        if policy.budget.delta * units > 1:
+            raise DoubtError(
+                f"{text}; budget.delta {policy.budget.delta:g} is above 1 / {units}",
+                "lower budget.delta: releasing one of them at random would satisfy it",
+            )
         return text
 
     def disk(self) -> str:

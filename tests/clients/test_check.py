@@ -261,6 +261,13 @@ def test_few_records_are_a_warning(place):
     assert place.check()["data"].state == "warning"
 
 
+def test_a_delta_that_promises_nothing_is_a_warning(place):
+    place.write_policy("[budget]\ndelta = 0.01\n")
+    result = place.check()["data"]
+    assert result.state == "warning"
+    assert "budget.delta 0.01 is above 1 / 120" in result.found
+
+
 def test_the_first_task_that_fits_is_read(place):
     place.write_records([{"q": PRIVATE, "a": "yes"}] * 150)
     place.write_policy('prompt = "q"\nresponse = "a"\n')
