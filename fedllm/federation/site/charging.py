@@ -16,6 +16,7 @@ from fedllm.privacy.accounting.accountants import upper_bound
 from fedllm.privacy.accounting.events import fold
 from fedllm.privacy.ledger.budget import Ceiling, Charge
 from fedllm.privacy.ledger.entries import Head
+from fedllm.privacy.ledger.fingerprints import Unit
 from fedllm.privacy.ledger.ledger import Ledger
 
 
@@ -54,6 +55,7 @@ class SiteAccount:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._budget = policy.budget
         self._data = policy.data
+        self._persons = policy.allow.unit == "person"
         self._name = policy.budget.account or ""
         self._ledger = Ledger.open(path, identity.name, identity)
 
@@ -70,6 +72,8 @@ class SiteAccount:
         ------
         BudgetError
             Says how much is left, in public numbers.
+        RefusedError
+            If the policy asks for persons, and the site's source names none.
         """
         mechanism = mechanism_of(config)
         done = self._ledger.events_of_run(run, "training")
@@ -141,7 +145,14 @@ class SiteAccount:
         return max(0.0, self._budget.epsilon - spent)
 
     def _charge(self, run: str, number: int, config: RunConfig, cost: Cost) -> Charge:
+        # What the site's own source names is protected, whatever the run says of its data.
         source = self._data or config.data
+        unit: Unit = smallest_unit(config.task) if source.unit is None else "person"
+        if self._persons and unit != "person" and config.unit != "site":
+            raise RefusedError(
+                "the site's policy asks for the protection of persons, and its source names none",
+                "the site's owner names the column of the persons in data.unit",
+            )
         return Charge(
             run=run,
             round=number,
@@ -150,8 +161,7 @@ class SiteAccount:
             colluder_events=cost.alone,
             delta=config.privacy.delta,
             name=config.name,
-            # What the site's own source names is protected, whatever the run says of its data.
-            unit=smallest_unit(config.task) if source.unit is None else "person",
+            unit=unit,
         )
 
     def _evaluation_charge(self, run: str, number: int, config: RunConfig) -> Charge:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from support.federation import small_config
 
-from fedllm.config import BudgetSection, DataSection, SitePolicy
-from fedllm.errors import BudgetError
+from fedllm.config import AllowSection, BudgetSection, DataSection, SitePolicy
+from fedllm.errors import BudgetError, RefusedError
 from fedllm.federation.protocol.messages import RoundStatement
 from fedllm.federation.site.charging import SiteAccount
 from fedllm.identity.keys import Identity
@@ -65,6 +65,20 @@ def test_the_unit_is_what_the_sites_own_source_names(path, identity, task, run, 
     asked = asked.model_copy(update={"task": task, "data": data})
     account = SiteAccount(path, identity, policy(source))
     assert charged(account, path, asked) == ("", unit)
+
+
+def test_records_are_not_charged_where_persons_are_promised(path, identity):
+    asked = config(data={"unit": "who"})
+    kind = AllowSection(unit="person")
+    without = SitePolicy(allow=kind, data=DataSection(train="x"))
+    account = SiteAccount(path, identity, without)
+    with pytest.raises(RefusedError, match="its source names none"):
+        account.check_run("run-1", 1, asked, 40, 100)
+    with pytest.raises(RefusedError, match="its source names none"):
+        account.reserve(statement(), asked, 40, 100)
+    assert account.head().sequence == 1
+    with_persons = without.model_copy(update={"data": PERSONS})
+    assert charged(SiteAccount(path, identity, with_persons), path, asked) == ("", "person")
 
 
 def test_a_declared_account_is_what_is_charged(path, identity):
