@@ -91,7 +91,7 @@ class RefusedError(FedllmError):
 
 
 class BudgetError(RefusedError):
-    """The privacy budget of a data set does not allow the request."""
+    """A site's privacy budget does not allow the request."""
 
 
 class PeerError(FedllmError):

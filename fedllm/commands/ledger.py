@@ -18,7 +18,7 @@ from fedllm.words import safe
 Unit = Literal["record", "person"]
 
 if TYPE_CHECKING:
-    from fedllm.privacy.ledger.audit import DatasetReport, Verification
+    from fedllm.privacy.ledger.audit import AccountReport, Verification
     from fedllm.privacy.ledger.budget import Ceiling
 
 app = CommandGroup(help="Read, check and export a site's privacy ledger.", no_args_is_help=True)
@@ -48,22 +48,27 @@ def show(
     ),
     json_output: bool = options.JSON,
 ) -> None:
-    """Show how much privacy each data set has spent."""
+    """Show how much privacy the site has spent.
+
+    One account for all its records, or one for each that its policy declares.
+    """
     from fedllm.privacy.ledger.audit import verify_ledger
 
-    found = verify_ledger(path, policy=_ceiling(policy) if policy else None)
+    ceiling, account = _budget(policy) if policy else (None, "")
+    found = verify_ledger(path, policy=ceiling, account=account)
     if json_output:
         print(json.dumps(_as_json(found), indent=2, allow_nan=False))
     else:
         _print_tables(found)
 
 
-def _ceiling(policy: Path) -> Ceiling:
+def _budget(policy: Path) -> tuple[Ceiling, str]:
     from fedllm.config import load_site_policy
     from fedllm.privacy.ledger.budget import Ceiling
 
     budget = load_site_policy(policy).budget
-    return Ceiling(budget.epsilon, budget.delta, budget.colluders_epsilon or math.inf)
+    ceiling = Ceiling(budget.epsilon, budget.delta, budget.colluders_epsilon or math.inf)
+    return ceiling, budget.account or ""
 
 
 @app.command()
@@ -142,9 +147,10 @@ def carry_over(
 ) -> None:
     """Charge to a new ledger what was spent before it.
 
-    Needed after a site lost its keys or its ledger; it takes part in no round before. Which records
-    were touched is not known any more, so it counts for all of them, for ever. Where no copy of the
-    earlier ledger is left, state the ceiling that the site's policy had: more was never spent.
+    Needed after a site lost its keys or its ledger; it takes part in no round before. What is
+    stated counts for all records of the site, for ever, and so does an earlier ledger, but for what
+    it charged to accounts that the policy declared. Where no copy of the earlier ledger is left,
+    state the ceiling that the site's policy had: more was never spent.
     """
     from fedllm.federation.site.carrying import Statement, carry_ledger, carry_statement
     from fedllm.federation.site.files import SiteFiles
@@ -163,7 +169,9 @@ def carry_over(
             "give the earlier ledger, or both --epsilon and --delta",
         )
     count = sum(len(one.events) for one in carried)
-    print(f"{ledger}: {count} earlier charges count from now on, for all records of this site")
+    accounts = sorted({f"account '{one.account}'" for one in carried if one.account})
+    whose = accounts if all(one.account for one in carried) else ["all records of this site"]
+    print(f"{ledger}: {count} earlier charges count from now on, for {' and '.join(whose)}")
     if old is None:
         print("note: to go on, budget.epsilon and budget.delta in site.toml must be above these")
 
@@ -198,24 +206,27 @@ def _as_json(found: Verification) -> dict[str, Any]:
         "public_key": found.public_key,
         "entries": found.head.sequence,
         "head": str(found.head),
-        "datasets": [_dataset_json(dataset) for dataset in found.datasets],
+        "accounts": [_account_json(account) for account in found.accounts],
+        "charges_by_data_set": found.by_dataset,
         "carried_over": [
-            {"keys": list(one.covers), "head": one.head or None, "charges": len(one.events)}
+            {
+                "keys": list(one.covers),
+                "head": one.head or None,
+                "account": one.account or None,
+                "charges": len(one.events),
+            }
             for one in found.carried
         ],
     }
 
 
-def _dataset_json(dataset: DatasetReport) -> dict[str, Any]:
-    ceiling = dataset.ceiling
+def _account_json(account: AccountReport) -> dict[str, Any]:
+    ceiling = account.ceiling
     return {
-        "id": dataset.id,
-        "unit": dataset.unit,
-        "records": dataset.records,
-        "persons": dataset.persons,
-        "overlaps": list(dataset.overlaps),
-        "epsilon": _finite(dataset.spent.value),
-        "epsilon_against_colluders": _finite(dataset.spent_against_colluders.value),
+        "account": account.account or None,
+        "unit": account.unit,
+        "epsilon": _finite(account.spent.value),
+        "epsilon_against_colluders": _finite(account.spent_against_colluders.value),
         "ceiling": {
             "epsilon": _finite(ceiling.epsilon),
             "delta": ceiling.delta,
@@ -231,7 +242,7 @@ def _dataset_json(dataset: DatasetReport) -> dict[str, Any]:
                 "reserved_only": run.reserved_only,
                 "epsilon": _finite(run.epsilon),
             }
-            for run in dataset.runs
+            for run in account.runs
         ],
     }
 
@@ -244,31 +255,28 @@ def _print_tables(found: Verification) -> None:
     console.print(
         f"Privacy ledger of site [bold]{safe(found.site)}[/bold]: {found.head.sequence} entries"
     )
-    table = Table(
-        "Data set", "Records", "Protects each", "Spent ε", "Ceiling ε", "δ", "ε, others collude"
-    )
-    for dataset in found.datasets:
-        ceiling = dataset.ceiling
+    table = Table("Account", "Protects each", "Spent ε", "Ceiling ε", "δ", "ε, others collude")
+    for account in found.accounts:
+        ceiling = account.ceiling
         table.add_row(
-            dataset.id[:12],
-            str(dataset.records),
-            dataset.unit,
-            _shown(dataset.spent.value),
+            _account_name(account),
+            account.unit,
+            _shown(account.spent.value),
             _shown(ceiling.epsilon) if ceiling else "no charge yet",
             f"{ceiling.delta:g}" if ceiling else "-",
-            _shown(dataset.spent_against_colluders.value)
+            _shown(account.spent_against_colluders.value)
             + (f" of {_shown(ceiling.colluders_epsilon)}" if ceiling else ""),
         )
     console.print(table)
     runs = Table(
-        "Run", "Identifier", "Data set", "Finished", "Charged, not finished", "ε of the run alone"
+        "Run", "Identifier", "Account", "Finished", "Charged, not finished", "ε of the run alone"
     )
-    for dataset in found.datasets:
-        for run in dataset.runs:
+    for account in found.accounts:
+        for run in account.runs:
             runs.add_row(
                 safe(run.name) or "-",
                 safe(run.run),
-                dataset.id[:12],
+                _account_name(account),
                 str(run.committed),
                 str(run.reserved_only),
                 _shown(run.epsilon),
@@ -276,13 +284,20 @@ def _print_tables(found: Verification) -> None:
     console.print(runs)
     for one in found.carried:
         source = f"an earlier ledger (head {one.head[:20]}...)" if one.head else "a statement"
+        whose = f"for account '{safe(one.account)}'" if one.account else "for all records"
+        console.print(f"Carried over from {source}: {len(one.events)} charges, which count {whose}")
+    if found.by_dataset:
         console.print(
-            f"Carried over from {source}: {len(one.events)} charges, which count for all records"
+            f"{found.by_dataset} charges were made by data set, by the rule of earlier versions. "
+            "They count for all records: together they may be above a ceiling that each kept."
         )
     console.print(
-        "Rounds that were charged and not finished count in full. Data sets that share records "
-        "or persons count each other's rounds."
+        "Rounds that were charged and not finished count in full, for every file, query and task."
     )
+
+
+def _account_name(account: AccountReport) -> str:
+    return safe(account.account) or "all records"
 
 
 def _shown(value: float) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from fedllm.config import DataSection
+from fedllm.config import DataSection, Task
+from fedllm.config.task import columns_read
 from fedllm.errors import DataError
 
 _SHOWN_COLUMNS = 20
@@ -99,6 +100,11 @@ class ColumnMap:
                     f"{where} has {counts[column]} columns '{column}'",
                     "rename all but one of them",
                 )
+
+
+def task_columns(task: Task, data: DataSection) -> dict[str, Column]:
+    """Return the columns that a task reads, by role; a role is the key that names the column."""
+    return {role: Column(getattr(data, role), kind) for role, kind in columns_read(task).items()}
 
 
 def column_map(data: DataSection, columns: Mapping[str, Column], *, public_test: bool) -> ColumnMap:

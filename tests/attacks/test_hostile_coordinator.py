@@ -86,8 +86,8 @@ def charged(hostile, name: str) -> int:
     path = hostile.deployment.kit(name) / "state" / "ledger.sqlite"
     return sum(
         run.committed + run.reserved_only
-        for dataset in verify_ledger(path).datasets
-        for run in dataset.runs
+        for account in verify_ledger(path).accounts
+        for run in account.runs
     )
 
 

@@ -214,13 +214,13 @@ def test_the_memory_says_what_it_said(tmp_path, stored):
 
 
 @STORED
-def test_the_ledger_of_a_kept_site_knows_its_records_and_rounds(tmp_path, stored):
+def test_the_ledger_of_a_kept_site_knows_its_rounds(tmp_path, stored):
     shutil.copy(stored / "sites" / "anne.sqlite", tmp_path)
-    path, rows = tmp_path / "anne.sqlite", records(EARLIER / "records" / "anne.jsonl")
-    account = SiteAccount(path, identity("anne"), BudgetSection(), rows)
+    path = tmp_path / "anne.sqlite"
+    account = SiteAccount(path, identity("anne"), SitePolicy())
     assert account.charged(STATEMENT)
     heads = read_heads(stored / "ledger_heads.jsonl")
-    assert account.head() == heads["anne"][-1], "no new data set"
+    assert account.head() == heads["anne"][-1]
     state = read_state(path, ROSTER.sites["anne"], heads["anne"])
     training, evaluation = state.reservations.values()
     assert (training.run, training.purpose, evaluation.purpose) == (

@@ -171,7 +171,7 @@ def test_what_a_simulated_site_keeps_fits_together():
     assert [(c.run, c.round) for c in state.reservations.values()] == [
         (run, number) for number in (1, 2, 3)
     ]
-    assert next(iter(state.datasets.values())).unit == "person"
+    assert (state.accounts(), state.unit("")) == ([""], "person")
     assert SiteMemory(RUN / "ledgers" / "anne.memory.json").settled(run, 3) == ("anne", "bob")
     lines = read_lines(RUN / "sites" / "anne.jsonl")
     assert [(line["run"], line["round"]) for line in lines] == [(run, n) for n in (1, 2, 3)]

@@ -98,8 +98,8 @@ def test_a_private_run_leaves_a_whole_folder(config, tmp_path):
     found = ledgers(out)
     assert len(found) == 3
     for ledger in found.values():
-        (dataset,) = ledger.verify().datasets
-        assert dataset.runs[0].committed == 3
+        (account,) = ledger.verify().accounts
+        assert account.runs[0].committed == 3
     kept = read_heads(out / HEADS_FILE)
     assert {name: (len(heads), heads[-1]) for name, heads in kept.items()} == {
         name: (3, ledger.head()) for name, ledger in found.items()
@@ -250,10 +250,10 @@ def test_the_ledger_holds_the_cost_of_an_interrupted_round(config, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         simulate(private, out, observers=[StopAfter(2, sites=2)])
     counts = {
-        name: len(next(iter(book.verify().datasets)).runs) for name, book in ledgers(out).items()
+        name: len(next(iter(book.verify().accounts)).runs) for name, book in ledgers(out).items()
     }
     assert set(counts.values()) == {1}
-    (run,) = next(iter(ledgers(out)["site-00"].verify().datasets)).runs
+    (run,) = next(iter(ledgers(out)["site-00"].verify().accounts)).runs
     before = {n: len(book.events_of_run(run.run)) for n, book in ledgers(out).items()}
     assert before == {"site-00": 2, "site-01": 2, "site-02": 1}
     summary = simulate(private, out, resume=True)
@@ -265,7 +265,7 @@ def test_the_ledger_holds_the_cost_of_an_interrupted_round(config, tmp_path):
 def test_a_second_run_on_the_same_records_is_refused_at_the_ceiling(config, tmp_path):
     private = change(config, privacy={"epsilon": 6.0})
     simulate(private, tmp_path / "first", ledgers=tmp_path / "home")
-    with pytest.raises(BudgetError, match="would bring the data set to epsilon") as caught:
+    with pytest.raises(BudgetError, match="would bring the site's account to epsilon") as caught:
         simulate(private, tmp_path / "second", ledgers=tmp_path / "home")
     assert caught.value.exit_code == 3
     assert not (tmp_path / "second" / "adapter").exists()
@@ -306,7 +306,7 @@ def test_a_site_with_fewer_records_than_a_batch_takes_all_of_them(config, tmp_pa
     big = change(config, training={"batch_size": 1000}, privacy={"epsilon": 6.0})
     simulate(big, tmp_path / "run")
     ledger = ledgers(tmp_path / "run")["site-00"]
-    (run,) = next(iter(ledger.verify().datasets)).runs
+    (run,) = next(iter(ledger.verify().accounts)).runs
     assert {event.sampling_rate for event in ledger.events_of_run(run.run)} == {1.0}
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedllm.audit.attacks.results import EpsilonResult, FoundProblem, SiteEpsilon
-from fedllm.audit.ledgers.figures import ASSUMPTIONS, DatasetAudit, EpsilonAudit, RunAudit
+from fedllm.audit.ledgers.figures import ASSUMPTIONS, AccountAudit, EpsilonAudit, RunAudit
 from fedllm.audit.ledgers.recompute import Recomputed
 from fedllm.privacy.accounting.words import epsilon_text
 from fedllm.words import safe
@@ -24,7 +24,7 @@ def as_json(found: EpsilonAudit) -> dict[str, Any]:
                 "path": ledger.path,
                 "site": ledger.site,
                 "head": ledger.head,
-                "datasets": [_dataset_json(dataset) for dataset in ledger.datasets],
+                "accounts": [_account_json(account) for account in ledger.accounts],
             }
             for ledger in found.ledgers
         ],
@@ -33,19 +33,17 @@ def as_json(found: EpsilonAudit) -> dict[str, Any]:
     }
 
 
-def _dataset_json(data: DatasetAudit) -> dict[str, Any]:
+def _account_json(found: AccountAudit) -> dict[str, Any]:
     return {
-        "id": data.id,
-        "unit": data.unit,
-        "records": data.records,
-        "persons": data.persons,
-        "overlaps": list(data.overlaps),
-        "delta": data.delta,
-        "ceiling": number(data.ceiling),
-        "claimed": number(data.claimed),
-        "others_see_sums": _recomputed_json(data.sums),
-        "all_others_collude": _recomputed_json(data.colluders),
-        "runs": [_run_json(run) for run in data.runs],
+        "account": found.account or None,
+        "unit": found.unit,
+        "delta": found.delta,
+        "ceiling": number(found.ceiling),
+        "claimed": number(found.claimed),
+        "others_see_sums": _recomputed_json(found.sums),
+        "all_others_collude": _recomputed_json(found.colluders),
+        "charges_by_data_set": found.by_dataset,
+        "runs": [_run_json(run) for run in found.runs],
     }
 
 
@@ -77,14 +75,14 @@ def as_result(found: EpsilonAudit) -> EpsilonResult:
         sites=tuple(
             SiteEpsilon(
                 site=ledger.site,
-                unit=data.unit,
-                claimed=_finite(data.claimed),
-                recomputed=_finite(data.sums.value),
-                colluders=_finite(data.colluders.value),
-                delta=data.delta,
+                unit=account.unit,
+                claimed=_finite(account.claimed),
+                recomputed=_finite(account.sums.value),
+                colluders=_finite(account.colluders.value),
+                delta=account.delta,
             )
             for ledger in found.ledgers
-            for data in ledger.datasets
+            for account in ledger.accounts
         ),
         findings=tuple(
             FoundProblem(severity=f.severity, subject=f.subject, text=f.text)
@@ -105,10 +103,10 @@ def number(value: float | None) -> float | str | None:
 def print_tables(found: EpsilonAudit) -> None:
     """Print the audit for people."""
     console = Console()
-    table = Table("Site, data set", "What", "Claimed", "PLD", "PRV", "RDP", "Rounds, steps")
+    table = Table("Site, account", "What", "Claimed", "PLD", "PRV", "RDP", "Rounds, steps")
     for ledger in found.ledgers:
-        for data in ledger.datasets:
-            _add_rows(table, ledger.site, data)
+        for account in ledger.accounts:
+            _add_rows(table, ledger.site, account)
     if table.row_count:
         console.print(table)
     console.print("[bold]Findings[/]" if found.findings else "[bold]No findings[/]")
@@ -134,12 +132,12 @@ def _grouped(found: EpsilonAudit) -> dict[tuple[str, str], list[str]]:
     return groups
 
 
-def _add_rows(table: Table, site: str, data: DatasetAudit) -> None:
-    what = f"{data.records} records; each {data.unit}"
-    limit = f"δ {data.delta:g}, ceiling {shown(data.ceiling)}"
-    table.add_row(safe(site), "all runs", shown(data.claimed), *_columns(data.sums), what)
-    table.add_row(data.id[:8], "others collude", "", *_columns(data.colluders), limit)
-    for run in data.runs:
+def _add_rows(table: Table, site: str, found: AccountAudit) -> None:
+    what, name = f"each {found.unit}", safe(found.account or "all records")
+    limit = f"δ {found.delta:g}, ceiling {shown(found.ceiling)}"
+    table.add_row(safe(site), "all runs", shown(found.claimed), *_columns(found.sums), what)
+    table.add_row(name, "others collude", "", *_columns(found.colluders), limit)
+    for run in found.runs:
         claimed = run.claimed if run.reported is None else run.reported
         rounds = f"{run.committed}" + (f"+{run.reserved_only}" if run.reserved_only else "")
         table.add_row(

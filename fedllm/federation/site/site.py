@@ -114,7 +114,7 @@ class Site:
         self._journal = journal
         self._clock = clock
         self._memory = SiteMemory(files.memory)
-        self._accounts: dict[Task, SiteAccount] = {}
+        self._opened: SiteAccount | None = None
         self._told: Datasets | None = None
 
     def start(self) -> tuple[Task, ...]:
@@ -152,7 +152,7 @@ class Site:
             self._work.require_trainable(config, model, method, method.start())
             units = mechanism_of(config).announced_units(self._data.units(config))
             length = method.up.length
-            self._account(config.task).check_run(header.run, header.round, config, units, length)
+            self._account().check_run(header.run, header.round, config, units, length)
             member = make_member(self._identity, header.run, units)
             return Joined(JoinedHeader(site=self.name, member=member))
 
@@ -175,7 +175,7 @@ class Site:
                 update = self._evaluate_round(order)
             else:
                 update = self._train_round(order)
-            head = self._account(order.config.task).head()
+            head = self._account().head()
             answer = TrainedHeader(
                 site=self.name, ledger=str(head), ledger_signature=head.signature
             )
@@ -235,7 +235,7 @@ class Site:
         statement = order.statement
         if self._memory.knows(statement.series):
             return
-        if self._account(order.config.task).charged(statement):
+        if self._account().charged(statement):
             raise RefusedError(
                 f"this site has trained in run {statement.run} and lost its memory of it; an "
                 "attempt that is repeated would give the first one's update away",
@@ -281,8 +281,8 @@ class Site:
     def _spent(self, asked: Asked) -> Spent | None:
         """Return what the journal says of the budget; None while no ledger is open for it."""
         # Never opens one: a refusal leaves the ledger as it was.
-        account = next((a for task, a in self._accounts.items() if task == asked.task), None)
-        if account is None:
+        account = self._opened
+        if account is None or asked.message not in ("join", "train"):
             return None
         budget = self._policy.budget
         delta = asked.delta or budget.delta
@@ -294,7 +294,7 @@ class Site:
         return Spent(epsilon, delta, left, budget.epsilon, budget.delta)
 
     def _train_round(self, order: Order) -> bytes:
-        paid = self._account(order.config.task).reserve(
+        paid = self._account().reserve(
             order.statement, order.config, order.units, order.method.up.length
         )
         dataset = self._datasets(order).training
@@ -302,15 +302,15 @@ class Site:
         levels, statistics = self._work.train(order, dataset, paid.noise_multiplier)
         trained = self._clock()
         update = self._encrypt_and_sign(order, levels)
-        self._account(order.config.task).commit(paid)
+        self._account().commit(paid)
         self._log(order.statement, statistics, trained - started, self._clock() - trained)
         return update
 
     def _evaluate_round(self, order: Order) -> bytes:
-        paid = self._account(order.config.task).reserve_evaluation(order.statement, order.config)
+        paid = self._account().reserve_evaluation(order.statement, order.config)
         dataset = self._datasets(order).held_out
         update = self._encrypt_and_sign(order, self._work.evaluate(order, dataset))
-        self._account(order.config.task).commit(paid)
+        self._account().commit(paid)
         return update
 
     def _datasets(self, order: Order) -> Datasets:
@@ -335,16 +335,13 @@ class Site:
         payload = encrypt_levels(levels, order.plan, order.key, masks)
         return signed_update(payload, order.statement, order.plan, self._identity)
 
-    def _account(self, task: Task) -> SiteAccount:
-        if task not in self._accounts:
+    def _account(self) -> SiteAccount:
+        if self._opened is None:
             require_carried(
                 self._files.ledger, self._files.memory, self._identity, self._orders.roster
             )
-            records = self._data.records(task)
-            self._accounts[task] = SiteAccount(
-                self._files.ledger, self._identity, self._policy.budget, records
-            )
-        return self._accounts[task]
+            self._opened = SiteAccount(self._files.ledger, self._identity, self._policy)
+        return self._opened
 
     def _log(
         self,
