@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-import traceback
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -30,7 +26,6 @@ from fedllm.federation.protocol.messages import (
     Join,
     Joined,
     JoinedHeader,
-    RoundStatement,
     Settle,
     Settled,
     SettledHeader,
@@ -47,15 +42,16 @@ from fedllm.federation.site.carrying import require_carried
 from fedllm.federation.site.charging import SiteAccount
 from fedllm.federation.site.data import Datasets, SiteData
 from fedllm.federation.site.files import SiteFiles
-from fedllm.federation.site.journal import Asked, Journal, Spent, asked_by
+from fedllm.federation.site.journal import Asked, Journal, Spent
 from fedllm.federation.site.memory import SiteMemory
 from fedllm.federation.site.orders import Order, OrderReader, read_plan
+from fedllm.federation.site.telling import SiteTelling
 from fedllm.federation.site.work import SiteWork
-from fedllm.files import append_line, explained
+from fedllm.files import explained
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.identity.sealing import seal_for
-from fedllm.mechanisms import LocalStatistics, mechanism_of
+from fedllm.mechanisms import mechanism_of
 from fedllm.tasks.cache import ModelCache
 
 Answer = TypeVar("Answer")
@@ -111,11 +107,10 @@ class Site:
         self._orders = OrderReader(identity, roster, policy.allow, models, model_path)
         self._work = SiteWork(self.name)
         self._full_errors = full_errors
-        self._journal = journal
+        self._telling = SiteTelling(files.log, journal, self._spent)
         self._clock = clock
         self._memory = SiteMemory(files.memory)
         self._opened: SiteAccount | None = None
-        self._told: Datasets | None = None
 
     def start(self) -> tuple[Task, ...]:
         """Read the site's records before any coordinator is answered.
@@ -254,29 +249,11 @@ class Site:
         except Exception as error:
             found = explained(error)
             if not self._full_errors:
-                self._log_error(found)
-            self._tell(request, started, found)
+                self._telling.details(found)
+            self._telling.refused(request, found, self._clock() - started)
             return refuse(Refusal.of_site(found, self._full_errors))
-        self._tell(request, started)
+        self._telling.done(request, self._clock() - started)
         return answer
-
-    def _tell(
-        self,
-        request: Join | Train | Settle | Unmask,
-        started: float,
-        error: BaseException | None = None,
-    ) -> None:
-        """Write to the journal; whatever becomes of that, the answer is not lost with it."""
-        if self._journal is None:
-            return
-        try:
-            asked, seconds = asked_by(request), self._clock() - started
-            if error is None:
-                self._journal.done(asked, seconds, self._spent(asked))
-            else:
-                self._journal.refused(asked, error, seconds, self._spent(asked))
-        except Exception as failure:
-            self._append({"journal": type(failure).__name__})
 
     def _spent(self, asked: Asked) -> Spent | None:
         """Return what the journal says of the budget; None while no ledger is open for it."""
@@ -303,7 +280,9 @@ class Site:
         trained = self._clock()
         update = self._encrypt_and_sign(order, levels)
         self._account().commit(paid)
-        self._log(order.statement, statistics, trained - started, self._clock() - trained)
+        self._telling.trained(
+            order.statement, statistics, trained - started, self._clock() - trained
+        )
         return update
 
     def _evaluate_round(self, order: Order) -> bytes:
@@ -315,14 +294,7 @@ class Site:
 
     def _datasets(self, order: Order) -> Datasets:
         datasets = self._data.datasets(order.config, order.model)
-        if datasets.left_out and datasets is not self._told:
-            self._told = datasets
-            # Which they are stands in the log, which only the kit's owner reads.
-            self._append({"run": order.statement.run, "left_out": datasets.left_out})
-            summary = datasets.left_out.splitlines()[0].rstrip(":")
-            self._warn(
-                f"run {order.statement.run}: {summary} (the site's log of rounds has the details)"
-            )
+        self._telling.left_out(order.statement.run, datasets)
         return datasets
 
     def _encrypt_and_sign(self, order: Order, levels: NDArray[np.uint64]) -> bytes:
@@ -342,48 +314,3 @@ class Site:
             )
             self._opened = SiteAccount(self._files.ledger, self._identity, self._policy)
         return self._opened
-
-    def _log(
-        self,
-        statement: RoundStatement,
-        statistics: LocalStatistics,
-        train_s: float,
-        encrypt_s: float,
-    ) -> None:
-        line: dict[str, object] = {
-            "run": statement.run,
-            "round": statement.round,
-            "attempt": statement.attempt,
-            "seconds": {"train": train_s, "encrypt": encrypt_s},
-            "loss": statistics.loss if np.isfinite(statistics.loss) else None,
-            "records_seen": statistics.records_seen,
-            "empty_batches": statistics.empty_batches,
-            "norm_quantiles": statistics.norm_quantiles,
-        }
-        if statistics.broken_units:
-            line["broken_units"] = dict(statistics.broken_units)
-        if statistics.problem:
-            line["problem"] = statistics.problem
-        self._append(line)
-
-    def _log_error(self, error: Exception) -> None:
-        # A library's own words may quote a record; where it failed says nothing of one.
-        text = str(error) if isinstance(error, FedllmError) else _place(error)
-        self._append({"error": type(error).__name__, "text": text})
-
-    def _append(self, line: dict[str, object]) -> None:
-        # What was paid for is not lost with its line, nor is a refusal.
-        try:
-            append_line(self._files.log, json.dumps(line))
-        except FedllmError as error:
-            self._warn(error.message)
-
-    def _warn(self, text: str) -> None:
-        if self._journal is not None:
-            with suppress(Exception):
-                self._journal.warn(text)
-
-
-def _place(error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)[-3:]
-    return " > ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)

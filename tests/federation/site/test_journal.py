@@ -34,7 +34,7 @@ def watched(tiny_checkpoint, tmp_path):
         federation = build(tmp_path, config, data, POLICY, full_errors)
         said: list[str] = []
         site, ticks = federation.sites["site-0"], itertools.count(0.0, 2.0)
-        site._journal, site._clock = Journal(said.append), lambda: next(ticks)
+        site._telling._journal, site._clock = Journal(said.append), lambda: next(ticks)
         return federation, said
 
     return make
@@ -296,7 +296,7 @@ def test_a_journal_that_fails_loses_no_answer(watched):
     def broken(*_):
         raise BrokenPipeError
 
-    federation.sites["site-0"]._journal._say = broken
+    federation.sites["site-0"]._telling._journal._say = broken
     outcome = federation.round()
     assert outcome.survivors == ("site-0", "site-1", "site-2")
     log = (federation.folder / "site-0.log").read_text()
