@@ -12,7 +12,7 @@ from support.kits import make_federation
 from typer.testing import CliRunner
 
 from fedllm.cli import app
-from fedllm.errors import ConfigError
+from fedllm.errors import ConfigError, FedllmError
 from fedllm.federation.transport.superlink import Ticket
 from fedllm.identity.kits import read_kit
 from fedllm.identity.provisioning import provision, revoke
@@ -249,3 +249,41 @@ def test_the_status_is_written_every_two_seconds(works):
     works.clock += 0.5
     works.step()
     assert works.reported == [{"running": True}]
+
+
+@pytest.fixture
+def served(works, monkeypatch):
+    """`works`, run as a service: a SuperLink that stands still, and a stop after its steps."""
+    link, works.told = works.link, []
+    link.alive, link.port = True, 9092
+    link.start = lambda: works.told.append("start")
+    link.stop = lambda: works.told.append("stop")
+    monkeypatch.setattr(service, "SuperLink", lambda *_: link)
+    monkeypatch.setattr(
+        service, "end", lambda child, grace_s: works.told.append(("end", child, grace_s))
+    )
+    waits = iter([False, True])
+    works.serve = lambda: works.service.run(SimpleNamespace(wait=lambda _: next(waits)))
+    return works
+
+
+def test_a_service_that_is_stopped_ends_its_run_and_says_so(served):
+    served.serve()
+    child = served.started[0][2]
+    # Time for the run to end by itself, less than a service manager gives the coordinator.
+    assert served.told == ["start", ("end", child, 2.0), "stop"]
+    assert served.reported[-1] == {"running": False}
+    assert served.said[0] == "listening on 127.0.0.1:9092"
+    assert served.said[-1] == "stopped"
+    # Runs that an earlier coordinator left are closed before anything else.
+    assert served.closed == [True]
+    # It goes on when the coordinator starts again.
+    assert served.job().status == "running"
+
+
+def test_listeners_that_ended_end_the_service(served):
+    served.link.alive = False
+    with pytest.raises(FedllmError, match="the listeners ended"):
+        served.serve()
+    assert served.told == ["start", "stop"]
+    assert served.reported == [{"running": False}]

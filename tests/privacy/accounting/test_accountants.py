@@ -264,5 +264,6 @@ def test_a_tiny_mu_has_the_closed_form_or_a_bound():
     assert gaussian_epsilon(5e-10, 3e-10) == 0.0  # delta is above 0.4 mu
     bound = 5e-10 * math.sqrt(-2 * math.log(1e-10))
     assert gaussian_epsilon(5e-10, 1e-10) == pytest.approx(bound, rel=1e-6)
-    # From 1e-9 on the exact one, about 1.2 mu here, takes the place of the bound, 6.8 mu.
+    # From 1e-9 on the exact one, about mu here, takes the place of the bound, 6.8 mu.
     assert 1.1 < gaussian_epsilon(1.5e-9, 1e-10) / 1.5e-9 < 1.3
+    assert 0.5 < gaussian_epsilon(1e-9, 1e-10) / 1e-9 < 1.1
