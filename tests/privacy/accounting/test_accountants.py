@@ -262,6 +262,7 @@ def test_the_rounding_of_a_log_moment_grows_with_it():
 
 def test_a_tiny_mu_has_the_closed_form_or_a_bound():
     assert gaussian_epsilon(5e-10, 3e-10) == 0.0  # delta is above 0.4 mu
+    assert gaussian_epsilon(5e-10, 0.4 * 5e-10) == 0.0
     bound = 5e-10 * math.sqrt(-2 * math.log(1e-10))
     assert gaussian_epsilon(5e-10, 1e-10) == pytest.approx(bound, rel=1e-6)
     # From 1e-9 on the exact one, about mu here, takes the place of the bound, 6.8 mu.
