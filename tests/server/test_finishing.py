@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from fedllm.config import RunConfig, parse
-from fedllm.runs.metrics import RoundReport
-from fedllm_server.finishing import make_summary
+from fedllm.privacy.ledger.entries import Head
+from fedllm.privacy.ledger.heads import keep_heads
+from fedllm.runs import names
+from fedllm.runs.metrics import RoundReport, append_report
+from fedllm_server.finishing import known_sites, make_summary
 
 
 @pytest.fixture
@@ -43,3 +46,22 @@ def test_a_run_that_was_not_measured_before_says_so(summary_of):
     assert summary.metrics_before == {}
     assert summary.metrics == {"accuracy": 0.6}
     assert summary_of([]).metrics == {}
+
+
+def test_the_sites_of_a_run_are_those_that_answered_and_those_that_dropped_out(tmp_path):
+    append_report(tmp_path / names.METRICS, RoundReport(round=1, dropped={"carl": "slow"}))
+    assert known_sites(tmp_path) == {"carl"}
+    keep_heads(tmp_path / names.HEADS, "run-1", 1, {"anne": Head(1, "ab" * 32)})
+    assert known_sites(tmp_path) == {"anne", "carl"}
+
+
+def test_the_last_figures_of_the_sites_and_the_start_of_the_first_round_are_told(summary_of):
+    reports = [
+        RoundReport(round=0, started="2026-01-01"),
+        RoundReport(round=1, site_metrics={"accuracy": 0.2}),
+        RoundReport(round=2, site_metrics={"accuracy": 0.4}),
+    ]
+    summary = summary_of(reports)
+    assert (summary.site_metrics, summary.started) == ({"accuracy": 0.4}, "2026-01-01")
+    assert summary.privacy["epsilon"] is None
+    assert (summary.simulated, summary_of([]).started, summary_of([]).rounds) == (False, "", 0)
