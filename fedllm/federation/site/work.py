@@ -49,12 +49,9 @@ class SiteWork:
         TrainingError
             See `MadeUpTraining.require`.
         """
-        before = model.adapter()
-        method.place(adapter)
-        try:
+        with model.unchanged():
+            method.place(adapter)
             self._made_up.require(model, config.model.max_length)
-        finally:
-            model.set_adapter(before)
 
     def train(
         self, order: Order, dataset: EncodedDataset, noise_multiplier: float | None
