@@ -362,3 +362,10 @@ def test_training_records_of_a_person_are_capped(tmp_path):
     records = read(path, "causal", unit="person", max_records_per_unit=3)
     assert sorted(r.unit for r in records) == ["0"] * 3 + ["1"] * 3
     assert len(read(path, "causal", max_records_per_unit=3)) == 20
+
+
+def test_all_columns_that_look_like_the_missing_one_are_named(tmp_path):
+    path = comma_separated(tmp_path / "a.csv", [["text", "label", "label_name"], ["a", "1", "b"]])
+    message = refusal(path, label="labell")
+    assert "did you mean 'label' or 'label_name'?" in message
+    assert message.lower().count("did you mean") == 1
