@@ -60,7 +60,7 @@ def as_json(folder: Path, done: Provisioned) -> dict[str, Any]:
         "parties": [
             {
                 "name": member.name,
-                "title": done.state.config.titles.get(member.name),
+                "title": done.state.titles.get(member.name),
                 "role": member.role,
                 "signing_key": member.signing_key,
                 "keys_made": "here" if member.made_here else "by the party",
@@ -84,6 +84,7 @@ def print_table(folder: Path, done: Provisioned) -> None:
 
     from fedllm.identity.enrolment import root_fingerprint
     from fedllm.identity.issuing import server_certificate
+    from fedllm.identity.titles import shown
 
     console = Console()
     console.print(
@@ -95,8 +96,7 @@ def print_table(folder: Path, done: Provisioned) -> None:
     for member in done.state.members:
         made = "here" if member.made_here else "by the party"
         since = f"{member.since:%Y-%m-%d}"
-        title = done.state.config.titles.get(member.name)
-        name = f"{title} ({member.name})" if title else member.name
+        name = shown(member.name, done.state.titles)
         table.add_row(safe(name), member.role, made, since, member.signing_key[:16])
     for gone in done.state.revoked:
         table.add_row(safe(gone.name), "revoked", "", f"{gone.at:%Y-%m-%d}", gone.signing_key[:16])

@@ -86,6 +86,8 @@ def _print_status(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from fedllm.identity.titles import shown
+
     console = Console()
     state = f"running since {found['started']}" if found["running"] else "NOT running"
     console.print(
@@ -98,7 +100,7 @@ def _print_status(found: dict[str, Any]) -> None:
     for node in found["nodes"]:
         here = node["online"] and found["running"]
         title = node.get("title")
-        name = f"{title} ({node['name']})" if title else node["name"]
+        name = shown(node["name"], {node["name"]: title} if title else {})
         nodes.add_row(safe(name), "yes" if here else "no", node["since"] or "never")
     console.print(nodes)
     runs = Table("Run", "Status", "Rounds", "Submitted")
