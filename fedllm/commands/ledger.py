@@ -13,7 +13,7 @@ from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.errors import ConfigError
 from fedllm.visible import visible
-from fedllm.words import safe
+from fedllm.words import safe, table
 
 Unit = Literal["record", "person"]
 
@@ -53,9 +53,9 @@ def show(
 
     found = verify_ledger(path, policy=_ceiling(policy) if policy else None)
     if json_output:
-        print(json.dumps(_as_json(found), indent=2, allow_nan=False))
+        print(json.dumps(_as_json(found, path), indent=2, allow_nan=False))
     else:
-        _print_tables(found)
+        _print_tables(found, path)
 
 
 def _ceiling(policy: Path) -> Ceiling:
@@ -78,6 +78,7 @@ def verify(
 
     Checks chain, signatures, fingerprints and budgets; exit code 4 when they do not hold.
     """
+    from fedllm.identity.titles import shown, titles_beside
     from fedllm.privacy.ledger.audit import read_state, verify_ledger
     from fedllm.privacy.ledger.entries import Head
     from fedllm.privacy.ledger.heads import read_heads
@@ -87,9 +88,9 @@ def verify(
         anchors += read_heads(heads).get(read_state(path).site, [])
     found = verify_ledger(path, read_key(public_key) if public_key else None, anchors)
     if json_output:
-        print(json.dumps(_as_json(found), indent=2, allow_nan=False))
+        print(json.dumps(_as_json(found, path), indent=2, allow_nan=False))
         return
-    site = visible(found.site)
+    site = visible(shown(found.site, titles_beside(path)))
     print(f"{path}: {found.head.sequence} entries of site {site} hold, head {found.head}")
     if not public_key:
         print(f"note: no --public-key given; the file itself names {found.public_key}")
@@ -191,10 +192,13 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _as_json(found: Verification) -> dict[str, Any]:
+def _as_json(found: Verification, path: Path) -> dict[str, Any]:
     """Return plain values; an infinite epsilon is null."""
+    from fedllm.identity.titles import titles_beside
+
     return {
         "site": found.site,
+        "title": titles_beside(path).get(found.site),
         "public_key": found.public_key,
         "entries": found.head.sequence,
         "head": str(found.head),
@@ -236,37 +240,46 @@ def _dataset_json(dataset: DatasetReport) -> dict[str, Any]:
     }
 
 
-def _print_tables(found: Verification) -> None:
-    from rich.console import Console
-    from rich.table import Table
+_LEGEND = (
+    "Released: rounds for which a result left this site; whether they were finished, the "
+    "coordinator knows. Rounds that were charged count in full, released or not. Data sets that "
+    "share records or persons count each other's rounds."
+)
+_COLLUDERS = (
+    "ε, others collude: what everyone else could learn who puts together all they have against "
+    "this site. Where noise is shared they know all of it but this site's part, and learn more. "
+    "It has a ceiling only where the policy sets budget.colluders_epsilon."
+)
 
-    console = Console()
-    console.print(
-        f"Privacy ledger of site [bold]{safe(found.site)}[/bold]: {found.head.sequence} entries"
-    )
-    table = Table(
+
+def _print_tables(found: Verification, path: Path) -> None:
+    from rich.console import Console
+
+    from fedllm.identity.titles import shown, titles_beside
+
+    console, site = Console(), safe(shown(found.site, titles_beside(path)))
+    console.print(f"Privacy ledger of site [bold]{site}[/bold]: {found.head.sequence} entries")
+    datasets = table(
         "Data set", "Records", "Protects each", "Spent ε", "Ceiling ε", "δ", "ε, others collude"
     )
     for dataset in found.datasets:
         ceiling = dataset.ceiling
-        table.add_row(
+        datasets.add_row(
             dataset.id[:12],
             str(dataset.records),
             dataset.unit,
             _shown(dataset.spent.value),
             _shown(ceiling.epsilon) if ceiling else "no charge yet",
-            f"{ceiling.delta:g}" if ceiling else "-",
+            f"{ceiling.delta:g}" if ceiling else "no charge yet",
             _shown(dataset.spent_against_colluders.value)
             + (f" of {_shown(ceiling.colluders_epsilon)}" if ceiling else ""),
         )
-    console.print(table)
-    runs = Table(
-        "Run", "Identifier", "Data set", "Finished", "Charged, not finished", "ε of the run alone"
-    )
+    console.print(datasets)
+    runs = table("Run", "Identifier", "Data set", "Released", "Charged only", "ε of the run alone")
     for dataset in found.datasets:
         for run in dataset.runs:
             runs.add_row(
-                safe(run.name) or "-",
+                safe(run.name) or "not recorded",
                 safe(run.run),
                 dataset.id[:12],
                 str(run.committed),
@@ -279,10 +292,9 @@ def _print_tables(found: Verification) -> None:
         console.print(
             f"Carried over from {source}: {len(one.events)} charges, which count for all records"
         )
-    console.print(
-        "Rounds that were charged and not finished count in full. Data sets that share records "
-        "or persons count each other's rounds."
-    )
+    console.print(_LEGEND)
+    if any(data.spent_against_colluders.value != data.spent.value for data in found.datasets):
+        console.print(_COLLUDERS)
 
 
 def _shown(value: float) -> str:

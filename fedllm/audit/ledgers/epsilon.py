@@ -26,6 +26,7 @@ from fedllm.audit.ledgers.figures import (
 from fedllm.audit.ledgers.judge import judge, trust_findings
 from fedllm.audit.ledgers.recompute import recompute
 from fedllm.errors import ConfigError, FedllmError
+from fedllm.identity.titles import titles_beside
 from fedllm.privacy.accounting import accountants as accounting
 from fedllm.privacy.accounting.events import (
     Event,
@@ -193,7 +194,8 @@ def _ledger(
     path: str, state: LedgerState, reported: Mapping[str, Mapping[str, float]]
 ) -> LedgerAudit:
     datasets = tuple(_dataset(state, id_, reported) for id_ in state.datasets)
-    return LedgerAudit(path, state.site, str(state.head), datasets)
+    title = titles_beside(Path(path)).get(state.site, "")
+    return LedgerAudit(path, state.site, str(state.head), datasets, title)
 
 
 def _dataset(

@@ -137,12 +137,16 @@ class DatasetAudit:
 
 @dataclass(frozen=True, slots=True)
 class LedgerAudit:
-    """One ledger; without a site when it could not be believed."""
+    """One ledger; without a site when it could not be believed.
+
+    ``title`` is the site's name for people, from a roster beside the ledger that was not checked.
+    """
 
     path: str
     site: str
     head: str
     datasets: tuple[DatasetAudit, ...]
+    title: str = ""
 
 
 @dataclass(frozen=True, slots=True)
