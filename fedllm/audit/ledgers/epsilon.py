@@ -42,6 +42,7 @@ from fedllm.privacy.ledger.heads import read_heads
 from fedllm.privacy.ledger.state import LedgerState, Reservation
 from fedllm.runs import names
 from fedllm.runs.plain_json import read_object
+from fedllm.runs.record import runs_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,13 @@ def find_ledgers(paths: Sequence[Path]) -> list[Source]:
         found = sorted(folder.glob("*.sqlite")) + sorted(folder.glob("*.jsonl"))
         found = [file for file in found if file.name not in names.NO_LEDGERS]
         if not found:
-            raise ConfigError(f"{folder} holds no ledgers", "give a folder with *.sqlite ledgers")
+            runs = runs_in(path)
+            raise ConfigError(
+                f"{folder} holds no ledgers",
+                f"it is a folder of runs; give one or several of them: {runs}"
+                if runs
+                else "give a run's folder, or one with *.sqlite ledgers",
+            )
         kept = path / names.HEADS
         heads = read_heads(kept) if kept.exists() else {}
         reported, problems = _reported(path)

@@ -261,10 +261,12 @@ class Ledger:
             self._must_know(dataset)
             return self._state.spent(dataset, view)
 
-    def events_of_run(self, run: str, purpose: str | None = None) -> list[Event]:
+    def events_of_run(
+        self, run: str, purpose: str | None = None, view: View = "sums"
+    ) -> list[Event]:
         """Return every event that one run reserved, in order, whatever data set it touched.
 
-        ``purpose`` picks "training" or "evaluation".
+        ``purpose`` picks "training" or "evaluation"; ``view`` says who looks.
         """
         with self._lock:
             with self._store.read() as stored:
@@ -273,7 +275,7 @@ class Ledger:
                 event
                 for reservation in self._state.reservations.values()
                 if reservation.run == run and purpose in (None, reservation.purpose)
-                for event in reservation.events
+                for event in reservation.seen_by(view)
             ]
 
     def spent(self, dataset: str, delta: float, view: View = "sums") -> EpsilonEstimate:
