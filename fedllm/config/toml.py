@@ -25,8 +25,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"there is no file {path}", "check the path") from None
     except IsADirectoryError:
-        found = sorted(path.glob("*.toml"))
-        inside = [str(one) for one in found if one.name == "run.toml"] or list(map(str, found[:5]))
+        inside = sorted(map(str, path.glob("*.toml")))[:5]
         raise ConfigError(
             f"{path} is a folder, not a TOML file",
             f"give the file: {' or '.join(inside)}" if inside else "check the path",

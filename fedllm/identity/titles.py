@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedllm.canonical import read_object
+from fedllm.canonical import read_object, sha256_hex
 
 MAX_LETTERS = 100
 _SAFE_LETTERS = 50
@@ -59,7 +58,7 @@ def safe_name(title: str) -> str:
     """
     text = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
     name = re.sub(r"[^a-z0-9]+", "-", text)[:_SAFE_LETTERS].strip("-")
-    return name or f"site-{hashlib.sha256(normal(title).encode()).hexdigest()[:12]}"
+    return name or f"site-{sha256_hex(normal(title))[:12]}"
 
 
 def titles_beside(path: Path) -> dict[str, str]:

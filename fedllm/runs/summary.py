@@ -134,12 +134,11 @@ class Summary(BaseModel):
         return [visible(f"  sites       {', '.join(named[:_MOST_SITES])}{more}")]
 
     def _colluders(self) -> list[str]:
-        told = self.privacy
-        if told.get("noise") != "distributed" or told.get("epsilon") is None:
+        value, against_sums = (self.privacy.get(key) for key in ("colluders_epsilon", "epsilon"))
+        if value is None or against_sums is None or value <= against_sums:
             return []
-        value = told.get("colluders_epsilon")
-        words = "as each site's own ledger says" if value is None else epsilon_text(value)
-        return [f"              against one site, all others colluding: epsilon {words}"]
+        words = f"epsilon {epsilon_text(value)}, if all others put what they have together"
+        return [f"              against one site: {words}"]
 
     def _encryption(self) -> str:
         told = self.encryption

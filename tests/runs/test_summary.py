@@ -56,9 +56,9 @@ def test_people_read_names_and_what_colluders_learn(tmp_path):
     names = {"site_names": ["a", "b"], "site_titles": {"a": "北京医院"}}
     words = Summary(**summary(privacy=told, **names)).describe(tmp_path)
     assert "sites       北京医院 (a), b" in words
-    assert "all others colluding: epsilon 53.59" in words
-    # A coordinator does not know it.
-    told["colluders_epsilon"] = None
-    assert "each site's own ledger" in Summary(**summary(privacy=told)).describe(tmp_path)
-    assert "colluding" not in Summary(**summary()).describe(tmp_path)
+    assert "against one site: epsilon 53.59" in words
+    # A coordinator does not know it, and with local noise it is no more.
+    for value in (None, told["epsilon"]):
+        told["colluders_epsilon"] = value
+        assert "against one site" not in Summary(**summary(privacy=told)).describe(tmp_path)
     assert "sites       " not in Summary(**summary()).describe(tmp_path)
