@@ -220,9 +220,9 @@ class RunParts:
             )
             yield texts[f"dp_unit_{config.unit}"]
             yield texts[f"noise_{self._words.noise}"].format(sharing=self._sharing())
-            colluding = self._run.section("privacy").get("colluders_epsilon")
-            if self._words.noise == "distributed" and is_number(colluding):
-                yield texts["colluding"].format(epsilon=bound(float(colluding)))
+            colluding = epsilon_of(self._run.section("privacy").get("colluders_epsilon"))
+            if self._words.noise == "distributed" and colluding is not None:
+                yield texts["colluding"].format(epsilon=bound(colluding))
             yield texts["ledger"]
         elif not config.private:
             yield texts["no_dp"]
