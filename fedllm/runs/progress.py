@@ -39,7 +39,8 @@ class ProgressFile(Observer):
         """Note which run it is and how long."""
         names = ("run", "unit", "total", "done", "sites")
         told = {name: getattr(start, name) for name in names}
-        self._write("started", **told, titles=dict(start.titles))
+        # Where nobody has a title, as it was written before there were any.
+        self._write("started", **told, **({"titles": dict(start.titles)} if start.titles else {}))
 
     def note(self, text: str) -> None:
         """Note the message."""

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from fedllm.files import write_json
 from fedllm.identity.titles import shown
@@ -26,7 +34,8 @@ DIVERGED = (
 class Summary(BaseModel):
     """The figures of a finished run; written as ``summary.json``.
 
-    Every key is written; one that an older or newer version lacks is empty when it is read.
+    Every key is written, ``site_titles`` only where there are any; one that an older or newer
+    version lacks is empty when it is read.
 
     Attributes
     ----------
@@ -77,6 +86,12 @@ class Summary(BaseModel):
     started: str = ""
     finished: str = ""
     simulated: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_empty_titles(self, inner: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # As it was written before there were titles.
+        values: dict[str, Any] = inner(self)
+        return {k: v for k, v in values.items() if k != "site_titles" or v}
 
     @model_validator(mode="before")
     @classmethod
