@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from fedllm.cli import app
 from fedllm.errors import ConfigError, PeerError, RefusedError
+from fedllm.federation.authority.round_log import RoundLog, round_log_path
 from fedllm.files import write_json
 from fedllm.identity.enrolment import accept, enroll, read_answer, read_request
 from fedllm.identity.federation_state import load_state
@@ -247,4 +248,17 @@ def test_titles_beside_a_ledger_are_found_and_never_believed_blindly(tmp_path):
     ):
         (run / "roster.json").write_text(content)
         assert titles_beside(run) == {}
+    assert made.roster.titles == TITLES
+
+
+def test_the_log_of_the_key_authority_shows_titles(tmp_path):
+    made = make_federation(tmp_path / "fed", titles=TITLES)
+    folder = tmp_path / "fed" / "kits" / "authority"
+    kit = read_kit(folder, "authority")
+    path = round_log_path(kit.folder)
+    path.parent.mkdir(exist_ok=True)
+    statement = SimpleNamespace(series="f00d", round=1, attempt=1)
+    RoundLog(path, kit.identity)._append("opened", statement, ("anne", "bob"))
+    shown = CliRunner().invoke(app, ["authority", "log", "--kit", str(folder)])
+    assert "Südklinik (anne), 北京医院 (bob)" in shown.output, shown.exception
     assert made.roster.titles == TITLES
