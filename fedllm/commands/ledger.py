@@ -13,7 +13,7 @@ from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.errors import ConfigError
 from fedllm.visible import visible
-from fedllm.words import safe
+from fedllm.words import safe, table
 
 Unit = Literal["record", "person"]
 
@@ -57,9 +57,9 @@ def show(
     ceiling, account = _budget(policy) if policy else (None, "")
     found = verify_ledger(path, policy=ceiling, account=account)
     if json_output:
-        print(json.dumps(_as_json(found), indent=2, allow_nan=False))
+        print(json.dumps(_as_json(found, path), indent=2, allow_nan=False))
     else:
-        _print_tables(found)
+        _print_tables(found, path)
 
 
 def _budget(policy: Path) -> tuple[Ceiling, str]:
@@ -83,6 +83,7 @@ def verify(
 
     Checks chain, signatures, fingerprints and budgets; exit code 4 when they do not hold.
     """
+    from fedllm.identity.titles import shown, titles_beside
     from fedllm.privacy.ledger.audit import read_state, verify_ledger
     from fedllm.privacy.ledger.entries import Head
     from fedllm.privacy.ledger.heads import read_heads
@@ -92,9 +93,9 @@ def verify(
         anchors += read_heads(heads).get(read_state(path).site, [])
     found = verify_ledger(path, read_key(public_key) if public_key else None, anchors)
     if json_output:
-        print(json.dumps(_as_json(found), indent=2, allow_nan=False))
+        print(json.dumps(_as_json(found, path), indent=2, allow_nan=False))
         return
-    site = visible(found.site)
+    site = visible(shown(found.site, titles_beside(path)))
     print(f"{path}: {found.head.sequence} entries of site {site} hold, head {found.head}")
     if not public_key:
         print(f"note: no --public-key given; the file itself names {found.public_key}")
@@ -199,10 +200,13 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _as_json(found: Verification) -> dict[str, Any]:
+def _as_json(found: Verification, path: Path) -> dict[str, Any]:
     """Return plain values; an infinite epsilon is null."""
+    from fedllm.identity.titles import titles_beside
+
     return {
         "site": found.site,
+        "title": titles_beside(path).get(found.site),
         "public_key": found.public_key,
         "entries": found.head.sequence,
         "head": str(found.head),
@@ -247,34 +251,43 @@ def _account_json(account: AccountReport) -> dict[str, Any]:
     }
 
 
-def _print_tables(found: Verification) -> None:
-    from rich.console import Console
-    from rich.table import Table
+_LEGEND = (
+    "Released: rounds for which a result left this site; whether they were finished, the "
+    "coordinator knows. Rounds that were charged count in full, released or not, for every file, "
+    "query and task."
+)
+_COLLUDERS = (
+    "ε, others collude: what everyone else could learn who puts together all they have against "
+    "this site. Where noise is shared they know all of it but this site's part, and learn more. "
+    "It has a ceiling only where the policy sets budget.colluders_epsilon."
+)
 
-    console = Console()
-    console.print(
-        f"Privacy ledger of site [bold]{safe(found.site)}[/bold]: {found.head.sequence} entries"
-    )
-    table = Table("Account", "Protects each", "Spent ε", "Ceiling ε", "δ", "ε, others collude")
+
+def _print_tables(found: Verification, path: Path) -> None:
+    from rich.console import Console
+
+    from fedllm.identity.titles import shown, titles_beside
+
+    console, site = Console(), safe(shown(found.site, titles_beside(path)))
+    console.print(f"Privacy ledger of site [bold]{site}[/bold]: {found.head.sequence} entries")
+    accounts = table("Account", "Protects each", "Spent ε", "Ceiling ε", "δ", "ε, others collude")
     for account in found.accounts:
         ceiling = account.ceiling
-        table.add_row(
+        accounts.add_row(
             _account_name(account),
             account.unit,
             _shown(account.spent.value),
             _shown(ceiling.epsilon) if ceiling else "no charge yet",
-            f"{ceiling.delta:g}" if ceiling else "-",
+            f"{ceiling.delta:g}" if ceiling else "no charge yet",
             _shown(account.spent_against_colluders.value)
             + (f" of {_shown(ceiling.colluders_epsilon)}" if ceiling else ""),
         )
-    console.print(table)
-    runs = Table(
-        "Run", "Identifier", "Account", "Finished", "Charged, not finished", "ε of the run alone"
-    )
+    console.print(accounts)
+    runs = table("Run", "Identifier", "Account", "Released", "Charged only", "ε of the run alone")
     for account in found.accounts:
         for run in account.runs:
             runs.add_row(
-                safe(run.name) or "-",
+                safe(run.name) or "not recorded",
                 safe(run.run),
                 _account_name(account),
                 str(run.committed),
@@ -291,9 +304,9 @@ def _print_tables(found: Verification) -> None:
             f"{found.by_dataset} charges were made by data set, by the rule of earlier versions. "
             "They count for all records: together they may be above a ceiling that each kept."
         )
-    console.print(
-        "Rounds that were charged and not finished count in full, for every file, query and task."
-    )
+    console.print(_LEGEND)
+    if any(one.spent_against_colluders.value != one.spent.value for one in found.accounts):
+        console.print(_COLLUDERS)
 
 
 def _account_name(account: AccountReport) -> str:

@@ -35,7 +35,10 @@ class BudgetSection(Section):
     @model_validator(mode="after")
     def _colluders_see_no_less(self) -> Self:
         if self.colluders_epsilon is not None and self.colluders_epsilon < self.epsilon:
-            raise ValueError("colluders_epsilon must not be smaller than epsilon: they see more")
+            raise ValueError(
+                f"colluders_epsilon = {self.colluders_epsilon:g} must not be smaller than "
+                f"epsilon = {self.epsilon:g}: they see more"
+            )
         return self
 
 

@@ -134,6 +134,7 @@ def _listed(present: Sequence[str]) -> str:
 
 def _suggestion(role: str, column: str, present: Sequence[str]) -> str:
     by_lower = {name.lower(): name for name in present if _LOOKS_LIKE_A_NAME.fullmatch(name)}
-    close = difflib.get_close_matches(column.lower(), by_lower, n=1, cutoff=0.5)
-    hint = f"; did you mean '{by_lower[close[0]]}'?" if close else ""
+    close = difflib.get_close_matches(column.lower(), by_lower, n=3, cutoff=0.5)
+    # Which of several that look alike holds what is meant, only a person can tell.
+    hint = f"; did you mean {' or '.join(repr(by_lower[name]) for name in close)}?" if close else ""
     return f"set data.{role} to one of the columns{hint}"

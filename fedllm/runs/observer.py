@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,6 +27,8 @@ class Start:
         How many there are, and how many are done already.
     sites : int
         Sites that take part; 0 in pretraining, and where nothing is left to train.
+    titles : mapping of str to str
+        Names of sites for people, for those that have one.
     """
 
     run: str
@@ -35,6 +37,7 @@ class Start:
     total: int
     done: int = 0
     sites: int = 0
+    titles: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def private(self) -> bool:

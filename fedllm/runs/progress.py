@@ -38,7 +38,9 @@ class ProgressFile(Observer):
     def started(self, start: Start) -> None:
         """Note which run it is and how long."""
         names = ("run", "unit", "total", "done", "sites")
-        self._write("started", **{name: getattr(start, name) for name in names})
+        told = {name: getattr(start, name) for name in names}
+        # Where nobody has a title, as it was written before there were any.
+        self._write("started", **told, **({"titles": dict(start.titles)} if start.titles else {}))
 
     def note(self, text: str) -> None:
         """Note the message."""
@@ -89,6 +91,7 @@ def replay(line: bytes, where: str, config: RunConfig, observer: Observer) -> No
                     int(value["total"] if "total" in value else value["rounds"]),
                     int(value["done"]),
                     int(value["sites"]),
+                    {str(k): str(v) for k, v in dict(value.get("titles", {})).items()},
                 )
             )
         elif kind == "note":

@@ -11,9 +11,11 @@ from typing import Any
 from fedllm.config import RunConfig, parse, read_toml
 from fedllm.errors import ConfigError
 from fedllm.runs.metrics import RoundReport, read_reports
-from fedllm.runs.names import LEDGERS, METRICS, POLICY_TOML, RUN_TOML
+from fedllm.runs.names import LEDGERS, METRICS, POLICY_TOML, RUN_TOML, SUMMARY
 from fedllm.runs.plain_json import damaged
 from fedllm.runs.summary import read_summary
+
+_MOST_RUNS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,12 @@ class RunFolder:
         return _known(recorded) or (measured[-1] if measured and not recorded else {})
 
     @property
+    def titles(self) -> dict[str, str]:
+        """Names of sites for people, for those that have one."""
+        recorded = self.summary.get("site_titles")
+        return dict(recorded) if isinstance(recorded, dict) else {}
+
+    @property
     def simulated(self) -> bool:
         """Whether all parties were played on one machine."""
         recorded = self.summary.get("simulated")
@@ -115,14 +123,57 @@ class RunFolder:
         return sorted(names)
 
 
+def require_run(path: Path, finished: bool = True) -> None:
+    """Refuse what is no run folder, in words for whoever gave the path.
+
+    Raises
+    ------
+    ConfigError
+        If there is nothing, or a file, a folder of runs, a folder of something else, or (where
+        a ``finished`` run is needed) a run without its summary; says what to give instead.
+    """
+    kind = "a finished run" if finished else "a run"
+    if not path.exists():
+        raise ConfigError(f"there is no {path}", f"give the folder of {kind}, such as runs/NAME")
+    if not path.is_dir():
+        above = path.absolute().parents[:2]
+        inside = next(
+            (p for p in above if (p / RUN_TOML).exists() and (p / METRICS).exists()), None
+        )
+        remedy = f"give the run's folder: {inside}" if inside else f"give the folder of {kind}"
+        raise ConfigError(f"{path} is a file, not the folder of a run", remedy)
+    if not (path / RUN_TOML).exists():
+        runs = runs_in(path)
+        if runs:
+            raise ConfigError(f"{path} is not a run, but a folder of runs", f"give one: {runs}")
+        raise ConfigError(
+            f"{path} is not the folder of a run: it has no {RUN_TOML}",
+            f"give the folder of {kind}, such as runs/NAME",
+        )
+    if finished and not (path / SUMMARY).exists():
+        raise ConfigError(
+            f"the run in {path} is not finished: it has no {SUMMARY}",
+            "finish it with the command that began it and --resume",
+        )
+
+
+def runs_in(path: Path) -> str:
+    """Name the first run folders in a folder; nothing where there are none."""
+    found = sorted(str(one.parent) for one in path.glob(f"*/{RUN_TOML}"))
+    more = f", and {len(found) - _MOST_RUNS} more" if len(found) > _MOST_RUNS else ""
+    return ", ".join(found[:_MOST_RUNS]) + more
+
+
 def read_run_folder(path: Path) -> RunFolder:
     """Read ``run.toml``, ``summary.json`` and ``metrics.jsonl``.
 
     Raises
     ------
     ConfigError
-        If a file is missing, damaged or wrong; names the file and the line.
+        If it is no run folder, or a file is missing, damaged or wrong; names the file and the
+        line.
     """
+    require_run(path)
     return RunFolder(
         path=path,
         config=read_config(path),

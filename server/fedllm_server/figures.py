@@ -44,6 +44,18 @@ class SiteFigures:
                         seconds[phase] += value
         return seconds, self._epsilons(run, number)
 
+    def against_colluders(self, run: str) -> float | None:
+        """Return the largest epsilon of a run against all others together; None if none is."""
+        if not self._config.private:
+            return None
+        delta = self._config.privacy.delta
+        spent = [
+            epsilon(self._ledger(name).events_of_run(run, view="colluders"), delta).value
+            for name in self._names
+            if self._source.files(name).ledger.exists()
+        ]
+        return max(spent, default=None)
+
     def _epsilons(self, run: str, number: int) -> dict[str, float]:
         if not self._config.private:
             return {}

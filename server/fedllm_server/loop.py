@@ -17,6 +17,7 @@ from fedllm.clock import utc_now
 from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset
 from fedllm.errors import FedllmError, PeerError
+from fedllm.federation.coordinator.answers import who_and_why
 from fedllm.federation.coordinator.cohort import choose_cohort, gather_cohort
 from fedllm.federation.coordinator.rounds import (
     KeyAuthority,
@@ -142,7 +143,15 @@ class RoundLoop:
         # When nothing is left to train, nobody is asked for anything: all may be spent.
         self._members = self._gather(state.round + 1) if state.round < rounds else ()
         self._place.observer.started(
-            Start(state.run, self._config, "rounds", rounds, state.round, len(self._members))
+            Start(
+                state.run,
+                self._config,
+                "rounds",
+                rounds,
+                state.round,
+                len(self._members),
+                self._place.roster.titles,
+            )
         )
         fresh = newest_round(self._checkpoints) is None
         reports = cut_reports(self._place.out / names.METRICS, -1 if fresh else state.round)
@@ -254,17 +263,17 @@ class RoundLoop:
             adapter,
             partial(self._place.observer.site_answered, statement.round),
         )
-        for site, why in sorted(outcome.dropped.items()):
-            who = self._place.roster.shown(site)
-            self._place.observer.note(f"round {statement.round} goes on without site {who}: {why}")
+        for who, why in who_and_why(sorted(outcome.dropped.items()), self._place.roster):
+            self._place.observer.note(f"round {statement.round} goes on without {who}: {why}")
         self._keep_heads(statement, outcome.heads)
         return outcome
 
     def _keep_heads(self, statement: RoundStatement, heads: dict[str, Head]) -> None:
         keep_heads(self._place.out / names.HEADS, statement.run, statement.round, heads)
         for site in went_back(self._heads, heads):
+            who = self._place.roster.shown(site)
             self._place.observer.note(
-                f"the ledger of '{site}' is not the one of an earlier round continued: ask the "
+                f"the ledger of '{who}' is not the one of an earlier round continued: ask the "
                 f"site, and compare with `fedllm ledger verify LEDGER --heads {names.HEADS}`"
             )
         self._heads.update(heads)

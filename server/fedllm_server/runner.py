@@ -76,7 +76,7 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
             adapter_of(model).place(final.adapter)
             # Also those of earlier starts.
             answered = tuple(sorted(loop.names | known_sites(folder)))
-            finish(folder, config, model, state.run, answered, began)
+            finish(folder, config, model, state.run, answered, began, kit.roster)
 
 
 def main() -> None:

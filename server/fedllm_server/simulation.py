@@ -37,6 +37,7 @@ from fedllm.runs.progress import ProgressFile
 from fedllm.runs.summary import Summary
 from fedllm.runs.terminal import PlainObserver
 from fedllm.tasks import task_of
+from fedllm.visible import visible
 from fedllm_client.dividing import divide
 from fedllm_server.protections import given_up, weak_delta
 from fedllm_server.public_part import public_part, public_records
@@ -105,17 +106,19 @@ def simulate(
         state = load_checkpoint(out / files.CHECKPOINTS) if resume else None
         if state is not None:
             require_same_run(state.config, config, out)
-        watching = Observers.of(
-            [PlainObserver()] if observers is None else observers, [ProgressFile(out)]
-        )
+        people = Observers.of([PlainObserver()] if observers is None else observers)
+        watching = Observers.of([people], [ProgressFile(out)])
         try:
             if (summary := finished_summary(out, config.rounds.count, state)) is not None:
                 watching.note(f"{out} is finished already")
                 return summary
+            # Of what may still be refused, nothing is written.
+            people.note("reading the records")
             sites = divide(config)
             test = public_records(config)
             home = ledgers.absolute() if ledgers else out
             make_output_folder(home, "--ledgers")
+            people.note(f"loading the model {config.model.path}")
             task = _Task(config, policy or _open_policy(config), out, home, engine, state)
             return _simulate(task, sites, test, watching, started)
         finally:
@@ -150,6 +153,7 @@ def _simulate(
     from fedllm_server.figures import SiteFigures
     from fedllm_server.finishing import finish
     from fedllm_server.loop import RoundLoop, Workplace, starting_state
+    from fedllm_server.spending import spent_before
 
     config, out = task.config, task.out
     threads = config.engine.threads or os.cpu_count() or 1
@@ -161,10 +165,15 @@ def _simulate(
     _check_records(config, model, records)
     _write_request(task)
     roster, authority = _parties(config, source, names, site_titles(records))
+    watching.note(visible(spent_before(source, names, task.policy, roster, config, task.state)))
     figures = SiteFigures(source, names, config)
     place = Workplace(out, model, encoded, roster, watching, figures)
     for warning in (*given_up(config), *weak_delta(config, _units(config, records))):
         watching.note(f"WARNING: {warning}")
+    if state.round < config.rounds.count:
+        watching.note(
+            f"asking {len(names)} sites to join: each encodes its records and works out its noise"
+        )
 
     def work(grid: Grid) -> None:
         nodes = nodes_of(grid, len(names), config.rounds.timeout_s)
@@ -180,7 +189,17 @@ def _simulate(
         _run(task.engine, make_server_app(work), make_client_app(source), names, threads)
     finally:
         authority.forget()
-    return finish(out, config, model, state.run, names, started, simulated=True)
+    return finish(
+        out,
+        config,
+        model,
+        state.run,
+        names,
+        started,
+        roster,
+        simulated=True,
+        colluders_epsilon=figures.against_colluders(state.run),
+    )
 
 
 def _check_records(config: RunConfig, model: SharedModel, records: dict[str, list[Record]]) -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from fedllm.cli import app
 from fedllm.errors import ConfigError
+from fedllm.identity.roster import Roster
 from fedllm.privacy.accounting.events import Gaussian
 from fedllm.privacy.ledger.audit import export_ledger, verify_ledger
 from fedllm.privacy.ledger.budget import Charge
@@ -195,3 +196,44 @@ def test_a_ledger_of_before_says_that_all_of_it_counts(path):
     assert found["charges_by_data_set"] == 3
     assert found["accounts"][0]["epsilon"] > CEILING.epsilon
     fedllm("ledger", "verify", str(path))
+
+
+def roster_beside(path: Path, **titles: str) -> None:
+    (path.parent / "roster.json").write_text(Roster(b"a" * 32, {}, titles=titles).to_json())
+
+
+def test_a_site_is_shown_by_the_name_that_its_people_write(path):
+    filled(path)
+    roster_beside(path, **{"site-00": "北京医院"})
+    assert "北京医院 (site-00)" in fedllm("ledger", "show", str(path))
+    assert "北京医院 (site-00)" in fedllm("ledger", "verify", str(path))
+    said = json.loads(fedllm("ledger", "show", str(path), "--json"))
+    assert (said["site"], said["title"]) == ("site-00", "北京医院")
+    Path("roster.json").unlink()
+    assert json.loads(fedllm("ledger", "show", str(path), "--json"))["title"] is None
+
+
+def test_what_a_site_let_go_is_not_called_finished(path):
+    filled(path)
+    text = fedllm("ledger", "show", str(path))
+    assert "Released" in text
+    assert "Finished" not in text
+
+
+def test_what_colluders_learn_is_explained_where_it_is_more(path):
+    filled(path)
+    assert "puts together" not in fedllm("ledger", "show", str(path))
+    ledger = Ledger.open(path, "site-00", SIGNER)
+    ledger.reserve(Charge("f00d", 1, "", (Gaussian(10.0),), (Gaussian(5.0),)), CEILING)
+    assert "puts together" in fedllm("ledger", "show", str(path))
+
+
+def test_a_name_is_never_cut(path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "a-run-whose-name-is-as-long-as-it-may-be-" + "x" * 20
+    named(path, name, run="0123456789abcdef")
+    lines = fedllm("ledger", "show", str(path)).splitlines()
+    cells = [line.split("│") for line in lines if line.startswith("│")]
+    assert "".join(row[1].strip() for row in cells if len(row) == 8).endswith("x" * 20)
+    assert "…" not in "".join(lines)
+    assert "0123456789abcdef" in "".join(row[2].strip() for row in cells if len(row) == 8)

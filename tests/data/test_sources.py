@@ -419,3 +419,10 @@ def test_records_are_read_by_the_name_of_a_task(tmp_path):
     data = DataSection(train=str(path))
     for task in ("classification", "causal"):
         assert sources.read_records(str(path), data, task) == read(path, task)
+
+
+def test_all_columns_that_look_like_the_missing_one_are_named(tmp_path):
+    path = comma_separated(tmp_path / "a.csv", [["text", "label", "label_name"], ["a", "1", "b"]])
+    message = refusal(path, label="labell")
+    assert "did you mean 'label' or 'label_name'?" in message
+    assert message.lower().count("did you mean") == 1

@@ -34,7 +34,7 @@ class Heard(Observer):
 
 
 def tell(observer, config):
-    observer.started(Start("0123", config, "rounds", 3, 1, 2))
+    observer.started(Start("0123", config, "rounds", 3, 1, 2, {"site-00": "北京医院"}))
     observer.note("a word\nand another")
     observer.site_answered(2, "site-00", 1, 2)
     observer.finished_round(RoundReport(round=2, sites=2, metrics={"loss": float("nan")}))

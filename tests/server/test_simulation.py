@@ -470,3 +470,80 @@ def test_the_instruction_task_runs_on_a_causal_model(tiny_checkpoint, tmp_path):
     )
     assert summary.metrics["loss"] < summary.metrics_before["loss"]
     assert np.isfinite(summary.metrics["perplexity"])
+
+
+class Listener(PlainObserver):
+    """Keeps what a person is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture
+def clinics(config, tmp_path) -> RunConfig:
+    rows = [
+        {**row.values, "clinic": ("Südklinik", "北京医院", "north")[i // 30]}
+        for i, row in enumerate(records(90))
+    ]
+    path = tmp_path / "clinics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return change(
+        config,
+        data={"train": str(path), "site": "clinic"},
+        rounds={"count": 2},
+        training={
+            "local_steps": 1, "optimizer": "sgd", "sampling_rate": 0.5, "learning_rate": 1.0
+        },
+        privacy={"epsilon": 8.0, "noise": "distributed"},
+    )  # fmt: skip
+
+
+def test_sites_with_names_in_any_script_are_shown_by_them(clinics, tmp_path):
+    out, listener = tmp_path / "run", Listener()
+    summary = simulate(clinics, out, observers=[listener])
+    safe = {"Sudklinik": "Südklinik", "site-077bf4a77f3d": "北京医院"}
+    assert summary.site_titles == safe
+    assert json.loads((out / "summary.json").read_text())["site_titles"] == safe
+    assert set(summary.site_names) == {*safe, "north"}
+    assert "北京医院 (site-077bf4a77f3d)" in summary.describe(out)
+    report = (out / "report.html").read_text()
+    assert "北京医院 (site-077bf4a77f3d)" in report
+    twin = json.loads((out / "report.json").read_text())
+    assert {site["name"]: site["title"] for site in twin["who"]["sites"]} == {
+        **safe, "north": ""
+    }  # fmt: skip
+    # What colluders learn is that of the ledgers.
+    spent = [ledger.verify().datasets[0] for ledger in ledgers(out).values()]
+    assert summary.privacy["colluders_epsilon"] == pytest.approx(
+        max(data.spent_against_colluders.value for data in spent)
+    )
+    assert summary.privacy["colluders_epsilon"] > summary.privacy["epsilon"]
+
+
+def test_what_the_records_have_spent_is_said_before_a_run_and_where_it_goes_on(clinics, tmp_path):
+    shared = tmp_path / "ledgers"
+    new = Listener()
+    with pytest.raises(KeyboardInterrupt):
+        simulate(clinics, tmp_path / "a", ledgers=shared, observers=[new, StopAfter(2)])
+    assert any("know of no earlier spending" in text for text in new.said)
+    going_on = Listener()
+    simulate(clinics, tmp_path / "a", ledgers=shared, resume=True, observers=[going_on])
+    (text,) = [text for text in going_on.said if "already spent" in text]
+    assert text.startswith("going on with round 2 of 2; already spent by these sites")
+    spent = float(text.split("epsilon ")[1].split()[0])
+    assert 3.0 < spent <= 8.0
+    assert "of a ceiling of 8 at delta 1e-05" in text
+    again = Listener()
+    with pytest.raises(BudgetError):
+        simulate(clinics, tmp_path / "b", ledgers=shared, observers=[again])
+    (text,) = [text for text in again.said if "already spent" in text]
+    assert text.startswith("already spent by these sites")
+    assert float(text.split("epsilon ")[1].split()[0]) >= spent
+    # What takes a while is said before it begins.
+    steps = ("reading the records", "loading the model", "already spent", "asking 3 sites")
+    places = [next(i for i, t in enumerate(again.said) if t.startswith(s)) for s in steps]
+    assert places == sorted(places)

@@ -25,6 +25,7 @@ from fedllm.audit.ledgers.figures import (
 from fedllm.audit.ledgers.judge import judge, trust_findings
 from fedllm.audit.ledgers.recompute import recompute
 from fedllm.errors import ConfigError, FedllmError
+from fedllm.identity.titles import titles_beside
 from fedllm.privacy.accounting import accountants as accounting
 from fedllm.privacy.accounting.events import (
     Event,
@@ -40,6 +41,7 @@ from fedllm.privacy.ledger.rules import promises
 from fedllm.privacy.ledger.state import LedgerState, Reservation
 from fedllm.runs import names
 from fedllm.runs.plain_json import read_object
+from fedllm.runs.record import runs_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,13 @@ def find_ledgers(paths: Sequence[Path]) -> list[Source]:
         found = sorted(folder.glob("*.sqlite")) + sorted(folder.glob("*.jsonl"))
         found = [file for file in found if file.name not in names.NO_LEDGERS]
         if not found:
-            raise ConfigError(f"{folder} holds no ledgers", "give a folder with *.sqlite ledgers")
+            runs = runs_in(path)
+            raise ConfigError(
+                f"{folder} holds no ledgers",
+                f"it is a folder of runs; give one or several of them: {runs}"
+                if runs
+                else "give a run's folder, or one with *.sqlite ledgers",
+            )
         kept = path / names.HEADS
         heads = read_heads(kept) if kept.exists() else {}
         reported, problems = _reported(path)
@@ -192,7 +200,8 @@ def _ledger(
     path: str, state: LedgerState, reported: Mapping[str, Mapping[str, float]]
 ) -> LedgerAudit:
     accounts = tuple(_account(state, name, reported) for name in state.accounts())
-    return LedgerAudit(path, state.site, str(state.head), accounts)
+    title = titles_beside(Path(path)).get(state.site, "")
+    return LedgerAudit(path, state.site, str(state.head), accounts, title)
 
 
 def _account(

@@ -141,12 +141,16 @@ class AccountAudit:
 
 @dataclass(frozen=True, slots=True)
 class LedgerAudit:
-    """One ledger; without a site when it could not be believed."""
+    """One ledger; without a site when it could not be believed.
+
+    ``title`` is the site's name for people, from a roster beside the ledger that was not checked.
+    """
 
     path: str
     site: str
     head: str
     accounts: tuple[AccountAudit, ...]
+    title: str = ""
 
 
 @dataclass(frozen=True, slots=True)

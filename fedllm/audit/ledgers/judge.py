@@ -89,7 +89,7 @@ def _judge_run(subject: str, run: RunAudit) -> Iterable[Finding]:
         )
     if run.reserved_only:
         yield Finding(
-            "note", subject, f"{run.reserved_only} rounds were charged and did not finish"
+            "note", subject, f"{run.reserved_only} rounds were charged and released nothing"
         )
 
 

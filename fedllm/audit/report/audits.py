@@ -11,6 +11,7 @@ from fedllm.audit.attacks.audited import Audited
 from fedllm.audit.findings import Severity
 from fedllm.audit.report.numbers import MOST_VALUES, at_least, bound, number, percent
 from fedllm.audit.report.plots import promise_plot, roc_plot
+from fedllm.identity.titles import shown as shown_name
 from fedllm.runs.record import RunFolder
 
 # Above this the bound on what an attacker can learn says little in practice.
@@ -210,6 +211,7 @@ class AuditParts:
         return [
             SimpleNamespace(
                 site=site.site,
+                shown=shown_name(site.site, self._mine.run.titles),
                 claimed=shown(site.claimed),
                 recomputed=shown(site.recomputed),
                 colluders=shown(site.colluders),

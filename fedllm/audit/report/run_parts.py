@@ -17,6 +17,7 @@ from fedllm.audit.report.numbers import (
     number,
 )
 from fedllm.audit.report.plots import epsilon_plot, metric_plot
+from fedllm.identity.titles import shown as shown_name
 from fedllm.mechanisms import Wording, mechanism_of
 from fedllm.runs.record import RunFolder
 from fedllm.tasks import task_of
@@ -187,6 +188,8 @@ class RunParts:
             rows.append(
                 SimpleNamespace(
                     name=name,
+                    title=self._run.titles.get(name, ""),
+                    shown=shown_name(name, self._run.titles),
                     rounds=f"{part} / {len(trained)}",
                     epsilon=bound(spent),
                     left=number(left),
@@ -216,7 +219,10 @@ class RunParts:
                 delta=number(config.privacy.delta),
             )
             yield texts[f"dp_unit_{config.unit}"]
-            yield texts[f"noise_{self._words.noise}"].format(colluders=config.privacy.colluders)
+            yield texts[f"noise_{self._words.noise}"].format(sharing=self._sharing())
+            colluding = epsilon_of(self._run.section("privacy").get("colluders_epsilon"))
+            if self._words.noise == "distributed" and colluding is not None:
+                yield texts["colluding"].format(epsilon=bound(colluding))
             yield texts["ledger"]
         elif not config.private:
             yield texts["no_dp"]
@@ -225,6 +231,12 @@ class RunParts:
             return
         yield texts["encrypted"].format(scheme=config.encryption.scheme.upper())
         yield texts["masked" if config.encryption.masked else "not_masked"]
+
+    def _sharing(self) -> str:
+        """Say how many sites may give their shares of the noise away."""
+        count = self._config.privacy.colluders
+        key = {0: "sharing_0", 1: "sharing_1"}.get(count, "sharing_more")
+        return str(self._texts["protected"][key].format(colluders=count))
 
     def _progress(self) -> SimpleNamespace:
         texts = self._texts["progress"]
@@ -245,7 +257,8 @@ class RunParts:
         curves: dict[str, list[tuple[int, float]]] = {}
         for line in self._run.rounds:
             for site, spent in line.epsilon.items():
-                curves.setdefault(site, [(0, 0.0)]).append((line.number, spent))
+                name = shown_name(site, self._run.titles)
+                curves.setdefault(name, [(0, 0.0)]).append((line.number, spent))
         if not curves:
             return None
         words = {

@@ -139,10 +139,13 @@ class SiteAccount:
         """Return what one run has cost so far."""
         return upper_bound(fold(self._ledger.events_of_run(run)), delta)
 
+    def spent(self) -> float:
+        """Return what all runs together have cost the account, at the delta of the ceiling."""
+        return upper_bound(fold(self._ledger.events(self._name)), self._budget.delta)
+
     def left(self) -> float:
         """Return how much epsilon the site's ceiling leaves to the account."""
-        spent = upper_bound(fold(self._ledger.events(self._name)), self._budget.delta)
-        return max(0.0, self._budget.epsilon - spent)
+        return max(0.0, self._budget.epsilon - self.spent())
 
     def _charge(self, run: str, number: int, config: RunConfig, cost: Cost) -> Charge:
         # What the site's own source names is protected, whatever the run says of its data.

@@ -225,10 +225,12 @@ class Ledger:
                 self._catch_up(stored)
             return self._state.spent(account, unit or self._state.unit(account), view)
 
-    def events_of_run(self, run: str, purpose: str | None = None) -> list[Event]:
+    def events_of_run(
+        self, run: str, purpose: str | None = None, view: View = "sums"
+    ) -> list[Event]:
         """Return every event that one run reserved, in order, whatever account it touched.
 
-        ``purpose`` picks "training" or "evaluation".
+        ``purpose`` picks "training" or "evaluation"; ``view`` says who looks.
         """
         with self._lock:
             with self._store.read() as stored:
@@ -237,7 +239,7 @@ class Ledger:
                 event
                 for reservation in self._state.reservations.values()
                 if reservation.run == run and purpose in (None, reservation.purpose)
-                for event in reservation.events
+                for event in reservation.seen_by(view)
             ]
 
     def spent(self, account: str, delta: float, view: View = "sums") -> EpsilonEstimate:

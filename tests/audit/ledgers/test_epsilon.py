@@ -17,6 +17,7 @@ from fedllm.audit.ledgers.recompute import Recomputed, recompute
 from fedllm.commands.audit import app
 from fedllm.errors import BudgetError, ConfigError
 from fedllm.identity.keys import Identity
+from fedllm.identity.roster import Roster
 from fedllm.privacy.accounting import accountants as accounting
 from fedllm.privacy.accounting.events import Gaussian, NonPrivate, PoissonGaussian
 from fedllm.privacy.ledger.audit import export_ledger
@@ -205,7 +206,7 @@ def test_what_weakens_a_promise_is_said(book, tmp_path):
     found = audit(book.path)
     assert any("without differential privacy" in text for text in texts(found, "warning"))
     notes = " ".join(texts(found, "note"))
-    for words in ("did not finish", "--public-key site-a=HEX", "no anchor"):
+    for words in ("released nothing", "--public-key site-a=HEX", "no anchor"):
         assert words in notes
     assert not found.critical
 
@@ -353,3 +354,26 @@ def test_the_audit_names_runs_as_people_do(book):
     assert r"bank-\x1b[31mintents" in done.stdout
     found = json.loads(CliRunner().invoke(app, ["epsilon", str(book.path), "--json"]).stdout)
     assert found["ledgers"][0]["accounts"][0]["runs"][0]["name"] == "bank-\x1b[31mintents"
+
+
+def test_the_table_says_how_to_read_three_accountants_and_a_dash(book, tmp_path):
+    book.charge(STEP)
+    shown = CliRunner().invoke(app, ["epsilon", str(book.path)], env={"COLUMNS": "200"}).output
+    assert "the smallest of a row counts" in shown
+    assert "A dash" not in shown
+    # So little noise that only Rényi DP has an answer.
+    book.charge(PoissonGaussian(0.1, 0.2, 1), number=2)
+    shown = CliRunner().invoke(app, ["epsilon", str(book.path)], env={"COLUMNS": "200"}).output
+    assert "A dash: that accountant has no answer" in shown
+
+
+def test_a_site_is_shown_by_title_and_name_and_machines_get_both(book, tmp_path):
+    book.charge(STEP)
+    roster = Roster(b"a" * 32, {}, titles={"site-a": "Südklinik"})
+    (tmp_path / "roster.json").write_text(roster.to_json())
+    shown = CliRunner().invoke(app, ["epsilon", str(book.path)], env={"COLUMNS": "200"}).output
+    assert "Südklinik (site-a)" in shown
+    assert "note Südklinik (site-a): signatures" in shown
+    said = json.loads(CliRunner().invoke(app, ["epsilon", str(book.path), "--json"]).output)
+    assert (said["ledgers"][0]["site"], said["ledgers"][0]["title"]) == ("site-a", "Südklinik")
+    assert said["ledgers"][0]["accounts"][0]["runs"][0]["rounds_released"] == 1

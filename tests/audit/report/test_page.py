@@ -195,7 +195,7 @@ def test_what_is_said_depends_on_unit_noise_and_masks(tmp_path):
     )
     other = page(write_run(tmp_path / "b", config)).text
     assert "record by record only" in other
-    assert "at most 1 other sites" in other
+    assert "at most one other site giving its share away" in other
     assert "could open single updates" in other
 
 
@@ -491,3 +491,55 @@ def test_no_curve_is_left_out():
     svg = roc_plot([*curves, curves[0]], words, "plot")
     assert all(f">model {i}<" in svg for i in range(9))
     assert svg.count(">model 0<") == 2
+
+
+@pytest.mark.parametrize(
+    ("colluders", "words"),
+    [
+        (0, "and on no site giving its share away."),
+        (1, "and on at most one other site giving its share away."),
+        (3, "and on at most 3 other sites giving their shares away."),
+    ],
+)
+def test_how_many_sites_may_collude_is_said_in_words(tmp_path, colluders, words):
+    config = run_config(
+        privacy={"noise": "distributed", "colluders": colluders},
+        rounds={"min_sites": 4},
+        training={"local_steps": 1, "optimizer": "sgd"},
+    )
+    figures = summary()
+    figures["privacy"] |= {"noise": "distributed", "colluders_epsilon": 53.587}
+    folder = write_run(tmp_path, config, figures=figures)
+    text = page(folder).text
+    assert words in text
+    assert "The bound is then an epsilon of 53.59." in text
+    assert "0 " not in words
+
+
+def test_the_parts_of_the_time_add_up_to_the_whole(tmp_path):
+    folder = write_run(tmp_path)
+    write_report(folder)
+    time = json.loads((folder / "report.json").read_text())["time"]
+    *parts, whole = time
+    assert whole["name"] == "Whole run (wall clock)"
+    assert "Everything else" in parts[-1]["name"]
+    seconds = [float(part["seconds"]) for part in parts]
+    assert sum(seconds) == pytest.approx(float(whole["seconds"]), abs=0.05)
+    assert sum(float(part["share"].rstrip("%")) for part in parts) == pytest.approx(100, abs=0.5)
+    # Of sites side by side there is no rest.
+    figures = summary()
+    figures["seconds"]["train"] = 900.0
+    folder = write_run(tmp_path / "side", figures=figures)
+    write_report(folder)
+    names = [p["name"] for p in json.loads((folder / "report.json").read_text())["time"]]
+    assert not any("Everything else" in name for name in names)
+
+
+def test_sites_are_shown_by_title_and_name(tmp_path):
+    figures = summary(site_titles={"Northgate": "北京医院"})
+    folder = write_run(tmp_path, figures=figures)
+    assert "北京医院 (Northgate)" in page(folder).text
+    twin = json.loads((folder / "report.json").read_text())
+    titles = {site["name"]: site["title"] for site in twin["who"]["sites"]}
+    assert titles["Northgate"] == "北京医院"
+    assert titles["Riverside"] == ""
