@@ -131,6 +131,11 @@ class Mechanism(ABC):
         """Whether records or persons are clipped one by one, so that audits can plant some."""
         return True
 
+    @property
+    def needs_masks(self) -> bool:
+        """Whether a single update, opened, would have less noise than is promised."""
+        return False
+
     # What a unit is part of
 
     def sampling_rate(self, units: int) -> float:
@@ -352,6 +357,11 @@ def batch_rate(config: RunConfig, units: int) -> float:
 
 class SharedShares(Mechanism):
     """Mechanisms whose noise is the sum of the sites' shares; the coordinator announces it."""
+
+    @property
+    def needs_masks(self) -> bool:
+        """Yes: one update holds one share."""
+        return True
 
     def announced_noise(self, number: int, before: Sequence[float]) -> float | None:
         """Return the noise of the next attempt's sum; see the base class."""
