@@ -110,11 +110,6 @@ class RunConfig(Section):
                 "privacy.distribution = 'discrete_gaussian' needs training.learning_rate = 1: "
                 "the site sends its sum, the coordinator takes the step"
             )
-        if self.encryption.scheme != "bfv":
-            raise ValueError(
-                "privacy.distribution = 'discrete_gaussian' needs encryption.scheme = 'bfv', "
-                "whose sums are exact"
-            )
 
     @property
     def private(self) -> bool:
