@@ -50,6 +50,7 @@ class SiteWork:
             TrainingAtSite(order.model, order.method, dataset),
             noise_multiplier,
             order.quantiser.quantise,
+            order.quantiser.quantise_parts,
             (self._name, order.statement.round),
             self._clipping_norms.get(run),
         )
