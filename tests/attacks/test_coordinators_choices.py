@@ -71,7 +71,7 @@ def test_a_site_demands_masks_unless_its_owner_says_otherwise(
         )
         federation = build(folder, config, policy=policy, full_errors=False)
         if refused:
-            with pytest.raises(RefusedError, match="allow.masks is 'required'"):
+            with pytest.raises(RefusedError, match=r"allow\.masks is 'required'"):
                 federation.round()
         else:
             assert federation.round().survivors
