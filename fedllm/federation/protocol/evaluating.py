@@ -64,7 +64,9 @@ def sum_shape(config: RunConfig, purpose: Purpose, bounds: Bounds) -> SumShape:
     if purpose == "update":
         return SumShape(sum(size for size, _ in bounds), config.encryption.bits, bounds)
     entries = _entries(config)
-    EvaluationSums(config).room(entries)
+    sums = EvaluationSums(config)
+    if sums.rounds:
+        sums.room(entries)
     return SumShape(entries, EvaluationSums.BITS, ((entries, EvaluationSums.LARGEST_SUM),))
 
 
