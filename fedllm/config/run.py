@@ -41,10 +41,11 @@ class RunConfig(Section):
         if self.privacy.noise == "distributed":
             if self.privacy.unit == "record":
                 self._sends_one_gradient()
-            if self.encryption.scheme == "none" and self.privacy.epsilon is not None:
+            if self.private and not self.encryption.masked:
                 raise ValueError(
-                    "privacy.noise = 'distributed' needs encryption: one site's share of the "
-                    "noise does not protect an update that is sent in clear"
+                    "privacy.noise = 'distributed' needs masks: an update that somebody can open "
+                    "has one site's share of the noise alone; set encryption.scheme = 'bfv' and "
+                    "encryption.masks = true, or privacy.noise = 'local'"
                 )
             if self.privacy.colluders >= self.rounds.min_sites:
                 raise ValueError(
@@ -121,11 +122,6 @@ class RunConfig(Section):
             raise ValueError(
                 "privacy.distribution = 'discrete_gaussian' needs training.learning_rate = 1: "
                 "the site sends its sum, the coordinator takes the step"
-            )
-        if self.encryption.scheme != "bfv":
-            raise ValueError(
-                "privacy.distribution = 'discrete_gaussian' needs encryption.scheme = 'bfv', "
-                "whose sums are exact"
             )
 
     @property

@@ -56,6 +56,9 @@ class AllowSection(Section):
         Smallest number of sites whose sum may be opened.
     encryption : {"required", "optional"}
         Whether a run without encryption is refused.
+    masks : {"required", "optional"}
+        Whether an encrypted run without masks is refused: its coordinator can open single
+        updates. Shared noise without masks is refused whatever stands here.
     non_private : bool
         Whether a run without differential privacy is allowed.
     unit : {"record", "person"}
@@ -66,6 +69,7 @@ class AllowSection(Section):
     models: tuple[str, ...] = ()
     min_cohort: Annotated[int, Field(ge=1)] = 2
     encryption: Literal["required", "optional"] = "required"
+    masks: Literal["required", "optional"] = "required"
     non_private: bool = False
     unit: Literal["record", "person"] = "record"
 

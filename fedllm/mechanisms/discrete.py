@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedllm.config import RunConfig
 from fedllm.errors import ConfigError, TrainingError
+from fedllm.mechanisms.bounds import largest_sum
 from fedllm.mechanisms.cost import Cost, noise_shares
 from fedllm.mechanisms.local import required
 from fedllm.mechanisms.mechanism import Contribution, Segment, SiteRound
@@ -49,7 +50,12 @@ class DiscreteSharedNoise(SharedNoise):
             If so few bits are asked for that rounding would cost more than a quarter of the
             noise.
         """
-        return _make_grid(self._config, self._largest_noise or 0.0, length)
+        return _make_grid(self._config, self._most_noise, length)
+
+    @property
+    def _least_noise(self) -> float:
+        # A share always spans enough steps of the grid; see `share_deviation`.
+        return 0.0
 
     @property
     def _target_delta(self) -> float:
@@ -62,6 +68,7 @@ class DiscreteSharedNoise(SharedNoise):
 
     def cost(self, units: int, length: int, noise_multiplier: float | None) -> Cost:
         """Charge the integers that are drawn, in both views; see the base class."""
+        self._require_batches_that_fit(units)
         noise, rate, grid = required(noise_multiplier), self.sampling_rate(units), self.grid(length)
         return Cost((grid.event(rate, noise),), (grid.event(rate, noise, alone=True),))
 
@@ -175,13 +182,13 @@ def _make_grid(config: RunConfig, largest_noise: float, length: int) -> IntegerG
     norm, batch = config.privacy.clipping_norm, config.training.batch_size
     shares = noise_shares(config)
     noise = (TAIL_DEVIATIONS + 1) * _LARGEST_LOSS * largest_noise * norm / sqrt(shares)
-    largest_sum = norm * (batch + 6 * sqrt(batch)) + noise
+    reach = norm * largest_sum(batch) + noise
     half = (1 << (config.encryption.bits - 1)) - 1
-    clipping_steps = norm * half / largest_sum
+    clipping_steps = norm * half / reach
     if sensitivity(clipping_steps, length) > _LARGEST_LOSS * clipping_steps:
         raise ConfigError(
             f"encryption.bits = {config.encryption.bits} is too coarse for discrete noise on "
             f"{length} values",
             "set encryption.bits = 20, or more for large batches or adapters",
         )
-    return IntegerGrid(half, clipping_steps, largest_sum / batch, shares, length)
+    return IntegerGrid(half, clipping_steps, reach / batch, shares, length)

@@ -16,7 +16,8 @@ def given_up(config: RunConfig) -> list[str]:
         warnings.append("no encryption: the coordinator sees every site's update in clear")
     elif not config.encryption.masked:
         warnings.append(
-            "no masks: coordinator and key authority together can read every site's update"
+            "no masks: a coordinator that breaks the protocol, with the key authority or without "
+            "it, can read every site's update"
         )
     return warnings
 

@@ -267,5 +267,7 @@ def _open_policy(config: RunConfig) -> SitePolicy:
     budget = BudgetSection(
         epsilon=config.privacy.epsilon or BudgetSection().epsilon, delta=config.privacy.delta
     )
-    allow = AllowSection(min_cohort=1, encryption="optional", non_private=not config.private)
+    allow = AllowSection(
+        min_cohort=1, encryption="optional", masks="optional", non_private=not config.private
+    )
     return SitePolicy(budget=budget, allow=allow)

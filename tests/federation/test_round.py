@@ -420,6 +420,8 @@ def test_a_site_can_limit_what_everyone_else_could_learn_together(tiny_checkpoin
         ({}, {"non_private": False}, "allow.non_private"),
         ({"privacy": {"epsilon": 1.0}}, {"unit": "person"}, "allow.unit"),
         ({"encryption": {"scheme": "none"}}, {"encryption": "required"}, "allow.encryption"),
+        ({"encryption": {"masks": False}}, {}, "allow.masks"),
+        ({"encryption": {"scheme": "ckks"}}, {}, "allow.masks"),
         ({}, {"tasks": ["causal"]}, "allow.tasks"),
         ({}, {"models": ["00" * 32]}, "allow.models"),
         ({}, {"min_cohort": 3}, "allow.min_cohort"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from golden.kept import V1, V2, read
+from golden.kept import V1, V2, V3, read
 
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.federation.protocol import messages
-from fedllm.federation.protocol.messages import Wire
+from fedllm.federation.protocol.messages import Train, Wire
 from fedllm.federation.protocol.statements import read_statement
 from fedllm.identity.roster import Roster
 from fedllm.identity.sealing import SealingKey
@@ -29,7 +29,13 @@ def message(name: str, folder: Path = ROUND) -> Wire:
     return kind.from_wire((folder / "messages" / f"{name}.json").read_text(), blobs)
 
 
-TRAIN, IN_CLEAR = message("Train"), message("Train", CLEAR)
+def _order() -> Train:
+    """Return the order of the kept round with the bounds of version 3; no more changed."""
+    text = (V3 / "round" / "messages" / "Train.json").read_text()
+    return Train.from_wire(text, message("Train").to_wire()[1])
+
+
+TRAIN, IN_CLEAR = _order(), message("Train", CLEAR)
 STATEMENT = read_statement(TRAIN.header.statement, TRAIN.header.signature, ROSTER)
 PLAN = EncryptionPlan.from_bytes(TRAIN.plan)
 

@@ -145,3 +145,11 @@ def test_mask_keys_are_others_than_before():
     assert not set(before.values()) & set(now.values())
     # The same secret: the label makes the difference.
     assert identity("anne").mask_key("run-1").public_key().public_bytes_raw().hex() == now["anne"]
+
+
+def test_an_order_whose_bounds_leave_no_room_for_a_share_of_the_noise(tmp_path):
+    # Version 2's were narrower: noise was cut off where records agreed.
+    assert site(tmp_path).train(message("Train")).header.refusal.kind == "PeerError"
+    text = read_lines(tmp_path / "anne.log")[-1]["text"]
+    assert "the bounds are not those that follow" in text
+    assert "run the same version" in text

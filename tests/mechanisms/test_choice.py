@@ -194,9 +194,8 @@ def contribution(case, work, noise=2.0, norm=None) -> Contribution:
     def quantise(update, random):
         return np.round((update + 1000) * 1000).astype(np.uint64)
 
-    return mechanism_of(case).contribute(
-        SiteRound(work, work.units, noise, quantise, ("site-0", 1), norm)
-    )
+    asked = SiteRound(work, work.units, noise, quantise, quantise, ("site-0", 1), norm)
+    return mechanism_of(case).contribute(asked)
 
 
 def test_discrete_noise_takes_long_vectors_while_the_grid_is_fine_enough():

@@ -152,7 +152,7 @@ def build(
     models = ModelCache()
     policy = policy or SitePolicy(
         budget=BudgetSection(epsilon=1e6, delta=config.privacy.delta),
-        allow=AllowSection(min_cohort=1, encryption="optional", non_private=True),
+        allow=AllowSection(min_cohort=1, encryption="optional", masks="optional", non_private=True),
     )
     sites = {
         name: Site(

@@ -228,9 +228,12 @@ class RunParts:
             yield texts["no_dp"]
         if config.encryption.scheme == "none":
             yield texts["not_encrypted"]
-            return
-        yield texts["encrypted"].format(scheme=config.encryption.scheme.upper())
-        yield texts["masked" if config.encryption.masked else "not_masked"]
+        else:
+            yield texts["encrypted"].format(scheme=config.encryption.scheme.upper())
+            yield texts["masked" if config.encryption.masked else "not_masked"]
+        if config.private and not config.encryption.masked:
+            # Shared noise without masks is refused.
+            yield texts["single_updates"]
 
     def _sharing(self) -> str:
         """Say how many sites may give their shares of the noise away."""

@@ -228,7 +228,10 @@ def build(
     models = ModelCache()
     policy = SitePolicy(
         budget=budget or BudgetSection(epsilon=10 * (config.privacy.epsilon or 1.0)),
-        allow=AllowSection(non_private=not config.private),
+        allow=AllowSection(
+            masks="required" if config.encryption.masked else "optional",
+            non_private=not config.private,
+        ),
     )
 
     def site(name: str) -> Site:

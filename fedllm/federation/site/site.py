@@ -300,10 +300,12 @@ class Site:
     def _encrypt_and_sign(self, order: Order, levels: NDArray[np.uint64]) -> bytes:
         masks = None
         if order.plan.masked:
-            recover = order.config.encryption.recover_dropouts
-            masks = site_masks(
-                self._identity, order.statement, order.plan, recover
-            ).mask_for_update()
+            recover, statement = order.config.encryption.recover_dropouts, order.statement
+            if not recover:
+                # Pair masks alone hide this update: no seed of theirs may ever be revealed, so
+                # that the whole cohort is settled on before the update leaves.
+                self._memory.settle(statement.series, statement.attempt, statement.names)
+            masks = site_masks(self._identity, statement, order.plan, recover).mask_for_update()
         payload = encrypt_levels(levels, order.plan, order.key, masks)
         return signed_update(payload, order.statement, order.plan, self._identity)
 

@@ -72,6 +72,7 @@ class SiteWork:
             order.units,
             noise_multiplier,
             order.quantiser.quantise,
+            order.quantiser.quantise_parts,
             (self._name, order.statement.round),
             self._clipping_norms.get(run),
         )

@@ -191,12 +191,16 @@ def test_what_is_said_depends_on_unit_noise_and_masks(tmp_path):
         data={"unit": None},
         privacy={"noise": "distributed", "colluders": 1},
         training={"local_steps": 1, "optimizer": "sgd"},
-        encryption={"masks": False},
     )
     other = page(write_run(tmp_path / "b", config)).text
     assert "record by record only" in other
     assert "at most one other site giving its share away" in other
-    assert "could open single updates" in other
+    assert "could open single updates" not in other
+    bare = page(write_run(tmp_path / "c", run_config(encryption={"masks": False}))).text
+    assert "could open single updates" in bare
+    assert "the same epsilon holds against the coordinator" in bare
+    none = run_config(privacy={"epsilon": None}, encryption={"masks": False})
+    assert "the same epsilon" not in page(write_run(tmp_path / "d", none)).text
 
 
 def test_sites_as_units_are_not_said_to_be_sampled(tmp_path):
