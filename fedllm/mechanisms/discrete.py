@@ -68,7 +68,7 @@ class DiscreteSharedNoise(SharedNoise):
 
     def cost(self, units: int, length: int, noise_multiplier: float | None) -> Cost:
         """Charge the integers that are drawn, in both views; see the base class."""
-        self._require_batches_that_fit(units)
+        self.require_size(units)
         noise, rate, grid = required(noise_multiplier), self.sampling_rate(units), self.grid(length)
         return Cost((grid.event(rate, noise),), (grid.event(rate, noise, alone=True),))
 

@@ -152,6 +152,15 @@ class Mechanism(ABC):
         """
         return 0
 
+    def require_size(self, units: int) -> None:  # noqa: B027
+        """Refuse a run at a site that is too large for it; here none is.
+
+        Raises
+        ------
+        RefusedError
+            Says nothing of how many units there are.
+        """
+
     def sampling_rate(self, units: int) -> float:
         """Return the probability of one of a site's ``units`` to be in a step that is charged."""
         return batch_rate(self._config, units)

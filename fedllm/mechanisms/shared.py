@@ -35,13 +35,13 @@ class SharedNoise(SharedShares):
 
     def cost(self, units: int, length: int, noise_multiplier: float | None) -> Cost:
         """Charge the round's step, in both views; see the base class."""
-        self._require_batches_that_fit(units)
+        self.require_size(units)
         noise, rate = required(noise_multiplier), self.sampling_rate(units)
         steps = self.releases_per_round
         alone = PoissonGaussian(rate, noise * self.noise_share, steps)
         return Cost((PoissonGaussian(rate, noise, steps),), (alone,))
 
-    def _require_batches_that_fit(self, units: int) -> None:
+    def require_size(self, units: int) -> None:
         """Refuse a run in which this site would be cut off most of the time.
 
         Raises

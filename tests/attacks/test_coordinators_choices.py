@@ -69,7 +69,7 @@ def test_a_site_demands_masks_unless_its_owner_says_otherwise(
             budget=BudgetSection(epsilon=100.0),
             allow=AllowSection(min_cohort=1, masks=masks),
         )
-        federation = build(folder, config, policy=policy, full_errors=False)
+        federation = build(folder, config, policy=policy)
         if refused:
             with pytest.raises(RefusedError, match=r"allow\.masks is 'required'"):
                 federation.round()

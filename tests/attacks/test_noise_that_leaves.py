@@ -91,7 +91,7 @@ def left(config: RunConfig, work, noise: float, segments=MANIFEST.segments) -> n
     bounds = [(s.size, b) for s, b in zip(segments, mechanism.bounds(segments), strict=True)]
     quantiser = Quantiser(bounds, config.encryption.bits)
     asked = SiteRound(
-        work, noise, quantiser.quantise, quantiser.quantise_parts, ("site-0", 1), None
+        work, 0, noise, quantiser.quantise, quantiser.quantise_parts, ("site-0", 1), None
     )
     return quantiser.dequantise_sum(mechanism.contribute(asked).levels, 1)
 

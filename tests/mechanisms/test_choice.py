@@ -332,9 +332,11 @@ def test_all_that_can_be_seen_of_local_noise_follows_from_what_is_announced():
         work.units = units
         noise = mechanism.needed_noise(units, 1, ())
         announced = mechanism.announced_units(units)
-        mechanism.contribute(
-            SiteRound(work, announced, noise, lambda u, r: np.zeros(56, np.uint64), ("s", 1))
-        )
+
+        def quantise(update, random):
+            return np.zeros(56, np.uint64)
+
+        mechanism.contribute(SiteRound(work, announced, noise, quantise, quantise, ("s", 1)))
         (settings,) = work.settings
         (event,) = mechanism.cost(units, 56, noise).events
         seen.add((settings, event))

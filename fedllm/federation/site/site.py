@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedllm.adapters import adapter_of
-from fedllm.config import SitePolicy, Task
+from fedllm.config import RunConfig, SitePolicy, Task
 from fedllm.data.records import Record
 from fedllm.encryption.update import encrypt_levels
 from fedllm.errors import FedllmError, RefusedError
@@ -143,7 +143,7 @@ class Site:
                 f"{method.down.length}",
             )
             require(1 <= header.round <= config.rounds.count, "there is no such round")
-            self._data.require_unit(config)
+            self._require_data(config)
             self._work.require_trainable(config, model, method, method.start())
             units = mechanism_of(config).announced_units(self._data.units(config))
             length = method.up.length
@@ -162,7 +162,7 @@ class Site:
 
         def work() -> Trained:
             order = self._orders.order(request)
-            self._data.require_unit(order.config)
+            self._require_data(order.config)
             self._work.require_trainable(order.config, order.model, order.method, order.adapter)
             self._require_memory(order)
             self._memory.begin(order.statement.series, order.statement.attempt)
@@ -224,6 +224,11 @@ class Site:
             reveal,
             lambda refusal: Unmasked(UnmaskedHeader(site=self.name, refusal=refusal)),
         )
+
+    def _require_data(self, config: RunConfig) -> None:
+        """Refuse a run that this site's records do not suit, by columns and number alone."""
+        self._data.require_unit(config)
+        mechanism_of(config).require_size(self._data.units(config))
 
     def _require_memory(self, order: Order) -> None:
         """Refuse a run that the ledger knows and the memory does not: it was lost or is old."""

@@ -13,7 +13,7 @@ from fedllm.config import AllowSection, BudgetSection, SitePolicy
 from fedllm.data.records import Record
 from fedllm.errors import FedllmError, PeerError, StorageError
 from fedllm.federation.protocol.refusals import Refusal
-from fedllm.federation.site import site as site_module
+from fedllm.federation.site import telling
 from fedllm.federation.site.journal import Asked, Journal, Spent, asked_by
 from fedllm.files import explained
 from fedllm.privacy.accounting.accountants import epsilon
@@ -237,7 +237,7 @@ def test_a_log_that_cannot_be_written_loses_neither_a_round_nor_a_refusal(watche
     def full(path, line):
         raise StorageError(f"could not write {path.name}: No space left on device")
 
-    monkeypatch.setattr(site_module, "append_line", full)
+    monkeypatch.setattr(telling, "append_line", full)
     assert federation.round().survivors == ("site-0", "site-1", "site-2")
     assert said[-2] == "WARNING: could not write site-0.log: No space left on device"
     federation.tamper = lambda kind, name, m: (

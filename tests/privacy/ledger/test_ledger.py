@@ -63,9 +63,9 @@ def test_what_was_spent_until_an_entry_leaves_out_what_came_later(ledger):
     second = ledger.reserve(charge(data, 2, number=1), CEILING)
     one, two = Gaussian(10.0, 3), Gaussian(10.0, 2)
     expected = {first - 1: [], first: [one], second - 1: [one], second: [one, two]}
-    found = {until: ledger._state.spent(data, until=until) for until in expected}
+    found = {until: ledger._state.spent(data, "record", until=until) for until in expected}
     assert found == expected
-    assert ledger._state.spent(data) == [one, two]
+    assert ledger._state.spent(data, "record") == [one, two]
 
 
 def test_reserve_commit_and_reopen(ledger, path):
