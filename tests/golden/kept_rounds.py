@@ -9,13 +9,14 @@ from golden.kept import V1, V2, V3, read
 
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.federation.protocol import messages
-from fedllm.federation.protocol.messages import Train, Wire
+from fedllm.federation.protocol.messages import Wire
 from fedllm.federation.protocol.statements import read_statement
 from fedllm.identity.roster import Roster
 from fedllm.identity.sealing import SealingKey
 
-# Messages live as long as a run: version 2 is read, and version 1 is refused.
-ROUND, CLEAR = V2 / "round", V2 / "round-in-clear"
+# Messages live as long as a run: version 3 is read, and earlier ones are refused.
+ROUND, CLEAR = V3 / "round", V3 / "round-in-clear"
+SECOND, SECOND_CLEAR = V2 / "round", V2 / "round-in-clear"
 EARLIER, EARLIER_CLEAR = V1 / "round", V1 / "round-in-clear"
 # Keys, and so the roster, are the same.
 ROSTER = Roster.from_json((EARLIER / "roster.json").read_text())
@@ -29,13 +30,7 @@ def message(name: str, folder: Path = ROUND) -> Wire:
     return kind.from_wire((folder / "messages" / f"{name}.json").read_text(), blobs)
 
 
-def _order() -> Train:
-    """Return the order of the kept round with the bounds of version 3; no more changed."""
-    text = (V3 / "round" / "messages" / "Train.json").read_text()
-    return Train.from_wire(text, message("Train").to_wire()[1])
-
-
-TRAIN, IN_CLEAR = _order(), message("Train", CLEAR)
+TRAIN, IN_CLEAR = message("Train"), message("Train", CLEAR)
 STATEMENT = read_statement(TRAIN.header.statement, TRAIN.header.signature, ROSTER)
 PLAN = EncryptionPlan.from_bytes(TRAIN.plan)
 
