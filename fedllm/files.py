@@ -195,6 +195,17 @@ def recover_directory(path: Path) -> None:
             retired.replace(path)
 
 
+def missing_end(path: Path) -> bytes:
+    """Return what ends a last line that a crash cut off, so that the next is not glued to it."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(-1, os.SEEK_END)
+            return b"" if stream.read(1) == b"\n" else b"\n"
+    except OSError:
+        # Without a file, or in an empty one, there is no last byte.
+        return b""
+
+
 def append_line(path: Path, line: str) -> None:
     """Append one line and force it to disk.
 
@@ -208,7 +219,7 @@ def append_line(path: Path, line: str) -> None:
         with path.open("ab") as stream:
             start = stream.tell()
             try:
-                stream.write(line.encode() + b"\n")
+                stream.write(missing_end(path) + line.encode() + b"\n")
                 stream.flush()
                 os.fsync(stream.fileno())
             except OSError:

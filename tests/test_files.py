@@ -76,6 +76,14 @@ def test_a_half_written_line_is_cut_off(tmp_path: Path, monkeypatch: pytest.Monk
     assert path.read_text() == "one\nthree\n"
 
 
+def test_a_line_that_a_crash_cut_off_spoils_no_later_one(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    for before, after in ((b"", b""), (b"one\n", b"one\n"), (b"one\ntw", b"one\ntw\n")):
+        path.write_bytes(before)
+        files.append_line(path, "three")
+        assert path.read_bytes() == after + b"three\n"
+
+
 def test_nan_is_no_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(tmp_path / "x", {"loss": float("nan")})

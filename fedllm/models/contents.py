@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedllm.canonical import read_json
+from fedllm.canonical import read_object as read_json_object
 from fedllm.errors import CheckpointError, FedllmError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -61,30 +61,15 @@ def reading(what: str, remedy: str) -> Iterator[None]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object whose numbers are finite.
+    """Read a JSON object as `fedllm.canonical.read_json` does.
 
     Raises
     ------
     CheckpointError
         If the file is missing or damaged.
     """
-    remedy = "copy the checkpoint again"
-    with reading(f"{path} is damaged", remedy):
-        values = read_json(path.read_bytes())
-        finite = _finite(values)
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is damaged: it holds no JSON object", remedy)
-    if not finite:
-        raise CheckpointError(f"{path} is damaged: it holds NaN or infinity", remedy)
-    return values
-
-
-def _finite(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(_finite(inner) for inner in value.values())
-    if isinstance(value, list):
-        return all(_finite(inner) for inner in value)
-    return not isinstance(value, float) or abs(value) < float("inf")
+    with reading(f"{path} is damaged", "copy the checkpoint again"):
+        return read_json_object(path.read_bytes())
 
 
 def files_that_count(folder: Path) -> dict[str, Path]:

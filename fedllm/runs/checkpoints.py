@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedllm.canonical import UNREADABLE
 from fedllm.errors import CheckpointError, FedllmError
 from fedllm.files import atomic_directory, recover_directory, write_bytes, write_json
 from fedllm.runs.metrics import RoundReport
@@ -129,7 +130,7 @@ def load_checkpoint(folder: Path) -> RunState | None:
             model=str(header.get("model", "")),
             report=None if report is None else RoundReport.parse(report, "report"),
         )
-    except (OSError, ValueError, KeyError, TypeError, EOFError, FedllmError) as error:
+    except (OSError, EOFError, *UNREADABLE, FedllmError) as error:
         raise CheckpointError(
             f"the checkpoint {path} is damaged ({_first_line(error)})",
             f"remove that folder to go on from the one before (round "

@@ -48,6 +48,25 @@ def test_any_damage_is_noticed(tmp_path, name, damage):
         load_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("round", "1e999"),
+        ("round", "1" + "0" * 400),
+        ("noise", "[1e999]"),
+        ("noise", "[1" + "0" * 400 + "]"),
+        ("run", '"\\ud800"'),
+        ("report", '{"round": 1, "update_norm": 1e999}'),
+    ],
+)
+def test_numbers_and_texts_that_are_none_are_damage(tmp_path, key, value):
+    path = save_checkpoint(tmp_path, state(1)) / "state.json"
+    header = {**json.loads(path.read_text()), key: "@"}
+    path.write_text(json.dumps(header).replace('"@"', value))
+    with pytest.raises(CheckpointError, match="round-00001 is damaged"):
+        load_checkpoint(tmp_path)
+
+
 def test_what_is_known_of_the_last_round_comes_back(tmp_path):
     report = RoundReport(round=2, sites=3, dropped={"a": "late"}, update_norm=float("nan"))
     save_checkpoint(tmp_path, replace(state(2), model="f" * 64, report=report))

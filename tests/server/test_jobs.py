@@ -13,7 +13,9 @@ from fedllm.errors import BudgetError, ConfigError, FedllmError
 from fedllm.processes import only_one
 from fedllm.runs import names
 from fedllm.runs.job import Job, read_job, write_job
+from fedllm.runs.observer import Observer
 from fedllm_server import jobs
+from fedllm_server.following import follow
 
 
 @pytest.fixture
@@ -98,3 +100,19 @@ def test_the_error_that_ended_a_run_keeps_its_kind_and_its_words():
     silent = jobs.error_of(replace(job, status="cancelled"))
     assert type(silent) is FedllmError
     assert silent.message == "run 'bank': the run was cancelled"
+
+
+def test_who_watches_is_told_of_a_line_that_a_crash_cut_off_and_hears_the_rest(tmp_path, config):
+    folder = jobs.submit(tmp_path, config, resume=False)
+    (folder / names.PROGRESS).write_bytes(b'{"kind": "no\n{"kind": "note", "text": "on"}\n')
+    become(folder, "finished")
+    heard: list[str] = []
+
+    class Heard(Observer):
+        def note(self, text):
+            heard.append(text)
+
+    assert follow(folder, Heard()).status == "finished"
+    cut, on = heard
+    assert cut.endswith("progress.jsonl, line 1: is not valid JSON; the line is left out")
+    assert on == "on"
