@@ -129,11 +129,6 @@ class Mechanism(ABC):
     def wording(self) -> Wording:
         """What the report says of it."""
 
-    @property
-    def single_units(self) -> bool:
-        """Whether records or persons are clipped one by one, so that audits can plant some."""
-        return True
-
     # What a unit is part of
 
     def announced_units(self, units: int) -> int:
