@@ -170,3 +170,29 @@ def test_a_charge_without_a_name_is_written_as_before(path):
     ledger = named(path, "")
     assert "run_name" not in _last(path)
     assert replace(ledger.verify().datasets[0].runs[0]).name == ""
+
+
+@pytest.mark.parametrize("force", [True, False])
+@pytest.mark.parametrize("size", [1, 16, 100])
+def test_an_export_never_replaces_what_is_left_of_a_ledger(path, force, size):
+    """Its owner may still restore it, and knows from it that something is lost."""
+    filled(path)
+    out = Path("damaged.sqlite")
+    shutil.copy(path, out)
+    content = bytes(size) + out.read_bytes()[size:]
+    out.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"damaged\.sqlite is a ledger") as caught:
+        export_ledger(path, out, force)
+    assert caught.value.remedy == "choose another path"
+    assert out.read_bytes() == content
+
+
+def test_an_export_replaces_an_earlier_one_and_an_empty_file(path):
+    filled(path)
+    out = Path("out.jsonl")
+    out.touch()
+    export_ledger(path, out)
+    export_ledger(path, out, force=True)
+    out.write_text("words\n")
+    export_ledger(path, out, force=True)
+    verify_ledger(out)
