@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedllm import files
-from fedllm.errors import FedllmError
+from fedllm.errors import FedllmError, StorageError
 
 
 def full_disk(*_: object) -> None:
@@ -88,3 +88,38 @@ def test_nan_is_no_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(tmp_path / "x", {"loss": float("nan")})
     assert not (tmp_path / "x").exists()
+
+
+WRONG_PATH = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+
+
+@pytest.mark.parametrize("code", [*WRONG_PATH, errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("form", ["file", "folder", "line"])
+def test_a_disk_that_takes_nothing_is_no_mistake_in_a_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, code: int
+) -> None:
+    """A service that ends with a wrong configuration is not started again."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code), str(tmp_path))
+
+    def write() -> None:
+        if form == "file":
+            files.write_json(tmp_path / "x", {})
+        elif form == "line":
+            files.append_line(tmp_path / "x", "a")
+        else:
+            with files.atomic_directory(tmp_path / "x"):
+                pass
+
+    for name in ("mkstemp", "mkdtemp"):
+        monkeypatch.setattr(files.tempfile, name, fail)
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(StorageError, match=f"could not write .*x: {os.strerror(code)}") as caught:
+        write()
+    assert caught.value.exit_code == 1
+    # A path that a person just gave is that person's to change.
+    with pytest.raises(FedllmError, match="could not write") as given, files.given_path():
+        write()
+    assert given.value.exit_code == (2 if code in WRONG_PATH else 1)
+    assert given.value.remedy == caught.value.remedy

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedllm.canonical import canonical_json, from_hex, read_json, read_object, reading
 from fedllm.errors import ConfigError
-from fedllm.files import write_bytes
+from fedllm.files import given_path, write_bytes
 from fedllm.privacy.accounting.accountants import EpsilonEstimate, epsilon
 from fedllm.privacy.ledger.budget import VIEWS, Ceiling
 from fedllm.privacy.ledger.entries import (
@@ -321,7 +321,8 @@ def export_ledger(path: Path, out: Path, force: bool = False) -> Head:
         lines.append(canonical_json(line) + b"\n")
     content = b"".join(lines)
     _check_place(out, content, force)
-    write_bytes(out, content)
+    with given_path():
+        write_bytes(out, content)
     return head
 
 
