@@ -29,6 +29,7 @@ from fedllm.runs.folder import (
     finished_summary,
     locked,
     require_same_model,
+    require_same_public,
     require_same_run,
     write_config,
 )
@@ -38,7 +39,7 @@ from fedllm.runs.summary import Summary
 from fedllm.runs.terminal import PlainObserver
 from fedllm_client.dividing import divide
 from fedllm_server.protections import given_up, weak_delta
-from fedllm_server.public_part import public_part, public_records
+from fedllm_server.public_part import public_digest, public_labels, public_part, public_records
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
@@ -111,10 +112,12 @@ def simulate(
                 watching.note(f"{out} is finished already")
                 return summary
             sites = divide(config)
-            test = public_records(config)
+            test, tested = public_records(config), public_digest(config)
+            if state is not None:
+                require_same_public(state, public_labels(config, test), tested, out)
             home = ledgers.absolute() if ledgers else out
             make_output_folder(home, "--ledgers")
-            task = _Task(config, policy or _open_policy(config), out, home, engine, state)
+            task = _Task(config, policy or _open_policy(config), out, home, engine, state, tested)
             return _simulate(task, sites, test, watching, started)
         finally:
             watching.close()
@@ -128,6 +131,7 @@ class _Task:
     home: Path
     engine: Engine
     state: RunState | None
+    tested: str
 
 
 def _simulate(
@@ -154,7 +158,7 @@ def _simulate(
     torch.set_num_threads(threads)
     source, names = SimulatedSites(out, task.home, threads), tuple(records)
     model, encoded = public_part(config, test)
-    state = starting_state(config, model, task.state)
+    state = starting_state(config, model, task.state, task.tested)
     require_same_model(state.model, model.fingerprint, out)
     _write_request(task)
     roster, authority = _parties(config, source, names, site_titles(records))
