@@ -133,9 +133,11 @@ def extraction(
 def keep(folder: Path | None, name: str, result: Section, quiet: bool) -> None:
     """Keep an audit's result in a run's folder, for the report."""
     from fedllm.audit.attacks.results import save
+    from fedllm.files import given_path
 
     if folder is not None:
-        path = save(folder, name, result)
+        with given_path():
+            path = save(folder, name, result)
         if not quiet:
             print(f"kept in {path}; `fedllm audit report {folder}` shows it")
 

@@ -64,12 +64,13 @@ def status(kit: Path = _KIT, json_output: bool = options.JSON) -> None:
 
     Exit code 1 if no coordinator runs.
     """
+    from fedllm.canonical import read_object
     from fedllm.errors import ConfigError
     from fedllm.locks import is_held
     from fedllm_server.jobs import coordinator_lock
 
     try:
-        found = json.loads((kit / "state" / "status.json").read_text(encoding="utf-8"))
+        found = read_object((kit / "state" / "status.json").read_bytes())
     except (OSError, ValueError):
         raise ConfigError(
             f"no coordinator was ever started with {kit}", f"fedllm server start --kit {kit}"

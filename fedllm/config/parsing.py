@@ -15,7 +15,7 @@ from fedllm.errors import ConfigError
 
 _SHOWN_LETTERS = 200
 # What stands before the last '@' of a URL: user and password.
-_PASSWORD = re.compile(r"(://)[^\s,\"]*@")
+_PASSWORD = re.compile(r"(://).*@", re.DOTALL)
 
 Model = TypeVar("Model", bound=Section)
 
@@ -81,8 +81,17 @@ def _path(location: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
     return keys
 
 
+def without_passwords(value: Any) -> Any:
+    """Return plain values with the user and the password of every URL left out."""
+    if isinstance(value, list | tuple):
+        return [without_passwords(inner) for inner in value]
+    if isinstance(value, dict):
+        return {key: without_passwords(inner) for key, inner in value.items()}
+    return _PASSWORD.sub(r"\1***@", value) if isinstance(value, str) else value
+
+
 def _shown(value: Any) -> str:
-    text = _PASSWORD.sub(r"\1***@", repr(value))
+    text = repr(without_passwords(value))
     return f" = {text if len(text) <= _SHOWN_LETTERS else text[:_SHOWN_LETTERS] + ' ...'}"
 
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedllm.canonical import UNREADABLE, from_hex, labelled_json, read_object, reading, sha256
 from fedllm.errors import ConfigError, PeerError, RefusedError
-from fedllm.files import atomic_directory, write_bytes
+from fedllm.files import atomic_directory, given_path, write_bytes
 from fedllm.identity import certificates
 from fedllm.identity.keys import Identity, verify_signature
 from fedllm.identity.kit_folder import (
@@ -194,7 +194,7 @@ def _make_kit(folder: Path, role: Role, name: str, title: str | None) -> None:
         certificates.make_signing_request(server, name) if server else None,
         title,
     )
-    with atomic_directory(folder, mode=0o700) as temporary:
+    with given_path(), atomic_directory(folder, mode=0o700) as temporary:
         identity.save(temporary / "keys")
         if node:
             openssh = node.private_bytes(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import sqrt
+from math import ceil, floor, log10, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,12 @@ from fedllm.mechanisms.cost import Cost, noise_shares
 from fedllm.mechanisms.local import required
 from fedllm.mechanisms.mechanism import Contribution, Segment, SiteRound
 from fedllm.mechanisms.shared import SharedNoise
-from fedllm.privacy.accounting.events import Event, PoissonDiscreteGaussian, PoissonGaussian
+from fedllm.privacy.accounting.events import (
+    Event,
+    PoissonDiscreteGaussian,
+    PoissonGaussian,
+    discrete_failure,
+)
 from fedllm.privacy.discrete import (
     TAIL_DEVIATIONS,
     discrete_gaussian,
@@ -48,9 +53,11 @@ class DiscreteSharedNoise(SharedNoise):
         ------
         ConfigError
             If so few bits are asked for that rounding would cost more than a quarter of the
-            noise.
+            noise, or if delta is so small that discrete noise might fail more often.
         """
-        return _make_grid(self._config, self._most_noise, length)
+        grid = _make_grid(self._config, self._most_noise, length)
+        _require_rare_failures(self._config, self.releases_per_round, length)
+        return grid
 
     @property
     def _least_noise(self) -> float:
@@ -170,6 +177,25 @@ class IntegerGrid:
         if np.abs(whole).max(initial=0) > self.half:
             raise TrainingError("a noised sum does not fit its levels", "repeat the round")
         return (whole + self.half).astype(np.uint64)
+
+
+def _require_rare_failures(config: RunConfig, releases: int, length: int) -> None:
+    """Refuse a run whose noise may fail with more than the part of delta that is left for it.
+
+    Its epsilon would have no bound at that delta, whatever the noise.
+    """
+    delta = config.privacy.delta
+    steps = config.rounds.count * releases
+    failure = discrete_failure(steps, steps * length)
+    if failure > _LEFT_FOR_FAILURES * delta:
+        least = failure / _LEFT_FOR_FAILURES
+        unit = 10.0 ** floor(log10(least))
+        raise ConfigError(
+            f"privacy.delta = {delta:g} is too small for discrete noise: its bounds fail with "
+            f"probability {failure:.2g} in this run",
+            f"set privacy.delta = {ceil(least / unit) * unit:g} or more, or "
+            "privacy.distribution = 'gaussian'",
+        )
 
 
 @lru_cache(maxsize=16)

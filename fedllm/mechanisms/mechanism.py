@@ -132,11 +132,6 @@ class Mechanism(ABC):
         """What the report says of it."""
 
     @property
-    def single_units(self) -> bool:
-        """Whether records or persons are clipped one by one, so that audits can plant some."""
-        return True
-
-    @property
     def needs_masks(self) -> bool:
         """Whether a single update, opened, would have less noise than is promised."""
         return False

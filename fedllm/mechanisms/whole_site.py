@@ -35,11 +35,6 @@ class WholeSite(Mechanism):
         """Noise of each site on its whole update."""
         return Wording("local", "clipping_site", sampled=False)
 
-    @property
-    def single_units(self) -> bool:
-        """No: nothing but the whole update is clipped."""
-        return False
-
     def sampling_rate(self, units: int) -> float:
         """Return 1: a site is in every round, whatever part of its records a step takes."""
         return 1.0

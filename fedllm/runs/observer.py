@@ -135,10 +135,16 @@ class Observers(Observer):
 
     def _tell(self, say: Callable[[Observer], None]) -> None:
         for one in list(self.listening):
+            if not self._hears(one):
+                # It failed over the note on another one that failed.
+                continue
             try:
                 say(one)
             except Exception as error:
                 # A watcher less is no reason to lose a run whose privacy is spent.
-                self.listening.remove(one)
+                self.listening = [other for other in self.listening if other is not one]
                 words = str(error).splitlines()[0] if str(error) else type(error).__name__
                 self.note(f"{type(one).__name__} hears no more of this run: {words}")
+
+    def _hears(self, one: Observer) -> bool:
+        return any(other is one for other in self.listening)

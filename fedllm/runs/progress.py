@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedllm.config import RunConfig
+from fedllm.files import missing_end
 from fedllm.runs.metrics import RoundReport
 from fedllm.runs.names import PROGRESS
 from fedllm.runs.observer import Observer, Start, StepReport
@@ -32,8 +33,9 @@ class ProgressFile(Observer):
 
     def _write(self, kind: str, **values: Any) -> None:
         # Not forced to disk: a line lost in a power cut is missed by nobody.
+        line = missing_end(self._path) + to_line({"kind": kind, **values}).encode() + b"\n"
         with self._path.open("ab") as stream:
-            stream.write(to_line({"kind": kind, **values}).encode() + b"\n")
+            stream.write(line)
 
     def started(self, start: Start) -> None:
         """Note which run it is and how long."""
@@ -107,5 +109,5 @@ def replay(line: bytes, where: str, config: RunConfig, observer: Observer) -> No
             observer.advanced(StepReport(**{k: v for k, v in report.items() if k in known}))
         elif not isinstance(kind, str):
             raise KeyError("kind")
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         raise damaged(where, "is no event of a run", remedy) from None

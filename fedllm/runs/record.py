@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ class Round:
         Which round, and how many sites' updates are in it.
     dropped : tuple of str
         Sites that are not.
-    metrics, epsilon, seconds : mapping of str to float
-        Test metrics; spent so far by site; wall time by phase. What was not finite is left out.
+    metrics, seconds : mapping of str to float
+        Test metrics; wall time by phase. What was not finite is left out.
+    epsilon : mapping of str to float
+        Spent so far by site; infinite where a private run's has no bound.
     not_finite : tuple of str
         Test metrics that were measured and were no number.
     """
@@ -66,11 +69,24 @@ class RunFolder:
 
     @property
     def epsilon(self) -> dict[str, float]:
-        """Epsilon at the end of the run by site; empty where it is not known."""
+        """Epsilon at the end of the run by site, perhaps infinite; empty where it is not known."""
         last: dict[str, float] = {}
         for line in self.rounds:
             last.update(line.epsilon)
-        return last
+        recorded = self.section("privacy").get("sites", {})
+        if last or not isinstance(recorded, Mapping):
+            return last
+        return self._spent(recorded)
+
+    @property
+    def claimed_epsilon(self) -> float | None:
+        """The summary's one epsilon, perhaps infinite; None where it tells none."""
+        return self._spent(self.section("privacy")).get("epsilon")
+
+    def _spent(self, figures: Mapping[str, Any]) -> dict[str, float]:
+        # Null is an epsilon without a bound, or that of a run that promised none.
+        unbounded = {name: inf for name, v in figures.items() if v is None and self.config.private}
+        return unbounded | {name: float(v) for name, v in figures.items() if _is_number(v)}
 
     def section(self, name: str) -> Mapping[str, Any]:
         """Return a table of the summary; empty where it has none of that name."""
@@ -174,11 +190,12 @@ def read_run_folder(path: Path) -> RunFolder:
         line.
     """
     require_run(path)
+    config = read_config(path)
     return RunFolder(
         path=path,
-        config=read_config(path),
+        config=config,
         summary=read_summary(path).model_dump(mode="json", exclude_unset=True),
-        rounds=tuple(_round(report) for report in _reports(path / METRICS)),
+        rounds=tuple(_round(report, config.private) for report in _reports(path / METRICS)),
     )
 
 
@@ -203,16 +220,20 @@ def _reports(path: Path) -> list[RoundReport]:
     return reports
 
 
-def _round(report: RoundReport) -> Round:
+def _round(report: RoundReport, private: bool) -> Round:
     return Round(
         number=report.round,
         sites=report.sites,
         dropped=tuple(report.dropped),
         metrics=_known(report.metrics),
-        epsilon=_known(report.epsilon),
+        epsilon=report.spent if private else _known(report.epsilon),
         seconds=_known(report.seconds),
         not_finite=tuple(name for name, value in (report.metrics or {}).items() if value is None),
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _known(figures: Mapping[str, float | None] | None) -> dict[str, float]:

@@ -50,7 +50,7 @@ class Summary(BaseModel):
         The same on records that the sites hold out; empty without `evaluation.every`.
     privacy : dict
         ``epsilon`` (the largest of all sites; what was promised where only the sites know
-        what they spent), ``delta``, ``unit``, ``noise``, ``sites``
+        what they spent; None without a bound), ``delta``, ``unit``, ``noise``, ``sites``
         (epsilon of each), ``promised`` (what was asked for), ``colluders_epsilon`` (the largest
         against all others together, where noise is shared and the sites are known).
     encryption : dict
@@ -133,10 +133,12 @@ class Summary(BaseModel):
 
     def _privacy(self) -> str:
         told = self.privacy
-        if told.get("epsilon") is None:
+        spent = told.get("epsilon")
+        if spent is None and told.get("promised") is None:
             return "NONE: this run was not private"
+        bound = "unlimited" if spent is None else f"{epsilon_text(spent)} at most"
         return (
-            f"epsilon {epsilon_text(told['epsilon'])} at most, delta {told.get('delta', 0):g}, "
+            f"epsilon {bound}, delta {told.get('delta', 0):g}, "
             f"for each {told.get('unit')}; noise {told.get('noise')}"
         )
 

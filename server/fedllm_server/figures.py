@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from fedllm.canonical import read_json
 from fedllm.config import RunConfig
 from fedllm.identity.keys import Identity
 from fedllm.privacy.accounting.accountants import epsilon, upper_bound
@@ -94,8 +94,8 @@ class SiteFigures:
 
 def _line(text: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = read_json(text, nan=True)
+    except ValueError:
         # What a crash cut off: seconds of a round that is trained again.
         return {}
     return value if isinstance(value, dict) else {}

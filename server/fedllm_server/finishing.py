@@ -82,8 +82,9 @@ def make_summary(
     at_sites = [report.site_metrics for report in reports if report.site_metrics]
     first = next((r for r in measured if r.round == 0), None)
     rounds = [report for report in reports if report.round]
-    epsilons = rounds[-1].epsilon if rounds else {}
-    known = [value for value in epsilons.values() if value is not None]
+    spent: dict[str, float] = {}
+    for report in rounds:
+        spent.update(report.spent)
     phases = ("train", "encrypt", "aggregate", "decrypt", "evaluate")
     plan = make_plan(
         config.encryption.scheme,
@@ -104,12 +105,14 @@ def make_summary(
         metrics_before=(first.metrics if first else None) or {},
         site_metrics=at_sites[-1] if at_sites else {},
         privacy={
-            "epsilon": max(known, default=config.privacy.epsilon) if config.private else None,
+            "epsilon": max(spent.values(), default=config.privacy.epsilon)
+            if config.private
+            else None,
             "promised": config.privacy.epsilon,
             "delta": config.privacy.delta,
             "unit": config.unit,
             "noise": mechanism_of(config).wording.noise,
-            "sites": epsilons,
+            "sites": spent,
             "colluders_epsilon": colluders_epsilon,
         },
         encryption={

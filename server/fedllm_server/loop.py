@@ -74,13 +74,24 @@ class Workplace:
     site_figures: Callable[[str, int], tuple[dict[str, float], dict[str, float]]]
 
 
-def starting_state(config: RunConfig, model: SharedModel, found: RunState | None) -> RunState:
-    """Return the state to begin from: the newest checkpoint, or a fresh run where there is none."""
+def starting_state(
+    config: RunConfig, model: SharedModel, found: RunState | None, test: str = ""
+) -> RunState:
+    """Return the state to begin from: the newest checkpoint, or a fresh run where there is none.
+
+    ``test`` is the `public_digest` of the run; a checkpoint of an earlier version lacks it.
+    """
     if found is not None:
-        return found
-    run = secrets.token_hex(8)
+        return replace(found, labels=model.labels, test=test)
     return RunState(
-        run, 0, (), config_digest(config), adapter_of(model).start(), model=model.fingerprint
+        secrets.token_hex(8),
+        0,
+        (),
+        config_digest(config),
+        adapter_of(model).start(),
+        model=model.fingerprint,
+        labels=model.labels,
+        test=test,
     )
 
 

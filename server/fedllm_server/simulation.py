@@ -29,6 +29,7 @@ from fedllm.runs.folder import (
     finished_summary,
     locked,
     require_same_model,
+    require_same_public,
     require_same_run,
     write_config,
 )
@@ -40,7 +41,7 @@ from fedllm.tasks import task_of
 from fedllm.visible import visible
 from fedllm_client.dividing import divide
 from fedllm_server.protections import given_up, weak_delta
-from fedllm_server.public_part import public_part, public_records
+from fedllm_server.public_part import public_digest, public_labels, public_part, public_records
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
@@ -115,11 +116,13 @@ def simulate(
             # Of what may still be refused, nothing is written.
             people.note("reading the records")
             sites = divide(config)
-            test = public_records(config)
+            test, tested = public_records(config), public_digest(config)
+            if state is not None:
+                require_same_public(state, public_labels(config, test), tested, out)
             home = ledgers.absolute() if ledgers else out
             make_output_folder(home, "--ledgers")
             people.note(f"loading the model {config.model.path}")
-            task = _Task(config, policy or _open_policy(config), out, home, engine, state)
+            task = _Task(config, policy or _open_policy(config), out, home, engine, state, tested)
             return _simulate(task, sites, test, watching, started)
         finally:
             watching.close()
@@ -133,6 +136,7 @@ class _Task:
     home: Path
     engine: Engine
     state: RunState | None
+    tested: str
 
 
 def _simulate(
@@ -160,7 +164,7 @@ def _simulate(
     torch.set_num_threads(threads)
     source, names = SimulatedSites(out, task.home, threads), tuple(records)
     model, encoded = public_part(config, test)
-    state = starting_state(config, model, task.state)
+    state = starting_state(config, model, task.state, task.tested)
     require_same_model(state.model, model.fingerprint, out)
     _check_records(config, model, records)
     _write_request(task)

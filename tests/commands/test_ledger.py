@@ -237,3 +237,29 @@ def test_a_name_is_never_cut(path, monkeypatch):
     assert "".join(row[1].strip() for row in cells if len(row) == 8).endswith("x" * 20)
     assert "…" not in "".join(lines)
     assert "0123456789abcdef" in "".join(row[2].strip() for row in cells if len(row) == 8)
+
+
+@pytest.mark.parametrize("force", [True, False])
+@pytest.mark.parametrize("size", [1, 16, 100])
+def test_an_export_never_replaces_what_is_left_of_a_ledger(path, force, size):
+    """Its owner may still restore it, and knows from it that something is lost."""
+    filled(path)
+    out = Path("damaged.sqlite")
+    shutil.copy(path, out)
+    content = bytes(size) + out.read_bytes()[size:]
+    out.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"damaged\.sqlite is a ledger") as caught:
+        export_ledger(path, out, force)
+    assert caught.value.remedy == "choose another path"
+    assert out.read_bytes() == content
+
+
+def test_an_export_replaces_an_earlier_one_and_an_empty_file(path):
+    filled(path)
+    out = Path("out.jsonl")
+    out.touch()
+    export_ledger(path, out)
+    export_ledger(path, out, force=True)
+    out.write_text("words\n")
+    export_ledger(path, out, force=True)
+    verify_ledger(out)

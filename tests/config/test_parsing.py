@@ -50,6 +50,12 @@ def test_wrong_keys_and_values_are_named(run_toml: Path, override: str, words: l
         'data.train=["postgresql+psycopg://nurse:pa55word@db/clinic"]',
         'data.train=["postgresql+psycopg://nurse:pa55@word/x@db/clinic"]',
         'data.sites="postgresql+psycopg://nurse:pa55word@db/clinic"',
+        'data.sites="postgresql+psycopg://nurse:pa55,word@db/clinic"',
+        'data.sites="postgresql+psycopg://nurse:pa55 word@db/clinic"',
+        "data.sites='postgresql+psycopg://nurse:pa55\"word@db/clinic'",
+        'data.sites="postgresql+psycopg://nurse:pa55\'\\nword@db/clinic"',
+        'data.sites=["postgresql+psycopg://nurse:x, \'pa55@db/clinic"]',
+        "data.sites=['://a:pa55@one', 'postgresql://nurse:pa55@db/clinic']",
     ],
 )
 def test_a_password_in_a_value_is_not_shown(run_toml: Path, override: str) -> None:
@@ -86,6 +92,13 @@ def test_a_remedy_among_several_names_its_key(run_toml: Path) -> None:
 def test_a_key_that_resembles_nothing_gets_the_known_ones(run_toml: Path) -> None:
     with pytest.raises(ConfigError, match="known keys here: name, task"):
         load_run_config(run_toml, ["tokens=3"])
+
+
+@pytest.mark.parametrize("key", ["data.train.url=", "name.x.y=", "", "data."])
+def test_an_override_that_cannot_be_read_shows_no_password(run_toml: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match="--set") as caught:
+        load_run_config(run_toml, [f"{key}postgresql://nurse:pa55@db/clinic"])
+    assert "pa55" not in str(caught.value)
 
 
 def test_a_long_value_is_cut(run_toml: Path) -> None:

@@ -207,6 +207,28 @@ def test_discrete_noise_takes_long_vectors_while_the_grid_is_fine_enough():
         mechanism.grid(10**10)
 
 
+def test_discrete_noise_that_may_fail_more_often_than_delta_allows_is_refused_before_it_costs():
+    case = CASES[DiscreteSharedNoise]
+    # Four rounds fail with probability 4e-18, and a millionth of delta is left for that.
+    refused, kept = (
+        mechanism_of(
+            case.model_copy(update={"privacy": case.privacy.model_copy(update={"delta": delta})})
+        )
+        for delta in (3.9e-12, 4.1e-12)
+    )
+    for ask in (
+        lambda: refused.grid(56),
+        lambda: refused.bounds(SEGMENTS.segments),
+        lambda: refused.cost(40, 56, 1.0),
+        lambda: refused.planned(40, 56),
+    ):
+        with pytest.raises(ConfigError, match=r"delta = 3\.9e-12 is too small") as caught:
+            ask()
+        assert caught.value.remedy.startswith("set privacy.delta = 5e-12 or more, or")
+    spent = [event for cost in kept.planned(40, 56) for event in cost.events]
+    assert 3.9 < epsilon(spent, 4.1e-12).value <= 4.0
+
+
 def test_after_discrete_rounds_coordinator_and_site_choose_the_same_noise():
     # The coordinator knows the noise multipliers alone, a site has the events in its ledger.
     mechanism = mechanism_of(CASES[DiscreteSharedNoise])

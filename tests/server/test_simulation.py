@@ -217,10 +217,37 @@ def test_a_run_says_loudly_what_it_gives_up(config, sections, words):
 
 def test_a_delta_that_promises_little_is_said(config):
     weak = change(config, privacy={"epsilon": 6.0, "delta": 0.01})
-    assert weak_delta(weak, [99, 100]) == []
-    (words,) = weak_delta(weak, [100, 120])
-    assert "delta 0.01 is not below 1/100" in words
+    assert weak_delta(weak, []) == []
+    assert weak_delta(weak, [98, 99]) == []
+    # The larger a site, the more records a delta may give away.
+    for sites in ([5, 100], [100, 100]):
+        (words,) = weak_delta(weak, sites)
+        assert "delta 0.01 is not below 1/100" in words
     assert weak_delta(change(weak, privacy={"epsilon": None}), [1000]) == []
+
+
+def test_a_resumed_run_has_the_labels_and_the_test_file_that_it_began_with(config, tmp_path):
+    """A file of the same name would give the head's rows to other classes."""
+    out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    with pytest.raises(KeyboardInterrupt):
+        simulate(config, out, observers=[StopAfter(2)])
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    elsewhere.mkdir()
+    test = elsewhere / "test.jsonl"
+    moved = change(config, data={"test": str(test)})
+    lines = Path(config.data.test).read_text()
+    for text, words in (
+        (lines.replace('"one"', '"zero"'), "another set of labels"),
+        (lines.replace('"one"', '"1"'), "another set of labels"),
+        (lines + lines, "another public test file"),
+    ):
+        test.write_text(text)
+        with pytest.raises(ConfigError, match=words) as caught:
+            simulate(moved, out, resume=True)
+        assert "that the run began with" in caught.value.remedy
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    test.write_text(lines)
+    assert simulate(moved, out, resume=True).rounds == 3
 
 
 def test_a_server_optimizer_resumes_with_its_state(config, tmp_path):

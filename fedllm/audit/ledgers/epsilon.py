@@ -8,6 +8,7 @@ colluding against the site.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -127,7 +128,12 @@ def _reported(folder: Path) -> tuple[dict[str, dict[str, float]], tuple[Finding,
     sites = privacy.get("sites") if isinstance(privacy, dict) else None
     if not isinstance(sites, dict):
         return {}, (wrong("'privacy.sites' is no table"),)
-    known = {site: float(value) for site, value in sites.items() if _is_epsilon(value)}
+    # Null is an epsilon without a bound.
+    known = {
+        site: math.inf if value is None else float(value)
+        for site, value in sites.items()
+        if value is None or _is_epsilon(value)
+    }
     missing = [f"'privacy.sites.{site}' is no epsilon" for site in sites if site not in known]
     return {run: known}, tuple(map(wrong, missing))
 

@@ -51,6 +51,8 @@ class AuditParts:
         texts, config = self._texts["findings"], self._mine.run.config
         if not config.private:
             yield "critical", texts["not_private"]
+        elif self._mine.spent == math.inf:
+            yield "critical", texts["unbounded"]
         if config.encryption.scheme == "none":
             yield "critical", texts["not_encrypted"]
         elif not config.encryption.masked:
@@ -158,7 +160,7 @@ class AuditParts:
                 SimpleNamespace(
                     run=audited.run.config.name,
                     promised=number(audited.run.config.privacy.epsilon) if private else unlimited,
-                    spent=bound(audited.spent) if private else unlimited,
+                    spent=shown(audited.spent) if private else unlimited,
                     recomputed=shown(audited.recomputed) if private else unlimited,
                     white=at_least(audited.lower_bound("white-box")),
                     black=at_least(audited.lower_bound("black-box")),

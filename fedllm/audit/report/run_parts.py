@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from math import inf
 from pathlib import PurePath
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 from fedllm.audit.report.numbers import (
     MOST_VALUES,
     bound,
-    epsilon_of,
     factor,
     is_number,
     number,
@@ -58,22 +57,18 @@ class RunParts:
             "limits": list(self._limits()),
         }
 
-    @cached_property
+    @property
     def _epsilon(self) -> dict[str, float]:
-        """Spent by site, from the rounds or else from the summary."""
-        if self._run.epsilon:
-            return self._run.epsilon
-        recorded = self._run.section("privacy").get("sites", {})
-        if not isinstance(recorded, Mapping):
-            return {}
-        values = {name: epsilon_of(value) for name, value in recorded.items()}
-        return {name: value for name, value in values.items() if value is not None}
+        return self._run.epsilon
 
     @property
     def _largest_epsilon(self) -> float | None:
-        claimed = epsilon_of(self._run.section("privacy"))
+        claimed = self._run.claimed_epsilon
         values = [*self._epsilon.values(), *([] if claimed is None else [claimed])]
         return max(values, default=None)
+
+    def _bound(self, value: float | None) -> str:
+        return str(self._texts["promise"]["unlimited"]) if value == inf else bound(value)
 
     @property
     def _words(self) -> Wording:
@@ -92,7 +87,7 @@ class RunParts:
         if not self._config.private:
             return str(texts["not_private"])
         return str(
-            texts["private"].format(
+            texts["unbounded" if self._largest_epsilon == inf else "private"].format(
                 unit=self._unit,
                 epsilon=bound(self._largest_epsilon),
                 delta=number(self._config.privacy.delta),
@@ -112,7 +107,7 @@ class RunParts:
             )
         if self._config.private:
             ceiling = number(self._config.privacy.epsilon)
-            yield bound(self._largest_epsilon), texts["epsilon"].format(ceiling=ceiling)
+            yield self._bound(self._largest_epsilon), texts["epsilon"].format(ceiling=ceiling)
         else:
             yield texts["none"], texts["no_epsilon"]
         scheme = self._config.encryption.scheme
@@ -191,13 +186,13 @@ class RunParts:
                     title=self._run.titles.get(name, ""),
                     shown=shown_name(name, self._run.titles),
                     rounds=f"{part} / {len(trained)}",
-                    epsilon=bound(spent),
+                    epsilon=self._bound(spent),
                     left=number(left),
                 )
             )
         notes = []
         if len(names) > _MOST_SITES:
-            most = bound(self._epsilon.get(names[_MOST_SITES]))
+            most = self._bound(self._epsilon.get(names[_MOST_SITES]))
             notes.append(texts["more"].format(count=len(names) - _MOST_SITES, epsilon=most))
         if not names:
             notes.append(texts["unnamed"].format(count=self._site_count))
@@ -211,7 +206,7 @@ class RunParts:
         texts, config = self._texts["protected"], self._config
         if self._run.simulated:
             yield texts["simulated"]
-        if config.private and self._largest_epsilon is not None:
+        if config.private and self._largest_epsilon is not None and self._largest_epsilon < inf:
             yield texts["dp"].format(
                 unit=self._unit,
                 epsilon=bound(self._largest_epsilon),
@@ -220,10 +215,12 @@ class RunParts:
             )
             yield texts[f"dp_unit_{config.unit}"]
             yield texts[f"noise_{self._words.noise}"].format(sharing=self._sharing())
-            colluding = epsilon_of(self._run.section("privacy").get("colluders_epsilon"))
-            if self._words.noise == "distributed" and colluding is not None:
+            colluding = self._run.section("privacy").get("colluders_epsilon")
+            if self._words.noise == "distributed" and isinstance(colluding, int | float):
                 yield texts["colluding"].format(epsilon=bound(colluding))
             yield texts["ledger"]
+        elif self._largest_epsilon == inf:
+            yield self._verdict()
         elif not config.private:
             yield texts["no_dp"]
         if config.encryption.scheme == "none":
@@ -260,6 +257,8 @@ class RunParts:
         curves: dict[str, list[tuple[int, float]]] = {}
         for line in self._run.rounds:
             for site, spent in line.epsilon.items():
+                if spent == inf:
+                    continue
                 name = shown_name(site, self._run.titles)
                 curves.setdefault(name, [(0, 0.0)]).append((line.number, spent))
         if not curves:
@@ -271,7 +270,7 @@ class RunParts:
             "range": texts["range"],
             "several": texts["several"],
         }
-        description = texts["plot"].format(largest=bound(self._largest_epsilon))
+        description = texts["plot"].format(largest=self._bound(self._largest_epsilon))
         return epsilon_plot(curves, ceiling, words, description)
 
     def _limits(self) -> Iterator[str]:

@@ -16,6 +16,8 @@ from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.protocol.wire import Header, Wire
 
 Purpose = Literal["update", "evaluation"]
+# The coordinator's random identifier of a run, which stands in ledgers and journals.
+RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 ROUND_LABEL: Literal["fedllm.round.v3"] = "fedllm.round.v3"
 
 
@@ -73,7 +75,7 @@ class RoundStatement(Header):
     """
 
     kind: Literal["fedllm.round.v3"] = ROUND_LABEL
-    run: str
+    run: RunId
     round: int
     attempt: int
     purpose: Purpose = "update"
@@ -127,7 +129,7 @@ class SiteAnswer(Header):
 class JoinHeader(Header):
     """The question to a site whether it takes part in a run, from round ``round`` on."""
 
-    run: str
+    run: RunId
     round: int
     config: str
     labels: tuple[str, ...]

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedllm.canonical import canonical_json, from_hex, read_json, read_object, reading
 from fedllm.errors import ConfigError
-from fedllm.files import write_bytes
+from fedllm.files import given_path, write_bytes
 from fedllm.privacy.accounting.accountants import EpsilonEstimate, epsilon
 from fedllm.privacy.ledger.budget import Ceiling
 from fedllm.privacy.ledger.entries import (
@@ -288,7 +288,8 @@ def export_ledger(path: Path, out: Path, force: bool = False) -> Head:
         lines.append(canonical_json(line) + b"\n")
     content = b"".join(lines)
     _check_place(out, content, force)
-    write_bytes(out, content)
+    with given_path():
+        write_bytes(out, content)
     return head
 
 
@@ -296,14 +297,14 @@ def _check_place(out: Path, content: bytes, force: bool) -> None:
     """See that an export replaces nothing that is not in it."""
     try:
         with out.open("rb") as stream:
-            before = stream.read() if not force else stream.read(len(SQLITE))
+            before = stream.read() if not force else stream.read(_FIRST_PAGE)
     except FileNotFoundError:
         return
     except OSError as error:
         raise ConfigError(
             f"could not write {out}: {error.strerror}", "choose another path"
         ) from None
-    if before.startswith(SQLITE):
+    if before.startswith(SQLITE) or _has_traces(before[:_FIRST_PAGE]):
         raise ConfigError(f"{out} is a ledger or another database", "choose another path")
     if force or content.startswith(before):
         return
@@ -330,21 +331,29 @@ def is_export(path: Path) -> bool:
     """
     try:
         with path.open("rb") as stream:
-            start = stream.read(1 << 16)
+            start = stream.read(_FIRST_PAGE)
     except OSError as error:
         raise NoLedgerError(f"cannot read {path}: {error.strerror}", _remedy(path)) from error
     if start.startswith(SQLITE):
         return False
-    if all(word in start for word in _EXPORTED):
+    if _looks_exported(start):
         return True
-    # The first page holds the identity and the triggers, wherever its start was written over.
-    if not start.strip(b"\0") or any(word in start for word in TRACES):
+    if not start.strip(b"\0") or _has_traces(start):
         raise TamperedError(f"{path} is a damaged ledger: its start is gone")
     raise NoLedgerError(
         f"{path} is not a ledger",
         "give the ledger of a site (ledgers/SITE.sqlite of a simulation, state/ledger.sqlite of a "
         "kit), or what fedllm ledger export wrote",
     )
+
+
+def _looks_exported(start: bytes) -> bool:
+    return all(word in start for word in _EXPORTED)
+
+
+def _has_traces(start: bytes) -> bool:
+    # The first page holds the identity and the triggers, wherever its start was written over.
+    return not _looks_exported(start) and any(word in start for word in TRACES)
 
 
 def _remedy(path: Path) -> str:
@@ -393,6 +402,7 @@ def _exported(number: int, line: bytes) -> tuple[RawEntry, tuple[int, bytes, byt
 
 
 _LINE = {"content", "hash", "signature", "tags"}
+_FIRST_PAGE = 1 << 16
 _EXPORTED = (b'"content"', b'"hash"', b'"signature"')
 
 

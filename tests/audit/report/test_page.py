@@ -1,4 +1,5 @@
 import json
+import math
 import re
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -13,9 +14,11 @@ from fedllm.audit.ledgers.comparison import (
     load_comparison,
     save_comparison,
 )
+from fedllm.audit.ledgers.epsilon import _reported
 from fedllm.audit.report.page import bound, number, write_report
 from fedllm.audit.report.plots import CEILING_COLOUR, roc_plot, styles
 from fedllm.errors import ConfigError, FedllmError
+from fedllm.runs.record import read_run_folder
 from fedllm.visible import is_hidden
 
 
@@ -547,3 +550,36 @@ def test_sites_are_shown_by_title_and_name(tmp_path):
     titles = {site["name"]: site["title"] for site in twin["who"]["sites"]}
     assert titles["Northgate"] == "北京医院"
     assert titles["Riverside"] == ""
+
+
+@pytest.mark.parametrize("which", ["some", "all", "summary alone"])
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_what_was_spent_without_a_bound_is_said_to_be_unlimited(tmp_path, which, language):
+    lines, figures = rounds(), summary()
+    for line in lines:
+        for site in list(line.get("epsilon", {}))[: 1 if which == "some" else None]:
+            line["epsilon"][site] = None
+        if which == "summary alone":
+            line.pop("epsilon", None)
+    figures["privacy"] |= {"epsilon": None, "promised": 8.0, "sites": dict.fromkeys(SITES)}
+    run = write_run(tmp_path / "run", figures=figures, lines=lines)
+    assert read_run_folder(run).epsilon[SITES[0]] == math.inf
+    page = write_report(run, language).read_text()
+    said = json.loads((run / "report.json").read_text())
+    unlimited = {"en": "unlimited", "zh": "无上限"}[language]
+    assert [value for value, text in said["cards"] if "epsilon" in text] == [unlimited]
+    assert (said["who"]["sites"][0]["epsilon"], said["who"]["sites"][0]["left"]) == (unlimited, "0")
+    assert said["promise"]["rows"][0]["spent"] == unlimited
+    assert "critical" in [finding["severity"] for finding in said["findings"]]
+    unbounded = {"en": "nothing bounds it", "zh": "没有任何上限"}[language]
+    assert unbounded in said["verdict"]
+    assert not any("factor of" in text for text in said["protected"])
+    assert ">inf<" not in page
+
+
+def test_a_ledger_is_compared_with_what_a_run_says_without_a_bound(tmp_path):
+    figures = summary()
+    figures["privacy"]["sites"] = {SITES[0]: None, SITES[1]: 2.0}
+    found, problems = _reported(write_run(tmp_path, figures=figures))
+    assert found == {"0123456789abcdef": {SITES[0]: math.inf, SITES[1]: 2.0}}
+    assert problems == ()
