@@ -59,8 +59,8 @@ def whole(tmp_path_factory):
 def shown(path):
     """Do what the commands do with a ledger."""
     found = verify_ledger(path)
-    json.dumps(_as_json(found), allow_nan=False).encode()
-    _print_tables(found)
+    json.dumps(_as_json(found, path), allow_nan=False).encode()
+    _print_tables(found, path)
     return spending_of(path)
 
 
