@@ -23,7 +23,8 @@ class ModelSection(Section):
     pooling : {"mean", "cls"}
         How an encoder's token states become one vector (classification).
     feature_scale : float
-        Length of the normalised pooled vector that the head sees; 0 leaves it as it is.
+        Length of the normalised pooled vector that the head sees, at most 1000; 0 leaves it as
+        it is.
     feature_center : {"zero", "label_names"}
         What is taken off that vector first: nothing, or the mean vector of the labels' own
         names, which are public. Under noise it pays not to spend the clipping norm on what
@@ -38,7 +39,7 @@ class ModelSection(Section):
     path: str
     max_length: PositiveInt = 128
     pooling: Literal["mean", "cls"] = "mean"
-    feature_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    feature_scale: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 10.0
     feature_center: Literal["zero", "label_names"] = "zero"
     head_start: Literal["zero", "label_names"] = "zero"
     precision: Literal["float32", "bfloat16"] = "float32"

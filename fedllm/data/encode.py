@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from fedllm.data.records import Record, RowProblems
 from fedllm.errors import ConfigError, DataError
+from fedllm.padding import PAD_MULTIPLE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
-_PAD_MULTIPLE = 8
+
 _CHUNK_RECORDS = 2048
 
 Integers = NDArray[np.int64]
@@ -142,7 +143,7 @@ class EncodedDataset:
 
     def _width(self, lengths: NDArray[np.int64]) -> int:
         longest = int(lengths.max(initial=1))
-        return min(-(-longest // _PAD_MULTIPLE) * _PAD_MULTIPLE, self.max_length)
+        return min(-(-longest // PAD_MULTIPLE) * PAD_MULTIPLE, self.max_length)
 
 
 def encode(

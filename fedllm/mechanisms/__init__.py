@@ -9,6 +9,7 @@ Evaluation at the sites has an object of its own, `EvaluationSums`.
 from fedllm.mechanisms.choice import mechanism_of
 from fedllm.mechanisms.cost import Cost
 from fedllm.mechanisms.evaluation import EvaluationSums
+from fedllm.mechanisms.local import rounded_size
 from fedllm.mechanisms.mechanism import Contribution, Mechanism, SiteRound, Wording
 from fedllm.mechanisms.work import LocalResult, LocalSettings, LocalStatistics, LocalWork
 
@@ -24,4 +25,5 @@ __all__ = [
     "SiteRound",
     "Wording",
     "mechanism_of",
+    "rounded_size",
 ]

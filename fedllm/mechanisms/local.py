@@ -27,9 +27,8 @@ class LocalNoise(Mechanism):
         return Wording("local", "clipping_start" if moving else "clipping", sampled=True)
 
     def announced_units(self, units: int) -> int:
-        """Return the size with its three leading binary digits kept: at most a fifth less."""
-        dropped = max(0, units.bit_length() - 3)
-        return units >> dropped << dropped
+        """Return the size rounded down, see `rounded_size`."""
+        return rounded_size(units)
 
     def sampling_rate(self, units: int) -> float:
         """Return the rate that follows from what a site announces; see the base class."""
@@ -68,3 +67,9 @@ def required(noise_multiplier: float | None) -> float:
     if noise_multiplier is None:
         raise ConfigError("a private run has no noise multiplier", "set privacy.epsilon")
     return noise_multiplier
+
+
+def rounded_size(units: int) -> int:
+    """Return a size with its three leading binary digits kept: at most a fifth less."""
+    dropped = max(0, units.bit_length() - 3)
+    return units >> dropped << dropped

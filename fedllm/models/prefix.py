@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedllm.models.transformer import Batch
+from fedllm.padding import PAD_MULTIPLE
 
 DEFAULT_BUDGET_BYTES = 2 << 30
 _CHUNK = 1024
@@ -33,21 +34,32 @@ class Dataset(Protocol):
         ...
 
 
-def by_length(batch: Batch, rows: int) -> Iterator[tuple[Tensor, Batch]]:
-    """Cut a batch into pieces of at most ``rows`` records of similar length, less padded.
+def widths(batch: Batch) -> Tensor:
+    """Return how many tokens each record of a batch is padded to, (B,): by its own length alone.
+
+    If a longer record in the batch decided it, that record could decide what becomes of the
+    others: an adapter can be made that turns padding into NaN.
+    """
+    lengths = batch["attention_mask"].sum(1)
+    whole = -(-lengths // PAD_MULTIPLE) * PAD_MULTIPLE
+    return whole.clamp(min=PAD_MULTIPLE, max=max(batch["attention_mask"].shape[1], 1))
+
+
+def by_width(batch: Batch, rows: int) -> Iterator[tuple[Tensor, Batch]]:
+    """Cut a batch into pieces of at most ``rows`` records that have one width (see `widths`).
 
     Yields
     ------
     places : Tensor
         (n,) int64, where the piece's records stand in ``batch``.
     piece : Batch
-        The records, cut to their longest.
+        The records, padded to their width.
     """
-    lengths = batch["attention_mask"].sum(1)
-    order = torch.argsort(lengths, stable=True)
-    for start in range(0, len(order), rows):
-        places = order[start : start + rows]
-        yield places, take(batch, places, int(lengths[places].max()))
+    of_rows = widths(batch)
+    for width in torch.unique(of_rows).tolist():
+        places = torch.nonzero(of_rows == width).flatten()
+        for start in range(0, len(places), rows):
+            yield places[start : start + rows], take(batch, places[start : start + rows], width)
 
 
 def take(batch: Batch, places: Tensor, length: int) -> Batch:
@@ -143,7 +155,7 @@ class PrefixCache:
         room = self._budget_bytes - self.used_bytes
         for start in range(0, len(dataset), _CHUNK):
             indices = np.arange(start, min(start + _CHUNK, len(dataset)))
-            for places, piece in by_length(dataset.batch(indices), _ROWS):
+            for places, piece in by_width(dataset.batch(indices), _ROWS):
                 states = self._states(piece)
                 for row, place in enumerate(places.tolist()):
                     size = 1 if self._pooled else int(piece["attention_mask"][row].sum())

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedllm.data.encode import EncodedDataset
 from fedllm.errors import DataError
-from fedllm.models.prefix import Dataset, by_length, take
+from fedllm.models.prefix import Dataset, by_width, take
 from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import Batch
 from fedllm.tasks import LearningTask, task_of
@@ -97,6 +97,6 @@ def _pieces(
     """Cut a data set into batches of similar length; also says which records each holds."""
     for start in range(0, len(dataset), _CHUNK):
         indices = np.arange(start, min(start + _CHUNK, len(dataset)))
-        for places, piece in by_length(dataset.batch(indices), batch_size):
+        for places, piece in by_width(dataset.batch(indices), batch_size):
             rows = indices[places.numpy()]
             yield rows, model.prefix.attach(dataset, rows, piece)

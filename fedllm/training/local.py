@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedllm.errors import TrainingError
 from fedllm.mechanisms.work import LocalResult, LocalSettings, LocalStatistics
-from fedllm.models.prefix import Dataset, by_length, take
+from fedllm.models.prefix import Dataset, by_width, take, widths
 from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import Batch
 from fedllm.privacy.adaptive import AdaptiveClipping
@@ -33,6 +33,8 @@ from fedllm.training.observed import StepRecord
 from fedllm.training.optimizers import Optimizer
 
 Vector = NDArray[np.float64]
+# Fits float32 with room to spare.
+_LARGEST = 1e38
 GradientSource = Callable[[Sequence[nn.Parameter], Callable[[], Tensor]], list[Gradients]]
 
 
@@ -135,6 +137,9 @@ def train_locally(
                 else:
                     continue
                 vector = optimizer.step(vector, gradient)
+                if private:
+                    # Noised already; and what a site computes must end in an answer.
+                    vector = np.clip(np.nan_to_num(vector), -_LARGEST, _LARGEST)
                 model.set_adapter(vector)
     finally:
         model.set_adapter(start)
@@ -257,11 +262,12 @@ class _Microbatch:
         if len(numbers) == 1:
             self.record.broke_off(error)
             return total
-        lengths = piece["attention_mask"].sum(1)
+        # As wide as before: what breaks off at one unit must not change what others compute.
+        width = piece["input_ids"].shape[1]
         for number in numbers:
             places = torch.nonzero(of_rows == number).flatten()
             own = None if units is None else torch.zeros(len(places), dtype=torch.int64)
-            alone = take(piece, places, int(lengths[places].max()))
+            alone = take(piece, places, width)
             total += self.clipped(rows[places.numpy()], alone, own)
         return total
 
@@ -277,19 +283,25 @@ def _plain_gradient(model: SharedModel, losses: Tensor) -> Vector:
 def _microbatches(
     batch: Batch, people: NDArray[np.int64] | None, size: int
 ) -> Iterator[tuple[Tensor, Batch, Tensor | None]]:
-    """Cut a batch into pieces of similar length; a person's records stay in one piece."""
+    """Cut a batch into pieces of one width; a person's records stay in one piece.
+
+    The width follows from the unit's own records: no other unit decides how it is padded.
+    """
     if people is None:
-        for places, piece in by_length(batch, size):
+        for places, piece in by_width(batch, size):
             yield places, piece, None
         return
-    lengths = batch["attention_mask"].sum(1)
+    of_rows = widths(batch)
     _, person = torch.unique(torch.from_numpy(people), return_inverse=True)
     members = [torch.nonzero(person == p).flatten() for p in range(int(person.max()) + 1)]
-    members.sort(key=lambda places: int(lengths[places].max()))
-    while members:
-        taken = [members.pop(0)]
-        while members and sum(map(len, taken)) + len(members[0]) <= size:
-            taken.append(members.pop(0))
-        places = torch.cat(taken)
-        units = torch.cat([torch.full((len(t),), i) for i, t in enumerate(taken)])
-        yield places, take(batch, places, int(lengths[places].max())), units
+    by_own: dict[int, list[Tensor]] = {}
+    for places in members:
+        by_own.setdefault(int(of_rows[places].max()), []).append(places)
+    for width, left in sorted(by_own.items()):
+        while left:
+            taken = [left.pop(0)]
+            while left and sum(map(len, taken)) + len(left[0]) <= size:
+                taken.append(left.pop(0))
+            places = torch.cat(taken)
+            units = torch.cat([torch.full((len(t),), i) for i, t in enumerate(taken)])
+            yield places, take(batch, places, width), units

@@ -65,12 +65,12 @@ def aimed(model) -> np.ndarray:
     weight = np.zeros((len(model.labels), parts["head.weight"].size // len(model.labels)))
     weight[:2] = 0.1
     vector[parts["head.weight"].slice] = weight.reshape(-1)
-    vector[parts["head.bias"].slice.start] = 1e4
+    vector[parts["head.bias"].slice.start] = 900.0
     return vector
 
 
 def huge(model) -> np.ndarray:
-    return np.full_like(model.initial, 1e19)
+    return np.full_like(model.initial, 999.0)
 
 
 def text(words: str, label: str = "one") -> Record:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedllm.models.prefix import PrefixCache, by_length
+from fedllm.models.prefix import PrefixCache, by_width
 from fedllm.training.objectives import record_losses
 
 CASES = [
@@ -88,17 +88,20 @@ def test_kept_states_do_not_depend_on_the_batch_that_asked_first(tiny_model, ran
     assert torch.equal(first, two.prefix.attach(data, indices, batch)["states"])
 
 
-def test_pieces_hold_every_record_once_with_little_padding(random_dataset):
+def test_pieces_hold_every_record_once_padded_by_its_own_length(random_dataset):
     data = random_dataset(23, "causal")
     batch = data.batch(np.arange(23))
     seen = []
-    for places, piece in by_length(batch, 5):
+    for places, piece in by_width(batch, 5):
         assert len(places) <= 5
         lengths = piece["attention_mask"].sum(1)
-        assert piece["input_ids"].shape == piece["labels"].shape == (len(places), lengths.max())
+        widths = {int(-(-size // 8) * 8) for size in lengths.tolist()}
+        assert widths == {piece["input_ids"].shape[1]} == {piece["labels"].shape[1]}
         for row, place in enumerate(places.tolist()):
             size = int(lengths[row])
             assert torch.equal(piece["input_ids"][row, :size], batch["input_ids"][place, :size])
+            alone = data.batch(np.array([place]))
+            assert torch.equal(piece["input_ids"][row], alone["input_ids"][0])
         seen += places.tolist()
     assert sorted(seen) == list(range(23))
 

@@ -12,6 +12,7 @@ from fedllm.data.records import Record, RowProblems
 from fedllm.errors import RefusedError
 from fedllm.federation.protocol.evaluating import Holdout
 from fedllm.identity.keys import Identity
+from fedllm.mechanisms import rounded_size
 from fedllm.models.shared import SharedModel
 from fedllm.tasks import task_of
 
@@ -94,13 +95,14 @@ class SiteData:
     def units(self, config: RunConfig) -> int:
         """Return how many records or persons there are to train on, about; at least 1.
 
-        By their number and the part that is held out. Which of them are held out is secret, and
-        so is how many exactly.
+        By their number, rounded first, and the part that is held out: asked again with other
+        parts, it tells no more than `rounded_size` does. Which are held out is secret, and so is
+        how many exactly.
         """
         records = self.records(config.task)
         persons = len({record.unit for record in records if record.unit is not None})
         nameless = sum(record.unit is None for record in records)
-        return max(1, int((persons + nameless) * (1.0 - _held_out(config))))
+        return max(1, int(rounded_size(persons + nameless) * (1.0 - _held_out(config))))
 
     def datasets(self, config: RunConfig, model: SharedModel) -> Datasets:
         """Return the site's data sets for one model, whatever the records are."""

@@ -31,6 +31,9 @@ from fedllm.models.manifest import AdapterManifest
 from fedllm.models.shared import SharedModel
 from fedllm.tasks.cache import ModelCache
 
+# Trained values stay below a hundred; see "Everything that leaves a site" in the threat model.
+LARGEST_VALUE = 1000.0
+
 
 @dataclass(frozen=True)
 class Order:
@@ -157,7 +160,7 @@ class OrderReader:
         require(key.fingerprint == statement.key, "the public key is not the signed one")
         model = self.model(config, header.labels, header.model)
         method = adapter_of(model)
-        adapter = _read_adapter(request.adapter, method.down.length)
+        adapter = _read_adapter(request.adapter, method.down.length, config.private)
         quantiser = _quantiser(config, statement, plan, header.bounds, method.up)
         return Order(statement, config, member.units, plan, key, model, method, adapter, quantiser)
 
@@ -176,17 +179,22 @@ def read_plan(blob: bytes, statement: RoundStatement) -> EncryptionPlan:
     return plan
 
 
-def _read_adapter(blob: bytes, length: int) -> NDArray[np.float32]:
+def _read_adapter(blob: bytes, length: int, private: bool) -> NDArray[np.float32]:
     """Read where the site starts, float32 (D,).
 
     Raises
     ------
     PeerError
-        If it has another length, or holds NaN or infinity.
+        If it has another length, or holds NaN or infinity, or in a private run values with
+        which the rounding of one record's numbers could decide another's.
     """
     require(len(blob) == 4 * length, "the adapter is not as long as this site's")
     adapter = np.frombuffer(blob, dtype="<f4").astype(np.float32)
     require(bool(np.isfinite(adapter).all()), "the adapter holds NaN or infinite values")
+    require(
+        not private or bool((np.abs(adapter) <= LARGEST_VALUE).all()),
+        f"the adapter holds values beyond {LARGEST_VALUE:g}, where rounding decides",
+    )
     return adapter
 
 
