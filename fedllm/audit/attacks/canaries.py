@@ -38,12 +38,14 @@ Kind = Literal["white-box", "black-box"]
 _ROWS = 64
 # In clipping norms: clipping must cut a canary, or it shows; also where the norm grows.
 _LENGTH = 1e6
+# Scores of a canary that each attacker guesses by.
+_VIEWS = 2
 # Canaries that are planted at least, and at most, where nobody says how many.
 _LEAST, _MOST = 1000, 20_000
-# Values of an adapter for each loss canary in a training, and how many those are.
-_VALUES_FOR_A_TEXT, _FEWEST_TEXTS, _MOST_TEXTS = 40, 25, 500
+# Values of an adapter for each loss canary in one training; least and most canaries of one.
+_VALUES_FOR_A_TEXT, _FEWEST_TEXTS, _MOST_TEXTS = 80, 25, 500
 # Fillers: so many that no batch is empty, which training without noise would refuse.
-_EXPECTED_AT_LEAST, _MOST_FILLERS = 30, 400
+_EXPECTED_AT_LEAST, _MOST_FILLERS = 12, 400
 # Of a loss canary, before its tokens are replaced: short ones are learnt fastest.
 _WORDS = 3
 # What is left of a canary's true gradient: nothing to count, but training checks that every
@@ -189,8 +191,7 @@ def white_box(
     heard : callable
         Called with a word, the round and the number of rounds.
     """
-    model = sandbox.model
-    groups = _groups(sandbox, "white-box", canaries, model.manifest.length, confidence)
+    groups = groups_of(sandbox, "white-box", canaries, confidence)
     return _attack(sandbox, groups, confidence, lambda: _white_box(sandbox, groups, stream, heard))
 
 
@@ -229,21 +230,22 @@ def black_box(
     So few in one training that a small adapter has room for all of them, and the others in
     further ones. Works for runs with and without privacy; arguments as in `white_box`.
     """
-    room = sandbox.model.manifest.length // _VALUES_FOR_A_TEXT
-    most = min(max(_FEWEST_TEXTS, room), _MOST_TEXTS)
-    groups = _groups(sandbox, "black-box", canaries, most, confidence)
+    groups = groups_of(sandbox, "black-box", canaries, confidence)
     return _attack(sandbox, groups, confidence, lambda: _black_box(sandbox, groups, stream, heard))
 
 
 def _black_box(
     sandbox: Sandbox, groups: Groups, stream: RandomStream, heard: Heard
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Train once; return what the model's confidence in each canary gained, (1, m), and coins."""
+    """Train once; return what the model's confidence in each canary gained, (2, m), and coins.
+
+    Once as it is, and once beyond what the model gained for the label.
+    """
     model, canaries = sandbox.model, groups.size
     coins = stream.uniform(canaries) < 0.5
     made = [sandbox.made_up_record(stream, _WORDS) for _ in range(canaries + groups.fillers)]
     made = [replace(record, unit=None) for record in made]
-    everything = with_new_tokens(sandbox.encode(made), canaries, model.tokenizer, stream)
+    everything = with_new_tokens(sandbox.encode(made), model.tokenizer, stream)
     canary_set = chosen(everything, np.arange(canaries))
     trained = np.append(coins, np.ones(groups.fillers, dtype=bool))
     # What is left out counts as an empty unit in the settings, so that sampling does not depend
@@ -257,7 +259,10 @@ def _black_box(
 
     sandbox.train(dataset, groups.settings, watch)
     after = sandbox.task.confidence(losses_of(model, canary_set))
-    return (after - before)[None], coins
+    gained = after - before
+    # What a label gained from all canaries together tells nothing of one.
+    of_label = np.stack([canary_set.targets == t for t in canary_set.targets])
+    return np.stack([gained, gained - of_label @ gained / of_label.sum(1)]), coins
 
 
 @dataclass(frozen=True)
@@ -285,18 +290,13 @@ class Groups:
     fillers: int
     settings: LocalSettings
 
-    @property
-    def views(self) -> int:
-        """How many scores a canary has."""
-        return 2 if self.kind == "white-box" else 1
 
-
-def _groups(
-    sandbox: Sandbox, kind: Kind, canaries: int | None, most: int, confidence: float
-) -> Groups:
-    """Divide canaries into trainings of at most ``most``."""
+def groups_of(sandbox: Sandbox, kind: Kind, canaries: int | None, confidence: float) -> Groups:
+    """Divide an attack's canaries into trainings; arguments as in `white_box`."""
     wanted = _LEAST if canaries is None else canaries
-    privacy = sandbox.config.privacy
+    privacy, most = sandbox.config.privacy, sandbox.model.manifest.length
+    if kind == "black-box":
+        most = min(max(_FEWEST_TEXTS, most // _VALUES_FOR_A_TEXT), _MOST_TEXTS)
     while True:
         count = -(-wanted // most)
         size = -(-wanted // count)
@@ -306,7 +306,7 @@ def _groups(
             return groups
         # A batch of fixed size draws the fewer of them the more there are.
         drawn = sandbox.drawn(groups.settings)
-        needed = canaries_needed(privacy.epsilon, drawn, privacy.delta, confidence, groups.views)
+        needed = canaries_needed(privacy.epsilon, drawn, privacy.delta, confidence, _VIEWS)
         if needed is not None and needed <= count * size:
             return groups
         wanted = min(needed or _MOST, _MOST)
@@ -314,7 +314,8 @@ def _groups(
 
 def _fillers(sandbox: Sandbox, canaries: int) -> int:
     rate = sandbox.settings(canaries).sampling_rate
-    return min(_MOST_FILLERS, ceil(_EXPECTED_AT_LEAST / rate))
+    lacking = ceil(_EXPECTED_AT_LEAST / rate - canaries / 2)
+    return min(max(0, lacking), _MOST_FILLERS)
 
 
 def _attack(
@@ -331,7 +332,7 @@ def _attack(
     bound = lower_bound(scores, coins, privacy.delta, confidence, drawn)
     needed = None
     if privacy.epsilon is not None:
-        needed = canaries_needed(privacy.epsilon, drawn, privacy.delta, confidence, groups.views)
+        needed = canaries_needed(privacy.epsilon, drawn, privacy.delta, confidence, _VIEWS)
     return CanaryAttack(
         kind=groups.kind,
         canaries=bound.guesses.canaries,
@@ -340,7 +341,7 @@ def _attack(
         epsilon=bound.epsilon,
         epsilon_without_assumption=bound.epsilon_without_assumption,
         confidence=confidence,
-        largest=largest_bound(len(coins), drawn, privacy.delta, confidence, groups.views),
+        largest=largest_bound(len(coins), drawn, privacy.delta, confidence, _VIEWS),
         needed=needed,
     )
 

@@ -22,35 +22,27 @@ if TYPE_CHECKING:
 
 
 def with_new_tokens(
-    dataset: EncodedDataset,
-    canaries: int,
-    tokenizer: PreTrainedTokenizerBase,
-    stream: RandomStream,
+    dataset: EncodedDataset, tokenizer: PreTrainedTokenizerBase, stream: RandomStream
 ) -> EncodedDataset:
-    """Give each of the first ``canaries`` records tokens that no other record has.
+    """Give each record tokens that no other record has, as far as the vocabulary goes.
 
-    Special tokens stay where they are, but for that of unknown words. Tokens of the other records are used only where the
-    vocabulary has too few others for all canaries, and a token comes again only after all others.
+    Special tokens stay where they are, but for that of unknown words. A token comes again only
+    after all others.
 
     Parameters
     ----------
     dataset : EncodedDataset
-        Canaries first.
-    canaries : int
-        How many.
+        Records whose text does not matter.
     tokenizer : PreTrainedTokenizerBase
         Whose vocabulary.
     stream : RandomStream
         Draws the tokens.
     """
-    end = int(dataset.offsets[canaries])
     special = np.array(sorted(tokenizer.all_special_ids), dtype=np.int32)
     # Made-up words may be unknown ones, all of them the same token.
     kept = special[special != tokenizer.unk_token_id]
-    places = np.flatnonzero(~np.isin(dataset.tokens[:end], kept))
-    known = np.setdiff1d(np.arange(len(tokenizer), dtype=np.int32), special)
-    new = np.setdiff1d(known, dataset.tokens[end:])
-    pool = new if len(new) >= len(places) else known
+    places = np.flatnonzero(~np.isin(dataset.tokens, kept))
+    pool = np.setdiff1d(np.arange(len(tokenizer), dtype=np.int32), special)
     tokens = dataset.tokens.copy()
     tokens[places] = _drawn(pool, len(places), stream)
     return replace(dataset, tokens=tokens)

@@ -55,7 +55,9 @@ def run_canaries(
         # Two attacks: each may err half as often.
         confidence = (1 + confidence) / 2
         attacks.append(canaries.white_box(sandbox, count, confidence, stream, heard))
-        events = sandbox.events(sandbox.settings(attacks[0].canaries))
+        events = sandbox.events(
+            canaries.groups_of(sandbox, "white-box", count, confidence).settings
+        )
         recomputed = recompute(events, config.privacy.delta).value
     attacks.append(canaries.black_box(sandbox, count, confidence, stream, heard))
     return CanaryResult(
