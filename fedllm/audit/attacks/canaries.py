@@ -39,7 +39,7 @@ _ROWS = 64
 # In clipping norms: clipping must cut a canary, or it shows; also where the norm grows.
 _LENGTH = 1e6
 # Scores of a canary that each attacker guesses by.
-_VIEWS = 2
+_VIEWS: dict[Kind, int] = {"white-box": 3, "black-box": 2}
 # Canaries that are planted at least, and at most, where nobody says how many.
 _LEAST, _MOST = 1000, 20_000
 # Values of an adapter for each loss canary in one training; least and most canaries of one.
@@ -155,12 +155,15 @@ class SeenSums:
         The coordinate of each canary.
     settings : LocalSettings
         Sampling rate, noise and divisor, which are public.
+    share : float
+        Part of the noise that the attacker believes in; code that adds less is told best so.
     scores : float64 array (m,)
         Logarithm of the likelihood ratio so far.
     """
 
     coordinates: NDArray[np.int64]
     settings: LocalSettings
+    share: float
 
     def __post_init__(self) -> None:
         self.scores = np.zeros(len(self.coordinates))
@@ -169,7 +172,7 @@ class SeenSums:
         """Take in one step's noised mean (P,)."""
         settings = self.settings
         values = gradient[self.coordinates] * (settings.expected_batch_size / clipping_norm)
-        rate, noise = settings.sampling_rate, settings.noise_multiplier or 1.0
+        rate, noise = settings.sampling_rate, self.share * (settings.noise_multiplier or 1.0)
         inside = np.log(rate) + (values - 0.5) / noise**2
         self.scores += np.logaddexp(inside, np.log1p(-rate)) if rate < 1 else inside
 
@@ -198,7 +201,7 @@ def white_box(
 def _white_box(
     sandbox: Sandbox, groups: Groups, stream: RandomStream, heard: Heard
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Train once; return each canary's scores (2, m) in the attacker's two views, and coins."""
+    """Train once; return each canary's scores (3, m) in the attacker's views, and coins."""
     model, canaries, settings = sandbox.model, groups.size, groups.settings
     coins = stream.uniform(canaries) < 0.5
     coordinates = np.sort(stream.permutation(model.manifest.length)[:canaries])
@@ -206,7 +209,12 @@ def _white_box(
     short = sandbox.made_up_record(stream, words=2)
     dataset = CanaryDataset(sandbox.encode([short] * canaries), coins)
     planted = PlantedGradients(model, coordinates, coins, _LENGTH * settings.clipping_norm)
-    sums, moved = SeenSums(coordinates, settings), np.zeros(canaries)
+    sums = [SeenSums(coordinates, settings, share) for share in (1.0, 0.1)]
+    moved = np.zeros(canaries)
+
+    def hear(gradient: NDArray[np.float64], clipping_norm: float) -> None:
+        for seen in sums:
+            seen.hear(gradient, clipping_norm)
 
     def watch(number: int, update: NDArray[np.float32]) -> None:
         nonlocal moved
@@ -216,10 +224,10 @@ def _white_box(
     # No value may be zero: it would cut off the gradients of others.
     start = (0.05 * stream.normal(model.manifest.length)).astype(np.float32)
     with planted.listening():
-        sandbox.train(dataset, settings, watch, planted, start, sums.hear)
+        sandbox.train(dataset, settings, watch, planted, start, hear)
     # Values with a larger step size move further: compare in units of it.
     rates = model.manifest.per_value(settings.learning_rate, settings.head_learning_rate)
-    return np.stack([sums.scores, moved / rates[coordinates]]), coins
+    return np.stack([*(seen.scores for seen in sums), moved / rates[coordinates]]), coins
 
 
 def black_box(
@@ -293,7 +301,7 @@ class Groups:
 
 def groups_of(sandbox: Sandbox, kind: Kind, canaries: int | None, confidence: float) -> Groups:
     """Divide an attack's canaries into trainings; arguments as in `white_box`."""
-    wanted = _LEAST if canaries is None else canaries
+    wanted, views = _LEAST if canaries is None else canaries, _VIEWS[kind]
     privacy, most = sandbox.config.privacy, sandbox.model.manifest.length
     if kind == "black-box":
         most = min(max(_FEWEST_TEXTS, most // _VALUES_FOR_A_TEXT), _MOST_TEXTS)
@@ -306,7 +314,7 @@ def groups_of(sandbox: Sandbox, kind: Kind, canaries: int | None, confidence: fl
             return groups
         # A batch of fixed size draws the fewer of them the more there are.
         drawn = sandbox.drawn(groups.settings)
-        needed = canaries_needed(privacy.epsilon, drawn, privacy.delta, confidence, _VIEWS)
+        needed = canaries_needed(privacy.epsilon, drawn, privacy.delta, confidence, views)
         if needed is not None and needed <= count * size:
             return groups
         wanted = min(needed or _MOST, _MOST)
@@ -329,10 +337,11 @@ def _attack(
     scores = np.concatenate([part for part, _ in parts], axis=1)
     coins = np.concatenate([part for _, part in parts])
     privacy, drawn = sandbox.config.privacy, sandbox.drawn(groups.settings)
+    views = _VIEWS[groups.kind]
     bound = lower_bound(scores, coins, privacy.delta, confidence, drawn)
     needed = None
     if privacy.epsilon is not None:
-        needed = canaries_needed(privacy.epsilon, drawn, privacy.delta, confidence, _VIEWS)
+        needed = canaries_needed(privacy.epsilon, drawn, privacy.delta, confidence, views)
     return CanaryAttack(
         kind=groups.kind,
         canaries=bound.guesses.canaries,
@@ -341,7 +350,7 @@ def _attack(
         epsilon=bound.epsilon,
         epsilon_without_assumption=bound.epsilon_without_assumption,
         confidence=confidence,
-        largest=largest_bound(len(coins), drawn, privacy.delta, confidence, _VIEWS),
+        largest=largest_bound(len(coins), drawn, privacy.delta, confidence, views),
         needed=needed,
     )
 

@@ -49,6 +49,7 @@ _LARGEST_MU = 20.0
 # Ways to guess that `lower_bound` tries with each view of the canaries.
 WAYS = 8
 _FEWEST, _MOST = 16, 200_000
+_MARGIN = 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,12 +216,12 @@ def canaries_needed(
     Parameters
     ----------
     epsilon : float
-        The claim. A fiftieth more is asked for, so that rounding does not decide.
+        The claim. A tenth more is asked for, so that a few wrong guesses do not decide.
     drawn, delta, confidence, views
         As in `largest_bound`.
     """
     error = (1 - confidence) / (WAYS * views)
-    mu = _mu_of(1.02 * epsilon, delta)
+    mu = _mu_of(_MARGIN * epsilon, delta)
 
     def enough(canaries: int) -> bool:
         return any(_rules_out(g, mu, error) for g in best_guesses(canaries, drawn))
@@ -248,14 +249,18 @@ def _mu_of(epsilon: float, delta: float) -> float:
 
 
 def _divided(scores: np.ndarray, drawn: float) -> tuple[int, int]:
-    """Divide all scores at the widest gap where the number of those drawn must lie."""
+    """Divide all scores at a wide gap where the number of those drawn must lie.
+
+    At the lowest of those at least half as wide as the widest: where several steps draw a
+    canary, so do gaps between those drawn once, twice and more often.
+    """
     ordered, canaries = np.sort(scores), len(scores)
     least = _surely_drawn(canaries, drawn)
     most = min(canaries - 1, round(canaries * drawn) - least + 1)
     counts = np.arange(least, max(least, most) + 1)
     # `counts` of the largest scores are above each of these gaps.
     gaps = ordered[canaries - counts] - ordered[canaries - counts - 1]
-    high = int(counts[np.argmax(gaps)])
+    high = int(counts[gaps >= gaps.max() / 2][-1])
     return canaries - high, high
 
 

@@ -69,8 +69,7 @@ def of(config, count=100):
     return open_sandbox(config, count, RandomStream.seeded(1))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("share", [0.0, 0.1])
+@pytest.mark.parametrize(("optimizer", "share"), [("sgd", 0.0), ("adam", 0.0), ("adam", 0.1)])
 def test_too_little_noise_is_refuted_by_as_many_canaries_as_it_takes(
     material, monkeypatch, optimizer, share
 ):
@@ -98,7 +97,7 @@ def test_loss_canaries_refute_a_language_model_without_noise(material, monkeypat
     monkeypatch.setattr(dpsgd, "gaussian_noise", lambda stream, count, deviation: np.zeros(count))
     config = material.config(
         "llama",
-        rounds={"count": 10, "min_sites": 2},
+        rounds={"count": 6, "min_sites": 2},
         training={
             "local_steps": 4,
             "sampling_rate": 1.0,
@@ -108,8 +107,7 @@ def test_loss_canaries_refute_a_language_model_without_noise(material, monkeypat
         },
         privacy={"epsilon": 8.0},
     )
-    found = black_box(of(config, 20), 200, 0.975, RandomStream.seeded(2), quiet)
-    # All but a few of 200: 5.6, and twenty wrong guesses would still be enough.
+    found = black_box(of(config, 20), 150, 0.975, RandomStream.seeded(2), quiet)
     assert found.epsilon > 4.0
 
 
@@ -195,14 +193,14 @@ def test_loss_canaries_are_found_in_a_model_that_learnt_them_by_heart(material, 
     config = configuration(material, epsilon=None).model_copy(
         update={
             "training": configuration(material).training.model_copy(
-                update={"learning_rate": 0.03, "optimizer": "adam", "local_steps": 100}
+                update={"learning_rate": 0.03, "optimizer": "adam", "local_steps": 20}
             )
         }
     )
     sandbox = Sandbox(config, load_model(config, LABELS), [])
-    found = black_box(sandbox, 200, 0.95, RandomStream.seeded(3), quiet)
+    found = black_box(sandbox, 75, 0.95, RandomStream.seeded(3), quiet)
     assert found.kind == "black-box"
-    # 3.2 to 3.4 for three seeds: far from the edge on any processor.
+    # About 1.9, of 4.7 that so many can show.
     assert found.epsilon > 1.0
 
 

@@ -121,11 +121,11 @@ def test_bound_stays_under_the_truth_and_finds_a_good_part_of_it(mu):
 @pytest.mark.parametrize("drawn", [1.0, 0.6, 0.1])
 def test_who_sees_every_draw_reaches_the_largest_bound_and_passes_it_by_luck_only(drawn):
     stream = np.random.default_rng(3)
-    coins = np.arange(600) % 2 == 0
+    coins = stream.permutation(np.arange(600) % 2 == 0)
     seen = np.zeros(600, dtype=bool)
     # As many are drawn as must be expected; how often differs, as in a run of many steps.
-    seen[np.flatnonzero(coins)[: round(300 * drawn)]] = True
-    scores = np.where(seen, 1 + stream.integers(0, 20, 600), 0)
+    seen[stream.permutation(np.flatnonzero(coins))[: round(300 * drawn)]] = True
+    scores = np.where(seen, 3 + stream.integers(0, 20, 600), 0)
     found = lower_bound(scores, coins, DELTA, 0.95, drawn).epsilon
     largest = largest_bound(600, drawn, DELTA, 0.95)
     assert found == pytest.approx(largest, abs=0.3)
@@ -135,10 +135,10 @@ def test_who_sees_every_draw_reaches_the_largest_bound_and_passes_it_by_luck_onl
 
 @pytest.mark.parametrize("drawn", [1.0, 0.5])
 @pytest.mark.parametrize("epsilon", [1.0, 8.0])
-def test_as_many_canaries_as_needed_can_refute_and_a_fifth_fewer_cannot(epsilon, drawn):
+def test_as_many_canaries_as_needed_can_refute_and_half_as_many_cannot(epsilon, drawn):
     needed = canaries_needed(epsilon, drawn, DELTA, 0.95)
     assert largest_bound(needed, drawn, DELTA, 0.95) > epsilon
-    assert largest_bound(needed * 4 // 5, drawn, DELTA, 0.95) < 1.02 * epsilon
+    assert largest_bound(needed // 2, drawn, DELTA, 0.95) < epsilon
 
 
 def test_a_claim_beyond_all_canaries_needs_more_than_there_are(monkeypatch):
