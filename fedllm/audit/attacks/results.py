@@ -262,7 +262,8 @@ def save(run_folder: Path, name: str, result: Section) -> Path:
         If the file cannot be written.
     """
     path = run_folder / AUDIT / f"{name}.json"
-    write_json(path, result.model_dump(mode="json"))
+    # What an older result does not say is not written as if it said nothing.
+    write_json(path, result.model_dump(mode="json", exclude_unset=True))
     return path
 
 
