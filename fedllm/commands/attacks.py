@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -14,14 +15,21 @@ from fedllm.config import RunConfig, Section, load_run_config
 from fedllm.errors import PeerError
 from fedllm.visible import visible
 
+if TYPE_CHECKING:
+    from fedllm.audit.attacks.results import CanaryAttack
+
 _RUN = typer.Argument(help="The folder of a run, or a run configuration (a TOML file).")
 
 
 def canaries(
     run: Path = _RUN,
     override: list[str] = options.SET,
-    count: int = typer.Option(
-        1000, "--canaries", min=20, help="Made-up contributions to plant; more show more."
+    count: int | None = typer.Option(
+        None,
+        "--canaries",
+        min=20,
+        help="Made-up contributions to plant for each attack; more show more. As many as can "
+        "refute the claim when left out.",
     ),
     confidence: float = typer.Option(
         0.95, min=0.5, max=0.999999, help="How sure all printed lower bounds together are."
@@ -51,11 +59,25 @@ def canaries(
                 f"({attack.epsilon_without_assumption:.3g} for any mechanism), "
                 f"{100 * attack.confidence:.4g}% confidence"
             )
+            if attack.largest is not None:
+                print(_reach(attack, result.claimed))
     if result.refuted:
         raise PeerError(
             "an attack told more than the claimed epsilon allows",
             "believe no epsilon of this installation; run `fedllm audit selftest`",
         )
+
+
+def _reach(attack: CanaryAttack, claimed: float | None) -> str:
+    """Say how much so many canaries could have shown, and what to do if that is too little."""
+    most = f"  so many canaries can show an epsilon of about {attack.largest:.3g} at most"
+    if claimed is None or attack.largest is None or attack.largest > claimed:
+        return most
+    if attack.needed is None:
+        remedy = "lower --confidence, or audit a copy with more steps or a higher sampling rate"
+    else:
+        remedy = f"--canaries {attack.needed} could, or a lower --confidence"
+    return f"{most}: too few to refute the claim, whatever the code does; {remedy}"
 
 
 def membership(

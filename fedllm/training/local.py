@@ -36,6 +36,7 @@ Vector = NDArray[np.float64]
 # Fits float32 with room to spare.
 _LARGEST = 1e38
 GradientSource = Callable[[Sequence[nn.Parameter], Callable[[], Tensor]], list[Gradients]]
+Released = Callable[[Vector, float], None]
 
 
 class SiteDataset(Dataset, Protocol):
@@ -64,6 +65,7 @@ def train_locally(
     sampling: RandomStream,
     noise: RandomStream,
     gradients: GradientSource | None = None,
+    released: Released | None = None,
 ) -> LocalResult:
     """Train the adapter on one site's records, from the values that ``model`` holds.
 
@@ -87,6 +89,9 @@ def train_locally(
     gradients : callable, optional
         In place of `per_sample_gradients`: audits put gradients that they know into a
         sandboxed copy of a run here. Everything after it is as always.
+    released : callable, optional
+        Called with each step's noised mean (P,) and the clipping norm behind it, before the
+        optimiser makes a step of it: audits look at what the privacy of a step is claimed for.
 
     Raises
     ------
@@ -136,6 +141,8 @@ def train_locally(
                     gradient = total / settings.expected_batch_size
                 else:
                     continue
+                if released is not None:
+                    released(gradient, used.clipping_norm)
                 vector = optimizer.step(vector, gradient)
                 if private:
                     # Noised already; and what a site computes must end in an answer.

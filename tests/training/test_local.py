@@ -386,3 +386,29 @@ def test_adam_bound_holds_for_the_worst_gradients():
         (bound,) = update_bounds(settings, manifest.segments)
         assert np.abs(vector).max() <= bound
         assert bound <= 1.5 * steps
+
+
+@pytest.mark.parametrize("quantile", [None, 0.5])
+def test_audits_hear_each_noised_mean_before_the_optimiser(tiny_model, random_dataset, quantile):
+    model, data = tiny_model("bert"), random_dataset(10)
+    asked = LocalSettings(
+        steps=3,
+        sampling_rate=1.0,
+        expected_batch_size=10.0,
+        microbatch_size=8,
+        optimizer="sgd",
+        learning_rate=1e-3,
+        head_learning_rate=1e-3,
+        clipping_norm=1.0,
+        noise_multiplier=0.5,
+        clipping_quantile=quantile,
+    )
+    heard = []
+    streams = [RandomStream.seeded(1, purpose) for purpose in ("sampling", "noise")]
+    result = train_locally(
+        model, data, asked, *streams, released=lambda mean, norm: heard.append((mean, norm))
+    )
+    np.testing.assert_allclose(result.update, -1e-3 * sum(m for m, _ in heard), atol=1e-8)
+    norms = [norm for _, norm in heard]
+    assert norms[0] == 1.0
+    assert (norms[1] != 1.0) == (quantile is not None)

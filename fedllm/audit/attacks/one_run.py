@@ -36,7 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import exp
+from math import exp, sqrt
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -46,6 +46,10 @@ from fedllm.privacy.accounting.gaussian import gaussian_epsilon
 
 _LARGEST_EPSILON = 50.0
 _LARGEST_MU = 20.0
+# Ways to guess that `lower_bound` tries with each view of the canaries.
+WAYS = 8
+_FEWEST, _MOST = 16, 200_000
+_MARGIN = 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,31 +108,40 @@ def guess(scores: np.ndarray, coins: np.ndarray, low: int, high: int) -> Guesses
 
 
 def lower_bound(
-    scores: np.ndarray, coins: np.ndarray, delta: float, confidence: float = 0.95
+    scores: np.ndarray,
+    coins: np.ndarray,
+    delta: float,
+    confidence: float = 0.95,
+    drawn: float = 1.0,
 ) -> Bound:
     """Return the best lower bound over a few fixed ways to guess.
 
     All canaries are guessed, or a half, a fifth and a twentieth of them, from both ends or
-    from the upper end alone (a canary that no batch drew cannot be told from one that was
-    out). Each way gets an equal part of the error (Bonferroni), so that choosing the best
-    afterwards is fair.
+    from the upper end alone, or so many from the upper end as are in and were drawn into a
+    batch but for bad luck (a canary that no batch drew cannot be told from one that was out).
+    Each way gets an equal part of the error (Bonferroni), so that choosing the best afterwards
+    is fair.
 
     Parameters
     ----------
-    scores, coins : ndarray
+    scores : ndarray
+        (m,) as in `guess`, or (V, m): V views of the same canaries, each guessed by.
+    coins : ndarray
         As in `guess`.
     delta : float
         Of the claim.
     confidence : float
         Of the whole bound.
+    drawn : float
+        Probability that a batch ever drew a canary that was in.
     """
-    m = len(scores)
-    ways = {_divided(scores)}
-    for part in (2, 5, 20):
-        made = max(2, m // part)
-        ways |= {(made // 2, made - made // 2), (0, made)}
-    error = (1 - confidence) / len(ways)
-    tried = [guess(scores, coins, low, high) for low, high in sorted(ways)]
+    views = np.atleast_2d(scores)
+    error = (1 - confidence) / (WAYS * len(views))
+    tried = [
+        guess(view, coins, low, high)
+        for view in views
+        for low, high in (_divided(view, drawn), *_fixed_ways(len(view), drawn))
+    ]
     best, guesses = max(
         ((gaussian_bound(one, delta, error), one) for one in tried), key=lambda pair: pair[0]
     )
@@ -136,22 +149,133 @@ def lower_bound(
     return Bound(max(best, plain), plain, guesses, confidence)
 
 
-def _divided(scores: np.ndarray) -> tuple[int, int]:
-    """Divide all scores in the middle between the means of their lower and upper halves."""
-    ordered, half = np.sort(scores), len(scores) // 2
-    middle = (ordered[:half].mean() + ordered[half:].mean()) / 2
-    low = int(np.count_nonzero(scores <= middle))
-    return low, len(scores) - low
+def _fixed_ways(canaries: int, drawn: float) -> list[tuple[int, int]]:
+    """Return how many are guessed "out" and "in", where the scores do not decide it."""
+    ways = [(0, _surely_drawn(canaries, drawn))]
+    for part in (2, 5, 20):
+        made = max(2, canaries // part)
+        ways += [(made // 2, made - made // 2), (0, made)]
+    return ways
+
+
+def _surely_drawn(canaries: int, drawn: float) -> int:
+    """Return how many canaries are in and drawn at least, but for bad luck (1 in 30,000)."""
+    share = drawn / 2
+    least = canaries * share - 4 * sqrt(canaries * share * (1 - share))
+    return max(1, int(least))
+
+
+def best_guesses(canaries: int, drawn: float) -> list[Guesses]:
+    """Return what each way to guess gives an attacker who sees every draw, about.
+
+    Parameters
+    ----------
+    canaries : int
+        How many coins.
+    drawn : float
+        Probability that a batch ever drew a canary that was in.
+    """
+    seen = round(canaries * drawn / 2)
+    rest = canaries - seen
+    out = min(1.0, canaries / 2 / rest) if rest else 0.0
+    found = []
+    for low, high in ((rest, seen), *_fixed_ways(canaries, drawn)):
+        known = min(high, seen)
+        right = known + (high - known) * (1 - out) + low * out
+        found.append(Guesses(canaries, low + high, round(right)))
+    return found
+
+
+def largest_bound(
+    canaries: int, drawn: float, delta: float, confidence: float, views: int = 1
+) -> float:
+    """Return about the most that `lower_bound` can show, whatever the mechanism gives away.
+
+    Coins tell no more than their number does: with every guess right, a smaller epsilon would
+    still give the same now and then.
+
+    Parameters
+    ----------
+    canaries, drawn, delta, confidence
+        As in `lower_bound`.
+    views : int
+        How many views it goes by.
+    """
+    error = (1 - confidence) / (WAYS * views)
+    return max(
+        max(gaussian_bound(g, delta, error), plain_bound(g, delta, error))
+        for g in best_guesses(canaries, drawn)
+    )
+
+
+def canaries_needed(
+    epsilon: float, drawn: float, delta: float, confidence: float, views: int = 1
+) -> int | None:
+    """Return how many canaries can refute an epsilon; none if 200,000 cannot.
+
+    Parameters
+    ----------
+    epsilon : float
+        The claim. A tenth more is asked for, so that a few wrong guesses do not decide.
+    drawn, delta, confidence, views
+        As in `largest_bound`.
+    """
+    error = (1 - confidence) / (WAYS * views)
+    mu = _mu_of(_MARGIN * epsilon, delta)
+
+    def enough(canaries: int) -> bool:
+        return any(_rules_out(g, mu, error) for g in best_guesses(canaries, drawn))
+
+    low, high = 1, _FEWEST
+    while not enough(high):
+        low, high = high, 2 * high
+        if high > _MOST:
+            return None
+    while high - low > max(1, high // 100):
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def _mu_of(epsilon: float, delta: float) -> float:
+    """Return the Gaussian mechanism, mean over deviation, that has this epsilon at delta."""
+    low, high = 0.0, 1.0
+    while gaussian_epsilon(high, delta) < epsilon:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if gaussian_epsilon(middle, delta) < epsilon else (low, middle)
+    return high
+
+
+def _divided(scores: np.ndarray, drawn: float) -> tuple[int, int]:
+    """Divide all scores at a wide gap where the number of those drawn must lie.
+
+    At the lowest of those at least half as wide as the widest: where several steps draw a
+    canary, so do gaps between those drawn once, twice and more often.
+    """
+    ordered, canaries = np.sort(scores), len(scores)
+    least = _surely_drawn(canaries, drawn)
+    most = min(canaries - 1, round(canaries * drawn) - least + 1)
+    counts = np.arange(least, max(least, most) + 1)
+    # `counts` of the largest scores are above each of these gaps.
+    gaps = ordered[canaries - counts] - ordered[canaries - counts - 1]
+    high = int(counts[gaps >= gaps.max() / 2][-1])
+    return canaries - high, high
 
 
 def gaussian_bound(guesses: Guesses, delta: float, error: float) -> float:
     """Return epsilon at ``delta`` of the largest Gaussian mechanism that is ruled out."""
 
     def rejected(mu: float) -> bool:
-        return _needs_too_much(guesses, error, lambda a: float(ndtr(ndtri(a) - mu)))
+        return _rules_out(guesses, mu, error)
 
     mu = _largest(rejected, _LARGEST_MU)
     return gaussian_epsilon(mu, delta) if mu > 0 else 0.0
+
+
+def _rules_out(guesses: Guesses, mu: float, error: float) -> bool:
+    return _needs_too_much(guesses, error, lambda a: float(ndtr(ndtri(a) - mu)))
 
 
 def plain_bound(guesses: Guesses, delta: float, error: float) -> float:

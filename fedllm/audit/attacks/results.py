@@ -33,6 +33,11 @@ class CanaryAttack(Section):
         Lower bound for any mechanism.
     confidence : float
         Of each bound.
+    largest : float, optional
+        About the most that so many canaries could have shown; none in older results.
+    needed : int, optional
+        How many canaries could refute the claim; none without a claim, in older results, and
+        where 200,000 could not.
     """
 
     kind: Literal["white-box", "black-box"]
@@ -42,6 +47,8 @@ class CanaryAttack(Section):
     epsilon: Finite
     epsilon_without_assumption: Finite
     confidence: Share
+    largest: Finite | None = None
+    needed: Count | None = None
 
 
 class CanaryResult(Section):
@@ -255,7 +262,8 @@ def save(run_folder: Path, name: str, result: Section) -> Path:
         If the file cannot be written.
     """
     path = run_folder / AUDIT / f"{name}.json"
-    write_json(path, result.model_dump(mode="json"))
+    # What an older result does not say is not written as if it said nothing.
+    write_json(path, result.model_dump(mode="json", exclude_unset=True))
     return path
 
 

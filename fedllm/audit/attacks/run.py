@@ -35,13 +35,15 @@ def without_privacy(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"privacy": private})
 
 
-def run_canaries(config: RunConfig, count: int, confidence: float, heard: Heard) -> CanaryResult:
+def run_canaries(
+    config: RunConfig, count: int | None, confidence: float, heard: Heard
+) -> CanaryResult:
     """Attack a sandboxed copy of a run with gradient canaries and loss canaries.
 
     Parameters
     ----------
-    count : int
-        Gradient canaries; a fifth as many loss canaries.
+    count : int, optional
+        Gradient canaries, and loss canaries; as many as can refute the claim when left out.
     confidence : float
         That all bounds hold together.
     """
@@ -53,9 +55,11 @@ def run_canaries(config: RunConfig, count: int, confidence: float, heard: Heard)
         # Two attacks: each may err half as often.
         confidence = (1 + confidence) / 2
         attacks.append(canaries.white_box(sandbox, count, confidence, stream, heard))
-        events = sandbox.events(sandbox.settings(count))
+        events = sandbox.events(
+            canaries.groups_of(sandbox, "white-box", count, confidence).settings
+        )
         recomputed = recompute(events, config.privacy.delta).value
-    attacks.append(canaries.black_box(sandbox, max(20, count // 5), confidence, stream, heard))
+    attacks.append(canaries.black_box(sandbox, count, confidence, stream, heard))
     return CanaryResult(
         claimed=config.privacy.epsilon,
         recomputed=recomputed if recomputed is None or math.isfinite(recomputed) else None,

@@ -22,7 +22,7 @@ from fedllm.models.shared import SharedModel
 from fedllm.privacy.accounting.events import Event, NonPrivate, PoissonGaussian
 from fedllm.randomness import RandomStream
 from fedllm.tasks import LearningTask, task_of
-from fedllm.training.local import GradientSource, SiteDataset, train_locally
+from fedllm.training.local import GradientSource, Released, SiteDataset, train_locally
 from fedllm.training.server_optimizer import ServerOptimizer
 
 _SYLLABLES = ("ba", "ke", "li", "mo", "nu", "pra", "sto", "tri", "vel", "zon")
@@ -66,6 +66,11 @@ class Sandbox:
         noise = mechanism.needed_noise(units, 1, ())
         return replace(mechanism.settings(units, noise), noise_share=1.0)
 
+    def drawn(self, settings: LocalSettings) -> float:
+        """Return the probability that a unit is in at least one batch of the run."""
+        steps = self.config.rounds.count * settings.steps
+        return 1.0 - (1.0 - settings.sampling_rate) ** steps
+
     def events(self, settings: LocalSettings) -> list[Event]:
         """Return what training by these settings costs a unit."""
         if settings.noise_multiplier is None:
@@ -80,6 +85,7 @@ class Sandbox:
         heard: Callable[[int, NDArray[np.float32]], None],
         gradients: GradientSource | None = None,
         start: NDArray[np.float32] | None = None,
+        released: Released | None = None,
     ) -> NDArray[np.float32]:
         """Run all rounds and return the last adapter, (P,) float32; the model keeps it.
 
@@ -87,7 +93,7 @@ class Sandbox:
         ----------
         heard : callable
             Called after each round with its number and the update (P,).
-        gradients : callable, optional
+        gradients, released : callable, optional
             As in `train_locally`.
         start : ndarray, optional
             The first adapter (P,); the run's own when left out.
@@ -104,6 +110,7 @@ class Sandbox:
                 RandomStream.secure(),
                 RandomStream.secure(),
                 gradients,
+                released,
             )
             # A norm that moves goes on from where it was, as at a site.
             settings = replace(settings, clipping_norm=result.clipping_norm)

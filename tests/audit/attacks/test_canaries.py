@@ -10,11 +10,11 @@ import torch
 from support.tasks import load_model
 from typer.testing import CliRunner
 
-from fedllm.audit.attacks import canaries
 from fedllm.audit.attacks import sandbox as sandbox_module
 from fedllm.audit.attacks.canaries import CanaryDataset, PlantedGradients, black_box, white_box
+from fedllm.audit.attacks.new_tokens import chosen, with_new_tokens
 from fedllm.audit.attacks.results import CanaryAttack, CanaryResult, load, save
-from fedllm.audit.attacks.sandbox import Sandbox, made_up_record
+from fedllm.audit.attacks.sandbox import Sandbox, made_up_record, open_sandbox
 from fedllm.audit.selftest.material import LABELS, Material, made_up
 from fedllm.commands.audit import app
 from fedllm.config import to_toml
@@ -52,24 +52,90 @@ def sandbox(material):
 
 
 def test_right_code_stays_under_its_claim(sandbox):
-    found = white_box(sandbox, 400, 0.95, RandomStream.seeded(2), quiet)
-    # About 3.3 with a standard deviation of 0.5: nothing found, or too much, is seven away.
-    assert 0.0 < found.epsilon < 8.0
-    assert found.epsilon_without_assumption <= found.epsilon
+    # At this confidence right code passes its claim once in 10^10 times.
+    found = white_box(sandbox, 400, 1 - 1e-10, RandomStream.seeded(2), quiet)
+    assert found.epsilon <= 8.0
+    assert found.epsilon_without_assumption <= found.epsilon <= found.largest
 
 
-def test_without_noise_the_claim_is_refuted(sandbox, monkeypatch):
-    monkeypatch.setattr(dpsgd, "gaussian_noise", lambda stream, count, deviation: np.zeros(count))
-    found = white_box(sandbox, 1000, 0.95, RandomStream.seeded(2), quiet)
-    assert found.right == found.guesses
+def adam(material):
+    """Several steps of Adam a round, with a batch of a third: sums are hidden behind both."""
+    config = configuration(material)
+    training = {"optimizer": "adam", "learning_rate": 0.02, "sampling_rate": 0.3, "local_steps": 8}
+    return config.model_copy(update={"training": config.training.model_copy(update=training)})
+
+
+def of(config, count=100):
+    return open_sandbox(config, count, RandomStream.seeded(1))
+
+
+@pytest.mark.parametrize(("optimizer", "share"), [("sgd", 0.0), ("adam", 0.0), ("adam", 0.1)])
+def test_too_little_noise_is_refuted_by_as_many_canaries_as_it_takes(
+    material, monkeypatch, optimizer, share
+):
+    right = dpsgd.gaussian_noise
+    monkeypatch.setattr(dpsgd, "gaussian_noise", lambda *asked: share * right(*asked))
+    box = of(adam(material) if optimizer == "adam" else configuration(material))
+    found = white_box(box, None, 0.975, RandomStream.seeded(2), quiet)
     assert found.epsilon > 8.0
+    assert found.largest > 8.0
+    assert found.canaries >= found.needed
+
+
+def test_canaries_beyond_the_adapters_values_have_trainings_of_their_own(material, monkeypatch):
+    monkeypatch.setattr(dpsgd, "gaussian_noise", lambda stream, count, deviation: np.zeros(count))
+    config = configuration(material)
+    small = config.model_copy(update={"lora": config.lora.model_copy(update={"rank": 0})})
+    box = of(small)
+    assert box.model.manifest.length < 100
+    found = white_box(box, 200, 0.95, RandomStream.seeded(2), quiet)
+    assert found.canaries >= 200
+    assert found.right == found.guesses
+
+
+def test_loss_canaries_refute_a_language_model_without_noise(material, monkeypatch):
+    monkeypatch.setattr(dpsgd, "gaussian_noise", lambda stream, count, deviation: np.zeros(count))
+    config = material.config(
+        "llama",
+        rounds={"count": 6, "min_sites": 2},
+        training={
+            "local_steps": 4,
+            "sampling_rate": 1.0,
+            "optimizer": "adam",
+            "learning_rate": 0.02,
+            "microbatch_size": 256,
+        },
+        privacy={"epsilon": 8.0},
+    )
+    found = black_box(of(config, 20), 150, 0.975, RandomStream.seeded(2), quiet)
+    assert found.epsilon > 4.0
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_each_canary_has_tokens_of_its_own(material, kind):
+    box = of(material.config(kind), 5)
+    stream = RandomStream.seeded(4)
+    made = box.encode([box.made_up_record(stream, 3) for _ in range(12)])
+    new = with_new_tokens(made, box.model.tokenizer, stream)
+    special = [t for t in box.model.tokenizer.all_special_ids]
+    unknown = box.model.tokenizer.unk_token_id
+    # The made-up words are unknown to this tokenizer, and so all the same token.
+    changed = (made.tokens == unknown) | ~np.isin(made.tokens, special)
+    np.testing.assert_array_equal(new.tokens[~changed], made.tokens[~changed])
+    assert not np.isin(new.tokens[changed], special).any()
+    # 60 words in the vocabulary: none comes again before all have been used.
+    first = new.tokens[changed][:60]
+    assert len(set(first.tolist())) == len(first)
+    some = chosen(new, np.array([7, 2]))
+    assert len(some) == some.number_of_units == 2
+    batch, whole = some.batch(np.arange(2)), new.batch(np.array([7, 2]))
+    assert all(torch.equal(batch[name], whole[name]) for name in whole)
 
 
 def test_without_clipping_the_claim_is_refuted(sandbox, monkeypatch):
     from fedllm.training import local
 
     monkeypatch.setattr(local, "clipped_sum", lambda g, units, norm: clipped_sum(g, units, 1e9))
-    monkeypatch.setattr(canaries, "_LENGTH", 40.0)
     assert white_box(sandbox, 1000, 0.95, RandomStream.seeded(2), quiet).epsilon > 8.0
 
 
@@ -127,14 +193,14 @@ def test_loss_canaries_are_found_in_a_model_that_learnt_them_by_heart(material, 
     config = configuration(material, epsilon=None).model_copy(
         update={
             "training": configuration(material).training.model_copy(
-                update={"learning_rate": 0.03, "optimizer": "adam", "local_steps": 100}
+                update={"learning_rate": 0.03, "optimizer": "adam", "local_steps": 20}
             )
         }
     )
     sandbox = Sandbox(config, load_model(config, LABELS), [])
-    found = black_box(sandbox, 200, 0.95, RandomStream.seeded(3), quiet)
+    found = black_box(sandbox, 75, 0.95, RandomStream.seeded(3), quiet)
     assert found.kind == "black-box"
-    # 3.2 to 3.4 for three seeds: far from the edge on any processor.
+    # About 1.9, of 4.7 that so many can show.
     assert found.epsilon > 1.0
 
 
@@ -173,6 +239,31 @@ def test_a_refuted_claim_has_exit_code_4(material, tmp_path, monkeypatch):
     out = CliRunner().invoke(app, ["canaries", str(tmp_path / "run.toml")])
     assert isinstance(out.exception, PeerError)
     assert "at least 9" in out.stdout or "9" in out.stdout.split("white-box")[1]
+
+
+@pytest.mark.parametrize(("largest", "needed"), [(6.1, 1500), (6.1, None), (9.0, 100)])
+def test_what_so_few_canaries_cannot_show_is_said(material, tmp_path, monkeypatch, largest, needed):
+    from fedllm.audit.attacks import run as attacks
+
+    attack = CanaryAttack(
+        kind="white-box",
+        canaries=300,
+        guesses=300,
+        right=150,
+        epsilon=0.0,
+        epsilon_without_assumption=0.0,
+        confidence=0.95,
+        largest=largest,
+        needed=needed,
+    )
+    result = CanaryResult(claimed=8.0, recomputed=8.0, delta=1e-5, attacks=(attack,))
+    monkeypatch.setattr(attacks, "run_canaries", lambda *a: result)
+    (tmp_path / "run.toml").write_text(to_toml(configuration(material)))
+    out = CliRunner().invoke(app, ["canaries", str(tmp_path / "run.toml")])
+    assert out.exit_code == 0
+    assert f"an epsilon of about {largest:g} at most" in out.stdout
+    assert ("too few to refute" in out.stdout) == (largest < 8)
+    assert ("--canaries 1500" in out.stdout) == (needed == 1500)
 
 
 def test_damaged_results_are_named(tmp_path):

@@ -14,8 +14,10 @@ from fedllm.audit.attacks import one_run
 from fedllm.audit.attacks.one_run import (
     Guesses,
     binomial_tail,
+    canaries_needed,
     gaussian_bound,
     guess,
+    largest_bound,
     lower_bound,
     plain_bound,
 )
@@ -114,6 +116,34 @@ def test_bound_stays_under_the_truth_and_finds_a_good_part_of_it(mu):
     # 95% confidence each; these twelve are fixed by the seed.
     assert max(found) <= truth
     assert np.median(found) > 0.15 * truth
+
+
+@pytest.mark.parametrize("drawn", [1.0, 0.6, 0.1])
+def test_who_sees_every_draw_reaches_the_largest_bound_and_passes_it_by_luck_only(drawn):
+    stream = np.random.default_rng(3)
+    coins = stream.permutation(np.arange(600) % 2 == 0)
+    seen = np.zeros(600, dtype=bool)
+    # As many are drawn as must be expected; how often differs, as in a run of many steps.
+    seen[stream.permutation(np.flatnonzero(coins))[: round(300 * drawn)]] = True
+    scores = np.where(seen, 3 + stream.integers(0, 20, 600), 0)
+    found = lower_bound(scores, coins, DELTA, 0.95, drawn).epsilon
+    largest = largest_bound(600, drawn, DELTA, 0.95)
+    assert found == pytest.approx(largest, abs=0.3)
+    if drawn == 1.0:
+        assert found == largest
+
+
+@pytest.mark.parametrize("drawn", [1.0, 0.5])
+@pytest.mark.parametrize("epsilon", [1.0, 8.0])
+def test_as_many_canaries_as_needed_can_refute_and_half_as_many_cannot(epsilon, drawn):
+    needed = canaries_needed(epsilon, drawn, DELTA, 0.95)
+    assert largest_bound(needed, drawn, DELTA, 0.95) > epsilon
+    assert largest_bound(needed // 2, drawn, DELTA, 0.95) < epsilon
+
+
+def test_a_claim_beyond_all_canaries_needs_more_than_there_are(monkeypatch):
+    monkeypatch.setattr(one_run, "_MOST", 100)
+    assert canaries_needed(30.0, 1.0, DELTA, 0.95) is None
 
 
 def test_bound_passes_a_claim_that_the_noise_does_not_keep():

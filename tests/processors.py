@@ -1,0 +1,152 @@
+"""Run what rests on rounding as other processors round: ``make processors``.
+
+Libraries choose their kernels by what the processor can do, and each adds up in an order of its
+own. A test that holds by a rounding's luck fails on another machine, so the numerical tests and
+the self-test run under each set of instructions that this processor has, with one thread and
+with two. One line says how each setting went, or what the processor lacks for it; the exit code
+is 1 if one failed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+THREADS = (1, 2)
+# Where torch's sums are compared with something: the others count, parse, or work in integers.
+NUMERICAL = (
+    "tests/adapters",
+    "tests/training",
+    "tests/models/test_split.py",
+    "tests/models/test_transformer.py",
+    "tests/privacy/test_adaptive.py",
+    "tests/privacy/test_dpsgd.py",
+    "tests/pretraining/test_masked.py",
+    "tests/pretraining/test_objectives.py",
+    "tests/pretraining/test_optimizer.py",
+    "tests/tasks/test_losses.py",
+    "tests/audit/attacks/test_sandbox.py",
+)
+TIMEOUT_S = 600
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Instructions that the libraries may use at most.
+
+    Attributes
+    ----------
+    name : str
+        For people.
+    environment : dict
+        Says so to torch, oneDNN, MKL and OpenBLAS.
+    needs : tuple of str
+        What the processor must have, as Linux names it.
+    """
+
+    name: str
+    environment: dict[str, str] = field(hash=False)
+    needs: tuple[str, ...] = ()
+
+
+def _setting(name: str, aten: str, onednn: str, mkl: str, blas: str, *needs: str) -> Setting:
+    environment = {
+        "ATEN_CPU_CAPABILITY": aten,
+        "ONEDNN_MAX_CPU_ISA": onednn,
+        "MKL_ENABLE_INSTRUCTIONS": mkl,
+        "OPENBLAS_CORETYPE": blas,
+    }
+    return Setting(name, environment, needs)
+
+
+_AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
+SETTINGS = (
+    _setting("default", "default", "SSE41", "SSE4_2", "Nehalem"),
+    _setting("AVX2", "avx2", "AVX2", "AVX2", "Haswell", "avx2", "fma"),
+    _setting("AVX-512", "avx512", "AVX512_CORE", "AVX512", "SkylakeX", *_AVX512),
+    _setting(
+        "AVX-512 with AMX",
+        "avx512",
+        "AVX512_CORE_AMX",
+        "AVX512",
+        "SkylakeX",
+        *_AVX512,
+        "avx512_bf16",
+        "amx_tile",
+        "amx_bf16",
+        "amx_int8",
+    ),
+)
+
+
+def features(cpuinfo: str) -> frozenset[str]:
+    """Return what the processor can do, from the text of ``/proc/cpuinfo``."""
+    lines = (line.partition(":") for line in cpuinfo.splitlines())
+    return frozenset(next((rest.split() for key, _, rest in lines if key.strip() == "flags"), ()))
+
+
+def commands(python: str) -> dict[str, list[str]]:
+    """Return what runs under each setting."""
+    return {
+        "tests": [python, "-m", "pytest", "-p", "no:cacheprovider", *NUMERICAL],
+        "self-test": [python, "-c", "from fedllm.cli import main; main()", "audit", "selftest"],
+    }
+
+
+def run(setting: Setting, threads: int) -> list[str]:
+    """Run everything under a setting; return the names of what failed, its output shown."""
+    number = str(threads)
+    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), number)
+    environment = {**os.environ, **setting.environment, **counts}
+    failed = []
+    for name, command in commands(sys.executable).items():
+        try:
+            done = subprocess.run(
+                command,
+                check=False,
+                cwd=REPOSITORY,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+            )
+            output, good = done.stdout + done.stderr, done.returncode == 0
+        except subprocess.TimeoutExpired:
+            output, good = f"{name}: not finished after {TIMEOUT_S} s", False
+        if not good:
+            print(output, flush=True)
+            failed.append(name)
+    return failed
+
+
+def main(only: list[str]) -> int:
+    """Go through all settings, or those whose names are given."""
+    unknown = set(only) - {setting.name for setting in SETTINGS}
+    if unknown:
+        print(f"no such setting: {', '.join(sorted(unknown))}", file=sys.stderr)
+        return 2
+    able, failures = features(Path("/proc/cpuinfo").read_text()), 0
+    for setting in SETTINGS:
+        if only and setting.name not in only:
+            continue
+        missing = [flag for flag in setting.needs if flag not in able]
+        for threads in THREADS:
+            where = f"{setting.name}, {threads} thread{'s' if threads > 1 else ''}"
+            if missing:
+                print(f"NOT RUN  {where}: this processor lacks {', '.join(missing)}", flush=True)
+                continue
+            start = time.monotonic()
+            failed = run(setting, threads)
+            failures += bool(failed)
+            word = f"FAIL     {where}: {' and '.join(failed)}" if failed else f"pass     {where}"
+            print(f"{word} ({time.monotonic() - start:.0f} s)", flush=True)
+    return int(failures > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
