@@ -94,7 +94,14 @@ def commands(python: str) -> dict[str, list[str]]:
     """Return what runs under each setting."""
     return {
         "tests": [python, "-m", "pytest", "-p", "no:cacheprovider", *NUMERICAL],
-        "self-test": [python, "-c", "from fedllm.cli import main; main()", "audit", "selftest"],
+        "self-test": [
+            python,
+            "-c",
+            "from fedllm.cli import main; main()",
+            "audit",
+            "selftest",
+            "--quick",
+        ],
     }
 
 

@@ -22,7 +22,6 @@ from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.protocol.terms import make_terms
 from fedllm.federation.site.data import SiteData
 from fedllm.identity.keys import Identity
-from fedllm.mechanisms.local import LocalNoise
 from fedllm.training.observed import StepRecord
 
 PEOPLE = {name: Identity.generate(name) for name in ("site-0", "site-1", "authority")}
@@ -230,8 +229,10 @@ def test_nothing_that_leaves_a_site_depends_on_one_unit(transcript):
 
 
 def few(coordinator):
-    for name in ("local", "shared", "discrete"):
+    for name in ("shared", "discrete"):
         coordinator.run(name, MECHANISMS[name], aimed)
+    # In every step.
+    coordinator.run("local", {**LOCAL, "training": {"batch_size": 12}}, aimed)
     coordinator.run("without-three", LOCAL, labels=("one", "two"))
 
 
@@ -288,7 +289,8 @@ def test_no_refusal_and_no_announcement_tells_a_sites_size(transcript):
 @pytest.mark.parametrize("plant", ["exact", "whole words"])
 def test_a_size_that_shows_is_found(transcript, monkeypatch, plant):
     if plant == "exact":
-        monkeypatch.setattr(LocalNoise, "announced_units", lambda self, units: units)
+        for place in ("fedllm.mechanisms.local", "fedllm.federation.site.data"):
+        monkeypatch.setattr(f"{place}.rounded_size", lambda units: units)
     else:
         monkeypatch.setattr(LocalNoise, "announced_units", lambda self, units: units or 0)
         whole = classmethod(lambda cls, error, full_text: cls.whole(error))

@@ -544,7 +544,7 @@ def test_sites_with_names_in_any_script_are_shown_by_them(clinics, tmp_path):
         **safe, "north": ""
     }  # fmt: skip
     # What colluders learn is that of the ledgers.
-    spent = [ledger.verify().datasets[0] for ledger in ledgers(out).values()]
+    spent = [ledger.verify().accounts[0] for ledger in ledgers(out).values()]
     assert summary.privacy["colluders_epsilon"] == pytest.approx(
         max(data.spent_against_colluders.value for data in spent)
     )
@@ -553,6 +553,8 @@ def test_sites_with_names_in_any_script_are_shown_by_them(clinics, tmp_path):
 
 def test_what_the_records_have_spent_is_said_before_a_run_and_where_it_goes_on(clinics, tmp_path):
     shared = tmp_path / "ledgers"
+    # One attempt lost of a few leaves noise that fits the levels.
+    clinics = clinics.model_copy(update={"rounds": clinics.rounds.model_copy(update={"count": 6})})
     new = Listener()
     with pytest.raises(KeyboardInterrupt):
         simulate(clinics, tmp_path / "a", ledgers=shared, observers=[new, StopAfter(2)])
@@ -560,9 +562,9 @@ def test_what_the_records_have_spent_is_said_before_a_run_and_where_it_goes_on(c
     going_on = Listener()
     simulate(clinics, tmp_path / "a", ledgers=shared, resume=True, observers=[going_on])
     (text,) = [text for text in going_on.said if "already spent" in text]
-    assert text.startswith("going on with round 2 of 2; already spent by these sites")
+    assert text.startswith("going on with round 2 of 6; already spent by these sites")
     spent = float(text.split("epsilon ")[1].split()[0])
-    assert 3.0 < spent <= 8.0
+    assert 1.0 < spent <= 8.0
     assert "of a ceiling of 8 at delta 1e-05" in text
     again = Listener()
     with pytest.raises(BudgetError):

@@ -65,4 +65,5 @@ def chosen(dataset: EncodedDataset, records: NDArray[np.int64]) -> EncodedDatase
         offsets=np.concatenate([[0], np.cumsum(stops - starts)]).astype(np.int64),
         targets=dataset.targets[records],
         units=np.arange(len(records), dtype=np.int64),
+        number_of_units=len(records),
     )

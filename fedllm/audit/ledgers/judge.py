@@ -102,6 +102,13 @@ def _compare(subject: str, who: str, claimed: float, found: Recomputed) -> Itera
             f"{who} claims epsilon {epsilon_text(claimed)}; recomputed from the events it is "
             f"{epsilon_text(value)}",
         )
+    elif math.isfinite(value) and not math.isfinite(claimed):
+        yield Finding(
+            "critical",
+            subject,
+            f"{who} claims no bound where {epsilon_text(value)} was spent: it was damaged, or "
+            "written by another program, and cannot be compared",
+        )
     elif math.isfinite(claimed) and claimed > 1.1 * value + TOLERANCE:
         yield Finding(
             "note",

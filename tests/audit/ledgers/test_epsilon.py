@@ -274,7 +274,6 @@ def run_folder(book, tmp_path):
         (b"{}", "'run_id'"),
         (b'{"run_id": "run-1", "privacy": 3}', "'privacy.sites'"),
         (b'{"run_id": "run-1", "privacy": {}}', "'privacy.sites'"),
-        (b'{"run_id": "run-1", "privacy": {"sites": {"site-a": null}}}', "'privacy.sites.site-a'"),
         (b'{"run_id": "run-1", "privacy": {"sites": {"site-a": "1"}}}', "'privacy.sites.site-a'"),
     ],
 )
@@ -285,6 +284,14 @@ def test_a_claim_that_cannot_be_compared_is_a_finding(run_folder, summary, says)
     (finding,) = [f for f in found.findings if f.severity == "critical"]
     assert finding.subject == str(run_folder / "summary.json")
     assert says in finding.text
+
+
+def test_a_claim_without_a_bound_where_one_was_kept_is_a_finding(run_folder):
+    summary = {"run_id": "run-1", "privacy": {"sites": {"site-a": None}}}
+    (run_folder / "summary.json").write_text(json.dumps(summary))
+    found = audit(run_folder)
+    assert found.critical
+    assert any("claims no bound where" in text for text in texts(found, "critical"))
 
 
 def test_a_site_that_a_summary_leaves_out_is_a_finding(run_folder):
