@@ -231,8 +231,8 @@ def test_nothing_that_leaves_a_site_depends_on_one_unit(transcript):
 def few(coordinator):
     for name in ("shared", "discrete"):
         coordinator.run(name, MECHANISMS[name], aimed)
-    # In every step.
-    coordinator.run("local", {**LOCAL, "training": {"batch_size": 12}}, aimed)
+    # In the one step that is not moved by noise yet.
+    coordinator.run("local", {**LOCAL, "training": {"batch_size": 12, "local_steps": 1}}, aimed)
     coordinator.run("without-three", LOCAL, labels=("one", "two"))
 
 
@@ -288,11 +288,9 @@ def test_no_refusal_and_no_announcement_tells_a_sites_size(transcript):
 
 @pytest.mark.parametrize("plant", ["exact", "whole words"])
 def test_a_size_that_shows_is_found(transcript, monkeypatch, plant):
-    if plant == "exact":
-        for place in ("fedllm.mechanisms.local", "fedllm.federation.site.data"):
+    for place in ("fedllm.mechanisms.local", "fedllm.federation.site.data"):
         monkeypatch.setattr(f"{place}.rounded_size", lambda units: units)
-    else:
-        monkeypatch.setattr(LocalNoise, "announced_units", lambda self, units: units or 0)
+    if plant == "whole words":
         whole = classmethod(lambda cls, error, full_text: cls.whole(error))
         monkeypatch.setattr(Refusal, "of_site", whole)
     first, second = (

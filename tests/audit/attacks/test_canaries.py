@@ -69,7 +69,7 @@ def of(config, count=100):
     return open_sandbox(config, count, RandomStream.seeded(1))
 
 
-@pytest.mark.parametrize(("optimizer", "share"), [("sgd", 0.0), ("adam", 0.0), ("adam", 0.1)])
+@pytest.mark.parametrize(("optimizer", "share"), [("sgd", 0.0), ("adam", 0.0), ("sgd", 0.1)])
 def test_too_little_noise_is_refuted_by_as_many_canaries_as_it_takes(
     material, monkeypatch, optimizer, share
 ):
