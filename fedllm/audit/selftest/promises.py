@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedllm.audit.ledgers.recompute import recompute
-from fedllm.audit.selftest.federation import RUN, Federation, build
+from fedllm.audit.selftest.federation import RUN, Federation, Setting, build
 from fedllm.audit.selftest.material import BATCH, RECORDS, ROUNDS, SITES, STEPS, Material
 from fedllm.audit.selftest.rounds import Observed
 from fedllm.audit.selftest.statistics import first, uniform
@@ -82,7 +82,9 @@ def ledger_keeps_the_budget(material: Material) -> str | None:
         return "a round whose training failed gave an update"
     if len(federation.ledger(name).events_of_run(RUN)) != 1:
         return "a round whose training failed is not in the ledger"
-    modest = build(material, material.config(), budget=BudgetSection(epsilon=1.0))
+    modest = build(
+        material, material.config(), Setting(budget=BudgetSection(epsilon=1.0))
+    )
     try:
         modest.round(1)
     except BudgetError:
@@ -152,13 +154,12 @@ def _looks_random(residues: NDArray[np.uint64], primes: tuple[int, ...]) -> str 
 def updates_are_masked(material: Material) -> str | None:
     """With the key authority's key alone an update still looks random, and never repeats."""
     with_own = build(material, material.config())
-    pairs_only = build(
-        material, material.config(encryption={"recover_dropouts": False}), with_own.identities
-    )
+    same = Setting(identities=with_own.identities)
+    pairs_only = build(material, material.config(encryption={"recover_dropouts": False}), same)
     both, context = _slots(with_own)
     # The same public key, run and attempt give the same pairwise masks.
     pairs, _ = _slots(pairs_only, context)
-    again, _ = _slots(build(material, material.config(), with_own.identities))
+    again, _ = _slots(build(material, material.config(), same))
     modulus = with_own.plan.plain_modulus
     return first(
         uniform(pairs, modulus, "an update under its pairwise masks"),

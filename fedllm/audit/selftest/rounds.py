@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedllm.audit.selftest.federation import RUN, Federation, build, gradients_of_sites
+from fedllm.audit.selftest.federation import RUN, Federation, Setting, build, gradients_of_sites
 from fedllm.audit.selftest.material import (
     BATCH,
     RECORDS,
@@ -82,7 +82,9 @@ def observe(
 ) -> Observed:
     """Run all rounds of a federation; with the same keys as another one, if given."""
     config = material.config("bert", **(sections or {}))
-    federation = build(material, config, like.identities if like else None)
+    federation = build(
+        material, config, Setting(identities=like.identities if like else None)
+    )
     each = clipped(gradients_of_sites(material, federation.config), 1.0)
     basis, *_ = np.linalg.svd(each.T, full_matrices=False)
     drawn, noise, readable = [], [], True
