@@ -113,10 +113,10 @@ def watched(answer: Answer | None = None) -> Iterator[Seen]:
         return given
 
     with (
-        _replaced(os, "urandom", urandom),
-        _replaced(os, "getrandom", lambda size, flags=0: urandom(size)),
+        replaced(os, "urandom", urandom),
+        replaced(os, "getrandom", lambda size, flags=0: urandom(size)),
         # Where `random.SystemRandom` and `secrets`, and so numpy, take it from.
-        _replaced(random, "_urandom", urandom),
+        replaced(random, "_urandom", urandom),
         _noted_streams(seen),
     ):
         yield seen
@@ -144,9 +144,9 @@ def _noted_streams(seen: Seen) -> Iterator[None]:
         return choose(self, population, rate)
 
     with (
-        _replaced(RandomStream, "__init__", begun),
-        _replaced(RandomStream, "bytes", taken),
-        _replaced(RandomStream, "poisson_sample", chosen),
+        replaced(RandomStream, "__init__", begun),
+        replaced(RandomStream, "bytes", taken),
+        replaced(RandomStream, "poisson_sample", chosen),
     ):
         yield
 
@@ -158,12 +158,13 @@ def scripted_normals(numbers: NDArray[np.float64]) -> Iterator[None]:
     def normal(self: RandomStream, count: int, parts: int = 4) -> NDArray[np.float64]:
         return numbers[:count].copy()
 
-    with _replaced(RandomStream, "normal", normal):
+    with replaced(RandomStream, "normal", normal):
         yield
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Put another value in place of an attribute inside the block."""
     missing = object()
     before = vars(owner).get(name, missing)
     setattr(owner, name, value)

@@ -21,7 +21,7 @@ from fedllm.audit.selftest.entropy import (
     weak_key,
 )
 from fedllm.audit.selftest.federation import Federation, Setting, build, new_identities
-from fedllm.audit.selftest.material import SITES, Material, Vector
+from fedllm.audit.selftest.material import RECORDS, SITES, Material, Vector
 from fedllm.audit.selftest.probe import WAYS, Probe, Way, probes
 from fedllm.audit.selftest.statistics import first, unrelated, variance
 from fedllm.federation.protocol.messages import Purpose
@@ -177,9 +177,7 @@ def update_deviation(federation: Federation, way: Way, event: Any) -> Vector:
         return np.full(length, event.share_deviation) * federation.quantiser().step
     if way.divided == "not":
         return np.full(length, event.noise_multiplier * 2 * norm / np.sqrt(shares))
-    units = 24
-    rate = config.training.sampling_rate or 1.0
-    divisor = rate * units if way.divided == "units" else config.training.batch_size
+    divisor = RECORDS if way.divided == "units" else config.training.batch_size
     one = event.noise_multiplier * norm * np.sqrt(event.steps / shares) / divisor
     return np.full(length, one * config.training.learning_rate)
 
@@ -193,9 +191,8 @@ def site_config(material: Material, way: Way, seed: int = 0, **more: dict[str, A
         "encryption": {"masks": False, "bits": 20 if way.discrete else 24},
         "privacy": {"epsilon": 8.0},
         "evaluation": {} if way.divided == "not" and not way.discrete else {"every": 1},
-        **more,
     }
-    for name, section in wanted.items():
+    for name, section in [*wanted.items(), *more.items()]:
         sections[name] = {**sections.get(name, {}), **section}
     return material.config("bert", **sections).model_copy(update={"seed": seed})
 

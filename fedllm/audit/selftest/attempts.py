@@ -1,0 +1,202 @@
+"""Checks of rounds that are tried again, of noise that is announced, and of ceilings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from fedllm.audit.selftest.accountant import epsilon_of, mu_squared_of, noise_for, spent
+from fedllm.audit.selftest.entropy import replaced
+from fedllm.audit.selftest.federation import Federation, Setting, build, new_identities
+from fedllm.audit.selftest.material import SITES, Material
+from fedllm.audit.selftest.probe import WAYS, Way
+from fedllm.audit.selftest.seeds import site_config
+from fedllm.config import BudgetSection, RunConfig
+from fedllm.errors import TrainingError
+from fedllm.federation.protocol.messages import Join, JoinHeader
+from fedllm.federation.site.work import SiteWork
+
+_EPSILON, _DELTA = 8.0, 1e-5
+_NAME = SITES[0]
+LOCAL, SHARED = WAYS[0], WAYS[1]
+
+
+@contextmanager
+def failing(error: Exception) -> Iterator[None]:
+    """Let everything that a site computes of its records fail, as a full memory would."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    with replaced(SiteWork, "train", fail), replaced(SiteWork, "evaluate", fail):
+        yield
+
+
+def attempts_are_charged(material: Material) -> str | None:
+    """Every attempt is paid, failed or not, and the run keeps its epsilon all the same."""
+    config = site_config(
+        material, LOCAL, rounds={"count": 3}, evaluation={"every": 0}, training={"local_steps": 1}
+    )
+    federation = build(material, config)
+    federation.sent(_NAME, 1, 1)
+    federation.sent(_NAME, 1, 2)
+    for attempt, error in ((3, TrainingError("made up")), (4, RuntimeError("made up"))):
+        with failing(error):
+            if not federation.refused(_NAME, 1, attempt):
+                return "a round whose training failed gave an update"
+    federation.refused(_NAME, 1, 4)
+    federation.sent(_NAME, 1, 5)
+    federation.sent(_NAME, 2, 6)
+    federation.sent(_NAME, 3, 7)
+    charges = federation.charges(_NAME)
+    # Whether the repeated fourth attempt is refused for nothing or charged once more is free.
+    rounds = [charge.round for charge in charges]
+    if rounds.count(1) < 5 or rounds.count(2) != 1 or rounds.count(3) != 1:
+        return f"of 7 attempts the ledger holds {len(charges)}"
+    found = epsilon_of(spent(event for c in charges for event in c.events), _DELTA)
+    if found > 1.001 * _EPSILON:
+        return f"with its repeated rounds the run cost epsilon {found:.3f} of {_EPSILON:g}"
+    noises = [c.events[0].noise_multiplier for c in charges]  # type: ignore[union-attr]
+    if noises[-1] <= noises[0] * 1.01:
+        return "repeated rounds made the noise of later ones no larger"
+    return None
+
+
+def an_attempt_serves_once(material: Material) -> str | None:
+    """The same order, an older one, or the same after a restart, gives no second update."""
+    config = site_config(material, LOCAL, evaluation={"every": 0})
+    setting = Setting(identities=new_identities(), folder=material.new_folder())
+    federation = build(material, config, setting)
+    federation.sent(_NAME, 1, 2)
+    restarted = build(material, config, setting)
+    restarted.keys = federation.keys
+    for again in (federation, restarted):
+        for attempt in (1, 2):
+            if not again.refused(_NAME, 1, attempt):
+                return f"attempt {attempt} was trained after attempt 2"
+    return None
+
+
+def announced_noise_is_checked(material: Material) -> str | None:
+    """Noise that the coordinator announces is taken only if it keeps the run's epsilon here."""
+    for way in WAYS:
+        if "shared" in way.name or way.discrete:
+            if problem := _announced(material, way):
+                return f"{way.name}: {problem}"
+    return None
+
+
+def _announced(material: Material, way: Way) -> str | None:
+    config = site_config(material, way, rounds={"count": 2}, evaluation={"every": 0})
+    federation = build(material, config)
+    needed = noise_for(mu_squared_of(_EPSILON, _DELTA), 2)
+    for part in (None, 0.0, 0.5, 0.9):
+        noise = None if part is None else part * needed
+        if not _refuses(federation, 1, 1, noise):
+            return f"{part or 'none'} of the noise that is needed was enough"
+    if federation.charges(_NAME):
+        return "a round that was refused is in the ledger"
+    if _refuses(federation, 1, 2, 1.1 * needed):
+        return "more noise than is needed was refused"
+    (event,) = federation.charges(_NAME)[0].events
+    if abs(event.noise_multiplier / (1.1 * needed) - 1) > 1e-6:  # type: ignore[union-attr]
+        return "another noise than was announced is charged"
+    # Round 1 again: what is left of the run's epsilon has to do for two rounds.
+    left = mu_squared_of(_EPSILON, _DELTA) - 1 / (1.1 * needed) ** 2
+    if not _refuses(federation, 1, 3, 0.95 * noise_for(left, 2)):
+        return "noise was enough that leaves out what an earlier attempt has cost"
+    return None
+
+
+def _refuses(federation: Federation, number: int, attempt: int, noise: float | None) -> bool:
+    return federation.refused(_NAME, number, attempt, noise)
+
+
+def one_round(
+    material: Material, epsilon: float = 2.0, way: Way = LOCAL, **privacy: float
+) -> RunConfig:
+    """Return a run of one step in one round, which costs a known epsilon at once."""
+    return site_config(
+        material,
+        way,
+        rounds={"count": 1, "min_sites": way.sections.get("rounds", {}).get("min_sites", 2)},
+        evaluation={"every": 0},
+        training={"local_steps": 1},
+        privacy={"epsilon": epsilon, **privacy},
+    )
+
+
+def pay(federation: Federation, noise: float | None = None) -> bool:
+    """Let the first site do the run's one round; tell whether it did."""
+    return not federation.refused(_NAME, 1, 1, noise)
+
+
+def joins(federation: Federation) -> bool:
+    """Ask the first site whether it takes part in the run."""
+    terms = federation.terms
+    header = JoinHeader(
+        run=terms.run,
+        round=1,
+        config=terms.config_text,
+        labels=terms.labels,
+        model=terms.model,
+        adapter_length=terms.adapter_length,
+    )
+    return federation.sites[_NAME].join(Join(header)).header.refusal is None
+
+
+def ceilings_hold(material: Material) -> str | None:
+    """Finished or not, all runs together stay below the ceiling; joining looks ahead."""
+    config = one_round(material)
+    each = mu_squared_of(2.0, _DELTA)
+    for finished in (True, False):
+        between = (epsilon_of(2 * each, _DELTA) + epsilon_of(3 * each, _DELTA)) / 2
+        same = Setting(
+            identities=new_identities(),
+            folder=material.new_folder(),
+            budget=BudgetSection(epsilon=between),
+        )
+        for number in range(1, 4):
+            federation = build(material, config, _another_run(same, number))
+            asked = joins(federation)
+            if finished or number == 3:
+                paid = pay(federation)
+            else:
+                with failing(TrainingError("made up")):
+                    pay(federation)
+                paid = len(federation.charges(_NAME)) == number
+            if (paid or asked) and number == 3:
+                what = "finished" if finished else "failed"
+                return f"a run above the ceiling was taken after {what} ones"
+            if not (paid and asked) and number < 3:
+                return "a run below the ceiling was refused"
+    return _colluders(material) or _whole_run(material)
+
+
+def _another_run(setting: Setting, number: int) -> Setting:
+    return replace(setting, run=f"run-{number}")
+
+
+def _whole_run(material: Material) -> str | None:
+    """A run whose rounds fit one by one and not together is refused when a site is asked."""
+    config = site_config(material, LOCAL, rounds={"count": 4}, evaluation={"every": 0})
+    for epsilon, fits in ((0.97 * _EPSILON, False), (1.03 * _EPSILON, True)):
+        federation = build(material, config, Setting(budget=BudgetSection(epsilon=epsilon)))
+        if joins(federation) != fits:
+            return f"a run of epsilon {_EPSILON:g} under a ceiling of {epsilon:g}: joined {not fits}"
+    return None
+
+
+def _colluders(material: Material) -> str | None:
+    """The ceiling against everyone else colluding counts one site's share of the noise."""
+    config = one_round(material, way=SHARED)
+    noise = 1.01 * noise_for(mu_squared_of(2.0, _DELTA), 1)
+    shares = config.rounds.min_sites - config.privacy.colluders
+    alone = epsilon_of(shares / noise**2, _DELTA)
+    for ceiling, fits in ((0.97 * alone, False), (1.03 * alone, True)):
+        budget = BudgetSection(epsilon=2.1, colluders_epsilon=ceiling)
+        federation = build(material, config, Setting(budget=budget))
+        if pay(federation, noise) != fits:
+            return f"epsilon {alone:.2f} against colluders under a ceiling of {ceiling:.2f}"
+    return None
