@@ -46,16 +46,16 @@ _SIZES = (
 )
 
 
-def rates_are_charged(material: Material) -> str | None:
+def rates_are_charged(material: Material, all_sizes: bool = True) -> str | None:
     """Units are drawn at the rate that is charged: batch over units, to the last digit."""
-    for size in _SIZES:
-        if problem := _rate(material, size):
+    for size in _SIZES if all_sizes else _SIZES[:2]:
+        if problem := _rate(material, size, all_sizes):
             people = " persons" if size.unit is some_persons else " records"
             return f"{size.units}{people}, batch {size.batch}: {problem}"
     return None
 
 
-def _rate(material: Material, size: _Sizes) -> str | None:
+def _rate(material: Material, size: _Sizes, foreign: bool) -> str | None:
     data = {"unit": "person"} if size.unit is some_persons else {}
     config = material.config(
         "bert",
@@ -83,7 +83,7 @@ def _rate(material: Material, size: _Sizes) -> str | None:
         if state.datasets[charge.dataset].unit != unit or charge.delta != _DELTA:
             return "the ledger names another unit or delta"
     events = [event for charge in state.reservations.values() for event in charge.events]
-    return _keeps(events)
+    return _keeps(events) if foreign else None
 
 
 def _keeps(events: list[Any]) -> str | None:

@@ -78,6 +78,8 @@ class Federation:
         Every signed update that a site sent, as it went over the wire.
     announced : list of float
         Noise multipliers of the rounds so far, with distributed noise.
+    heard : callable
+        Hears of every answer of a site: what it was asked, its name, and the answer.
     keys : dict of str to object
         Secret keys (TenSEAL contexts) of the orders that the self-test wrote, by purpose.
     """
@@ -93,6 +95,7 @@ class Federation:
     updates: list[bytes] = field(default_factory=list)
     announced: list[float] = field(default_factory=list)
     keys: dict[str, Any] = field(default_factory=dict)
+    heard: Callable[[str, str, Any], None] = lambda kind, name, answer: None
 
     def admit(self, node: str, name: str) -> None:
         """Nodes have the names of sites already."""
@@ -121,14 +124,18 @@ class Federation:
 
     def _ask(self, kind: str, request: Wire, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
         for name in names:
-            yield name, getattr(self.sites[name], kind)(request)
+            answer = getattr(self.sites[name], kind)(request)
+            self.heard(kind, name, answer)
+            yield name, answer
 
-    def round(self, number: int) -> RoundOutcome:
+    def round(self, number: int, purpose: Purpose = "update") -> RoundOutcome:
         """Carry one round through, from the same adapter each time."""
         cohort = gather_cohort(self, self.terms, number, self.roster, lambda text: None)
-        noise = mechanism_of(self.config).announced_noise(number, self.announced)
-        self.announced += [noise] if noise is not None else []
-        statement = statement_of(self.terms, cohort, number, number, noise)
+        noise = None
+        if purpose == "update":
+            noise = mechanism_of(self.config).announced_noise(number, self.announced)
+            self.announced += [noise] if noise is not None else []
+        statement = statement_of(self.terms, cohort, number, number, noise, purpose)
         return run_round(
             self,
             self.authority,

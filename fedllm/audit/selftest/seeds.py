@@ -21,9 +21,10 @@ from fedllm.audit.selftest.entropy import (
     weak_key,
 )
 from fedllm.audit.selftest.federation import Federation, Setting, build, new_identities
-from fedllm.audit.selftest.material import RECORDS, SITES, Material, Vector
+from fedllm.audit.selftest.material import RECORDS, SITES, Kind, Material, Vector
 from fedllm.audit.selftest.probe import WAYS, Probe, Way, probes
 from fedllm.audit.selftest.statistics import first, unrelated, variance
+from fedllm.config import RunConfig, Task
 from fedllm.federation.protocol.messages import Purpose
 from fedllm.mechanisms import mechanism_of
 
@@ -182,7 +183,14 @@ def update_deviation(federation: Federation, way: Way, event: Any) -> Vector:
     return np.full(length, one * config.training.learning_rate)
 
 
-def site_config(material: Material, way: Way, seed: int = 0, **more: dict[str, Any]) -> Any:
+def site_config(
+    material: Material,
+    way: Way,
+    seed: int = 0,
+    kind: Kind = "bert",
+    task: Task | None = None,
+    **more: dict[str, Any],
+) -> RunConfig:
     """Return the configuration of a run whose updates the self-test can open one by one."""
     sections: dict[str, dict[str, Any]] = {name: dict(s) for name, s in way.sections.items()}
     wanted: dict[str, dict[str, Any]] = {
@@ -194,6 +202,6 @@ def site_config(material: Material, way: Way, seed: int = 0, **more: dict[str, A
     }
     for name, section in [*wanted.items(), *more.items()]:
         sections[name] = {**sections.get(name, {}), **section}
-    return material.config("bert", **sections).model_copy(update={"seed": seed})
+    return material.config(kind, task, **sections).model_copy(update={"seed": seed})
 
 
