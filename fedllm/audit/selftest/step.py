@@ -115,6 +115,10 @@ def sampling_of_batches(material: Material, calls: int = 120) -> str | None:
         return "a batch's sum is not a sum of the records' clipped gradients"
     if batches.min() < 0 or batches.max() > 1:
         return "a record was in one batch more than once"
+    sparse = _batches(part, 0.02, steps=1, calls=calls)
+    if sparse is None:
+        return "an empty batch gives something else than noise"
+    nobody = int((sparse.sum(axis=1) == 0).sum())
     repeats = int((batches[::2] * batches[1::2]).sum())
     return first(
         binomial(int(batches.sum()), batches.size, rate, "records drawn"),
@@ -125,6 +129,7 @@ def sampling_of_batches(material: Material, calls: int = 120) -> str | None:
             rate,
             "records drawn a medium number of times",
         ),
+        binomial(nobody, calls, 0.98**units, "empty batches at a small rate"),
         binomial(repeats, batches.size // 2, rate**2, "records in two batches in a row"),
         binomial(
             int((batches[:, ::2] * batches[:, 1::2]).sum()),
