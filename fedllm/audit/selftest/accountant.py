@@ -65,4 +65,4 @@ def spent(events: Iterable[Any]) -> float:
 
 def close(found: float, right: float) -> bool:
     """Whether a noise multiplier is the right one, rounded up at most."""
-    return right * (1 - 1e-6) <= found <= right * ROUNDED_UP
+    return right * (1 - 1e-4) <= found <= right * ROUNDED_UP

@@ -54,7 +54,7 @@ def _leaves(material: Material, way: Way, kind: Kind, task: Task) -> str | None:
     config = site_config(material, way, kind=kind, task=task, evaluation={"every": 0})
     federation = build(material, config)
     noise = mechanism_of(config).announced_noise(1, ())
-    steps = config.training.local_steps if way.divided != "not" else 1
+    steps = way.releases(config)
     # Each step draws the same; so all together stay within what is drawn in one.
     script = scripted(federation.terms.update_length) / np.sqrt(steps)
     with scripted_normals(script):

@@ -81,7 +81,7 @@ def an_attempt_serves_once(material: Material) -> str | None:
 def announced_noise_is_checked(material: Material) -> str | None:
     """Noise that the coordinator announces is taken only if it keeps the run's epsilon here."""
     for way in WAYS:
-        if "shared" in way.name or way.discrete:
+        if way.shared:
             if problem := _announced(material, way):
                 return f"{way.name}: {problem}"
     return None
@@ -91,20 +91,21 @@ def _announced(material: Material, way: Way) -> str | None:
     config = site_config(material, way, rounds={"count": 2}, evaluation={"every": 0})
     federation = build(material, config)
     needed = noise_for(mu_squared_of(_EPSILON, _DELTA), 2)
-    for part in (None, 0.0, 0.5, 0.9):
+    parts = (None, 0.0, 0.5, 0.9)
+    for attempt, part in enumerate(parts, 1):
         noise = None if part is None else part * needed
-        if not _refuses(federation, 1, 1, noise):
+        if not _refuses(federation, 1, attempt, noise):
             return f"{part or 'none'} of the noise that is needed was enough"
     if federation.charges(_NAME):
         return "a round that was refused is in the ledger"
-    if _refuses(federation, 1, 2, 1.1 * needed):
+    if _refuses(federation, 1, len(parts) + 1, 1.1 * needed):
         return "more noise than is needed was refused"
     (event,) = federation.charges(_NAME)[0].events
     if abs(event.noise_multiplier / (1.1 * needed) - 1) > 1e-6:  # type: ignore[union-attr]
         return "another noise than was announced is charged"
     # Round 1 again: what is left of the run's epsilon has to do for two rounds.
     left = mu_squared_of(_EPSILON, _DELTA) - 1 / (1.1 * needed) ** 2
-    if not _refuses(federation, 1, 3, 0.95 * noise_for(left, 2)):
+    if not _refuses(federation, 1, len(parts) + 2, 0.95 * noise_for(left, 2)):
         return "noise was enough that leaves out what an earlier attempt has cost"
     return None
 
@@ -171,7 +172,7 @@ def ceilings_hold(material: Material) -> str | None:
                 return f"a run above the ceiling was taken after {what} ones"
             if not (paid and asked) and number < 3:
                 return "a run below the ceiling was refused"
-    return _colluders(material) or _whole_run(material)
+    return _colluders(material) or _whole_run(material) or _deltas(material) or _without(material)
 
 
 def _another_run(setting: Setting, number: int) -> Setting:
@@ -188,11 +189,40 @@ def _whole_run(material: Material) -> str | None:
     return None
 
 
+def _deltas(material: Material) -> str | None:
+    """A run's promise at a large delta costs more at the site's."""
+    config = one_round(material, delta=1e-3)
+    right = epsilon_of(mu_squared_of(2.0, 1e-3), _DELTA)
+    for ceiling, fits in ((0.97 * right, False), (1.04 * right, True)):
+        federation = build(material, config, Setting(budget=BudgetSection(epsilon=ceiling)))
+        if (joins(federation), pay(federation)) != (fits, fits):
+            return f"epsilon 2 at delta 0.001 is {right:.2f} at the site's, not under {ceiling:.2f}"
+    return None
+
+
+def _without(material: Material) -> str | None:
+    """A run without privacy needs the site's leave, and nothing private follows it."""
+    config = one_round(material)
+    open_run = config.model_copy(
+        update={"privacy": config.privacy.model_copy(update={"epsilon": None})}
+    )
+    setting = Setting(identities=new_identities(), folder=material.new_folder())
+    setting = replace(setting, budget=BudgetSection(epsilon=1e5))
+    if joins(build(material, open_run, replace(setting, non_private=False))):
+        return "a run without privacy was joined without the site's leave"
+    if not pay(build(material, open_run, replace(setting, run="run-1"))):
+        return "a run without privacy was refused at a site that allows it"
+    after = build(material, config, replace(setting, run="run-2"))
+    if joins(after) or pay(after):
+        return "a private run was taken after one without privacy"
+    return None
+
+
 def _colluders(material: Material) -> str | None:
     """The ceiling against everyone else colluding counts one site's share of the noise."""
     config = one_round(material, way=SHARED)
     noise = 1.01 * noise_for(mu_squared_of(2.0, _DELTA), 1)
-    shares = config.rounds.min_sites - config.privacy.colluders
+    shares = SHARED.shares(config)
     alone = epsilon_of(shares / noise**2, _DELTA)
     for ceiling, fits in ((0.97 * alone, False), (1.03 * alone, True)):
         budget = BudgetSection(epsilon=2.1, colluders_epsilon=ceiling)

@@ -45,10 +45,10 @@ def evaluation_is_private(material: Material, every_task: bool) -> str | None:
         for task in TASKS if every_task else TASKS[:2]:
             kind: Kind = "bert" if trains_a_head(task) else "llama"
             config = _config(material, way, kind, task)
-            if problem := _units_are_bounded(config) or _noise(config):
+            if problem := _units_are_bounded(config) or _noise(way, config):
                 return f"{way.name}, {task}: {problem}"
             persons = some_persons if task == TASKS[0] else by_itself
-            if problem := _as_sent(material, config, persons):
+            if problem := _as_sent(material, way, config, persons):
                 return f"{way.name}, {task}: {problem}"
     return None
 
@@ -68,10 +68,8 @@ def _entries(config: RunConfig) -> int:
     return 1 + len(task_of(config.task).site_scores)
 
 
-def _deviation(config: RunConfig, noise: float) -> float:
+def _deviation(config: RunConfig, shares: int, noise: float) -> float:
     """Return the standard deviation of one site's noise: E values in [0, 1] move by sqrt(E)."""
-    shared = config.training.local_steps == 1
-    shares = config.rounds.min_sites - config.privacy.colluders if shared else 1
     return noise * float(np.sqrt(_entries(config) / shares))
 
 
@@ -90,11 +88,11 @@ def _units_are_bounded(config: RunConfig) -> str | None:
     return None
 
 
-def _noise(config: RunConfig) -> str | None:
+def _noise(way: Way, config: RunConfig) -> str | None:
     event: Any = mechanism_of(config).evaluation.event
     if not close(event.noise_multiplier, noise_for(mu_squared_of(_EPSILON, _DELTA), _COUNT)):
         return f"evaluations are charged at noise {event.noise_multiplier:.4f}"
-    deviation, entries = _deviation(config, event.noise_multiplier), _entries(config)
+    deviation, entries = _deviation(config, way.shares(config), event.noise_multiplier), _entries(config)
     scores = np.full((5, entries - 1), 0.4)
     with scripted_normals(np.zeros(16)):
         right = noised_sum(config, scores, RandomStream.secure()).astype(np.float64)
@@ -113,7 +111,7 @@ def _noise(config: RunConfig) -> str | None:
     )
 
 
-def _as_sent(material: Material, config: RunConfig, unit: Unit) -> str | None:
+def _as_sent(material: Material, way: Way, config: RunConfig, unit: Unit) -> str | None:
     """What a site sends is the sum over its held-out units, and noise as its ledger says."""
     if unit is some_persons:
         data = config.data.model_copy(update={"unit": "person"})
@@ -130,7 +128,7 @@ def _as_sent(material: Material, config: RunConfig, unit: Unit) -> str | None:
         return "an evaluation is not in the ledger"
     event: Any = charges[0].events[0]
     entries = _entries(config)
-    deviation = _deviation(config, event.noise_multiplier)
+    deviation = _deviation(config, way.shares(config), event.noise_multiplier)
     wanted = _held_out_sum(material, federation, records[_NAME]) + deviation * script[:entries]
     worst = max(float(np.abs(found - wanted).max()) for found in sums)
     if worst > 2 * _ROUNDING:

@@ -324,6 +324,8 @@ class Setting:
         Whether errors leave with their whole text, as in a simulation.
     former : mapping of str to tuple of bytes
         Keys that sites had before.
+    non_private : bool, optional
+        Whether sites allow runs without privacy; as the run is when left out.
     """
 
     identities: dict[str, Identity] | None = None
@@ -333,6 +335,7 @@ class Setting:
     folder: Path | None = None
     full_errors: bool = True
     former: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
+    non_private: bool | None = None
 
 
 def new_identities() -> dict[str, Identity]:
@@ -347,9 +350,10 @@ def build(material: Material, config: RunConfig, setting: Setting | None = None)
     identities = setting.identities or new_identities()
     keys = {name: identities[name].public_bytes() for name in SITES}
     roster = Roster(identities[_AUTHORITY].public_bytes(), keys, former=setting.former)
+    allowed = not config.private if setting.non_private is None else setting.non_private
     policy = SitePolicy(
         budget=setting.budget or BudgetSection(epsilon=10 * (config.privacy.epsilon or 1.0)),
-        allow=AllowSection(non_private=not config.private),
+        allow=AllowSection(non_private=allowed),
     )
     read = setting.records or (lambda name: records_of(name, config.task))
     records = {name: read(name) for name in SITES}

@@ -42,7 +42,7 @@ def overlaps_are_charged(material: Material, all_cases: bool = True) -> str | No
         "the same records from another file": (everyone, [_moved(r) for r in everyone]),
         "some of the records": (everyone, everyone[:3]),
         "more records": (everyone[:3], everyone),
-        "one shared record": (everyone, [*others, everyone[-1]]),
+        "one shared record": (everyone, [*others, _moved(everyone[-1])]),
         "one shared record of persons": (
             _named(everyone, "a"),
             [*_named(others, "b"), replace(everyone[0], unit="b 99")],

@@ -69,23 +69,34 @@ class Way:
     divided : {"units", "public", "not"}
         What a sum is divided by: the batch that a site of so many units expects, the public
         batch size, or nothing, where the update itself is noised.
-    moving, discrete : bool
-        Whether the norm moves (one step of Adam); whether noise is integers.
+    shared, moving, discrete : bool
+        Whether the sites share the noise; whether the norm moves (one step of Adam); whether
+        noise is integers.
     """
 
     name: str
     sections: Sections
     deviation: float
     divided: Literal["units", "public", "not"]
+    shared: bool = False
     moving: bool = False
     discrete: bool = False
+
+
+    def shares(self, config: RunConfig) -> int:
+        """Return how many sites' shares make up the noise: those of the smallest sum, honest."""
+        return config.rounds.min_sites - config.privacy.colluders if self.shared else 1
+
+    def releases(self, config: RunConfig) -> int:
+        """Return how many noised sums of a unit one round releases."""
+        return 1 if self.divided == "not" else config.training.local_steps
 
 
 # The norm of a moving one is so small that Adam's step still tells how large the gradient was.
 _SMALL = 2 * ADAM_STABILITY * BATCH / _NOISE
 WAYS = (
     Way("local noise", _LOCAL, _NOISE * _NORM * sqrt(_STEPS), "units"),
-    Way("shared noise", _SHARED, _NOISE * _NORM / sqrt(_SHARES), "public"),
+    Way("shared noise", _SHARED, _NOISE * _NORM / sqrt(_SHARES), "public", shared=True),
     Way(
         "discrete noise",
         {
@@ -100,6 +111,7 @@ WAYS = (
         },
         _NOISE * _NORM / sqrt(_SHARES),
         "not",
+        shared=True,
         discrete=True,
     ),
     Way(
@@ -127,6 +139,7 @@ WAYS = (
         },
         _NOISE * 2 * _NORM / sqrt(_SHARES),
         "not",
+        shared=True,
     ),
 )
 
@@ -205,7 +218,7 @@ class Probe:
     @property
     def steps(self) -> int:
         """How many noised sums a contribution adds up."""
-        return self.config.training.local_steps if self.way.divided != "not" else 1
+        return self.way.releases(self.config)
 
     @property
     def grid(self) -> IntegerGrid:

@@ -122,7 +122,7 @@ def sampling_of_batches(material: Material, calls: int = 120) -> str | None:
     repeats = int((batches[::2] * batches[1::2]).sum())
     return first(
         binomial(int(batches.sum()), batches.size, rate, "records drawn"),
-        central_counts(batches.sum(axis=1).tolist(), units, rate, "batch sizes of medium size"),
+        *_sizes(batches.sum(axis=1), units, rate),
         central_counts(
             batches.sum(axis=0).tolist(),
             len(batches),
@@ -138,6 +138,15 @@ def sampling_of_batches(material: Material, calls: int = 120) -> str | None:
             "neighbours in a batch",
         ),
     )
+
+
+def _sizes(found: NDArray[np.int64], units: int, rate: float) -> list[str | None]:
+    """Test that batches of every size come as often as they must."""
+    law = stats.binom(units, rate)
+    return [
+        binomial(int((found == size).sum()), len(found), float(law.pmf(size)), f"batches of {size}")
+        for size in range(units + 1)
+    ]
 
 
 def batches_of_steps(material: Material, calls: int = 120) -> str | None:

@@ -23,6 +23,8 @@ from fedllm.randomness import RandomStream
 
 _ENDS = (2.0, 3.0, 3.5, 4.0, 4.5, 5.0)
 _CHUNK = 1 << 19
+# More than any buffer holds.
+_LARGE = (1 << 25) + 5
 _DEVIATION = 50
 # Of so many numbers of 50 bits no four equal another one.
 _COMPARED, _MOST_EQUAL = 1 << 17, 3
@@ -35,7 +37,7 @@ def generator(short_draws: int) -> str | None:
     ``short_draws`` streams are begun: with a key of 32 bits two of 2**17 are alike with a
     probability of 0.86, of 2**19 surely.
     """
-    for size in (1, 16, 1000):
+    for size in (1, 16, 1000, _LARGE):
         key = os.urandom(32)
         plain = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor().update(bytes(size))
         if RandomStream(key).bytes(size) != plain:
