@@ -148,9 +148,7 @@ def an_accountant_restarted_each_round(patch):
 
 
 def a_delta_that_is_doubled(patch):
-    patch.setattr(
-        Mechanism, "_target_delta", property(lambda self: 2 * self._config.privacy.delta)
-    )
+    patch.setattr(Mechanism, "_target_delta", property(lambda self: 2 * self._config.privacy.delta))
 
 
 # --- what is added up --------------------------------------------------------------------------
@@ -263,9 +261,7 @@ def overlaps_ignored(patch):
 
 def overlaps_of_persons_ignored(patch):
     right = charging.identify
-    patch.setattr(
-        charging, "identify", lambda *terms: replace(right(*terms), person_tags=b"")
-    )
+    patch.setattr(charging, "identify", lambda *terms: replace(right(*terms), person_tags=b""))
 
 
 def overlaps_in_one_direction(patch):

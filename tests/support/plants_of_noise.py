@@ -99,7 +99,9 @@ def one_key_for_the_life_of_the_process(patch):
 def noise_from_numpys_generator(patch):
     generator = np.random.default_rng()
     patch.setattr(
-        dpsgd, "gaussian_noise", lambda stream, count, deviation: generator.normal(0, deviation, count)
+        dpsgd,
+        "gaussian_noise",
+        lambda stream, count, deviation: generator.normal(0, deviation, count),
     )
 
 

@@ -185,7 +185,9 @@ def _whole_run(material: Material) -> str | None:
     for epsilon, fits in ((0.97 * _EPSILON, False), (1.03 * _EPSILON, True)):
         federation = build(material, config, Setting(budget=BudgetSection(epsilon=epsilon)))
         if joins(federation) != fits:
-            return f"a run of epsilon {_EPSILON:g} under a ceiling of {epsilon:g}: joined {not fits}"
+            return (
+                f"a run of epsilon {_EPSILON:g} under a ceiling of {epsilon:g}: joined {not fits}"
+            )
     return None
 
 

@@ -86,8 +86,8 @@ class Subject:
 
     @cached_property
     def twin(self) -> Observed:
-        """The same run once more, with the same keys."""
-        return observe(self.material, self.run.federation)
+        """Two rounds of the same run once more, with the same keys."""
+        return observe(self.material, self.run.federation, rounds=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ CHECKS = (
     Check(
         "batches of steps",
         "every local step draws a batch of its own",
-        lambda s: step.batches_of_steps(s.material, s.effort.batches),
+        lambda s: step.batches_of_steps(s.material, s.effort.batches, s.effort.every_task),
     ),
     Check(
         "adapters",

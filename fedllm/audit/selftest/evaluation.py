@@ -41,8 +41,8 @@ _ROUNDING = 2 * 2.0**18 / 2**23
 
 def evaluation_is_private(material: Material, every_task: bool) -> str | None:
     """One unit moves a sum by no more than is hidden; every sum has its noise, as charged."""
-    for way in (WAYS[0], WAYS[1]):
-        for task in TASKS if every_task else TASKS[:2]:
+    for place, way in enumerate((WAYS[0], WAYS[1])):
+        for task in TASKS if every_task else TASKS[place : place + 1]:
             kind: Kind = "bert" if trains_a_head(task) else "llama"
             config = _config(material, way, kind, task)
             if problem := _units_are_bounded(config) or _noise(way, config):
@@ -92,7 +92,10 @@ def _noise(way: Way, config: RunConfig) -> str | None:
     event: Any = mechanism_of(config).evaluation.event
     if not close(event.noise_multiplier, noise_for(mu_squared_of(_EPSILON, _DELTA), _COUNT)):
         return f"evaluations are charged at noise {event.noise_multiplier:.4f}"
-    deviation, entries = _deviation(config, way.shares(config), event.noise_multiplier), _entries(config)
+    deviation, entries = (
+        _deviation(config, way.shares(config), event.noise_multiplier),
+        _entries(config),
+    )
     scores = np.full((5, entries - 1), 0.4)
     with scripted_normals(np.zeros(16)):
         right = noised_sum(config, scores, RandomStream.secure()).astype(np.float64)

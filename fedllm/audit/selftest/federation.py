@@ -212,9 +212,7 @@ class Federation:
             bounds=sum_shape(self.config, purpose, self.terms.bounds).bounds,
             model=self.terms.model,
         )
-        return Train(
-            header, self.plan_of(purpose).to_bytes(), public_key, self.start.tobytes()
-        )
+        return Train(header, self.plan_of(purpose).to_bytes(), public_key, self.start.tobytes())
 
     def sent(
         self,

@@ -178,9 +178,7 @@ def _carried(
         carry(federation)
         again = build(material, federation.config, replace(setting, folder=federation.folder))
         if joins(again) != fits or not again.refused(_NAME, 1, 2) != fits:
-            return (
-                f"a run was {'refused' if fits else 'taken'} under a ceiling of {ceiling:.3f}"
-            )
+            return f"a run was {'refused' if fits else 'taken'} under a ceiling of {ceiling:.3f}"
     return None
 
 

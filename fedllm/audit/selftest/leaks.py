@@ -164,4 +164,3 @@ def _of_records(material: Material) -> str | None:
     order, _ = federation.order(1)
     header, _ = federation.sites[_NAME].train(order).to_wire()
     return "the words of a record leave the site" if _SECRET in header else None
-

@@ -133,9 +133,7 @@ class Material:
         ]
         return (self.classifier, self.persons, self.causal, *others)
 
-    def _reference(
-        self, kind: Kind, unit: Unit, task: Task | None = None
-    ) -> Reference:
+    def _reference(self, kind: Kind, unit: Unit, task: Task | None = None) -> Reference:
         config = self.config(kind, task)
         model = self.model(config)
         records = made_up(RECORDS, "site-a", unit, task_of(config.task))

@@ -82,7 +82,6 @@ class Way:
     moving: bool = False
     discrete: bool = False
 
-
     def shares(self, config: RunConfig) -> int:
         """Return how many sites' shares make up the noise: those of the smallest sum, honest."""
         return config.rounds.min_sites - config.privacy.colluders if self.shared else 1

@@ -203,5 +203,3 @@ def site_config(
     for name, section in [*wanted.items(), *more.items()]:
         sections[name] = {**sections.get(name, {}), **section}
     return material.config(kind, task, **sections).model_copy(update={"seed": seed})
-
-

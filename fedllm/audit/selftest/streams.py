@@ -192,4 +192,3 @@ def _distinct(values: NDArray[np.float64], what: str) -> str | None:
     if equal <= _MOST_EQUAL:
         return None
     return f"{what}: {equal} of {len(taken)} equal another one"
-
