@@ -375,7 +375,7 @@ def persons_clipped_record_by_record(patch):
 
 
 def persons_taken_for_records(patch):
-    patch.setattr(EncodedDataset, "number_of_units", property(lambda self: len(self)))
+    patch.setattr(EncodedDataset, "number_of_units", property(len))
 
 
 def one_batch_for_all_steps(patch):

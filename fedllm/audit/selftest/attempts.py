@@ -81,9 +81,8 @@ def an_attempt_serves_once(material: Material) -> str | None:
 def announced_noise_is_checked(material: Material) -> str | None:
     """Noise that the coordinator announces is taken only if it keeps the run's epsilon here."""
     for way in WAYS:
-        if way.shared:
-            if problem := _announced(material, way):
-                return f"{way.name}: {problem}"
+        if way.shared and (problem := _announced(material, way)):
+            return f"{way.name}: {problem}"
     return None
 
 

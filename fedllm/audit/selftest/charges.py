@@ -152,20 +152,25 @@ def _as_expected(federation: Federation, way: Way, name: str, evaluates: bool) -
         return f"the ledger holds {[(c.purpose, c.round) for c in charges]} and not {wanted}"
     for charge in charges:
         many = steps if charge.purpose == "training" else 1
-        event, alone = _single(charge.events), _single(charge.colluder_events)
-        if event is None or alone is None or event[1] != many or alone[1] != many:
-            return f"a round is charged as {charge.events}, {charge.colluder_events}"
-        if not close(event[0], right[charge.purpose]):
-            return (
-                f"{charge.purpose} is charged at noise {event[0]:.4f}; public numbers give "
-                f"{right[charge.purpose]:.4f}"
-            )
-        # Everyone else colluding knows all shares of the noise but the site's own.
-        if abs(alone[0] * np.sqrt(shares) / event[0] - 1) > 1e-6:
-            return f"against colluders {charge.purpose} counts noise {alone[0]:.4f}"
+        if problem := _round(charge, many, right[charge.purpose], shares):
+            return problem
     found = epsilon_of(spent(event for charge in charges for event in charge.events), _DELTA)
     if not 0.9 * _EPSILON <= found <= 1.001 * _EPSILON:
         return f"the run promises epsilon {_EPSILON:g} and was charged {found:.3f}"
+    return None
+
+
+def _round(charge: Reservation, many: int, right: float, shares: int) -> str | None:
+    event, alone = _single(charge.events), _single(charge.colluder_events)
+    if event is None or alone is None or event[1] != many or alone[1] != many:
+        return f"a round is charged as {charge.events}, {charge.colluder_events}"
+    if not close(event[0], right):
+        return (
+            f"{charge.purpose} is charged at noise {event[0]:.4f}; public numbers give {right:.4f}"
+        )
+    # Everyone else colluding knows all shares of the noise but the site's own.
+    if abs(alone[0] * np.sqrt(shares) / event[0] - 1) > 1e-6:
+        return f"against colluders {charge.purpose} counts noise {alone[0]:.4f}"
     return None
 
 

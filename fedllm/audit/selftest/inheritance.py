@@ -177,7 +177,7 @@ def _carried(
             return "a site whose keys are new took part with an empty ledger"
         carry(federation)
         again = build(material, federation.config, replace(setting, folder=federation.folder))
-        if joins(again) != fits or not again.refused(_NAME, 1, 2) != fits:
+        if joins(again) != fits or again.refused(_NAME, 1, 2) == fits:
             return f"a run was {'refused' if fits else 'taken'} under a ceiling of {ceiling:.3f}"
     return None
 

@@ -22,7 +22,7 @@ from fedllm.federation.protocol.statements import make_member
 from fedllm.identity.keys import Identity
 
 _NAME = SITES[0]
-_SECRET = "zyxwvut98765"
+_PRIVATE = "zyxwvut98765"
 # What each answer says beside its refusal; a value is checked, or of a form that says nothing.
 _FIELDS = {
     "join": {"site", "member", "refusal"},
@@ -133,12 +133,12 @@ def _readable(envelope: bytes) -> dict[str, Any]:
 def refusals_say_nothing(material: Material) -> str | None:
     """A failure that speaks of a record leaves the site as its kind alone."""
     errors: list[Exception] = [
-        TrainingError(f"loss of {_SECRET}", _SECRET),
-        DataError(_SECRET, _SECRET),
-        RuntimeError(_SECRET),
-        ValueError(_SECRET),
-        KeyError(_SECRET),
-        OSError(5, _SECRET),
+        TrainingError(f"loss of {_PRIVATE}", _PRIVATE),
+        DataError(_PRIVATE, _PRIVATE),
+        RuntimeError(_PRIVATE),
+        ValueError(_PRIVATE),
+        KeyError(_PRIVATE),
+        OSError(5, _PRIVATE),
     ]
     config = site_config(material, LOCAL, rounds={"count": 1}, evaluation={"every": 1})
     federation = build(material, config, Setting(full_errors=False))
@@ -148,7 +148,7 @@ def refusals_say_nothing(material: Material) -> str | None:
             with failing(error):
                 answer = federation.sites[_NAME].train(order)
             header, blobs = answer.to_wire()
-            if _SECRET in header or _SECRET.encode() in b"".join(blobs.values()):
+            if _PRIVATE in header or _PRIVATE.encode() in b"".join(blobs.values()):
                 return f"the words of a {type(error).__name__} leave the site"
             if answer.header.refusal is None:
                 return "a site whose work failed did not refuse"
@@ -158,9 +158,9 @@ def refusals_say_nothing(material: Material) -> str | None:
 def _of_records(material: Material) -> str | None:
     """Records that cannot be learned from are refused without a word of them."""
     broken = records_of(_NAME, "classification", by_itself, 6)
-    broken[2] = Record({"text": "", "label": _SECRET}, None, None, f"{_SECRET}:3")
+    broken[2] = Record({"text": "", "label": _PRIVATE}, None, None, f"{_PRIVATE}:3")
     setting = Setting(full_errors=False, records=lambda name: broken)
     federation = build(material, site_config(material, LOCAL, evaluation={"every": 0}), setting)
     order, _ = federation.order(1)
     header, _ = federation.sites[_NAME].train(order).to_wire()
-    return "the words of a record leave the site" if _SECRET in header else None
+    return "the words of a record leave the site" if _PRIVATE in header else None

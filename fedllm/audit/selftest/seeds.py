@@ -7,7 +7,7 @@ when they are, whatever is public stays, and the same when they stay, whatever e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
