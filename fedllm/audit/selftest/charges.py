@@ -109,7 +109,8 @@ def _run(material: Material, way: Way) -> str | None:
     evaluation = {"every": 1, "epsilon": _EVALUATIONS, "holdout": 0.3} if evaluates else {}
     config = site_config(material, way, rounds={"count": _ROUNDS}, evaluation=evaluation)
     federation = build(material, config)
-    name, announced = SITES[0], []
+    name = SITES[0]
+    announced: list[float] = []
     for number in range(1, _ROUNDS + 1):
         noise = mechanism_of(config).announced_noise(number, announced)
         announced += [noise] if noise is not None else []

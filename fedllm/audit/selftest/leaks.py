@@ -55,11 +55,7 @@ def words_say_nothing(material: Material, all_cases: bool = True) -> str | None:
     said = []
     worlds = (("one", 24), ("other", 19), ("third", 24))
     for seed, count in worlds if all_cases else worlds[:2]:
-        records = {name: records_of(f"{seed}/{name}", count=count) for name in SITES}
-        setting = Setting(
-            identities=identities, records=lambda name, r=records: r[name], full_errors=False
-        )
-        federation = build(material, config, setting)
+        federation = build(material, config, _world(identities, seed, count))
         with watched(known_answers("leaks")):
             said.append(_listen(federation))
         if problem := _form(said[-1], federation):
@@ -68,6 +64,14 @@ def words_say_nothing(material: Material, all_cases: bool = True) -> str | None:
         if problem := _same(said[0], other):
             return problem
     return None
+
+
+def _world(identities: dict[str, Identity], seed: str, count: int) -> Setting:
+    return Setting(
+        identities=identities,
+        records=lambda name: records_of(f"{seed}/{name}", count=count),
+        full_errors=False,
+    )
 
 
 def _listen(federation: Federation) -> _Said:

@@ -45,8 +45,11 @@ _SMALLEST, _COLLUDERS = 3, 1
 _SHARES = _SMALLEST - _COLLUDERS
 _NORM, _NOISE, _STEPS = 0.7, 1.3, 3
 _RATE, _HEAD_RATE = 1e-3, 3e-3
-_LOCAL = {"training": {"local_steps": _STEPS}, "privacy": {"clipping_norm": _NORM}}
-_SHARED = {
+_LOCAL: dict[str, dict[str, Any]] = {
+    "training": {"local_steps": _STEPS},
+    "privacy": {"clipping_norm": _NORM},
+}
+_SHARED: dict[str, dict[str, Any]] = {
     "privacy": {"noise": "distributed", "colluders": _COLLUDERS, "clipping_norm": _NORM},
     "rounds": {"min_sites": _SMALLEST},
     "training": {"local_steps": 1, "sampling_rate": 0.5},

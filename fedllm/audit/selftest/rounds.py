@@ -82,7 +82,7 @@ def observe(
     rounds: int = ROUNDS,
 ) -> Observed:
     """Run rounds of a federation; with the same keys as another one, if given."""
-    config = material.config("bert", **(sections or {}))
+    config = material.config("bert", None, **(sections or {}))
     federation = build(material, config, Setting(identities=like.identities if like else None))
     each = clipped(gradients_of_sites(material, federation.config), 1.0)
     basis, *_ = np.linalg.svd(each.T, full_matrices=False)
