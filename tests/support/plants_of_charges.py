@@ -387,6 +387,59 @@ def _loss_of_rounds(patch):
     return losses
 
 
+def a_lost_memory_that_is_not_missed(patch):
+    patch.setattr(SiteAccount, "charged", lambda self, statement: False)
+
+
+def a_lost_ledger_that_is_not_missed(patch):
+    patch.setattr(memory.SiteMemory, "used", lambda self: False)
+
+
+def evaluations_left_out_when_a_run_is_checked(patch):
+    right = SiteAccount.check_run
+
+    def check(self, run, number, config, units, length):
+        with patch.context() as inner:
+            inner.setattr(EvaluationSums, "rounds", property(lambda self: ()))
+            return right(self, run, number, config, units, length)
+
+    planned = EvaluationSums.planned.fget
+    kept = {}
+
+    def remembered(self):
+        if self.rounds:
+            kept["last"] = planned(self)
+        return kept.get("last", ())
+
+    patch.setattr(EvaluationSums, "planned", property(remembered))
+    patch.setattr(SiteAccount, "check_run", check)
+
+
+def failed_evaluations_that_count_for_nothing(patch):
+    right = SiteAccount.reserve_evaluation
+
+    def reserve(self, statement, config):
+        with patch.context() as inner:
+            inner.setattr(
+                Ledger,
+                "events_of_run",
+                lambda ledger, run, purpose=None: [
+                    e
+                    for r in _only_committed(ledger._state).values()
+                    if r.purpose == purpose
+                    for e in r.events
+                ],
+            )
+            return right(self, statement, config)
+
+    patch.setattr(SiteAccount, "reserve_evaluation", reserve)
+
+
+def public_rates_rounded(patch):
+    right = Mechanism.sampling_rate
+    patch.setattr(Mechanism, "sampling_rate", lambda self, units: round(right(self, units), 4))
+
+
 def a_loss_in_the_sites_name(patch):
     losses, right = _loss_of_rounds(patch), Site.train
 
@@ -470,6 +523,11 @@ CHARGES = [
     (announced_noise_believed, "announced noise"),
     (announced_noise_believed_when_it_is_near, "announced noise"),
     (an_attempt_served_twice, "attempts"),
+    (a_lost_memory_that_is_not_missed, "attempts"),
+    (a_lost_ledger_that_is_not_missed, "attempts"),
+    (evaluations_left_out_when_a_run_is_checked, "budget"),
+    (failed_evaluations_that_count_for_nothing, "attempts"),
+    (public_rates_rounded, "rates"),
     (a_loss_in_the_sites_name, "words"),
     (a_loss_beside_the_ledgers_head, "words"),
     (a_loss_in_a_refusal, "words"),

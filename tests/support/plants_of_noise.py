@@ -422,6 +422,34 @@ def batches_of_fixed_size(patch):
     patch.setattr(local, "poisson_batch", fixed)
 
 
+def a_retry_with_the_same_batch_and_noise(patch):
+    right, kept = site_work.SiteWork.train, {}
+
+    def train(self, order, dataset, noise_multiplier):
+        key = (order.statement.run, order.statement.round, order.key.fingerprint)
+        if key not in kept:
+            kept[key] = right(self, order, dataset, noise_multiplier)
+        return kept[key]
+
+    patch.setattr(site_work.SiteWork, "train", train)
+
+
+def persons_held_out_in_part(patch):
+    from fedllm.federation.protocol import evaluating
+
+    right = evaluating.Holdout._holds
+    patch.setattr(
+        evaluating.Holdout, "_holds", lambda self, record: right(self, replace(record, unit=None))
+    )
+
+
+def masks_of_every_attempt_the_same(patch):
+    from fedllm.encryption import masks
+
+    right = masks.MaskScope.to_bytes
+    patch.setattr(masks.MaskScope, "to_bytes", lambda self: right(replace(self, attempt=1)))
+
+
 def held_out_records_trained_on(patch):
     from fedllm.federation.site.data import Holdout
 
@@ -477,5 +505,8 @@ NOISE = [
     (each_batch_used_for_two_steps, "batches of steps"),
     (an_empty_batch_drawn_again, "sampling"),
     (batches_of_fixed_size, "sampling"),
+    (a_retry_with_the_same_batch_and_noise, "attempts"),
+    (persons_held_out_in_part, "evaluation"),
+    (masks_of_every_attempt_the_same, "masks"),
     (held_out_records_trained_on, "charges"),
 ]

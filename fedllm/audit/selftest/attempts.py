@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
+
 from fedllm.audit.selftest.accountant import epsilon_of, mu_squared_of, noise_for, spent
-from fedllm.audit.selftest.entropy import replaced
+from fedllm.audit.selftest.entropy import replaced, watched
 from fedllm.audit.selftest.federation import Federation, Setting, build, new_identities
 from fedllm.audit.selftest.material import SITES, Material
 from fedllm.audit.selftest.probe import WAYS, Way
-from fedllm.audit.selftest.seeds import site_config
+from fedllm.audit.selftest.seeds import site_config, update_deviation
+from fedllm.audit.selftest.statistics import variance
 from fedllm.config import BudgetSection, RunConfig
 from fedllm.errors import TrainingError
 from fedllm.federation.protocol.messages import Join, JoinHeader
@@ -39,8 +42,8 @@ def attempts_are_charged(material: Material) -> str | None:
         material, LOCAL, rounds={"count": 3}, evaluation={"every": 0}, training={"local_steps": 1}
     )
     federation = build(material, config)
-    federation.sent(_NAME, 1, 1)
-    federation.sent(_NAME, 1, 2)
+    if problem := _two_attempts(federation):
+        return problem
     for attempt, error in ((3, TrainingError("made up")), (4, RuntimeError("made up"))):
         with failing(error):
             if not federation.refused(_NAME, 1, attempt):
@@ -60,6 +63,55 @@ def attempts_are_charged(material: Material) -> str | None:
     noises = [c.events[0].noise_multiplier for c in charges]  # type: ignore[union-attr]
     if noises[-1] <= noises[0] * 1.01:
         return "repeated rounds made the noise of later ones no larger"
+    return None
+
+
+def _two_attempts(federation: Federation) -> str | None:
+    """Two attempts on the same records draw anew, and differ by the noise of both."""
+    with watched() as seen:
+        updates = [federation.sent(_NAME, 1, attempt) for attempt in (1, 2)]
+    if len(seen.sampled) != 2:
+        return "a repeated round did not draw a batch of its own"
+    charges = federation.charges(_NAME)
+    if len(charges) != 2:
+        return f"of 2 attempts the ledger holds {len(charges)}"
+    right = sum(update_deviation(federation, LOCAL, c.events[0]) ** 2 for c in charges)
+    step = federation.quantiser().step
+    return variance(
+        (updates[0] - updates[1]) / np.sqrt(right),
+        1.0,
+        "the noise of two attempts",
+        extra=float((step**2 / 2 / right).max()),
+    )
+
+
+def evaluations_are_charged(material: Material) -> str | None:
+    """A failed evaluation is paid, and counts among those that a run may have."""
+    config = site_config(material, LOCAL, rounds={"count": 2}, evaluation={"every": 1})
+    federation = build(material, config)
+    with failing(RuntimeError("made up")):
+        if not federation.refused(_NAME, 1, 1, purpose="evaluation"):
+            return "an evaluation that failed gave a sum"
+    federation.sent(_NAME, 1, 2, purpose="evaluation")
+    purposes = [charge.purpose for charge in federation.charges(_NAME)]
+    if purposes != ["evaluation"] * 2:
+        return f"of 2 evaluations, one of them failed, the ledger holds {len(purposes)}"
+    if not federation.refused(_NAME, 2, 3, purpose="evaluation"):
+        return "a failed evaluation does not count among those of the run"
+    return None
+
+
+def what_is_lost_is_missed(material: Material) -> str | None:
+    """A site that lost its memory of attempts, or its ledger, does not go on as if new."""
+    config = site_config(material, LOCAL, evaluation={"every": 0})
+    for lost in (".json", ".sqlite"):
+        setting = Setting(identities=new_identities(), folder=material.new_folder())
+        federation = build(material, config, setting)
+        federation.sent(_NAME, 1, 1)
+        (federation.folder / f"{_NAME}{lost}").unlink()
+        restarted = build(material, config, setting)
+        if not restarted.refused(_NAME, 1, 2):
+            return f"a site that lost {_NAME}{lost} went on with its run"
     return None
 
 
@@ -179,14 +231,17 @@ def _another_run(setting: Setting, number: int) -> Setting:
 
 
 def _whole_run(material: Material) -> str | None:
-    """A run whose rounds fit one by one and not together is refused when a site is asked."""
-    config = site_config(material, LOCAL, rounds={"count": 4}, evaluation={"every": 0})
-    for epsilon, fits in ((0.97 * _EPSILON, False), (1.03 * _EPSILON, True)):
-        federation = build(material, config, Setting(budget=BudgetSection(epsilon=epsilon)))
-        if joins(federation) != fits:
-            return (
-                f"a run of epsilon {_EPSILON:g} under a ceiling of {epsilon:g}: joined {not fits}"
-            )
+    """A run whose rounds fit one by one and not together is refused when a site is asked.
+
+    So is one that would fit without its evaluations.
+    """
+    for asked in ({"every": 0}, {"every": 2, "epsilon": 5.0}):
+        config = site_config(material, LOCAL, rounds={"count": 4}, evaluation=asked)
+        for ceiling, fits in ((0.97 * _EPSILON, False), (1.03 * _EPSILON, True)):
+            federation = build(material, config, Setting(budget=BudgetSection(epsilon=ceiling)))
+            if joins(federation) != fits:
+                what = "refused" if fits else "joined"
+                return f"a run of epsilon {_EPSILON:g} was {what} under a ceiling of {ceiling:g}"
     return None
 
 

@@ -54,7 +54,34 @@ def rates_are_charged(material: Material, all_sizes: bool = True) -> str | None:
         if problem := _rate(material, size, all_sizes):
             people = " persons" if size.unit is some_persons else " records"
             return f"{size.units}{people}, batch {size.batch}: {problem}"
+    return _public_rate(material)
+
+
+def _public_rate(material: Material) -> str | None:
+    """With shared noise the rate is the run's own, for persons too, and is charged as it is."""
+    rate, persons = 0.7654321, _SIZES[0]
+    config = site_config(
+        material,
+        WAYS[1],
+        training={"sampling_rate": rate},
+        data={"unit": "person"},
+        evaluation={"every": 0},
+    )
+    federation = build(material, config, _of_size(persons))
+    with watched() as seen:
+        noise = mechanism_of(config).announced_noise(1, ())
+        federation.sent(SITES[0], 1, noise=noise)
+    if seen.sampled != [(persons.units, rate)]:
+        return f"batches of shared noise are drawn as {seen.sampled}"
+    (charge,) = federation.charges(SITES[0])
+    for event in (*charge.events, *charge.colluder_events):
+        if (event.sampling_rate, event.steps) != (rate, 1):  # type: ignore[union-attr]
+            return f"a public rate of {rate} is charged as {event}"
     return None
+
+
+def _of_size(size: _Sizes) -> Setting:
+    return Setting(records=lambda name: records_of(name, "classification", size.unit, size.records))
 
 
 def _rate(material: Material, size: _Sizes, foreign: bool) -> str | None:
@@ -67,8 +94,7 @@ def _rate(material: Material, size: _Sizes, foreign: bool) -> str | None:
         rounds={"count": _ROUNDS},
         data=data,
     )
-    records = {name: records_of(name, "classification", size.unit, size.records) for name in SITES}
-    federation = build(material, config, Setting(records=lambda name: records[name]))
+    federation = build(material, config, _of_size(size))
     name = SITES[0]
     for number in range(1, _ROUNDS + 1):
         with watched() as seen:

@@ -250,7 +250,10 @@ CHECKS = (
         "attempts",
         "every attempt is paid, failed or not, gives one update, and the run keeps its epsilon",
         lambda s: (
-            attempts.attempts_are_charged(s.material) or attempts.an_attempt_serves_once(s.material)
+            attempts.attempts_are_charged(s.material)
+            or attempts.evaluations_are_charged(s.material)
+            or attempts.an_attempt_serves_once(s.material)
+            or attempts.what_is_lost_is_missed(s.material)
         ),
     ),
     Check(

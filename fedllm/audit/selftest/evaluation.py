@@ -134,7 +134,7 @@ def _as_sent(material: Material, way: Way, config: RunConfig, unit: Unit) -> str
     deviation = _deviation(config, way.shares(config), event.noise_multiplier)
     wanted = _held_out_sum(material, federation, records[_NAME]) + deviation * script[:entries]
     worst = max(float(np.abs(found - wanted).max()) for found in sums)
-    if worst > 2 * _ROUNDING:
+    if not worst <= 2 * _ROUNDING:
         return f"a sum of held-out units is off by {worst:.3g} (deviation {deviation:.3g})"
     if not federation.refused(_NAME, _COUNT, _COUNT + 1, purpose="evaluation"):
         return "a run had more evaluations than it was planned with"
@@ -145,7 +145,11 @@ def _held_out_sum(material: Material, federation: Federation, records: list[Any]
     """Score held-out units one record at a time, and add them up, (E,)."""
     config = federation.config
     key = federation.identities[_NAME].derive("held-out records")
-    _, held = Holdout(key, _FRACTION).split(records)
+    kept, held = Holdout(key, _FRACTION).split(records)
+    both = {r.unit for r in kept} & {r.unit for r in held} - {None}
+    if both or len(kept) + len(held) != len(records):
+        # No sum is right where a person is in both.
+        return np.full(_entries(config), np.inf)
     model, task = material.model(config), task_of(config.task)
     total = np.zeros(_entries(config))
     dataset = dataset_of(held, config, model)

@@ -147,17 +147,22 @@ def updates_are_masked(material: Material) -> str | None:
     # The same public key, run and attempt give the same pairwise masks.
     pairs, _ = _slots(pairs_only, context)
     again, _ = _slots(build(material, material.config(), same))
+    # Another attempt under the same key, as a coordinator that repeats one would have it.
+    second, _ = _slots(build(material, pairs_only.config, same), context, attempt=2)
     modulus = with_own.plan.plain_modulus
     return first(
         uniform(pairs, modulus, "an update under its pairwise masks"),
         uniform(_minus(both, pairs, modulus), modulus, "an update under its site's own mask"),
         uniform(_minus(again, both, modulus), modulus, "the masks of two rounds"),
+        uniform(_minus(second, pairs, modulus), modulus, "the masks of two attempts"),
     )
 
 
-def _slots(federation: Federation, context: Any = None) -> tuple[NDArray[np.uint64], Any]:
+def _slots(
+    federation: Federation, context: Any = None, attempt: int = 1
+) -> tuple[NDArray[np.uint64], Any]:
     """Return one site's masked update, opened with the round's key."""
-    order, context = federation.order(1, context)
+    order, context = federation.order(1, context, attempt)
     payload = federation.payload(SITES[0], order)
     return SecretRoundKey(federation.plan, context).decrypt_sum(payload), context
 
