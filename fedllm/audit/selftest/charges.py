@@ -131,8 +131,9 @@ def runs_are_charged(material: Material) -> str | None:
 
 
 def _run(material: Material, way: Way) -> str | None:
-    evaluates = way.divided != "not"
-    evaluation = {"every": 1, "epsilon": _EVALUATIONS, "holdout": 0.3} if evaluates else {}
+    # Evaluation does not go with whole sites as units.
+    evaluates = way.divided != "not" or way.discrete
+    evaluation = {"every": 1, "epsilon": _EVALUATIONS, "holdout": 0.2} if evaluates else {}
     config = site_config(material, way, rounds={"count": _ROUNDS}, evaluation=evaluation)
     federation = build(material, config)
     name = SITES[0]

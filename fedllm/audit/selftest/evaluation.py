@@ -10,7 +10,13 @@ import torch
 from fedllm.audit.selftest.accountant import close, mu_squared_of, noise_for
 from fedllm.audit.selftest.blocks import scripted
 from fedllm.audit.selftest.entropy import scripted_normals, watched, weak_key
-from fedllm.audit.selftest.federation import Federation, Setting, build, records_of
+from fedllm.audit.selftest.federation import (
+    Federation,
+    Setting,
+    build,
+    new_identities,
+    records_of,
+)
 from fedllm.audit.selftest.material import (
     SITES,
     TASKS,
@@ -27,7 +33,9 @@ from fedllm.audit.selftest.seeds import site_config
 from fedllm.audit.selftest.statistics import first, tails, unrelated, variance
 from fedllm.config import RunConfig, Task
 from fedllm.config.task import trains_a_head
+from fedllm.data.records import Record
 from fedllm.federation.protocol.evaluating import Holdout, noised_sum
+from fedllm.identity.keys import Identity
 from fedllm.mechanisms import mechanism_of
 from fedllm.randomness import RandomStream
 from fedllm.tasks import task_of
@@ -120,7 +128,9 @@ def _as_sent(material: Material, way: Way, config: RunConfig, unit: Unit) -> str
         data = config.data.model_copy(update={"unit": "person"})
         config = config.model_copy(update={"data": data})
     records = {name: records_of(name, config.task, unit) for name in SITES}
-    federation = build(material, config, Setting(records=lambda name: records[name]))
+    identities = _that_hold_some_out(records[_NAME])
+    setting = Setting(identities=identities, records=lambda name: records[name])
+    federation = build(material, config, setting)
     script = scripted(64)
     sums = []
     for number in range(1, _COUNT + 1):
@@ -141,11 +151,23 @@ def _as_sent(material: Material, way: Way, config: RunConfig, unit: Unit) -> str
     return None
 
 
-def _held_out_sum(material: Material, federation: Federation, records: list[Any]) -> Vector:
+def _that_hold_some_out(records: list[Record]) -> dict[str, Identity]:
+    """Make keys by which the first site holds out some of its units, and not all of them."""
+    while True:
+        identities = new_identities()
+        kept, held = Holdout(_holdout_key(identities), _FRACTION).split(records)
+        if kept and held:
+            return identities
+
+
+def _holdout_key(identities: dict[str, Identity]) -> bytes:
+    return identities[_NAME].derive("held-out records")
+
+
+def _held_out_sum(material: Material, federation: Federation, records: list[Record]) -> Vector:
     """Score held-out units one record at a time, and add them up, (E,)."""
     config = federation.config
-    key = federation.identities[_NAME].derive("held-out records")
-    kept, held = Holdout(key, _FRACTION).split(records)
+    kept, held = Holdout(_holdout_key(federation.identities), _FRACTION).split(records)
     both = {r.unit for r in kept} & {r.unit for r in held} - {None}
     if both or len(kept) + len(held) != len(records):
         # No sum is right where a person is in both.

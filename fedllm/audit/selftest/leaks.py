@@ -48,7 +48,7 @@ def words_say_nothing(material: Material, all_cases: bool = True) -> str | None:
         material,
         LOCAL,
         encryption={"masks": True},
-        evaluation={"every": 1, "holdout": 0.4},
+        evaluation={"every": 1, "holdout": 0.1},
         training={"learning_rate": 1e-3},
     )
     identities = {name: Identity.generate(name) for name in (*SITES, "authority")}

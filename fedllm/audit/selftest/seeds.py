@@ -125,7 +125,9 @@ def _site(material: Material, way: Way, purpose: Purpose) -> str | None:
     identities = new_identities()
 
     def sent(world: _World, key: Any = None) -> tuple[Vector, Federation, str | None]:
-        config = site_config(material, way, world.seed)
+        # Who is held out depends on the site's keys, and with it what a sum is divided by.
+        every = 1 if purpose == "evaluation" else 0
+        config = site_config(material, way, world.seed, evaluation={"every": every})
         federation = build(material, config, Setting(identities=identities, run=world.run))
         if key is not None:
             federation.keys[purpose] = key
@@ -198,7 +200,6 @@ def site_config(
         "training": {"sampling_rate": 1.0},
         "encryption": {"masks": False, "bits": 20 if way.discrete else 24},
         "privacy": {"epsilon": 8.0},
-        "evaluation": {} if way.divided == "not" and not way.discrete else {"every": 1},
     }
     for name, section in [*wanted.items(), *more.items()]:
         sections[name] = {**sections.get(name, {}), **section}
