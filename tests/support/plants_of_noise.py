@@ -250,6 +250,15 @@ def counts_of_evaluation_without_noise(patch):
     patch.setattr(EvaluationSums, "noised", some)
 
 
+def evaluation_of_nobody_without_noise(patch):
+    right = EvaluationSums.noised
+
+    def some(self, total, stream):
+        return right(self, total, stream) if total.any() else total.astype(np.float32)
+
+    patch.setattr(EvaluationSums, "noised", some)
+
+
 def an_empty_batch_takes_no_step(patch):
     right = local.noised_mean
 
@@ -486,6 +495,7 @@ NOISE = [
     (every_tenth_value_without_noise, "noise of every block"),
     (evaluation_without_noise, "evaluation"),
     (counts_of_evaluation_without_noise, "evaluation"),
+    (evaluation_of_nobody_without_noise, "evaluation"),
     (an_empty_batch_takes_no_step, "noise of every block"),
     (an_empty_batch_of_integers_has_no_noise, "noise of every block"),
     (noise_in_the_first_step_alone, "noise of every block"),

@@ -104,13 +104,15 @@ def _noise(way: Way, config: RunConfig) -> str | None:
         _deviation(config, way.shares(config), event.noise_multiplier),
         _entries(config),
     )
-    scores = np.full((5, entries - 1), 0.4)
+    # A site that holds nobody out must not be told from one that does.
+    sizes = [np.full((units, entries - 1), 0.4) for units in (5, 0)]
     with scripted_normals(np.zeros(16)):
-        right = noised_sum(config, scores, RandomStream.secure()).astype(np.float64)
+        right = [noised_sum(config, one, RandomStream.secure()).astype(float) for one in sizes]
     drawn = []
     with watched() as seen:
-        for _ in range(_DRAWS):
-            drawn.append(noised_sum(config, scores, RandomStream.secure()) - right)
+        for turn in range(_DRAWS):
+            sums = noised_sum(config, sizes[turn % 2], RandomStream.secure())
+            drawn.append(sums - right[turn % 2])
     if problem := weak_key(seen):
         return problem
     rows = np.stack(drawn) / deviation
