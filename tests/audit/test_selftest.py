@@ -537,16 +537,17 @@ def test_the_number_of_exact_tests_is_no_larger_than_stated(tmp_path, monkeypatc
     subject = Subject(tmp_path, replace(WHOLE, normals=1, integers=1, streams=1000))
     for check in CHECKS:
         assert perform(check, subject).passed
-    assert 1000 < len(made) <= MOST_TESTS
+    assert MOST_TESTS / 10 < len(made) <= MOST_TESTS
     assert false_alarm() < 1e-9
 
 
 @pytest.mark.slow
-def test_the_whole_selftest_passes_from_the_command_line():
-    result = CliRunner().invoke(app, ["selftest", "--json"])
+def test_the_quick_selftest_passes_from_the_command_line():
+    result = CliRunner().invoke(app, ["selftest", "--quick", "--json"])
     assert result.exit_code == 0
     found = json.loads(result.stdout)
     assert found["passed"]
+    assert found["quick"]
     assert len(found["checks"]) == len(CHECKS)
     assert found["false_alarm_probability"] < 1e-9
     assert len(found["installation"]["code_sha256"]) == 64
@@ -555,7 +556,7 @@ def test_the_whole_selftest_passes_from_the_command_line():
 @pytest.mark.slow
 def test_a_fault_gives_exit_code_1_and_names_the_check(monkeypatch):
     no_noise(monkeypatch)
-    result = CliRunner().invoke(app, ["selftest"])
+    result = CliRunner().invoke(app, ["selftest", "--quick"])
     assert isinstance(result.exception, FedllmError)
     assert result.exception.exit_code == 1
     assert "FAIL  noise of a step" in result.stdout

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from fedllm.audit.selftest.blocks import scripted
+from fedllm.audit.selftest.building import build, records_of
 from fedllm.audit.selftest.entropy import scripted_normals
-from fedllm.audit.selftest.federation import Federation, build, records_of
+from fedllm.audit.selftest.federation import Federation
 from fedllm.audit.selftest.material import (
     SITES,
     Kind,

@@ -9,8 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from fedllm.audit.selftest.accountant import epsilon_of, mu_squared_of, noise_for, spent
+from fedllm.audit.selftest.building import Setting, build, new_identities
 from fedllm.audit.selftest.entropy import replaced, watched
-from fedllm.audit.selftest.federation import Federation, Setting, build, new_identities
+from fedllm.audit.selftest.federation import Federation
 from fedllm.audit.selftest.material import SITES, Material
 from fedllm.audit.selftest.probe import WAYS, Way
 from fedllm.audit.selftest.seeds import site_config, update_deviation

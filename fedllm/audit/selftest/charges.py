@@ -9,8 +9,9 @@ import numpy as np
 
 from fedllm.audit.ledgers.recompute import recompute
 from fedllm.audit.selftest.accountant import close, epsilon_of, mu_squared_of, noise_for, spent
+from fedllm.audit.selftest.building import Setting, build, records_of
 from fedllm.audit.selftest.entropy import watched
-from fedllm.audit.selftest.federation import Federation, Setting, build, records_of
+from fedllm.audit.selftest.federation import Federation
 from fedllm.audit.selftest.material import SITES, Material, Unit, by_itself, some_persons
 from fedllm.audit.selftest.probe import WAYS, Way
 from fedllm.audit.selftest.seeds import site_config

@@ -9,14 +9,9 @@ import torch
 
 from fedllm.audit.selftest.accountant import close, mu_squared_of, noise_for
 from fedllm.audit.selftest.blocks import scripted
+from fedllm.audit.selftest.building import Setting, build, new_identities, records_of
 from fedllm.audit.selftest.entropy import scripted_normals, watched, weak_key
-from fedllm.audit.selftest.federation import (
-    Federation,
-    Setting,
-    build,
-    new_identities,
-    records_of,
-)
+from fedllm.audit.selftest.federation import Federation
 from fedllm.audit.selftest.material import (
     SITES,
     TASKS,

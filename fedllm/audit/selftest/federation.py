@@ -6,7 +6,7 @@ real federation nobody can.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedllm.audit.selftest.material import (
-    RECORDS,
-    SITES,
-    Material,
-    Unit,
     Vector,
-    by_itself,
-    dataset_of,
-    gradients_of,
-    made_up,
-    start_of,
 )
-from fedllm.config import AllowSection, BudgetSection, RunConfig, SitePolicy, Task
-from fedllm.data.records import Record
+from fedllm.config import RunConfig
 from fedllm.encryption.ciphertext_format import new_context
 from fedllm.encryption.pack import unpack
 from fedllm.encryption.plan import EncryptionPlan, make_plan
@@ -53,8 +43,7 @@ from fedllm.federation.protocol.messages import (
     round_statement,
 )
 from fedllm.federation.protocol.statements import make_member, read_statement
-from fedllm.federation.protocol.terms import Terms, make_terms
-from fedllm.federation.site.files import SiteFiles
+from fedllm.federation.protocol.terms import Terms
 from fedllm.federation.site.site import Site
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
@@ -62,10 +51,9 @@ from fedllm.mechanisms import mechanism_of
 from fedllm.privacy.ledger.audit import read_state
 from fedllm.privacy.ledger.ledger import Ledger
 from fedllm.privacy.ledger.state import Reservation
-from fedllm.tasks import task_of
 
 RUN = "selftest-run"
-_AUTHORITY = "authority"
+AUTHORITY = "authority"
 
 
 @dataclass
@@ -183,7 +171,7 @@ class Federation:
         key = PublicRoundKey.from_bytes(plan, public).fingerprint
         proposal = self._proposal(number, attempt or number, noise, purpose)
         text = proposal.model_copy(update={"key": key}).model_dump_json()
-        signature = self.identities[_AUTHORITY].sign(round_statement(text)).hex()
+        signature = self.identities[AUTHORITY].sign(round_statement(text)).hex()
         return self._order(text, signature, public, purpose), context
 
     def opened_order(self, number: int) -> Train:
@@ -297,107 +285,3 @@ class Federation:
     def ledger(self, name: str) -> Ledger:
         """Open a site's ledger."""
         return Ledger.open(self.ledger_file(name), name, self.identities[name])
-
-
-Records = Callable[[str], list[Record]]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a federation is made from beside its run's configuration.
-
-    Attributes
-    ----------
-    identities : dict of str to Identity, optional
-        New keys when left out.
-    budget : BudgetSection, optional
-        Every site's; ten times the run's epsilon when left out.
-    records : callable, optional
-        Returns a site's records; the made-up ones when left out.
-    run : str
-        The run's name among all runs.
-    folder : Path, optional
-        Where ledgers are; a new one when left out.
-    full_errors : bool
-        Whether errors leave with their whole text, as in a simulation.
-    former : mapping of str to tuple of bytes
-        Keys that sites had before.
-    non_private : bool, optional
-        Whether sites allow runs without privacy; as the run is when left out.
-    """
-
-    identities: dict[str, Identity] | None = None
-    budget: BudgetSection | None = None
-    records: Records | None = None
-    run: str = RUN
-    folder: Path | None = None
-    full_errors: bool = True
-    former: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
-    non_private: bool | None = None
-
-
-def new_identities() -> dict[str, Identity]:
-    """Make keys for all sites and the key authority."""
-    return {name: Identity.generate(name) for name in (*SITES, _AUTHORITY)}
-
-
-def build(material: Material, config: RunConfig, setting: Setting | None = None) -> Federation:
-    """Make a federation; with ledgers and keys of its own unless the setting names some."""
-    setting = setting or Setting()
-    folder = setting.folder or material.new_folder()
-    identities = setting.identities or new_identities()
-    keys = {name: identities[name].public_bytes() for name in SITES}
-    roster = Roster(identities[_AUTHORITY].public_bytes(), keys, former=setting.former)
-    allowed = not config.private if setting.non_private is None else setting.non_private
-    policy = SitePolicy(
-        budget=setting.budget or BudgetSection(epsilon=10 * (config.privacy.epsilon or 1.0)),
-        allow=AllowSection(non_private=allowed),
-    )
-    read = setting.records or (lambda name: records_of(name, config.task))
-    records = {name: read(name) for name in SITES}
-
-    def site(name: str) -> Site:
-        return Site(
-            identity=identities[name],
-            roster=roster,
-            policy=policy,
-            files=SiteFiles(
-                folder / f"{name}.sqlite", folder / f"{name}.json", folder / f"{name}.log"
-            ),
-            model_path=config.model.path,
-            records=lambda task: records[name],
-            models=material.models,
-            full_errors=setting.full_errors,
-        )
-
-    model = material.models.get(config, material.labels(config))
-    return Federation(
-        config=config,
-        folder=folder,
-        identities=identities,
-        roster=roster,
-        sites={name: site(name) for name in SITES},
-        authority=Authority(
-            identities[_AUTHORITY], roster, config.rounds.min_sites, full_errors=True
-        ),
-        terms=make_terms(config, model, setting.run),
-        start=start_of(model),
-    )
-
-
-def records_of(
-    name: str, task: Task = "classification", unit: Unit = by_itself, count: int = RECORDS
-) -> list[Record]:
-    """Return one site's made-up records."""
-    return made_up(count, name, unit, task_of(task))
-
-
-def gradients_of_sites(material: Material, config: RunConfig) -> Vector:
-    """Return the gradients of all sites' records, (sites * records, P), in the sites' order."""
-    model = material.model(config)
-    return np.concatenate(
-        [
-            gradients_of(model, dataset_of(records_of(name, config.task), config, model))
-            for name in SITES
-        ]
-    )

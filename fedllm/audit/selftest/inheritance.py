@@ -12,14 +12,8 @@ from pathlib import Path
 
 from fedllm.audit.selftest.accountant import epsilon_of, mu_squared_of
 from fedllm.audit.selftest.attempts import SHARED, failing, joins, one_round, pay
-from fedllm.audit.selftest.federation import (
-    RUN,
-    Federation,
-    Setting,
-    build,
-    new_identities,
-    records_of,
-)
+from fedllm.audit.selftest.building import Setting, build, new_identities, records_of
+from fedllm.audit.selftest.federation import RUN, Federation
 from fedllm.audit.selftest.material import SITES, Material
 from fedllm.config import BudgetSection
 from fedllm.data.records import Record

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedllm.audit.selftest.attempts import LOCAL, failing
+from fedllm.audit.selftest.building import Setting, build, records_of
 from fedllm.audit.selftest.entropy import known_answers, watched
-from fedllm.audit.selftest.federation import Federation, Setting, build, records_of
+from fedllm.audit.selftest.federation import Federation
 from fedllm.audit.selftest.material import SITES, Material, by_itself
 from fedllm.audit.selftest.seeds import site_config
 from fedllm.data.records import Record

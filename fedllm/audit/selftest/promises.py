@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedllm.audit.ledgers.recompute import recompute
-from fedllm.audit.selftest.federation import RUN, Federation, Setting, build
+from fedllm.audit.selftest.building import Setting, build
+from fedllm.audit.selftest.federation import RUN, Federation
 from fedllm.audit.selftest.material import BATCH, RECORDS, ROUNDS, SITES, STEPS, Material
 from fedllm.audit.selftest.rounds import Observed
 from fedllm.audit.selftest.statistics import first, uniform

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedllm.audit.selftest.federation import RUN, Federation, Setting, build, gradients_of_sites
+from fedllm.audit.selftest.building import Setting, build, gradients_of_sites
+from fedllm.audit.selftest.federation import RUN, Federation
 from fedllm.audit.selftest.material import (
     BATCH,
     RECORDS,

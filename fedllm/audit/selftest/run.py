@@ -15,7 +15,7 @@ from fedllm.audit.selftest.statistics import ALARM
 from fedllm.errors import FedllmError
 
 # No self-test makes more exact tests than this; a test counts them.
-MOST_TESTS = 10_000
+MOST_TESTS = 20_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fedllm.audit.selftest.building import Setting, build, new_identities
 from fedllm.audit.selftest.entropy import (
     SMALLEST_KEY_BYTES,
     changed,
@@ -20,7 +21,7 @@ from fedllm.audit.selftest.entropy import (
     watched,
     weak_key,
 )
-from fedllm.audit.selftest.federation import Federation, Setting, build, new_identities
+from fedllm.audit.selftest.federation import Federation
 from fedllm.audit.selftest.material import RECORDS, SITES, Kind, Material, Vector
 from fedllm.audit.selftest.probe import WAYS, Probe, Way, probes
 from fedllm.audit.selftest.statistics import first, unrelated, variance
