@@ -16,6 +16,7 @@ from fedllm.audit.selftest.building import build, records_of
 from fedllm.audit.selftest.entropy import scripted_normals
 from fedllm.audit.selftest.federation import Federation
 from fedllm.audit.selftest.material import (
+    MODELS,
     SITES,
     Kind,
     Material,
@@ -33,18 +34,12 @@ from fedllm.mechanisms import mechanism_of
 # Far above rounding on any processor, far below half precision, which is off by 1e-3 and more.
 _EXACT = 2e-4
 _NAME = SITES[0]
-_MODELS: tuple[tuple[Kind, Task], ...] = (
-    ("bert", "classification"),
-    ("llama", "instruction"),
-    ("llama", "causal"),
-    ("llama", "classification"),
-)
 
 
 def noise_leaves_as_charged(material: Material, every_task: bool) -> str | None:
     """An opened update is the clipped sum and noise of the size that the ledger says."""
     for place, way in enumerate(way for way in WAYS if not way.discrete and not way.moving):
-        models = _MODELS if every_task else (_MODELS[place % 2],)
+        models = MODELS if every_task else (MODELS[2 * (place % 2)],)
         for kind, task in models:
             if problem := _leaves(material, way, kind, task):
                 return f"{way.name} ({task}, {kind}): {problem}"

@@ -279,7 +279,7 @@ def _colluders(material: Material) -> str | None:
     """The ceiling against everyone else colluding counts one site's share of the noise."""
     config = one_round(material, way=SHARED)
     noise = 1.01 * noise_for(mu_squared_of(2.0, _DELTA), 1)
-    shares = SHARED.shares(config)
+    shares = SHARED.shares
     alone = epsilon_of(shares / noise**2, _DELTA)
     for ceiling, fits in ((0.97 * alone, False), (1.03 * alone, True)):
         budget = BudgetSection(epsilon=2.1, colluders_epsilon=ceiling)

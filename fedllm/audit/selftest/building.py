@@ -10,6 +10,7 @@ import numpy as np
 
 from fedllm.audit.selftest.federation import AUTHORITY, RUN, Federation
 from fedllm.audit.selftest.material import (
+    PLAIN,
     RECORDS,
     SITES,
     Material,
@@ -118,7 +119,7 @@ def build(material: Material, config: RunConfig, setting: Setting | None = None)
 
 
 def records_of(
-    name: str, task: Task = "classification", unit: Unit = by_itself, count: int = RECORDS
+    name: str, task: Task = PLAIN, unit: Unit = by_itself, count: int = RECORDS
 ) -> list[Record]:
     """Return one site's made-up records."""
     return made_up(count, name, unit, task_of(task))

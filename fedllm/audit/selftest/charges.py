@@ -12,7 +12,7 @@ from fedllm.audit.selftest.accountant import close, epsilon_of, mu_squared_of, n
 from fedllm.audit.selftest.building import Setting, build, records_of
 from fedllm.audit.selftest.entropy import watched
 from fedllm.audit.selftest.federation import Federation
-from fedllm.audit.selftest.material import SITES, Material, Unit, by_itself, some_persons
+from fedllm.audit.selftest.material import PLAIN, SITES, Material, Unit, by_itself, some_persons
 from fedllm.audit.selftest.probe import WAYS, Way
 from fedllm.audit.selftest.seeds import site_config
 from fedllm.federation.protocol.evaluating import Holdout
@@ -82,7 +82,7 @@ def _public_rate(material: Material) -> str | None:
 
 
 def _of_size(size: _Sizes) -> Setting:
-    return Setting(records=lambda name: records_of(name, "classification", size.unit, size.records))
+    return Setting(records=lambda name: records_of(name, PLAIN, size.unit, size.records))
 
 
 def _rate(material: Material, size: _Sizes, foreign: bool) -> str | None:
@@ -165,7 +165,7 @@ def kept_units(federation: Federation, name: str) -> int:
 def _as_expected(federation: Federation, way: Way, name: str, evaluates: bool) -> str | None:
     config = federation.config
     steps = way.releases(config)
-    shares = way.shares(config)
+    shares = way.shares
     whole = mu_squared_of(_EPSILON, _DELTA)
     for_evaluation = mu_squared_of(_EVALUATIONS, _DELTA) if evaluates else 0.0
     right = {

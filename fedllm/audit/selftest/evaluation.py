@@ -96,7 +96,7 @@ def _noise(way: Way, config: RunConfig) -> str | None:
     if not close(event.noise_multiplier, noise_for(mu_squared_of(_EPSILON, _DELTA), _COUNT)):
         return f"evaluations are charged at noise {event.noise_multiplier:.4f}"
     deviation, entries = (
-        _deviation(config, way.shares(config), event.noise_multiplier),
+        _deviation(config, way.shares, event.noise_multiplier),
         _entries(config),
     )
     # A site that holds nobody out must not be told from one that does.
@@ -138,7 +138,7 @@ def _as_sent(material: Material, way: Way, config: RunConfig, unit: Unit) -> str
         return "an evaluation is not in the ledger"
     event: Any = charges[0].events[0]
     entries = _entries(config)
-    deviation = _deviation(config, way.shares(config), event.noise_multiplier)
+    deviation = _deviation(config, way.shares, event.noise_multiplier)
     wanted = _held_out_sum(material, federation, records[_NAME]) + deviation * script[:entries]
     worst = max(float(np.abs(found - wanted).max()) for found in sums)
     if not worst <= 2 * _ROUNDING:

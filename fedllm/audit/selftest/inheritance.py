@@ -54,7 +54,7 @@ def overlaps_are_charged(material: Material, all_cases: bool = True) -> str | No
 
 
 def _persons(seed: str) -> list[Record]:
-    return records_of(seed, "classification", lambda i: None, _COUNT)
+    return records_of(seed, count=_COUNT)
 
 
 def _named(records: list[Record], prefix: str) -> list[Record]:
@@ -217,7 +217,7 @@ def _to_colluders(material: Material) -> str | None:
     """What colluders saw before counts in their view."""
     config = one_round(material, _EPSILON, SHARED)
     noise = mechanism_of(config).announced_noise(1, ()) or 0.0
-    shares = config.rounds.min_sites - config.privacy.colluders
+    shares = SHARED.shares
     alone = epsilon_of(shares / noise**2, _DELTA)
     for ceiling, fits in ((alone + 4.0, False), (alone + 6.0, True)):
         budget = BudgetSection(epsilon=4.0, colluders_epsilon=ceiling)

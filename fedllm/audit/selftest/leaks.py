@@ -14,7 +14,7 @@ from fedllm.audit.selftest.attempts import LOCAL, failing
 from fedllm.audit.selftest.building import Setting, build, records_of
 from fedllm.audit.selftest.entropy import known_answers, watched
 from fedllm.audit.selftest.federation import Federation
-from fedllm.audit.selftest.material import SITES, Material, by_itself
+from fedllm.audit.selftest.material import SITES, Material
 from fedllm.audit.selftest.seeds import site_config
 from fedllm.data.records import Record
 from fedllm.errors import DataError, TrainingError
@@ -162,7 +162,7 @@ def refusals_say_nothing(material: Material) -> str | None:
 
 def _of_records(material: Material) -> str | None:
     """Records that cannot be learned from are refused without a word of them."""
-    broken = records_of(_NAME, "classification", by_itself, 6)
+    broken = records_of(_NAME, count=6)
     broken[2] = Record({"text": "", "label": _PRIVATE}, None, None, f"{_PRIVATE}:3")
     setting = Setting(full_errors=False, records=lambda name: broken)
     federation = build(material, site_config(material, LOCAL, evaluation={"every": 0}), setting)

@@ -126,8 +126,7 @@ class Material:
         """Records and persons for every task, on every kind of base model that can do it."""
         others = [
             self._reference(kind, unit, task)
-            for task in TASKS
-            for kind in _bases(task)
+            for kind, task in MODELS
             for unit in (by_itself, some_persons)
             if (kind, unit, task) not in _NAMED
         ]
@@ -154,16 +153,24 @@ def some_persons(index: int) -> str:
     return f"person {min(index // 2, index % 9)}"
 
 
+# The task of records that a check has no wish about.
+PLAIN: Task = task_for_base(causal=False).name
 # Those that have a name of their own in `Material`.
 _NAMED = {
-    ("bert", by_itself, "classification"),
-    ("bert", some_persons, "classification"),
-    ("llama", by_itself, "causal"),
+    ("bert", by_itself, PLAIN),
+    ("bert", some_persons, PLAIN),
+    ("llama", by_itself, task_for_base(causal=True).name),
 }
 
 
 def _bases(task: Task) -> tuple[Kind, ...]:
     return ("bert", "llama") if trains_a_head(task) else ("llama",)
+
+
+# Every task on every kind of base model that can do it.
+MODELS: tuple[tuple[Kind, Task], ...] = tuple(
+    (kind, task) for task in TASKS for kind in _bases(task)
+)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fedllm.adapters import adapter_of
 from fedllm.audit.selftest.material import (
     BATCH,
+    MODELS,
     SITES,
     Kind,
     Material,
@@ -85,9 +86,10 @@ class Way:
     moving: bool = False
     discrete: bool = False
 
-    def shares(self, config: RunConfig) -> int:
-        """Return how many sites' shares make up the noise: those of the smallest sum, honest."""
-        return config.rounds.min_sites - config.privacy.colluders if self.shared else 1
+    @property
+    def shares(self) -> int:
+        """How many sites' shares make up the noise: those of the smallest sum, honest."""
+        return _SHARES if self.shared else 1
 
     def releases(self, config: RunConfig) -> int:
         """Return how many noised sums of a unit one round releases."""
@@ -300,15 +302,13 @@ def probes(material: Material, all_of_them: bool) -> list[Probe]:
 
     Otherwise each mechanism is tried on one task, and each task by one mechanism at least.
     """
-    models: list[tuple[Kind, Task]] = [("bert", "classification"), ("llama", "instruction")]
     if not all_of_them:
-        few = [(way, *models[place % 2]) for place, way in enumerate(WAYS)]
-        few += [(WAYS[1], "llama", "causal")]
+        few = [(way, *MODELS[2 * (place % 2)]) for place, way in enumerate(WAYS)]
+        few += [(WAYS[1], *model) for model in MODELS[3:]]
         return [probe(material, *one) for one in few]
-    models += [("llama", "causal"), ("llama", "classification")]
-    made = [probe(material, way, *model) for way in WAYS for model in models]
-    made += [probe(material, way, "bert", "classification", some_persons) for way in WAYS]
-    made += [probe(material, WAYS[0], "llama", "instruction", some_persons)]
+    made = [probe(material, way, *model) for way in WAYS for model in MODELS]
+    made += [probe(material, way, *MODELS[0], some_persons) for way in WAYS]
+    made += [probe(material, WAYS[0], *model, some_persons) for model in MODELS[1:]]
     for lora in ({"rank": 0}, {"rank": 8, "freeze_a": True}, {"rank": 4, "last_layers": 1}):
-        made += [probe(material, way, "bert", "classification", lora=lora) for way in WAYS[:2]]
+        made += [probe(material, way, *MODELS[0], lora=lora) for way in WAYS[:2]]
     return made

@@ -176,7 +176,7 @@ def update_deviation(federation: Federation, way: Way, event: Any) -> Vector:
     """Return the standard deviation of one site's noise in its update, (P,), as charged."""
     config = federation.config
     norm, length = config.privacy.clipping_norm, federation.terms.update_length
-    shares = way.shares(config)
+    shares = way.shares
     if way.discrete:
         return np.full(length, event.share_deviation) * federation.quantiser().step
     if way.divided == "not":
