@@ -183,6 +183,16 @@ def only_committed_charges_count_in_runs(patch):
     patch.setattr(Ledger, "events_of_run", of_run)
 
 
+def evaluations_that_later_runs_forget(patch):
+    right = LedgerState.spent
+
+    def spent(self, dataset, view="sums", until=None):
+        kept = {n: r for n, r in self.reservations.items() if r.purpose != "evaluation"}
+        return right(replace(self, reservations=kept), dataset, view, until)
+
+    patch.setattr(LedgerState, "spent", spent)
+
+
 def a_retry_that_is_not_charged(patch):
     right, commit, known = Ledger.reserve, Ledger.commit, {}
 
@@ -502,6 +512,7 @@ CHARGES = [
     (a_delta_that_is_doubled, "charges"),
     (only_committed_charges_count_in_data_sets, "budget"),
     (only_committed_charges_count_in_runs, "attempts"),
+    (evaluations_that_later_runs_forget, "budget"),
     (a_retry_that_is_not_charged, "attempts"),
     (a_charge_after_the_work, "attempts"),
     (the_delta_of_statements_lost, "carry-over"),

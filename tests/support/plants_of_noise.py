@@ -423,6 +423,14 @@ def an_empty_batch_drawn_again(patch):
     patch.setattr(local, "poisson_batch", filled)
 
 
+def samples_of_one_byte_for_each_unit(patch):
+    def sample(self, population, rate):
+        drawn = np.frombuffer(self.bytes(population), dtype=np.uint8)
+        return np.flatnonzero(drawn < round(256 * rate)).astype(np.int64)
+
+    patch.setattr(RandomStream, "poisson_sample", sample)
+
+
 def batches_of_fixed_size(patch):
     def fixed(units, number, rate, sampling):
         chosen = sampling.permutation(number)[: round(rate * number)]
@@ -514,6 +522,7 @@ NOISE = [
     (one_batch_for_all_steps, "batches of steps"),
     (each_batch_used_for_two_steps, "batches of steps"),
     (an_empty_batch_drawn_again, "sampling"),
+    (samples_of_one_byte_for_each_unit, "uniform numbers"),
     (batches_of_fixed_size, "sampling"),
     (a_retry_with_the_same_batch_and_noise, "attempts"),
     (persons_held_out_in_part, "evaluation"),

@@ -102,6 +102,25 @@ def evaluations_are_charged(material: Material) -> str | None:
     return None
 
 
+def evaluations_count_for_later_runs(material: Material) -> str | None:
+    """What evaluations have cost is spent for every later run on the same records."""
+    with_evaluation = site_config(
+        material, LOCAL, rounds={"count": 1}, evaluation={"every": 1, "epsilon": 5.0}
+    )
+    after = one_round(material)
+    right = epsilon_of(mu_squared_of(5.0, _DELTA) + mu_squared_of(2.0, _DELTA), _DELTA)
+    for ceiling, fits in (((5.0 + right) / 2, False), (1.03 * right, True)):
+        setting = Setting(
+            identities=new_identities(),
+            folder=material.new_folder(),
+            budget=BudgetSection(epsilon=ceiling),
+        )
+        build(material, with_evaluation, setting).sent(_NAME, 1, 1, purpose="evaluation")
+        if pay(build(material, after, replace(setting, run="run-2"))) != fits:
+            return "a later run leaves out what an evaluation has cost"
+    return None
+
+
 def what_is_lost_is_missed(material: Material) -> str | None:
     """A site that lost its memory of attempts, or its ledger, does not go on as if new."""
     config = site_config(material, LOCAL, evaluation={"every": 0})

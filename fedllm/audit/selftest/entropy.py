@@ -163,6 +163,17 @@ def scripted_normals(numbers: NDArray[np.float64]) -> Iterator[None]:
 
 
 @contextmanager
+def even_uniforms() -> Iterator[None]:
+    """Let every stream draw uniform numbers that are evenly spread over [0, 1), in order."""
+
+    def uniform(self: RandomStream, count: int) -> NDArray[np.float64]:
+        return (np.arange(count) + 0.5) / count
+
+    with replaced(RandomStream, "uniform", uniform):
+        yield
+
+
+@contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Put another value in place of an attribute inside the block."""
     missing = object()

@@ -8,6 +8,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
+from fedllm.audit.selftest.entropy import even_uniforms
 from fedllm.audit.selftest.statistics import (
     binomial,
     centred,
@@ -29,6 +30,7 @@ _DEVIATION = 50
 # Of so many numbers of 50 bits no four equal another one.
 _COMPARED, _MOST_EQUAL = 1 << 17, 3
 _DRAWS, _BIN_BITS = 200_000, 4
+_EVEN = 1_000_000
 
 
 def generator(short_draws: int) -> str | None:
@@ -75,6 +77,12 @@ def uniform_numbers() -> str | None:
 def _samples(stream: RandomStream) -> str | None:
     if len(stream.poisson_sample(1000, 0.0)) or len(stream.poisson_sample(1000, 1.0)) != 1000:
         return "a sample at rate 0 or 1 is not nobody or everybody"
+    for rate in (1 / 3, 0.0123456789):
+        # None of the numbers is nearer to a rate than rounding could tell.
+        with even_uniforms():
+            found = len(stream.poisson_sample(_EVEN, rate))
+        if abs(found - rate * _EVEN) > 1:
+            return f"a sample at rate {rate:.9g} is drawn at rate {found / _EVEN:.9g}"
     for rate in (1e-3, 1 / 3, 0.99):
         drawn = stream.poisson_sample(_DRAWS, rate)
         if len(np.unique(drawn)) < len(drawn) or (np.diff(drawn) <= 0).any():
