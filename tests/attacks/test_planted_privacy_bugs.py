@@ -391,7 +391,11 @@ SOON = {
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
-    return Material(tmp_path_factory.mktemp("selftest"))
+    threads = torch.get_num_threads()
+    # As in the self-test: two threads on two busy cores wait for each other.
+    torch.set_num_threads(1)
+    yield Material(tmp_path_factory.mktemp("selftest"))
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,13 @@ CHECK = {check.name: check for check in CHECKS}
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
+    threads = torch.get_num_threads()
+    # As in the self-test: two threads on two busy cores wait for each other.
+    torch.set_num_threads(1)
     made = Material(tmp_path_factory.mktemp("selftest"))
     _ = made.classifier.gradients, made.persons.unit_gradients, made.causal.gradients
-    return made
+    yield made
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
