@@ -44,12 +44,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedllm.adapters import adapter_of
 from fedllm.config import RunConfig, load_run_config
 from fedllm.data.encode import EncodedDataset
 from fedllm.data.partition import split_into_sites
 from fedllm.encryption.quantise import Quantiser
+from fedllm.federation.site.work import TrainingAtSite
 from fedllm.files import write_json
-from fedllm.mechanisms import mechanism_of
+from fedllm.mechanisms import SiteRound, mechanism_of
 from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
 from fedllm.runs.metrics import RoundReport, read_reports
@@ -190,7 +192,7 @@ class Bench:
             CENTRED,
             "training.microbatch_size=1024",
             f"rounds.count={rounds}",
-            f"rounds.min_sites={sites}",
+            f"rounds.min_sites={max(2, sites)}",
             f'rounds.optimizer="{optimizer}"',
             f"rounds.learning_rate={learning_rate}",
             f"training.sampling_rate={rate}",
@@ -229,21 +231,24 @@ class Bench:
         }
 
     def _train(self, config: RunConfig, sites: list[EncodedDataset]) -> float:
-        model = self.model
+        model, method = self.model, adapter_of(self.model)
         bounds = mechanism_of(config).bounds(model.manifest.segments)
         sizes = [segment.size for segment in model.manifest.segments]
         quantiser = Quantiser(list(zip(sizes, bounds, strict=True)), config.encryption.bits)
         optimizer = ServerOptimizer(config.rounds, model.manifest)
         adapter = model.initial
-        for _ in range(config.rounds.count):
+        for number in range(1, config.rounds.count + 1):
             total = np.zeros(model.manifest.length, dtype=np.uint64)
             for site in sites:
-                model.set_adapter(adapter)
-                settings = mechanism_of(config).settings(site.number_of_units, noise(config, site))
-                result = train_locally(
-                    model, site, settings, RandomStream.secure(), RandomStream.secure()
+                method.place(adapter)
+                asked = SiteRound(
+                    TrainingAtSite(model, method, site),
+                    noise(config, site),
+                    quantiser.quantise,
+                    quantiser.quantise_parts,
+                    ("site", number),
                 )
-                total += quantiser.quantise(result.update, RandomStream.secure())
+                total += mechanism_of(config).contribute(asked).levels
             mean = quantiser.dequantise_sum(total, len(sites)) / len(sites)
             adapter = optimizer.apply(adapter, mean)
         model.set_adapter(adapter)

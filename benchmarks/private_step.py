@@ -43,6 +43,7 @@ def make_dataset(records: int, length: int) -> EncodedDataset:
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         targets=stream.below(len(LABELS), records).astype(np.int32),
         units=np.arange(records),
+        number_of_units=records,
         labelling=labels_of_sequences,
         pad_id=0,
         max_length=length,

@@ -21,6 +21,9 @@ from fedllm.errors import ConfigError, FedllmError
 # Nothing of ours nests deeper than eight.
 MAX_DEPTH = 32
 
+# No float is as large; `float` of such a whole number is an OverflowError.
+_TOO_LARGE = 1 << 1023
+
 # What Python and its libraries raise over foreign values of any type and size.
 UNREADABLE = (
     ValueError,
@@ -61,23 +64,28 @@ def labelled_json(label: str, value: Any) -> bytes:
     return label.encode() + b"\x1f" + canonical_json(value)
 
 
-def read_json(content: str | bytes) -> Any:
+def read_json(content: str | bytes, *, nan: bool = False) -> Any:
     """Read JSON that has one meaning only.
 
     Parameters
     ----------
     content : str or bytes
         From a file or a peer; bytes are UTF-8.
+    nan : bool
+        Whether NaN and Infinity are read, as None: figures of earlier versions hold them.
 
     Raises
     ------
     ValueError
         If it is not UTF-8 or not JSON, repeats a key of an object, holds a number that is not
-        finite or half of a surrogate pair, or nests deeper than `MAX_DEPTH`.
+        finite or that no float comes near, or half of a surrogate pair, or nests deeper than
+        `MAX_DEPTH`.
     """
     text = content if isinstance(content, str) else str(content, "utf-8")
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_none if nan else _refuse_constant
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
     _check(value, MAX_DEPTH)
@@ -103,6 +111,10 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
+def _none(name: str) -> None:
+    return None
+
+
 def _check(value: Any, depth: int) -> None:
     if isinstance(value, str):
         if not value.isascii():
@@ -110,6 +122,9 @@ def _check(value: Any, depth: int) -> None:
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError("a number is not finite")
+    elif isinstance(value, int):
+        if abs(value) >= _TOO_LARGE:
+            raise ValueError("a number is too large")
     elif isinstance(value, dict | list):
         if depth == 0:
             raise ValueError("nested too deeply")

@@ -73,8 +73,8 @@ class ConfigError(FedllmError):
 def of_system(error: OSError, message: str, remedy: str) -> FedllmError:
     """Return the error that a failed call to the system stands for.
 
-    A wrong path is the mistake of whoever gave it (`ConfigError`); a full disk is not
-    (`StorageError`).
+    For what a command was just told to read or write: a wrong path is the mistake of whoever
+    gave it (`ConfigError`); a full disk is not (`StorageError`).
     """
     kind = ConfigError if error.errno in _WRONG_PATH else StorageError
     return kind(message, remedy)
@@ -91,7 +91,7 @@ class RefusedError(FedllmError):
 
 
 class BudgetError(RefusedError):
-    """The privacy budget of a data set does not allow the request."""
+    """A site's privacy budget does not allow the request."""
 
 
 class PeerError(FedllmError):

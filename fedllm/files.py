@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fedllm.errors import ConfigError, FedllmError, StorageError, of_system
+from fedllm.errors import ConfigError, StorageError, of_system
 from fedllm.visible import is_hidden
 
 _OF_THE_DISK = frozenset(
@@ -38,13 +38,31 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _failure(path: Path, error: OSError) -> FedllmError:
-    return of_system(
-        error,
+def _failure(path: Path, error: OSError) -> StorageError:
+    return StorageError(
         f"could not write {path}: {error.strerror or error}",
         "free disk space, change the folder's permissions, or choose another path; the earlier "
         "file is untouched",
     )
+
+
+@contextmanager
+def given_path() -> Iterator[None]:
+    """Write to a path that was just given on a command line; whose mistake a failure then is.
+
+    Raises
+    ------
+    ConfigError
+        If the path is wrong, or its user may not write there.
+    StorageError
+        If the disk is full or broken.
+    """
+    try:
+        yield
+    except StorageError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise of_system(error.__cause__, error.message, error.remedy) from error.__cause__
 
 
 def explained(error: Exception) -> Exception:
@@ -195,6 +213,17 @@ def recover_directory(path: Path) -> None:
             retired.replace(path)
 
 
+def missing_end(path: Path) -> bytes:
+    """Return what ends a last line that a crash cut off, so that the next is not glued to it."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(-1, os.SEEK_END)
+            return b"" if stream.read(1) == b"\n" else b"\n"
+    except OSError:
+        # Without a file, or in an empty one, there is no last byte.
+        return b""
+
+
 def append_line(path: Path, line: str) -> None:
     """Append one line and force it to disk.
 
@@ -208,7 +237,7 @@ def append_line(path: Path, line: str) -> None:
         with path.open("ab") as stream:
             start = stream.tell()
             try:
-                stream.write(line.encode() + b"\n")
+                stream.write(missing_end(path) + line.encode() + b"\n")
                 stream.flush()
                 os.fsync(stream.fileno())
             except OSError:

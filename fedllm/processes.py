@@ -123,8 +123,12 @@ def end(child: subprocess.Popen[bytes], grace_s: float) -> None:
 
 
 def say(text: str) -> None:
-    """Write a line with the time to standard error, for the service's journal."""
-    print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%SZ} {text}", file=sys.stderr, flush=True)
+    """Write a line with the time to standard error, for the service's journal.
+
+    Never raises: nothing that a service did may be lost because nobody reads about it.
+    """
+    with suppress(OSError, ValueError):
+        print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%SZ} {text}", file=sys.stderr, flush=True)
 
 
 def keep_running(

@@ -322,7 +322,7 @@ def calls(path: Path) -> set[str]:
 # authority's log is signed in the form that it has on disk.
 OWN_JSON = {
     "fedllm/federation/authority/round_log.py",
-    "fedllm/federation/site/site.py",
+    "fedllm/federation/site/telling.py",
     "fedllm/identity/enrolment.py",
     "fedllm/identity/roster.py",
     "fedllm/privacy/ledger/heads.py",

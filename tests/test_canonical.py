@@ -66,6 +66,8 @@ def test_what_json_cannot_say_has_no_form(value):
         b"NaN",
         b"[-Infinity]",
         b"1e999",
+        b"1" * 400,
+        b'{"a": [-1' + b"0" * 400 + b"]}",
         b"1" * 5000,
         b'"\\ud800"',
         b'{"\\udfff": 1}',
@@ -77,6 +79,19 @@ def test_what_json_cannot_say_has_no_form(value):
 def test_json_of_several_meanings_or_none_is_refused(content):
     with pytest.raises(ValueError):
         read_json(content)
+
+
+def test_figures_of_earlier_versions_may_be_no_numbers():
+    content = b'{"a": NaN, "b": [Infinity, -Infinity]}'
+    assert read_json(content, nan=True) == {"a": None, "b": [None, None]}
+    for other in (b"1e999", b'"\\ud800"', b'{"a": 1, "a": NaN}', b"nan"):
+        with pytest.raises(ValueError):
+            read_json(other, nan=True)
+
+
+def test_the_largest_numbers_are_floats_too():
+    for number in (2**1023 - 1, 1 - 2**1023):
+        assert float(read_json(str(number))) == float(number)
 
 
 def test_depth_that_is_allowed_is_read():

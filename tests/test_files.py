@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedllm import files
-from fedllm.errors import FedllmError
+from fedllm.errors import FedllmError, StorageError
 
 
 def full_disk(*_: object) -> None:
@@ -76,7 +76,50 @@ def test_a_half_written_line_is_cut_off(tmp_path: Path, monkeypatch: pytest.Monk
     assert path.read_text() == "one\nthree\n"
 
 
+def test_a_line_that_a_crash_cut_off_spoils_no_later_one(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    for before, after in ((b"", b""), (b"one\n", b"one\n"), (b"one\ntw", b"one\ntw\n")):
+        path.write_bytes(before)
+        files.append_line(path, "three")
+        assert path.read_bytes() == after + b"three\n"
+
+
 def test_nan_is_no_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(tmp_path / "x", {"loss": float("nan")})
     assert not (tmp_path / "x").exists()
+
+
+WRONG_PATH = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+
+
+@pytest.mark.parametrize("code", [*WRONG_PATH, errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("form", ["file", "folder", "line"])
+def test_a_disk_that_takes_nothing_is_no_mistake_in_a_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, code: int
+) -> None:
+    """A service that ends with a wrong configuration is not started again."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code), str(tmp_path))
+
+    def write() -> None:
+        if form == "file":
+            files.write_json(tmp_path / "x", {})
+        elif form == "line":
+            files.append_line(tmp_path / "x", "a")
+        else:
+            with files.atomic_directory(tmp_path / "x"):
+                pass
+
+    for name in ("mkstemp", "mkdtemp"):
+        monkeypatch.setattr(files.tempfile, name, fail)
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(StorageError, match=f"could not write .*x: {os.strerror(code)}") as caught:
+        write()
+    assert caught.value.exit_code == 1
+    # A path that a person just gave is that person's to change.
+    with pytest.raises(FedllmError, match="could not write") as given, files.given_path():
+        write()
+    assert given.value.exit_code == (2 if code in WRONG_PATH else 1)
+    assert given.value.remedy == caught.value.remedy

@@ -185,3 +185,19 @@ def test_the_commands_of_the_image_are_those_of_the_package():
     ids = set(re.findall(r"--[ug]id (\d+)", text)) | set(re.findall(r"[ug]id=(\d+)", text))
     assert len(ids) == 1
     assert all(text.count(f"{kind}={n}") == 1 for kind in ("uid", "gid") for n in ids)
+
+
+def test_the_size_of_an_update_is_as_the_firewall_guide_says():
+    from fedllm.encryption.plan import make_plan
+
+    text = (REPOSITORY / "docs" / "operators" / "firewall.md").read_text()
+    low, high = map(float, re.search(r"moves ([0-9.]+) to ([0-9.]+) times", text).groups())
+    for values in (10_000, 29_645, 54_221, 10**6, 5 * 10**6):
+        for sites in (2, 3, 10, 16):
+            factor = make_plan("bfv", 16, sites, values, True).expansion
+            assert low - 0.05 < factor < high + 0.05, (values, sites)
+    named = re.search(
+        r"([0-9.]+) for 30,000 values, ([0-9.]+) for 54,000, ([0-9.]+) for a mil", text
+    )
+    for values, said in zip((29_645, 54_221, 10**6), named.groups(), strict=True):
+        assert f"{make_plan('bfv', 16, 10, values, True).expansion:.2f}" == said

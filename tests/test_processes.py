@@ -16,7 +16,7 @@ import pytest
 
 from fedllm.errors import ConfigError, FedllmError
 from fedllm.locks import is_held
-from fedllm.processes import keep_running, only_one, start_module
+from fedllm.processes import keep_running, only_one, say, start_module
 
 CHILD = """
 import sys, time
@@ -174,3 +174,15 @@ def test_services_keep_their_memory_private_before_they_read_a_kit(monkeypatch, 
 def test_systemd_takes_no_core_dump_of_a_service(unit):
     folder = Path(__file__).parent.parent / "examples" / "deployment" / "systemd"
     assert "LimitCORE=0" in (folder / f"fedllm-{unit}.service").read_text().splitlines()
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), ValueError("closed file")])
+def test_a_journal_that_cannot_be_written_stops_no_service(monkeypatch, error):
+    class Broken:
+        def write(self, text):
+            raise error
+
+        flush = write
+
+    monkeypatch.setattr(sys, "stderr", Broken())
+    say("a word")

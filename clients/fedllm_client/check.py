@@ -170,8 +170,14 @@ class _SiteCheck:
                 f"{text}, but allow.unit is 'person' and data.unit names no column",
                 "name the column of the person in data.unit",
             )
-        if len(persons or records) < _FEW_UNITS:
+        units = len(persons or records)
+        if units < _FEW_UNITS:
             raise DoubtError(text, "with so few, the noise will outweigh what they teach")
+        if policy.budget.delta * units > 1:
+            raise DoubtError(
+                f"{text}; budget.delta {policy.budget.delta:g} is above 1 / {units}",
+                "lower budget.delta: releasing one of them at random would satisfy it",
+            )
         return text
 
     def disk(self) -> str:
@@ -207,8 +213,10 @@ def _readable(policy: SitePolicy) -> tuple[Task, list[Record]]:
 def _check_ledger(kit: Kit, policy: SitePolicy) -> str:
     from fedllm.federation.site.carrying import require_carried
     from fedllm.federation.site.files import SiteFiles
+    from fedllm.privacy.accounting.accountants import epsilon
     from fedllm.privacy.accounting.words import epsilon_text
-    from fedllm.privacy.ledger.audit import verify_ledger
+    from fedllm.privacy.ledger.audit import read_state, verify_ledger
+    from fedllm.privacy.ledger.fingerprints import Unit
 
     files = SiteFiles.of_kit(kit.folder)
     require_carried(files.ledger, files.memory, kit.identity, kit.roster)
@@ -221,7 +229,17 @@ def _check_ledger(kit: Kit, policy: SitePolicy) -> str:
             f"{path} is the ledger of the site '{found.site}'", "put this site's ledger back"
         )
     check_writable(path)
-    spent = max((dataset.spent.value for dataset in found.datasets), default=0.0)
+    state, name = read_state(path), policy.budget.account or ""
+    unit: Unit = "record" if policy.data is None or policy.data.unit is None else "person"
+    others = {charge.unit for charge in state.charges(name)} - {unit}
+    if others:
+        raise DoubtError(
+            f"{found.head.sequence} entries hold; they protect each {others.pop()}, and by the "
+            f"policy's data.unit each {unit} is to be protected",
+            "set data.unit as it was: any run with a ceiling will be refused",
+        )
+    # What the next run has to fit in, as the site itself will reckon.
+    spent = epsilon(state.spent(name, unit), policy.budget.delta).value
     text = (
         f"{found.head.sequence} entries hold; epsilon {epsilon_text(spent)} of "
         f"{policy.budget.epsilon:g} is spent"

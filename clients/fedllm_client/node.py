@@ -68,6 +68,21 @@ def deployed_site(kit: Kit, policy: SitePolicy) -> Site:
     )
 
 
+def started_site(kit: Kit, policy: SitePolicy) -> Site:
+    """Build a site and read its records, before any message is answered.
+
+    What is wrong with a record ends this process, and is told to the site's operator alone: a
+    refusal later would tell it to the coordinator.
+    """
+    site = deployed_site(kit, policy)
+    tasks = site.start()
+    left = [task for task in policy.allow.tasks if task not in tasks]
+    say(f"the records are read, for {' and '.join(tasks)}")
+    if left:
+        say(f"not offered, for want of the columns: {', '.join(left)}")
+    return site
+
+
 def deployed_authority(kit: Kit) -> Authority:
     """Build the key authority of a kit: durable log, keys in a process of their own."""
     from fedllm.encryption.key_process import SecretKeyProcess
@@ -163,15 +178,22 @@ def main() -> None:
         if role == "site":
             kit, policy = read_kit(Path(folder), "site"), load_site_policy(Path(rest[0]))
             # The connection does not wait for torch; the first message does.
-            site = ThreadPoolExecutor(1).submit(deployed_site, kit, policy)
-            app = make_client_app(lambda context: site.result())
+            site = ThreadPoolExecutor(1).submit(started_site, kit, policy)
+            site.add_done_callback(lambda done: stop.set() if done.exception() else None)
+            serve(kit, make_client_app(lambda context: site.result()), stop)
+            if site.done() and (error := site.exception()) is not None:
+                raise error
+            site.cancel()
         else:
             kit = read_kit(Path(folder), "authority")
-            app = make_authority_app(deployed_authority(kit))
-        serve(kit, app, stop)
+            serve(kit, make_authority_app(deployed_authority(kit)), stop)
     except FedllmError as error:
         say(f"fedllm: {error}")
         sys.exit(error.exit_code)
+    except Exception as error:
+        # Another library's words may quote a record.
+        say(f"fedllm: the process broke off ({type(error).__name__})")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

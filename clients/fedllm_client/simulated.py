@@ -100,7 +100,8 @@ def _site(
     return Site(
         identity=Identity.load(name, source.keys(name)),
         roster=roster,
-        policy=policy,
+        # A simulation's records come from the run's source, whatever the policy names.
+        policy=policy.model_copy(update={"data": config.data}),
         files=source.files(name),
         model_path=config.model.path,
         records=lambda task: records,

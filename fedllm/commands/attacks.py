@@ -11,7 +11,7 @@ import typer
 
 from fedllm.commands import options
 from fedllm.config import RunConfig, Section, load_run_config
-from fedllm.errors import ConfigError, PeerError
+from fedllm.errors import PeerError
 from fedllm.visible import visible
 
 _RUN = typer.Argument(help="The folder of a run, or a run configuration (a TOML file).")
@@ -76,10 +76,10 @@ def membership(
     training records: for simulations, and for a site's own copy.
     """
     from fedllm.audit.attacks.run import run_membership
+    from fedllm.runs.record import require_run
 
     for run in runs:
-        if not (run / "adapter").is_dir():
-            raise ConfigError(f"{run} is no folder of a finished run", "give runs/<name>")
+        require_run(run)
     result = run_membership(runs, records, shadows, _progress(json_output))
     if json_output:
         print(json.dumps(result.model_dump(mode="json"), indent=2))
@@ -133,9 +133,11 @@ def extraction(
 def keep(folder: Path | None, name: str, result: Section, quiet: bool) -> None:
     """Keep an audit's result in a run's folder, for the report."""
     from fedllm.audit.attacks.results import save
+    from fedllm.files import given_path
 
     if folder is not None:
-        path = save(folder, name, result)
+        with given_path():
+            path = save(folder, name, result)
         if not quiet:
             print(f"kept in {path}; `fedllm audit report {folder}` shows it")
 
@@ -144,7 +146,10 @@ def _configuration(run: Path, override: list[str]) -> tuple[RunConfig, Path | No
     """Read a run; with the folder in which results are kept, if it is one."""
     from fedllm.commands.base_model import with_base_model
     from fedllm.runs.names import RUN_TOML, SUMMARY
+    from fedllm.runs.record import require_run
 
+    if run.suffix != ".toml":
+        require_run(run, finished=False)
     folder = run if run.is_dir() else run.parent
     config = with_base_model(load_run_config(run / RUN_TOML if run.is_dir() else run, override))
     return config, folder if (folder / SUMMARY).exists() and not override else None

@@ -175,5 +175,8 @@ def report(
     `canaries`, `membership` and `extraction` left in the folder.
     """
     from fedllm.audit.report.page import write_report
+    from fedllm.files import given_path
 
-    print(write_report(run, language.value, beside))
+    with given_path():
+        path = write_report(run, language.value, beside)
+    print(path)

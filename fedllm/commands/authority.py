@@ -61,6 +61,7 @@ def log(kit: Path = _KIT, json_output: bool = options.JSON) -> None:
         return
     for entry in entries:
         which = f"run {entry.run}, round {entry.round}, attempt {entry.attempt}"
-        line = f"{entry.number:6} {entry.time}  {entry.event:6}  {which}: {', '.join(entry.sites)}"
+        sites = ", ".join(map(found.roster.shown, entry.sites))
+        line = f"{entry.number:6} {entry.time}  {entry.event:6}  {which}: {sites}"
         print(visible(line))
     print(f"{len(entries)} entries hold")

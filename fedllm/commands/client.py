@@ -12,7 +12,7 @@ import typer
 from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import add_joining_commands
-from fedllm.words import safe
+from fedllm.words import safe, table
 
 app = CommandGroup(
     help="A site: join a federation, check the site, work for it.", no_args_is_help=True
@@ -59,17 +59,13 @@ def check(
 
 def _print_results(results: list[CheckResult]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table("Check", "Result", show_lines=True)
-    # Folded, never cut: a path or a command is of use only as a whole.
-    table.add_column("Found", overflow="fold")
-    table.add_column("What to do", overflow="fold")
+    checks = table("Check", "Result", "Found", "What to do", show_lines=True)
     for result in results:
         state = f"[{_COLOURS[result.state]}]{result.state}[/]"
-        table.add_row(result.check, state, safe(result.found), safe(result.remedy))
+        checks.add_row(result.check, state, safe(result.found), safe(result.remedy))
     console = Console()
-    console.print(table)
+    console.print(checks)
     failed = [result.check for result in results if result.state == "failed"]
     if failed:
         console.print(f"Not ready: {', '.join(failed)}.")

@@ -10,6 +10,7 @@ import typer
 
 from fedllm.commands.prompts import asked
 from fedllm.errors import ConfigError, FedllmError
+from fedllm.visible import visible
 
 if TYPE_CHECKING:
     from fedllm.identity.roster import Role, Roster
@@ -40,7 +41,7 @@ def add_joining_commands(
 
     def enroll_site(
         name: str = typer.Option(
-            ..., "--name", metavar="NAME", help="The site's name: letters, digits, hyphens."
+            ..., "--name", metavar="NAME", help="The site's name, in any script."
         ),
         out: Path = _OUT,
     ) -> None:
@@ -67,6 +68,8 @@ def _enroll(out: Path, role: Role, name: str) -> None:
 
     request = enroll(out, role, name)
     group = {"site": "client", "coordinator": "server"}.get(role, role)
+    if request.title:
+        print(f"site         {visible(request.shown)}   (files and messages use '{request.name}')")
     print(
         f"kit          {out}   (private keys inside; it stays on this machine)\n"
         f"request      {out / 'request.json'}   (nothing secret; send it to the operator)\n"

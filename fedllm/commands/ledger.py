@@ -13,12 +13,12 @@ from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.errors import ConfigError
 from fedllm.visible import visible
-from fedllm.words import safe
+from fedllm.words import safe, table
 
 Unit = Literal["record", "person"]
 
 if TYPE_CHECKING:
-    from fedllm.privacy.ledger.audit import DatasetReport, Verification
+    from fedllm.privacy.ledger.audit import AccountReport, Verification
     from fedllm.privacy.ledger.budget import Ceiling
 
 app = CommandGroup(help="Read, check and export a site's privacy ledger.", no_args_is_help=True)
@@ -48,22 +48,27 @@ def show(
     ),
     json_output: bool = options.JSON,
 ) -> None:
-    """Show how much privacy each data set has spent."""
+    """Show how much privacy the site has spent.
+
+    One account for all its records, or one for each that its policy declares.
+    """
     from fedllm.privacy.ledger.audit import verify_ledger
 
-    found = verify_ledger(path, policy=_ceiling(policy) if policy else None)
+    ceiling, account = _budget(policy) if policy else (None, "")
+    found = verify_ledger(path, policy=ceiling, account=account)
     if json_output:
-        print(json.dumps(_as_json(found), indent=2, allow_nan=False))
+        print(json.dumps(_as_json(found, path), indent=2, allow_nan=False))
     else:
-        _print_tables(found)
+        _print_tables(found, path)
 
 
-def _ceiling(policy: Path) -> Ceiling:
+def _budget(policy: Path) -> tuple[Ceiling, str]:
     from fedllm.config import load_site_policy
     from fedllm.privacy.ledger.budget import Ceiling
 
     budget = load_site_policy(policy).budget
-    return Ceiling(budget.epsilon, budget.delta, budget.colluders_epsilon or math.inf)
+    ceiling = Ceiling(budget.epsilon, budget.delta, budget.colluders_epsilon or math.inf)
+    return ceiling, budget.account or ""
 
 
 @app.command()
@@ -78,6 +83,7 @@ def verify(
 
     Checks chain, signatures, fingerprints and budgets; exit code 4 when they do not hold.
     """
+    from fedllm.identity.titles import shown, titles_beside
     from fedllm.privacy.ledger.audit import read_state, verify_ledger
     from fedllm.privacy.ledger.entries import Head
     from fedllm.privacy.ledger.heads import read_heads
@@ -87,9 +93,9 @@ def verify(
         anchors += read_heads(heads).get(read_state(path).site, [])
     found = verify_ledger(path, read_key(public_key) if public_key else None, anchors)
     if json_output:
-        print(json.dumps(_as_json(found), indent=2, allow_nan=False))
+        print(json.dumps(_as_json(found, path), indent=2, allow_nan=False))
         return
-    site = visible(found.site)
+    site = visible(shown(found.site, titles_beside(path)))
     print(f"{path}: {found.head.sequence} entries of site {site} hold, head {found.head}")
     if not public_key:
         print(f"note: no --public-key given; the file itself names {found.public_key}")
@@ -142,9 +148,10 @@ def carry_over(
 ) -> None:
     """Charge to a new ledger what was spent before it.
 
-    Needed after a site lost its keys or its ledger; it takes part in no round before. Which records
-    were touched is not known any more, so it counts for all of them, for ever. Where no copy of the
-    earlier ledger is left, state the ceiling that the site's policy had: more was never spent.
+    Needed after a site lost its keys or its ledger; it takes part in no round before. What is
+    stated counts for all records of the site, for ever, and so does an earlier ledger, but for what
+    it charged to accounts that the policy declared. Where no copy of the earlier ledger is left,
+    state the ceiling that the site's policy had: more was never spent.
     """
     from fedllm.federation.site.carrying import Statement, carry_ledger, carry_statement
     from fedllm.federation.site.files import SiteFiles
@@ -163,7 +170,9 @@ def carry_over(
             "give the earlier ledger, or both --epsilon and --delta",
         )
     count = sum(len(one.events) for one in carried)
-    print(f"{ledger}: {count} earlier charges count from now on, for all records of this site")
+    accounts = sorted({f"account '{one.account}'" for one in carried if one.account})
+    whose = accounts if all(one.account for one in carried) else ["all records of this site"]
+    print(f"{ledger}: {count} earlier charges count from now on, for {' and '.join(whose)}")
     if old is None:
         print("note: to go on, budget.epsilon and budget.delta in site.toml must be above these")
 
@@ -191,31 +200,37 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _as_json(found: Verification) -> dict[str, Any]:
+def _as_json(found: Verification, path: Path) -> dict[str, Any]:
     """Return plain values; an infinite epsilon is null."""
+    from fedllm.identity.titles import titles_beside
+
     return {
         "site": found.site,
+        "title": titles_beside(path).get(found.site),
         "public_key": found.public_key,
         "entries": found.head.sequence,
         "head": str(found.head),
-        "datasets": [_dataset_json(dataset) for dataset in found.datasets],
+        "accounts": [_account_json(account) for account in found.accounts],
+        "charges_by_data_set": found.by_dataset,
         "carried_over": [
-            {"keys": list(one.covers), "head": one.head or None, "charges": len(one.events)}
+            {
+                "keys": list(one.covers),
+                "head": one.head or None,
+                "account": one.account or None,
+                "charges": len(one.events),
+            }
             for one in found.carried
         ],
     }
 
 
-def _dataset_json(dataset: DatasetReport) -> dict[str, Any]:
-    ceiling = dataset.ceiling
+def _account_json(account: AccountReport) -> dict[str, Any]:
+    ceiling = account.ceiling
     return {
-        "id": dataset.id,
-        "unit": dataset.unit,
-        "records": dataset.records,
-        "persons": dataset.persons,
-        "overlaps": list(dataset.overlaps),
-        "epsilon": _finite(dataset.spent.value),
-        "epsilon_against_colluders": _finite(dataset.spent_against_colluders.value),
+        "account": account.account or None,
+        "unit": account.unit,
+        "epsilon": _finite(account.spent.value),
+        "epsilon_against_colluders": _finite(account.spent_against_colluders.value),
         "ceiling": {
             "epsilon": _finite(ceiling.epsilon),
             "delta": ceiling.delta,
@@ -231,44 +246,50 @@ def _dataset_json(dataset: DatasetReport) -> dict[str, Any]:
                 "reserved_only": run.reserved_only,
                 "epsilon": _finite(run.epsilon),
             }
-            for run in dataset.runs
+            for run in account.runs
         ],
     }
 
 
-def _print_tables(found: Verification) -> None:
-    from rich.console import Console
-    from rich.table import Table
+_LEGEND = (
+    "Released: rounds for which a result left this site; whether they were finished, the "
+    "coordinator knows. Rounds that were charged count in full, released or not, for every file, "
+    "query and task."
+)
+_COLLUDERS = (
+    "ε, others collude: what everyone else could learn who puts together all they have against "
+    "this site. Where noise is shared they know all of it but this site's part, and learn more. "
+    "It has a ceiling only where the policy sets budget.colluders_epsilon."
+)
 
-    console = Console()
-    console.print(
-        f"Privacy ledger of site [bold]{safe(found.site)}[/bold]: {found.head.sequence} entries"
-    )
-    table = Table(
-        "Data set", "Records", "Protects each", "Spent ε", "Ceiling ε", "δ", "ε, others collude"
-    )
-    for dataset in found.datasets:
-        ceiling = dataset.ceiling
-        table.add_row(
-            dataset.id[:12],
-            str(dataset.records),
-            dataset.unit,
-            _shown(dataset.spent.value),
+
+def _print_tables(found: Verification, path: Path) -> None:
+    from rich.console import Console
+
+    from fedllm.identity.titles import shown, titles_beside
+
+    console, site = Console(), safe(shown(found.site, titles_beside(path)))
+    console.print(f"Privacy ledger of site [bold]{site}[/bold]: {found.head.sequence} entries")
+    accounts = table("Account", "Protects each", "Spent ε", "Ceiling ε", "δ", "ε, others collude")
+    for account in found.accounts:
+        ceiling = account.ceiling
+        accounts.add_row(
+            _account_name(account),
+            account.unit,
+            _shown(account.spent.value),
             _shown(ceiling.epsilon) if ceiling else "no charge yet",
-            f"{ceiling.delta:g}" if ceiling else "-",
-            _shown(dataset.spent_against_colluders.value)
+            f"{ceiling.delta:g}" if ceiling else "no charge yet",
+            _shown(account.spent_against_colluders.value)
             + (f" of {_shown(ceiling.colluders_epsilon)}" if ceiling else ""),
         )
-    console.print(table)
-    runs = Table(
-        "Run", "Identifier", "Data set", "Finished", "Charged, not finished", "ε of the run alone"
-    )
-    for dataset in found.datasets:
-        for run in dataset.runs:
+    console.print(accounts)
+    runs = table("Run", "Identifier", "Account", "Released", "Charged only", "ε of the run alone")
+    for account in found.accounts:
+        for run in account.runs:
             runs.add_row(
-                safe(run.name) or "-",
+                safe(run.name) or "not recorded",
                 safe(run.run),
-                dataset.id[:12],
+                _account_name(account),
                 str(run.committed),
                 str(run.reserved_only),
                 _shown(run.epsilon),
@@ -276,13 +297,20 @@ def _print_tables(found: Verification) -> None:
     console.print(runs)
     for one in found.carried:
         source = f"an earlier ledger (head {one.head[:20]}...)" if one.head else "a statement"
+        whose = f"for account '{safe(one.account)}'" if one.account else "for all records"
+        console.print(f"Carried over from {source}: {len(one.events)} charges, which count {whose}")
+    if found.by_dataset:
         console.print(
-            f"Carried over from {source}: {len(one.events)} charges, which count for all records"
+            f"{found.by_dataset} charges were made by data set, by the rule of earlier versions. "
+            "They count for all records: together they may be above a ceiling that each kept."
         )
-    console.print(
-        "Rounds that were charged and not finished count in full. Data sets that share records "
-        "or persons count each other's rounds."
-    )
+    console.print(_LEGEND)
+    if any(one.spent_against_colluders.value != one.spent.value for one in found.accounts):
+        console.print(_COLLUDERS)
+
+
+def _account_name(account: AccountReport) -> str:
+    return safe(account.account) or "all records"
 
 
 def _shown(value: float) -> str:

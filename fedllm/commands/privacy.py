@@ -98,6 +98,11 @@ def plan(
         config = load_run_config(run, overrides)
         planned = _rows_of_run(config, _numbers("--records", records, int))
         _show(planned, config.privacy.delta, f"one {config.unit} emptied", json_output, plot)
+        if config.private and not config.encryption.masked and not json_output:
+            print(
+                "the coordinator can open single updates (encryption without masks); each carries "
+                "the whole noise, so that the same epsilon holds against it"
+            )
         return
     if overrides:
         raise ConfigError("--set changes a RUN.toml, and none is given", "name the file")

@@ -120,7 +120,7 @@ def sign(
     from fedllm.identity.provisioning import sign as sign_request
 
     found = read_request(read_small_file(request))
-    who = f"the request of the {found.role} '{found.name}'"
+    who = f"the request of the {found.role} '{found.shown}'"
     confirm_fingerprint(who, found.fingerprint, fingerprint, "--fingerprint")
     secret = _secret(folder, passphrase_from)
     done, answer = sign_request(folder, found, passphrase=secret)

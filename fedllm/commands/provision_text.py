@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedllm.words import safe
+from fedllm.words import safe, table
 
 if TYPE_CHECKING:
     from fedllm.identity.issuing import Provisioned
@@ -60,7 +60,7 @@ def as_json(folder: Path, done: Provisioned) -> dict[str, Any]:
         "parties": [
             {
                 "name": member.name,
-                "title": done.state.config.titles.get(member.name),
+                "title": done.state.titles.get(member.name),
                 "role": member.role,
                 "signing_key": member.signing_key,
                 "keys_made": "here" if member.made_here else "by the party",
@@ -80,10 +80,10 @@ def as_json(folder: Path, done: Provisioned) -> dict[str, Any]:
 def print_table(folder: Path, done: Provisioned) -> None:
     """Print who takes part, and what expires when."""
     from rich.console import Console
-    from rich.table import Table
 
     from fedllm.identity.enrolment import root_fingerprint
     from fedllm.identity.issuing import server_certificate
+    from fedllm.identity.titles import shown
 
     console = Console()
     console.print(
@@ -91,16 +91,17 @@ def print_table(folder: Path, done: Provisioned) -> None:
         f"{done.state.config.address}, sums of at least {done.state.config.min_cohort} sites\n"
         f"root key {root_fingerprint(done.root)}"
     )
-    table = Table("Party", "Role", "Keys made", "Since", "Signing key")
+    parties = table("Party", "Role", "Keys made", "Since", "Signing key")
     for member in done.state.members:
         made = "here" if member.made_here else "by the party"
         since = f"{member.since:%Y-%m-%d}"
-        title = done.state.config.titles.get(member.name)
-        name = f"{title} ({member.name})" if title else member.name
-        table.add_row(safe(name), member.role, made, since, member.signing_key[:16])
+        name = shown(member.name, done.state.titles)
+        parties.add_row(safe(name), member.role, made, since, member.signing_key[:16])
     for gone in done.state.revoked:
-        table.add_row(safe(gone.name), "revoked", "", f"{gone.at:%Y-%m-%d}", gone.signing_key[:16])
-    console.print(table)
+        parties.add_row(
+            safe(gone.name), "revoked", "", f"{gone.at:%Y-%m-%d}", gone.signing_key[:16]
+        )
+    console.print(parties)
     certificate = server_certificate(folder)
     if done.roster and done.roster.expires:
         console.print(_lasts(f"roster {done.roster.version}", done.roster.expires))

@@ -12,7 +12,7 @@ import typer
 from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import add_joining_commands
-from fedllm.words import safe
+from fedllm.words import safe, table
 
 app = CommandGroup(help="The coordinator: join a federation, serve it.", no_args_is_help=True)
 add_joining_commands(app, "coordinator")
@@ -64,12 +64,13 @@ def status(kit: Path = _KIT, json_output: bool = options.JSON) -> None:
 
     Exit code 1 if no coordinator runs.
     """
+    from fedllm.canonical import read_object
     from fedllm.errors import ConfigError
     from fedllm.locks import is_held
     from fedllm_server.jobs import coordinator_lock
 
     try:
-        found = json.loads((kit / "state" / "status.json").read_text(encoding="utf-8"))
+        found = read_object((kit / "state" / "status.json").read_bytes())
     except (OSError, ValueError):
         raise ConfigError(
             f"no coordinator was ever started with {kit}", f"fedllm server start --kit {kit}"
@@ -84,7 +85,8 @@ def status(kit: Path = _KIT, json_output: bool = options.JSON) -> None:
 
 def _print_status(found: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
+
+    from fedllm.identity.titles import shown
 
     console = Console()
     state = f"running since {found['started']}" if found["running"] else "NOT running"
@@ -94,14 +96,14 @@ def _print_status(found: dict[str, Any]) -> None:
         markup=False,
         highlight=False,
     )
-    nodes = Table("Party", "Connected", "Since")
+    nodes = table("Party", "Connected", "Since")
     for node in found["nodes"]:
         here = node["online"] and found["running"]
         title = node.get("title")
-        name = f"{title} ({node['name']})" if title else node["name"]
+        name = shown(node["name"], {node["name"]: title} if title else {})
         nodes.add_row(safe(name), "yes" if here else "no", node["since"] or "never")
     console.print(nodes)
-    runs = Table("Run", "Status", "Rounds", "Submitted")
+    runs = table("Run", "Status", "Rounds", "Submitted")
     for run in found["runs"]:
         rounds = f"{run['round']} of {run['rounds']}"
         runs.add_row(safe(run["name"]), run["status"], rounds, run["submitted"])

@@ -27,8 +27,9 @@ class DataSection(Section):
     labels : list of str, optional
         The public set of labels; taken from the public test file when left out.
     unit : str, optional
-        Column that names the person a record belongs to; records are protected one by
-        one when left out.
+        Column that names the person a record belongs to, or, where rows are about nobody, the
+        row that it is a copy of; names are compared without regard to case and to how Unicode
+        spells them. Records are protected one by one when left out.
     site : str, optional
         Column that splits the file into natural sites (simulation).
     partition, alpha, sites

@@ -21,7 +21,8 @@ class EncryptionSection(Section):
     masks : bool, optional
         Pairwise masks under the encryption, so that coordinator and key authority
         together still see only the sum. With BFV they are on unless switched off; the other
-        schemes cannot have them.
+        schemes cannot have them. Without them each update must be private by itself, so
+        ``privacy.noise = "distributed"`` demands them.
     recover_dropouts : bool
         With masks, finish a round without the sites that failed in it, at the price of two
         more short exchanges a round. Otherwise such a round is repeated and charged again.

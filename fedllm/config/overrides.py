@@ -6,6 +6,7 @@ import json
 import tomllib
 from typing import Any
 
+from fedllm.config.parsing import without_passwords
 from fedllm.errors import ConfigError
 
 
@@ -26,13 +27,14 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
         parts = key.strip().split(".")
         if not sign or not all(parts):
             raise ConfigError(
-                f"--set {override}: expected KEY=VALUE", "for example --set privacy.epsilon=3"
+                f"--set {without_passwords(override)}: expected KEY=VALUE",
+                "for example --set privacy.epsilon=3",
             )
         target = result
         for part in parts[:-1]:
             target = target.setdefault(part, {})
             if not isinstance(target, dict):
-                raise ConfigError(f"--set {override}: '{part}' is a value, not a section")
+                raise ConfigError(f"--set {key}: '{part}' is a value, not a section")
         if not text.strip():
             target.pop(parts[-1], None)
             continue

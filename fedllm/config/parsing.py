@@ -8,12 +8,14 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from fedllm.config.kinds import other_kind
 from fedllm.config.section import Section
+from fedllm.config.wording import allowed
 from fedllm.errors import ConfigError
 
 _SHOWN_LETTERS = 200
 # What stands before the last '@' of a URL: user and password.
-_PASSWORD = re.compile(r"(://)[^\s,\"]*@")
+_PASSWORD = re.compile(r"(://).*@", re.DOTALL)
 
 Model = TypeVar("Model", bound=Section)
 
@@ -24,33 +26,72 @@ def parse(model: type[Model], values: dict[str, Any], origin: str) -> Model:
     Raises
     ------
     ConfigError
-        Names each wrong key, the reason and the nearest valid key.
+        Names each wrong key, what it was given, and what it may be; the nearest valid key; or
+        which kind of configuration it is instead.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise _explain(error, model, origin) from None
+        raise _explain(error, model, values, origin) from None
 
 
-def _explain(error: ValidationError, model: type[BaseModel], origin: str) -> ConfigError:
-    lines, remedies = [], []
+def _explain(
+    error: ValidationError, model: type[BaseModel], values: dict[str, Any], origin: str
+) -> ConfigError:
+    if (kind := other_kind(values, model.__name__)) is not None:
+        return ConfigError(f"{origin} is {kind.words}, which is not read here", kind.remedy)
+    lines: list[str] = []
+    remedies: list[tuple[str, str]] = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"] if part not in ("literal['auto']",))
+        path = _path(item["loc"], model)
+        key = ".".join(path)
         if item["type"] == "extra_forbidden":
             lines.append(f"{origin}: unknown key '{key}'")
-            remedies.append(_nearest(key, model))
+            remedies.append((key, _nearest(key, model)))
         elif item["type"] == "missing":
             lines.append(f"{origin}: key '{key}' is missing")
-            remedies.append(f"add '{key}'")
-        else:
+            words = allowed(model, path)
+            remedies.append(("", f"add '{key}'{f', {words}' if words else ''}"))
+        elif item["type"] == "value_error":
             reason = item["msg"].removeprefix("Value error, ")
             value = "" if isinstance(item["input"], dict | BaseModel) else _shown(item["input"])
-            lines.append(f"{origin}: {key}{value}: {reason}" if key else f"{origin}: {reason}")
-    return ConfigError("\n".join(lines), "; ".join(dict.fromkeys(remedies)))
+            # What concerns two keys names both.
+            where = f"{key}{value}: " if key and not reason.startswith(f"{key}.") else ""
+            lines.append(f"{origin}: {where}{reason}")
+        else:
+            finite = "finite, " if item["type"] == "finite_number" else ""
+            words = finite + allowed(model, path) or "something else"
+            lines.append(f"{origin}: {key}{_shown(item['input'])}: must be {words}")
+    # A value that fits none of several types is wrong once for each.
+    several = len(remedies) > 1
+    told = [f"{key}: {words}" if key and several else words for key, words in remedies]
+    return ConfigError("\n".join(dict.fromkeys(lines)), "; ".join(told))
+
+
+def _path(location: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
+    """Return the keys that a place of pydantic's goes through, without types and positions."""
+    keys: list[str] = []
+    section: type[BaseModel] | None = model
+    for part in map(str, location):
+        if section is None:
+            break
+        keys.append(part)
+        field = section.model_fields.get(part)
+        section = _section_of(field.annotation) if field is not None else None
+    return keys
+
+
+def without_passwords(value: Any) -> Any:
+    """Return plain values with the user and the password of every URL left out."""
+    if isinstance(value, list | tuple):
+        return [without_passwords(inner) for inner in value]
+    if isinstance(value, dict):
+        return {key: without_passwords(inner) for key, inner in value.items()}
+    return _PASSWORD.sub(r"\1***@", value) if isinstance(value, str) else value
 
 
 def _shown(value: Any) -> str:
-    text = _PASSWORD.sub(r"\1***@", repr(value))
+    text = repr(without_passwords(value))
     return f" = {text if len(text) <= _SHOWN_LETTERS else text[:_SHOWN_LETTERS] + ' ...'}"
 
 
@@ -61,7 +102,7 @@ def _nearest(key: str, model: type[BaseModel]) -> str:
     elsewhere = [k for k in known if k.rpartition(".")[2] == leaf]
     if elsewhere:
         return f"did you mean '{elsewhere[0]}'?"
-    close = difflib.get_close_matches(leaf, beside, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(leaf, beside, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{section + '.' if section else ''}{close[0]}'?"
     return f"known keys here: {', '.join(beside)}"

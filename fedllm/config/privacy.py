@@ -51,6 +51,7 @@ class PrivacySection(Section):
     unit: Literal["record", "site"] = "record"
     noise: Literal["local", "distributed"] = "local"
     distribution: Literal["gaussian", "discrete_gaussian"] = "gaussian"
-    clipping_norm: PositiveFloat = 1.0
+    # Far from what float64 rounds away.
+    clipping_norm: Annotated[float, Field(ge=1e-12, le=1e12)] = 1.0
     clipping_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
     colluders: Annotated[int, Field(ge=0)] = 0

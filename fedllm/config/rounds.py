@@ -49,5 +49,8 @@ class RoundsSection(Section):
     @model_validator(mode="after")
     def _a_round_can_be_opened(self) -> Self:
         if self.sites is not None and self.sites < self.min_sites:
-            raise ValueError("sites is smaller than min_sites: no round could be opened")
+            raise ValueError(
+                f"sites = {self.sites} is smaller than min_sites = {self.min_sites}: no round "
+                "could be opened"
+            )
         return self

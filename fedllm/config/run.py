@@ -41,20 +41,27 @@ class RunConfig(Section):
         if self.privacy.noise == "distributed":
             if self.privacy.unit == "record":
                 self._sends_one_gradient()
-            if self.encryption.scheme == "none" and self.privacy.epsilon is not None:
+            if self.private and not self.encryption.masked:
                 raise ValueError(
-                    "privacy.noise = 'distributed' needs encryption: one site's share of the "
-                    "noise does not protect an update that is sent in clear"
+                    "privacy.noise = 'distributed' needs masks: an update that somebody can open "
+                    "has one site's share of the noise alone; set encryption.scheme = 'bfv' and "
+                    "encryption.masks = true, or privacy.noise = 'local'"
                 )
             if self.privacy.colluders >= self.rounds.min_sites:
-                raise ValueError("privacy.colluders must be smaller than rounds.min_sites")
+                raise ValueError(
+                    f"privacy.colluders = {self.privacy.colluders} must be smaller than "
+                    f"rounds.min_sites = {self.rounds.min_sites}"
+                )
         if self.evaluation.every:
             if self.encryption.scheme == "ckks":
                 raise ValueError("evaluation.every needs exact sums: encryption.scheme = 'bfv'")
             if self.privacy.epsilon is not None and (
                 self.evaluation.epsilon >= self.privacy.epsilon
             ):
-                raise ValueError("evaluation.epsilon must be smaller than privacy.epsilon")
+                raise ValueError(
+                    f"evaluation.epsilon = {self.evaluation.epsilon:g} must be smaller than "
+                    f"privacy.epsilon = {self.privacy.epsilon:g}, of which it is a part"
+                )
         if self.privacy.distribution == "discrete_gaussian":
             self._discrete_noise_fits()
         if self.privacy.clipping_quantile is not None:
@@ -65,12 +72,19 @@ class RunConfig(Section):
                 "records"
             )
         if self.data.site is None and self.rounds.min_sites > self.data.sites:
-            raise ValueError("rounds.min_sites is larger than data.sites")
+            raise ValueError(
+                f"rounds.min_sites = {self.rounds.min_sites} is larger than "
+                f"data.sites = {self.data.sites}: no round could be opened; lower the first or "
+                "raise the second"
+            )
         return self
 
     def _sends_one_gradient(self) -> None:
         if self.training.local_steps != 1:
-            raise ValueError("privacy.noise = 'distributed' needs training.local_steps = 1")
+            raise ValueError(
+                "privacy.noise = 'distributed' needs training.local_steps = 1, and not "
+                f"{self.training.local_steps}"
+            )
         if self.training.optimizer != "sgd":
             raise ValueError(
                 "privacy.noise = 'distributed' needs training.optimizer = 'sgd': "
@@ -108,11 +122,6 @@ class RunConfig(Section):
             raise ValueError(
                 "privacy.distribution = 'discrete_gaussian' needs training.learning_rate = 1: "
                 "the site sends its sum, the coordinator takes the step"
-            )
-        if self.encryption.scheme != "bfv":
-            raise ValueError(
-                "privacy.distribution = 'discrete_gaussian' needs encryption.scheme = 'bfv', "
-                "whose sums are exact"
             )
 
     @property

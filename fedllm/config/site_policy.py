@@ -11,25 +11,34 @@ from fedllm.config.section import PositiveFloat, Section, Task
 
 
 class BudgetSection(Section):
-    """The most that a data set may ever spend.
+    """The most that a site's account may ever spend.
 
     Attributes
     ----------
     epsilon, delta : float
-        Ceilings over all runs for the life of the data set.
+        Ceilings over all runs, files, queries and tasks, for the life of the account.
     colluders_epsilon : float, optional
         The same for what everyone else could learn together, who then know all noise but
         the site's own share (distributed noise). Left out, it is written down but not limited.
+    account : str, optional
+        The site's word that nobody whom ``data.unit`` names in this source is in a source of
+        another account; such accounts have budgets of their own. Nothing checks it. Left out,
+        the site has one account, which every declared one shares.
     """
 
     epsilon: PositiveFloat = 8.0
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     colluders_epsilon: PositiveFloat | None = None
+    # Of one spelling alone, so that no name looks like another account's.
+    account: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] | None = None
 
     @model_validator(mode="after")
     def _colluders_see_no_less(self) -> Self:
         if self.colluders_epsilon is not None and self.colluders_epsilon < self.epsilon:
-            raise ValueError("colluders_epsilon must not be smaller than epsilon: they see more")
+            raise ValueError(
+                f"colluders_epsilon = {self.colluders_epsilon:g} must not be smaller than "
+                f"epsilon = {self.epsilon:g}: they see more"
+            )
         return self
 
 
@@ -47,6 +56,9 @@ class AllowSection(Section):
         Smallest number of sites whose sum may be opened.
     encryption : {"required", "optional"}
         Whether a run without encryption is refused.
+    masks : {"required", "optional"}
+        Whether an encrypted run without masks is refused: its coordinator can open single
+        updates. Shared noise without masks is refused whatever stands here.
     non_private : bool
         Whether a run without differential privacy is allowed.
     unit : {"record", "person"}
@@ -57,6 +69,7 @@ class AllowSection(Section):
     models: tuple[str, ...] = ()
     min_cohort: Annotated[int, Field(ge=1)] = 2
     encryption: Literal["required", "optional"] = "required"
+    masks: Literal["required", "optional"] = "required"
     non_private: bool = False
     unit: Literal["record", "person"] = "record"
 
@@ -84,3 +97,12 @@ class SitePolicy(Section):
     data: DataSection | None = None
     budget: BudgetSection = BudgetSection()
     allow: AllowSection = AllowSection()
+
+    @model_validator(mode="after")
+    def _account_names_its_persons(self) -> Self:
+        if self.budget.account is not None and (self.data is None or self.data.unit is None):
+            raise ValueError(
+                "budget.account says that no person is in a source of another account: name the "
+                "column of the persons (or of a row's number, where rows are nobody's) in data.unit"
+            )
+        return self

@@ -1,6 +1,6 @@
 """What a configuration must know of a task; all else is in `fedllm.tasks`.
 
-Both functions are exhaustive: mypy refuses a new name of `Task` that they do not decide.
+All functions are exhaustive: mypy refuses a new name of `Task` that they do not decide.
 """
 
 from __future__ import annotations
@@ -26,5 +26,18 @@ def smallest_unit(task: Task) -> Literal["record"]:
     match task:
         case "classification" | "instruction" | "causal":
             return "record"
+        case _:
+            assert_never(task)
+
+
+def columns_read(task: Task) -> dict[str, Literal["text", "name"]]:
+    """Return the keys of ``data`` that name what a task reads: free text, or short names."""
+    match task:
+        case "classification":
+            return {"text": "text", "label": "name"}
+        case "instruction":
+            return {"prompt": "text", "response": "text"}
+        case "causal":
+            return {"text": "text"}
         case _:
             assert_never(task)

@@ -24,6 +24,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(f"there is no file {path}", "check the path") from None
+    except IsADirectoryError:
+        inside = sorted(map(str, path.glob("*.toml")))[:5]
+        raise ConfigError(
+            f"{path} is a folder, not a TOML file",
+            f"give the file: {' or '.join(inside)}" if inside else "check the path",
+        ) from None
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}", "check the path and its permissions"

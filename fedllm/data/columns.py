@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from fedllm.config import DataSection
+from fedllm.config import DataSection, Task
+from fedllm.config.task import columns_read
 from fedllm.errors import DataError
 
 _SHOWN_COLUMNS = 20
@@ -101,6 +102,11 @@ class ColumnMap:
                 )
 
 
+def task_columns(task: Task, data: DataSection) -> dict[str, Column]:
+    """Return the columns that a task reads, by role; a role is the key that names the column."""
+    return {role: Column(getattr(data, role), kind) for role, kind in columns_read(task).items()}
+
+
 def column_map(data: DataSection, columns: Mapping[str, Column], *, public_test: bool) -> ColumnMap:
     """Build the map of a task's columns; the public test file may lack the unit and site columns.
 
@@ -128,6 +134,7 @@ def _listed(present: Sequence[str]) -> str:
 
 def _suggestion(role: str, column: str, present: Sequence[str]) -> str:
     by_lower = {name.lower(): name for name in present if _LOOKS_LIKE_A_NAME.fullmatch(name)}
-    close = difflib.get_close_matches(column.lower(), by_lower, n=1, cutoff=0.5)
-    hint = f"; did you mean '{by_lower[close[0]]}'?" if close else ""
+    close = difflib.get_close_matches(column.lower(), by_lower, n=3, cutoff=0.5)
+    # Which of several that look alike holds what is meant, only a person can tell.
+    hint = f"; did you mean {' or '.join(repr(by_lower[name]) for name in close)}?" if close else ""
     return f"set data.{role} to one of the columns{hint}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -77,7 +78,10 @@ class EncodedDataset:
     targets : int32 array (records,)
         A number for each sequence, from which ``labelling`` makes a batch's labels.
     units : int64 array (records,)
-        Index of the person each record belongs to; 0 to records - 1 without persons.
+        Index of the person each record belongs to; of the record itself without persons.
+    number_of_units : int
+        How many persons (or records, without persons) the data set protects. Units none of
+        whose records can be learned from count: they are empty.
     labelling : callable
         Makes a batch's labels: `labels_of_sequences`, `labels_of_tokens` or another.
     pad_id : int
@@ -90,6 +94,7 @@ class EncodedDataset:
     offsets: NDArray[np.int64]
     targets: NDArray[np.int32]
     units: NDArray[np.int64]
+    number_of_units: int
     labelling: Labelling
     pad_id: int
     max_length: int
@@ -100,10 +105,10 @@ class EncodedDataset:
     def __repr__(self) -> str:
         return f"EncodedDataset({len(self)} records, {self.number_of_units} units)"
 
-    @property
-    def number_of_units(self) -> int:
-        """How many persons (or records, without persons) the data set protects."""
-        return int(self.units.max()) + 1 if len(self.units) else 0
+    @cached_property
+    def one_record_each(self) -> bool:
+        """Whether no unit has a second record, so that records are clipped one by one."""
+        return len(np.unique(self.units)) == len(self.units)
 
     def batch(self, indices: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """Make one batch, padded on the right to a multiple of 8 (or to ``max_length``).
@@ -141,7 +146,11 @@ class EncodedDataset:
 
 
 def encode(
-    records: Sequence[Record], encoder: Encoder, tokenizer: PreTrainedTokenizerBase, max_length: int
+    records: Sequence[Record],
+    encoder: Encoder,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    left_out: RowProblems | None = None,
 ) -> EncodedDataset:
     """Tokenise records.
 
@@ -155,11 +164,15 @@ def encode(
         A fast tokenizer (the kind with character offsets).
     max_length : int
         Most tokens of one sequence; ``encoder`` keeps to it.
+    left_out : RowProblems, optional
+        Where given, records that cannot be learned from are noted here and left out; their
+        units stay. A site does so, because a refusal would tell of a record.
 
     Raises
     ------
     DataError
-        If a record cannot be learned from: names up to five records.
+        If a record cannot be learned from, and ``left_out`` is not given: names up to five
+        records.
     ConfigError
         If the tokenizer is not a fast one, or ``encoder`` cannot work with it.
     """
@@ -167,42 +180,74 @@ def encode(
         raise ConfigError(
             "the model's tokenizer is a slow one", "use a checkpoint that has a tokenizer.json"
         )
-    problems = RowProblems()
+    problems = RowProblems() if left_out is None else left_out
+    units = _units(records, strict=left_out is None)
     chunks: list[NDArray[np.int32]] = [np.empty(0, dtype=np.int32)]
     lengths: list[int] = []
     targets: list[int] = []
+    kept: list[int] = []
     for start in range(0, len(records), _CHUNK_RECORDS):
         chunk = records[start : start + _CHUNK_RECORDS]
-        sequences = list(encoder.sequences(chunk))
-        for record, sequence in zip(chunk, sequences, strict=True):
+        good: list[TokenSequence] = []
+        for place, sequence in enumerate(_tokenised(chunk, encoder, problems, left_out is None)):
+            if sequence is None:
+                continue
             if problem := encoder.problem(sequence):
-                problems.add(record.origin, *problem)
-        chunks.append(np.fromiter(chain.from_iterable(s.ids for s in sequences), dtype=np.int32))
-        lengths.extend(len(s.ids) for s in sequences)
-        targets.extend(s.target for s in sequences)
-    problems.raise_if_any()
+                problems.add(chunk[place].origin, *problem)
+                continue
+            kept.append(start + place)
+            good.append(sequence)
+        chunks.append(np.fromiter(chain.from_iterable(s.ids for s in good), dtype=np.int32))
+        lengths.extend(len(s.ids) for s in good)
+        targets.extend(s.target for s in good)
+    if left_out is None:
+        problems.raise_if_any()
     return EncodedDataset(
         tokens=np.concatenate(chunks),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         targets=np.asarray(targets, dtype=np.int32),
-        units=_units(records),
+        units=units[kept],
+        number_of_units=int(units.max(initial=-1)) + 1,
         labelling=encoder.labelling,
         pad_id=_pad_id(tokenizer),
         max_length=max_length,
     )
 
 
-def _units(records: Sequence[Record]) -> NDArray[np.int64]:
-    named = sum(record.unit is not None for record in records)
-    if named == 0:
-        return np.arange(len(records), dtype=np.int64)
-    if named < len(records):
+def _tokenised(
+    chunk: Sequence[Record], encoder: Encoder, problems: RowProblems, strict: bool
+) -> list[TokenSequence | None]:
+    """Tokenise some records at once; one by one, if that breaks off and may not, to find out why.
+
+    None stands for a record at which a library gave up. Its words may quote the record.
+    """
+    try:
+        return list(encoder.sequences(chunk))
+    except Exception as error:
+        if strict:
+            raise
+        if len(chunk) > 1:
+            return [
+                sequence
+                for record in chunk
+                for sequence in _tokenised([record], encoder, problems, strict)
+            ]
+        kind = type(error).__name__
+        problems.add(chunk[0].origin, f"tokenising broke off ({kind})", "take the record out")
+        return [None]
+
+
+def _units(records: Sequence[Record], strict: bool) -> NDArray[np.int64]:
+    """Number the units of records; a record that names none is one by itself."""
+    nameless = sum(record.unit is None for record in records)
+    if strict and 0 < nameless < len(records):
         raise DataError(
-            f"{len(records) - named} of {len(records)} records name no person",
+            f"{nameless} of {len(records)} records name no person",
             "read all of them with the same data.unit",
         )
-    numbers: dict[str | None, int] = {}
-    return np.asarray([numbers.setdefault(r.unit, len(numbers)) for r in records], dtype=np.int64)
+    numbers: dict[str | int, int] = {}
+    keys = (place if r.unit is None else r.unit for place, r in enumerate(records))
+    return np.asarray([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

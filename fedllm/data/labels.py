@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Sequence
 
+from fedllm.data.spelling import read_aloud, seen
 from fedllm.errors import DataError
 
 
@@ -30,15 +31,15 @@ def check_distinct(labels: Sequence[str], origin: str, *, listed: bool) -> None:
     DataError
         Names two such labels, with everything but ASCII spelled out.
     """
-    for form in (_seen, _read):
+    for form in (seen, read_aloud):
         pair = _first_pair(labels, form)
-        if pair is None or (listed and form is _read):
+        if pair is None or (listed and form is read_aloud):
             continue
         one, other = pair
         raise DataError(
             f"{origin}: the labels {one!a} and {other!a} {_difference(one, other)}",
             "write them in one way at the coordinator and at the sites"
-            + ("" if form is _seen else ", or list both in data.labels if they are two classes"),
+            + ("" if form is seen else ", or list both in data.labels if they are two classes"),
         )
 
 
@@ -51,24 +52,12 @@ def _first_pair(labels: Sequence[str], form: Callable[[str], str]) -> tuple[str,
     return None
 
 
-def _seen(label: str) -> str:
-    """Return what can be seen of a label."""
-    visible = (c for c in unicodedata.normalize("NFC", label) if unicodedata.category(c) != "Cf")
-    return unicodedata.normalize("NFC", " ".join("".join(visible).split()))
-
-
-def _read(label: str) -> str:
-    """Return what remains of a label when it is read aloud."""
-    folded = unicodedata.normalize("NFKC", _seen(label)).casefold()
-    return _seen(unicodedata.normalize("NFKC", folded))
-
-
 def _difference(one: str, other: str) -> str:
     if "".join(one.split()) == "".join(other.split()):
         return "differ by white space alone"
     if unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other):
         return "are the same text in two normal forms of Unicode"
-    if _seen(one) == _seen(other):
+    if seen(one) == seen(other):
         return "look the same"
     if one.casefold() == other.casefold():
         return "differ by upper and lower case alone"

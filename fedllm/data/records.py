@@ -73,12 +73,15 @@ class RowProblems:
         DataError
             Lists the first five bad rows and the number of all of them.
         """
-        if not self.count:
-            return
-        head = f"{self.count} row{'s' if self.count > 1 else ''} cannot be used:"
+        if self.count:
+            raise DataError(self.text("cannot be used"), "; ".join(self._remedies))
+
+    def text(self, what: str) -> str:
+        """Say how many rows there are of which ``what`` is true, and list the first five."""
+        head = f"{self.count} row{'s' if self.count > 1 else ''} {what}:"
         hidden = self.count - len(self._shown)
         more = [f"  and {hidden} more"] if hidden else []
-        raise DataError("\n".join([head, *self._shown, *more]), "; ".join(self._remedies))
+        return "\n".join([head, *self._shown, *more])
 
 
 def cap_records_per_unit(records: Sequence[Record], limit: int) -> list[Record]:

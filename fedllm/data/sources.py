@@ -7,17 +7,20 @@ import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 
-from fedllm.config import DataSection
-from fedllm.data.columns import Column, ColumnMap, Row, column_map
+from fedllm.config import DataSection, Task
+from fedllm.data.columns import Column, ColumnMap, Row, column_map, task_columns
 from fedllm.data.readers import data_files, file_rows
 from fedllm.data.records import Record, RowProblems, cap_records_per_unit
+from fedllm.data.spelling import read_aloud
 from fedllm.data.values import BadValueError, present_value, text_value
 from fedllm.errors import DataError
 
 _ROW_REMEDY = "correct these rows or take them out of the source; no row is dropped silently"
 
 
-def read_records(location: str, data: DataSection, roles: Mapping[str, Column]) -> list[Record]:
+def read_records(
+    location: str, data: DataSection, roles: Mapping[str, Column] | Task
+) -> list[Record]:
     """Read all records of a source.
 
     Parameters
@@ -29,14 +32,16 @@ def read_records(location: str, data: DataSection, roles: Mapping[str, Column]) 
     data : DataSection
         Column names, the SQL query, and ``max_records_per_unit``, which is applied to
         training records as `cap_records_per_unit` says.
-    roles : Mapping of str to Column
-        Which columns are read, and what for; the task says it.
+    roles : Mapping of str to Column, or name of a task
+        Which columns are read, and what for; a task says it.
 
     Returns
     -------
     list of Record
         At least one, in the order of the source. Labels that are whole numbers become
-        text; units and sites are text without white space around it.
+        text, sites are text without white space around it. Units are in one spelling: a person
+        whose name is written in two normal forms of Unicode, in upper and in lower case, in
+        wide characters, or with invisible ones, is one person.
 
     Raises
     ------
@@ -44,6 +49,8 @@ def read_records(location: str, data: DataSection, roles: Mapping[str, Column]) 
         If the source is missing, empty or damaged, lacks a column, or has a single row
         that cannot be used: names file, row, line and field, and quotes no value.
     """
+    if isinstance(roles, str):
+        roles = task_columns(roles, data)
     public_test = location == data.test and location != data.train
     columns = column_map(data, roles, public_test=public_test)
     problems = RowProblems()
@@ -115,8 +122,11 @@ def _required(role: str, column: str, fields: Mapping[str, object], free_text: b
     value = present_value(fields[column], column)
     # The same few names come back in many rows: keep one copy of each.
     text = text_value(value, column) if free_text else sys.intern(_name(value, column))
-    if role in ("unit", "site"):
+    if role == "site":
         text = text.strip()
+    if role == "unit":
+        # Two persons taken for one are protected together; one taken for two pays twice.
+        text = sys.intern(read_aloud(text))
     if not text.strip():
         raise BadValueError(f"field '{column}' is empty")
     return text

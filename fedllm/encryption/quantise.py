@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,14 +61,16 @@ class Quantiser:
         """Distance between neighbouring levels, float64 (P,)."""
         return self._bounds * (2.0 / self.top_level)
 
-    def quantise(self, vector: NDArray[np.float32], random: RandomStream) -> NDArray[np.uint64]:
+    def quantise(
+        self, vector: NDArray[np.floating[Any]], random: RandomStream
+    ) -> NDArray[np.uint64]:
         """Round each parameter up or down at random, right on average.
 
         Values beyond their bound are clipped to it.
 
         Parameters
         ----------
-        vector : float32 (P,)
+        vector : float array (P,)
             The update.
         random : RandomStream
             Decides the rounding; cryptographic, so that nobody can undo it.
@@ -83,10 +86,22 @@ class Quantiser:
             If the vector has another length or a value that is not finite.
         """
         self._check(vector)
+        return self._levels(vector, self._bounds, random)
+
+    def quantise_parts(
+        self, parts: NDArray[np.floating[Any]], random: RandomStream
+    ) -> NDArray[np.uint64]:
+        """Do the same with parameters that are given as parts of their bounds, (P,)."""
+        self._check(parts)
+        return self._levels(parts, np.ones(self.length), random)
+
+    def _levels(
+        self, vector: NDArray[np.floating[Any]], bounds: NDArray[np.float64], random: RandomStream
+    ) -> NDArray[np.uint64]:
         levels = np.empty(len(vector), dtype=np.uint64)
         half = self.top_level / 2
         for start in range(0, len(vector), _BLOCK):
-            exact = vector[start : start + _BLOCK] / self._bounds[start : start + _BLOCK]
+            exact = vector[start : start + _BLOCK] / bounds[start : start + _BLOCK]
             np.minimum(exact, 1.0, out=exact)
             np.maximum(exact, -1.0, out=exact)
             exact += 1.0
@@ -114,7 +129,7 @@ class Quantiser:
         offset = sites * (self.top_level // 2)
         return (levels.astype(np.float64) - offset) * self.step
 
-    def _check(self, vector: NDArray[np.float32]) -> None:
+    def _check(self, vector: NDArray[np.floating[Any]]) -> None:
         if vector.shape != self._bounds.shape:
             raise TrainingError(
                 f"an update has shape {vector.shape} where ({self.length},) was agreed",

@@ -98,9 +98,13 @@ class FederationConfig(Section):
                     "write it goes under [titles]"
                 )
         if len(set(self.sites)) != len(self.sites):
-            raise ValueError("sites: a name stands there twice")
+            twice = next(name for name in self.sites if self.sites.count(name) > 1)
+            raise ValueError(f"sites: '{twice}' stands there twice")
         if self.validity_days > self.ca_validity_days:
-            raise ValueError("validity_days is longer than ca_validity_days")
+            raise ValueError(
+                f"validity_days = {self.validity_days} is longer than ca_validity_days = "
+                f"{self.ca_validity_days}"
+            )
         return self
 
     @field_validator("titles")

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedllm.canonical import UNREADABLE, from_hex, labelled_json, read_object, reading, sha256
 from fedllm.errors import ConfigError, PeerError, RefusedError
-from fedllm.files import atomic_directory, write_bytes
+from fedllm.files import atomic_directory, given_path, write_bytes
 from fedllm.identity import certificates
 from fedllm.identity.keys import Identity, verify_signature
 from fedllm.identity.kit_folder import (
@@ -40,6 +40,7 @@ from fedllm.identity.roster import (
     sign_roster,
     verify_roster,
 )
+from fedllm.identity.titles import complaint, normal, safe_name, shown
 
 _REQUEST = "fedllm.request.v1"
 _ANSWER = "fedllm.answer.v1"
@@ -59,6 +60,8 @@ class Request:
         PEM of the P-384 public key (sites and the key authority).
     server_request : bytes, optional
         PKCS #10 request for the TLS certificate (coordinator).
+    title : str, optional
+        A site's name for people, in any script.
     """
 
     role: Role
@@ -66,6 +69,12 @@ class Request:
     signing_key: bytes
     node_key: bytes | None = None
     server_request: bytes | None = None
+    title: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """The name as people should see it: the title, if there is one, and the name."""
+        return shown(self.name, {self.name: self.title} if self.title else {})
 
     @property
     def fingerprint(self) -> str:
@@ -73,7 +82,9 @@ class Request:
         return spoken_fingerprint(_canonical(self._plain()))
 
     def _plain(self) -> dict[str, Any]:
-        return {
+        # Without a title, as it was before there were any.
+        named = {"title": self.title} if self.title is not None else {}
+        return named | {
             "role": self.role,
             "name": self.name,
             "signing_key": self.signing_key.hex(),
@@ -107,16 +118,26 @@ def enroll(folder: Path, role: Role, name: str) -> Request:
 
     Called again for a kit of the same party, it replaces nothing and returns the request.
 
+    Parameters
+    ----------
+    folder : Path
+        To make.
+    role : Role
+        Whose kit.
+    name : str
+        The role, or a site's name. One in any script becomes the site's title, and the safe name
+        nearest to it the name that files and messages use.
+
     Raises
     ------
     ConfigError
         If the name is not valid, or the folder holds anything else.
     """
-    _check_name(role, name)
+    name, title = _name_and_title(role, name)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is no folder", "choose another one with --out")
     if not folder.exists() or not any(folder.iterdir()):
-        _make_kit(folder, role, name)
+        _make_kit(folder, role, name, title)
     description = read_description(folder)
     if (description["role"], description["name"]) != (role, name):
         raise ConfigError(
@@ -135,17 +156,29 @@ def enroll(folder: Path, role: Role, name: str) -> Request:
     return read_request(text)
 
 
-def _check_name(role: Role, name: str) -> None:
+def _name_and_title(role: Role, name: str) -> tuple[str, str | None]:
+    title = normal(name)
+    looks_like_a_path = any(sign in title for sign in "/\\") or not any(map(str.isalnum, title))
+    words = complaint({"": title})
+    if role != "site" or name in ROLES or is_site_name(name) or looks_like_a_path or words:
+        _check_name(role, name, words or "")
+        return name, None
+    made = safe_name(title)
+    _check_name(role, made)
+    return made, title
+
+
+def _check_name(role: Role, name: str, words: str = "") -> None:
     if name != role and not (role == "site" and is_site_name(name)):
         raise ConfigError(
-            f"{name!r} cannot name a {role}",
+            f"{name!r} cannot name a {role}" + (f": {words}" if words else ""),
             f"use lower-case letters, digits and inner hyphens, at most 63; not {', '.join(ROLES)}"
             if role == "site"
             else f"the {role}'s name is '{role}'",
         )
 
 
-def _make_kit(folder: Path, role: Role, name: str) -> None:
+def _make_kit(folder: Path, role: Role, name: str, title: str | None) -> None:
     identity = Identity.generate(name)
     node = ec.generate_private_key(ec.SECP384R1()) if role in ("site", "authority") else None
     server = certificates.new_tls_key() if role == "coordinator" else None
@@ -159,8 +192,9 @@ def _make_kit(folder: Path, role: Role, name: str) -> None:
         if node
         else None,
         certificates.make_signing_request(server, name) if server else None,
+        title,
     )
-    with atomic_directory(folder, mode=0o700) as temporary:
+    with given_path(), atomic_directory(folder, mode=0o700) as temporary:
         identity.save(temporary / "keys")
         if node:
             openssh = node.private_bytes(
@@ -210,6 +244,7 @@ def read_request(text: str) -> Request:
             server_request=plain["server_request"].encode()
             if plain["server_request"] is not None
             else None,
+            title=str(plain["title"]) if "title" in plain else None,
         )
         signature = from_hex(proofs["signing_key"])
         node_signature = from_hex(proofs.get("node_key", ""))
@@ -219,6 +254,13 @@ def read_request(text: str) -> Request:
         _check_name(request.role, request.name)
     except ConfigError as error:
         raise PeerError(f"the request: {error.message}", error.remedy) from None
+    if request.title is not None and (
+        request.role != "site" or complaint({request.name: request.title})
+    ):
+        raise PeerError(
+            f"the request of '{request.name}' has a name for people that cannot be shown",
+            "ask for a new request, made with fedllm client enroll",
+        )
     message = _canonical(request._plain())
     verify_signature(request.signing_key, signature, message, request.name)
     _check_node_proof(request, node_signature, message)

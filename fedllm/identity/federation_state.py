@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from fedllm.canonical import from_hex, read_object
 from fedllm.config import Section
@@ -38,6 +38,13 @@ class EnrolledParty(Section):
     server_request: str | None
     made_here: bool
     since: datetime
+    title: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_empty_title(self, inner: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # As it was written before there were titles.
+        values: dict[str, Any] = inner(self)
+        return {key: value for key, value in values.items() if key != "title" or value is not None}
 
     @classmethod
     def of(cls, request: Request, made_here: bool, now: datetime) -> EnrolledParty:
@@ -50,6 +57,7 @@ class EnrolledParty(Section):
             server_request=request.server_request.decode() if request.server_request else None,
             made_here=made_here,
             since=now,
+            title=request.title,
         )
 
     @property
@@ -79,6 +87,12 @@ class FederationState(Section):
     def member(self, name: str) -> EnrolledParty | None:
         """Return the active party of that name."""
         return next((member for member in self.members if member.name == name), None)
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Names of sites for people: the operator's file first, then what sites asked for."""
+        asked = {member.name: member.title for member in self.members if member.title}
+        return asked | self.config.titles
 
     def former_keys(self, name: str) -> tuple[bytes, ...]:
         """Return the revoked signing keys of all who had that name."""

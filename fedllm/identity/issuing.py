@@ -176,9 +176,7 @@ def _roster(folder: Path, state: FederationState, now: datetime) -> Roster:
         ),
         min_cohort=state.config.min_cohort,
         former={m.name: found for m in sites if (found := state.former_keys(m.name))},
-        titles={
-            m.name: state.config.titles[m.name] for m in sites if m.name in state.config.titles
-        },
+        titles={m.name: state.titles[m.name] for m in sites if m.name in state.titles},
         issued=now.replace(microsecond=0),
         expires=now.replace(microsecond=0) + timedelta(days=state.config.validity_days),
     )

@@ -39,6 +39,7 @@ from fedllm.identity.issuing import (
 from fedllm.identity.kit_folder import check_permissions
 from fedllm.identity.operator_keys import OperatorKeys
 from fedllm.identity.roster import Role
+from fedllm.identity.titles import complaint, shown
 from fedllm.locks import in_turn
 
 
@@ -63,6 +64,8 @@ def provision(
     with _locked(folder):
         keys, before = _begin(config, folder, moment, passphrase)
         state = before.model_copy(update={"config": config})
+        if words := complaint(state.titles):
+            raise ConfigError(words, "give one of the sites another name under [titles]")
         wanted = _made_here(config)
         gone = {revocation.name for revocation in state.revoked}
         notes = [
@@ -108,7 +111,14 @@ def sign(
         known = state.member(request.name)
         if known is None or known.keys != member.keys:
             _check_admissible(state, member, known)
-            done = issue(keys, state.with_member(member), moment)
+            larger = state.with_member(member)
+            if words := complaint(larger.titles):
+                raise RefusedError(
+                    f"the request of '{member.name}': {words}",
+                    "give one of the sites another name under [titles] in the federation's file, "
+                    "and run fedllm provision with it",
+                )
+            done = issue(keys, larger, moment)
         else:
             done = unchanged(keys, state, moment)
         if done.roster is None:
@@ -133,7 +143,8 @@ def revoke(
         keys, state = _opened(folder, passphrase)
         member = state.member(name)
         if member is None:
-            names = ", ".join(m.name for m in state.members if m.role == "site") or "none"
+            sites = [m.name for m in state.members if m.role == "site"]
+            names = ", ".join(shown(name, state.titles) for name in sites) or "none"
             raise ConfigError(f"'{name}' is not in the federation", f"active sites: {names}")
         return issue(keys, state.without(member, moment), moment)
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fedllm.canonical import UNREADABLE, from_hex, labelled_json, read_object, reading
 from fedllm.errors import PeerError
 from fedllm.identity.keys import verify_signature
-from fedllm.identity.titles import complaint
+from fedllm.identity.titles import complaint, shown
 
 Role = Literal["coordinator", "authority", "operator", "site"]
 ROLES: tuple[Role, ...] = ("coordinator", "authority", "operator", "site")
@@ -108,8 +108,7 @@ class Roster:
 
     def shown(self, name: str) -> str:
         """Return a site's name as people should see it: its title, if it has one, and the name."""
-        title = self.titles.get(name)
-        return f"{title} ({name})" if title else name
+        return shown(name, self.titles)
 
     def key_of(self, role: Role, name: str) -> bytes | None:
         """Return the public key of a party, or None if the roster does not hold it."""

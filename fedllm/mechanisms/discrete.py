@@ -9,18 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import sqrt
+from math import ceil, floor, log10, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedllm.config import RunConfig
 from fedllm.errors import ConfigError, TrainingError
+from fedllm.mechanisms.bounds import largest_sum
 from fedllm.mechanisms.cost import Cost, noise_shares
 from fedllm.mechanisms.local import required
 from fedllm.mechanisms.mechanism import Contribution, Segment, SiteRound
 from fedllm.mechanisms.shared import SharedNoise
-from fedllm.privacy.accounting.events import Event, PoissonDiscreteGaussian, PoissonGaussian
+from fedllm.privacy.accounting.events import (
+    Event,
+    PoissonDiscreteGaussian,
+    PoissonGaussian,
+    discrete_failure,
+)
 from fedllm.privacy.discrete import (
     TAIL_DEVIATIONS,
     discrete_gaussian,
@@ -47,9 +53,16 @@ class DiscreteSharedNoise(SharedNoise):
         ------
         ConfigError
             If so few bits are asked for that rounding would cost more than a quarter of the
-            noise.
+            noise, or if delta is so small that discrete noise might fail more often.
         """
-        return _make_grid(self._config, self._largest_noise or 0.0, length)
+        grid = _make_grid(self._config, self._most_noise, length)
+        _require_rare_failures(self._config, self.releases_per_round, length)
+        return grid
+
+    @property
+    def _least_noise(self) -> float:
+        # A share always spans enough steps of the grid; see `share_deviation`.
+        return 0.0
 
     @property
     def _target_delta(self) -> float:
@@ -62,6 +75,7 @@ class DiscreteSharedNoise(SharedNoise):
 
     def cost(self, units: int, length: int, noise_multiplier: float | None) -> Cost:
         """Charge the integers that are drawn, in both views; see the base class."""
+        self.require_size(units)
         noise, rate, grid = required(noise_multiplier), self.sampling_rate(units), self.grid(length)
         return Cost((grid.event(rate, noise),), (grid.event(rate, noise, alone=True),))
 
@@ -165,6 +179,25 @@ class IntegerGrid:
         return (whole + self.half).astype(np.uint64)
 
 
+def _require_rare_failures(config: RunConfig, releases: int, length: int) -> None:
+    """Refuse a run whose noise may fail with more than the part of delta that is left for it.
+
+    Its epsilon would have no bound at that delta, whatever the noise.
+    """
+    delta = config.privacy.delta
+    steps = config.rounds.count * releases
+    failure = discrete_failure(steps, steps * length)
+    if failure > _LEFT_FOR_FAILURES * delta:
+        least = failure / _LEFT_FOR_FAILURES
+        unit = 10.0 ** floor(log10(least))
+        raise ConfigError(
+            f"privacy.delta = {delta:g} is too small for discrete noise: its bounds fail with "
+            f"probability {failure:.2g} in this run",
+            f"set privacy.delta = {ceil(least / unit) * unit:g} or more, or "
+            "privacy.distribution = 'gaussian'",
+        )
+
+
 @lru_cache(maxsize=16)
 def _make_grid(config: RunConfig, largest_noise: float, length: int) -> IntegerGrid:
     """Make a grid from public settings.
@@ -175,13 +208,13 @@ def _make_grid(config: RunConfig, largest_noise: float, length: int) -> IntegerG
     norm, batch = config.privacy.clipping_norm, config.training.batch_size
     shares = noise_shares(config)
     noise = (TAIL_DEVIATIONS + 1) * _LARGEST_LOSS * largest_noise * norm / sqrt(shares)
-    largest_sum = norm * (batch + 6 * sqrt(batch)) + noise
+    reach = norm * largest_sum(batch) + noise
     half = (1 << (config.encryption.bits - 1)) - 1
-    clipping_steps = norm * half / largest_sum
+    clipping_steps = norm * half / reach
     if sensitivity(clipping_steps, length) > _LARGEST_LOSS * clipping_steps:
         raise ConfigError(
             f"encryption.bits = {config.encryption.bits} is too coarse for discrete noise on "
             f"{length} values",
             "set encryption.bits = 20, or more for large batches or adapters",
         )
-    return IntegerGrid(half, clipping_steps, largest_sum / batch, shares, length)
+    return IntegerGrid(half, clipping_steps, reach / batch, shares, length)

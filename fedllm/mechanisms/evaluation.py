@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from fedllm.config import RunConfig
 from fedllm.errors import ConfigError
+from fedllm.mechanisms.bounds import Room
 from fedllm.mechanisms.cost import Cost, noise_shares
 from fedllm.privacy.accounting.calibration import solve_noise_multiplier
 from fedllm.privacy.accounting.events import Event, Gaussian, NonPrivate
-from fedllm.privacy.noise import gaussian_noise
+from fedllm.privacy.discrete import TAIL_DEVIATIONS
 from fedllm.randomness import RandomStream
 
 
@@ -91,8 +92,31 @@ class EvaluationSums:
             return 0.0
         return event.noise_multiplier * self._noise_share * sqrt(entries)
 
-    def noised(self, total: NDArray[np.float64], noise: RandomStream) -> NDArray[np.float32]:
-        """Return a site's sums (E,) with its part of the noise, cut off where no sum can be.
+    def room(self, entries: int) -> Room:
+        """Return what is left for sums beside the noise.
+
+        Raises
+        ------
+        ConfigError
+            If the noise of ``entries`` sums is too large for their levels, or too small.
+        """
+        deviation = self.deviation(entries)
+        room = Room(self.LARGEST_SUM - TAIL_DEVIATIONS * deviation, deviation)
+        if room.signal < self.LARGEST_SUM / 4:
+            raise ConfigError(
+                "the noise leaves no room for the sums of evaluation at the sites",
+                "raise evaluation.epsilon, or evaluate less often (evaluation.every)",
+            )
+        if self._noise_share < 1 and 0 < deviation < room.least_deviation(self.BITS):
+            raise ConfigError(
+                "the noise of evaluation at the sites is so small that rounding would take some "
+                "of it away",
+                "lower evaluation.epsilon",
+            )
+        return room
+
+    def noised(self, total: NDArray[np.float64], noise: RandomStream) -> NDArray[np.float64]:
+        """Return a site's sums (E,), cut off to leave room, with its part of the noise.
 
         Parameters
         ----------
@@ -101,9 +125,8 @@ class EvaluationSums:
         noise : RandomStream
             Cryptographic for a private run.
         """
-        entries = len(total)
-        noised = total + gaussian_noise(noise, entries, self.deviation(entries))
-        return np.clip(noised, -self.LARGEST_SUM, self.LARGEST_SUM).astype(np.float32)
+        room = self.room(len(total))
+        return room.noised(total, room.deviation, noise) * self.LARGEST_SUM
 
     @property
     def _noise_share(self) -> float:

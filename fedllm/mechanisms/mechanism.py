@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import sqrt
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from fedllm.privacy.accounting.calibration import solve_noise_multiplier
 from fedllm.privacy.accounting.events import Event, PoissonGaussian
 from fedllm.randomness import RandomStream
 
-Quantise = Callable[[NDArray[np.float32], RandomStream], NDArray[np.uint64]]
+Quantise = Callable[[NDArray[np.floating[Any]], RandomStream], NDArray[np.uint64]]
 Purpose = tuple[str | int, ...]
 
 
@@ -49,10 +49,13 @@ class SiteRound:
     ----------
     work : LocalWork
         Trains on the site's records.
+    announced_units : int
+        What the site announced of its size; see `Mechanism.announced_units`.
     noise_multiplier : float, optional
         What the ledger was charged for, from `Mechanism.agreed_noise`.
-    quantise : callable
-        Turns an update (P,) into levels, rounding at random.
+    quantise, quantise_parts : callable
+        Turn an update (P,) into levels, rounding at random; the second takes it as parts of
+        its bounds.
     purpose : tuple
         Names the site and the round, where random numbers can be repeated; see
         `Mechanism.random`.
@@ -61,8 +64,10 @@ class SiteRound:
     """
 
     work: LocalWork
+    announced_units: int
     noise_multiplier: float | None
     quantise: Quantise
+    quantise_parts: Quantise
     purpose: Purpose
     clipping_norm: float | None = None
 
@@ -127,11 +132,29 @@ class Mechanism(ABC):
         """What the report says of it."""
 
     @property
-    def single_units(self) -> bool:
-        """Whether records or persons are clipped one by one, so that audits can plant some."""
-        return True
+    def needs_masks(self) -> bool:
+        """Whether a single update, opened, would have less noise than is promised."""
+        return False
 
     # What a unit is part of
+
+    def announced_units(self, units: int) -> int:
+        """Return what a site with ``units`` says of its size, before a round; 0 for nothing.
+
+        Where sampling rate and noise follow from a site's size, whoever sees its update can
+        tell them; so they follow from a public number, which the site signs. Elsewhere it says
+        none, and nothing that can be seen depends on it.
+        """
+        return 0
+
+    def require_size(self, units: int) -> None:  # noqa: B027
+        """Refuse a run at a site that is too large for it; here none is.
+
+        Raises
+        ------
+        RefusedError
+            Says nothing of how many units there are.
+        """
 
     def sampling_rate(self, units: int) -> float:
         """Return the probability of one of a site's ``units`` to be in a step that is charged."""
@@ -298,6 +321,11 @@ class Mechanism(ABC):
         return solve_noise_multiplier(privacy.epsilon, privacy.delta, 1.0, releases, beside)
 
     @property
+    def _most_noise(self) -> float:
+        """Noise multiplier that there is room for in what leaves."""
+        return self._largest_noise or 0.0
+
+    @property
     def public_settings(self) -> LocalSettings:
         """What a round looks like from public numbers alone.
 
@@ -347,11 +375,20 @@ def batch_rate(config: RunConfig, units: int) -> float:
     """Return the probability of one record or person to be in a batch."""
     if config.training.sampling_rate is not None:
         return config.training.sampling_rate
-    return min(1.0, config.training.batch_size / units)
+    return min(1.0, config.training.batch_size / max(units, 1))
+
+
+# Attempts that failed cost noise in those that follow; four times is a run nearly spent.
+_MOST_TIMES = 4.0
 
 
 class SharedShares(Mechanism):
     """Mechanisms whose noise is the sum of the sites' shares; the coordinator announces it."""
+
+    @property
+    def needs_masks(self) -> bool:
+        """Yes: one update holds one share."""
+        return True
 
     def announced_noise(self, number: int, before: Sequence[float]) -> float | None:
         """Return the noise of the next attempt's sum; see the base class."""
@@ -359,12 +396,29 @@ class SharedShares(Mechanism):
         rate = self.sampling_rate(1)
         return self._solve(rate, number, [PoissonGaussian(rate, noise, 1) for noise in before])
 
+    @property
+    def _most_noise(self) -> float:
+        """More than is needed, since attempts fail; see the base class."""
+        return _MOST_TIMES * super()._most_noise
+
+    @property
+    def _least_noise(self) -> float:
+        """Noise multiplier that the levels are fine enough for."""
+        return 0.0
+
     def agreed_noise(self, needed: float | None, announced: float | None) -> float | None:
-        """Take the announced noise if it is enough here; see the base class."""
+        """Take the announced noise if it is enough here and fits; see the base class."""
         # Rounds that this site missed make its own need smaller, never larger.
         if needed is None or announced is None or announced < needed:
             raise RefusedError(
                 "the announced noise multiplier does not keep the run's epsilon at this site",
                 "the coordinator must announce more noise or fewer rounds",
+            )
+        if not self._least_noise <= announced <= self._most_noise:
+            raise RefusedError(
+                f"the announced noise multiplier {announced:.4g} does not fit the run's levels, "
+                f"which hold {self._least_noise:.4g} to {self._most_noise:.4g}",
+                "if many attempts failed, start a new run; if it is too little, raise "
+                "encryption.bits",
             )
         return announced

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
+
+from fedllm.errors import RefusedError
+from fedllm.mechanisms.bounds import Room, largest_sum
 from fedllm.mechanisms.cost import Cost
 from fedllm.mechanisms.local import required
-from fedllm.mechanisms.mechanism import Contribution, SharedShares, SiteRound, Wording
+from fedllm.mechanisms.mechanism import Contribution, Segment, SharedShares, SiteRound, Wording
 from fedllm.privacy.accounting.events import PoissonGaussian
+from fedllm.randomness import RandomStream
+
+# A site whose batches are larger would have what its records agree on cut off.
+_LARGEST_BATCH = 4
 
 
 class SharedNoise(SharedShares):
@@ -26,12 +35,59 @@ class SharedNoise(SharedShares):
 
     def cost(self, units: int, length: int, noise_multiplier: float | None) -> Cost:
         """Charge the round's step, in both views; see the base class."""
+        self.require_size(units)
         noise, rate = required(noise_multiplier), self.sampling_rate(units)
         steps = self.releases_per_round
         alone = PoissonGaussian(rate, noise * self.noise_share, steps)
         return Cost((PoissonGaussian(rate, noise, steps),), (alone,))
 
+    def require_size(self, units: int) -> None:
+        """Refuse a run in which this site would be cut off most of the time.
+
+        Raises
+        ------
+        RefusedError
+            Says nothing of how many records there are.
+        """
+        batch = self._config.training.batch_size
+        if self.sampling_rate(units) * units > _LARGEST_BATCH * batch:
+            raise RefusedError(
+                f"this site's batches would be more than {_LARGEST_BATCH} times as large as "
+                f"training.batch_size = {batch}, and what its records agree on would be cut off",
+                "the coordinator raises training.batch_size to what the largest site expects, or "
+                "lowers training.sampling_rate",
+            )
+
+    @cached_property
+    def _room(self) -> Room:
+        """What one site's sum needs, in clipping norms."""
+        batch = self._config.training.batch_size
+        return Room(largest_sum(batch), self._most_noise * self.noise_share)
+
+    @property
+    def _least_noise(self) -> float:
+        return self._room.least_deviation(self._config.encryption.bits) / self.noise_share
+
+    def bounds(self, segments: Sequence[Segment]) -> tuple[float, ...]:
+        """Return the bounds of a sum with its noise, as the coordinator steps by it."""
+        planned = required(self.announced_noise(1, ())) * self.noise_share
+        self._room.require_fine(self._config.encryption.bits, planned)
+        settings = self.public_settings
+        norm = settings.clipping_norm * self._room.reach / settings.expected_batch_size
+        rates = {"lora": settings.learning_rate, "head": settings.head_learning_rate}
+        return tuple(norm * rates[segment.group] for segment in segments)
+
     def contribute(self, asked: SiteRound) -> Contribution:
-        """Send one clipped, noised gradient."""
-        noise = required(asked.noise_multiplier)
-        return self._noised_steps(self.settings(asked.work.units, noise), asked)
+        """Sum clipped gradients, cut the sum off, and only then add the site's share.
+
+        The adapter that the coordinator sent and its learning rates do not touch what the
+        noise is added to.
+        """
+        work, noise = asked.work, required(asked.noise_multiplier)
+        settings = self.settings(work.units, noise)
+        total, statistics = work.gradient_sum(settings, self.random("sampling", *asked.purpose))
+        norm = settings.clipping_norm
+        # With the sign of a descent.
+        parts = self._room.noised(-total / norm, noise * self.noise_share, RandomStream.secure())
+        levels = asked.quantise_parts(parts, self.random("rounding", *asked.purpose))
+        return Contribution(levels, statistics, norm)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from math import nan
 
 import numpy as np
 
-from fedllm.errors import TrainingError
-from fedllm.mechanisms.bounds import whole_update_bounds
+from fedllm.errors import FedllmError
+from fedllm.mechanisms.bounds import Room
 from fedllm.mechanisms.cost import Cost
 from fedllm.mechanisms.local import required
 from fedllm.mechanisms.mechanism import (
@@ -34,11 +35,6 @@ class WholeSite(Mechanism):
         """Noise of each site on its whole update."""
         return Wording("local", "clipping_site", sampled=False)
 
-    @property
-    def single_units(self) -> bool:
-        """No: nothing but the whole update is clipped."""
-        return False
-
     def sampling_rate(self, units: int) -> float:
         """Return 1: a site is in every round, whatever part of its records a step takes."""
         return 1.0
@@ -52,11 +48,14 @@ class WholeSite(Mechanism):
         """Charge the round's one release; see the base class."""
         return Cost((PoissonGaussian(1.0, required(noise_multiplier), 1),))
 
+    @cached_property
+    def _room(self) -> Room:
+        """What one site's update needs, in clipping norms: clipping cuts it off before noise."""
+        return Room(1.0, site_deviation(self._most_noise, 1.0, self.noise_share))
+
     def bounds(self, segments: Sequence[Segment]) -> tuple[float, ...]:
         """Return what a clipped and noised update stays within; see the base class."""
-        norm = self._config.privacy.clipping_norm
-        deviation = site_deviation(required(self._largest_noise), norm, self.noise_share)
-        return whole_update_bounds(norm, deviation, len(segments))
+        return (self._config.privacy.clipping_norm * self._room.reach,) * len(segments)
 
     def contribute(self, asked: SiteRound) -> Contribution:
         """Train without noise, then clip and noise the update as one unit.
@@ -82,9 +81,13 @@ class WholeSite(Mechanism):
         try:
             sampling = self.random("sampling", *asked.purpose)
             return work.train(settings, sampling, RandomStream.secure())
-        except TrainingError:
+        except Exception as error:
             nothing = np.zeros(work.length, dtype=np.float32)
-            return LocalResult(nothing, LocalStatistics(nan, 0, 0, ()), settings.clipping_norm)
+            # Other libraries' words may quote a record.
+            why = error.message if isinstance(error, FedllmError) else type(error).__name__
+            return LocalResult(
+                nothing, LocalStatistics(nan, 0, 0, (), problem=why), settings.clipping_norm
+            )
 
 
 class WholeSiteShared(SharedShares, WholeSite):
@@ -94,6 +97,18 @@ class WholeSiteShared(SharedShares, WholeSite):
     def wording(self) -> Wording:
         """Noise in the sum of whole updates."""
         return replace(super().wording, noise="distributed")
+
+    @property
+    def _least_noise(self) -> float:
+        least = self._room.least_deviation(self._config.encryption.bits)
+        return least / site_deviation(1.0, 1.0, self.noise_share)
+
+    def bounds(self, segments: Sequence[Segment]) -> tuple[float, ...]:
+        """Return what a clipped and noised update stays within; see the base class."""
+        planned = required(self.announced_noise(1, ()))
+        deviation = site_deviation(planned, 1.0, self.noise_share)
+        self._room.require_fine(self._config.encryption.bits, deviation)
+        return super().bounds(segments)
 
     def cost(self, units: int, length: int, noise_multiplier: float | None) -> Cost:
         """Charge the round's one release in both views; see the base class."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -68,12 +69,19 @@ class LocalStatistics:
         Sums over the steps.
     norm_quantiles : tuple of float
         10, 50 and 90 percent of the units' gradient norms before clipping; empty without DP.
+    broken_units : dict of str to int
+        How often the model or a library broke off at a unit, by kind of error; such a unit
+        added nothing.
+    problem : str
+        What looks wrong with the update otherwise; empty if nothing does.
     """
 
     loss: float
     records_seen: int
     empty_batches: int
     norm_quantiles: tuple[float, ...]
+    broken_units: Mapping[str, int] = field(default_factory=dict)
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)

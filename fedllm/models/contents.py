@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedllm.canonical import read_json
+from fedllm.canonical import read_object as read_json_object
 from fedllm.errors import CheckpointError, FedllmError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 # What no reader of a checkpoint opens: words and pictures about it, the same weights in formats
-# that are not read here, and code, which is not run. Hidden files are left out too.
+# that are not read here, and code, which is not run. Hidden files are left out too. A longer
+# name counts: a library may find what it looks for anywhere in one.
 _UNREAD = re.compile(
-    r"(\.(md|png|jpe?g|gif|svg|pdf|py|pyc|bin|pth?|pkl|pickle|ckpt|h5|msgpack|ot|onnx|gguf)"
-    r"|^(LICENSE|NOTICE|USE_POLICY)[^/]*)$",
+    r".*\.(md|png|jpe?g|gif|svg|pdf|py|pyc|bin|pth?|pkl|pickle|ckpt|h5|msgpack|ot|onnx|gguf)"
+    r"|(LICENSE|NOTICE|USE_POLICY)(\.txt)?",
     re.IGNORECASE,
 )
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
@@ -61,30 +62,15 @@ def reading(what: str, remedy: str) -> Iterator[None]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object whose numbers are finite.
+    """Read a JSON object as `fedllm.canonical.read_json` does.
 
     Raises
     ------
     CheckpointError
         If the file is missing or damaged.
     """
-    remedy = "copy the checkpoint again"
-    with reading(f"{path} is damaged", remedy):
-        values = read_json(path.read_bytes())
-        finite = _finite(values)
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is damaged: it holds no JSON object", remedy)
-    if not finite:
-        raise CheckpointError(f"{path} is damaged: it holds NaN or infinity", remedy)
-    return values
-
-
-def _finite(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(_finite(inner) for inner in value.values())
-    if isinstance(value, list):
-        return all(_finite(inner) for inner in value)
-    return not isinstance(value, float) or abs(value) < float("inf")
+    with reading(f"{path} is damaged", "copy the checkpoint again"):
+        return read_json_object(path.read_bytes())
 
 
 def files_that_count(folder: Path) -> dict[str, Path]:
@@ -103,7 +89,9 @@ def files_that_count(folder: Path) -> dict[str, Path]:
     with reading(f"{folder} cannot be listed", "let the user that runs fedllm read it"):
         for place, folders, names in os.walk(root, onerror=_give_up):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            counted = [n for n in sorted(names) if not n.startswith(".") and not _UNREAD.search(n)]
+            counted = [
+                n for n in sorted(names) if not n.startswith(".") and not _UNREAD.fullmatch(n)
+            ]
             for name in (*folders, *counted):
                 path = Path(place, name)
                 inner = path.relative_to(root).as_posix()
@@ -225,11 +213,10 @@ def _check_tokenizer_settings(folder: Path) -> None:
             f"{path} asks for code of its own (auto_map), which is not run",
             "use a checkpoint whose tokenizer transformers has itself",
         )
-    others = values.get("fast_tokenizer_files") or []
-    if not isinstance(others, list) or any(
-        not isinstance(name, str) or "/" in name or name.startswith(".") for name in others
-    ):
+    if values.get("fast_tokenizer_files"):
+        # transformers would choose one of them, by its own version and part of the name.
         raise CheckpointError(
-            f"{path}: fast_tokenizer_files names what lies elsewhere",
-            "remove the key; tokenizer.json is read",
+            f"{path}: fast_tokenizer_files is not supported: which file is read would depend on "
+            "the version of a library",
+            "remove the key in a copy of the folder that all parties use; tokenizer.json is read",
         )

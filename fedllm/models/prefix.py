@@ -6,7 +6,7 @@ each training step the cost of those layers alone; losses and gradients stay the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -139,17 +139,41 @@ class PrefixCache:
         # Pieces are cut from the data set's own order, never from a random batch, so that
         # rounding is the same whichever process or round computes them.
         parts: dict[int, Tensor] = {}
+        broken: dict[int, int] = {}
         room = self._budget_bytes - self.used_bytes
         for start in range(0, len(dataset), _CHUNK):
             indices = np.arange(start, min(start + _CHUNK, len(dataset)))
             for places, piece in by_length(dataset.batch(indices), _ROWS):
-                states = self._network.prefix(piece)  # type: ignore[operator]
+                states = self._states(piece)
                 for row, place in enumerate(places.tolist()):
                     size = 1 if self._pooled else int(piece["attention_mask"][row].sum())
-                    parts[start + place] = states[row, :size].clone()
+                    own = states[row]
+                    if own is None:
+                        broken[start + place] = size
+                        continue
+                    parts[start + place] = own[:size].clone()
                     room -= parts[start + place].nbytes
             if room < 0:
                 return None
+        if not parts:
+            return None
+        pattern = next(iter(parts.values()))
+        for place, size in broken.items():
+            parts[place] = pattern.new_full((size, pattern.shape[1]), torch.nan)
         lengths = np.array([len(parts[i]) for i in range(len(dataset))], dtype=np.int64)
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
         return _Kept(torch.cat([parts[i] for i in range(len(dataset))]), starts, lengths)
+
+    def _states(self, piece: Batch) -> Sequence[Tensor | None]:
+        """Run the frozen part; where it breaks off, record by record, and None for those it cannot.
+
+        One record must not decide what becomes of the others.
+        """
+        try:
+            return list(self._network.prefix(piece))  # type: ignore[operator]
+        except Exception:
+            count, width = piece["input_ids"].shape
+            if count == 1:
+                return [None]
+        alone = (take(piece, torch.tensor([row]), width) for row in range(count))
+        return [states for row in alone for states in self._states(row)]

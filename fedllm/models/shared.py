@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
@@ -114,6 +116,15 @@ class SharedModel:
         """Return a copy of all trained values (P,), float32, in manifest order."""
         parts = [p.detach().cpu().reshape(-1) for p in self.trained]
         return torch.cat(parts).numpy().copy()
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Put the trained values back at the end that the model holds now."""
+        before = self.adapter()
+        try:
+            yield
+        finally:
+            self.set_adapter(before)
 
     def set_adapter(self, vector: NDArray[np.floating[Any]]) -> None:
         """Put ``vector`` (P,) into the trained tensors.

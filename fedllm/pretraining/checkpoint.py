@@ -7,7 +7,6 @@ holds, and any number of processes reads them back in the division it has.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 import warnings
@@ -19,6 +18,7 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from fedllm.canonical import read_object
 from fedllm.errors import CheckpointError
 from fedllm.files import atomic_directory, write_json
 from fedllm.pretraining.parallel import World
@@ -111,10 +111,10 @@ def _alone_is_fine() -> Iterator[None]:
 def _newest_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     for path in reversed(_checkpoints(folder)):
         try:
-            description = json.loads((path / _DESCRIPTION).read_text(encoding="utf-8"))
+            description = read_object((path / _DESCRIPTION).read_bytes())
             if _digests(path) == description["sha256"]:
                 return path, description["course"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError):
             continue
     return None
 

@@ -73,13 +73,20 @@ class CorpusSection(Section):
     @model_validator(mode="after")
     def _one_setting_a_source(self) -> Self:
         if len(self.text) not in (1, len(self.train)):
-            raise ValueError("data.text needs one entry, or one for each entry of data.train")
+            raise ValueError(
+                f"data.text has {len(self.text)} entries; it needs one, or one for each of the "
+                f"{len(self.train)} of data.train"
+            )
         if len(self.evaluation_text) not in (0, 1, len(self.evaluation)):
             raise ValueError(
-                "data.evaluation_text needs one entry, or one for each entry of data.evaluation"
+                f"data.evaluation_text has {len(self.evaluation_text)} entries; it needs one, or "
+                f"one for each of the {len(self.evaluation)} of data.evaluation"
             )
         if self.weights is not None and len(self.weights) != len(self.train):
-            raise ValueError("data.weights needs one entry for each entry of data.train")
+            raise ValueError(
+                f"data.weights has {len(self.weights)} entries; it needs one for each of the "
+                f"{len(self.train)} of data.train"
+            )
         return self
 
     def text_of(self, source: int) -> str:
@@ -199,7 +206,10 @@ class OptimizationSection(Section):
         if self.compile and self.sharded:
             raise ValueError("training.compile and training.sharded cannot both be true")
         if self.steps > _MOST_STEPS:
-            raise ValueError(f"training.tokens are more than {_MOST_STEPS:,} steps")
+            raise ValueError(
+                f"training.tokens = {self.tokens} are {self.steps} steps, more than "
+                f"{_MOST_STEPS:,} steps"
+            )
         return self
 
     @property

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedllm.canonical import read_object
 from fedllm.config import parse, read_toml, to_toml
 from fedllm.errors import ConfigError, FedllmError
 from fedllm.files import make_output_folder, recover_directory, write_bytes, write_json
@@ -187,10 +187,9 @@ def _wherever(config: PretrainConfig) -> dict[str, Any]:
 
 def _read_inputs(out: Path) -> dict[str, Any]:
     try:
-        values = json.loads((out / INPUTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_object((out / INPUTS).read_bytes())
+    except (OSError, ValueError):
         return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _inputs(config: PretrainConfig, known: dict[str, Any]) -> dict[str, Any]:

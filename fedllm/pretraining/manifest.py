@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedllm.canonical import read_object
 from fedllm.errors import DataError
 
 
@@ -73,7 +74,7 @@ def load_manifest(folder: Path) -> Manifest:
         If there is none or it is damaged.
     """
     try:
-        values = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        values = read_object((folder / "manifest.json").read_bytes())
         sources, evaluation = (
             tuple(
                 Part(**{**p, "shards": tuple(p["shards"]), "files": tuple(p["files"])})

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from fedllm.canonical import read_json
 from fedllm.files import append_line, write_bytes
 from fedllm.runs.plain_json import damaged, read_objects, to_line
 
@@ -24,8 +24,8 @@ def forget_after(path: Path, step: int) -> None:
     kept = []
     for line in path.read_bytes().splitlines(keepends=True):
         try:
-            keep = line.endswith(b"\n") and json.loads(line)["step"] <= step
-        except (ValueError, KeyError, TypeError, RecursionError):
+            keep = line.endswith(b"\n") and read_json(line, nan=True)["step"] <= step
+        except (ValueError, KeyError, TypeError):
             keep = False
         if keep:
             kept.append(line)

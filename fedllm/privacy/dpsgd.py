@@ -160,6 +160,20 @@ def per_sample_gradients(
     return gradients
 
 
+def forget_step(module: nn.Module) -> None:
+    """Forget what hooks kept of a step that broke off, or the next one would take it for its own.
+
+    Opacus keeps each layer's inputs until the backward pass has used them.
+    """
+    for layer in module.modules():
+        for name in ("activations", "max_batch_len"):
+            if hasattr(layer, name):
+                delattr(layer, name)
+    for parameter in module.parameters():
+        if hasattr(parameter, "_forward_counter"):
+            parameter._forward_counter = 0
+
+
 def _forget_gradients(parameters: Sequence[nn.Parameter]) -> None:
     for parameter in parameters:
         parameter.grad = None

@@ -29,7 +29,7 @@ def private_update(
     noise_multiplier: float,
     noise_share: float,
     noise: RandomStream,
-) -> NDArray[np.float32]:
+) -> NDArray[np.float64]:
     """Clip an update (P,) to an L2 norm and add this site's share of the noise.
 
     Parameters
@@ -47,4 +47,4 @@ def private_update(
     norm = float(np.linalg.norm(values))
     values = values * (clipping_norm / max(norm, clipping_norm))
     deviation = site_deviation(noise_multiplier, clipping_norm, noise_share)
-    return (values + gaussian_noise(noise, len(values), deviation)).astype(np.float32)
+    return values + gaussian_noise(noise, len(values), deviation)

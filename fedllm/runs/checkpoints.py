@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedllm.canonical import UNREADABLE
 from fedllm.errors import CheckpointError, FedllmError
 from fedllm.files import atomic_directory, recover_directory, write_bytes, write_json
 from fedllm.runs.metrics import RoundReport
@@ -47,6 +48,11 @@ class RunState:
         Fingerprint of the base model; empty in checkpoints of earlier versions.
     report : RoundReport, optional
         What is known of round ``round``, whose line may be missing in ``metrics.jsonl``.
+    labels : tuple of str, optional
+        The public set in the order of the model's head; None in checkpoints of earlier versions.
+    test : str, optional
+        SHA-256 of what the public test file holds, empty without one; None in checkpoints of
+        earlier versions.
     """
 
     run: str
@@ -57,6 +63,8 @@ class RunState:
     optimizer: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     model: str = ""
     report: RoundReport | None = None
+    labels: tuple[str, ...] | None = None
+    test: str | None = None
 
 
 def save_checkpoint(folder: Path, state: RunState) -> Path:
@@ -83,6 +91,8 @@ def save_checkpoint(folder: Path, state: RunState) -> Path:
                 "config": state.config,
                 "model": state.model,
                 "report": finite(state.report.model_dump()) if state.report else None,
+                "labels": None if state.labels is None else list(state.labels),
+                "test": state.test,
                 "sha256": hashlib.sha256(arrays).hexdigest(),
             },
         )
@@ -109,7 +119,7 @@ def load_checkpoint(folder: Path) -> RunState | None:
     try:
         arrays = (path / "state.npz").read_bytes()
         header = read_object(path / "state.json")
-        report = header.get("report")
+        report, labels, test = (header.get(name) for name in ("report", "labels", "test"))
         if hashlib.sha256(arrays).hexdigest() != header["sha256"]:
             raise ValueError("its checksum does not fit")
         with np.load(io.BytesIO(arrays), allow_pickle=False) as stored:
@@ -128,8 +138,10 @@ def load_checkpoint(folder: Path) -> RunState | None:
             optimizer=optimizer,
             model=str(header.get("model", "")),
             report=None if report is None else RoundReport.parse(report, "report"),
+            labels=None if labels is None else tuple(str(label) for label in labels),
+            test=None if test is None else str(test),
         )
-    except (OSError, ValueError, KeyError, TypeError, EOFError, FedllmError) as error:
+    except (OSError, EOFError, *UNREADABLE, FedllmError) as error:
         raise CheckpointError(
             f"the checkpoint {path} is damaged ({_first_line(error)})",
             f"remove that folder to go on from the one before (round "

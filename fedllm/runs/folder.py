@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from fedllm.runs.checkpoints import RunState
 from fedllm.runs.record import read_config
 from fedllm.runs.summary import Summary, read_summary
 
-# Where things are is not what they are: files keep their names when a folder is moved, and a
+# Where things are is not what they are: a file keeps its name when a folder is moved, and a
 # model has a fingerprint.
 _FILES = ("train", "test")
 
@@ -75,19 +76,35 @@ def _holds_more(out: Path) -> bool:
 
 def config_digest(config: RunConfig) -> str:
     """Return the SHA-256 of what must not change between start and resume, wherever it lies."""
+    return _digest_of_names(config, _name)
+
+
+def _digest_of_names(config: RunConfig, name: Callable[[str], str]) -> str:
     values = _decisive(config)
     values["model"].pop("path")
     for key in _FILES:
         if key in values["data"]:
-            values["data"][key] = Path(values["data"][key]).name
+            values["data"][key] = name(values["data"][key])
     return _digest(values)
+
+
+def _name(location: str) -> str:
+    """Return what of a location says which records are there."""
+    if "://" in location:
+        # Who asks a database, and with which password, may change.
+        place, mark, options = location.partition("?")
+        scheme, _, rest = place.partition("://")
+        return f"{scheme}://{rest.rpartition('@')[2]}{mark}{options}"
+    # A pattern says by its folders which files it means.
+    return location if has_magic(location) else Path(location).name
 
 
 def is_same_run(digest: str, config: RunConfig, out: Path) -> bool:
     """Tell whether a checkpoint with ``digest`` was begun with ``config``.
 
-    Checkpoints of earlier versions have a digest that counts locations; for them ``run.toml``
-    in ``out`` says with which configuration they were begun.
+    Checkpoints of earlier versions have a digest that counts locations, or of a pattern or a URL
+    the last part alone; for them ``run.toml`` in ``out`` says with which configuration they were
+    begun.
     """
     if digest in (config_digest(config), _digest(_decisive(config))):
         return True
@@ -95,7 +112,8 @@ def is_same_run(digest: str, config: RunConfig, out: Path) -> bool:
         begun = read_config(out)
     except ConfigError:
         return False
-    return digest == _digest(_decisive(begun)) and config_digest(begun) == config_digest(config)
+    earlier = (_digest(_decisive(begun)), _digest_of_names(begun, lambda text: Path(text).name))
+    return digest in earlier and config_digest(begun) == config_digest(config)
 
 
 def require_same_run(digest: str, config: RunConfig, out: Path) -> None:
@@ -146,6 +164,37 @@ def require_same_model(fingerprint: str, now: str, out: Path) -> None:
             f"that of model.path is {now[:16]}",
             "set model.path to the folder of the model that the run began with",
         )
+
+
+def require_same_public(state: RunState, labels: Sequence[str], test: str, out: Path) -> None:
+    """Refuse to resume a run with another set of labels, or another public test file.
+
+    Labels in another order would give the head's rows to other classes, and another test file
+    would go on a curve that the first one began.
+
+    Parameters
+    ----------
+    state : RunState
+        The newest checkpoint's; one of an earlier version fits any.
+    labels : sequence of str
+        The set now, in the head's order.
+    test : str
+        SHA-256 of what the test file holds now; empty without one.
+
+    Raises
+    ------
+    ConfigError
+        Says which of both differs.
+    """
+    remedy = "give the data.labels and the data.test file that the run began with"
+    if state.labels is not None and state.labels != tuple(labels):
+        raise ConfigError(
+            f"{out} was begun with another set of labels: it has {len(state.labels)}, data.labels "
+            f"or data.test now give {len(labels)}, or the same in another order",
+            remedy,
+        )
+    if state.test not in (None, test):
+        raise ConfigError(f"{out} was begun with another public test file (data.test)", remedy)
 
 
 def write_config(out: Path, config: RunConfig) -> None:

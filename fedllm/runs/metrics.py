@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Any, Self
 
@@ -82,10 +83,14 @@ class RoundReport(BaseModel):
             raise damaged(where, _explain(error)) from None
 
     @property
+    def spent(self) -> dict[str, float]:
+        """Epsilon by site, infinite where it has no bound, which a line can only say as null."""
+        return {site: inf if value is None else value for site, value in self.epsilon.items()}
+
+    @property
     def largest_epsilon(self) -> float | None:
         """The largest of all sites; infinite where some site's has no bound, None without any."""
-        values = [float("inf") if value is None else value for value in self.epsilon.values()]
-        return max(values, default=None)
+        return max(self.spent.values(), default=None)
 
 
 def _explain(error: ValidationError) -> str:

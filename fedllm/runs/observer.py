@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,6 +27,8 @@ class Start:
         How many there are, and how many are done already.
     sites : int
         Sites that take part; 0 in pretraining, and where nothing is left to train.
+    titles : mapping of str to str
+        Names of sites for people, for those that have one.
     """
 
     run: str
@@ -35,6 +37,7 @@ class Start:
     total: int
     done: int = 0
     sites: int = 0
+    titles: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def private(self) -> bool:
@@ -132,10 +135,16 @@ class Observers(Observer):
 
     def _tell(self, say: Callable[[Observer], None]) -> None:
         for one in list(self.listening):
+            if not self._hears(one):
+                # It failed over the note on another one that failed.
+                continue
             try:
                 say(one)
             except Exception as error:
                 # A watcher less is no reason to lose a run whose privacy is spent.
-                self.listening.remove(one)
+                self.listening = [other for other in self.listening if other is not one]
                 words = str(error).splitlines()[0] if str(error) else type(error).__name__
                 self.note(f"{type(one).__name__} hears no more of this run: {words}")
+
+    def _hears(self, one: Observer) -> bool:
+        return any(other is one for other in self.listening)

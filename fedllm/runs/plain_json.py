@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedllm.canonical import read_json
 from fedllm.errors import ConfigError, FedllmError
 
 _REMEDY = "restore the file from a backup, or repeat the run"
@@ -74,7 +75,7 @@ def read_objects(path: Path, nan: bool = False) -> Iterator[tuple[str, dict[str,
 
 
 def parse_object(text: str, where: str, nan: bool = False) -> dict[str, Any]:
-    """Parse a JSON object, strictly: no key twice, and no NaN unless ``nan`` says so.
+    """Parse a JSON object as `fedllm.canonical.read_json` does.
 
     Raises
     ------
@@ -82,28 +83,11 @@ def parse_object(text: str, where: str, nan: bool = False) -> dict[str, Any]:
         If it is none; ``where`` names it.
     """
     try:
-        value = json.loads(
-            text, parse_constant=_none if nan else _refuse, object_pairs_hook=_unique
-        )
-    except (ValueError, RecursionError):
+        value = read_json(text, nan=nan)
+    except ValueError:
         raise damaged(where, "is not valid JSON") from None
     if not isinstance(value, dict):
         raise damaged(where, "is not a JSON object")
-    return value
-
-
-def _refuse(name: str) -> float:
-    raise ValueError(name)
-
-
-def _none(name: str) -> None:
-    return None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("a key stands twice")
     return value
 
 

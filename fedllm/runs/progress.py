@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedllm.config import RunConfig
+from fedllm.files import missing_end
 from fedllm.runs.metrics import RoundReport
 from fedllm.runs.names import PROGRESS
 from fedllm.runs.observer import Observer, Start, StepReport
@@ -32,13 +33,16 @@ class ProgressFile(Observer):
 
     def _write(self, kind: str, **values: Any) -> None:
         # Not forced to disk: a line lost in a power cut is missed by nobody.
+        line = missing_end(self._path) + to_line({"kind": kind, **values}).encode() + b"\n"
         with self._path.open("ab") as stream:
-            stream.write(to_line({"kind": kind, **values}).encode() + b"\n")
+            stream.write(line)
 
     def started(self, start: Start) -> None:
         """Note which run it is and how long."""
         names = ("run", "unit", "total", "done", "sites")
-        self._write("started", **{name: getattr(start, name) for name in names})
+        told = {name: getattr(start, name) for name in names}
+        # Where nobody has a title, as it was written before there were any.
+        self._write("started", **told, **({"titles": dict(start.titles)} if start.titles else {}))
 
     def note(self, text: str) -> None:
         """Note the message."""
@@ -89,6 +93,7 @@ def replay(line: bytes, where: str, config: RunConfig, observer: Observer) -> No
                     int(value["total"] if "total" in value else value["rounds"]),
                     int(value["done"]),
                     int(value["sites"]),
+                    {str(k): str(v) for k, v in dict(value.get("titles", {})).items()},
                 )
             )
         elif kind == "note":
@@ -104,5 +109,5 @@ def replay(line: bytes, where: str, config: RunConfig, observer: Observer) -> No
             observer.advanced(StepReport(**{k: v for k, v in report.items() if k in known}))
         elif not isinstance(kind, str):
             raise KeyError("kind")
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         raise damaged(where, "is no event of a run", remedy) from None

@@ -5,13 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from fedllm.files import write_json
+from fedllm.identity.titles import shown
 from fedllm.privacy.accounting.words import epsilon_text
 from fedllm.runs.metrics import Figures
 from fedllm.runs.names import SUMMARY
 from fedllm.runs.plain_json import damaged, finite, read_object
+from fedllm.visible import visible
+
+_MOST_SITES = 12
 
 DIVERGED = (
     "a figure of the last evaluation is not a number; its epsilon is spent all the same. "
@@ -22,12 +34,15 @@ DIVERGED = (
 class Summary(BaseModel):
     """The figures of a finished run; written as ``summary.json``.
 
-    Every key is written; one that an older or newer version lacks is empty when it is read.
+    Every key is written, ``site_titles`` only where there are any; one that an older or newer
+    version lacks is empty when it is read.
 
     Attributes
     ----------
     run : str
         The run's name; ``run_id`` is its random identifier, which stands in the ledgers.
+    site_titles : dict
+        Names of sites for people, in any script, for those that have one.
     metrics : dict
         Test metrics of the shared model after the last round; ``metrics_before`` of the
         untrained adapter.
@@ -35,8 +50,9 @@ class Summary(BaseModel):
         The same on records that the sites hold out; empty without `evaluation.every`.
     privacy : dict
         ``epsilon`` (the largest of all sites; what was promised where only the sites know
-        what they spent), ``delta``, ``unit``, ``noise``, ``sites``
-        (epsilon of each), ``promised`` (what was asked for).
+        what they spent; None without a bound), ``delta``, ``unit``, ``noise``, ``sites``
+        (epsilon of each), ``promised`` (what was asked for), ``colluders_epsilon`` (the largest
+        against all others together, where noise is shared and the sites are known).
     encryption : dict
         ``scheme``, ``bytes_up_per_parameter``, ``expansion_vs_fp32``, ``security_bits``.
     seconds : dict
@@ -55,6 +71,7 @@ class Summary(BaseModel):
     rounds: int = 0
     sites: int = 0
     site_names: list[str] = []
+    site_titles: dict[str, str] = {}
     metrics: Figures = {}
     metrics_before: Figures = {}
     site_metrics: Figures = {}
@@ -69,6 +86,12 @@ class Summary(BaseModel):
     started: str = ""
     finished: str = ""
     simulated: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_empty_titles(self, inner: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # As it was written before there were titles.
+        values: dict[str, Any] = inner(self)
+        return {k: v for k, v in values.items() if k != "site_titles" or v}
 
     @model_validator(mode="before")
     @classmethod
@@ -98,7 +121,9 @@ class Summary(BaseModel):
             f"{self.run}: {self.rounds} rounds, {self.sites} sites, "
             f"{self.seconds.get('total') or 0:.0f} s",
             f"  test        {figures or 'no public test file'}",
+            *self._sites(),
             f"  privacy     {self._privacy()}",
+            *self._colluders(),
             f"  encryption  {self._encryption()}",
             f"  folder      {folder}",
         ]
@@ -108,20 +133,37 @@ class Summary(BaseModel):
 
     def _privacy(self) -> str:
         told = self.privacy
-        if told.get("epsilon") is None:
+        spent = told.get("epsilon")
+        if spent is None and told.get("promised") is None:
             return "NONE: this run was not private"
+        bound = "unlimited" if spent is None else f"{epsilon_text(spent)} at most"
         return (
-            f"epsilon {epsilon_text(told['epsilon'])} at most, delta {told.get('delta', 0):g}, "
+            f"epsilon {bound}, delta {told.get('delta', 0):g}, "
             f"for each {told.get('unit')}; noise {told.get('noise')}"
         )
+
+    def _sites(self) -> list[str]:
+        """Say which name is whose, where people write another than files do."""
+        if not self.site_titles:
+            return []
+        named = [shown(name, self.site_titles) for name in self.site_names]
+        more = f" and {len(named) - _MOST_SITES} more" if len(named) > _MOST_SITES else ""
+        return [visible(f"  sites       {', '.join(named[:_MOST_SITES])}{more}")]
+
+    def _colluders(self) -> list[str]:
+        value, against_sums = (self.privacy.get(key) for key in ("colluders_epsilon", "epsilon"))
+        if value is None or against_sums is None or value <= against_sums:
+            return []
+        words = f"epsilon {epsilon_text(value)}, if all others put what they have together"
+        return [f"              against one site: {words}"]
 
     def _encryption(self) -> str:
         told = self.encryption
         if told.get("scheme", "none") == "none":
             return "NONE: the coordinator saw every site's update"
         return (
-            f"{told['scheme']}, {told.get('bytes_up_per_parameter', 0):.2f} bytes a parameter "
-            f"({told.get('expansion_vs_fp32', 0):.2f} times fp32)"
+            f"{told['scheme']}, {told.get('bytes_up_per_parameter', 0):.2f} bytes up for each "
+            f"trained parameter ({told.get('expansion_vs_fp32', 0):.2f} times fp32)"
         )
 
 

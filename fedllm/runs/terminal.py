@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fedllm.identity.titles import shown
 from fedllm.privacy.accounting.words import epsilon_text
 from fedllm.runs.metrics import RoundReport
 from fedllm.runs.observer import Observer, Start, StepReport
@@ -13,6 +15,13 @@ from fedllm.words import safe
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+
+def describe_start(start: Start) -> str:
+    """Say how long a run is, with how many sites, and where it goes on."""
+    tail = f", going on after round {start.done}" if start.done else ""
+    sites = f"{start.sites} sites, " if start.sites else ""
+    return f"{sites}{start.total} rounds{tail}"
 
 
 def describe_round(report: RoundReport, rounds: int) -> str:
@@ -83,9 +92,7 @@ class PlainObserver(Observer):
         self._total = start.total
         if start.unit == "steps":
             return
-        tail = f", going on after round {start.done}" if start.done else ""
-        sites = f"{start.sites} sites, " if start.sites else ""
-        self.note(f"{sites}{start.total} rounds{tail}")
+        self.note(describe_start(start))
 
     def note(self, text: str) -> None:
         """Write the message."""
@@ -114,10 +121,14 @@ class RichObserver(Observer):
         self._sites: TaskID | None = None
         self._total = 0
         self._evaluation: dict[str, float] | None = None
+        self._titles: Mapping[str, str] = {}
 
     def started(self, start: Start) -> None:
         """Draw the bars."""
         self.close()
+        self._titles = start.titles
+        if start.unit == "rounds" and start.done:
+            self.note(describe_start(start))
         self._bars, self._total = _bars(self._console), start.total
         self._main = self._bars.add_task(
             start.unit, total=start.total, completed=start.done, detail=""
@@ -133,7 +144,7 @@ class RichObserver(Observer):
 
     def site_answered(self, round: int, site: str, answered: int, sites: int) -> None:
         """Move the bar of sites."""
-        self._move(self._sites, answered, safe(site), sites)
+        self._move(self._sites, answered, safe(shown(site, self._titles)), sites)
 
     def finished_round(self, report: RoundReport) -> None:
         """Write the round's line and move the bar of rounds."""

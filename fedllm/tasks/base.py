@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fedllm.config import DataSection, RunConfig, Task
 from fedllm.data.columns import Column
-from fedllm.data.records import Record
+from fedllm.data.records import Record, RowProblems
 from fedllm.models.heads import Head
 from fedllm.randomness import RandomStream
 from fedllm.tasks.scores import Score
@@ -176,20 +176,27 @@ class LearningTask(ABC):
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
         labels: tuple[str, ...] = (),
+        left_out: RowProblems | None = None,
     ) -> EncodedDataset:
         """Turn records, which may be none, into what trains.
+
+        Parameters
+        ----------
+        left_out : RowProblems, optional
+            Where given, takes the records that cannot be learned from; see
+            `fedllm.data.encode.encode`.
 
         Raises
         ------
         DataError
-            If a record cannot be learned from: names up to five records.
+            If a record cannot be learned from, and ``left_out`` is not given.
         ConfigError
             If the tokenizer or ``max_length`` does not fit the task.
         """
         from fedllm.data.encode import encode
 
         encoder = self.encoder(tokenizer, max_length, labels)
-        return encode(records, encoder, tokenizer, max_length)
+        return encode(records, encoder, tokenizer, max_length, left_out)
 
     def load_model(self, config: RunConfig, labels: tuple[str, ...] = ()) -> SharedModel:
         """Load the base model of a run with the run's untrained adapter and this task's head.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedllm.config import DataSection, Task
-from fedllm.data.columns import Column
+from fedllm.data.columns import Column, task_columns
 from fedllm.data.records import Record
 from fedllm.randomness import RandomStream
 from fedllm.tasks.base import Words
@@ -29,7 +29,7 @@ class Causal(LanguageTask):
 
     def columns(self, data: DataSection) -> dict[str, Column]:
         """Return the text."""
-        return {"text": Column(data.text, "text")}
+        return task_columns(self.name, data)
 
     def made_up(
         self, words: Words, stream: RandomStream, labels: tuple[str, ...], length: int = 8

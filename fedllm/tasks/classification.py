@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedllm.config import DataSection, Task
-from fedllm.data.columns import Column
+from fedllm.data.columns import Column, task_columns
 from fedllm.data.labels import check_distinct
 from fedllm.data.records import Record
 from fedllm.errors import DataError
@@ -38,7 +38,7 @@ class Classification(LearningTask):
 
     def columns(self, data: DataSection) -> dict[str, Column]:
         """Return text and label."""
-        return {"text": Column(data.text, "text"), "label": Column(data.label, "name")}
+        return task_columns(self.name, data)
 
     def unit(self, record: Record) -> str | None:
         """Return the person, if there is one: a record is a unit by itself."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedllm.config import DataSection, Task
-from fedllm.data.columns import Column
+from fedllm.data.columns import Column, task_columns
 from fedllm.data.records import Record
 from fedllm.data.template import content_span, end_token_id, prompt_text, response_text
 from fedllm.errors import ConfigError
@@ -32,7 +32,7 @@ class Instruction(LanguageTask):
 
     def columns(self, data: DataSection) -> dict[str, Column]:
         """Return prompt and response."""
-        return {"prompt": Column(data.prompt, "text"), "response": Column(data.response, "text")}
+        return task_columns(self.name, data)
 
     def made_up(
         self, words: Words, stream: RandomStream, labels: tuple[str, ...], length: int = 8

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from fedllm.data.encode import EncodedDataset
 from fedllm.errors import DataError
-from fedllm.models.prefix import Dataset, by_length
+from fedllm.models.prefix import Dataset, by_length, take
 from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import Batch
-from fedllm.tasks import task_of
+from fedllm.tasks import LearningTask, task_of
 
 _CHUNK = 1024
 
@@ -57,17 +57,38 @@ def unit_scores(
     Returns
     -------
     float64 array (U, S)
-        The task's `LearningTask.site_scores`, not yet bounded.
+        The task's `LearningTask.site_scores`, not yet bounded, of units that have records.
     """
     task = task_of(model.task)
     if dataset is None:
         return np.zeros((0, len(task.site_scores)))
     scores = np.zeros((len(dataset), len(task.site_scores)))
     for rows, piece in _pieces(model, dataset, batch_size):
-        scores[rows] = task.scores(model, piece)
-    counts = np.bincount(dataset.units)
-    sums = [np.bincount(dataset.units, weights=column) for column in scores.T]
+        scores[rows] = _scores(task, model, rows, piece)
+    # A unit without records adds nothing to a sum, not even itself.
+    _, units, counts = np.unique(dataset.units, return_inverse=True, return_counts=True)
+    sums = [np.bincount(units, weights=column, minlength=len(counts)) for column in scores.T]
     return np.stack(sums, axis=1) / counts[:, None]
+
+
+def _scores(
+    task: LearningTask, model: SharedModel, rows: NDArray[np.int64], piece: Batch
+) -> NDArray[np.float64]:
+    """Score some records; where a library breaks off, one by one, and NaN for those it cannot.
+
+    An error would tell, without any noise, that such a record is there.
+    """
+    try:
+        return task.scores(model, piece)
+    except Exception:
+        if len(rows) == 1:
+            return np.full((1, len(task.site_scores)), np.nan)
+    width = piece["input_ids"].shape[1]
+    parts = [
+        _scores(task, model, rows[i : i + 1], take(piece, torch.tensor([i]), width))
+        for i in range(len(rows))
+    ]
+    return np.concatenate(parts)
 
 
 def _pieces(

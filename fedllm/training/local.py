@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from fedllm.privacy.adaptive import AdaptiveClipping
 from fedllm.privacy.dpsgd import (
     Gradients,
     clipped_sum,
+    forget_step,
     noised_mean,
     per_sample_gradients,
     per_sample_hooks,
@@ -40,12 +41,17 @@ class SiteDataset(Dataset, Protocol):
 
     @property
     def units(self) -> NDArray[np.int64]:
-        """(N,) unit of each record, from 0 without gaps."""
+        """(N,) unit of each record, from 0; a unit may have no record."""
         ...
 
     @property
     def number_of_units(self) -> int:
-        """How many units there are."""
+        """How many units there are, those without records included."""
+        ...
+
+    @property
+    def one_record_each(self) -> bool:
+        """Whether no unit has a second record."""
         ...
 
 
@@ -63,6 +69,11 @@ def train_locally(
     `fedllm.privacy.dpsgd`); an empty batch still takes a step of noise. Without, each step
     is an ordinary one, and an empty batch is skipped.
 
+    A private step ends in a noised sum whatever the records are: a unit at which the model or
+    a library breaks off adds nothing. What else looks wrong stands in the statistics, for the
+    site's own log; `fedllm.training.made_up` tells beforehand, on records that are nobody's,
+    whether training can work at all.
+
     Parameters
     ----------
     model : SharedModel
@@ -78,8 +89,8 @@ def train_locally(
     Raises
     ------
     TrainingError
-        If the update is not finite or did not change the adapter as training must; without
-        a noise multiplier also if a loss or gradient is not finite.
+        Without a noise multiplier: if the update is not finite or did not change the adapter as
+        training must, or a loss or gradient is not finite.
     """
     start = model.adapter()
     optimizer = Optimizer(
@@ -128,7 +139,10 @@ def train_locally(
     finally:
         model.set_adapter(start)
     update = (vector - start).astype(np.float32)
-    record.check(update)
+    if private:
+        update = record.check_private(update)
+    else:
+        record.check(update)
     norm = clipping.norm if clipping else settings.clipping_norm
     return LocalResult(update, record.statistics(), norm)
 
@@ -152,10 +166,6 @@ def clipped_gradient_sum(
     LocalStatistics
         Private.
 
-    Raises
-    ------
-    TrainingError
-        If the adapter is not connected to the loss.
     """
     record = StepRecord(model.manifest)
     with per_sample_hooks(model.module, model.row_layers):
@@ -164,7 +174,7 @@ def clipped_gradient_sum(
         )
         total = _gradient_sum(model, dataset, indices, settings, record)
     record.end_of_step(model.adapter().astype(np.float64), total, len(indices))
-    record.check_connected()
+    record.look_connected()
     return total, record.statistics()
 
 
@@ -180,23 +190,80 @@ def _gradient_sum(
     if not len(indices):
         return total
     batch = dataset.batch(indices)
-    people = None if dataset.number_of_units == len(dataset) else dataset.units[indices]
+    people = None if dataset.one_record_each else dataset.units[indices]
     for places, piece, units in _microbatches(batch, people, settings.microbatch_size):
-        attached = model.prefix.attach(dataset, indices[places.numpy()], piece)
-
-        def losses(attached: Batch = attached) -> Tensor:
-            values = record_losses(model, attached)
-            record.losses.append(values.detach().cpu().double().numpy())
-            return values
-
+        rows = indices[places.numpy()]
         if settings.noise_multiplier is None:
-            total += _plain_gradient(model, losses())
+            attached = model.prefix.attach(dataset, rows, piece)
+            total += _plain_gradient(model, _losses(model, attached, record))
         else:
-            gradients = (source or per_sample_gradients)(model.trained, losses)
-            part = clipped_sum(gradients, units, settings.clipping_norm)
-            record.norms.append(part.norms)
-            total += part.values
+            took = _Microbatch(model, dataset, settings, record, source or per_sample_gradients)
+            total += took.clipped(rows, piece, units)
     return total
+
+
+def _losses(model: SharedModel, batch: Batch, record: StepRecord) -> Tensor:
+    values = record_losses(model, batch)
+    record.losses.append(values.detach().cpu().double().numpy())
+    return values
+
+
+@dataclass(frozen=True)
+class _Microbatch:
+    """Clipped gradients of some units, which cost no other unit anything if one breaks off."""
+
+    model: SharedModel
+    dataset: SiteDataset
+    settings: LocalSettings
+    record: StepRecord
+    gradients: GradientSource
+
+    def clipped(self, rows: NDArray[np.int64], piece: Batch, units: Tensor | None) -> Vector:
+        """Return the sum (P,) of the clipped gradients of the units that have one.
+
+        Where a library breaks off, every unit is tried by itself, and those that break off
+        again add nothing. To give up the whole batch would make all its gradients hang on one
+        unit, and to refuse would tell that such a unit is there.
+
+        Parameters
+        ----------
+        rows : int64 array (B,)
+            Records of the data set.
+        piece : Batch
+            The same, padded.
+        units : Tensor, optional
+            (B,) unit of each record, from 0 without gaps; each by itself when left out.
+        """
+        seen = len(self.record.losses)
+        try:
+            attached = self.model.prefix.attach(self.dataset, rows, piece)
+            gradients = self.gradients(
+                self.model.trained, lambda: _losses(self.model, attached, self.record)
+            )
+            part = clipped_sum(gradients, units, self.settings.clipping_norm)
+        except Exception as error:
+            forget_step(self.model.module)
+            del self.record.losses[seen:]
+            return self._one_by_one(rows, piece, units, error)
+        self.record.norms.append(part.norms)
+        return part.values
+
+    def _one_by_one(
+        self, rows: NDArray[np.int64], piece: Batch, units: Tensor | None, error: Exception
+    ) -> Vector:
+        total = np.zeros(self.model.manifest.length)
+        of_rows = torch.arange(len(rows)) if units is None else units
+        numbers = torch.unique(of_rows).tolist()
+        if len(numbers) == 1:
+            self.record.broke_off(error)
+            return total
+        lengths = piece["attention_mask"].sum(1)
+        for number in numbers:
+            places = torch.nonzero(of_rows == number).flatten()
+            own = None if units is None else torch.zeros(len(places), dtype=torch.int64)
+            alone = take(piece, places, int(lengths[places].max()))
+            total += self.clipped(rows[places.numpy()], alone, own)
+        return total
 
 
 def _plain_gradient(model: SharedModel, losses: Tensor) -> Vector:

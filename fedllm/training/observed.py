@@ -6,6 +6,7 @@ modules do not fit the network. So every tensor that must have had a gradient is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,6 +30,8 @@ class StepRecord:
         self._seen: set[str] = set()
         self._counted = 0
         self._empty = 0
+        self._broken: list[str] = []
+        self._problem = ""
 
     def end_of_step(self, vector: Vector, total: Vector, records: int) -> None:
         """Note which tensors had a gradient, and which had to have one."""
@@ -41,6 +44,29 @@ class StepRecord:
                 self._seen.add(segment.name)
             if learned and _passes_gradient(segment, nonzero):
                 self._expected.add(segment.name)
+
+    def broke_off(self, error: Exception) -> None:
+        """Note a unit at which the model or a library broke off; its words may quote a record."""
+        self._broken.append(type(error).__name__)
+
+    def check_private(self, update: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Note what is wrong with a noised update, and return it with finite values alone.
+
+        A refusal would be made of nothing but noised steps; still, what leaves a site is an
+        update in every case, so that nobody has to think about what another answer would tell.
+        """
+        try:
+            self.check(update)
+        except TrainingError as error:
+            self._problem = error.message
+        return np.nan_to_num(update)
+
+    def look_connected(self) -> None:
+        """Note when `check_connected` would refuse."""
+        try:
+            self.check_connected()
+        except TrainingError as error:
+            self._problem = error.message
 
     def check(self, update: NDArray[np.float32]) -> None:
         """Refuse an update that must not be released.
@@ -91,6 +117,8 @@ class StepRecord:
             records_seen=len(losses),
             empty_batches=self._empty,
             norm_quantiles=tuple(quantiles),
+            broken_units=dict(Counter(self._broken)),
+            problem=self._problem,
         )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from fedllm.canonical import read_json
 from fedllm.config import RunConfig
 from fedllm.identity.keys import Identity
 from fedllm.privacy.accounting.accountants import epsilon, upper_bound
@@ -43,6 +43,18 @@ class SiteFigures:
                     for phase, value in line["seconds"].items():
                         seconds[phase] += value
         return seconds, self._epsilons(run, number)
+
+    def against_colluders(self, run: str) -> float | None:
+        """Return the largest epsilon of a run against all others together; None if none is."""
+        if not self._config.private:
+            return None
+        delta = self._config.privacy.delta
+        spent = [
+            epsilon(self._ledger(name).events_of_run(run, view="colluders"), delta).value
+            for name in self._names
+            if self._source.files(name).ledger.exists()
+        ]
+        return max(spent, default=None)
 
     def _epsilons(self, run: str, number: int) -> dict[str, float]:
         if not self._config.private:
@@ -82,8 +94,8 @@ class SiteFigures:
 
 def _line(text: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = read_json(text, nan=True)
+    except ValueError:
         # What a crash cut off: seconds of a round that is trained again.
         return {}
     return value if isinstance(value, dict) else {}

@@ -12,6 +12,7 @@ from fedllm.audit.report.page import write_report
 from fedllm.clock import utc_now
 from fedllm.config import RunConfig
 from fedllm.encryption.plan import make_plan
+from fedllm.identity.roster import Roster
 from fedllm.mechanisms import mechanism_of
 from fedllm.models.shared import SharedModel
 from fedllm.privacy.ledger.heads import read_heads
@@ -27,16 +28,29 @@ def finish(
     run: str,
     names: tuple[str, ...],
     began: float,
+    roster: Roster,
     simulated: bool = False,
+    colluders_epsilon: float | None = None,
 ) -> Summary:
     """Write adapter, summary and report of a run whose rounds are done; the report last.
 
-    ``began`` is `time.perf_counter` at the start of the command.
+    ``began`` is `time.perf_counter` at the start of the command; ``colluders_epsilon`` is known
+    in a simulation only.
     """
     model.save_adapter(out / files.ADAPTER)
     reports = read_reports(out / files.METRICS)
     seconds = time.perf_counter() - began
-    summary = make_summary(config, model, run, names, reports, seconds, simulated)
+    summary = make_summary(
+        config,
+        model,
+        run,
+        names,
+        reports,
+        seconds,
+        simulated,
+        {name: title for name, title in roster.titles.items() if name in names},
+        colluders_epsilon,
+    )
     write_summary(out, summary)
     write_report(out)
     return summary
@@ -59,6 +73,8 @@ def make_summary(
     reports: list[RoundReport],
     total_s: float,
     simulated: bool = False,
+    titles: dict[str, str] | None = None,
+    colluders_epsilon: float | None = None,
 ) -> Summary:
     """Put the figures of all rounds together."""
     method = adapter_of(model)
@@ -66,8 +82,9 @@ def make_summary(
     at_sites = [report.site_metrics for report in reports if report.site_metrics]
     first = next((r for r in measured if r.round == 0), None)
     rounds = [report for report in reports if report.round]
-    epsilons = rounds[-1].epsilon if rounds else {}
-    known = [value for value in epsilons.values() if value is not None]
+    spent: dict[str, float] = {}
+    for report in rounds:
+        spent.update(report.spent)
     phases = ("train", "encrypt", "aggregate", "decrypt", "evaluate")
     plan = make_plan(
         config.encryption.scheme,
@@ -83,16 +100,20 @@ def make_summary(
         rounds=len(rounds),
         sites=len(names),
         site_names=list(names),
+        site_titles=titles or {},
         metrics=(measured[-1].metrics if measured else None) or {},
         metrics_before=(first.metrics if first else None) or {},
         site_metrics=at_sites[-1] if at_sites else {},
         privacy={
-            "epsilon": max(known, default=config.privacy.epsilon) if config.private else None,
+            "epsilon": max(spent.values(), default=config.privacy.epsilon)
+            if config.private
+            else None,
             "promised": config.privacy.epsilon,
             "delta": config.privacy.delta,
             "unit": config.unit,
             "noise": mechanism_of(config).wording.noise,
-            "sites": epsilons,
+            "sites": spent,
+            "colluders_epsilon": colluders_epsilon,
         },
         encryption={
             "scheme": plan.scheme,

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-from fedllm.errors import ConfigError
+from fedllm.config import RunConfig
+from fedllm.errors import ConfigError, FedllmError
 from fedllm.runs.job import ACTIVE, Job, read_job
 from fedllm.runs.names import PROGRESS
 from fedllm.runs.observer import Observer
@@ -39,7 +40,7 @@ def follow(folder: Path, observer: Observer) -> Job:
             *lines, kept = kept.split(b"\n")
             for line in lines:
                 number += 1
-                replay(line, f"{path}, line {number}", read_config(folder), observer)
+                _tell(line, f"{path}, line {number}", read_config(folder), observer)
             if job.status not in ACTIVE:
                 return job
             time.sleep(_POLL_S)
@@ -47,3 +48,11 @@ def follow(folder: Path, observer: Observer) -> Job:
         observer.close()
         if stream is not None:
             stream.close()
+
+
+def _tell(line: bytes, where: str, config: RunConfig, observer: Observer) -> None:
+    try:
+        replay(line, where, config, observer)
+    except FedllmError as error:
+        # A crash cut it off. Who watches loses a line and not the run.
+        observer.note(f"{error.message}; the line is left out")

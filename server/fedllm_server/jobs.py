@@ -12,9 +12,16 @@ from fedllm.federation.protocol.refusals import Refusal
 from fedllm.files import make_output_folder
 from fedllm.locks import is_held
 from fedllm.runs import names
-from fedllm.runs.folder import config_digest, write_config
+from fedllm.runs.checkpoints import load_checkpoint
+from fedllm.runs.folder import (
+    config_digest,
+    require_same_model,
+    require_same_public,
+    write_config,
+)
 from fedllm.runs.job import ACTIVE, Job, read_job, write_job
 from fedllm.runs.record import read_config
+from fedllm_server.public_part import public_digest, public_labels, public_records
 
 
 def error_of(job: Job) -> FedllmError:
@@ -91,6 +98,15 @@ def _require_same_request(folder: Path, config: RunConfig) -> None:
             f"{folder} was begun with another configuration than the one given now",
             f"resume with {folder / names.RUN_TOML}, or choose another name",
         )
+    state = load_checkpoint(folder / names.CHECKPOINTS)
+    if state is None:
+        return
+    # Before the folder's run.toml is written over: what is refused leaves it as it was.
+    labels = public_labels(config, public_records(config))
+    require_same_public(state, labels, public_digest(config), folder)
+    from fedllm.models.checkpoints import checkpoint_folder, fingerprint
+
+    require_same_model(state.model, fingerprint(checkpoint_folder(config.model.path)), folder)
 
 
 def cancel(kit: Path, name: str) -> None:

@@ -9,7 +9,7 @@ from fedllm.federation.transport.superlink import NodeState
 from fedllm.identity.roster import Roster
 from fedllm.runs.metrics import RoundReport
 from fedllm.runs.observer import Observer, Start
-from fedllm.runs.terminal import describe_round
+from fedllm.runs.terminal import describe_round, describe_start
 
 
 def party(name: str, roster: Roster) -> str:
@@ -36,8 +36,7 @@ class JournalObserver(Observer):
     def started(self, start: Start) -> None:
         """Say how long the run is and with how many sites it begins."""
         self._rounds = start.total
-        tail = f", going on after round {start.done}" if start.done else ""
-        self._line(f"{start.sites} sites, {start.total} rounds{tail}")
+        self._line(describe_start(start))
 
     def note(self, text: str) -> None:
         """Say the message."""

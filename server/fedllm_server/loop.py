@@ -17,6 +17,7 @@ from fedllm.clock import utc_now
 from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset
 from fedllm.errors import FedllmError, PeerError
+from fedllm.federation.coordinator.answers import who_and_why
 from fedllm.federation.coordinator.cohort import choose_cohort, gather_cohort
 from fedllm.federation.coordinator.rounds import (
     KeyAuthority,
@@ -73,13 +74,24 @@ class Workplace:
     site_figures: Callable[[str, int], tuple[dict[str, float], dict[str, float]]]
 
 
-def starting_state(config: RunConfig, model: SharedModel, found: RunState | None) -> RunState:
-    """Return the state to begin from: the newest checkpoint, or a fresh run where there is none."""
+def starting_state(
+    config: RunConfig, model: SharedModel, found: RunState | None, test: str = ""
+) -> RunState:
+    """Return the state to begin from: the newest checkpoint, or a fresh run where there is none.
+
+    ``test`` is the `public_digest` of the run; a checkpoint of an earlier version lacks it.
+    """
     if found is not None:
-        return found
-    run = secrets.token_hex(8)
+        return replace(found, labels=model.labels, test=test)
     return RunState(
-        run, 0, (), config_digest(config), adapter_of(model).start(), model=model.fingerprint
+        secrets.token_hex(8),
+        0,
+        (),
+        config_digest(config),
+        adapter_of(model).start(),
+        model=model.fingerprint,
+        labels=model.labels,
+        test=test,
     )
 
 
@@ -142,7 +154,15 @@ class RoundLoop:
         # When nothing is left to train, nobody is asked for anything: all may be spent.
         self._members = self._gather(state.round + 1) if state.round < rounds else ()
         self._place.observer.started(
-            Start(state.run, self._config, "rounds", rounds, state.round, len(self._members))
+            Start(
+                state.run,
+                self._config,
+                "rounds",
+                rounds,
+                state.round,
+                len(self._members),
+                self._place.roster.titles,
+            )
         )
         fresh = newest_round(self._checkpoints) is None
         reports = cut_reports(self._place.out / names.METRICS, -1 if fresh else state.round)
@@ -254,17 +274,17 @@ class RoundLoop:
             adapter,
             partial(self._place.observer.site_answered, statement.round),
         )
-        for site, why in sorted(outcome.dropped.items()):
-            who = self._place.roster.shown(site)
-            self._place.observer.note(f"round {statement.round} goes on without site {who}: {why}")
+        for who, why in who_and_why(sorted(outcome.dropped.items()), self._place.roster):
+            self._place.observer.note(f"round {statement.round} goes on without {who}: {why}")
         self._keep_heads(statement, outcome.heads)
         return outcome
 
     def _keep_heads(self, statement: RoundStatement, heads: dict[str, Head]) -> None:
         keep_heads(self._place.out / names.HEADS, statement.run, statement.round, heads)
         for site in went_back(self._heads, heads):
+            who = self._place.roster.shown(site)
             self._place.observer.note(
-                f"the ledger of '{site}' is not the one of an earlier round continued: ask the "
+                f"the ledger of '{who}' is not the one of an earlier round continued: ask the "
                 f"site, and compare with `fedllm ledger verify LEDGER --heads {names.HEADS}`"
             )
         self._heads.update(heads)

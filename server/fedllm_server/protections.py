@@ -16,7 +16,8 @@ def given_up(config: RunConfig) -> list[str]:
         warnings.append("no encryption: the coordinator sees every site's update in clear")
     elif not config.encryption.masked:
         warnings.append(
-            "no masks: coordinator and key authority together can read every site's update"
+            "no masks: a coordinator that breaks the protocol, with the key authority or without "
+            "it, can read every site's update"
         )
     return warnings
 
@@ -32,11 +33,11 @@ def weak_delta(config: RunConfig, units: Iterable[int]) -> list[str]:
         For each site, how many records or persons (or, one number, how many sites) there are
         of the run's unit; known in a simulation only.
     """
-    fewest = min(units, default=0)
-    if not config.private or not fewest or config.privacy.delta * fewest < 1:
+    most = max(units, default=0)
+    if not config.private or config.privacy.delta * most < 1:
         return []
     return [
-        f"delta {config.privacy.delta:g} is not below 1/{fewest}, one over the number of "
+        f"delta {config.privacy.delta:g} is not below 1/{most}, one over the largest number of "
         f"{config.unit}s: giving one of them away at random would satisfy it; set a smaller "
         "privacy.delta"
     ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 from fedllm.config import RunConfig
+from fedllm.data.readers import data_files
 from fedllm.data.records import Record
 from fedllm.randomness import RandomStream
 from fedllm.tasks import task_of
@@ -25,6 +27,25 @@ def public_records(config: RunConfig) -> list[Record]:
     return task_of(config.task).read_public(config.data)
 
 
+def public_labels(config: RunConfig, records: list[Record]) -> tuple[str, ...]:
+    """Return the public set of labels in the order of the model's head; empty without a head."""
+    return task_of(config.task).labels(config.data, records)
+
+
+def public_digest(config: RunConfig) -> str:
+    """Return the SHA-256 of what the public test files hold, whatever they are called.
+
+    Empty without one.
+    """
+    if config.data.test is None:
+        return ""
+    found = hashlib.sha256()
+    for path in data_files(config.data.test):
+        with path.open("rb") as stream:
+            found.update(hashlib.file_digest(stream, "sha256").digest())
+    return found.hexdigest()
+
+
 def public_part(
     config: RunConfig, records: list[Record]
 ) -> tuple[SharedModel, EncodedDataset | None]:
@@ -33,7 +54,7 @@ def public_part(
     from fedllm.tasks.cache import process_models
 
     task = task_of(config.task)
-    labels = task.labels(config.data, records)
+    labels = public_labels(config, records)
     if config.data.test_limit is not None:
         order = RandomStream.seeded(config.seed, "test records").permutation(len(records))
         records = [records[i] for i in sorted(order[: config.data.test_limit])]

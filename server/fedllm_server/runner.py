@@ -16,13 +16,19 @@ from fedllm.identity.kits import Kit, read_kit
 from fedllm.processes import die_with_parent, keep_memory_private, say
 from fedllm.runs import names
 from fedllm.runs.checkpoints import load_checkpoint
-from fedllm.runs.folder import finished_summary, locked, require_same_model, require_same_run
+from fedllm.runs.folder import (
+    finished_summary,
+    locked,
+    require_same_model,
+    require_same_public,
+    require_same_run,
+)
 from fedllm.runs.job import write_outcome
 from fedllm.runs.observer import Observers
 from fedllm.runs.progress import ProgressFile
 from fedllm.runs.record import read_config
 from fedllm_server.protections import given_up
-from fedllm_server.public_part import public_part, public_records
+from fedllm_server.public_part import public_digest, public_labels, public_part, public_records
 
 
 def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
@@ -57,11 +63,14 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
                 return
             for warning in given_up(config):
                 watching.note(f"WARNING: {warning}")
-            model, test = public_part(config, public_records(config))
+            records, tested = public_records(config), public_digest(config)
+            if found is not None:
+                require_same_public(found, public_labels(config, records), tested, folder)
+            model, test = public_part(config, records)
             place = Workplace(
                 folder, model, test, kit.roster, watching, lambda run, number: ({}, {})
             )
-            state = starting_state(config, model, found)
+            state = starting_state(config, model, found, tested)
             require_same_model(state.model, model.fingerprint, folder)
             presence, wait_s = GridPresence(grid), config.rounds.timeout_s
             keys = dict(kit.roster.node_keys)
@@ -76,7 +85,7 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
             adapter_of(model).place(final.adapter)
             # Also those of earlier starts.
             answered = tuple(sorted(loop.names | known_sites(folder)))
-            finish(folder, config, model, state.run, answered, began)
+            finish(folder, config, model, state.run, answered, began, kit.roster)
 
 
 def main() -> None:
@@ -89,7 +98,7 @@ def main() -> None:
         carry(read_kit(Path(kit_folder), "coordinator"), Path(folder), ticket)
         write_outcome(Path(folder), None)
     except FedllmError as error:
-        write_outcome(Path(folder), Refusal.of(error, full_text=True).model_dump())
+        write_outcome(Path(folder), Refusal.whole(error).model_dump())
         sys.exit(error.exit_code)
 
 

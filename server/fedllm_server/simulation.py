@@ -29,6 +29,7 @@ from fedllm.runs.folder import (
     finished_summary,
     locked,
     require_same_model,
+    require_same_public,
     require_same_run,
     write_config,
 )
@@ -36,15 +37,18 @@ from fedllm.runs.observer import Observer, Observers
 from fedllm.runs.progress import ProgressFile
 from fedllm.runs.summary import Summary
 from fedllm.runs.terminal import PlainObserver
+from fedllm.tasks import task_of
+from fedllm.visible import visible
 from fedllm_client.dividing import divide
 from fedllm_server.protections import given_up, weak_delta
-from fedllm_server.public_part import public_part, public_records
+from fedllm_server.public_part import public_digest, public_labels, public_part, public_records
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
     from flwr.serverapp import Grid, ServerApp
 
     from fedllm.federation.authority.authority import Authority
+    from fedllm.models.shared import SharedModel
     from fedllm_client.simulated import SimulatedSites
 
 Engine = Literal["inprocess", "ray"]
@@ -103,18 +107,22 @@ def simulate(
         state = load_checkpoint(out / files.CHECKPOINTS) if resume else None
         if state is not None:
             require_same_run(state.config, config, out)
-        watching = Observers.of(
-            [PlainObserver()] if observers is None else observers, [ProgressFile(out)]
-        )
+        people = Observers.of([PlainObserver()] if observers is None else observers)
+        watching = Observers.of([people], [ProgressFile(out)])
         try:
             if (summary := finished_summary(out, config.rounds.count, state)) is not None:
                 watching.note(f"{out} is finished already")
                 return summary
+            # Of what may still be refused, nothing is written.
+            people.note("reading the records")
             sites = divide(config)
-            test = public_records(config)
+            test, tested = public_records(config), public_digest(config)
+            if state is not None:
+                require_same_public(state, public_labels(config, test), tested, out)
             home = ledgers.absolute() if ledgers else out
             make_output_folder(home, "--ledgers")
-            task = _Task(config, policy or _open_policy(config), out, home, engine, state)
+            people.note(f"loading the model {config.model.path}")
+            task = _Task(config, policy or _open_policy(config), out, home, engine, state, tested)
             return _simulate(task, sites, test, watching, started)
         finally:
             watching.close()
@@ -128,6 +136,7 @@ class _Task:
     home: Path
     engine: Engine
     state: RunState | None
+    tested: str
 
 
 def _simulate(
@@ -148,20 +157,27 @@ def _simulate(
     from fedllm_server.figures import SiteFigures
     from fedllm_server.finishing import finish
     from fedllm_server.loop import RoundLoop, Workplace, starting_state
+    from fedllm_server.spending import spent_before
 
     config, out = task.config, task.out
     threads = config.engine.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
     source, names = SimulatedSites(out, task.home, threads), tuple(records)
     model, encoded = public_part(config, test)
-    state = starting_state(config, model, task.state)
+    state = starting_state(config, model, task.state, task.tested)
     require_same_model(state.model, model.fingerprint, out)
+    _check_records(config, model, records)
     _write_request(task)
     roster, authority = _parties(config, source, names, site_titles(records))
+    watching.note(visible(spent_before(source, names, task.policy, roster, config, task.state)))
     figures = SiteFigures(source, names, config)
     place = Workplace(out, model, encoded, roster, watching, figures)
     for warning in (*given_up(config), *weak_delta(config, _units(config, records))):
         watching.note(f"WARNING: {warning}")
+    if state.round < config.rounds.count:
+        watching.note(
+            f"asking {len(names)} sites to join: each encodes its records and works out its noise"
+        )
 
     def work(grid: Grid) -> None:
         nodes = nodes_of(grid, len(names), config.rounds.timeout_s)
@@ -177,7 +193,27 @@ def _simulate(
         _run(task.engine, make_server_app(work), make_client_app(source), names, threads)
     finally:
         authority.forget()
-    return finish(out, config, model, state.run, names, started, simulated=True)
+    return finish(
+        out,
+        config,
+        model,
+        state.run,
+        names,
+        started,
+        roster,
+        simulated=True,
+        colluders_epsilon=figures.against_colluders(state.run),
+    )
+
+
+def _check_records(config: RunConfig, model: SharedModel, records: dict[str, list[Record]]) -> None:
+    """Refuse records that cannot be learned from: here, they are those of who started the run.
+
+    A site leaves such records out and tells nobody but its operator.
+    """
+    everyone = [record for own in records.values() for record in own]
+    length = config.model.max_length
+    task_of(config.task).encode(everyone, model.tokenizer, length, model.labels)
 
 
 def _write_request(task: _Task) -> None:
@@ -235,5 +271,7 @@ def _open_policy(config: RunConfig) -> SitePolicy:
     budget = BudgetSection(
         epsilon=config.privacy.epsilon or BudgetSection().epsilon, delta=config.privacy.delta
     )
-    allow = AllowSection(min_cohort=1, encryption="optional", non_private=not config.private)
+    allow = AllowSection(
+        min_cohort=1, encryption="optional", masks="optional", non_private=not config.private
+    )
     return SitePolicy(budget=budget, allow=allow)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -12,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from support.wire import proof
 
-from fedllm.federation.transport.bodies import Patience
+from fedllm.federation.transport.bodies import Bodies, BodyError, Patience
 from fedllm.federation.transport.listener import PUBLIC_PATHS, Door, bind, gate, server_of
 
 PUSH = "/v1/fleet/push-object"
@@ -132,6 +133,45 @@ def test_a_whole_body_goes_through_in_parts_and_the_connection_stays():
         stream.sendall(head(2, mine) + b"gh")
         assert b" 200 " in stream.recv(4096)
     assert served == [b"abcdef", b"gh"]
+
+
+def test_a_body_of_two_lengths_is_refused_before_it_is_read():
+    """A door that goes by the one and a program that goes by the other let in what they please."""
+    mine = ec.generate_private_key(ec.SECP384R1())
+    with listening(Patience(silence_s=LONG_S)) as (port, served):
+        both = head(10, mine).replace(b"\r\n\r\n", b"\r\ntransfer-encoding: chunked\r\n\r\n")
+        with socket.create_connection(("127.0.0.1", port), timeout=300) as stream:
+            stream.sendall(both + b"64\r\n" + b"a" * 100 + b"\r\n")
+            assert b" 400 " in to_the_end(stream)
+    assert served == []
+
+
+@pytest.mark.parametrize("sent", [[b"x" * 6, b"x" * 5], [b"x" * 9], [b"x" * 11]])
+def test_a_body_has_the_length_that_was_announced(sent):
+    events = iter(
+        {"type": "http.request", "body": part, "more_body": number < len(sent)}
+        for number, part in enumerate(sent, start=1)
+    )
+
+    async def receive():
+        return next(events)
+
+    with pytest.raises(BodyError) as caught:
+        asyncio.run(Bodies(Patience()).read(b"key", 10, receive))
+    assert caught.value.status == 400
+
+
+def test_a_body_that_does_not_end_is_not_kept():
+    taken = 0
+
+    async def receive():
+        nonlocal taken
+        taken += 1
+        assert taken < 3
+        return {"type": "http.request", "body": b"x" * 10, "more_body": True}
+
+    with pytest.raises(BodyError):
+        asyncio.run(Bodies(Patience()).read(b"key", 10, receive))
 
 
 def test_the_headers_of_a_later_request_must_come_in_time_too(monkeypatch):

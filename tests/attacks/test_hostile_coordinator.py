@@ -86,8 +86,8 @@ def charged(hostile, name: str) -> int:
     path = hostile.deployment.kit(name) / "state" / "ledger.sqlite"
     return sum(
         run.committed + run.reserved_only
-        for dataset in verify_ledger(path).datasets
-        for run in dataset.runs
+        for account in verify_ledger(path).accounts
+        for run in account.runs
     )
 
 
@@ -136,7 +136,7 @@ def test_a_site_that_the_operator_never_signed_in_the_cohort(hostile):
     from fedllm.federation.protocol.statements import make_member
 
     mallory = Identity.generate("mallory")
-    cohort = (*hostile.cohort, make_member(mallory, RUN))
+    cohort = (*hostile.cohort, make_member(mallory, RUN, 0))
     with pytest.raises(PeerError):
         play(hostile, cohort=cohort)
 

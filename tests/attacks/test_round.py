@@ -15,7 +15,14 @@ from fedllm.data.records import Record
 from fedllm.encryption.pack import unpack
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
-from fedllm.errors import FedllmError, PeerError, RefusedError, RepeatError
+from fedllm.errors import (
+    BudgetError,
+    DataError,
+    FedllmError,
+    PeerError,
+    RefusedError,
+    RepeatError,
+)
 from fedllm.federation.authority import authority as authority_module
 from fedllm.federation.protocol.messages import (
     OpenSum,
@@ -143,7 +150,7 @@ def test_a_cohort_filled_up_with_invented_sites_is_refused(federation):
     from fedllm.identity.keys import Identity
 
     cohort = gather_cohort(federation, federation.terms, 1, federation.roster, print)
-    ghosts = tuple(make_member(Identity.generate(f"zz-{i}"), "run-1") for i in range(2))
+    ghosts = tuple(make_member(Identity.generate(f"zz-{i}"), "run-1", 0) for i in range(2))
     statement = statement_of(federation.terms, (cohort[0], *ghosts), 1, 1, None)
     with pytest.raises(PeerError, match="not in the roster"):
         run_round(
@@ -422,9 +429,9 @@ def test_no_private_text_leaves_with_an_error(tiny_checkpoint, tmp_path):
 
     federation.tamper = listen
     federation.round()
-    assert '"kind":"DataError"' in texts[0]
+    assert all('"refusal":null' in text for text in texts)
     assert "example" not in " ".join(texts).lower()
-    assert "mrs-example.csv:7" in (tmp_path / "site-0.log").read_text()
+    assert "mrs-example.csv:7: its label is not one of" in (tmp_path / "site-0.log").read_text()
 
 
 def test_an_unforeseen_error_leaves_no_private_text_in_the_sites_log(
@@ -433,7 +440,7 @@ def test_an_unforeseen_error_leaves_no_private_text_in_the_sites_log(
     def fail(*_):
         raise ValueError("could not parse 'Mrs Example has a rare disease'")
 
-    monkeypatch.setattr("fedllm.tasks.base.LearningTask.encode", fail)
+    monkeypatch.setattr("fedllm.federation.site.data.SiteData._encode", fail)
     data = {f"site-{i}": records(20, seed=i) for i in range(3)}
     federation = build(tmp_path, small_config(tiny_checkpoint("bert")), data, full_errors=False)
     with pytest.raises(FedllmError):
@@ -446,19 +453,33 @@ def test_an_unforeseen_error_leaves_no_private_text_in_the_sites_log(
 
 def test_an_unforeseen_error_shrinks_to_its_kind():
     error = ValueError("secret of a patient")
-    refusal = Refusal.of(error, full_text=False)
-    assert "patient" not in refusal.model_dump_json()
-    assert refusal.kind == "FedllmError"
-    assert "patient" in Refusal.of(error, full_text=True).message
+    for of in (Refusal.of_site, Refusal.of_authority):
+        refusal = of(error, full_text=False)
+        assert "patient" not in refusal.model_dump_json()
+        assert refusal.kind == "FedllmError"
+        assert "patient" in of(error, full_text=True).message
+
+
+@pytest.mark.parametrize("kind", [RefusedError, BudgetError, RepeatError, PeerError, DataError])
+def test_a_site_refuses_in_the_same_words_whatever_its_reasons_are(kind):
+    refusals = {
+        Refusal.of_site(kind(f"0.4734 of {number} is spent", f"raise {number}"), False)
+        for number in range(3)
+    }
+    assert len(refusals) == 1
+    (refusal,) = refusals
+    assert refusal.kind == kind.__name__
+    assert type(refusal.to_error("site-0")) is kind
 
 
 def test_a_refusal_of_the_ledger_names_no_file_of_the_site():
     from fedllm.privacy.ledger.entries import LedgerRefusal
 
     error = LedgerRefusal("the ledger /records/mrs-example.sqlite belongs to another site")
-    refusal = Refusal.of(error, full_text=False)
-    assert "example" not in refusal.model_dump_json()
-    assert isinstance(refusal.to_error("site"), RefusedError), "the exit code stays"
+    for of in (Refusal.of_site, Refusal.of_authority):
+        refusal = of(error, full_text=False)
+        assert "example" not in refusal.model_dump_json()
+        assert isinstance(refusal.to_error("site"), RefusedError), "the exit code stays"
 
 
 def test_a_site_that_forgot_what_it_did_refuses_to_go_on(federation):

@@ -20,7 +20,7 @@ from fedllm.encryption.schemes import PublicRoundKey
 from fedllm.errors import FedllmError
 from fedllm.federation.site import charging
 from fedllm.federation.site import work as site_work
-from fedllm.mechanisms import calibrating, discrete, mechanism, mechanism_of, whole_site
+from fedllm.mechanisms import bounds, calibrating, discrete, mechanism, mechanism_of, whole_site
 from fedllm.mechanisms.mechanism import Mechanism
 from fedllm.mechanisms.whole_site import WholeSite
 from fedllm.models.shared import SharedModel
@@ -102,6 +102,13 @@ def noise_reused_in_the_steps_of_a_round(patch):
 def shares_that_suit_larger_sums(patch):
     # 1/sqrt of all sites instead of the fewest whose sum may be opened.
     patch.setattr(Mechanism, "noise_share", property(lambda self: 3**-0.5))
+
+
+def half_a_share_of_the_noise(patch):
+    right = bounds.gaussian_noise
+    patch.setattr(
+        bounds, "gaussian_noise", lambda s, count, deviation: right(s, count, deviation / 2)
+    )
 
 
 def no_discrete_noise(patch):
@@ -414,6 +421,7 @@ PLANTED = [
     (noise_reused_in_every_call, "noise of a step"),
     (noise_reused_in_the_steps_of_a_round, "noise of a step"),
     (shares_that_suit_larger_sums, "shared noise"),
+    (half_a_share_of_the_noise, "shared noise"),
     (clipping_off, "clipping of records"),
     (clipping_per_batch, "clipping of records"),
     (clipping_records_before_averaging_over_a_person, "clipping of persons"),

@@ -261,6 +261,13 @@ def test_few_records_are_a_warning(place):
     assert place.check()["data"].state == "warning"
 
 
+def test_a_delta_that_promises_nothing_is_a_warning(place):
+    place.write_policy("[budget]\ndelta = 0.01\n")
+    result = place.check()["data"]
+    assert result.state == "warning"
+    assert "budget.delta 0.01 is above 1 / 120" in result.found
+
+
 def test_the_first_task_that_fits_is_read(place):
     place.write_records([{"q": PRIVATE, "a": "yes"}] * 150)
     place.write_policy('prompt = "q"\nresponse = "a"\n')
@@ -279,6 +286,28 @@ def test_the_ledger_is_verified(place):
     path.write_bytes(content)
     result = place.check()["ledger"]
     assert (result.state, result.exit_code) == ("failed", 4)
+
+
+def test_what_is_left_is_the_declared_accounts(place):
+    from fedllm.privacy.accounting.events import Gaussian
+    from fedllm.privacy.ledger.budget import Ceiling, Charge
+    from fedllm.privacy.ledger.ledger import Ledger
+
+    path = place.kit / "state" / "ledger.sqlite"
+    ledger = Ledger.open(path, "anne", Identity.load("anne", place.kit / "keys"))
+    for account in ("oncology", "surgery"):
+        charge = Charge("run", 1, account, (Gaussian(0.8),), unit="person")
+        ledger.reserve(charge, Ceiling(8.0, 1e-5))
+    place.write_records([{"text": PRIVATE, "label": 1, "who": i} for i in range(120)])
+    place.write_policy('unit = "who"\n')
+    assert (everything := place.check()["ledger"]).state == "warning"
+    assert "further runs will be refused" in everything.remedy
+    place.write_policy('unit = "who"\n[budget]\naccount = "oncology"\n')
+    assert place.check()["ledger"].state == "ok"
+    place.write_policy("")
+    result = place.check()["ledger"]
+    assert result.state == "warning"
+    assert "they protect each person" in result.found
 
 
 def test_a_site_that_enrolled_anew_owes_its_earlier_spending(place, tmp_path):

@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.ledger import CEILING, KEY, SIGNER, Record, attack, filled, row
+from support.ledger import CEILING, SIGNER, attack, charge_before, filled, register, row
 from typer.testing import CliRunner
 
 from fedllm.cli import app
 from fedllm.errors import ConfigError
+from fedllm.identity.roster import Roster
 from fedllm.privacy.accounting.events import Gaussian
 from fedllm.privacy.ledger.audit import export_ledger, verify_ledger
 from fedllm.privacy.ledger.budget import Charge
 from fedllm.privacy.ledger.entries import TamperedError, make_entry
-from fedllm.privacy.ledger.fingerprints import identify
 from fedllm.privacy.ledger.ledger import Ledger
 
 
@@ -36,8 +36,7 @@ def fedllm(*arguments: str) -> str:
 
 def named(path, name, run="f00d"):
     ledger = Ledger.open(path, "site-00", SIGNER)
-    data = ledger.register(identify([Record("a"), Record("b")], KEY))
-    ledger.reserve(Charge(run, 1, data, (Gaussian(10.0),), name=name), CEILING)
+    ledger.reserve(Charge(run, 1, "", (Gaussian(10.0),), name=name), CEILING)
     return ledger
 
 
@@ -46,7 +45,7 @@ def test_a_run_is_shown_by_its_name_and_its_identifier(path):
     named(path, "bank-intents")
     text = fedllm("ledger", "show", str(path))
     assert any("bank-intents" in line and "f00d" in line for line in text.splitlines())
-    (data, _) = json.loads(fedllm("ledger", "show", str(path), "--json"))["datasets"]
+    (data,) = json.loads(fedllm("ledger", "show", str(path), "--json"))["accounts"]
     assert [(run["run"], run["name"]) for run in data["runs"]] == [
         ("run", None),
         ("f00d", "bank-intents"),
@@ -90,8 +89,7 @@ def _last(path):
 
 
 def test_the_ceiling_before_the_first_charge(path):
-    ledger = Ledger.open(path, "site-00", SIGNER)
-    ledger.register(identify([Record("a")], KEY))
+    Ledger.open(path, "site-00", SIGNER)
     assert "no charge yet" in fedllm("ledger", "show", str(path))
     Path("site.toml").write_text("[budget]\nepsilon = 3.25\ndelta = 1e-6\ncolluders_epsilon = 9\n")
     text = fedllm("ledger", "show", str(path), "--policy", "site.toml")
@@ -99,7 +97,7 @@ def test_the_ceiling_before_the_first_charge(path):
     assert "1e-06" in text
     assert "of 9" in text
     (data,) = json.loads(fedllm("ledger", "show", str(path), "--policy", "site.toml", "--json"))[
-        "datasets"
+        "accounts"
     ]
     assert data["ceiling"] == {"epsilon": 3.25, "delta": 1e-6, "colluders_epsilon": 9.0}
 
@@ -108,7 +106,7 @@ def test_what_is_spent_counts_at_the_policys_delta(path):
     named(path, "x")
     Path("site.toml").write_text("[budget]\nepsilon = 3.25\ndelta = 1e-9\n")
     spent = [
-        json.loads(fedllm("ledger", "show", str(path), "--json", *more))["datasets"][0]["epsilon"]
+        json.loads(fedllm("ledger", "show", str(path), "--json", *more))["accounts"][0]["epsilon"]
         for more in ([], ["--policy", "site.toml"])
     ]
     assert spent[0] < spent[1]
@@ -169,4 +167,99 @@ def test_an_export_never_replaces_a_ledger(path, force):
 def test_a_charge_without_a_name_is_written_as_before(path):
     ledger = named(path, "")
     assert "run_name" not in _last(path)
-    assert replace(ledger.verify().datasets[0].runs[0]).name == ""
+    assert replace(ledger.verify().accounts[0].runs[0]).name == ""
+
+
+def test_what_is_left_to_an_account_that_is_declared_now(path):
+    """Whatever was charged before the declaration counts for it."""
+    named(path, "before")
+    Path("site.toml").write_text(
+        '[budget]\nepsilon = 3.25\naccount = "oncology"\n[data]\ntrain = "x"\nunit = "patient"\n'
+    )
+    text = fedllm("ledger", "show", str(path), "--policy", "site.toml")
+    assert "all records" in text
+    found = json.loads(fedllm("ledger", "show", str(path), "--policy", "site.toml", "--json"))
+    assert [one["account"] for one in found["accounts"]] == [None, "oncology"]
+    assert [len(one["runs"]) for one in found["accounts"]] == [1, 0]
+    everything, oncology = (one["epsilon"] for one in found["accounts"])
+    assert oncology == everything > 0
+
+
+def test_a_ledger_of_before_says_that_all_of_it_counts(path):
+    Ledger.open(path, "site-00", SIGNER)
+    for number, name in enumerate("abc"):
+        charge_before(path, register(path, name), (Gaussian(10.0, 20),), CEILING, number)
+    text = " ".join(fedllm("ledger", "show", str(path)).split())
+    assert "3 charges were made by data set" in text
+    assert "They count for all records" in text
+    found = json.loads(fedllm("ledger", "show", str(path), "--json"))
+    assert found["charges_by_data_set"] == 3
+    assert found["accounts"][0]["epsilon"] > CEILING.epsilon
+    fedllm("ledger", "verify", str(path))
+
+
+def roster_beside(path: Path, **titles: str) -> None:
+    (path.parent / "roster.json").write_text(Roster(b"a" * 32, {}, titles=titles).to_json())
+
+
+def test_a_site_is_shown_by_the_name_that_its_people_write(path):
+    filled(path)
+    roster_beside(path, **{"site-00": "北京医院"})
+    assert "北京医院 (site-00)" in fedllm("ledger", "show", str(path))
+    assert "北京医院 (site-00)" in fedllm("ledger", "verify", str(path))
+    said = json.loads(fedllm("ledger", "show", str(path), "--json"))
+    assert (said["site"], said["title"]) == ("site-00", "北京医院")
+    Path("roster.json").unlink()
+    assert json.loads(fedllm("ledger", "show", str(path), "--json"))["title"] is None
+
+
+def test_what_a_site_let_go_is_not_called_finished(path):
+    filled(path)
+    text = fedllm("ledger", "show", str(path))
+    assert "Released" in text
+    assert "Finished" not in text
+
+
+def test_what_colluders_learn_is_explained_where_it_is_more(path):
+    filled(path)
+    assert "puts together" not in fedllm("ledger", "show", str(path))
+    ledger = Ledger.open(path, "site-00", SIGNER)
+    ledger.reserve(Charge("f00d", 1, "", (Gaussian(10.0),), (Gaussian(5.0),)), CEILING)
+    assert "puts together" in fedllm("ledger", "show", str(path))
+
+
+def test_a_name_is_never_cut(path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "a-run-whose-name-is-as-long-as-it-may-be-" + "x" * 20
+    named(path, name, run="0123456789abcdef")
+    lines = fedllm("ledger", "show", str(path)).splitlines()
+    cells = [line.split("│") for line in lines if line.startswith("│")]
+    assert "".join(row[1].strip() for row in cells if len(row) == 8).endswith("x" * 20)
+    assert "…" not in "".join(lines)
+    assert "0123456789abcdef" in "".join(row[2].strip() for row in cells if len(row) == 8)
+
+
+@pytest.mark.parametrize("force", [True, False])
+@pytest.mark.parametrize("size", [1, 16, 100])
+def test_an_export_never_replaces_what_is_left_of_a_ledger(path, force, size):
+    """Its owner may still restore it, and knows from it that something is lost."""
+    filled(path)
+    out = Path("damaged.sqlite")
+    shutil.copy(path, out)
+    content = bytes(size) + out.read_bytes()[size:]
+    out.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"damaged\.sqlite is a ledger") as caught:
+        export_ledger(path, out, force)
+    assert caught.value.remedy == "choose another path"
+    assert out.read_bytes() == content
+
+
+def test_an_export_replaces_an_earlier_one_and_an_empty_file(path):
+    filled(path)
+    out = Path("out.jsonl")
+    out.touch()
+    export_ledger(path, out)
+    export_ledger(path, out, force=True)
+    out.write_text("words\n")
+    export_ledger(path, out, force=True)
+    verify_ledger(out)

@@ -84,5 +84,5 @@ def test_any_bytes_are_read_or_refused(content: bytes) -> None:
 
 
 def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match="is a folder, not a TOML file"):
         read_toml(tmp_path)

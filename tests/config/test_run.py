@@ -47,7 +47,7 @@ def test_masks_need_bfv(run_toml: Path) -> None:
         ({"privacy.noise": "local"}, "needs privacy.noise"),
         ({"training.learning_rate": 0.5}, "learning_rate = 1"),
         ({"training.head_learning_rate": 0.5}, "learning_rate = 1"),
-        ({"encryption.scheme": "ckks"}, "sums are exact"),
+        ({"encryption.scheme": "ckks"}, "needs masks"),
     ],
 )
 def test_discrete_noise_names_what_it_needs(change, words):

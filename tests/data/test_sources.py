@@ -5,6 +5,8 @@ import gzip
 import io
 import json
 import sys
+import tempfile
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from support.tasks import read_records
 
 from fedllm.config import DataSection
+from fedllm.data import sources
 from fedllm.errors import DataError
 
 PRIVATE = "Mrs Private has gout"
@@ -362,3 +365,64 @@ def test_training_records_of_a_person_are_capped(tmp_path):
     records = read(path, "causal", unit="person", max_records_per_unit=3)
     assert sorted(r.unit for r in records) == ["0"] * 3 + ["1"] * 3
     assert len(read(path, "causal", max_records_per_unit=3)) == 20
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).map(
+    lambda text: "x" + text.replace("\0", "")
+)
+
+
+@given(NAMES, st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]), st.data())
+def test_a_person_in_two_forms_of_unicode_is_one_person(name, form, data):
+    other = unicodedata.normalize(form, name)
+    place = data.draw(st.integers(0, len(other)))
+    other = f" {other[:place]}\u200b{other[place:]}\t"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "visits.jsonl"
+        rows = [{"text": str(i), "who": (name, other)[i % 2]} for i in range(6)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        records = read(path, "causal", unit="who", max_records_per_unit=4)
+    assert len({record.unit for record in records}) == 1
+    assert len(records) == 4, "the most that is kept of one person"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Zoë Müller", "ZOË MÜLLER"),
+        ("Zoë", "\uff3ao\u0065\u0308"),
+        ("1042", "\uff11\uff10\uff14\uff12"),
+        ("Strauß", "STRAUSS"),
+        ("Li  Na", "Li\u00a0Na"),
+    ],
+)
+def test_width_case_and_spaces_make_no_other_person(tmp_path, one, other):
+    path = json_lines(
+        tmp_path / "a.jsonl", [{"text": "a", "who": one}, {"text": "b", "who": other}]
+    )
+    assert len({record.unit for record in read(path, "causal", unit="who")}) == 1
+
+
+def test_other_persons_stay_other_persons(tmp_path):
+    rows = [{"text": name, "who": name} for name in ("Zoe", "Zoë", "Zoé", "Zo", "1", "12", "l2")]
+    path = json_lines(tmp_path / "a.jsonl", rows)
+    assert len({record.unit for record in read(path, "causal", unit="who")}) == len(rows)
+
+
+def test_a_name_that_nobody_can_see_is_no_person(tmp_path):
+    path = json_lines(tmp_path / "a.jsonl", [{"text": "a", "who": "\u200b \u2060"}])
+    assert "'who' is empty" in refusal(path, "causal", unit="who")
+
+
+def test_records_are_read_by_the_name_of_a_task(tmp_path):
+    path = json_lines(tmp_path / "a.jsonl", [{"text": "a", "label": "one"}])
+    data = DataSection(train=str(path))
+    for task in ("classification", "causal"):
+        assert sources.read_records(str(path), data, task) == read(path, task)
+
+
+def test_all_columns_that_look_like_the_missing_one_are_named(tmp_path):
+    path = comma_separated(tmp_path / "a.csv", [["text", "label", "label_name"], ["a", "1", "b"]])
+    message = refusal(path, label="labell")
+    assert "did you mean 'label' or 'label_name'?" in message
+    assert message.lower().count("did you mean") == 1

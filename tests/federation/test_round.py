@@ -102,8 +102,8 @@ def test_local_noise_is_reserved_before_and_committed_after_training(
         (event,) = ledger_of(federation, name).events_of_run("run-1")
         assert (event.noise_multiplier, event.sampling_rate, event.steps) in seen
         assert (event.sampling_rate, event.steps) == (8 / 40, 2)
-        (dataset,) = ledger_of(federation, name).verify().datasets
-        assert dataset.runs[0].committed == 1
+        (account,) = ledger_of(federation, name).verify().accounts
+        assert account.runs[0].committed == 1
 
 
 def test_the_whole_run_keeps_its_epsilon_also_after_a_lost_round(tiny_checkpoint, tmp_path):
@@ -138,9 +138,8 @@ def test_distributed_noise_is_charged_in_both_views(tiny_checkpoint, tmp_path):
     noise = mechanism_of(config).announced_noise(1, ())
     federation.round(noise_multiplier=noise)
     ledger = ledger_of(federation, "site-0")
-    dataset = next(iter(ledger.verify().datasets)).id
-    assert ledger.events(dataset) == [PoissonGaussian(0.3, noise, 1)]
-    (alone,) = ledger.events(dataset, "colluders")
+    assert ledger.events("") == [PoissonGaussian(0.3, noise, 1)]
+    (alone,) = ledger.events("", "colluders")
     assert alone.noise_multiplier == pytest.approx(noise / np.sqrt(3))
     with pytest.raises(RefusedError, match="does not keep the run's epsilon"):
         federation.round(2, 2, noise_multiplier=noise * 0.9)
@@ -313,8 +312,7 @@ def test_discrete_shares_open_to_exactly_the_charged_noise_on_whole_steps(
     signal = 120 * event.clipping_steps / np.sqrt(len(mean))  # at most, of 120 records
     assert signal < 0.05 * low
     assert low - signal < integers.std() < high + signal
-    dataset = next(iter(ledger.verify().datasets)).id
-    (alone,) = ledger.events(dataset, "colluders")
+    (alone,) = ledger.events("", "colluders")
     assert (alone.shares, alone.share_deviation) == (1, event.share_deviation)
     assert alone.noise_multiplier == pytest.approx(noise / np.sqrt(3), rel=1e-3)
 
@@ -422,6 +420,8 @@ def test_a_site_can_limit_what_everyone_else_could_learn_together(tiny_checkpoin
         ({}, {"non_private": False}, "allow.non_private"),
         ({"privacy": {"epsilon": 1.0}}, {"unit": "person"}, "allow.unit"),
         ({"encryption": {"scheme": "none"}}, {"encryption": "required"}, "allow.encryption"),
+        ({"encryption": {"masks": False}}, {}, "allow.masks"),
+        ({"encryption": {"scheme": "ckks"}}, {}, "allow.masks"),
         ({}, {"tasks": ["causal"]}, "allow.tasks"),
         ({}, {"models": ["00" * 32]}, "allow.models"),
         ({}, {"min_cohort": 3}, "allow.min_cohort"),
@@ -431,9 +431,17 @@ def test_what_the_policy_forbids_is_refused(tiny_checkpoint, tmp_path, sections,
     allowed = {"min_cohort": 1, "encryption": "optional", "non_private": True, **allow}
     policy = SitePolicy(budget=BudgetSection(epsilon=100.0), allow=AllowSection(**allowed))
     config = small_config(tiny_checkpoint("bert"), **sections)
-    federation = build(tmp_path, config, policy=policy, full_errors=False)
+    federation = build(tmp_path, config, policy=policy)
     with pytest.raises(RefusedError, match=words):
         federation.round()
+    (tmp_path / "quiet").mkdir()
+    federation = build(tmp_path / "quiet", config, policy=policy, full_errors=False)
+    with pytest.raises(RefusedError) as refused:
+        federation.round()
+    # The policy is never sent, not by its words either.
+    assert words not in str(refused.value)
+    assert "does not allow this" in str(refused.value)
+    assert words in (tmp_path / "quiet" / "site-0.log").read_text()
 
 
 def test_a_run_without_privacy_is_written_down_as_infinite(tiny_checkpoint, tmp_path):
@@ -441,8 +449,7 @@ def test_a_run_without_privacy_is_written_down_as_infinite(tiny_checkpoint, tmp_
     federation.round()
     ledger = ledger_of(federation, "site-0")
     assert ledger.events_of_run("run-1") == [NonPrivate()]
-    (dataset,) = ledger.verify().datasets
-    assert ledger.spent(dataset.id, 1e-5).value == float("inf")
+    assert ledger.spent("", 1e-5).value == float("inf")
 
 
 def test_persons_are_the_unit_when_the_records_name_them(tiny_checkpoint, tmp_path):

@@ -15,7 +15,7 @@ from fedllm.data.records import Record
 from fedllm.identity.keys import Identity
 
 HERE = Path(__file__).resolve().parent
-V1, V2 = HERE / "v1", HERE / "v2"
+V1, V2, V3 = HERE / "v1", HERE / "v2", HERE / "v3"
 PASSPHRASE = b"a passphrase for tests alone"
 # Of the kept rounds: carl's update never arrives.
 COHORT = ("anne", "bob", "carl")

@@ -1,6 +1,6 @@
 """Write the kept files of one version of the formats, by the code as it is now.
 
-    PYTHONPATH=tests python tests/golden/make.py tests/golden/v3 PART...
+    PYTHONPATH=tests python tests/golden/make.py tests/golden/v4 PART...
 
 Only for adding a next version: what is kept is never made again, since it stands for what is
 in the hands of sites and auditors. PART is a file or folder below the version's folder, such as

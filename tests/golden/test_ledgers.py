@@ -10,10 +10,11 @@ from datetime import datetime
 from math import inf
 
 import pytest
-from golden.kept import V1, V2, damaged, identity, read_lines, records, seed
+from golden.kept import V1, V2, V3, damaged, identity, read_lines
 
 from fedllm.canonical import canonical_json
 from fedllm.errors import BudgetError, FedllmError
+from fedllm.privacy.accounting.accountants import epsilon
 from fedllm.privacy.accounting.events import (
     Gaussian,
     NonPrivate,
@@ -25,16 +26,18 @@ from fedllm.privacy.accounting.events import (
 )
 from fedllm.privacy.ledger import entries as ledger_entries
 from fedllm.privacy.ledger.audit import export_ledger, read_state, spending_of, verify_ledger
-from fedllm.privacy.ledger.budget import Ceiling, Charge
+from fedllm.privacy.ledger.budget import VIEWS, Ceiling, Charge
 from fedllm.privacy.ledger.entries import Head, TamperedError, make_entry
-from fedllm.privacy.ledger.fingerprints import FingerprintKey, identify
 from fedllm.privacy.ledger.heads import keep_heads, read_heads, signed_head
 from fedllm.privacy.ledger.ledger import Ledger
+from fedllm.privacy.ledger.rules import promises
 from fedllm.privacy.ledger.state import Carried, carry_body, reservation_body
 
 LEDGER = V1 / "ledger"
 FIRST, SECOND = LEDGER / "first.sqlite", LEDGER / "second.sqlite"
 NAMED = V2 / "ledger" / "named.sqlite"
+# Charged by account, and what carries that over.
+BY_ACCOUNT, CARRIED = V3 / "ledger" / "first.sqlite", V3 / "ledger" / "second.sqlite"
 KEY = identity("anne").public_bytes()
 NEW_KEY = identity("anne with new keys").public_bytes()
 LOST_KEY = identity("anne with lost keys").public_bytes()
@@ -48,14 +51,6 @@ DATASETS = {
 LOCAL = PoissonGaussian(0.01, 1.25, 10)
 DISCRETE = PoissonDiscreteGaussian(0.05, 2.0, 1, 2, 5283, 3730.66638261651, 40)
 DISCRETE_ALONE = PoissonDiscreteGaussian(0.05, 1.4143740073360345, 1, 1, 5283, 3730.66638261651, 40)
-
-
-def dataset(name: str):
-    key = FingerprintKey(seed("fingerprints"))
-    if name == "persons":
-        path = V1 / "fingerprints" / "persons.jsonl"
-        return identify(records(path, "who"), key, "person")
-    return identify(records(V1 / "fingerprints" / f"{name}.jsonl"), key)
 
 
 EVENTS = [
@@ -84,18 +79,8 @@ def test_each_event_is_read_and_written_as_it_was():
         assert canonical_json(to_json(event)) == line.encode()
 
 
-@pytest.mark.parametrize("name", DATASETS)
-def test_the_same_records_have_the_same_fingerprints(name):
-    assert dataset(name).id == DATASETS[name]
-
-
-def test_the_parts_of_a_fingerprint():
-    found = dataset("persons")
-    assert found.key_check == "26bf96b9e13f4e0d9ede350edcd9cae6"
-    assert found.record_tags[:16].hex() == "14d8364c08b28fa8e4bb8bcd1a8969e6"
-    assert found.person_tags[:16].hex() == "2bd8b0e079bd40c2a8be788b63ba950a"
-    assert (len(found.record_tags), len(found.person_tags)) == (5 * 16, 3 * 16)
-    assert dataset("records").key_check == found.key_check
+def _suffix(path):
+    return path.suffix
 
 
 def seen(charge):
@@ -132,18 +117,27 @@ def test_a_ledger_and_its_export_say_what_they_said(name):
     assert [d.unit for d in state.datasets.values()] == ["record", "record", "person", "record"]
     assert state.datasets[more].overlaps == (rows,)
     assert set(state.reservations) - set(state.committed) == {6}
+    assert {c.account for c in state.reservations.values()} == {""}
     assert state.head is not None
     assert state.head.sequence == 20
 
 
-def test_its_spending_is_counted_as_it_was():
+def test_its_spending_holds_by_the_rule_of_its_time_and_counts_for_the_account():
     found = verify_ledger(FIRST, KEY)
-    spent = {d.id: d for d in found.datasets}
-    rows, persons = spent[DATASETS["records"]], spent[DATASETS["persons"]]
-    assert spent[DATASETS["open"]].spent.value == inf
+    assert found.by_dataset == 8
+    (account,) = found.accounts
+    assert (account.account, account.spent.value) == ("", inf), "one data set was open"
+    limits = {
+        (promise.who, promise.view): epsilon(promise.events, promise.delta).value
+        for promise in promises(read_state(FIRST, KEY), "")
+    }
+    ids = {name: f"data set {DATASETS[name][:12]}" for name in DATASETS}
+    assert set(limits) == {
+        (ids[name], view) for name in ("records", "more", "persons") for view in VIEWS
+    }
     # Accountants may get sharper; what was charged does not vanish.
-    assert 0.17 < persons.spent.value < 0.2
-    assert rows.spent.value < rows.spent_against_colluders.value <= 60
+    assert 0.17 < limits[ids["persons"], "sums"] < 0.2
+    assert 0.2 < limits[ids["records"], "sums"] < limits[ids["records"], "colluders"] <= 60
 
 
 def test_a_ledger_that_carries_over_still_does():
@@ -163,7 +157,43 @@ def test_a_ledger_that_carries_over_still_does():
     assert everything[LOCAL] == 3
     assert everything[NonPrivate()] == 2
     assert everything[DISCRETE] == 1
-    assert state.spent(DATASETS["records"])[-2:] == [Stated(2.0, 1e-7), LOCAL]
+    assert state.spent("", "record")[-2:] == [Stated(2.0, 1e-7), LOCAL]
+
+
+@pytest.mark.parametrize("path", [BY_ACCOUNT, BY_ACCOUNT.with_suffix(".jsonl")], ids=_suffix)
+def test_a_ledger_by_account_says_what_it_said(path):
+    state = read_state(path, KEY)
+    evaluation, shared = (Gaussian(12.5),), (PoissonGaussian(0.05, 2.0, 1),)
+    assert [
+        (c.run, c.name, c.round, c.attempt, c.purpose, c.account, c.delta, c.events)
+        for c in state.reservations.values()
+    ] == [
+        ("local", "", 1, 1, "training", "", 1e-5, (LOCAL,)),
+        ("local", "a run of Köln", 1, 2, "training", "", 1e-5, (LOCAL,)),
+        ("distributed", "", 1, 1, "training", "oncology", 1e-6, shared),
+        ("discrete", "", 3, 1, "training", "surgery", 1e-5, (DISCRETE,)),
+        ("local", "", 1, 1, "evaluation", "", 1e-5, evaluation),
+    ]
+    assert {c.unit for c in state.reservations.values()} == {"person"}
+    assert state.accounts() == ["", "oncology", "surgery"]
+    assert state.spent("oncology", "person") == [LOCAL, LOCAL, *shared, *evaluation]
+    assert state.spent("surgery", "person") == [LOCAL, LOCAL, DISCRETE, *evaluation]
+    assert len(state.spent("", "person")) == 5
+    found = verify_ledger(path, KEY, read_heads(V3 / "ledger" / "ledger_heads.jsonl")["anne"])
+    assert (len(found.accounts), found.by_dataset) == (3, 0)
+
+
+def test_a_ledger_that_carries_accounts_over_still_does():
+    state = read_state(CARRIED, NEW_KEY)
+    _, carried = spending_of(BY_ACCOUNT)
+    assert [(one.account, one.unit) for one in state.carried] == [
+        *((name, "person") for name in ("", "oncology", "surgery")),
+        ("", "record"),
+    ]
+    assert [carry_body(one) for one in state.carried[:3]] == [carry_body(one) for one in carried]
+    assert DISCRETE not in state.spent("oncology", "person")
+    assert DISCRETE in state.spent("surgery", "person")
+    assert verify_ledger(CARRIED, NEW_KEY).accounts[0].spent.value == inf
 
 
 def stored(path):
@@ -175,8 +205,14 @@ def stored(path):
 
 @pytest.mark.parametrize(
     ("path", "signer"),
-    [(FIRST, "anne"), (SECOND, "anne with new keys"), (NAMED, "anne")],
-    ids=["first", "second", "named"],
+    [
+        (FIRST, "anne"),
+        (SECOND, "anne with new keys"),
+        (NAMED, "anne"),
+        (BY_ACCOUNT, "anne"),
+        (CARRIED, "anne with new keys"),
+    ],
+    ids=["first", "second", "named", "by account", "carried"],
 )
 def test_today_every_entry_would_be_written_byte_for_byte_as_it_was(path, signer, monkeypatch):
     previous: Head | None = None
@@ -196,30 +232,43 @@ def test_today_every_entry_would_be_written_byte_for_byte_as_it_was(path, signer
         previous = made.head
 
 
-@pytest.mark.parametrize("path", [FIRST, NAMED], ids=["first", "named"])
+@pytest.mark.parametrize("path", [FIRST, SECOND, NAMED, BY_ACCOUNT, CARRIED], ids=lambda p: p.stem)
 def test_what_is_read_is_what_would_be_written(path):
     entries = {row[0]: json.loads(row[1]) for row in stored(path)}
-    state = read_state(path, KEY)
+    state = read_state(path)
     for sequence, reservation in state.reservations.items():
-        unit = state.datasets[reservation.dataset].unit
-        assert reservation_body(reservation, unit) == entries[sequence]["body"]
+        assert reservation_body(reservation) == entries[sequence]["body"]
+    for carried in state.carried:
+        assert carry_body(carried) == entries[carried.sequence]["body"]
     for known in state.datasets.values():
         assert entries[known.sequence]["body"]["description"] == dict(known.description)
-    for name in DATASETS if path == FIRST else ["records"]:
-        assert dict(state.datasets[DATASETS[name]].description) == dataset(name).describe()
 
 
-def test_a_site_goes_on_with_a_kept_ledger(tmp_path):
+@pytest.mark.parametrize("account", ["", "oncology"])
+def test_a_site_goes_on_with_a_kept_ledger(tmp_path, account):
+    path = tmp_path / "ledger.sqlite"
+    shutil.copy(NAMED, path)
+    ledger = Ledger.open(path, "anne", identity("anne"))
+    before = ledger.head().sequence
+    assert ledger.events(account) == [LOCAL, LOCAL], "whatever the records are"
+    charge = Charge("named", 1, account, (LOCAL,))
+    number = ledger.reserve(charge, Ceiling(30.0, 1e-5, 60.0))
+    assert number == ledger.head().sequence == before + 1
+    assert read_state(path, KEY).reservations[number].attempt == 3
+    two, three = (epsilon([LOCAL] * count, 1e-5).value for count in (2, 3))
+    for ceiling in (two, three):
+        with pytest.raises(BudgetError):
+            ledger.reserve(charge, Ceiling(ceiling, 1e-5))
+    ledger.verify()
+
+
+def test_nothing_is_left_where_a_kept_ledger_was_open_or_had_two_units(tmp_path):
     path = tmp_path / "ledger.sqlite"
     shutil.copy(FIRST, path)
     ledger = Ledger.open(path, "anne", identity("anne"))
-    assert ledger.register(dataset("records")) == DATASETS["records"]
-    assert ledger.head().sequence == 20, "the data set was known"
-    charge = Charge("local", 1, DATASETS["records"], (LOCAL,))
-    number = ledger.reserve(charge, Ceiling(30.0, 1e-5, 60.0))
-    assert read_state(path, KEY).reservations[number].attempt == 3
-    with pytest.raises(BudgetError):
-        ledger.reserve(charge, Ceiling(0.3, 1e-5))
+    for unit in ("record", "person"):
+        with pytest.raises(BudgetError):
+            ledger.reserve(Charge("local", 1, "", (LOCAL,), unit=unit), Ceiling(1e6, 1e-5))
 
 
 @pytest.mark.parametrize("path", [NAMED, NAMED.with_suffix(".jsonl")], ids=lambda p: p.suffix)
@@ -232,7 +281,9 @@ def test_a_charge_may_have_the_name_of_its_run(path):
     assert [body["run_name"] for body in bodies if "run_name" in body] == ["a run of Köln"]
 
 
-EXPORTS = pytest.mark.parametrize("path", [FIRST, NAMED], ids=["first", "named"])
+EXPORTS = pytest.mark.parametrize(
+    "path", [FIRST, NAMED, BY_ACCOUNT], ids=["first", "named", "by account"]
+)
 
 
 @EXPORTS

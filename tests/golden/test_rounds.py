@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from golden.kept import COHORT, SURVIVORS, V1, V2, damaged, identity, read, read_lines, records
+from golden.kept import COHORT, SURVIVORS, V1, V2, V3, damaged, identity, read, read_lines, records
 from golden.kept_rounds import (
     CLEAR,
     EARLIER,
@@ -15,6 +15,8 @@ from golden.kept_rounds import (
     PLAN,
     ROSTER,
     ROUND,
+    SECOND,
+    SECOND_CLEAR,
     STATEMENT,
     TRAIN,
     message,
@@ -34,7 +36,7 @@ from fedllm.federation.protocol.messages import (
     RoundStatement,
     Settle,
     Wire,
-    mask_key_statement,
+    member_statement,
     round_statement,
 )
 from fedllm.federation.protocol.refusals import Refusal
@@ -56,11 +58,11 @@ ANSWERS = [
     *V2.glob("refusal/[A-Z]*.json"),
 ]
 # What a site and the key authority keep is read whichever version wrote it.
-STORED = pytest.mark.parametrize("stored", [ROUND, EARLIER], ids=["v2", "v1"])
+STORED = pytest.mark.parametrize("stored", [ROUND, SECOND, EARLIER], ids=["v3", "v2", "v1"])
 HELD_OUT = [f"anne.jsonl:{n}" for n in (1, 2, 4, 6, 8, 9, 10)]
 NAMES = [
     (folder, path.stem)
-    for folder in (ROUND, CLEAR, EARLIER, EARLIER_CLEAR)
+    for folder in (ROUND, CLEAR, SECOND, SECOND_CLEAR, EARLIER, EARLIER_CLEAR)
     for path in sorted(folder.glob("messages/[A-Z]*.json"))
 ]
 
@@ -74,9 +76,12 @@ def test_each_message_is_read_and_written_as_it_was(folder, name):
     found = message(name, folder)
     header, blobs = found.to_wire()
     kept = (folder / "messages" / f"{name}.json").read_text()
-    # Before, a site did not say its name with its yes or no.
-    unnamed = V1 in folder.parents and name.startswith("Joined")
-    assert (header.replace('"site":"",', "", 1) if unnamed else header) == kept
+    # Before, a site did not say its size with its yes; and first not its name either.
+    if name.startswith("Joined") and V3 not in folder.parents:
+        header = header.replace('"units":0,', "", 1)
+    if name.startswith("Joined") and V1 in folder.parents:
+        header = header.replace('"site":"",', "", 1)
+    assert header == kept
     content = to_content(header, blobs)
     assert from_content(content) == (header, blobs)
 
@@ -87,7 +92,7 @@ def test_every_kind_of_message_is_kept():
         for name, kind in vars(messages).items()
         if isinstance(kind, type) and issubclass(kind, Wire) and kind is not Wire
     }
-    for folder in (ROUND, EARLIER):
+    for folder in (ROUND, SECOND, EARLIER):
         assert {name.partition("-")[0] for kept, name in NAMES if kept == folder} == kinds
     assert {path.stem for path in ANSWERS} < kinds
 
@@ -120,7 +125,7 @@ def test_refusals_are_told_as_they_were():
 
 
 def test_the_signed_statement_says_what_it_said():
-    assert (STATEMENT.kind, STATEMENT.run, STATEMENT.round) == ("fedllm.round.v2", "run-1", 1)
+    assert (STATEMENT.kind, STATEMENT.run, STATEMENT.round) == ("fedllm.round.v3", "run-1", 1)
     assert RoundStatement.model_fields["kind"].default == STATEMENT.kind
     assert (STATEMENT.attempt, STATEMENT.purpose, STATEMENT.rounds) == (1, "update", 2)
     assert (STATEMENT.names, STATEMENT.min_sites, STATEMENT.series) == (COHORT, 2, "run-1")
@@ -144,10 +149,10 @@ def test_the_signed_statement_says_what_it_said():
 def test_a_member_is_signed_as_it_was(name):
     member = next(m for m in STATEMENT.cohort if m.name == name)
     assert member == message(f"Joined-{name}").header.member
-    assert make_member(identity(name), "run-1") == member
+    assert make_member(identity(name), "run-1", 0) == member
     check_member(member, "run-1", ROSTER)
-    words = mask_key_statement("run-1", name, member.mask_key)
-    assert words == signing_bytes("fedllm.mask-key.v2", "run-1", name, member.mask_key)
+    words = member_statement("run-1", name, member.mask_key, member.units)
+    assert words == signing_bytes("fedllm.member.v3", "run-1", name, member.mask_key, "0")
     for changed in damaged(member.mask_key.encode(), every=9):
         with pytest.raises(PeerError):
             check_member(
@@ -214,13 +219,13 @@ def test_the_memory_says_what_it_said(tmp_path, stored):
 
 
 @STORED
-def test_the_ledger_of_a_kept_site_knows_its_records_and_rounds(tmp_path, stored):
+def test_the_ledger_of_a_kept_site_knows_its_rounds(tmp_path, stored):
     shutil.copy(stored / "sites" / "anne.sqlite", tmp_path)
-    path, rows = tmp_path / "anne.sqlite", records(EARLIER / "records" / "anne.jsonl")
-    account = SiteAccount(path, identity("anne"), BudgetSection(), rows)
+    path = tmp_path / "anne.sqlite"
+    account = SiteAccount(path, identity("anne"), SitePolicy())
     assert account.charged(STATEMENT)
     heads = read_heads(stored / "ledger_heads.jsonl")
-    assert account.head() == heads["anne"][-1], "no new data set"
+    assert account.head() == heads["anne"][-1]
     state = read_state(path, ROSTER.sites["anne"], heads["anne"])
     training, evaluation = state.reservations.values()
     assert (training.run, training.purpose, evaluation.purpose) == (
@@ -228,7 +233,7 @@ def test_the_ledger_of_a_kept_site_knows_its_records_and_rounds(tmp_path, stored
         "training",
         "evaluation",
     )
-    assert {c.name for c in (training, evaluation)} == {"kept" if stored == ROUND else ""}
+    assert {c.name for c in (training, evaluation)} == {"" if stored == EARLIER else "kept"}
     assert training.events[0].noise_multiplier == STATEMENT.noise_multiplier
     assert training.colluder_events != training.events
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden.kept import V1, V2, damaged, read, read_lines
+from golden.kept import V1, V2, V3, damaged, read, read_lines
 
 from fedllm.audit.attacks import results
 from fedllm.audit.ledgers.comparison import load_comparison
 from fedllm.config import RunConfig, load_run_config, load_site_policy, to_toml
-from fedllm.errors import CheckpointError, FedllmError
+from fedllm.errors import CheckpointError, ConfigError, FedllmError
 from fedllm.federation.protocol.wire import digest
 from fedllm.federation.site.memory import SiteMemory
 from fedllm.identity.keys import Identity
@@ -23,7 +23,7 @@ from fedllm.identity.roster import Roster
 from fedllm.privacy.ledger.audit import read_state
 from fedllm.privacy.ledger.heads import read_heads
 from fedllm.runs.checkpoints import RunState, load_checkpoint, newest_round, save_checkpoint
-from fedllm.runs.folder import config_digest, is_same_run, require_same_model
+from fedllm.runs.folder import config_digest, is_same_run, require_same_model, require_same_public
 from fedllm.runs.job import read_job, read_outcome, write_job, write_outcome
 from fedllm.runs.metrics import RoundReport, append_report, read_reports
 from fedllm.runs.observer import Start, StepReport
@@ -41,6 +41,7 @@ DIGESTS = {
     RUN_NOW: "beccc024eb58572ab6e99b35e9da3f9a2d1ef3e6949cc43fa0332dd3a2fc6eac",
 }
 FULL = "52cb912253fbff5c556b2d9e605d337b737828e257a04bee3f0ca6d51fdb8d42"
+FULL_NOW = "15ac0c1dede78b3bdbca45eb48e4c0135570821c5676fdc1114e1639e0ff0ecb"
 OPTIMIZER = {
     RUN: {
         "steps": "161f4c0b1a18a0501127332c387e782b5acc10c6c7a9f7e494c1e3394c49bad5",
@@ -118,9 +119,37 @@ def test_a_run_can_be_resumed_and_is_the_same_run(folder):
         assert state.report.update_norm == line.update_norm
 
 
+@RUNS
+def test_a_run_of_an_earlier_version_goes_on_whatever_is_public(folder):
+    """Which labels and which test file it began with is not known."""
+    state = load_checkpoint(folder / "checkpoints")
+    assert (state.labels, state.test) == (None, None)
+    require_same_public(state, ["three", "one"], "0" * 64, folder)
+
+
+def test_a_checkpoint_knows_the_labels_and_the_test_file_that_the_run_began_with(tmp_path):
+    kept = V3 / "simulation" / "checkpoints"
+    state = load_checkpoint(kept)
+    assert (state.round, state.config, state.noise) == (3, DIGESTS[RUN_NOW], (0.0,) * 3)
+    assert state.labels == ("one", "two", "three")
+    assert state.test == "cce5bfafacb00854cb2df8d23c8ca91d7f14eac9f0c4c2198dbbf27c9dcf196f"
+    require_same_public(state, state.labels, state.test, tmp_path)
+    for labels, test in ((("two", "one", "three"), state.test), (state.labels, "0" * 64)):
+        with pytest.raises(ConfigError, match="was begun with another"):
+            require_same_public(state, labels, test, tmp_path)
+    again = save_checkpoint(tmp_path, state)
+    written = read(kept / "round-00003" / "state.json")
+    assert {**read(again / "state.json"), "sha256": written["sha256"]} == written
+
+
 def test_what_may_not_change_in_a_resumed_run_is_hashed_as_it_was():
     assert config_digest(load_run_config(RUN / "run.toml")) == DIGESTS[RUN_NOW]
-    assert config_digest(load_run_config(V1 / "config" / "run.toml")) == FULL
+    # Of a URL only the last part counted; a run that began so goes on with its own run.toml.
+    full = load_run_config(V1 / "config" / "run.toml")
+    assert config_digest(full) == FULL_NOW
+    assert is_same_run(FULL, full, V1 / "config")
+    data = full.data.model_copy(update={"train": full.data.train.replace("db.", "other.")})
+    assert not is_same_run(FULL, full.model_copy(update={"data": data}), V1 / "config")
 
 
 @RUNS
@@ -131,7 +160,8 @@ def test_a_checkpoint_is_written_as_it_was_and_refused_when_a_byte_changed(tmp_p
     kept = read(folder / "checkpoints" / "round-00003" / "state.json")
     written = {**read(again / "state.json"), "sha256": kept["sha256"]}
     # Later keys are empty for a state that did not have them.
-    added = {} if folder == RUN_NOW else {"model": "", "report": None}
+    added = {"labels": None, "test": None}
+    added |= {} if folder == RUN_NOW else {"model": "", "report": None}
     assert written == kept | added
     content = (folder / "checkpoints" / "round-00003" / "state.npz").read_bytes()
     (again / "state.json").write_text(json.dumps(kept))
@@ -171,7 +201,7 @@ def test_what_a_simulated_site_keeps_fits_together():
     assert [(c.run, c.round) for c in state.reservations.values()] == [
         (run, number) for number in (1, 2, 3)
     ]
-    assert next(iter(state.datasets.values())).unit == "person"
+    assert (state.accounts(), state.unit("")) == ([""], "person")
     assert SiteMemory(RUN / "ledgers" / "anne.memory.json").settled(run, 3) == ("anne", "bob")
     lines = read_lines(RUN / "sites" / "anne.jsonl")
     assert [(line["run"], line["round"]) for line in lines] == [(run, n) for n in (1, 2, 3)]

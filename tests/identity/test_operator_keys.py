@@ -120,3 +120,18 @@ def test_the_root_key_is_neither_shown_nor_copied(folder):
     assert "hidden" in repr(keys)
     with pytest.raises(TypeError):
         pickle.dumps(keys.root)
+
+
+def test_a_folder_without_a_ca_is_named(folder):
+    assert len(operator_keys.ca_certificates(folder)) == 1
+    shutil.rmtree(folder / "ca")
+    with pytest.raises(ConfigError, match="holds no CA") as caught:
+        operator_keys.ca_certificates(folder)
+    assert "backup" in caught.value.remedy
+
+
+def test_a_certificate_that_is_no_ca_is_not_taken_for_one(folder):
+    (path,) = (folder / "ca").glob("*.pem")
+    path.write_bytes((folder / "server.pem").read_bytes())
+    with pytest.raises(ConfigError, match="not the certificate of a federation's CA"):
+        operator_keys.ca_certificates(folder)

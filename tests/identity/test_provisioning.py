@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from support.kits import federation_config, make_federation
 from support.tls import handshake
 
@@ -354,6 +354,23 @@ def test_a_ca_that_did_not_sign_itself_is_no_ca():
     content[-1] ^= 1  # of the signature
     with pytest.raises(ConfigError, match=r"ca\.pem is not the certificate of a federation's CA"):
         certificates.check_authority(x509.load_der_x509_certificate(bytes(content)), "ca.pem")
+
+
+@pytest.mark.parametrize(
+    ("basic", "signs"),
+    [((False, None), True), ((True, None), True), ((True, 1), True), ((True, 0), False)],
+)
+def test_what_may_sign_more_or_less_than_a_federations_ca_is_none(basic, signs):
+    key, now = certificates.new_tls_key(), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "north")])
+    made = (
+        certificates._builder(name, name, key.public_key(), now, 10)
+        .add_extension(x509.BasicConstraints(*basic), critical=True)
+        .add_extension(certificates._usage(key_cert_sign=signs), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    with pytest.raises(ConfigError, match="not the certificate of a federation's CA"):
+        certificates.check_authority(made, "ca.pem")
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="the openssl command is not installed")

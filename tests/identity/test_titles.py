@@ -12,11 +12,16 @@ from support.kits import federation_config, make_federation
 from typer.testing import CliRunner
 
 from fedllm.cli import app
-from fedllm.errors import ConfigError, PeerError
+from fedllm.errors import ConfigError, PeerError, RefusedError
+from fedllm.federation.authority.round_log import RoundLog, round_log_path
 from fedllm.files import write_json
+from fedllm.identity.enrolment import accept, enroll, read_answer, read_request
+from fedllm.identity.federation_state import load_state
 from fedllm.identity.keys import Identity
 from fedllm.identity.kits import read_kit
+from fedllm.identity.provisioning import provision, sign
 from fedllm.identity.roster import Roster, _signed_bytes, _to_plain, sign_roster, verify_roster
+from fedllm.identity.titles import titles_beside
 from fedllm_server.service import Service
 
 TITLES = {"anne": "Südklinik", "bob": "北京医院"}
@@ -144,3 +149,116 @@ def test_a_signed_roster_keeps_its_titles(signed):
     roster = dataclasses.replace(signed, titles=TITLES)
     assert verify_roster(sign_roster(roster, root), root.public_bytes()) == roster
     assert Roster.from_json(roster.to_json()).titles == TITLES
+
+
+def join(folder, kit, name):
+    enroll(kit, "site", name)
+    _, answer = sign(folder, read_request((kit / "request.json").read_text()))
+    accept(kit, read_answer(answer.read_text()))
+    return read_kit(kit, "site")
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("Südklinik", "sudklinik"),
+        (unicodedata.normalize("NFD", "Südklinik"), "sudklinik"),
+        ("北京医院", "site-077bf4a77f3d"),
+        ("St. Anne's", "st-anne-s"),
+        ("x" * 100, "x" * 50),
+    ],
+)
+def test_a_site_enrols_under_the_name_that_its_people_write(tmp_path, given, name):
+    title = unicodedata.normalize("NFC", given)
+    make_federation(tmp_path / "fed")
+    kit = join(tmp_path / "fed", tmp_path / "kit", given)
+    assert kit.name == name
+    assert kit.roster.shown(name) == f"{title} ({name})"
+    # Once more is the same; and the operator's next change keeps the title.
+    assert enroll(tmp_path / "kit", "site", given).title == title
+    provision(federation_config(sites=["anne", "bob", "carol"]), tmp_path / "fed")
+    assert load_state(tmp_path / "fed").titles == {name: title}
+    roster = json.loads((tmp_path / "fed" / "roster.json").read_text())["roster"]
+    assert roster["titles"] == {name: title}
+
+
+def test_the_operators_file_has_the_last_word_on_a_title(tmp_path):
+    make_federation(tmp_path / "fed")
+    join(tmp_path / "fed", tmp_path / "kit", "Südklinik")
+    changed = federation_config(titles={"sudklinik": "Klinik Süd"})
+    assert provision(changed, tmp_path / "fed").roster.titles == {"sudklinik": "Klinik Süd"}
+
+
+def test_a_request_whose_title_is_that_of_another_site_is_refused(tmp_path):
+    make_federation(tmp_path / "fed", titles={"anne": "Südklinik"})
+    request = enroll(tmp_path / "kit", "site", "SÜDKLINIK")
+    with pytest.raises(RefusedError, match="have the same name for people") as caught:
+        sign(tmp_path / "fed", request)
+    assert "[titles]" in caught.value.remedy
+    assert load_state(tmp_path / "fed").member("sudklinik") is None
+
+
+@pytest.mark.parametrize("name", ["a\x1bb", "\u202eb", " ", "a\nb", "authority", "ü" * 101])
+def test_a_name_that_cannot_be_shown_makes_no_kit(tmp_path, name):
+    with pytest.raises(ConfigError):
+        enroll(tmp_path / "kit", "site", name)
+    assert not (tmp_path / "kit").exists()
+
+
+def test_a_title_in_a_request_is_covered_by_its_proof(tmp_path):
+    enroll(tmp_path / "kit", "site", "Südklinik")
+    path = tmp_path / "kit" / "request.json"
+    value = json.loads(path.read_text())
+    value["request"]["title"] = "Nordklinik"
+    with pytest.raises(PeerError):
+        read_request(json.dumps(value))
+
+
+def test_a_request_without_a_title_is_written_as_ever(tmp_path):
+    enroll(tmp_path / "kit", "site", "anne")
+    written = json.loads((tmp_path / "kit" / "request.json").read_text())["request"]
+    assert sorted(written) == ["name", "node_key", "role", "server_request", "signing_key"]
+    make_federation(tmp_path / "fed")
+    state = json.loads((tmp_path / "fed" / "federation.json").read_text())
+    assert all("title" not in member for member in state["members"])
+
+
+def test_enrolling_says_both_names(tmp_path):
+    done = CliRunner().invoke(
+        app, ["client", "enroll", "--name", "Südklinik", "--out", str(tmp_path / "kit")]
+    )
+    assert done.exit_code == 0
+    assert "Südklinik (sudklinik)" in done.output
+
+
+def test_titles_beside_a_ledger_are_found_and_never_believed_blindly(tmp_path):
+    made = make_federation(tmp_path / "fed", titles=TITLES)
+    ledger = tmp_path / "fed" / "kits" / "anne" / "state" / "ledger.sqlite"
+    assert titles_beside(ledger) == TITLES
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "roster.json").write_text(Roster(b"a" * 32, {}, titles={"x": "Süd"}).to_json())
+    assert titles_beside(run) == titles_beside(run / "ledgers" / "x.sqlite") == {"x": "Süd"}
+    for content in (
+        "{",
+        "[]",
+        '{"titles": 3}',
+        '{"titles": {"x": 3}}',
+        '{"titles": {"x": "\\u202e"}}',
+    ):
+        (run / "roster.json").write_text(content)
+        assert titles_beside(run) == {}
+    assert made.roster.titles == TITLES
+
+
+def test_the_log_of_the_key_authority_shows_titles(tmp_path):
+    made = make_federation(tmp_path / "fed", titles=TITLES)
+    folder = tmp_path / "fed" / "kits" / "authority"
+    kit = read_kit(folder, "authority")
+    path = round_log_path(kit.folder)
+    path.parent.mkdir(exist_ok=True)
+    statement = SimpleNamespace(series="f00d", round=1, attempt=1)
+    RoundLog(path, kit.identity)._append("opened", statement, ("anne", "bob"))
+    shown = CliRunner().invoke(app, ["authority", "log", "--kit", str(folder)])
+    assert "Südklinik (anne), 北京医院 (bob)" in shown.output, shown.exception
+    assert made.roster.titles == TITLES

@@ -6,6 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedllm.config import RunConfig, parse
 from fedllm.errors import ConfigError, RefusedError
@@ -192,7 +194,8 @@ def contribution(case, work, noise=2.0, norm=None) -> Contribution:
     def quantise(update, random):
         return np.round((update + 1000) * 1000).astype(np.uint64)
 
-    return mechanism_of(case).contribute(SiteRound(work, noise, quantise, ("site-0", 1), norm))
+    asked = SiteRound(work, work.units, noise, quantise, quantise, ("site-0", 1), norm)
+    return mechanism_of(case).contribute(asked)
 
 
 def test_discrete_noise_takes_long_vectors_while_the_grid_is_fine_enough():
@@ -202,6 +205,28 @@ def test_discrete_noise_takes_long_vectors_while_the_grid_is_fine_enough():
     # Rounding ten billion values moves the sum by half their root, 50,000 steps.
     with pytest.raises(ConfigError, match=r"bits = 20 is too coarse .* on 10000000000 values"):
         mechanism.grid(10**10)
+
+
+def test_discrete_noise_that_may_fail_more_often_than_delta_allows_is_refused_before_it_costs():
+    case = CASES[DiscreteSharedNoise]
+    # Four rounds fail with probability 4e-18, and a millionth of delta is left for that.
+    refused, kept = (
+        mechanism_of(
+            case.model_copy(update={"privacy": case.privacy.model_copy(update={"delta": delta})})
+        )
+        for delta in (3.9e-12, 4.1e-12)
+    )
+    for ask in (
+        lambda: refused.grid(56),
+        lambda: refused.bounds(SEGMENTS.segments),
+        lambda: refused.cost(40, 56, 1.0),
+        lambda: refused.planned(40, 56),
+    ):
+        with pytest.raises(ConfigError, match=r"delta = 3\.9e-12 is too small") as caught:
+            ask()
+        assert caught.value.remedy.startswith("set privacy.delta = 5e-12 or more, or")
+    spent = [event for cost in kept.planned(40, 56) for event in cost.events]
+    assert 3.9 < epsilon(spent, 4.1e-12).value <= 4.0
 
 
 def test_after_discrete_rounds_coordinator_and_site_choose_the_same_noise():
@@ -303,3 +328,38 @@ def test_noise_that_was_more_than_needed_goes_on_as_it_was(case):
     more = 3 * mechanism.needed_noise(40, 1, ())
     done = mechanism.cost(40, 56, more).events
     assert mechanism.needed_noise(40, 2, done) == more
+
+
+def test_only_local_noise_announces_a_size():
+    for case in CASES.values():
+        mechanism = mechanism_of(case)
+        assert (mechanism.announced_units(1000) > 0) == (type(mechanism) is LocalNoise)
+
+
+@given(st.integers(1, 10**9))
+def test_an_announced_size_is_a_fifth_smaller_at_most_and_stays_what_it_is(units):
+    mechanism = mechanism_of(CASES[LocalNoise])
+    announced = mechanism.announced_units(units)
+    assert 0.8 * units < announced <= units
+    assert mechanism.announced_units(announced) == announced
+    assert bin(announced).rstrip("0").count("1") <= 3
+
+
+def test_all_that_can_be_seen_of_local_noise_follows_from_what_is_announced():
+    case = CASES[LocalNoise]
+    seen = set()
+    for units in (1024, 1100, 1279):
+        mechanism, work = mechanism_of(case), Work()
+        assert mechanism.announced_units(units) == 1024
+        work.units = units
+        noise = mechanism.needed_noise(units, 1, ())
+        announced = mechanism.announced_units(units)
+
+        def quantise(update, random):
+            return np.zeros(56, np.uint64)
+
+        mechanism.contribute(SiteRound(work, announced, noise, quantise, quantise, ("s", 1)))
+        (settings,) = work.settings
+        (event,) = mechanism.cost(units, 56, noise).events
+        seen.add((settings, event))
+    assert len(seen) == 1

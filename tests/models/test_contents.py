@@ -54,6 +54,11 @@ def write_index(folder, places):
         "other.safetensors",
         "1_Pooling/config.json",
         "words.of-a-tokenizer-to-come",
+        "LICENSE.tokenizer.1.0.json",
+        "NOTICE.json",
+        "use_policy.safetensors",
+        "LICENSES",
+        "README.md\n",
     ],
 )
 def test_every_file_that_may_be_read_counts(folder, name):
@@ -70,7 +75,8 @@ def test_every_file_that_may_be_read_counts(folder, name):
 
 def test_what_nothing_reads_does_not_count(folder):
     before, stats = fingerprint(folder), state(folder)
-    for name in ("README.md", "LICENSE", "pytorch_model.bin", ".gitattributes", "modeling_x.py"):
+    words = ("README.md", "LICENSE", "license.txt", "LICENSE.md", "NOTICE", "USE_POLICY.md")
+    for name in (*words, "pytorch_model.bin", ".gitattributes", "modeling_x.py"):
         (folder / name).write_text("x")
     (folder / ".cache").mkdir()
     (folder / ".cache" / "config.json").write_text("x")
@@ -114,6 +120,22 @@ def test_an_index_names_safetensors_of_its_folder_alone(folder, place):
     write_index(folder, places | {"lm_head.weight": place})
     with pytest.raises(CheckpointError, match=r"is no \.safetensors file of this folder"):
         checkpoint_folder(str(folder))
+
+
+@pytest.mark.parametrize(
+    "names", [["tokenizer.json"], ["LICENSE.tokenizer.1.0.json"], ["x/../tokenizer.json"], "x", 7]
+)
+def test_a_tokenizer_that_names_other_files_is_refused(folder, names):
+    """transformers takes such a name wherever ``tokenizer.*.json`` stands in it."""
+    path = folder / "tokenizer_config.json"
+    values = json.loads(path.read_text())
+    (folder / "LICENSE.tokenizer.1.0.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    path.write_text(json.dumps(values | {"fast_tokenizer_files": names}))
+    with pytest.raises(CheckpointError, match="fast_tokenizer_files") as caught:
+        checkpoint_folder(str(folder))
+    assert "remove the key" in caught.value.remedy
+    path.write_text(json.dumps(values | {"fast_tokenizer_files": []}))
+    checkpoint_folder(str(folder))
 
 
 @pytest.mark.parametrize("index", [[], {}, {"weight_map": []}, {"weight_map": {}, "metadata": {}}])

@@ -48,11 +48,14 @@ def test_a_written_configuration_reads_back(file):
     [
         ("training.token=1", "did you mean 'training.tokens'"),
         ("objective=masked", "'llama' is trained with objective = 'causal'"),
-        ("data.weights=[1.0]", "one entry for each entry of data.train"),
-        ("data.text=['a', 'b', 'c']", "one for each entry of data.train"),
+        ("data.weights=[1.0]", "has 1 entries; it needs one for each of the 2 of data.train"),
+        (
+            "data.text=['a', 'b', 'c']",
+            "has 3 entries; it needs one, or one for each of the 2 of data.train",
+        ),
         ("tokenizer.kind=wordpiece", "needs model.architecture = 'bert'"),
-        ("training.tokens=0", "greater than 0"),
-        ("data.evaluation_text=['a', 'b']", "one for each entry of data.evaluation"),
+        ("training.tokens=0", "whole number, above 0"),
+        ("data.evaluation_text=['a', 'b']", "has 2 entries; it needs one, or one for each of the"),
     ],
 )
 def test_wrong_values_are_refused_with_reason(file, override, message):

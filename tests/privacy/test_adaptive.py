@@ -47,6 +47,10 @@ def test_the_bound_is_reached():
     assert np.linalg.norm(alone - nobody) == pytest.approx(sensitivity())
 
 
+def test_the_count_costs_two_percent_more_noise():
+    assert sensitivity() == pytest.approx(1.02, abs=5e-4)
+
+
 def test_noise_covers_both_at_their_common_sensitivity():
     stream = RandomStream.seeded(4)
     released = []

@@ -48,10 +48,31 @@ def test_any_damage_is_noticed(tmp_path, name, damage):
         load_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("round", "1e999"),
+        ("round", "1" + "0" * 400),
+        ("noise", "[1e999]"),
+        ("noise", "[1" + "0" * 400 + "]"),
+        ("run", '"\\ud800"'),
+        ("report", '{"round": 1, "update_norm": 1e999}'),
+    ],
+)
+def test_numbers_and_texts_that_are_none_are_damage(tmp_path, key, value):
+    path = save_checkpoint(tmp_path, state(1)) / "state.json"
+    header = {**json.loads(path.read_text()), key: "@"}
+    path.write_text(json.dumps(header).replace('"@"', value))
+    with pytest.raises(CheckpointError, match="round-00001 is damaged"):
+        load_checkpoint(tmp_path)
+
+
 def test_what_is_known_of_the_last_round_comes_back(tmp_path):
     report = RoundReport(round=2, sites=3, dropped={"a": "late"}, update_norm=float("nan"))
-    save_checkpoint(tmp_path, replace(state(2), model="f" * 64, report=report))
+    known = {"labels": ("b", "a"), "test": "e" * 64}
+    save_checkpoint(tmp_path, replace(state(2), model="f" * 64, report=report, **known))
     found = load_checkpoint(tmp_path)
+    assert (found.labels, found.test) == (("b", "a"), "e" * 64)
     assert found.model == "f" * 64
     assert found.report == report
     assert found.report.update_norm is None
@@ -60,10 +81,10 @@ def test_what_is_known_of_the_last_round_comes_back(tmp_path):
 def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path):
     path = save_checkpoint(tmp_path, state(1)) / "state.json"
     header = json.loads(path.read_text())
-    del header["model"], header["report"]
+    del header["model"], header["report"], header["labels"], header["test"]
     path.write_text(json.dumps(header))
     found = load_checkpoint(tmp_path)
-    assert (found.model, found.report) == ("", None)
+    assert (found.model, found.report, found.labels, found.test) == ("", None, None, None)
 
 
 def test_a_crash_between_two_renames_loses_no_checkpoint(tmp_path):

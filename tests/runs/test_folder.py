@@ -33,6 +33,52 @@ def test_places_are_no_part_of_a_run_and_everything_else_is():
     assert config_digest(place(HERE, engine={"threads": 3})) == one
 
 
+URL = "postgresql+psycopg://nurse:pa55@host-a:5432/clinic?sslmode=require"
+
+
+@pytest.mark.parametrize(
+    ("train", "same", "others"),
+    [
+        (
+            URL,
+            [URL.replace("pa55", "n/w%3F#"), URL.replace("nurse:pa55@", "")],
+            [
+                URL.replace("host-a", "host-b"),
+                URL.replace("clinic", "other"),
+                URL.replace("5432", "5433"),
+                URL.replace("require", "/require"),
+            ],
+        ),
+        (
+            "/here/2024/*.jsonl",
+            [],
+            ["/here/2025/*.jsonl", "/there/2024/*.jsonl", "/here/2024/?.jsonl"],
+        ),
+        ("/a/[ab]/x.csv", [], ["/a/[cd]/x.csv"]),
+        ("sqlite:////here/one.db", [], ["sqlite:////here/two.db", "sqlite:////there/one.db"]),
+        ("/here/x.csv", ["/there/x.csv", "x.csv"], ["/here/y.csv"]),
+    ],
+)
+def test_a_database_or_a_pattern_is_known_by_all_of_it(train, same, others):
+    more = {"query": "SELECT 1"} if "://" in train else {}
+    one = config_digest(place({"train": train, **more}))
+    assert all(config_digest(place({"train": other, **more})) == one for other in same)
+    assert all(config_digest(place({"train": other, **more})) != one for other in others)
+
+
+def test_a_run_of_an_earlier_version_goes_on_where_its_own_configuration_says(tmp_path):
+    """Its digest counts the last part of a pattern or a URL alone."""
+    values = {"train": "/here/*.csv"}
+    begun = place(values)
+    before = begun.model_dump(mode="json", exclude={"engine"}, exclude_defaults=True)
+    del before["model"]["path"]
+    before["data"]["train"] = "*.csv"
+    write_config(tmp_path, begun)
+    assert is_same_run(digest(before), begun, tmp_path)
+    assert not is_same_run(digest(before), place({"train": "/there/*.csv"}), tmp_path)
+    assert not is_same_run(config_digest(begun), place({"train": "/there/*.csv"}), tmp_path)
+
+
 def test_a_checkpoint_of_an_earlier_version_is_known_in_another_place(tmp_path):
     begun = place(HERE)
     before = begun.model_dump(mode="json", exclude={"engine"}, exclude_defaults=True)

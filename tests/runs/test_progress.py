@@ -34,7 +34,7 @@ class Heard(Observer):
 
 
 def tell(observer, config):
-    observer.started(Start("0123", config, "rounds", 3, 1, 2))
+    observer.started(Start("0123", config, "rounds", 3, 1, 2, {"site-00": "北京医院"}))
     observer.note("a word\nand another")
     observer.site_answered(2, "site-00", 1, 2)
     observer.finished_round(RoundReport(round=2, sites=2, metrics={"loss": float("nan")}))
@@ -82,6 +82,8 @@ def test_lines_of_an_earlier_version_are_read():
         b"{}",
         b'{"kind": "close"}x',
         b'{"kind": 3}',
+        b'{"kind": "started", "total": 1e999, "done": 0, "sites": 1}',
+        b'{"kind": "note", "text": "\\ud800"}',
         b'{"kind": "started"}',
         b'{"kind": "site_answered", "round": "x", "site": "a", "answered": 1, "sites": 2}',
         b'{"kind": "finished_round", "report": 3}',
@@ -107,6 +109,35 @@ def test_an_observer_that_fails_hears_no_more_and_the_others_do():
     assert observers.listening == [heard]
     assert "Fails hears no more of this run: disk full" in heard.heard
     assert len(heard.heard) == 6
+
+
+def test_observers_that_fail_one_after_the_other_end_no_run():
+    class Fails(Observer):
+        def note(self, text):
+            raise OSError("broken pipe")
+
+        def finished_round(self, report):
+            raise OSError("disk full")
+
+    # Dataclasses may be equal and still two.
+    heard = Heard()
+    observers = Observers([Fails(), Fails(), heard, Fails()])
+    tell(observers, run_config())
+    assert observers.listening == [heard]
+    assert RoundReport(round=2, sites=2, metrics={"loss": None}) in heard.heard
+    assert sum("hears no more" in str(one) for one in heard.heard) == 3
+
+
+def test_a_line_that_a_crash_cut_off_spoils_no_later_one(tmp_path):
+    path = tmp_path / "progress.jsonl"
+    path.write_bytes(b'{"kind": "note", "te')
+    ProgressFile(tmp_path).note("resumed")
+    ProgressFile(tmp_path).note("again")
+    half, *whole = path.read_bytes().splitlines()
+    heard = Heard()
+    for line in whole:
+        replay(line, "here", run_config(), heard)
+    assert (half, heard.heard) == (b'{"kind": "note", "te', ["resumed", "again"])
 
 
 def test_an_interrupt_is_no_failure_of_an_observer():

@@ -49,3 +49,16 @@ def test_a_wrong_value_is_named(tmp_path, change, key):
 def test_a_small_epsilon_is_shown(tmp_path):
     told = summary()["privacy"] | {"epsilon": 1e-9}
     assert "epsilon 1e-09 at most" in Summary(**summary(privacy=told)).describe(tmp_path)
+
+
+def test_people_read_names_and_what_colluders_learn(tmp_path):
+    told = summary()["privacy"] | {"noise": "distributed", "colluders_epsilon": 53.5871}
+    names = {"site_names": ["a", "b"], "site_titles": {"a": "北京医院"}}
+    words = Summary(**summary(privacy=told, **names)).describe(tmp_path)
+    assert "sites       北京医院 (a), b" in words
+    assert "against one site: epsilon 53.59" in words
+    # A coordinator does not know it, and with local noise it is no more.
+    for value in (None, told["epsilon"]):
+        told["colluders_epsilon"] = value
+        assert "against one site" not in Summary(**summary(privacy=told)).describe(tmp_path)
+    assert "sites       " not in Summary(**summary()).describe(tmp_path)

@@ -55,6 +55,17 @@ def test_what_is_not_a_number_is_said():
     assert "epsilon unlimited" in describe_round(report, 3)
 
 
+def test_a_site_is_shown_by_title_and_name_and_where_a_run_goes_on(capsys):
+    bar = RichObserver()
+    titles = {"site-1": "北京医院"}
+    bar.started(Start("run", RunConfig.model_construct(), "rounds", 9, 4, 2, titles))
+    bar.site_answered(5, "site-1", 1, 2)
+    bar.close()
+    text = capsys.readouterr().err
+    assert "北京医院 (site-1)" in text
+    assert "2 sites, 9 rounds, going on after round 4" in text
+
+
 def test_what_a_site_calls_itself_is_no_markup(capsys):
     bar = RichObserver()
     bar.started(Start("run", RunConfig.model_construct(), "rounds", 2, 0, 2))

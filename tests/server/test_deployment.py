@@ -56,8 +56,8 @@ def simulated(config: RunConfig, deployment: Deployment) -> str:
 
 
 def ledger_of(deployment: Deployment, name: str):
-    (dataset,) = verify_ledger(deployment.kit(name) / "state" / "ledger.sqlite").datasets
-    return dataset
+    (account,) = verify_ledger(deployment.kit(name) / "state" / "ledger.sqlite").accounts
+    return account
 
 
 def children_of(deployment: Deployment) -> list[str]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from fedllm.config import RunConfig, parse
-from fedllm.runs.metrics import RoundReport
-from fedllm_server.finishing import make_summary
+from fedllm.privacy.ledger.entries import Head
+from fedllm.privacy.ledger.heads import keep_heads
+from fedllm.runs import names
+from fedllm.runs.metrics import RoundReport, append_report
+from fedllm_server.finishing import known_sites, make_summary
 
 
 @pytest.fixture
@@ -17,8 +22,9 @@ def summary_of(tiny_model):
         RunConfig, {**values, "data": {"train": "t", "labels": ["one", "two", "three"]}}, "test"
     )
 
-    def make(reports):
-        return make_summary(config, model, "run-1", ("anne", "bob"), reports, 9.5)
+    def make(reports, epsilon=None):
+        asked = parse(RunConfig, config.model_dump() | {"privacy": {"epsilon": epsilon}}, "test")
+        return make_summary(asked, model, "run-1", ("anne", "bob"), reports, 9.5)
 
     return make
 
@@ -43,3 +49,49 @@ def test_a_run_that_was_not_measured_before_says_so(summary_of):
     assert summary.metrics_before == {}
     assert summary.metrics == {"accuracy": 0.6}
     assert summary_of([]).metrics == {}
+
+
+def test_the_sites_of_a_run_are_those_that_answered_and_those_that_dropped_out(tmp_path):
+    append_report(tmp_path / names.METRICS, RoundReport(round=1, dropped={"carl": "slow"}))
+    assert known_sites(tmp_path) == {"carl"}
+    keep_heads(tmp_path / names.HEADS, "run-1", 1, {"anne": Head(1, "ab" * 32)})
+    assert known_sites(tmp_path) == {"anne", "carl"}
+
+
+def test_the_last_figures_of_the_sites_and_the_start_of_the_first_round_are_told(summary_of):
+    reports = [
+        RoundReport(round=0, started="2026-01-01"),
+        RoundReport(round=1, site_metrics={"accuracy": 0.2}),
+        RoundReport(round=2, site_metrics={"accuracy": 0.4}),
+    ]
+    summary = summary_of(reports)
+    assert (summary.site_metrics, summary.started) == ({"accuracy": 0.4}, "2026-01-01")
+    assert summary.privacy["epsilon"] is None
+    assert (summary.simulated, summary_of([]).started, summary_of([]).rounds) == (False, "", 0)
+
+
+def test_what_a_private_run_spent_without_a_bound_is_never_what_it_promised(summary_of):
+    """A figure that was not finite is written as null, and says more than every number."""
+    unbounded = {"anne": float("inf"), "bob": 3.0}
+    for rounds in (
+        [RoundReport(round=1, epsilon=unbounded)],
+        [
+            RoundReport(round=1, epsilon={"anne": 1.0, "bob": 1.0}),
+            RoundReport(round=2, epsilon=unbounded),
+        ],
+        [RoundReport(round=1, epsilon=unbounded), RoundReport(round=2, epsilon={"bob": 3.0})],
+        [RoundReport(round=1, epsilon={"anne": None, "bob": None})],
+    ):
+        summary = summary_of(rounds, epsilon=4.0)
+        assert summary.privacy["epsilon"] is None
+        assert summary.privacy["promised"] == 4.0
+        assert summary.privacy["sites"]["anne"] is None
+        assert "epsilon unlimited, delta 1e-05, for each record" in summary.describe(Path("run"))
+    known = summary_of([RoundReport(round=1, epsilon={"anne": 2.0, "bob": 3.0})], epsilon=4.0)
+    assert known.privacy["epsilon"] == 3.0
+    assert "epsilon 3 at most" in known.describe(Path("run"))
+    # Only the sites of a deployment know.
+    assert summary_of([RoundReport(round=1)], epsilon=4.0).privacy["epsilon"] == 4.0
+    assert "NONE: this run was not private" in summary_of([RoundReport(round=1)]).describe(
+        Path("run")
+    )

@@ -6,14 +6,21 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedllm.config import RunConfig, parse
 from fedllm.errors import BudgetError, ConfigError, FedllmError
+from fedllm.models.checkpoints import fingerprint
 from fedllm.processes import only_one
 from fedllm.runs import names
+from fedllm.runs.checkpoints import RunState, save_checkpoint
+from fedllm.runs.folder import config_digest
 from fedllm.runs.job import Job, read_job, write_job
+from fedllm.runs.observer import Observer
 from fedllm_server import jobs
+from fedllm_server.following import follow
+from fedllm_server.public_part import public_digest
 
 
 @pytest.fixture
@@ -98,3 +105,64 @@ def test_the_error_that_ended_a_run_keeps_its_kind_and_its_words():
     silent = jobs.error_of(replace(job, status="cancelled"))
     assert type(silent) is FedllmError
     assert silent.message == "run 'bank': the run was cancelled"
+
+
+def test_who_watches_is_told_of_a_line_that_a_crash_cut_off_and_hears_the_rest(tmp_path, config):
+    folder = jobs.submit(tmp_path, config, resume=False)
+    (folder / names.PROGRESS).write_bytes(b'{"kind": "no\n{"kind": "note", "text": "on"}\n')
+    become(folder, "finished")
+    heard: list[str] = []
+
+    class Heard(Observer):
+        def note(self, text):
+            heard.append(text)
+
+    assert follow(folder, Heard()).status == "finished"
+    cut, on = heard
+    assert cut.endswith("progress.jsonl, line 1: is not valid JSON; the line is left out")
+    assert on == "on"
+
+
+def test_what_is_resumed_with_other_data_is_refused_and_the_folder_stays_as_it_was(
+    tmp_path, config, tiny_checkpoint
+):
+    test = tmp_path / "test.jsonl"
+    test.write_text('{"text": "x", "label": "a"}\n{"text": "y", "label": "b"}\n')
+    base = tiny_checkpoint("bert")
+    values = config.model_dump() | {"model": {"path": str(base)}}
+    values["data"] |= {"test": str(test), "labels": None}
+    config = parse(RunConfig, values, "test")
+    folder = jobs.submit(tmp_path, config, resume=False)
+    state = RunState(
+        "run-1",
+        1,
+        (),
+        config_digest(config),
+        np.zeros(3, np.float32),
+        model=fingerprint(base),
+        labels=("a", "b"),
+        test=public_digest(config),
+    )
+    save_checkpoint(folder / names.CHECKPOINTS, state)
+    become(folder, "failed")
+
+    def moved(content, model=base):
+        place = tmp_path / "other" / "test.jsonl"
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(content)
+        data = config.data.model_copy(update={"test": str(place)})
+        path = config.model.model_copy(update={"path": str(model)})
+        return config.model_copy(update={"data": data, "model": path})
+
+    kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    lines = test.read_text()
+    for content, model, words in (
+        (lines.replace('"b"', '"c"'), base, "another set of labels"),
+        (lines + lines, base, "another public test file"),
+        (lines, tiny_checkpoint("llama"), "another base model"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            jobs.submit(tmp_path, moved(content, model), resume=True)
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == kept
+    jobs.submit(tmp_path, moved(lines), resume=True)
+    assert read_job(folder).status == "queued"

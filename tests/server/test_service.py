@@ -12,9 +12,11 @@ from support.kits import make_federation
 from typer.testing import CliRunner
 
 from fedllm.cli import app
-from fedllm.errors import ConfigError
+from fedllm.errors import ConfigError, FedllmError
+from fedllm.federation.transport.superlink import Ticket
 from fedllm.identity.kits import read_kit
 from fedllm.identity.provisioning import provision, revoke
+from fedllm.runs.job import write_outcome
 from fedllm_server import jobs, service
 from fedllm_server.service import Service
 
@@ -122,3 +124,166 @@ def test_it_listens_where_its_address_can_be_reached(tmp_path, monkeypatch, host
     done = CliRunner().invoke(app, ["server", "start", "--kit", str(kit)])
     assert done.exit_code == 0, done.output
     assert asked == [(listens, 9092)]
+
+
+class Child:
+    """Stands for the process of a run; ``code`` is None while it lives."""
+
+    def __init__(self) -> None:
+        self.code: int | None = None
+
+    def poll(self) -> int | None:
+        return self.code
+
+    @property
+    def returncode(self) -> int | None:
+        return self.code
+
+
+@pytest.fixture
+def works(place, monkeypatch):
+    """A service with one queued run, a clock that a test moves and no process."""
+    folder = jobs.runs_folder(place.kit) / "mine"
+    folder.mkdir(parents=True)
+    jobs.write_job(folder, jobs.Job("mine", "queued", "2026-01-01"))
+    place.clock, place.started, place.reported, place.closed = 100.0, [], [], []
+
+    def start(module, arguments, ticket):
+        place.started.append((module, arguments, Child()))
+        return place.started[-1][2]
+
+    def ends(child, grace_s):
+        child.code = -15
+
+    monkeypatch.setattr(service, "start_module", start)
+    monkeypatch.setattr(service, "end", ends)
+    monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda: place.clock))
+    monkeypatch.setattr(service.Service, "_report", lambda *_, **how: place.reported.append(how))
+    place.link.open_run = lambda: Ticket("127.0.0.1:1", 1, 2, "secret")
+    place.link.close_runs = lambda: place.closed.append(True)
+    place.service = made = Service(
+        read_kit(place.kit, "coordinator"), ("127.0.0.1", 0), place.said.append
+    )
+    place.step = lambda: made._step(place.link)
+    place.job = lambda: jobs.read_job(folder)
+    place.run = folder
+    return place
+
+
+def test_a_run_is_begun_once_and_watched(works):
+    works.step()
+    ((module, arguments, child),) = works.started
+    assert (module, arguments) == ("fedllm_server.runner", [str(works.kit), str(works.run)])
+    assert (works.job().status, works.job().starts) == ("running", 1)
+    assert works.said[-1] == "run 'mine': begun"
+    works.step()
+    assert len(works.started) == 1
+    assert works.closed == []
+    write_outcome(works.run, None)
+    child.code = 0
+    works.step()
+    assert works.job().status == "finished"
+    assert works.closed == [True]
+    works.step()
+    assert len(works.started) == 1
+
+
+def test_a_run_that_fails_says_why(works):
+    works.step()
+    error = {"kind": "PeerError", "message": "nobody came", "remedy": "wait"}
+    write_outcome(works.run, error)
+    works.started[0][2].code = 1
+    works.step()
+    assert (works.job().status, works.job().error) == ("failed", error)
+    assert works.said[-1] == "run 'mine': failed: nobody came -> wait"
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_cancelled_run_is_ended_or_never_begun(works, begun):
+    if begun:
+        works.step()
+    (works.run / "cancel").touch()
+    works.step()
+    assert works.job().status == "cancelled"
+    assert [child.code for _, _, child in works.started] == [-15] * begun
+
+
+def test_a_process_that_dies_is_started_again_later_each_time_and_not_for_ever(works):
+    waits = []
+    for _ in range(5):
+        works.step()
+        works.started[-1][2].code = -9
+        works.step()
+        if works.job().status == "failed":
+            break
+        ended = works.clock
+        count = len(works.started)
+        works.clock = works.service._not_before - 0.5
+        works.step()
+        assert len(works.started) == count
+        works.clock = works.service._not_before
+        waits.append(works.clock - ended)
+    assert waits == [2.0, 4.0, 8.0, 16.0]
+    assert len(works.started) == 5
+    assert "died 5 times in round 1" in works.job().error["message"]
+    assert "run 'mine': its process ended with code -9" in works.said
+    assert "run 'mine': goes on" in works.said
+
+
+def test_a_process_that_dies_after_a_finished_round_has_its_starts_again(works):
+    for number in range(1, 8):
+        works.step()
+        (works.run / "checkpoints" / f"round-{number:05d}").mkdir(parents=True)
+        works.started[-1][2].code = -9
+        works.step()
+        assert works.service._not_before - works.clock == 2.0
+        works.clock = works.service._not_before
+    assert works.job().status == "running"
+
+
+def test_the_status_is_written_every_two_seconds(works):
+    works.service._status_at = works.clock
+    works.clock += 2.0
+    works.step()
+    assert works.reported == []
+    works.clock += 0.5
+    works.step()
+    assert works.reported == [{"running": True}]
+
+
+@pytest.fixture
+def served(works, monkeypatch):
+    """`works`, run as a service: a SuperLink that stands still, and a stop after its steps."""
+    link, works.told = works.link, []
+    link.alive, link.port = True, 9092
+    link.start = lambda: works.told.append("start")
+    link.stop = lambda: works.told.append("stop")
+    monkeypatch.setattr(service, "SuperLink", lambda *_: link)
+    monkeypatch.setattr(
+        service, "end", lambda child, grace_s: works.told.append(("end", child, grace_s))
+    )
+    waits = iter([False, True])
+    works.serve = lambda: works.service.run(SimpleNamespace(wait=lambda _: next(waits)))
+    return works
+
+
+def test_a_service_that_is_stopped_ends_its_run_and_says_so(served):
+    served.serve()
+    child = served.started[0][2]
+    # Time for the run to end by itself, less than a service manager gives the coordinator.
+    assert served.told == ["start", ("end", child, 2.0), "stop"]
+    assert served.reported[-1] == {"running": False}
+    assert served.said[0] == "listening on 127.0.0.1:9092"
+    assert served.said[-1] == "stopped"
+    # Runs that an earlier coordinator left are closed before anything else.
+    assert served.closed == [True]
+    # It goes on when the coordinator starts again.
+    assert served.job().status == "running"
+
+
+def test_listeners_that_ended_end_the_service(served):
+    served.link.alive = False
+    with pytest.raises(FedllmError, match="the listeners ended"):
+        served.serve()
+    assert served.told == ["start", "stop"]
+    assert served.reported == [{"running": False}]

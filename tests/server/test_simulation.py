@@ -98,8 +98,8 @@ def test_a_private_run_leaves_a_whole_folder(config, tmp_path):
     found = ledgers(out)
     assert len(found) == 3
     for ledger in found.values():
-        (dataset,) = ledger.verify().datasets
-        assert dataset.runs[0].committed == 3
+        (account,) = ledger.verify().accounts
+        assert account.runs[0].committed == 3
     kept = read_heads(out / HEADS_FILE)
     assert {name: (len(heads), heads[-1]) for name, heads in kept.items()} == {
         name: (3, ledger.head()) for name, ledger in found.items()
@@ -217,10 +217,37 @@ def test_a_run_says_loudly_what_it_gives_up(config, sections, words):
 
 def test_a_delta_that_promises_little_is_said(config):
     weak = change(config, privacy={"epsilon": 6.0, "delta": 0.01})
-    assert weak_delta(weak, [99, 100]) == []
-    (words,) = weak_delta(weak, [100, 120])
-    assert "delta 0.01 is not below 1/100" in words
+    assert weak_delta(weak, []) == []
+    assert weak_delta(weak, [98, 99]) == []
+    # The larger a site, the more records a delta may give away.
+    for sites in ([5, 100], [100, 100]):
+        (words,) = weak_delta(weak, sites)
+        assert "delta 0.01 is not below 1/100" in words
     assert weak_delta(change(weak, privacy={"epsilon": None}), [1000]) == []
+
+
+def test_a_resumed_run_has_the_labels_and_the_test_file_that_it_began_with(config, tmp_path):
+    """A file of the same name would give the head's rows to other classes."""
+    out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    with pytest.raises(KeyboardInterrupt):
+        simulate(config, out, observers=[StopAfter(2)])
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    elsewhere.mkdir()
+    test = elsewhere / "test.jsonl"
+    moved = change(config, data={"test": str(test)})
+    lines = Path(config.data.test).read_text()
+    for text, words in (
+        (lines.replace('"one"', '"zero"'), "another set of labels"),
+        (lines.replace('"one"', '"1"'), "another set of labels"),
+        (lines + lines, "another public test file"),
+    ):
+        test.write_text(text)
+        with pytest.raises(ConfigError, match=words) as caught:
+            simulate(moved, out, resume=True)
+        assert "that the run began with" in caught.value.remedy
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    test.write_text(lines)
+    assert simulate(moved, out, resume=True).rounds == 3
 
 
 def test_a_server_optimizer_resumes_with_its_state(config, tmp_path):
@@ -250,10 +277,10 @@ def test_the_ledger_holds_the_cost_of_an_interrupted_round(config, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         simulate(private, out, observers=[StopAfter(2, sites=2)])
     counts = {
-        name: len(next(iter(book.verify().datasets)).runs) for name, book in ledgers(out).items()
+        name: len(next(iter(book.verify().accounts)).runs) for name, book in ledgers(out).items()
     }
     assert set(counts.values()) == {1}
-    (run,) = next(iter(ledgers(out)["site-00"].verify().datasets)).runs
+    (run,) = next(iter(ledgers(out)["site-00"].verify().accounts)).runs
     before = {n: len(book.events_of_run(run.run)) for n, book in ledgers(out).items()}
     assert before == {"site-00": 2, "site-01": 2, "site-02": 1}
     summary = simulate(private, out, resume=True)
@@ -265,7 +292,7 @@ def test_the_ledger_holds_the_cost_of_an_interrupted_round(config, tmp_path):
 def test_a_second_run_on_the_same_records_is_refused_at_the_ceiling(config, tmp_path):
     private = change(config, privacy={"epsilon": 6.0})
     simulate(private, tmp_path / "first", ledgers=tmp_path / "home")
-    with pytest.raises(BudgetError, match="would bring the data set to epsilon") as caught:
+    with pytest.raises(BudgetError, match="would bring the site's account to epsilon") as caught:
         simulate(private, tmp_path / "second", ledgers=tmp_path / "home")
     assert caught.value.exit_code == 3
     assert not (tmp_path / "second" / "adapter").exists()
@@ -306,7 +333,7 @@ def test_a_site_with_fewer_records_than_a_batch_takes_all_of_them(config, tmp_pa
     big = change(config, training={"batch_size": 1000}, privacy={"epsilon": 6.0})
     simulate(big, tmp_path / "run")
     ledger = ledgers(tmp_path / "run")["site-00"]
-    (run,) = next(iter(ledger.verify().datasets)).runs
+    (run,) = next(iter(ledger.verify().accounts)).runs
     assert {event.sampling_rate for event in ledger.events_of_run(run.run)} == {1.0}
 
 
@@ -470,3 +497,80 @@ def test_the_instruction_task_runs_on_a_causal_model(tiny_checkpoint, tmp_path):
     )
     assert summary.metrics["loss"] < summary.metrics_before["loss"]
     assert np.isfinite(summary.metrics["perplexity"])
+
+
+class Listener(PlainObserver):
+    """Keeps what a person is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture
+def clinics(config, tmp_path) -> RunConfig:
+    rows = [
+        {**row.values, "clinic": ("Südklinik", "北京医院", "north")[i // 30]}
+        for i, row in enumerate(records(90))
+    ]
+    path = tmp_path / "clinics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return change(
+        config,
+        data={"train": str(path), "site": "clinic"},
+        rounds={"count": 2},
+        training={
+            "local_steps": 1, "optimizer": "sgd", "sampling_rate": 0.5, "learning_rate": 1.0
+        },
+        privacy={"epsilon": 8.0, "noise": "distributed"},
+    )  # fmt: skip
+
+
+def test_sites_with_names_in_any_script_are_shown_by_them(clinics, tmp_path):
+    out, listener = tmp_path / "run", Listener()
+    summary = simulate(clinics, out, observers=[listener])
+    safe = {"Sudklinik": "Südklinik", "site-077bf4a77f3d": "北京医院"}
+    assert summary.site_titles == safe
+    assert json.loads((out / "summary.json").read_text())["site_titles"] == safe
+    assert set(summary.site_names) == {*safe, "north"}
+    assert "北京医院 (site-077bf4a77f3d)" in summary.describe(out)
+    report = (out / "report.html").read_text()
+    assert "北京医院 (site-077bf4a77f3d)" in report
+    twin = json.loads((out / "report.json").read_text())
+    assert {site["name"]: site["title"] for site in twin["who"]["sites"]} == {
+        **safe, "north": ""
+    }  # fmt: skip
+    # What colluders learn is that of the ledgers.
+    spent = [ledger.verify().datasets[0] for ledger in ledgers(out).values()]
+    assert summary.privacy["colluders_epsilon"] == pytest.approx(
+        max(data.spent_against_colluders.value for data in spent)
+    )
+    assert summary.privacy["colluders_epsilon"] > summary.privacy["epsilon"]
+
+
+def test_what_the_records_have_spent_is_said_before_a_run_and_where_it_goes_on(clinics, tmp_path):
+    shared = tmp_path / "ledgers"
+    new = Listener()
+    with pytest.raises(KeyboardInterrupt):
+        simulate(clinics, tmp_path / "a", ledgers=shared, observers=[new, StopAfter(2)])
+    assert any("know of no earlier spending" in text for text in new.said)
+    going_on = Listener()
+    simulate(clinics, tmp_path / "a", ledgers=shared, resume=True, observers=[going_on])
+    (text,) = [text for text in going_on.said if "already spent" in text]
+    assert text.startswith("going on with round 2 of 2; already spent by these sites")
+    spent = float(text.split("epsilon ")[1].split()[0])
+    assert 3.0 < spent <= 8.0
+    assert "of a ceiling of 8 at delta 1e-05" in text
+    again = Listener()
+    with pytest.raises(BudgetError):
+        simulate(clinics, tmp_path / "b", ledgers=shared, observers=[again])
+    (text,) = [text for text in again.said if "already spent" in text]
+    assert text.startswith("already spent by these sites")
+    assert float(text.split("epsilon ")[1].split()[0]) >= spent
+    # What takes a while is said before it begins.
+    steps = ("reading the records", "loading the model", "already spent", "asking 3 sites")
+    places = [next(i for i, t in enumerate(again.said) if t.startswith(s)) for s in steps]
+    assert places == sorted(places)

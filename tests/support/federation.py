@@ -142,16 +142,17 @@ def build(
     data: dict[str, list[Record]] | None = None,
     policy: SitePolicy | None = None,
     full_errors: bool = True,
+    identities: dict[str, Identity] | None = None,
 ) -> Federation:
     """Make a federation with keys, ledgers and records of its own."""
     data = data or {f"site-{i}": records(40, seed=i) for i in range(3)}
-    identities = {name: Identity.generate(name) for name in (*data, "authority")}
+    identities = identities or {name: Identity.generate(name) for name in (*data, "authority")}
     keys = {name: identities[name].public_bytes() for name in data}
     roster = Roster(identities["authority"].public_bytes(), keys)
     models = ModelCache()
     policy = policy or SitePolicy(
         budget=BudgetSection(epsilon=1e6, delta=config.privacy.delta),
-        allow=AllowSection(min_cohort=1, encryption="optional", non_private=True),
+        allow=AllowSection(min_cohort=1, encryption="optional", masks="optional", non_private=True),
     )
     sites = {
         name: Site(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 
@@ -11,14 +12,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedllm.canonical import canonical_json
 from fedllm.errors import FedllmError
 from fedllm.privacy.accounting.events import Gaussian
-from fedllm.privacy.ledger.audit import verify_ledger
+from fedllm.privacy.ledger.audit import read_state, verify_ledger
 from fedllm.privacy.ledger.budget import Ceiling, Charge
-from fedllm.privacy.ledger.entries import TamperedError
-from fedllm.privacy.ledger.fingerprints import FingerprintKey, identify
+from fedllm.privacy.ledger.entries import TamperedError, make_entry
+from fedllm.privacy.ledger.fingerprints import DatasetIdentity, share_a_tag
 from fedllm.privacy.ledger.ledger import Ledger
+from fedllm.privacy.ledger.state import Reservation, reservation_body
 
 CEILING = Ceiling(2.0, 1e-5)
-KEY = FingerprintKey(b"a secret of the site")
 
 
 class Signer:
@@ -32,25 +33,60 @@ class Signer:
         return self._key.sign(message)
 
 
-class Record:
-    unit = None
-
-    def __init__(self, content):
-        self._content = content.encode()
-
-    def canonical(self):
-        return self._content
-
-
 SIGNER, THIEF = Signer(1), Signer(2)
 
 
-def filled(path, site="site-00", signer=SIGNER, rounds=4, records=("a", "b")):
+def identity(*records):
+    """A data set of ledgers of before; today nothing writes one."""
+    tags = {hashlib.blake2b(record.encode(), digest_size=16).digest() for record in records}
+    return DatasetIdentity("record", "00" * 16, b"".join(sorted(tags)), b"")
+
+
+def append(path, kind, body, tags=None, signer=SIGNER, site="site-00"):
+    """Append an entry as a program of before did, and return it."""
+    state = read_state(path)
+    entry = make_entry(signer, site, state.head, kind, body)
+    connection = sqlite3.connect(path)
+    connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?)", row(entry))
+    if tags is not None:
+        connection.execute("INSERT INTO tags VALUES (?, ?, ?)", (entry.sequence, *tags))
+    connection.commit()
+    connection.close()
+    return entry
+
+
+def register(path, *records, **more):
+    """Make a data set known as programs of before did, and return its id."""
+    dataset = identity(*records)
+    connection = sqlite3.connect(path)
+    tags = {n: found for n, *found in connection.execute("SELECT * FROM tags").fetchall()}
+    connection.close()
+    overlaps = [
+        known.id
+        for known in read_state(path).datasets.values()
+        if share_a_tag(tags[known.sequence][0], dataset.record_tags)
+    ]
+    body = {"dataset": dataset.id, "overlaps": overlaps, "description": dataset.describe()}
+    append(path, "dataset", body, (dataset.record_tags, b""), **more)
+    return dataset.id
+
+
+def charge_before(path, dataset, events, ceiling, number=0, run="before", **more):
+    """Charge a data set as programs of before did, whatever the budget says."""
+    charge = Reservation(
+        *(0, run, number, 1, "training", "", "record", ceiling.delta, ceiling, events, events),
+        dataset=dataset,
+    )
+    return append(path, "reserve", reservation_body(charge), **more)
+
+
+def filled(path, site="site-00", signer=SIGNER, rounds=4):
+    """A ledger of a site that knew two data sets and was charged since by account."""
     ledger = Ledger.open(path, site, signer)
-    first = ledger.register(identify([Record(r) for r in records], KEY))
-    ledger.register(identify([Record(r) for r in (*records, "c")], KEY))
+    register(path, "a", "b", signer=signer, site=site)
+    register(path, "a", "b", "c", signer=signer, site=site)
     for number in range(rounds):
-        ledger.commit(ledger.reserve(Charge("run", number, first, (Gaussian(10.0),)), CEILING))
+        ledger.commit(ledger.reserve(Charge("run", number, "", (Gaussian(10.0),)), CEILING))
     return ledger
 
 

@@ -96,7 +96,10 @@ def changed(file: str, *replacements: tuple[str, str]) -> dict[str, str]:
 
 NAMED = changed(SECTION, ('"causal"]', '"causal", "preference"]'))
 ALL = '"instruction" | "causal"'
-KNOWN = NAMED | changed(DECIDED, (ALL, f'{ALL} | "preference"'))
+CAUSAL = 'case "causal"'
+KNOWN = NAMED | changed(
+    DECIDED, (ALL, f'{ALL} | "preference"'), (f"{CAUSAL}:", f'{CAUSAL} | "preference":')
+)
 
 
 def task(members: str, name: str = "Preference") -> str:
@@ -164,7 +167,7 @@ def test_what_is_whole_passes(changes, complaints):
 def test_a_name_alone_is_refused_wherever_it_has_to_be_decided(complaints):
     found = complaints(NAMED)
     assert all("preference" in line and "assert_never" in line for line in found)
-    assert sorted(line.split(":")[0] for line in found) == [DECIDED, DECIDED, REGISTRY]
+    assert sorted(line.split(":")[0] for line in found) == [*[DECIDED] * 3, REGISTRY]
 
 
 def test_a_task_that_lacks_any_part_is_refused_with_its_name(complaints):

@@ -12,7 +12,7 @@ from fedllm.mechanisms.bounds import update_bounds
 from fedllm.privacy.noise import gaussian_noise
 from fedllm.randomness import RandomStream
 from fedllm.training import local
-from fedllm.training.local import train_locally
+from fedllm.training.local import clipped_gradient_sum, train_locally
 from fedllm.training.objectives import record_losses
 
 ONE_STEP = LocalSettings(
@@ -184,13 +184,119 @@ def test_new_adapters_train_though_some_gradients_start_at_zero(tiny_model, rand
         assert any("lora_A" in name for name in moved) is (steps >= 3)
 
 
-@pytest.mark.parametrize("noise_multiplier", [None, 1.0])
-def test_a_disconnected_adapter_is_refused(noise_multiplier, tiny_model, random_dataset):
-    model, data = tiny_model(), random_dataset(10)
+def disconnected(tiny_model):
+    model = tiny_model()
     layer = next(m for m in model.module.modules() if hasattr(m, "lora_A"))
     layer.scaling["default"] = 0.0
+    return model
+
+
+def test_a_disconnected_adapter_is_refused(tiny_model, random_dataset):
     with pytest.raises(TrainingError, match=r"did not reach .*lora_A"):
-        train(model, data, replace(ONE_STEP, noise_multiplier=noise_multiplier))
+        train(
+            disconnected(tiny_model), random_dataset(10), replace(ONE_STEP, noise_multiplier=None)
+        )
+
+
+def test_a_private_step_says_what_looks_wrong_to_the_sites_own_log_alone(
+    tiny_model, random_dataset
+):
+    model, data = disconnected(tiny_model), random_dataset(10)
+    settings = replace(ONE_STEP, noise_multiplier=1.0)
+    result = train_locally(model, data, settings, *streams())
+    assert "did not reach" in result.statistics.problem
+    assert result.update.any()
+    _, statistics = clipped_gradient_sum(model, data, ONE_STEP, RandomStream.seeded(1))
+    assert "did not reach" in statistics.problem
+
+
+class Breaking:
+    """A data set of whose records some make the model break off."""
+
+    def __init__(self, inner, bad):
+        self.inner, self.bad = inner, set(bad)
+        self.units, self.number_of_units = inner.units, inner.number_of_units
+        self.one_record_each = inner.one_record_each
+
+    def __len__(self):
+        return len(self.inner)
+
+    def batch(self, indices):
+        batch = self.inner.batch(indices)
+        rows = [row for row, index in enumerate(indices) if int(index) in self.bad]
+        # A token far beyond the embeddings.
+        batch["input_ids"][rows, 0] = 10**9
+        return batch
+
+
+def without(data, bad):
+    """Return the same units with nothing of the ``bad`` records in them."""
+    kept = [i for i in range(len(data)) if i not in bad]
+    lengths = np.diff(data.offsets)[kept]
+    tokens = [data.tokens[data.offsets[i] : data.offsets[i + 1]] for i in kept]
+    return replace(
+        data,
+        tokens=np.concatenate(tokens),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        targets=data.targets[kept],
+        units=data.units[kept],
+    )
+
+
+@pytest.mark.parametrize("layers", [0, 1, None], ids=["head", "last layer", "all layers"])
+@pytest.mark.parametrize("persons", [None, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]], ids=["", "persons"])
+def test_a_record_at_which_the_model_breaks_off_costs_no_other_unit_anything(
+    tiny_model, random_dataset, persons, layers
+):
+    lora = {"rank": 0} if layers == 0 else {"last_layers": layers}
+    model = tiny_model(lora=lora)
+    data = random_dataset(10, persons=persons)
+    bad = {3, 4} if persons is None else {2, 3}
+    settings = replace(ONE_STEP, sampling_rate=1.0, microbatch_size=4)
+    broken, seen = clipped_gradient_sum(
+        model, Breaking(data, bad), settings, RandomStream.seeded(1)
+    )
+    expected, _ = clipped_gradient_sum(model, without(data, bad), settings, RandomStream.seeded(1))
+    assert expected.any()
+    np.testing.assert_allclose(broken, expected, rtol=0, atol=1e-5)
+    if layers:
+        return
+    # Where the frozen part is kept, the record is no number there, and adds nothing as such.
+    assert sum(seen.broken_units.values()) in (0, len(bad), 1)
+
+
+def test_a_library_that_breaks_off_is_counted_by_the_kind_of_its_error(
+    tiny_model, random_dataset, monkeypatch
+):
+    def losses(model, batch):
+        if len(batch["labels"]) > 1 or int(batch["labels"][0]) == 0:
+            raise IndexError("the words of Mrs Example")
+        return record_losses(model, batch)
+
+    monkeypatch.setattr("fedllm.training.local.record_losses", losses)
+    model, data = tiny_model(), random_dataset(10)
+    settings = replace(ONE_STEP, sampling_rate=1.0)
+    _, seen = clipped_gradient_sum(model, data, settings, RandomStream.seeded(1))
+    zeros = int((data.targets == 0).sum())
+    assert 0 < zeros < 10
+    assert seen.broken_units == {"IndexError": zeros}
+    assert seen.records_seen == 10 - zeros
+    with pytest.raises(IndexError):
+        train(model, data, replace(settings, noise_multiplier=None))
+
+
+def test_an_empty_unit_is_sampled_like_any_other(tiny_model, random_dataset):
+    data = random_dataset(10)
+    fewer = without(data, {0, 9})
+    assert fewer.number_of_units == 10
+    assert fewer.one_record_each
+    model, settings = tiny_model(), replace(ONE_STEP, sampling_rate=0.5)
+    seen = [
+        clipped_gradient_sum(model, d, settings, RandomStream.seeded(2))[1].records_seen
+        for d in (data, fewer)
+    ]
+    chosen = RandomStream.seeded(2).poisson_sample(10, 0.5)
+    assert seen == [len(chosen), len(set(chosen.tolist()) - {0, 9})]
 
 
 def test_an_update_of_nothing_is_refused(tiny_model, random_dataset):

@@ -44,7 +44,7 @@ class Audited:
 
     @property
     def spent(self) -> float | None:
-        """Largest epsilon that the run recorded; none without privacy."""
+        """Largest epsilon that the run recorded, perhaps infinite; none without privacy."""
         return max(self.run.epsilon.values(), default=None)
 
     @property

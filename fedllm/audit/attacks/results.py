@@ -197,7 +197,7 @@ class ExtractionResult(Section):
 
 
 class SiteEpsilon(Section):
-    """What one data set of a site has spent over all runs, recomputed.
+    """What one account of a site has spent over all runs, recomputed.
 
     Attributes
     ----------

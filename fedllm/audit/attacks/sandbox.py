@@ -124,7 +124,7 @@ def open_sandbox(config: RunConfig, most_public: int, stream: RandomStream) -> S
     FedllmError
         If the model or the public file cannot be read.
     """
-    if not mechanism_of(config).single_units:
+    if config.unit == "site":
         raise ConfigError(
             "this run protects whole sites; canaries and secrets are single records or persons",
             "audit a run with privacy.unit = 'record'",

@@ -1,7 +1,7 @@
 """Recompute what sites have spent from their ledgers alone, and compare it with what was claimed.
 
 Chain and signatures are checked first. Then every epsilon is computed from the recorded
-events by three accountants of other authors (`fedllm.audit.ledgers.recompute`), for each data set
+events by three accountants of other authors (`fedllm.audit.ledgers.recompute`), for each account
 over all runs and for each run, as those see it who see opened sums, and as everyone else
 colluding against the site.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fedllm.audit.findings import Finding, worst_first
 from fedllm.audit.ledgers.figures import (
-    DatasetAudit,
+    AccountAudit,
     EpsilonAudit,
     EventGroup,
     LedgerAudit,
@@ -26,6 +26,7 @@ from fedllm.audit.ledgers.figures import (
 from fedllm.audit.ledgers.judge import judge, trust_findings
 from fedllm.audit.ledgers.recompute import recompute
 from fedllm.errors import ConfigError, FedllmError
+from fedllm.identity.titles import titles_beside
 from fedllm.privacy.accounting import accountants as accounting
 from fedllm.privacy.accounting.events import (
     Event,
@@ -35,12 +36,13 @@ from fedllm.privacy.accounting.events import (
     Stated,
 )
 from fedllm.privacy.ledger.audit import read_state, refuse_other_files
-from fedllm.privacy.ledger.budget import View
 from fedllm.privacy.ledger.entries import Head, NoLedgerError, TamperedError
 from fedllm.privacy.ledger.heads import read_heads
+from fedllm.privacy.ledger.rules import promises
 from fedllm.privacy.ledger.state import LedgerState, Reservation
 from fedllm.runs import names
 from fedllm.runs.plain_json import read_object
+from fedllm.runs.record import runs_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,13 @@ def find_ledgers(paths: Sequence[Path]) -> list[Source]:
         found = sorted(folder.glob("*.sqlite")) + sorted(folder.glob("*.jsonl"))
         found = [file for file in found if file.name not in names.NO_LEDGERS]
         if not found:
-            raise ConfigError(f"{folder} holds no ledgers", "give a folder with *.sqlite ledgers")
+            runs = runs_in(path)
+            raise ConfigError(
+                f"{folder} holds no ledgers",
+                f"it is a folder of runs; give one or several of them: {runs}"
+                if runs
+                else "give a run's folder, or one with *.sqlite ledgers",
+            )
         kept = path / names.HEADS
         heads = read_heads(kept) if kept.exists() else {}
         reported, problems = _reported(path)
@@ -120,7 +128,12 @@ def _reported(folder: Path) -> tuple[dict[str, dict[str, float]], tuple[Finding,
     sites = privacy.get("sites") if isinstance(privacy, dict) else None
     if not isinstance(sites, dict):
         return {}, (wrong("'privacy.sites' is no table"),)
-    known = {site: float(value) for site, value in sites.items() if _is_epsilon(value)}
+    # Null is an epsilon without a bound.
+    known = {
+        site: math.inf if value is None else float(value)
+        for site, value in sites.items()
+        if value is None or _is_epsilon(value)
+    }
     missing = [f"'privacy.sites.{site}' is no epsilon" for site in sites if site not in known]
     return {run: known}, tuple(map(wrong, missing))
 
@@ -171,7 +184,7 @@ def audit_ledgers(
         audited = _ledger(name, state, source.reported)
         ledgers.append(audited)
         findings += trust_findings(audited, state.site in keys, bool(heads))
-        findings += [found for data in audited.datasets for found in judge(audited.site, data)]
+        findings += [found for one in audited.accounts for found in judge(audited.site, one)]
         findings += _left_out(audited, source.reported)
     return EpsilonAudit(tuple(ledgers), tuple(worst_first(findings)))
 
@@ -180,7 +193,7 @@ def _left_out(
     ledger: LedgerAudit, reported: Mapping[str, Mapping[str, float]]
 ) -> Iterable[Finding]:
     """Say where a summary tells what other sites spent, and not this one."""
-    for run in {run.run for data in ledger.datasets for run in data.runs}:
+    for run in {run.run for one in ledger.accounts for run in one.runs}:
         if reported.get(run) and ledger.site not in reported[run]:
             yield Finding(
                 "warning",
@@ -192,29 +205,28 @@ def _left_out(
 def _ledger(
     path: str, state: LedgerState, reported: Mapping[str, Mapping[str, float]]
 ) -> LedgerAudit:
-    datasets = tuple(_dataset(state, id_, reported) for id_ in state.datasets)
-    return LedgerAudit(path, state.site, str(state.head), datasets)
+    accounts = tuple(_account(state, name, reported) for name in state.accounts())
+    title = titles_beside(Path(path)).get(state.site, "")
+    return LedgerAudit(path, state.site, str(state.head), accounts, title)
 
 
-def _dataset(
-    state: LedgerState, id_: str, reported: Mapping[str, Mapping[str, float]]
-) -> DatasetAudit:
-    dataset = state.datasets[id_]
-    own = [charge for charge in state.reservations.values() if charge.dataset == id_]
-    delta = own[-1].ceiling.delta if own else 1e-5
-    events = state.spent(id_)
-    related = state.related(id_)
-    return DatasetAudit(
-        id=id_,
-        unit=dataset.unit,
-        records=int(dataset.description["records"]),
-        persons=int(dataset.description["persons"]),
-        overlaps=tuple(sorted(related - {id_})),
+def _account(
+    state: LedgerState, name: str, reported: Mapping[str, Mapping[str, float]]
+) -> AccountAudit:
+    own = [charge for charge in state.reservations.values() if charge.account == name]
+    delta, unit = own[-1].ceiling.delta if own else 1e-5, state.unit(name)
+    events = state.spent(name, unit)
+    return AccountAudit(
+        account=name,
+        unit=unit,
         delta=delta,
-        limit=_limit(state, own[-1], "sums") if own else None,
-        colluders_limit=_limit(state, own[-1], "colluders") if own else None,
+        ceiling=own[-1].ceiling.epsilon if own else None,
+        limits=tuple(
+            Limit(one.who, one.view, one.ceiling, recompute(one.events, one.delta).value)
+            for one in promises(state, name)
+        ),
         sums=recompute(events, delta),
-        colluders=recompute(state.spent(id_, "colluders"), delta),
+        colluders=recompute(state.spent(name, unit, "colluders"), delta),
         claimed=accounting.epsilon(events, delta).value,
         runs=tuple(
             _run(
@@ -225,15 +237,8 @@ def _dataset(
             )
             for run in dict.fromkeys(charge.run for charge in own)
         ),
+        by_dataset=sum(bool(charge.dataset) for charge in state.reservations.values()),
     )
-
-
-def _limit(state: LedgerState, last: Reservation, view: View) -> Limit:
-    ceiling = last.ceiling.limit(view)
-    if math.isinf(ceiling):
-        return Limit(ceiling, 0.0)
-    by_then = state.spent(last.dataset, view, until=last.sequence)
-    return Limit(ceiling, recompute(by_then, last.ceiling.delta).value)
 
 
 def _run(

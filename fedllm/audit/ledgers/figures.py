@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from fedllm.audit.findings import Finding
 from fedllm.audit.ledgers.recompute import Recomputed
+from fedllm.privacy.ledger.budget import View
+from fedllm.privacy.ledger.fingerprints import Unit
 
 ASSUMPTIONS = (
     "Neighbouring data sets: one unit's content (a record, or all records of a person, as the "
-    "data set says) is replaced by an empty one. The number of units and the sampling rate "
+    "account says) is replaced by an empty one. The number of units and the sampling rate "
     "are taken as public.",
     "Sampling: each unit was in a step's batch independently, with the recorded probability "
     "(Poisson sampling). `fedllm audit selftest` tests that the installed code does this.",
@@ -20,8 +22,9 @@ ASSUMPTIONS = (
     "model. With distributed noise this relies on at most `privacy.colluders` sites revealing "
     "their share of the noise.",
     "'All others collude': everyone else puts together what they have against this site.",
-    "Rounds that were charged count in full, whether they finished or not. Data sets that "
-    "share a record or person count each other's rounds.",
+    "Rounds that were charged count in full, whether they finished or not, for every file, query "
+    "and task of the site. Accounts that the site declares do not count each other's rounds: that "
+    "they share no person is the site's word.",
     "A ledger says what the site recorded. That nothing was left out follows from the order "
     "'charge, then train' in the code, and from heads (anchors) that other parties kept.",
 )
@@ -49,7 +52,7 @@ class EventGroup:
 
 @dataclass(frozen=True, slots=True)
 class RunAudit:
-    """One run's cost to one data set.
+    """One run's cost to one account.
 
     Attributes
     ----------
@@ -79,70 +82,75 @@ class RunAudit:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A site's ceiling at its last charge to a data set, and what had been spent by then.
-
-    Data sets that share units with this one may be charged later, within ceilings of their
-    own: what they add is not spent on any one unit twice.
+    """A site's ceiling at its last charge under it, and what had been spent by then.
 
     Attributes
     ----------
+    who : str
+        What was limited; see `fedllm.privacy.ledger.rules.Promise`.
+    view : {"sums", "colluders"}
+        In whose eyes.
     ceiling : float
-        Largest epsilon that the site allowed; infinite without a limit.
+        Largest epsilon that the site allowed; never infinite.
     spent : float
         Recomputed.
     """
 
+    who: str
+    view: View
     ceiling: float
     spent: float
 
 
 @dataclass(frozen=True, slots=True)
-class DatasetAudit:
-    """One data set over all runs.
+class AccountAudit:
+    """One account over all runs.
 
     Attributes
     ----------
-    id, unit, records, persons, overlaps
-        As in the ledger.
+    account, unit
+        As in `AccountReport`.
     delta : float
         At which everything is computed: the ceiling's.
-    limit, colluders_limit : Limit, optional
-        In the same two pairs of eyes; none where nothing was charged.
+    ceiling : float, optional
+        Largest epsilon that the site allowed at its last charge; infinite without a limit, none
+        where nothing was charged.
+    limits : tuple of Limit
+        What every charge had to keep to, by the rule of its time.
     sums, colluders : Recomputed
         Over all runs, as two kinds of observers see it.
     claimed : float
         fedllm's own accountant on what ``sums`` saw.
     runs : tuple of RunAudit
         In the order of their first charge.
+    by_dataset : int
+        Charges of before, by data set, which count for the account.
     """
 
-    id: str
-    unit: str
-    records: int
-    persons: int
-    overlaps: tuple[str, ...]
+    account: str
+    unit: Unit
     delta: float
-    limit: Limit | None
-    colluders_limit: Limit | None
+    ceiling: float | None
+    limits: tuple[Limit, ...]
     sums: Recomputed
     colluders: Recomputed
     claimed: float
     runs: tuple[RunAudit, ...]
-
-    @property
-    def ceiling(self) -> float | None:
-        """Largest epsilon that the site allowed at its last charge; infinite without a limit."""
-        return self.limit.ceiling if self.limit else None
+    by_dataset: int
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerAudit:
-    """One ledger; without a site when it could not be believed."""
+    """One ledger; without a site when it could not be believed.
+
+    ``title`` is the site's name for people, from a roster beside the ledger that was not checked.
+    """
 
     path: str
     site: str
     head: str
-    datasets: tuple[DatasetAudit, ...]
+    accounts: tuple[AccountAudit, ...]
+    title: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from fedllm.audit.findings import Finding
-from fedllm.audit.ledgers.figures import DatasetAudit, EpsilonAudit, LedgerAudit, RunAudit
+from fedllm.audit.ledgers.figures import AccountAudit, EpsilonAudit, LedgerAudit, RunAudit
 from fedllm.audit.ledgers.recompute import Recomputed
 from fedllm.privacy.accounting.words import epsilon_text
 from fedllm.privacy.ledger.entries import TamperedError
@@ -33,45 +33,46 @@ def trust_findings(ledger: LedgerAudit, key_known: bool, head_known: bool) -> It
         )
 
 
-def judge(site: str, data: DatasetAudit) -> Iterable[Finding]:
-    """Say what does not hold, or holds less than it seems, for one data set and its runs."""
-    subject = f"{site}, data set {data.id[:12]}"
-    spent = data.sums.value
-    yield from _compare(subject, "fedllm's accountant", data.claimed, data.sums)
-    for limit, eyes in ((data.limit, ""), (data.colluders_limit, " for everyone else colluding")):
-        if limit is not None and _above(limit.spent, limit.ceiling):
+def judge(site: str, found: AccountAudit) -> Iterable[Finding]:
+    """Say what does not hold, or holds less than it seems, for one account and its runs."""
+    subject = f"{site}, account '{found.account}'" if found.account else site
+    spent = found.sums.value
+    yield from _compare(subject, "fedllm's accountant", found.claimed, found.sums)
+    for limit in found.limits:
+        if _above(limit.spent, limit.ceiling):
+            eyes = "" if limit.view == "sums" else " for everyone else colluding"
             yield Finding(
                 "critical",
                 subject,
-                f"epsilon {epsilon_text(limit.spent)} was spent{eyes}, above the site's ceiling "
-                f"{limit.ceiling:g}",
+                f"{limit.who} was charged to epsilon {epsilon_text(limit.spent)}{eyes}, above the "
+                f"site's ceiling {limit.ceiling:g}",
             )
     if math.isinf(spent):
         yield Finding(
             "warning",
             subject,
-            "a run without differential privacy used these records: nothing bounds what was "
-            "revealed, and every later run on them is without a bound as well",
+            "a run without differential privacy, or one that protected another unit, used these "
+            f"records: nothing bounds what was revealed of a {found.unit}, and every later run on "
+            "them is without a bound as well",
         )
-    elif math.isfinite(spent) and not math.isfinite(data.colluders.value):
+    elif math.isfinite(spent) and not math.isfinite(found.colluders.value):
         yield Finding("warning", subject, "nothing protects it if all others collude")
-    units = data.persons if data.unit == "person" else data.records
-    if data.delta * units > 1:
+    if found.account:
         yield Finding(
-            "warning",
+            "note",
             subject,
-            f"delta {data.delta:g} is above 1 / {units} {data.unit}s: releasing one at random "
-            "would satisfy it",
+            "an account of its own: that it shares no person with the site's other accounts is the "
+            "site's word, and nothing in the ledger shows it",
         )
-    if data.unit == "record" and data.persons:
+    if found.by_dataset:
         yield Finding(
-            "note", subject, "single records are protected; persons with several of them are less"
+            "note",
+            subject,
+            f"{found.by_dataset} charges were made under the rule of earlier versions, by data set "
+            "and not by account; all of them count here, so that the sum may be above a ceiling "
+            "that was kept",
         )
-    if data.overlaps:
-        yield Finding(
-            "note", subject, f"shares records or persons with {len(data.overlaps)} other data sets"
-        )
-    for run in data.runs:
+    for run in found.runs:
         yield from _judge_run(f"{site}, run {run.run}", run)
 
 
@@ -88,7 +89,7 @@ def _judge_run(subject: str, run: RunAudit) -> Iterable[Finding]:
         )
     if run.reserved_only:
         yield Finding(
-            "note", subject, f"{run.reserved_only} rounds were charged and did not finish"
+            "note", subject, f"{run.reserved_only} rounds were charged and released nothing"
         )
 
 

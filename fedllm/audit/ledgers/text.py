@@ -10,10 +10,29 @@ from rich.console import Console
 from rich.table import Table
 
 from fedllm.audit.attacks.results import EpsilonResult, FoundProblem, SiteEpsilon
-from fedllm.audit.ledgers.figures import ASSUMPTIONS, DatasetAudit, EpsilonAudit, RunAudit
+from fedllm.audit.ledgers.figures import (
+    ASSUMPTIONS,
+    AccountAudit,
+    EpsilonAudit,
+    LedgerAudit,
+    RunAudit,
+)
 from fedllm.audit.ledgers.recompute import Recomputed
+from fedllm.identity.titles import shown as shown_with
 from fedllm.privacy.accounting.words import epsilon_text
-from fedllm.words import safe
+from fedllm.words import safe, table
+
+_LEGEND = (
+    "PLD, PRV and RDP are three accountants; each gives an upper bound of what the events cost, "
+    "so the smallest of a row counts. PRV comes out up to 0.01 higher for its own numerical error, "
+    "and RDP is looser: both may stand above a ceiling that was kept. Rounds are those released "
+    "(a result left the site); those charged only stand behind a +."
+)
+_DASH = (
+    "A dash: that accountant has no answer (too little noise for its grid, too small a delta, or "
+    "too many kinds of steps). Where only RDP is left, the figure here is looser than that of "
+    "`fedllm ledger show`, which fedllm's own accountant computes."
+)
 
 
 def as_json(found: EpsilonAudit) -> dict[str, Any]:
@@ -23,8 +42,9 @@ def as_json(found: EpsilonAudit) -> dict[str, Any]:
             {
                 "path": ledger.path,
                 "site": ledger.site,
+                "title": ledger.title or None,
                 "head": ledger.head,
-                "datasets": [_dataset_json(dataset) for dataset in ledger.datasets],
+                "accounts": [_account_json(account) for account in ledger.accounts],
             }
             for ledger in found.ledgers
         ],
@@ -33,19 +53,17 @@ def as_json(found: EpsilonAudit) -> dict[str, Any]:
     }
 
 
-def _dataset_json(data: DatasetAudit) -> dict[str, Any]:
+def _account_json(found: AccountAudit) -> dict[str, Any]:
     return {
-        "id": data.id,
-        "unit": data.unit,
-        "records": data.records,
-        "persons": data.persons,
-        "overlaps": list(data.overlaps),
-        "delta": data.delta,
-        "ceiling": number(data.ceiling),
-        "claimed": number(data.claimed),
-        "others_see_sums": _recomputed_json(data.sums),
-        "all_others_collude": _recomputed_json(data.colluders),
-        "runs": [_run_json(run) for run in data.runs],
+        "account": found.account or None,
+        "unit": found.unit,
+        "delta": found.delta,
+        "ceiling": number(found.ceiling),
+        "claimed": number(found.claimed),
+        "others_see_sums": _recomputed_json(found.sums),
+        "all_others_collude": _recomputed_json(found.colluders),
+        "charges_by_data_set": found.by_dataset,
+        "runs": [_run_json(run) for run in found.runs],
     }
 
 
@@ -53,7 +71,7 @@ def _run_json(run: RunAudit) -> dict[str, Any]:
     return {
         "run": run.run,
         "name": run.name or None,
-        "rounds_finished": run.committed,
+        "rounds_released": run.committed,
         "rounds_charged_only": run.reserved_only,
         "reported": number(run.reported),
         "claimed": number(run.claimed),
@@ -77,14 +95,14 @@ def as_result(found: EpsilonAudit) -> EpsilonResult:
         sites=tuple(
             SiteEpsilon(
                 site=ledger.site,
-                unit=data.unit,
-                claimed=_finite(data.claimed),
-                recomputed=_finite(data.sums.value),
-                colluders=_finite(data.colluders.value),
-                delta=data.delta,
+                unit=account.unit,
+                claimed=_finite(account.claimed),
+                recomputed=_finite(account.sums.value),
+                colluders=_finite(account.colluders.value),
+                delta=account.delta,
             )
             for ledger in found.ledgers
-            for data in ledger.datasets
+            for account in ledger.accounts
         ),
         findings=tuple(
             FoundProblem(severity=f.severity, subject=f.subject, text=f.text)
@@ -105,19 +123,23 @@ def number(value: float | None) -> float | str | None:
 def print_tables(found: EpsilonAudit) -> None:
     """Print the audit for people."""
     console = Console()
-    table = Table("Site, data set", "What", "Claimed", "PLD", "PRV", "RDP", "Rounds, steps")
+    rows = table("Site, account", "What", "Claimed", "PLD", "PRV", "RDP", "Rounds, steps")
     for ledger in found.ledgers:
-        for data in ledger.datasets:
-            _add_rows(table, ledger.site, data)
-    if table.row_count:
-        console.print(table)
+        for account in ledger.accounts:
+            _add_rows(rows, shown_name(ledger), account)
+    if rows.row_count:
+        console.print(rows)
+        console.print(_LEGEND, highlight=False)
+        if any(None in _figures(account) for one in found.ledgers for account in one.accounts):
+            console.print(_DASH, highlight=False)
+    names = {ledger.site: shown_name(ledger) for ledger in found.ledgers if ledger.title}
     console.print("[bold]Findings[/]" if found.findings else "[bold]No findings[/]")
     colours = {"critical": "bold red", "warning": "yellow", "note": "dim"}
     for (severity, text), subjects in _grouped(found).items():
         more = f" and {len(subjects) - 1} more" if subjects[1:] else ""
         colour = colours[severity]
         console.print(
-            f"  [{colour}]{severity}[/] {safe(subjects[0])}{more}: {safe(text)}",
+            f"  [{colour}]{severity}[/] {safe(_called(subjects[0], names))}{more}: {safe(text)}",
             highlight=False,
         )
     console.print("[bold]What this rests on[/]")
@@ -134,22 +156,38 @@ def _grouped(found: EpsilonAudit) -> dict[tuple[str, str], list[str]]:
     return groups
 
 
-def _add_rows(table: Table, site: str, data: DatasetAudit) -> None:
-    what = f"{data.records} records; each {data.unit}"
-    limit = f"δ {data.delta:g}, ceiling {shown(data.ceiling)}"
-    table.add_row(safe(site), "all runs", shown(data.claimed), *_columns(data.sums), what)
-    table.add_row(data.id[:8], "others collude", "", *_columns(data.colluders), limit)
-    for run in data.runs:
+def shown_name(ledger: LedgerAudit) -> str:
+    """Return the site of a ledger as people should see it."""
+    return shown_with(ledger.site, {ledger.site: ledger.title} if ledger.title else {})
+
+
+def _called(subject: str, names: dict[str, str]) -> str:
+    """Return a finding's subject, which begins with a site's name, as people should see it."""
+    site, comma, rest = subject.partition(",")
+    return f"{names.get(site, site)}{comma}{rest}"
+
+
+def _figures(account: AccountAudit) -> list[float | None]:
+    found = [account.sums, account.colluders, *(run.recomputed for run in account.runs)]
+    return [value for one in found for value in (one.pld, one.prv, one.rdp)]
+
+
+def _add_rows(rows: Table, site: str, found: AccountAudit) -> None:
+    what, name = f"each {found.unit}", safe(found.account or "all records")
+    limit = f"δ {found.delta:g}, ceiling {shown(found.ceiling)}"
+    rows.add_row(safe(site), "all runs", shown(found.claimed), *_columns(found.sums), what)
+    rows.add_row(name, "others collude", "", *_columns(found.colluders), limit)
+    for run in found.runs:
         claimed = run.claimed if run.reported is None else run.reported
         rounds = f"{run.committed}" + (f"+{run.reserved_only}" if run.reserved_only else "")
-        table.add_row(
+        rows.add_row(
             "",
             safe(f"run {run.name} {run.run[:8]}" if run.name else f"run {run.run[:8]}"),
             shown(claimed),
             *_columns(run.recomputed),
             f"{rounds}: {_events(run)}",
         )
-    table.add_section()
+    rows.add_section()
 
 
 def _columns(value: Recomputed) -> tuple[str, str, str]:

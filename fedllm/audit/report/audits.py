@@ -11,6 +11,7 @@ from fedllm.audit.attacks.audited import Audited
 from fedllm.audit.findings import Severity
 from fedllm.audit.report.numbers import MOST_VALUES, at_least, bound, number, percent
 from fedllm.audit.report.plots import promise_plot, roc_plot
+from fedllm.identity.titles import shown as shown_name
 from fedllm.runs.record import RunFolder
 
 # Above this the bound on what an attacker can learn says little in practice.
@@ -50,6 +51,8 @@ class AuditParts:
         texts, config = self._texts["findings"], self._mine.run.config
         if not config.private:
             yield "critical", texts["not_private"]
+        elif self._mine.spent == math.inf:
+            yield "critical", texts["unbounded"]
         if config.encryption.scheme == "none":
             yield "critical", texts["not_encrypted"]
         elif not config.encryption.masked:
@@ -157,7 +160,7 @@ class AuditParts:
                 SimpleNamespace(
                     run=audited.run.config.name,
                     promised=number(audited.run.config.privacy.epsilon) if private else unlimited,
-                    spent=bound(audited.spent) if private else unlimited,
+                    spent=shown(audited.spent) if private else unlimited,
                     recomputed=shown(audited.recomputed) if private else unlimited,
                     white=at_least(audited.lower_bound("white-box")),
                     black=at_least(audited.lower_bound("black-box")),
@@ -210,6 +213,7 @@ class AuditParts:
         return [
             SimpleNamespace(
                 site=site.site,
+                shown=shown_name(site.site, self._mine.run.titles),
                 claimed=shown(site.claimed),
                 recomputed=shown(site.recomputed),
                 colluders=shown(site.colluders),

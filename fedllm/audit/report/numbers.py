@@ -58,13 +58,6 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def epsilon_of(value: Any) -> float | None:
-    """Return the epsilon of a recorded value, which may be a table; none without one."""
-    if isinstance(value, Mapping):
-        value = value.get("epsilon")
-    return float(value) if is_number(value) else None
-
-
 def flat(value: Any, more: str, key: str = "") -> Iterator[tuple[str, str]]:
     """Yield every value of nested JSON under its dotted key; long tables are cut short."""
     if isinstance(value, Mapping | list) and value:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from math import inf
 from pathlib import PurePath
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +11,12 @@ from typing import Any
 from fedllm.audit.report.numbers import (
     MOST_VALUES,
     bound,
-    epsilon_of,
     factor,
     is_number,
     number,
 )
 from fedllm.audit.report.plots import epsilon_plot, metric_plot
+from fedllm.identity.titles import shown as shown_name
 from fedllm.mechanisms import Wording, mechanism_of
 from fedllm.runs.record import RunFolder
 from fedllm.tasks import task_of
@@ -57,22 +57,18 @@ class RunParts:
             "limits": list(self._limits()),
         }
 
-    @cached_property
+    @property
     def _epsilon(self) -> dict[str, float]:
-        """Spent by site, from the rounds or else from the summary."""
-        if self._run.epsilon:
-            return self._run.epsilon
-        recorded = self._run.section("privacy").get("sites", {})
-        if not isinstance(recorded, Mapping):
-            return {}
-        values = {name: epsilon_of(value) for name, value in recorded.items()}
-        return {name: value for name, value in values.items() if value is not None}
+        return self._run.epsilon
 
     @property
     def _largest_epsilon(self) -> float | None:
-        claimed = epsilon_of(self._run.section("privacy"))
+        claimed = self._run.claimed_epsilon
         values = [*self._epsilon.values(), *([] if claimed is None else [claimed])]
         return max(values, default=None)
+
+    def _bound(self, value: float | None) -> str:
+        return str(self._texts["promise"]["unlimited"]) if value == inf else bound(value)
 
     @property
     def _words(self) -> Wording:
@@ -91,7 +87,7 @@ class RunParts:
         if not self._config.private:
             return str(texts["not_private"])
         return str(
-            texts["private"].format(
+            texts["unbounded" if self._largest_epsilon == inf else "private"].format(
                 unit=self._unit,
                 epsilon=bound(self._largest_epsilon),
                 delta=number(self._config.privacy.delta),
@@ -111,7 +107,7 @@ class RunParts:
             )
         if self._config.private:
             ceiling = number(self._config.privacy.epsilon)
-            yield bound(self._largest_epsilon), texts["epsilon"].format(ceiling=ceiling)
+            yield self._bound(self._largest_epsilon), texts["epsilon"].format(ceiling=ceiling)
         else:
             yield texts["none"], texts["no_epsilon"]
         scheme = self._config.encryption.scheme
@@ -187,14 +183,16 @@ class RunParts:
             rows.append(
                 SimpleNamespace(
                     name=name,
+                    title=self._run.titles.get(name, ""),
+                    shown=shown_name(name, self._run.titles),
                     rounds=f"{part} / {len(trained)}",
-                    epsilon=bound(spent),
+                    epsilon=self._bound(spent),
                     left=number(left),
                 )
             )
         notes = []
         if len(names) > _MOST_SITES:
-            most = bound(self._epsilon.get(names[_MOST_SITES]))
+            most = self._bound(self._epsilon.get(names[_MOST_SITES]))
             notes.append(texts["more"].format(count=len(names) - _MOST_SITES, epsilon=most))
         if not names:
             notes.append(texts["unnamed"].format(count=self._site_count))
@@ -208,7 +206,7 @@ class RunParts:
         texts, config = self._texts["protected"], self._config
         if self._run.simulated:
             yield texts["simulated"]
-        if config.private and self._largest_epsilon is not None:
+        if config.private and self._largest_epsilon is not None and self._largest_epsilon < inf:
             yield texts["dp"].format(
                 unit=self._unit,
                 epsilon=bound(self._largest_epsilon),
@@ -216,15 +214,29 @@ class RunParts:
                 delta=number(config.privacy.delta),
             )
             yield texts[f"dp_unit_{config.unit}"]
-            yield texts[f"noise_{self._words.noise}"].format(colluders=config.privacy.colluders)
+            yield texts[f"noise_{self._words.noise}"].format(sharing=self._sharing())
+            colluding = self._run.section("privacy").get("colluders_epsilon")
+            if self._words.noise == "distributed" and isinstance(colluding, int | float):
+                yield texts["colluding"].format(epsilon=bound(colluding))
             yield texts["ledger"]
+        elif self._largest_epsilon == inf:
+            yield self._verdict()
         elif not config.private:
             yield texts["no_dp"]
         if config.encryption.scheme == "none":
             yield texts["not_encrypted"]
-            return
-        yield texts["encrypted"].format(scheme=config.encryption.scheme.upper())
-        yield texts["masked" if config.encryption.masked else "not_masked"]
+        else:
+            yield texts["encrypted"].format(scheme=config.encryption.scheme.upper())
+            yield texts["masked" if config.encryption.masked else "not_masked"]
+        if config.private and not config.encryption.masked:
+            # Shared noise without masks is refused.
+            yield texts["single_updates"]
+
+    def _sharing(self) -> str:
+        """Say how many sites may give their shares of the noise away."""
+        count = self._config.privacy.colluders
+        key = {0: "sharing_0", 1: "sharing_1"}.get(count, "sharing_more")
+        return str(self._texts["protected"][key].format(colluders=count))
 
     def _progress(self) -> SimpleNamespace:
         texts = self._texts["progress"]
@@ -245,7 +257,10 @@ class RunParts:
         curves: dict[str, list[tuple[int, float]]] = {}
         for line in self._run.rounds:
             for site, spent in line.epsilon.items():
-                curves.setdefault(site, [(0, 0.0)]).append((line.number, spent))
+                if spent == inf:
+                    continue
+                name = shown_name(site, self._run.titles)
+                curves.setdefault(name, [(0, 0.0)]).append((line.number, spent))
         if not curves:
             return None
         words = {
@@ -255,7 +270,7 @@ class RunParts:
             "range": texts["range"],
             "several": texts["several"],
         }
-        description = texts["plot"].format(largest=bound(self._largest_epsilon))
+        description = texts["plot"].format(largest=self._bound(self._largest_epsilon))
         return epsilon_plot(curves, ceiling, words, description)
 
     def _limits(self) -> Iterator[str]:

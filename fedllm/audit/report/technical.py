@@ -42,6 +42,10 @@ class TechnicalParts:
                 values = [r.seconds[phase] for r in self._run.rounds if phase in r.seconds]
                 recorded |= {phase: sum(values)} if values else {}
         parts = {name: value for name, value in recorded.items() if name != "total"}
+        # Parts of sites that worked side by side, or of earlier commands, may exceed it.
+        rest = recorded.get("total", 0.0) - sum(parts.values())
+        if rest > 0:
+            parts["rest"] = rest
         whole = sum(parts.values())
         for name, value in parts.items():
             share = 100 * value / whole if whole > 0 else 0.0

@@ -84,7 +84,9 @@ def build(material: Material, config: RunConfig, setting: Setting | None = None)
     allowed = not config.private if setting.non_private is None else setting.non_private
     policy = SitePolicy(
         budget=setting.budget or BudgetSection(epsilon=10 * (config.privacy.epsilon or 1.0)),
-        allow=AllowSection(non_private=allowed),
+        allow=AllowSection(
+            masks="required" if config.encryption.masked else "optional", non_private=allowed
+        ),
     )
     read = setting.records or (lambda name: records_of(name, config.task))
     records = {name: read(name) for name in SITES}

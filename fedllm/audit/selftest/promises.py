@@ -45,7 +45,7 @@ def ledger_is_complete(observed: Observed) -> str | None:
     name = SITES[0]
     federation = observed.federation
     found = verify_ledger(federation.ledger_file(name), federation.identities[name].public_bytes())
-    if [run.committed for data in found.datasets for run in data.runs] != [ROUNDS]:
+    if [run.committed for account in found.accounts for run in account.runs] != [ROUNDS]:
         return "the ledger does not hold each finished round as finished"
     return _changes_are_found(federation, name)
 

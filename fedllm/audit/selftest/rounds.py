@@ -73,6 +73,8 @@ class Observed:
 SHARED: dict[str, dict[str, Any]] = {
     "privacy": {"noise": "distributed"},
     "training": {"local_steps": 1, "sampling_rate": BATCH / RECORDS},
+    # So little noise needs fine levels.
+    "encryption": {"bits": 20},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import numpy as np
@@ -139,7 +140,7 @@ class Authority:
         except (FedllmError, OSError) as error:
             refusal = self._refusal(f"{about}not opened", error)
             return RoundOpened(RoundOpenedHeader(refusal=refusal), b"")
-        self._say(one_line(f"{about}a key was made"))
+        self._tell(f"{about}a key was made")
         return opened
 
     def open_sum(self, request: OpenSum) -> SumOpened:
@@ -152,7 +153,7 @@ class Authority:
             return SumOpened(SumOpenedHeader(refusal=refusal), b"")
         finally:
             self.forget()
-        self._say(one_line(f"{about}the sum of {opened.header.count} sites was opened"))
+        self._tell(f"{about}the sum of {opened.header.count} sites was opened")
         return opened
 
     def forget(self) -> None:
@@ -163,11 +164,16 @@ class Authority:
         self._sealing = None
         self._statement = ""
 
+    def _tell(self, text: str) -> None:
+        # Each answer is given once: a journal that cannot be written must not cost it.
+        with suppress(Exception):
+            self._say(one_line(text))
+
     def _refusal(self, what: str, error: Exception) -> Refusal:
         found = explained(error)
         words = found.message if isinstance(found, FedllmError) else str(found)
-        self._say(one_line(f"{what}: {type(found).__name__}: {words}"))
-        return Refusal.of(found, self._full_errors, "the key authority")
+        self._tell(f"{what}: {type(found).__name__}: {words}")
+        return Refusal.of_authority(found, self._full_errors)
 
     def _open_round(self, request: OpenRound) -> RoundOpened:
         proposal = parse_statement(request.header.statement)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from fedllm.encryption.schemes import EncryptedSum
@@ -23,6 +23,8 @@ from fedllm.identity.roster import Roster
 from fedllm.privacy.ledger.entries import Head
 from fedllm.privacy.ledger.heads import signed_head
 
+_MOST_NAMES = 12
+
 Answer = TypeVar("Answer", Joined, Trained, Settled, Unmasked)
 Named = TypeVar("Named", Trained, Settled, Unmasked)
 
@@ -32,6 +34,33 @@ def called(answer: Joined | FedllmError, node: str, roster: Roster) -> str:
     if isinstance(answer, FedllmError) or node in roster.sites:
         return node
     return answer.header.site if answer.header.site in roster.sites else node
+
+
+def who_and_why(reasons: Iterable[tuple[str, str]], roster: Roster) -> list[tuple[str, str]]:
+    """Put sites together that give the same reason, in words for people.
+
+    Parameters
+    ----------
+    reasons : iterable of (str, str)
+        A site's name, or that of its node, and its reason, which may begin with that name.
+
+    Returns
+    -------
+    list of (str, str)
+        "site A", or "2 sites (A, B)", and the reason, without names.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, reason in reasons:
+        groups.setdefault(reason.removeprefix(f"{name}: "), []).append(roster.shown(name))
+    return [
+        (f"site {names[0]}" if len(names) == 1 else f"{len(names)} sites ({_some(names)})", reason)
+        for reason, names in groups.items()
+    ]
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"{', '.join(names[:_MOST_NAMES])}{more}"
 
 
 def joined_member(answer: Joined | FedllmError, node: str) -> CohortMember:

@@ -6,7 +6,12 @@ from collections.abc import Callable, Sequence
 
 from fedllm.config import RunConfig
 from fedllm.errors import FedllmError
-from fedllm.federation.coordinator.answers import called, joined_member, too_few
+from fedllm.federation.coordinator.answers import (
+    called,
+    joined_member,
+    too_few,
+    who_and_why,
+)
 from fedllm.federation.coordinator.parties import Sites
 from fedllm.federation.protocol.messages import CohortMember, Join, JoinHeader
 from fedllm.federation.protocol.statements import check_member, require
@@ -39,20 +44,23 @@ def gather_cohort(
         adapter_length=terms.adapter_length,
     )
     members: dict[str, CohortMember] = {}
-    refusals: list[FedllmError] = []
+    refusals: list[tuple[str, FedllmError]] = []
     for node, answer in sites.join(Join(header)):
+        who = called(answer, node, roster)
         try:
-            member = joined_member(answer, called(answer, node, roster))
+            member = joined_member(answer, who)
             check_member(member, terms.run, roster)
             require(member.name not in members, f"two nodes say that they are '{member.name}'")
         except FedllmError as error:
-            refusals.append(error)
-            say(f"does not take part: {error}")
+            refusals.append((who, error))
             continue
         members[member.name] = member
         sites.admit(node, member.name)
+    for names, why in who_and_why(((who, str(error)) for who, error in refusals), roster):
+        say(f"not taking part: {names}: {why}")
     if len(members) < terms.config.rounds.min_sites:
-        raise too_few(len(members), terms.config.rounds.min_sites, refusals)
+        errors = [error for _, error in refusals]
+        raise too_few(len(members), terms.config.rounds.min_sites, errors)
     return tuple(members[name] for name in sorted(members))
 
 

@@ -55,10 +55,18 @@ def sum_shape(config: RunConfig, purpose: Purpose, bounds: Bounds) -> SumShape:
         Of the round.
     bounds
         Of an update's segments.
+
+    Raises
+    ------
+    ConfigError
+        If an evaluation's noise does not fit its levels.
     """
     if purpose == "update":
         return SumShape(sum(size for size, _ in bounds), config.encryption.bits, bounds)
     entries = _entries(config)
+    sums = EvaluationSums(config)
+    if sums.rounds:
+        sums.room(entries)
     return SumShape(entries, EvaluationSums.BITS, ((entries, EvaluationSums.LARGEST_SUM),))
 
 
@@ -96,7 +104,7 @@ class Holdout:
 
 def noised_sum(
     config: RunConfig, scores: NDArray[np.float64], noise: RandomStream
-) -> NDArray[np.float32]:
+) -> NDArray[np.float64]:
     """Return a site's vector: the sum over its held-out units, with its part of the noise.
 
     Parameters
@@ -108,7 +116,7 @@ def noised_sum(
 
     Returns
     -------
-    float32 array
+    float64 array
         The count, and for each of the task's scores its sum in units of the limit.
     """
     total = bounded.unit_vectors(task_of(config.task).site_scores, scores).sum(axis=0)

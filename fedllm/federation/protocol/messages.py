@@ -7,18 +7,22 @@ write the same bytes a second time.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from fedllm.canonical import signing_bytes
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.protocol.wire import Header, Wire
 
 Purpose = Literal["update", "evaluation"]
-ROUND_LABEL: Literal["fedllm.round.v2"] = "fedllm.round.v2"
+# The coordinator's random identifier of a run, which stands in ledgers and journals.
+RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+ROUND_LABEL: Literal["fedllm.round.v3"] = "fedllm.round.v3"
 
 
 class CohortMember(Header):
-    """One site of a cohort and its X25519 key for this run, signed by the site.
+    """What one site of a cohort says of itself for one run, signed by the site.
 
     Attributes
     ----------
@@ -26,18 +30,22 @@ class CohortMember(Header):
         The site's name in the roster.
     mask_key : str
         Public X25519 key, 64 hexadecimal digits.
+    units : int
+        About how many records or persons it has, where its sampling rate and noise follow from
+        that; 0 where nothing does. See `Mechanism.announced_units`.
     signature : str
-        The site's Ed25519 signature of `mask_key_statement`, in hexadecimal.
+        The site's Ed25519 signature of `member_statement`, in hexadecimal.
     """
 
     name: str
     mask_key: str
+    units: Annotated[int, Field(ge=0, lt=2**53)] = 0
     signature: str
 
 
-def mask_key_statement(run: str, name: str, mask_key: str) -> bytes:
-    """Return the bytes that a site signs to bind its mask key to one run."""
-    return signing_bytes("fedllm.mask-key.v2", run, name, mask_key)
+def member_statement(run: str, name: str, mask_key: str, units: int) -> bytes:
+    """Return the bytes that a site signs to bind its mask key and its size to one run."""
+    return signing_bytes("fedllm.member.v3", run, name, mask_key, units)
 
 
 class RoundStatement(Header):
@@ -66,8 +74,8 @@ class RoundStatement(Header):
         Type and version of the statement.
     """
 
-    kind: Literal["fedllm.round.v2"] = ROUND_LABEL
-    run: str
+    kind: Literal["fedllm.round.v3"] = ROUND_LABEL
+    run: RunId
     round: int
     attempt: int
     purpose: Purpose = "update"
@@ -121,7 +129,7 @@ class SiteAnswer(Header):
 class JoinHeader(Header):
     """The question to a site whether it takes part in a run, from round ``round`` on."""
 
-    run: str
+    run: RunId
     round: int
     config: str
     labels: tuple[str, ...]
@@ -137,7 +145,7 @@ class Join(Wire):
 
 
 class JoinedHeader(Header):
-    """A site's yes: its signed mask key, or its no; and its name.
+    """A site's yes: its signed entry in the cohort, or its no; and its name.
 
     The name of a no is what the site says of itself, for people to read.
     """

@@ -8,7 +8,7 @@ from fedllm.federation.protocol.messages import (
     ROUND_LABEL,
     CohortMember,
     RoundStatement,
-    mask_key_statement,
+    member_statement,
     round_statement,
 )
 from fedllm.federation.protocol.wire import parse_header
@@ -18,15 +18,31 @@ from fedllm.identity.roster import Roster
 _UPDATE = "update fedllm, so that all parties run the same version"
 
 
-def make_member(identity: Identity, run: str) -> CohortMember:
+def make_member(identity: Identity, run: str, units: int) -> CohortMember:
     """Return a site's entry in the cohorts of one run, signed by the site."""
     key = identity.mask_key(run).public_key().public_bytes_raw().hex()
-    signature = identity.sign(mask_key_statement(run, identity.name, key)).hex()
-    return CohortMember(name=identity.name, mask_key=key, signature=signature)
+    signature = identity.sign(member_statement(run, identity.name, key, units)).hex()
+    return CohortMember(name=identity.name, mask_key=key, units=units, signature=signature)
+
+
+def own_member(statement: RoundStatement, identity: Identity) -> CohortMember:
+    """Return a site's own entry in a cohort; its signature has been checked.
+
+    Raises
+    ------
+    PeerError
+        If it is not in the cohort under the key that it shows in this run.
+    """
+    key = identity.mask_key(statement.run).public_key().public_bytes_raw().hex()
+    mine = [member for member in statement.cohort if member.name == identity.name]
+    require(
+        bool(mine) and mine[0].mask_key == key, "this site's entry in the cohort is not its own"
+    )
+    return mine[0]
 
 
 def check_member(member: CohortMember, run: str, roster: Roster) -> None:
-    """Check that a mask key was signed by the site in the roster, for this run.
+    """Check that an entry was signed by the site in the roster, for this run.
 
     Raises
     ------
@@ -42,7 +58,7 @@ def check_member(member: CohortMember, run: str, roster: Roster) -> None:
             f"the mask key of '{member.name}' or its signature is not hexadecimal"
         ) from None
     try:
-        statement = mask_key_statement(run, member.name, member.mask_key)
+        statement = member_statement(run, member.name, member.mask_key, member.units)
         verify_signature(key, signature, statement, member.name)
     except PeerError as error:
         raise PeerError(f"{error.message}: its mask key", f"{error.remedy}; or {_UPDATE}") from None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fedllm.adapters import adapter_of
 from fedllm.config import RunConfig, to_toml
-from fedllm.federation.protocol.evaluating import Bounds
+from fedllm.federation.protocol.evaluating import Bounds, sum_shape
 from fedllm.mechanisms import mechanism_of
 from fedllm.models.shared import SharedModel
 
@@ -55,12 +55,15 @@ def make_terms(config: RunConfig, model: SharedModel, run: str) -> Terms:
     Raises
     ------
     ConfigError
-        If the run asks for discrete noise on too coarse a grid.
+        If the run's noise does not fit its levels.
     BudgetError
         If no noise keeps the run's epsilon.
     """
     shared, method = shared_config(config), adapter_of(model)
     bounds = mechanism_of(shared).bounds(method.up.segments)
+    if mechanism_of(shared).evaluation.rounds:
+        # Now, and not after the first rounds.
+        sum_shape(shared, "evaluation", ())
     sizes = [segment.size for segment in method.up.segments]
     return Terms(
         run=run,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 
-from fedllm.config import BudgetSection, RunConfig
-from fedllm.data.records import Record
+from fedllm.config import RunConfig, SitePolicy
+from fedllm.config.task import smallest_unit
 from fedllm.errors import RefusedError
 from fedllm.federation.protocol.messages import RoundStatement
 from fedllm.identity.keys import Identity
@@ -17,7 +16,7 @@ from fedllm.privacy.accounting.accountants import upper_bound
 from fedllm.privacy.accounting.events import fold
 from fedllm.privacy.ledger.budget import Ceiling, Charge
 from fedllm.privacy.ledger.entries import Head
-from fedllm.privacy.ledger.fingerprints import FingerprintKey, identify
+from fedllm.privacy.ledger.fingerprints import Unit
 from fedllm.privacy.ledger.ledger import Ledger
 
 
@@ -38,35 +37,27 @@ class Paid:
 
 
 class SiteAccount:
-    """A site's ledger as one run sees it; keeps it open.
+    """A site's account in its ledger; keeps the ledger open and reads no record.
+
+    Whether it refuses follows from what was charged to it before, and from nothing else.
 
     Parameters
     ----------
     path : Path
         The ledger.
     identity : Identity
-        Signs entries; fingerprints derive from its secret.
-    budget : BudgetSection
-        The site's ceilings.
-    records : sequence of Record
-        The site's data set.
+        Signs entries.
+    policy : SitePolicy
+        The site's ceilings, its account if it declares one, and whether its source names persons.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        identity: Identity,
-        budget: BudgetSection,
-        records: Sequence[Record],
-    ) -> None:
+    def __init__(self, path: Path, identity: Identity, policy: SitePolicy) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._budget = budget
+        self._budget = policy.budget
+        self._data = policy.data
+        self._persons = policy.allow.unit == "person"
+        self._name = policy.budget.account or ""
         self._ledger = Ledger.open(path, identity.name, identity)
-        persons = any(record.unit is not None for record in records)
-        key = FingerprintKey(identity.derive("data set fingerprints"))
-        self._dataset = self._ledger.register(
-            identify(records, key, "person" if persons else "record")
-        )
 
     def head(self) -> Head:
         """Return the end of the ledger, for the coordinator to keep."""
@@ -81,6 +72,8 @@ class SiteAccount:
         ------
         BudgetError
             Says how much is left, in public numbers.
+        RefusedError
+            If the policy asks for persons, and the site's source names none.
         """
         mechanism = mechanism_of(config)
         done = self._ledger.events_of_run(run, "training")
@@ -143,23 +136,35 @@ class SiteAccount:
         self._ledger.commit(paid.reservation)
 
     def epsilon_of_run(self, run: str, delta: float) -> float:
-        """Return what one run has cost the data set so far."""
+        """Return what one run has cost so far."""
         return upper_bound(fold(self._ledger.events_of_run(run)), delta)
 
+    def spent(self) -> float:
+        """Return what all runs together have cost the account, at the delta of the ceiling."""
+        return upper_bound(fold(self._ledger.events(self._name)), self._budget.delta)
+
     def left(self) -> float:
-        """Return how much epsilon the site's ceiling leaves to the data set."""
-        spent = upper_bound(fold(self._ledger.events(self._dataset)), self._budget.delta)
-        return max(0.0, self._budget.epsilon - spent)
+        """Return how much epsilon the site's ceiling leaves to the account."""
+        return max(0.0, self._budget.epsilon - self.spent())
 
     def _charge(self, run: str, number: int, config: RunConfig, cost: Cost) -> Charge:
+        # What the site's own source names is protected, whatever the run says of its data.
+        source = self._data or config.data
+        unit: Unit = smallest_unit(config.task) if source.unit is None else "person"
+        if self._persons and unit != "person" and config.unit != "site":
+            raise RefusedError(
+                "the site's policy asks for the protection of persons, and its source names none",
+                "the site's owner names the column of the persons in data.unit",
+            )
         return Charge(
             run=run,
             round=number,
-            dataset=self._dataset,
+            account=self._name,
             events=cost.events,
             colluder_events=cost.alone,
             delta=config.privacy.delta,
             name=config.name,
+            unit=unit,
         )
 
     def _evaluation_charge(self, run: str, number: int, config: RunConfig) -> Charge:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from fedllm.config import RunConfig, Task
+from fedllm.data.columns import MissingColumnError
 from fedllm.data.encode import EncodedDataset
-from fedllm.data.records import Record
-from fedllm.errors import DataError
+from fedllm.data.records import Record, RowProblems
+from fedllm.errors import RefusedError
 from fedllm.federation.protocol.evaluating import Holdout
 from fedllm.identity.keys import Identity
 from fedllm.models.shared import SharedModel
@@ -17,14 +18,22 @@ from fedllm.tasks import task_of
 
 @dataclass(frozen=True)
 class Datasets:
-    """What a site trains on and what it evaluates on; ``held_out`` is None without any."""
+    """What a site trains on and what it evaluates on; ``held_out`` is None without any.
+
+    ``left_out`` says which records cannot be learned from, for the site's own log; their units
+    are empty. It is empty itself if there are none.
+    """
 
     training: EncodedDataset
     held_out: EncodedDataset | None
+    left_out: str = ""
 
 
 class SiteData:
     """Keeps a site's records and their token sequences in memory.
+
+    Whether records can be read is seen once, when the site starts. From then on nothing that a
+    coordinator asks is refused because of a record.
 
     Parameters
     ----------
@@ -40,37 +49,85 @@ class SiteData:
         self._records: dict[Task, list[Record]] = {}
         self._encoded: tuple[SharedModel, float, Datasets] | None = None
 
+    def read_all(self, tasks: Iterable[Task]) -> tuple[Task, ...]:
+        """Read the records for every task whose columns are there, and return those tasks.
+
+        Raises
+        ------
+        MissingColumnError
+            If no task has its columns.
+        DataError
+            If the source cannot be read, or has a row that cannot be used.
+        """
+        first: MissingColumnError | None = None
+        for task in tasks:
+            try:
+                self.records(task)
+            except MissingColumnError as error:
+                first = first or error
+        if first is not None and not self._records:
+            raise first
+        return tuple(self._records)
+
     def records(self, task: Task) -> list[Record]:
         """Return all of them, in the roles of a task."""
         if task not in self._records:
             self._records[task] = self._read(task)
         return self._records[task]
 
-    def datasets(self, config: RunConfig, model: SharedModel) -> Datasets:
-        """Return the site's data sets for one model.
+    def require_unit(self, config: RunConfig) -> None:
+        """Refuse a run that promises privacy to persons if the site's records name none.
 
         Raises
         ------
-        DataError
-            If nothing is left to train on.
+        RefusedError
+            Depends on the columns that the site's policy names alone.
         """
-        fraction = config.evaluation.holdout if config.evaluation.every else 0.0
+        if config.unit != "person":
+            return
+        if any(record.unit is None for record in self.records(config.task)):
+            raise RefusedError(
+                "the run protects persons, and this site's records name none",
+                "name the column of the person in data.unit of the site's policy",
+            )
+
+    def units(self, config: RunConfig) -> int:
+        """Return how many records or persons there are to train on, about; at least 1.
+
+        By their number and the part that is held out. Which of them are held out is secret, and
+        so is how many exactly.
+        """
+        records = self.records(config.task)
+        persons = len({record.unit for record in records if record.unit is not None})
+        nameless = sum(record.unit is None for record in records)
+        return max(1, int((persons + nameless) * (1.0 - _held_out(config))))
+
+    def datasets(self, config: RunConfig, model: SharedModel) -> Datasets:
+        """Return the site's data sets for one model, whatever the records are."""
+        fraction = _held_out(config)
         if self._encoded is None or self._encoded[:2] != (model, fraction):
             self._encoded = (model, fraction, self._encode(config, model, fraction))
         return self._encoded[2]
 
     def _encode(self, config: RunConfig, model: SharedModel, fraction: float) -> Datasets:
+        problems = RowProblems()
+
         def encoded(records: list[Record]) -> EncodedDataset:
             task, length = task_of(config.task), config.model.max_length
-            return task.encode(records, model.tokenizer, length, model.labels)
+            return task.encode(records, model.tokenizer, length, model.labels, problems)
 
-        if not fraction:
-            return Datasets(encoded(self.records(config.task)), None)
-        holdout = Holdout(self._identity.derive("held-out records"), fraction)
-        training, held_out = holdout.split(self.records(config.task))
+        training, held_out = self.records(config.task), list[Record]()
+        if fraction:
+            holdout = Holdout(self._identity.derive("held-out records"), fraction)
+            training, held_out = holdout.split(training)
+        datasets = (encoded(training), encoded(held_out) if held_out else None)
+        why = []
+        if problems.count:
+            why.append(problems.text("left out of training and evaluation"))
         if not training:
-            raise DataError(
-                "every record of this site is held out for evaluation",
-                "the run must set a smaller evaluation.holdout",
-            )
-        return Datasets(encoded(training), encoded(held_out) if held_out else None)
+            why.append("every record is held out for evaluation: nothing is left to train on")
+        return Datasets(*datasets, "\n".join(why))
+
+
+def _held_out(config: RunConfig) -> float:
+    return config.evaluation.holdout if config.evaluation.every else 0.0

@@ -31,7 +31,7 @@ class Spent:
     delta : float
         The run's.
     left : float
-        Below ``ceiling``, for this data set.
+        Below ``ceiling``, for the site's account.
     ceiling : float
         The site's, at ``ceiling_delta``.
     """
@@ -60,7 +60,6 @@ class Asked:
     rounds: int | str = "?"
     attempt: int | str = "?"
     purpose: str = "?"
-    task: str = "?"
     delta: float | None = None
 
     def __str__(self) -> str:
@@ -134,7 +133,6 @@ def asked_by(request: Join | Train | Settle | Unmask) -> Asked:
         _number(said.get("rounds")),
         _number(said.get("attempt")),
         purpose,
-        _name(config.get("task")),
         _delta(config.get("privacy")),
     )
 
@@ -153,7 +151,8 @@ def _shown(value: float) -> str:
 def _table(text: str) -> dict[str, Any]:
     try:
         values = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
+        # A number of thousands of digits is no TOMLDecodeError.
         return {}
     sections = {name: values.get(name) for name in ("rounds", "privacy")}
     return values | {n: s if isinstance(s, dict) else {} for n, s in sections.items()}

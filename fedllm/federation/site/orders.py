@@ -17,7 +17,7 @@ from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.federation.protocol.evaluating import Bounds, sum_shape
 from fedllm.federation.protocol.messages import RoundStatement, Train
 from fedllm.federation.protocol.statements import (
-    make_member,
+    own_member,
     read_statement,
     require,
     require_cohort,
@@ -38,6 +38,8 @@ class Order:
 
     Attributes
     ----------
+    units : int
+        What this site announced of its size for this run; see `Mechanism.announced_units`.
     method : AdapterMethod
         What goes down, is trained and comes up in this model.
     adapter : float32 array (D,)
@@ -46,6 +48,7 @@ class Order:
 
     statement: RoundStatement
     config: RunConfig
+    units: int
     plan: EncryptionPlan
     key: PublicRoundKey
     model: SharedModel
@@ -143,8 +146,7 @@ class OrderReader:
         require(statement.min_sites == config.rounds.min_sites, "the minimum cohort differs")
         require(statement.rounds == config.rounds.count, "the number of rounds differs")
         require(1 <= statement.round <= statement.rounds, "there is no such round")
-        mine = make_member(self.identity, statement.run)
-        require(mine in statement.cohort, "this site's entry in the cohort is not its own")
+        member = own_member(statement, self.identity)
         plan = read_plan(request.plan, statement)
         wanted = config.encryption
         require(
@@ -157,7 +159,7 @@ class OrderReader:
         method = adapter_of(model)
         adapter = _read_adapter(request.adapter, method.down.length)
         quantiser = _quantiser(config, statement, plan, header.bounds, method.up)
-        return Order(statement, config, plan, key, model, method, adapter, quantiser)
+        return Order(statement, config, member.units, plan, key, model, method, adapter, quantiser)
 
 
 def read_plan(blob: bytes, statement: RoundStatement) -> EncryptionPlan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fedllm.config import AllowSection, RunConfig
 from fedllm.errors import RefusedError
+from fedllm.mechanisms import mechanism_of
 
 
 def check_allowed(config: RunConfig, allow: AllowSection, model_fingerprint: str) -> None:
@@ -25,6 +26,18 @@ def check_allowed(config: RunConfig, allow: AllowSection, model_fingerprint: str
         allow.encryption == "required" and config.encryption.scheme == "none",
         "the run does not encrypt updates, and allow.encryption is 'required'",
     )
+    encrypted, masked = config.encryption.scheme != "none", config.encryption.masked
+    refuse(
+        allow.masks == "required" and encrypted and not masked,
+        "the run has no masks, so that its coordinator can open single updates, and allow.masks "
+        "is 'required'",
+    )
+    if mechanism_of(config).needs_masks and not masked:
+        raise RefusedError(
+            "the run shares its noise among the sites and has no masks: whoever opens one update "
+            "sees one share of the noise",
+            "the coordinator sets encryption.masks = true, or privacy.noise = 'local'",
+        )
     refuse(
         not config.private and not allow.non_private,
         "the run has no differential privacy, and allow.non_private is false",

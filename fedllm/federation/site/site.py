@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedllm.adapters import adapter_of
-from fedllm.config import SitePolicy, Task
+from fedllm.config import RunConfig, SitePolicy, Task
 from fedllm.data.records import Record
 from fedllm.encryption.update import encrypt_levels
 from fedllm.errors import FedllmError, RefusedError
@@ -29,7 +26,6 @@ from fedllm.federation.protocol.messages import (
     Join,
     Joined,
     JoinedHeader,
-    RoundStatement,
     Settle,
     Settled,
     SettledHeader,
@@ -44,17 +40,18 @@ from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.protocol.statements import make_member, read_statement, require
 from fedllm.federation.site.carrying import require_carried
 from fedllm.federation.site.charging import SiteAccount
-from fedllm.federation.site.data import SiteData
+from fedllm.federation.site.data import Datasets, SiteData
 from fedllm.federation.site.files import SiteFiles
-from fedllm.federation.site.journal import Asked, Journal, Spent, asked_by
+from fedllm.federation.site.journal import Asked, Journal, Spent
 from fedllm.federation.site.memory import SiteMemory
 from fedllm.federation.site.orders import Order, OrderReader, read_plan
+from fedllm.federation.site.telling import SiteTelling
 from fedllm.federation.site.work import SiteWork
-from fedllm.files import append_line, explained
+from fedllm.files import explained
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.identity.sealing import seal_for
-from fedllm.mechanisms import LocalStatistics
+from fedllm.mechanisms import mechanism_of
 from fedllm.tasks.cache import ModelCache
 
 Answer = TypeVar("Answer")
@@ -110,10 +107,27 @@ class Site:
         self._orders = OrderReader(identity, roster, policy.allow, models, model_path)
         self._work = SiteWork(self.name)
         self._full_errors = full_errors
-        self._journal = journal
+        self._telling = SiteTelling(files.log, journal, self._spent)
         self._clock = clock
         self._memory = SiteMemory(files.memory)
-        self._accounts: dict[Task, SiteAccount] = {}
+        self._opened: SiteAccount | None = None
+
+    def start(self) -> tuple[Task, ...]:
+        """Read the site's records before any coordinator is answered.
+
+        What is wrong with them is between the site and its operator then.
+
+        Returns
+        -------
+        tuple of str
+            The tasks that the policy allows and the records have the columns for.
+
+        Raises
+        ------
+        DataError
+            If they cannot be read, or have a row that cannot be used.
+        """
+        return self._data.read_all(self._policy.allow.tasks)
 
     def join(self, request: Join) -> Joined:
         """Say whether this site takes part in a run; a yes holds its signed mask key."""
@@ -129,10 +143,12 @@ class Site:
                 f"{method.down.length}",
             )
             require(1 <= header.round <= config.rounds.count, "there is no such round")
-            units = self._data.datasets(config, model).training.number_of_units
+            self._require_data(config)
+            self._work.require_trainable(config, model, method, method.start())
+            units = mechanism_of(config).announced_units(self._data.units(config))
             length = method.up.length
-            self._account(config.task).check_run(header.run, header.round, config, units, length)
-            member = make_member(self._identity, header.run)
+            self._account().check_run(header.run, header.round, config, units, length)
+            member = make_member(self._identity, header.run, units)
             return Joined(JoinedHeader(site=self.name, member=member))
 
         return self._guarded(
@@ -146,13 +162,15 @@ class Site:
 
         def work() -> Trained:
             order = self._orders.order(request)
+            self._require_data(order.config)
+            self._work.require_trainable(order.config, order.model, order.method, order.adapter)
             self._require_memory(order)
             self._memory.begin(order.statement.series, order.statement.attempt)
             if order.statement.purpose == "evaluation":
                 update = self._evaluate_round(order)
             else:
                 update = self._train_round(order)
-            head = self._account(order.config.task).head()
+            head = self._account().head()
             answer = TrainedHeader(
                 site=self.name, ledger=str(head), ledger_signature=head.signature
             )
@@ -207,12 +225,17 @@ class Site:
             lambda refusal: Unmasked(UnmaskedHeader(site=self.name, refusal=refusal)),
         )
 
+    def _require_data(self, config: RunConfig) -> None:
+        """Refuse a run that this site's records do not suit, by columns and number alone."""
+        self._data.require_unit(config)
+        mechanism_of(config).require_size(self._data.units(config))
+
     def _require_memory(self, order: Order) -> None:
         """Refuse a run that the ledger knows and the memory does not: it was lost or is old."""
         statement = order.statement
         if self._memory.knows(statement.series):
             return
-        if self._account(order.config.task).charged(statement):
+        if self._account().charged(statement):
             raise RefusedError(
                 f"this site has trained in run {statement.run} and lost its memory of it; an "
                 "attempt that is repeated would give the first one's update away",
@@ -231,21 +254,17 @@ class Site:
         except Exception as error:
             found = explained(error)
             if not self._full_errors:
-                self._log_error(found)
-            if self._journal is not None:
-                asked, seconds = asked_by(request), self._clock() - started
-                self._journal.refused(asked, found, seconds, self._spent(asked))
-            return refuse(Refusal.of(found, self._full_errors))
-        if self._journal is not None:
-            asked, seconds = asked_by(request), self._clock() - started
-            self._journal.done(asked, seconds, self._spent(asked))
+                self._telling.details(found)
+            self._telling.refused(request, found, self._clock() - started)
+            return refuse(Refusal.of_site(found, self._full_errors))
+        self._telling.done(request, self._clock() - started)
         return answer
 
     def _spent(self, asked: Asked) -> Spent | None:
         """Return what the journal says of the budget; None while no ledger is open for it."""
         # Never opens one: a refusal leaves the ledger as it was.
-        account = next((a for task, a in self._accounts.items() if task == asked.task), None)
-        if account is None:
+        account = self._opened
+        if account is None or asked.message not in ("join", "train"):
             return None
         budget = self._policy.budget
         delta = asked.delta or budget.delta
@@ -257,80 +276,48 @@ class Site:
         return Spent(epsilon, delta, left, budget.epsilon, budget.delta)
 
     def _train_round(self, order: Order) -> bytes:
-        dataset = self._data.datasets(order.config, order.model).training
-        units, length = dataset.number_of_units, order.method.up.length
-        paid = self._account(order.config.task).reserve(
-            order.statement, order.config, units, length
+        paid = self._account().reserve(
+            order.statement, order.config, order.units, order.method.up.length
         )
+        dataset = self._datasets(order).training
         started = self._clock()
         levels, statistics = self._work.train(order, dataset, paid.noise_multiplier)
         trained = self._clock()
         update = self._encrypt_and_sign(order, levels)
-        self._account(order.config.task).commit(paid)
-        self._log(order.statement, statistics, trained - started, self._clock() - trained)
+        self._account().commit(paid)
+        self._telling.trained(
+            order.statement, statistics, trained - started, self._clock() - trained
+        )
         return update
 
     def _evaluate_round(self, order: Order) -> bytes:
-        dataset = self._data.datasets(order.config, order.model).held_out
-        paid = self._account(order.config.task).reserve_evaluation(order.statement, order.config)
+        paid = self._account().reserve_evaluation(order.statement, order.config)
+        dataset = self._datasets(order).held_out
         update = self._encrypt_and_sign(order, self._work.evaluate(order, dataset))
-        self._account(order.config.task).commit(paid)
+        self._account().commit(paid)
         return update
+
+    def _datasets(self, order: Order) -> Datasets:
+        datasets = self._data.datasets(order.config, order.model)
+        self._telling.left_out(order.statement.run, datasets)
+        return datasets
 
     def _encrypt_and_sign(self, order: Order, levels: NDArray[np.uint64]) -> bytes:
         masks = None
         if order.plan.masked:
-            recover = order.config.encryption.recover_dropouts
-            masks = site_masks(
-                self._identity, order.statement, order.plan, recover
-            ).mask_for_update()
+            recover, statement = order.config.encryption.recover_dropouts, order.statement
+            if not recover:
+                # Pair masks alone hide this update: no seed of theirs may ever be revealed, so
+                # that the whole cohort is settled on before the update leaves.
+                self._memory.settle(statement.series, statement.attempt, statement.names)
+            masks = site_masks(self._identity, statement, order.plan, recover).mask_for_update()
         payload = encrypt_levels(levels, order.plan, order.key, masks)
         return signed_update(payload, order.statement, order.plan, self._identity)
 
-    def _account(self, task: Task) -> SiteAccount:
-        if task not in self._accounts:
+    def _account(self) -> SiteAccount:
+        if self._opened is None:
             require_carried(
                 self._files.ledger, self._files.memory, self._identity, self._orders.roster
             )
-            records = self._data.records(task)
-            self._accounts[task] = SiteAccount(
-                self._files.ledger, self._identity, self._policy.budget, records
-            )
-        return self._accounts[task]
-
-    def _log(
-        self,
-        statement: RoundStatement,
-        statistics: LocalStatistics,
-        train_s: float,
-        encrypt_s: float,
-    ) -> None:
-        line = {
-            "run": statement.run,
-            "round": statement.round,
-            "attempt": statement.attempt,
-            "seconds": {"train": train_s, "encrypt": encrypt_s},
-            "loss": statistics.loss if np.isfinite(statistics.loss) else None,
-            "records_seen": statistics.records_seen,
-            "empty_batches": statistics.empty_batches,
-            "norm_quantiles": statistics.norm_quantiles,
-        }
-        self._append(line)
-
-    def _log_error(self, error: Exception) -> None:
-        # A library's own words may quote a record; where it failed says nothing of one.
-        text = str(error) if isinstance(error, FedllmError) else _place(error)
-        self._append({"error": type(error).__name__, "text": text})
-
-    def _append(self, line: dict[str, object]) -> None:
-        try:
-            append_line(self._files.log, json.dumps(line))
-        except FedllmError as error:
-            # What was paid for is not lost with its line, nor is a refusal.
-            if self._journal is not None:
-                self._journal.warn(error.message)
-
-
-def _place(error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)[-3:]
-    return " > ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
+            self._opened = SiteAccount(self._files.ledger, self._identity, self._policy)
+        return self._opened

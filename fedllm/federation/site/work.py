@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedllm.adapters import AdapterMethod
+from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset
 from fedllm.federation.protocol.evaluating import noised_sum
 from fedllm.federation.site.orders import Order
@@ -16,6 +17,7 @@ from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
 from fedllm.training.evaluate import unit_scores
 from fedllm.training.local import clipped_gradient_sum, train_locally
+from fedllm.training.made_up import MadeUpTraining
 
 
 class SiteWork:
@@ -31,6 +33,25 @@ class SiteWork:
         self._name = name
         # After a restart a norm that moves starts anew; what it follows is noised either way.
         self._clipping_norms: dict[str, float] = {}
+        self._made_up = MadeUpTraining()
+
+    def require_trainable(
+        self,
+        config: RunConfig,
+        model: SharedModel,
+        method: AdapterMethod,
+        adapter: NDArray[np.float32],
+    ) -> None:
+        """Refuse an adapter from which no training could work; looks at no record.
+
+        Raises
+        ------
+        TrainingError
+            See `MadeUpTraining.require`.
+        """
+        with model.unchanged():
+            method.place(adapter)
+            self._made_up.require(model, config.model.max_length)
 
     def train(
         self, order: Order, dataset: EncodedDataset, noise_multiplier: float | None
@@ -48,8 +69,10 @@ class SiteWork:
         run = order.statement.run
         asked = SiteRound(
             TrainingAtSite(order.model, order.method, dataset),
+            order.units,
             noise_multiplier,
             order.quantiser.quantise,
+            order.quantiser.quantise_parts,
             (self._name, order.statement.round),
             self._clipping_norms.get(run),
         )

@@ -53,7 +53,8 @@ class Bodies:
         Raises
         ------
         BodyError
-            If it is too slow (408), one too many (429), or its sender is gone (0).
+            If it is too slow (408), one too many (429), of another length (400), or its sender
+            is gone (0).
         """
         if self._unfinished[owner] >= self._patience.at_once:
             raise BodyError(HTTPStatus.TOO_MANY_REQUESTS)
@@ -62,7 +63,7 @@ class Bodies:
             async with asyncio.timeout(
                 self._patience.silence_s + length / self._patience.bytes_per_s
             ):
-                return await self._parts(receive)
+                return await self._parts(length, receive)
         except TimeoutError:
             raise BodyError(HTTPStatus.REQUEST_TIMEOUT) from None
         finally:
@@ -70,15 +71,20 @@ class Bodies:
             if not self._unfinished[owner]:
                 del self._unfinished[owner]
 
-    async def _parts(self, receive: Receive) -> bytes:
-        parts = []
+    async def _parts(self, length: int, receive: Receive) -> bytes:
+        parts: list[bytes] = []
+        missing = length
         while True:
             async with asyncio.timeout(self._patience.silence_s):
                 event = await receive()
             if event["type"] != "http.request":
                 raise BodyError(0)
             parts.append(event.get("body", b""))
-            if not event.get("more_body", False):
+            missing -= len(parts[-1])
+            ended = not event.get("more_body", False)
+            if missing < 0 or (ended and missing > 0):
+                raise BodyError(HTTPStatus.BAD_REQUEST)
+            if ended:
                 return b"".join(parts)
 
 

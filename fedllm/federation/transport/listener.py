@@ -161,6 +161,10 @@ def gate(
         if not length.isdigit() or len(length) > _MAX_DIGITS or int(length) > largest:
             await _refuse(scope, send, 413)
             return
+        if b"transfer-encoding" in headers:
+            # Two lengths of one body are two meanings.
+            await _refuse(scope, send, 400)
+            return
         key = b""
         if known is not None:
             proven = await run_in_threadpool(_proven_key, headers, known)

@@ -292,6 +292,19 @@ class Folded:
         )
 
 
+def discrete_failure(steps: int, values: int) -> float:
+    """Return how probably a bound on rounding or on a sum fails in steps of discrete noise.
+
+    Parameters
+    ----------
+    steps : int
+        How many they are.
+    values : int
+        Of all their vectors together.
+    """
+    return steps * ROUNDING_FAILURE + values * MAX_SHARES * TAIL_PROBABILITY
+
+
 def fold(events: Iterable[Event]) -> Folded:
     """Add up equal events, so that a thousand equal rounds are one composed event.
 
@@ -330,7 +343,7 @@ def fold(events: Iterable[Event]) -> Folded:
         unsampled.clear()
     squares = [count / noise**2 for noise, count in sorted(unsampled.items())]
     triples = tuple((rate, noise, count) for (rate, noise), count in sorted(sampled.items()))
-    failure = sum(inexact) * ROUNDING_FAILURE + sum(values) * MAX_SHARES * TAIL_PROBABILITY
+    failure = discrete_failure(sum(inexact), sum(values))
     failure += math.fsum(event.delta for event in stated)
     divergence = sum(values) * DIVERGENCE_PER_VALUE
     spent = math.fsum(event.epsilon for event in stated)

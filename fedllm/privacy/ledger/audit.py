@@ -11,9 +11,9 @@ from typing import Any
 
 from fedllm.canonical import canonical_json, from_hex, read_json, read_object, reading
 from fedllm.errors import ConfigError
-from fedllm.files import write_bytes
+from fedllm.files import given_path, write_bytes
 from fedllm.privacy.accounting.accountants import EpsilonEstimate, epsilon
-from fedllm.privacy.ledger.budget import VIEWS, Ceiling
+from fedllm.privacy.ledger.budget import Ceiling
 from fedllm.privacy.ledger.entries import (
     Head,
     NoLedgerError,
@@ -22,16 +22,15 @@ from fedllm.privacy.ledger.entries import (
     read_chain,
     signature_holds,
 )
-from fedllm.privacy.ledger.fingerprints import DatasetIdentity, Unit, share_a_tag
-from fedllm.privacy.ledger.state import Carried, KnownDataset, LedgerState, Reservation
+from fedllm.privacy.ledger.fingerprints import Unit
+from fedllm.privacy.ledger.rules import check_datasets, promises
+from fedllm.privacy.ledger.state import Carried, LedgerState
 from fedllm.privacy.ledger.store import SQLITE, TRACES, Store
-
-Tags = dict[str, tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """One run's charges to one data set; ``name`` is empty where no charge gives it."""
+    """One run's charges to one account; ``name`` is empty where no charge gives it."""
 
     run: str
     name: str
@@ -41,27 +40,26 @@ class RunReport:
 
 
 @dataclass(frozen=True, slots=True)
-class DatasetReport:
-    """What one data set has spent, recomputed from its events.
+class AccountReport:
+    """What one account has spent, recomputed from its events.
 
     Attributes
     ----------
-    id, unit, records, persons, overlaps
-        As in `KnownDataset`; numbers of distinct records and persons.
+    account : str
+        As the site's policy declares it; empty: all of the site's records.
+    unit : {"record", "person"}
+        What its last charge protected.
     ceiling : Ceiling or None
         The one that was asked about, or else that its last charge was checked against.
     spent, spent_against_colluders : EpsilonEstimate
-        At the ceiling's delta, or at 1e-5 where nothing was charged; charges to data sets
-        that share a unit with it are included.
+        At the ceiling's delta, or at 1e-5 where nothing was charged; with all that counts for
+        the account.
     runs : tuple of RunReport
         In the order of their first charge; their epsilons do not add up to ``spent``.
     """
 
-    id: str
-    unit: str
-    records: int
-    persons: int
-    overlaps: tuple[str, ...]
+    account: str
+    unit: Unit
     ceiling: Ceiling | None
     spent: EpsilonEstimate
     spent_against_colluders: EpsilonEstimate
@@ -70,13 +68,28 @@ class DatasetReport:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """A ledger that was found in order; ``carried`` is what was spent before it was begun."""
+    """A ledger that was found in order.
+
+    Attributes
+    ----------
+    site, public_key : str
+        Whose it is.
+    head : Head
+        Its last entry.
+    accounts : tuple of AccountReport
+        In the order of their first charge; the site's where nothing was charged.
+    carried : tuple of Carried
+        What was spent before it was begun.
+    by_dataset : int
+        Charges under the rule of before, by data set; they count for every account.
+    """
 
     site: str
     public_key: str
     head: Head
-    datasets: tuple[DatasetReport, ...]
+    accounts: tuple[AccountReport, ...]
     carried: tuple[Carried, ...] = ()
+    by_dataset: int = 0
 
 
 def verify_ledger(
@@ -84,6 +97,7 @@ def verify_ledger(
     public_key: bytes | None = None,
     anchors: Sequence[Head] = (),
     policy: Ceiling | None = None,
+    account: str = "",
 ) -> Verification:
     """Check a ledger file or an export of one, and recompute its epsilons.
 
@@ -98,6 +112,8 @@ def verify_ledger(
         Heads kept by another party; without one a cut at the end cannot be seen.
     policy : Ceiling, optional
         To report under, instead of the ceilings in the ledger, which are checked all the same.
+    account : str
+        The policy's, which is reported even if it was never charged.
 
     Raises
     ------
@@ -110,23 +126,24 @@ def verify_ledger(
     state = read_state(path, public_key, anchors)
     if state.head is None:
         raise TamperedError(f"{path} holds no entries")
-    last_charge = {(c.dataset, c.ceiling): c.sequence for c in state.reservations.values()}
-    for (dataset, ceiling), sequence in last_charge.items():
-        # Spending only grows, so the last charge under a ceiling stands for all of them.
-        for view in VIEWS:
-            if ceiling.limit(view) == float("inf"):
+    for name in state.accounts():
+        for promise in promises(state, name):
+            total = epsilon(promise.events, promise.delta).value
+            if total <= promise.ceiling:
                 continue
-            total = epsilon(state.spent(dataset, view, until=sequence), ceiling.delta).value
-            if total <= ceiling.limit(view):
-                continue
-            eyes = "" if view == "sums" else " for everyone else colluding"
+            eyes = "" if promise.view == "sums" else " for everyone else colluding"
             raise TamperedError(
-                f"data set {dataset[:12]} was charged to epsilon {total:.4g}{eyes}, above its "
-                f"ceiling {ceiling.limit(view):g} at delta {ceiling.delta:g}",
+                f"{promise.who} was charged to epsilon {total:.4g}{eyes}, above its "
+                f"ceiling {promise.ceiling:g} at delta {promise.delta:g}",
                 "the program that wrote this ledger did not keep the budget; train no more",
             )
     return Verification(
-        state.site, state.public_key.hex(), state.head, report(state, policy), tuple(state.carried)
+        state.site,
+        state.public_key.hex(),
+        state.head,
+        report(state, policy, account),
+        tuple(state.carried),
+        sum(bool(charge.dataset) for charge in state.reservations.values()),
     )
 
 
@@ -152,7 +169,7 @@ def read_state(
             raise TamperedError(
                 f"the head kept of entry {anchor.sequence} is not signed with this ledger's key"
             )
-    _check_overlaps(state, tags_of(stored_tags, state))
+    check_datasets(state, stored_tags)
     return state
 
 
@@ -178,69 +195,24 @@ def check_anchors(stored: Iterable[RawEntry], anchors: Sequence[Head]) -> None:
             )
 
 
-def tags_of(stored: Iterable[tuple[int, bytes, bytes]], state: LedgerState) -> Tags:
-    """Return the tags of each data set after comparing them with its signed digests.
+def report(
+    state: LedgerState, ceiling: Ceiling | None = None, account: str = ""
+) -> tuple[AccountReport, ...]:
+    """Recompute what every account and run has spent.
 
-    Raises
-    ------
-    TamperedError
-        If tags are missing, too many, or not those that were signed.
+    ``ceiling`` is the one to look at it under, and ``account`` the one that it is for; by default
+    it is that of each account's last charge.
     """
-    found: Tags = {}
-    by_sequence = {dataset.sequence: dataset for dataset in state.datasets.values()}
-    for sequence, records, persons in stored:
-        dataset = by_sequence.get(sequence)
-        if dataset is None or dataset.id in found:
-            raise TamperedError(f"fingerprints belong to no data set: entry {sequence}")
-        found[dataset.id] = (records, persons)
-    for dataset in by_sequence.values():
-        if dataset.id not in found or not _signed(dataset, *found[dataset.id]):
-            raise TamperedError(
-                f"the fingerprints of data set {dataset.id[:12]} are not those that were signed"
-            )
-    return found
+    charged = state.accounts()
+    accounts = dict.fromkeys([*charged, account] if ceiling or not charged else charged)
+    return tuple(_account_report(state, name, ceiling) for name in accounts)
 
 
-def _signed(dataset: KnownDataset, records: bytes, persons: bytes) -> bool:
-    identity = DatasetIdentity(
-        dataset.unit, str(dataset.description["key_check"]), records, persons
-    )
-    return identity.id == dataset.id and identity.describe() == dataset.description
-
-
-def _check_overlaps(state: LedgerState, tags: Tags) -> None:
-    earlier: list[str] = []
-    for dataset in state.datasets.values():
-        mine = tags[dataset.id]
-        shared = [
-            other
-            for other in earlier
-            if any(share_a_tag(a, b) for a, b in zip(tags[other], mine, strict=True))
-        ]
-        if sorted(shared) != sorted(dataset.overlaps):
-            raise TamperedError(
-                f"data set {dataset.id[:12]} does not name all data sets that it overlaps"
-            )
-        earlier.append(dataset.id)
-
-
-def report(state: LedgerState, ceiling: Ceiling | None = None) -> tuple[DatasetReport, ...]:
-    """Recompute what every data set and run has spent.
-
-    ``ceiling`` is the one to look at it under; by default that of each data set's last charge.
-    """
-    return tuple(_dataset_report(state, dataset, ceiling) for dataset in state.datasets.values())
-
-
-def _dataset_report(
-    state: LedgerState, dataset: KnownDataset, ceiling: Ceiling | None
-) -> DatasetReport:
-    related = state.related(dataset.id)
-    charges = [c for c in state.reservations.values() if c.dataset in related]
-    own = [c for c in charges if c.dataset == dataset.id]
-    if ceiling is None and charges:
-        ceiling = (own or charges)[-1].ceiling
-    delta = ceiling.delta if ceiling else 1e-5
+def _account_report(state: LedgerState, account: str, ceiling: Ceiling | None) -> AccountReport:
+    own = [charge for charge in state.reservations.values() if charge.account == account]
+    if ceiling is None and own:
+        ceiling = own[-1].ceiling
+    delta, unit = ceiling.delta if ceiling else 1e-5, state.unit(account)
     runs = []
     for run in dict.fromkeys(charge.run for charge in own):
         mine = [charge for charge in own if charge.run == run]
@@ -249,15 +221,12 @@ def _dataset_report(
         # A coordinator could call one run by several names; all are shown.
         name = ", ".join(dict.fromkeys(charge.name for charge in mine if charge.name))
         runs.append(RunReport(run, name, committed, len(mine) - committed, cost))
-    return DatasetReport(
-        id=dataset.id,
-        unit=dataset.unit,
-        records=int(dataset.description["records"]),
-        persons=int(dataset.description["persons"]),
-        overlaps=tuple(sorted(related - {dataset.id})),
+    return AccountReport(
+        account=account,
+        unit=unit,
         ceiling=ceiling,
-        spent=epsilon(state.spent(dataset.id), delta),
-        spent_against_colluders=epsilon(state.spent(dataset.id, "colluders"), delta),
+        spent=epsilon(state.spent(account, unit), delta),
+        spent_against_colluders=epsilon(state.spent(account, unit, "colluders"), delta),
         runs=tuple(runs),
     )
 
@@ -273,28 +242,26 @@ def spending_of(path: Path) -> tuple[str, list[Carried]]:
     found = verify_ledger(path)
     state = read_state(path)
     covers = tuple(sorted(state.covered() | {found.public_key}))
+    charges = state.charges("")
     carried: list[Carried] = []
-    units: tuple[Unit, ...] = ("record", "person")
-    for unit in units:
-        parts: list[Carried | Reservation] = [one for one in state.carried if one.unit == unit]
-        for charge in state.reservations.values():
-            if state.datasets[charge.dataset].unit == unit:
-                parts.append(charge)
-        # One entry at least, so that an earlier ledger in which nothing was spent is covered.
-        if parts or (unit == "person" and not carried):
-            events = tuple(event for part in parts for event in part.events)
-            alone = tuple(event for part in parts for event in part.colluder_events)
-            carried.append(Carried(covers, str(found.head), unit, events, alone))
+    for account, unit in dict.fromkeys((charge.account, charge.unit) for charge in charges):
+        parts = [one for one in charges if (one.account, one.unit) == (account, unit)]
+        events = tuple(event for part in parts for event in part.events)
+        alone = tuple(event for part in parts for event in part.colluder_events)
+        carried.append(Carried(covers, str(found.head), unit, events, alone, account=account))
+    # One entry at least, so that an earlier ledger in which nothing was spent is covered.
+    if not carried:
+        carried.append(Carried(covers, str(found.head), "record", (), ()))
     return found.site, carried
 
 
 def export_ledger(path: Path, out: Path, force: bool = False) -> Head:
     """Write a ledger as JSON Lines, one entry a line, for auditors; return its head.
 
-    `verify_ledger` reads the result as it reads the ledger itself. Record and person tags
-    are included: they are keyed, and say only which data sets share records. An earlier export
-    that the new one begins with is replaced; nothing else is, unless ``force``, and a ledger
-    never.
+    `verify_ledger` reads the result as it reads the ledger itself. Record and person tags of
+    ledgers of before are included: they are keyed, and say only which data sets share records.
+    An earlier export that the new one begins with is replaced; nothing else is, unless
+    ``force``, and a ledger never.
 
     Raises
     ------
@@ -321,7 +288,8 @@ def export_ledger(path: Path, out: Path, force: bool = False) -> Head:
         lines.append(canonical_json(line) + b"\n")
     content = b"".join(lines)
     _check_place(out, content, force)
-    write_bytes(out, content)
+    with given_path():
+        write_bytes(out, content)
     return head
 
 
@@ -329,14 +297,14 @@ def _check_place(out: Path, content: bytes, force: bool) -> None:
     """See that an export replaces nothing that is not in it."""
     try:
         with out.open("rb") as stream:
-            before = stream.read() if not force else stream.read(len(SQLITE))
+            before = stream.read() if not force else stream.read(_FIRST_PAGE)
     except FileNotFoundError:
         return
     except OSError as error:
         raise ConfigError(
             f"could not write {out}: {error.strerror}", "choose another path"
         ) from None
-    if before.startswith(SQLITE):
+    if before.startswith(SQLITE) or _has_traces(before[:_FIRST_PAGE]):
         raise ConfigError(f"{out} is a ledger or another database", "choose another path")
     if force or content.startswith(before):
         return
@@ -363,21 +331,29 @@ def is_export(path: Path) -> bool:
     """
     try:
         with path.open("rb") as stream:
-            start = stream.read(1 << 16)
+            start = stream.read(_FIRST_PAGE)
     except OSError as error:
         raise NoLedgerError(f"cannot read {path}: {error.strerror}", _remedy(path)) from error
     if start.startswith(SQLITE):
         return False
-    if all(word in start for word in _EXPORTED):
+    if _looks_exported(start):
         return True
-    # The first page holds the identity and the triggers, wherever its start was written over.
-    if not start.strip(b"\0") or any(word in start for word in TRACES):
+    if not start.strip(b"\0") or _has_traces(start):
         raise TamperedError(f"{path} is a damaged ledger: its start is gone")
     raise NoLedgerError(
         f"{path} is not a ledger",
         "give the ledger of a site (ledgers/SITE.sqlite of a simulation, state/ledger.sqlite of a "
         "kit), or what fedllm ledger export wrote",
     )
+
+
+def _looks_exported(start: bytes) -> bool:
+    return all(word in start for word in _EXPORTED)
+
+
+def _has_traces(start: bytes) -> bool:
+    # The first page holds the identity and the triggers, wherever its start was written over.
+    return not _looks_exported(start) and any(word in start for word in TRACES)
 
 
 def _remedy(path: Path) -> str:
@@ -426,6 +402,7 @@ def _exported(number: int, line: bytes) -> tuple[RawEntry, tuple[int, bytes, byt
 
 
 _LINE = {"content", "hash", "signature", "tags"}
+_FIRST_PAGE = 1 << 16
 _EXPORTED = (b'"content"', b'"hash"', b'"signature"')
 
 

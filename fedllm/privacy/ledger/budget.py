@@ -1,4 +1,4 @@
-"""Refuse what a data set's privacy budget does not allow, before anything is trained."""
+"""Refuse what an account's privacy budget does not allow, before anything is trained."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from fedllm.errors import BudgetError, ConfigError
 from fedllm.privacy.accounting.accountants import epsilon
 from fedllm.privacy.accounting.events import Event, Folded, fold
+from fedllm.privacy.ledger.fingerprints import Unit
 
 # Who is looking: everyone who sees only opened sums (the promise of a run), or everyone else
 # colluding against the site.
@@ -19,7 +20,7 @@ VIEWS: tuple[View, ...] = get_args(View)
 
 @dataclass(frozen=True, slots=True)
 class Ceiling:
-    """The most that a data set may ever spend, over all runs.
+    """The most that an account may ever spend, over all runs.
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ class Ceiling:
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What one round, or one evaluation, is going to do to a data set.
+    """What one round, or one evaluation, is going to do to the records behind an account.
 
     Attributes
     ----------
@@ -66,8 +67,8 @@ class Charge:
         Random identifier of the run.
     round : int
         Its round, from 0.
-    dataset : str
-        The data set's id, from `Ledger.register`.
+    account : str
+        The account that the site's policy declares; empty for all of the site's records.
     events : tuple of Event
         What happens in the eyes of those who see opened sums only.
     colluder_events : tuple of Event or None
@@ -79,16 +80,19 @@ class Charge:
         "training" or "evaluation".
     name : str
         What people call the run; a note, empty where nobody said.
+    unit : {"record", "person"}
+        What is protected.
     """
 
     run: str
     round: int
-    dataset: str
+    account: str
     events: tuple[Event, ...]
     colluder_events: tuple[Event, ...] | None = None
     delta: float = 1e-5
     purpose: Literal["training", "evaluation"] = "training"
     name: str = ""
+    unit: Unit = "record"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "events", tuple(self.events))
@@ -163,7 +167,7 @@ def _refusal(
 ) -> BudgetError:
     eyes = "" if view == "sums" else " for everyone else colluding"
     return BudgetError(
-        f"{what} would bring the data set to epsilon {_shown(after)}{eyes}; its ceiling is "
+        f"{what} would bring the site's account to epsilon {_shown(after)}{eyes}; its ceiling is "
         f"{_shown(limit)} at delta {delta:g}, of which {_shown(before)} is spent and "
         f"{_shown(max(0.0, limit - before))} is left",
         "plan fewer rounds, more noise or a lower sampling rate (fedllm privacy plan); "

@@ -35,7 +35,7 @@ class NoLedgerError(LedgerError, ConfigError):
 
 
 class LedgerRefusal(RefusedError):
-    """The ledger does not accept this site, key, data set or entry."""
+    """The ledger does not accept this site, key or entry."""
 
 
 class TamperedError(PeerError):
@@ -118,7 +118,7 @@ class Entry:
 
     @property
     def kind(self) -> str:
-        """One of "open", "dataset", "reserve", "commit"."""
+        """One of "open", "reserve", "commit", "carry"; "dataset" in ledgers of before."""
         return str(self.content["kind"])
 
     @property

@@ -7,16 +7,18 @@ can only ever cost budget, never privacy.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from fedllm.errors import BudgetError
 from fedllm.privacy.accounting.accountants import EpsilonEstimate, epsilon
 from fedllm.privacy.accounting.events import Event
-from fedllm.privacy.ledger.audit import Verification, check_anchors, tags_of, verify_ledger
+from fedllm.privacy.ledger.audit import Verification, check_anchors, verify_ledger
 from fedllm.privacy.ledger.budget import VIEWS, BudgetGuard, Ceiling, Charge, View
 from fedllm.privacy.ledger.entries import (
     Entry,
@@ -27,12 +29,13 @@ from fedllm.privacy.ledger.entries import (
     make_entry,
     read_chain,
 )
-from fedllm.privacy.ledger.fingerprints import DatasetIdentity, share_a_tag
+from fedllm.privacy.ledger.fingerprints import Unit
 from fedllm.privacy.ledger.state import (
     Carried,
     LedgerState,
     Reservation,
     carry_body,
+    may_share,
     reservation_body,
 )
 from fedllm.privacy.ledger.store import Store, Transaction
@@ -104,41 +107,6 @@ class Ledger:
     def __repr__(self) -> str:
         return f"Ledger({str(self._store.path)!r}, site={self._state.site!r})"
 
-    def register(self, dataset: DatasetIdentity) -> str:
-        """Make a data set known, or recognise it, and return its id.
-
-        A data set that shares any record or person with earlier ones inherits all that was
-        charged to them, and they what is charged to it.
-
-        Raises
-        ------
-        LedgerRefusal
-            If the fingerprints were made with another key than those in the ledger.
-        """
-        with self._lock, self._writing() as (view, append):
-            known = self._state.datasets
-            if dataset.id in known:
-                return dataset.id
-            if any(d.description["key_check"] != dataset.key_check for d in known.values()):
-                raise LedgerRefusal(
-                    "the fingerprints were made with another site secret, so earlier spending "
-                    "on the same records would not be found",
-                    "use the site's original secret",
-                )
-            overlaps = [
-                other
-                for other, (records, persons) in tags_of(view.tags(), self._state).items()
-                if share_a_tag(records, dataset.record_tags)
-                or share_a_tag(persons, dataset.person_tags)
-            ]
-            body = {
-                "dataset": dataset.id,
-                "overlaps": overlaps,
-                "description": dataset.describe(),
-            }
-            append("dataset", body, (dataset.record_tags, dataset.person_tags))
-        return dataset.id
-
     def check(self, planned: Sequence[Charge], ceiling: Ceiling) -> None:
         """Refuse a whole run that would exceed the ceiling; writes nothing.
 
@@ -184,9 +152,8 @@ class Ledger:
         with self._lock:
             # The accountant remembers this answer, so that the write lock is held briefly.
             self.check([charge], ceiling)
-            with self._writing() as (_, append):
+            with self._writing() as append:
                 self._require([charge], ceiling)
-                known = self._state.datasets[charge.dataset]
                 key = (charge.run, charge.round, charge.purpose)
                 reservation = Reservation(
                     sequence=0,
@@ -194,14 +161,15 @@ class Ledger:
                     round=charge.round,
                     attempt=self._state.attempts[key] + 1,
                     purpose=charge.purpose,
-                    dataset=charge.dataset,
+                    account=charge.account,
+                    unit=charge.unit,
                     delta=charge.delta,
                     ceiling=ceiling,
                     events=charge.events,
                     colluder_events=charge.seen_by("colluders"),
                     name=charge.name,
                 )
-                return append("reserve", reservation_body(reservation, known.unit))
+                return append("reserve", reservation_body(reservation))
 
     def commit(self, reservation: int) -> None:
         """Note that a reserved round was finished and its result is about to leave.
@@ -217,7 +185,7 @@ class Ledger:
             If there is no such reservation, or it was committed before: a result must not be
             released twice for one charge.
         """
-        with self._lock, self._writing() as (_, append):
+        with self._lock, self._writing() as append:
             if reservation not in self._state.reservations:
                 raise LedgerRefusal(
                     f"entry {reservation} is not a reservation", "reserve before training"
@@ -230,41 +198,39 @@ class Ledger:
             append("commit", {"reserve": reservation})
 
     def carry(self, carried: Sequence[Carried]) -> None:
-        """Take over what was spent under an earlier ledger; counts for every data set, for ever.
+        """Take over what was spent under an earlier ledger; counts for ever.
 
         Raises
         ------
         LedgerRefusal
             If the same was taken over before.
         """
-        with self._lock, self._writing() as (_, append):
-            known = {(one.covers, one.head, one.unit) for one in self._state.carried}
+        with self._lock, self._writing() as append:
+            known = {_origin(one) for one in self._state.carried}
             for one in carried:
-                if one.head and (one.covers, one.head, one.unit) in known:
+                if one.head and _origin(one) in known:
                     raise LedgerRefusal(
                         f"the spending up to entry {one.head} was taken over before",
                         "nothing has to be done: it counts",
                     )
                 append("carry", carry_body(one))
 
-    def events(self, dataset: str, view: View = "sums") -> list[Event]:
-        """Return every event that may have touched a unit of ``dataset``, over all runs.
+    def events(self, account: str, view: View = "sums", unit: Unit | None = None) -> list[Event]:
+        """Return every event that may have touched a unit behind an account, over all runs.
 
-        Raises
-        ------
-        LedgerRefusal
-            If the data set is not registered.
+        ``unit`` is what is asked about; by default what the account's last charge protected.
         """
         with self._lock:
             with self._store.read() as stored:
                 self._catch_up(stored)
-            self._must_know(dataset)
-            return self._state.spent(dataset, view)
+            return self._state.spent(account, unit or self._state.unit(account), view)
 
-    def events_of_run(self, run: str, purpose: str | None = None) -> list[Event]:
-        """Return every event that one run reserved, in order, whatever data set it touched.
+    def events_of_run(
+        self, run: str, purpose: str | None = None, view: View = "sums"
+    ) -> list[Event]:
+        """Return every event that one run reserved, in order, whatever account it touched.
 
-        ``purpose`` picks "training" or "evaluation".
+        ``purpose`` picks "training" or "evaluation"; ``view`` says who looks.
         """
         with self._lock:
             with self._store.read() as stored:
@@ -273,12 +239,12 @@ class Ledger:
                 event
                 for reservation in self._state.reservations.values()
                 if reservation.run == run and purpose in (None, reservation.purpose)
-                for event in reservation.events
+                for event in reservation.seen_by(view)
             ]
 
-    def spent(self, dataset: str, delta: float, view: View = "sums") -> EpsilonEstimate:
-        """Return the epsilon of `events` at ``delta``; the same errors."""
-        return epsilon(self.events(dataset, view), delta)
+    def spent(self, account: str, delta: float, view: View = "sums") -> EpsilonEstimate:
+        """Return the epsilon of `events` at ``delta``."""
+        return epsilon(self.events(account, view), delta)
 
     def head(self) -> Head:
         """Return the last entry, for others to keep as an anchor."""
@@ -302,45 +268,38 @@ class Ledger:
         return verify_ledger(self._store.path, self._state.public_key, anchors)
 
     def _require(self, planned: Sequence[Charge], ceiling: Ceiling) -> None:
-        for dataset in dict.fromkeys(charge.dataset for charge in planned):
-            self._must_know(dataset)
-            related = self._state.related(dataset)
-            charges = [charge for charge in planned if charge.dataset in related]
+        for account, unit in dict.fromkeys((charge.account, charge.unit) for charge in planned):
+            charges = [charge for charge in planned if may_share(charge.account, account)]
             first, last = charges[0], charges[-1]
             rounds = f"round {first.round}"
             if first.round != last.round:
                 rounds = f"rounds {first.round} to {last.round}"
             what = f"{rounds} of run '{first.run}'"
+            if math.isfinite(ceiling.epsilon):
+                known = self._state.charges(account)
+                _require_one_unit(what, unit, {charge.unit for charge in (*known, *charges)})
             for view in VIEWS:
                 events = [event for charge in charges for event in charge.seen_by(view)]
-                spent = self._state.spent(dataset, view)
+                spent = self._state.spent(account, unit, view)
                 self._guard.require(spent, events, ceiling, what, view)
 
-    def _must_know(self, dataset: str) -> None:
-        if dataset not in self._state.datasets:
-            raise LedgerRefusal(
-                f"data set {dataset[:12]} is not in the ledger", "call Ledger.register first"
-            )
-
     @contextmanager
-    def _writing(self) -> Iterator[tuple[Transaction, Any]]:
+    def _writing(self) -> Iterator[Callable[[str, dict[str, Any]], int]]:
         """Hold the write transaction; entries count only once it is on disk."""
         written: list[Entry] = []
         with self._store.write() as view:
             self._catch_up(view)
             head, site = self._state.head, self._state.site
 
-            def append(
-                kind: str, body: dict[str, Any], tags: tuple[bytes, bytes] | None = None
-            ) -> int:
+            def append(kind: str, body: dict[str, Any]) -> int:
                 nonlocal head
                 entry = make_entry(self._signer, site, head, kind, body)
-                view.append(entry, tags)
+                view.append(entry)
                 written.append(entry)
                 head = entry.head
                 return entry.sequence
 
-            yield view, append
+            yield append
         for entry in written:
             self._state.apply(entry)
 
@@ -361,3 +320,20 @@ class Ledger:
             self._state.apply(entry)
         if self._state.head is None:
             raise TamperedError(f"the ledger {self._store.path} is empty")
+
+
+def _origin(carried: Carried) -> tuple[tuple[str, ...], str, str, Unit]:
+    return carried.covers, carried.head, carried.account, carried.unit
+
+
+def _require_one_unit(what: str, unit: Unit, units: set[Unit]) -> None:
+    """Refuse what another unit of privacy than the account's would leave without a bound."""
+    if units <= {unit}:
+        return
+    (other,) = units - {unit}
+    raise BudgetError(
+        f"{what} protects each {unit}; this site's account was charged for protecting each "
+        f"{other}, which bounds nothing for a {unit}",
+        f"the account goes on protecting each {other} (data.unit of the site's policy); all that "
+        "it ever spent was promised to those",
+    )

@@ -1,4 +1,4 @@
-"""What a chain of ledger entries means: data sets, charges, and what each has spent."""
+"""What a chain of ledger entries means: charges, and what each account has spent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NEIGHBOURS = "zero-out one unit"
 
 @dataclass(frozen=True, slots=True)
 class KnownDataset:
-    """A data set that the ledger has seen.
+    """A data set of a ledger that was charged by data set; see `fedllm.privacy.ledger.rules`.
 
     Attributes
     ----------
@@ -44,19 +44,31 @@ class KnownDataset:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A charge in the ledger; spent for ever, committed or not."""
+    """A charge in the ledger; spent for ever, committed or not.
+
+    Attributes
+    ----------
+    account : str
+        The declared account that it counts for; empty: it counts for every account.
+    unit : {"record", "person"}
+        What was protected.
+    dataset : str
+        The data set that was charged under the rule of before; empty since.
+    """
 
     sequence: int
     run: str
     round: int
     attempt: int
     purpose: str
-    dataset: str
+    account: str
+    unit: Unit
     delta: float
     ceiling: Ceiling
     events: tuple[Event, ...]
     colluder_events: tuple[Event, ...]
     name: str = ""
+    dataset: str = ""
 
     def seen_by(self, view: View) -> tuple[Event, ...]:
         """Return the events in the eyes of one kind of observer."""
@@ -67,8 +79,6 @@ class Reservation:
 class Carried:
     """What was spent before this ledger was begun, under a ledger or keys that were lost.
 
-    Which records it touched is not known any more, so it counts for every data set.
-
     Attributes
     ----------
     covers : tuple of str
@@ -77,7 +87,7 @@ class Carried:
         Last entry of the earlier ledger; empty where the spending is only stated.
     unit : {"record", "person"}
         What was protected.
-    events, colluder_events
+    events, colluder_events, account
         As in `Reservation`.
     """
 
@@ -87,10 +97,20 @@ class Carried:
     events: tuple[Event, ...]
     colluder_events: tuple[Event, ...]
     sequence: int = 0
+    account: str = ""
 
     def seen_by(self, view: View) -> tuple[Event, ...]:
         """Return the events in the eyes of one kind of observer."""
         return self.events if view == "sums" else self.colluder_events
+
+
+def may_share(one: str, other: str) -> bool:
+    """Whether sources of two accounts may hold the same person, or the same record.
+
+    Only two declared accounts of different names may not: the site's operator said so. What
+    was charged without a declaration may have touched anything.
+    """
+    return not one or not other or one == other
 
 
 @dataclass(slots=True)
@@ -148,25 +168,32 @@ class LedgerState:
             tuple(body["overlaps"]),
             entry.sequence,
         )
-        if not isinstance(known.id, str):
+        if not isinstance(known.id, str) or not known.id:
             raise TypeError("not text")
         if known.unit not in ("record", "person") or known.id in self.datasets:
             raise ValueError("unit or repetition")
         if not all(other in self.datasets for other in known.overlaps):
             raise ValueError("unknown overlap")
+        self._require_earlier_rule()
         self.datasets[known.id] = known
 
     def _reserve(self, entry: Entry) -> None:
         reservation = reservation_of(entry)
         key = (reservation.run, reservation.round, reservation.purpose)
-        if reservation.dataset not in self.datasets:
-            raise ValueError("unknown data set")
         if reservation.attempt != self.attempts[key] + 1:
             raise ValueError("attempt out of order")
-        if entry.body["unit"] != self.datasets[reservation.dataset].unit:
-            raise ValueError("unit")
+        if reservation.dataset:
+            self._require_earlier_rule()
+            if reservation.unit != self.datasets[reservation.dataset].unit:
+                raise ValueError("unit")
         self.attempts[key] += 1
         self.reservations[entry.sequence] = reservation
+
+    def _require_earlier_rule(self) -> None:
+        # A ledger goes over to accounts once, and never back.
+        last = next(reversed(self.reservations.values()), None)
+        if last is not None and not last.dataset:
+            raise ValueError("a data set after a charge to an account")
 
     def _commit(self, entry: Entry) -> None:
         _exactly(entry.body, "reserve")
@@ -185,39 +212,39 @@ class LedgerState:
         """Return the public keys of earlier ledgers whose spending was taken over."""
         return {key for carried in self.carried for key in carried.covers}
 
-    def related(self, dataset: str) -> set[str]:
-        """Return ``dataset`` and every data set that shares a record or person with it."""
-        return {
-            other.id
-            for other in self.datasets.values()
-            if other.id == dataset
-            or dataset in other.overlaps
-            or other.id in self.datasets[dataset].overlaps
-        }
+    def accounts(self) -> list[str]:
+        """Return the accounts that were charged, in the order of their first charge."""
+        return list(dict.fromkeys(charge.account for charge in self.charges("")))
 
-    def spent(self, dataset: str, view: View = "sums", until: int | None = None) -> list[Event]:
-        """Return every event that may have touched a unit of a data set.
-
-        What was carried over from an earlier ledger, and all charges of all data sets that
-        share anything with it, reserved or committed. A
-        charge for another unit of privacy counts as not private: protection of single
-        records bounds nothing for a person, and a person that is protected as a whole says
-        little about a change inside one of the person's records.
+    def charges(self, account: str, until: int | None = None) -> list[Carried | Reservation]:
+        """Return all that counts for an account: what may have touched the records behind it.
 
         ``until`` leaves out what was charged after that entry.
         """
-        unit, related = self.datasets[dataset].unit, self.related(dataset)
+        charges: list[Carried | Reservation] = [*self.carried, *self.reservations.values()]
+        return [
+            charge
+            for charge in charges
+            if may_share(charge.account, account) and (until is None or charge.sequence <= until)
+        ]
+
+    def unit(self, account: str) -> Unit:
+        """Return what the last charge that counts for an account protected."""
+        charges = self.charges(account)
+        return max(charges, key=lambda charge: charge.sequence).unit if charges else "record"
+
+    def spent(
+        self, account: str, unit: Unit, view: View = "sums", until: int | None = None
+    ) -> list[Event]:
+        """Return every event that may have touched a unit behind an account.
+
+        Carried over, reserved or committed. A charge for another unit of privacy counts as not
+        private: protection of single records bounds nothing for a person, and a person that is
+        protected as a whole says little about a change inside one of the person's records.
+        """
         events: list[Event] = []
-        for carried in self.carried:
-            if until is None or carried.sequence <= until:
-                events += carried.seen_by(view) if carried.unit == unit else [NonPrivate()]
-        for reservation in self.reservations.values():
-            if until is not None and reservation.sequence > until:
-                break
-            if reservation.dataset not in related:
-                continue
-            same_unit = self.datasets[reservation.dataset].unit == unit
-            events += reservation.seen_by(view) if same_unit else [NonPrivate()]
+        for charge in self.charges(account, until):
+            events += charge.seen_by(view) if charge.unit == unit else [NonPrivate()]
         return events
 
 
@@ -226,7 +253,7 @@ def _exactly(body: Mapping[str, Any], *names: str) -> None:
         raise ValueError("fields")
 
 
-def reservation_body(reservation: Reservation, unit: Unit) -> dict[str, Any]:
+def reservation_body(reservation: Reservation) -> dict[str, Any]:
     """Return a reservation as plain values; `reservation_of` reads them back."""
     ceiling = reservation.ceiling
     unlimited = ceiling.epsilon == float("inf")
@@ -235,14 +262,15 @@ def reservation_body(reservation: Reservation, unit: Unit) -> dict[str, Any]:
         limits["colluders_epsilon"] = ceiling.colluders_epsilon
     # Ledgers of before have none; nothing depends on it, and it is signed like the rest.
     named = {"run_name": reservation.name} if reservation.name else {}
+    by_dataset = {"dataset": reservation.dataset}
     return {
         **named,
+        **(by_dataset if reservation.dataset else {"account": reservation.account}),
         "run": reservation.run,
         "round": reservation.round,
         "attempt": reservation.attempt,
         "purpose": reservation.purpose,
-        "dataset": reservation.dataset,
-        "unit": unit,
+        "unit": reservation.unit,
         "neighbours": NEIGHBOURS,
         "delta": reservation.delta,
         "ceiling": limits,
@@ -269,7 +297,8 @@ def reservation_of(entry: Entry) -> Reservation:
         round=body["round"],
         attempt=body["attempt"],
         purpose=body["purpose"],
-        dataset=body["dataset"],
+        account=body.get("account", ""),
+        unit=body["unit"],
         delta=body["delta"],
         ceiling=Ceiling(
             float("inf") if ceiling["epsilon"] is None else ceiling["epsilon"],
@@ -279,14 +308,15 @@ def reservation_of(entry: Entry) -> Reservation:
         events=tuple(from_json(event) for event in body["events"]),
         colluder_events=tuple(from_json(event) for event in body["colluder_events"]),
         name=body.get("run_name", ""),
+        dataset=body.get("dataset", ""),
     )
-    if not isinstance(reservation.name, str):
-        raise ValueError("name")
-    if reservation_body(reservation, body["unit"]) != body or not reservation.events:
+    if reservation_body(reservation) != body or not reservation.events:
         raise ValueError("fields")
-    texts = (reservation.run, reservation.purpose, reservation.dataset)
-    if not all(isinstance(text, str) for text in texts):
+    texts = (reservation.run, reservation.purpose, reservation.account, reservation.dataset)
+    if not all(isinstance(text, str) for text in (*texts, reservation.name)):
         raise ValueError("not text")
+    if reservation.unit not in ("record", "person"):
+        raise ValueError("unit")
     numbers = (reservation.round, reservation.attempt)
     if any(type(number) is not int for number in numbers) or type(reservation.delta) is not float:
         raise ValueError("not a number")
@@ -295,7 +325,10 @@ def reservation_of(entry: Entry) -> Reservation:
 
 def carry_body(carried: Carried) -> dict[str, Any]:
     """Return what was carried over as plain values; `carried_of` reads them back."""
+    # Ledgers of before have none.
+    declared = {"account": carried.account} if carried.account else {}
     return {
+        **declared,
         "covers": list(carried.covers),
         "head": carried.head,
         "unit": carried.unit,
@@ -315,7 +348,8 @@ def carried_of(entry: Entry) -> Carried:
         events=tuple(from_json(event) for event in body["events"]),
         colluder_events=tuple(from_json(event) for event in body["colluder_events"]),
         sequence=entry.sequence,
+        account=body.get("account", ""),
     )
-    if carry_body(carried) != body:
+    if not isinstance(carried.account, str) or carry_body(carried) != body:
         raise ValueError("fields")
     return carried

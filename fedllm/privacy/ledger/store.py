@@ -73,20 +73,21 @@ class Transaction:
         return (RawEntry(*_typed(row)) for row in rows)
 
     def tags(self) -> list[tuple[int, bytes, bytes]]:
-        """Return (sequence of the data set's entry, record tags, person tags)."""
+        """Return (sequence of the data set's entry, record tags, person tags).
+
+        Only ledgers that were charged by data set have any.
+        """
         rows = self._connection.execute(
             "SELECT sequence, records, persons FROM tags ORDER BY sequence"
         ).fetchall()
         return [_typed(row) for row in rows]
 
-    def append(self, entry: Entry, tags: tuple[bytes, bytes] | None = None) -> None:
-        """Write one entry, with the tags of a data set; durable once the transaction ends."""
+    def append(self, entry: Entry) -> None:
+        """Write one entry; durable once the transaction ends."""
         self._connection.execute(
             "INSERT INTO entries VALUES (?, ?, ?, ?)",
             (entry.sequence, canonical_json(entry.content), entry.hash, entry.signature),
         )
-        if tags is not None:
-            self._connection.execute("INSERT INTO tags VALUES (?, ?, ?)", (entry.sequence, *tags))
 
 
 def _typed(row: Any) -> Any:

@@ -9,7 +9,7 @@ import sqlite3
 import pytest
 from support import damage
 from support.damage import Target, at, check, text
-from support.ledger import SIGNER, filled
+from support.ledger import CEILING, SIGNER, charge_before, filled, register
 
 from fedllm.canonical import canonical_json
 from fedllm.commands.ledger import _as_json, _print_tables
@@ -39,6 +39,16 @@ EVENTS = (
 
 
 @pytest.fixture(scope="module")
+def before(tmp_path_factory):
+    """A ledger that was charged by data set."""
+    path = tmp_path_factory.mktemp("before") / "site.sqlite"
+    Ledger.open(path, "site-00", SIGNER)
+    charge_before(path, register(path, "a", "b"), (Gaussian(10.0),), CEILING)
+    charge_before(path, register(path, "b"), (Gaussian(10.0),), CEILING, 1)
+    return path
+
+
+@pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("ledger") / "site.sqlite"
     ledger = filled(path, rounds=1)
@@ -49,8 +59,8 @@ def whole(tmp_path_factory):
 def shown(path):
     """Do what the commands do with a ledger."""
     found = verify_ledger(path)
-    json.dumps(_as_json(found), allow_nan=False).encode()
-    _print_tables(found)
+    json.dumps(_as_json(found, path), allow_nan=False).encode()
+    _print_tables(found, path)
     return spending_of(path)
 
 
@@ -119,9 +129,10 @@ def entries_signed_anew(lines):
     return b"".join(entries)
 
 
-def test_exports(whole, tmp_path, capsys):
+@pytest.mark.parametrize("ledger", ["whole", "before"])
+def test_exports(ledger, tmp_path, capsys, request):
     path = tmp_path / "export.jsonl"
-    export_ledger(whole, path)
+    export_ledger(request.getfixturevalue(ledger), path)
     sample = path.read_bytes()
 
     def dress(content):

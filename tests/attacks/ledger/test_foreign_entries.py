@@ -35,12 +35,9 @@ def test_entry_of_a_fork_spliced_in(path, ledger, tmp_path):
     # Both entries 12 carry the right site, number and signature; only the chain tells.
     fork = tmp_path / "fork.sqlite"
     shutil.copy(path, fork)
-    data = next(iter(ledger._state.datasets))
     for number in (8, 9):
-        ledger.reserve(Charge("run", number, data, (Gaussian(10.0, 3),)), CEILING)
-    Ledger.open(fork, "site-00", SIGNER).reserve(
-        Charge("run", 8, data, (Gaussian(1000.0),)), CEILING
-    )
+        ledger.reserve(Charge("run", number, "", (Gaussian(10.0, 3),)), CEILING)
+    Ledger.open(fork, "site-00", SIGNER).reserve(Charge("run", 8, "", (Gaussian(1000.0),)), CEILING)
     connection = sqlite3.connect(fork)
     row = connection.execute(
         "SELECT content, hash, signature FROM entries WHERE sequence = 12"

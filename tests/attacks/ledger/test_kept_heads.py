@@ -33,7 +33,7 @@ def test_the_coordinator_hears_the_end_of_each_ledger(federation):
     second = federation.round(2, 2).heads
     for name in federation.sites:
         assert second[name].sequence == first[name].sequence + 2, "reserved and committed"
-        ledger = federation.sites[name]._account(federation.config.task)
+        ledger = federation.sites[name]._account()
         assert ledger.head() == second[name]
 
 

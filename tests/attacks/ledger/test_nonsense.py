@@ -40,11 +40,35 @@ def test_wrong_column_types(path, ledger, kind):
         ("refund", {"reserve": 4}),
         ("dataset", {"dataset": "x", "overlaps": ["y"], "description": {"unit": "record"}}),
         ("reserve", {"run": "run"}),
+        ("carry", {"covers": [], "head": ""}),
     ],
 )
 def test_signed_nonsense(path, ledger, kind, body):
     # A faulty program with the site's key: right chain, right signature, impossible meaning.
     entry = make_entry(SIGNER, "site-00", ledger.head(), kind, body)
+    attack(path, ("INSERT INTO entries VALUES (?, ?, ?, ?)", row(entry)))
+    is_found(path, ledger)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"account": 1},
+        {"account": None},
+        {"unit": "site"},
+        {"dataset": ""},
+        {"dataset": "0" * 64},
+        {"account": ..., "dataset": ""},
+        {"account": ..., "dataset": "0" * 64},
+        {"account": ...},
+        {"unit": ...},
+    ],
+    ids=str,
+)
+def test_a_signed_charge_to_nothing(path, ledger, changed):
+    body = {**content(path, 4)["body"], "round": 77, **changed}
+    body = {key: value for key, value in body.items() if value is not ...}
+    entry = make_entry(SIGNER, "site-00", ledger.head(), "reserve", body)
     attack(path, ("INSERT INTO entries VALUES (?, ?, ?, ?)", row(entry)))
     is_found(path, ledger)
 

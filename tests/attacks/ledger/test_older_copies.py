@@ -6,13 +6,12 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from support.ledger import CEILING, KEY, SIGNER, Record, attack, content, filled, is_found
+from support.ledger import CEILING, SIGNER, attack, content, filled, is_found
 
 from fedllm.privacy.accounting.events import Gaussian
 from fedllm.privacy.ledger.audit import verify_ledger
 from fedllm.privacy.ledger.budget import Charge
 from fedllm.privacy.ledger.entries import Head, TamperedError
-from fedllm.privacy.ledger.fingerprints import identify
 from fedllm.privacy.ledger.ledger import Ledger
 
 
@@ -37,13 +36,12 @@ def test_truncation_of_everything_and_deletion(path, ledger):
 def test_old_copy_restored(path, ledger, tmp_path):
     copy = tmp_path / "copy.sqlite"
     shutil.copy(path, copy)
-    data = next(iter(ledger._state.datasets))
-    ledger.reserve(Charge("run", 9, data, (Gaussian(10.0),)), CEILING)
+    ledger.reserve(Charge("run", 9, "", (Gaussian(10.0),)), CEILING)
     anchor = ledger.head()
     shutil.copy(copy, path)
     is_found(path, ledger, anchor)
     with pytest.raises(TamperedError):
-        ledger.reserve(Charge("run", 10, data, (Gaussian(10.0),)), CEILING)
+        ledger.reserve(Charge("run", 10, "", (Gaussian(10.0),)), CEILING)
 
 
 def test_begun_anew_by_the_site_itself(path, ledger, tmp_path):
@@ -63,13 +61,12 @@ def test_anchor_in_the_middle(path, ledger):
 
 NEXT = Charge("run", 10, "", (Gaussian(10.0),))
 USES = {
-    "reserve": lambda ledger, data, paid: ledger.reserve(replace(NEXT, dataset=data), CEILING),
-    "commit": lambda ledger, data, paid: ledger.commit(paid),
-    "check": lambda ledger, data, paid: ledger.check([replace(NEXT, dataset=data)], CEILING),
-    "register": lambda ledger, data, paid: ledger.register(identify([Record("new")], KEY)),
-    "events": lambda ledger, data, paid: ledger.events(data),
-    "events of a run": lambda ledger, data, paid: ledger.events_of_run("run"),
-    "head": lambda ledger, data, paid: ledger.head(),
+    "reserve": lambda ledger, paid: ledger.reserve(NEXT, CEILING),
+    "commit": lambda ledger, paid: ledger.commit(paid),
+    "check": lambda ledger, paid: ledger.check([NEXT], CEILING),
+    "events": lambda ledger, paid: ledger.events(""),
+    "events of a run": lambda ledger, paid: ledger.events_of_run("run"),
+    "head": lambda ledger, paid: ledger.head(),
 }
 
 
@@ -78,14 +75,13 @@ USES = {
 def test_rolled_back_by_its_own_last_entry_while_it_is_open(path, tmp_path, last, use):
     """Nothing read the file between the last entry and the exchange: what was written counts."""
     ledger = filled(path)
-    data = next(iter(ledger.verify().datasets)).id
     copy = tmp_path / "before.sqlite"
     if last == "reserve":
         shutil.copy(path, copy)
-    paid = ledger.reserve(replace(NEXT, round=9, dataset=data), CEILING)
+    paid = ledger.reserve(replace(NEXT, round=9), CEILING)
     if last == "commit":
         shutil.copy(path, copy)
         ledger.commit(paid)
     shutil.copy(copy, path)
     with pytest.raises(TamperedError, match="exchanged or cut while it was in use"):
-        USES[use](ledger, data, paid)
+        USES[use](ledger, paid)

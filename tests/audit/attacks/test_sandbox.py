@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from support.federation import build, records, small_config
 
-from fedllm.audit.attacks.sandbox import Sandbox
+from fedllm.audit.attacks.sandbox import Sandbox, open_sandbox
+from fedllm.errors import ConfigError
 from fedllm.mechanisms import mechanism_of
 from fedllm.privacy.ledger.ledger import Ledger
+from fedllm.randomness import RandomStream
 
 SHARED = {"local_steps": 1, "optimizer": "sgd", "sampling_rate": 0.2, "learning_rate": 1.0}
 
@@ -34,3 +36,11 @@ def test_its_noise_is_the_sites_whatever_else_the_budget_is_for(
     assert settings.sampling_rate == charged.sampling_rate
     # One site that stands for all has the whole noise.
     assert settings.noise_share == 1.0
+
+
+@pytest.mark.parametrize("epsilon", [None, 4.0])
+@pytest.mark.parametrize("noise", ["local", "distributed"])
+def test_a_run_that_protects_whole_sites_has_no_sandbox(tmp_path, epsilon, noise):
+    config = small_config(tmp_path, privacy={"epsilon": epsilon, "noise": noise, "unit": "site"})
+    with pytest.raises(ConfigError, match="this run protects whole sites"):
+        open_sandbox(config, 10, RandomStream.seeded(0))

@@ -8,21 +8,21 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.ledger import charge_before, register
 from typer.testing import CliRunner
 
 from fedllm.audit.ledgers.epsilon import audit_ledgers, find_ledgers
 from fedllm.audit.ledgers.figures import EventGroup
 from fedllm.audit.ledgers.recompute import Recomputed, recompute
 from fedllm.commands.audit import app
-from fedllm.data.records import Record
-from fedllm.errors import ConfigError
+from fedllm.errors import BudgetError, ConfigError
 from fedllm.identity.keys import Identity
+from fedllm.identity.roster import Roster
 from fedllm.privacy.accounting import accountants as accounting
 from fedllm.privacy.accounting.events import Gaussian, NonPrivate, PoissonGaussian
 from fedllm.privacy.ledger.audit import export_ledger
 from fedllm.privacy.ledger.budget import Ceiling, Charge
 from fedllm.privacy.ledger.entries import TamperedError
-from fedllm.privacy.ledger.fingerprints import FingerprintKey, identify
 from fedllm.privacy.ledger.ledger import Ledger
 
 STEP = PoissonGaussian(0.1, 1.0, 10)
@@ -30,18 +30,16 @@ DELTA = 1e-5
 
 
 class Book:
-    """A ledger with one data set of 50 records."""
+    """A ledger of one account."""
 
     def __init__(self, folder, name="site-a", unit=None):
         self.path = folder / f"{name}.sqlite"
         self.identity = Identity.generate(name)
         self.ledger = Ledger.open(self.path, name, self.identity)
-        rows = [Record({"text": f"{name} {i}"}, unit and f"{unit}{i}", None, "") for i in range(50)]
-        key = FingerprintKey(self.identity.derive("data set fingerprints"))
-        self.dataset = self.ledger.register(identify(rows, key, "person" if unit else "record"))
+        self.unit = "person" if unit else "record"
 
     def charge(self, *events, run="run-1", number=1, ceiling=math.inf, finish=True, alone=None):
-        charge = Charge(run, number, self.dataset, events, alone, DELTA)
+        charge = Charge(run, number, "", events, alone, DELTA, unit=self.unit)
         reserved = self.ledger.reserve(charge, Ceiling(ceiling, DELTA))
         if finish:
             self.ledger.commit(reserved)
@@ -109,44 +107,70 @@ def test_a_sound_ledger_has_no_critical_findings(book, tmp_path):
     found = audit(book.path, public_keys={"site-a": key}, anchors={"site-a": [book.ledger.head()]})
     assert found.findings == ()
     (ledger,) = found.ledgers
-    (data,) = ledger.datasets
+    (data,) = ledger.accounts
     (run,) = data.runs
-    assert (data.unit, data.records, data.ceiling, data.delta) == ("record", 50, 8.0, DELTA)
+    assert (data.account, data.unit, data.ceiling, data.delta) == ("", "record", 8.0, DELTA)
     assert (run.committed, run.reserved_only) == (2, 0)
     assert run.groups == (EventGroup("Poisson-sampled Gaussian", 0.1, 1.0, 20),)
     assert data.sums == run.recomputed == recompute([STEP, STEP], DELTA)
     assert data.claimed == pytest.approx(data.sums.value, rel=0.02)
 
 
-def test_runs_are_added_up_for_the_data_set_and_each_stands_alone(book):
+def test_runs_are_added_up_for_the_account_and_each_stands_alone(book):
     book.charge(STEP, run="first")
     book.charge(PoissonGaussian(0.2, 2.0, 5), run="second")
-    (data,) = audit(book.path).ledgers[0].datasets
+    (data,) = audit(book.path).ledgers[0].accounts
     first, second = data.runs
     assert data.sums.value > max(first.recomputed.value, second.recomputed.value)
     assert second.recomputed == recompute([PoissonGaussian(0.2, 2.0, 5)], DELTA)
 
 
-def test_parts_of_a_data_set_may_each_be_spent_up_to_the_ceiling(tmp_path):
-    book = Book(tmp_path)
-    whole = book.dataset
-    rows = [Record({"text": f"site-a {i}"}, None, None, "") for i in range(50)]
-    key = FingerprintKey(book.identity.derive("data set fingerprints"))
+def test_ledgers_of_before_are_held_to_the_rule_of_their_time(book):
+    """Parts of a data set could each be spent up to the ceiling."""
     alone = accounting.epsilon([STEP] * 2, DELTA).value
-    book.charge(STEP, ceiling=alone)
-    for part in (rows[:25], rows[25:]):
-        book.dataset = book.ledger.register(identify(part, key))
-        book.charge(STEP, run=f"part from {part[0].values['text']}", ceiling=alone)
+    ceiling, mine = Ceiling(alone, DELTA), {"signer": book.identity, "site": "site-a"}
+    parts = [register(book.path, name, **mine) for name in "ab"]
+    for number, part in enumerate(parts):
+        charge_before(book.path, part, (STEP, STEP), ceiling, number, **mine)
     found = audit(book.path)
-    (data,) = [d for d in found.ledgers[0].datasets if d.id == whole]
-    # Added up over both parts it is more, but no record is in both.
-    assert data.sums.value > 1.1 * alone
+    (account,) = found.ledgers[0].accounts
+    assert account.sums.value > 1.1 * alone
     assert not found.critical
+    assert any("2 charges were made under the rule" in text for text in texts(found, "note"))
+    whole = register(book.path, "a", "b", **mine)
+    charge_before(book.path, whole, (STEP,), ceiling, 2, **mine)
+    (text,) = texts(audit(book.path), "critical")
+    assert f"data set {whole[:12]} was charged to epsilon" in text
+
+
+def test_declared_accounts_are_audited_apart_and_said_to_be_the_sites_word(book):
+    alone = Ceiling(accounting.epsilon([STEP] * 2, DELTA).value, DELTA)
+    for number, account in enumerate(("", "oncology", "surgery")):
+        book.ledger.reserve(Charge("run", number, account, (STEP,)), Ceiling(math.inf, DELTA))
+    for account in ("oncology", "surgery"):
+        with pytest.raises(BudgetError):
+            book.ledger.reserve(Charge("run", 9, account, (STEP,)), alone)
+    found = audit(book.path)
+    everything, oncology, surgery = found.ledgers[0].accounts
+    assert oncology.sums == surgery.sums == recompute([STEP] * 2, DELTA)
+    assert everything.sums == recompute([STEP] * 3, DELTA)
+    notes = texts(found, "note")
+    for name in ("oncology", "surgery"):
+        assert any(f"account '{name}'" in text and "site's word" in text for text in notes)
+
+
+def test_an_account_above_its_ceiling_is_named(book, monkeypatch):
+    from fedllm.privacy.ledger.budget import BudgetGuard
+
+    monkeypatch.setattr(BudgetGuard, "require", lambda *a: None)
+    book.ledger.reserve(Charge("run", 1, "oncology", (STEP,)), Ceiling(0.5, DELTA))
+    (text,) = texts(audit(book.path), "critical")
+    assert "account 'oncology' was charged to epsilon" in text
 
 
 def test_a_ceiling_against_colluders_is_held_too(book):
     share = PoissonGaussian(STEP.sampling_rate, 0.5, STEP.steps)
-    charge = Charge("run-1", 1, book.dataset, (STEP,), (share,), DELTA)
+    charge = Charge("run-1", 1, "", (STEP,), (share,), DELTA)
     limit = accounting.epsilon([share], DELTA).value / 2
     body = Ceiling(8.0, DELTA, limit)
     book.ledger._require = lambda *planned: None
@@ -182,14 +206,14 @@ def test_what_weakens_a_promise_is_said(book, tmp_path):
     found = audit(book.path)
     assert any("without differential privacy" in text for text in texts(found, "warning"))
     notes = " ".join(texts(found, "note"))
-    for words in ("did not finish", "--public-key site-a=HEX", "no anchor"):
+    for words in ("released nothing", "--public-key site-a=HEX", "no anchor"):
         assert words in notes
     assert not found.critical
 
 
 def test_colluders_see_more_and_it_is_computed(book):
     book.charge(STEP, alone=(PoissonGaussian(0.1, 0.5, 10),))
-    (data,) = audit(book.path).ledgers[0].datasets
+    (data,) = audit(book.path).ledgers[0].accounts
     assert data.colluders.value > 2 * data.sums.value
 
 
@@ -300,13 +324,13 @@ def test_command_prints_tables_json_and_exit_codes(book, tmp_path):
     options = ["--public-key", f"site-a={book.identity.public_bytes().hex()}"]
     options += ["--anchor", f"site-a={head}"]
     found = json.loads(run(app, ["epsilon", str(book.path), "--json", *options]).stdout)
-    (data,) = found["ledgers"][0]["datasets"]
+    (data,) = found["ledgers"][0]["accounts"]
     assert data["others_see_sums"]["pld"] == pytest.approx(data["claimed"], rel=0.02)
     assert found["findings"] == []
     assert len(found["assumptions"]) >= 5
     book.charge(NonPrivate(), number=2)
     found = json.loads(run(app, ["epsilon", str(book.path), "--json"]).stdout)
-    assert found["ledgers"][0]["datasets"][0]["claimed"] == "unlimited"
+    assert found["ledgers"][0]["accounts"][0]["claimed"] == "unlimited"
     cut = run(app, ["epsilon", str(book.path), "--anchor", "site-a=99:" + "0" * 64])
     assert isinstance(cut.exception, TamperedError)
     assert cut.exception.exit_code == 4
@@ -324,9 +348,32 @@ def test_text_among_ledgers_is_a_finding_and_alone_a_mistake(book, tmp_path):
 
 
 def test_the_audit_names_runs_as_people_do(book):
-    charge = Charge("f00d", 1, book.dataset, (STEP,), name="bank-\x1b[31mintents")
+    charge = Charge("f00d", 1, "", (STEP,), name="bank-\x1b[31mintents")
     book.ledger.reserve(charge, Ceiling(math.inf, DELTA))
     done = CliRunner().invoke(app, ["epsilon", str(book.path)], env={"COLUMNS": "200"})
     assert r"bank-\x1b[31mintents" in done.stdout
     found = json.loads(CliRunner().invoke(app, ["epsilon", str(book.path), "--json"]).stdout)
-    assert found["ledgers"][0]["datasets"][0]["runs"][0]["name"] == "bank-\x1b[31mintents"
+    assert found["ledgers"][0]["accounts"][0]["runs"][0]["name"] == "bank-\x1b[31mintents"
+
+
+def test_the_table_says_how_to_read_three_accountants_and_a_dash(book, tmp_path):
+    book.charge(STEP)
+    shown = CliRunner().invoke(app, ["epsilon", str(book.path)], env={"COLUMNS": "200"}).output
+    assert "the smallest of a row counts" in shown
+    assert "A dash" not in shown
+    # So little noise that only Rényi DP has an answer.
+    book.charge(PoissonGaussian(0.1, 0.2, 1), number=2)
+    shown = CliRunner().invoke(app, ["epsilon", str(book.path)], env={"COLUMNS": "200"}).output
+    assert "A dash: that accountant has no answer" in shown
+
+
+def test_a_site_is_shown_by_title_and_name_and_machines_get_both(book, tmp_path):
+    book.charge(STEP)
+    roster = Roster(b"a" * 32, {}, titles={"site-a": "Südklinik"})
+    (tmp_path / "roster.json").write_text(roster.to_json())
+    shown = CliRunner().invoke(app, ["epsilon", str(book.path)], env={"COLUMNS": "200"}).output
+    assert "Südklinik (site-a)" in shown
+    assert "note Südklinik (site-a): signatures" in shown
+    said = json.loads(CliRunner().invoke(app, ["epsilon", str(book.path), "--json"]).output)
+    assert (said["ledgers"][0]["site"], said["ledgers"][0]["title"]) == ("site-a", "Südklinik")
+    assert said["ledgers"][0]["accounts"][0]["runs"][0]["rounds_released"] == 1

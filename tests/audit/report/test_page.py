@@ -1,4 +1,5 @@
 import json
+import math
 import re
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -13,9 +14,11 @@ from fedllm.audit.ledgers.comparison import (
     load_comparison,
     save_comparison,
 )
+from fedllm.audit.ledgers.epsilon import _reported
 from fedllm.audit.report.page import bound, number, write_report
 from fedllm.audit.report.plots import CEILING_COLOUR, roc_plot, styles
 from fedllm.errors import ConfigError, FedllmError
+from fedllm.runs.record import read_run_folder
 from fedllm.visible import is_hidden
 
 
@@ -191,12 +194,16 @@ def test_what_is_said_depends_on_unit_noise_and_masks(tmp_path):
         data={"unit": None},
         privacy={"noise": "distributed", "colluders": 1},
         training={"local_steps": 1, "optimizer": "sgd"},
-        encryption={"masks": False},
     )
     other = page(write_run(tmp_path / "b", config)).text
     assert "record by record only" in other
-    assert "at most 1 other sites" in other
-    assert "could open single updates" in other
+    assert "at most one other site giving its share away" in other
+    assert "could open single updates" not in other
+    bare = page(write_run(tmp_path / "c", run_config(encryption={"masks": False}))).text
+    assert "could open single updates" in bare
+    assert "the same epsilon holds against the coordinator" in bare
+    none = run_config(privacy={"epsilon": None}, encryption={"masks": False})
+    assert "the same epsilon" not in page(write_run(tmp_path / "d", none)).text
 
 
 def test_sites_as_units_are_not_said_to_be_sampled(tmp_path):
@@ -491,3 +498,88 @@ def test_no_curve_is_left_out():
     svg = roc_plot([*curves, curves[0]], words, "plot")
     assert all(f">model {i}<" in svg for i in range(9))
     assert svg.count(">model 0<") == 2
+
+
+@pytest.mark.parametrize(
+    ("colluders", "words"),
+    [
+        (0, "and on no site giving its share away."),
+        (1, "and on at most one other site giving its share away."),
+        (3, "and on at most 3 other sites giving their shares away."),
+    ],
+)
+def test_how_many_sites_may_collude_is_said_in_words(tmp_path, colluders, words):
+    config = run_config(
+        privacy={"noise": "distributed", "colluders": colluders},
+        rounds={"min_sites": 4},
+        training={"local_steps": 1, "optimizer": "sgd"},
+    )
+    figures = summary()
+    figures["privacy"] |= {"noise": "distributed", "colluders_epsilon": 53.587}
+    folder = write_run(tmp_path, config, figures=figures)
+    text = page(folder).text
+    assert words in text
+    assert "The bound is then an epsilon of 53.59." in text
+    assert "0 " not in words
+
+
+def test_the_parts_of_the_time_add_up_to_the_whole(tmp_path):
+    folder = write_run(tmp_path)
+    write_report(folder)
+    time = json.loads((folder / "report.json").read_text())["time"]
+    *parts, whole = time
+    assert whole["name"] == "Whole run (wall clock)"
+    assert "Everything else" in parts[-1]["name"]
+    seconds = [float(part["seconds"]) for part in parts]
+    assert sum(seconds) == pytest.approx(float(whole["seconds"]), abs=0.05)
+    assert sum(float(part["share"].rstrip("%")) for part in parts) == pytest.approx(100, abs=0.5)
+    # Of sites side by side there is no rest.
+    figures = summary()
+    figures["seconds"]["train"] = 900.0
+    folder = write_run(tmp_path / "side", figures=figures)
+    write_report(folder)
+    names = [p["name"] for p in json.loads((folder / "report.json").read_text())["time"]]
+    assert not any("Everything else" in name for name in names)
+
+
+def test_sites_are_shown_by_title_and_name(tmp_path):
+    figures = summary(site_titles={"Northgate": "北京医院"})
+    folder = write_run(tmp_path, figures=figures)
+    assert "北京医院 (Northgate)" in page(folder).text
+    twin = json.loads((folder / "report.json").read_text())
+    titles = {site["name"]: site["title"] for site in twin["who"]["sites"]}
+    assert titles["Northgate"] == "北京医院"
+    assert titles["Riverside"] == ""
+
+
+@pytest.mark.parametrize("which", ["some", "all", "summary alone"])
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_what_was_spent_without_a_bound_is_said_to_be_unlimited(tmp_path, which, language):
+    lines, figures = rounds(), summary()
+    for line in lines:
+        for site in list(line.get("epsilon", {}))[: 1 if which == "some" else None]:
+            line["epsilon"][site] = None
+        if which == "summary alone":
+            line.pop("epsilon", None)
+    figures["privacy"] |= {"epsilon": None, "promised": 8.0, "sites": dict.fromkeys(SITES)}
+    run = write_run(tmp_path / "run", figures=figures, lines=lines)
+    assert read_run_folder(run).epsilon[SITES[0]] == math.inf
+    page = write_report(run, language).read_text()
+    said = json.loads((run / "report.json").read_text())
+    unlimited = {"en": "unlimited", "zh": "无上限"}[language]
+    assert [value for value, text in said["cards"] if "epsilon" in text] == [unlimited]
+    assert (said["who"]["sites"][0]["epsilon"], said["who"]["sites"][0]["left"]) == (unlimited, "0")
+    assert said["promise"]["rows"][0]["spent"] == unlimited
+    assert "critical" in [finding["severity"] for finding in said["findings"]]
+    unbounded = {"en": "nothing bounds it", "zh": "没有任何上限"}[language]
+    assert unbounded in said["verdict"]
+    assert not any("factor of" in text for text in said["protected"])
+    assert ">inf<" not in page
+
+
+def test_a_ledger_is_compared_with_what_a_run_says_without_a_bound(tmp_path):
+    figures = summary()
+    figures["privacy"]["sites"] = {SITES[0]: None, SITES[1]: 2.0}
+    found, problems = _reported(write_run(tmp_path, figures=figures))
+    assert found == {"0123456789abcdef": {SITES[0]: math.inf, SITES[1]: 2.0}}
+    assert problems == ()

@@ -102,3 +102,16 @@ def test_a_sum_of_a_round_that_is_not_open_is_refused(deployed):
         federation.round()
     assert caught.value.message == "the key authority: this round is not open"
     assert said[-1] == f"{ROUND}: its sum was not opened: RepeatError: this round is not open"
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), ValueError("closed file")])
+def test_a_journal_that_cannot_be_written_costs_no_answer(deployed, error):
+    federation, _ = deployed
+
+    def broken(text):
+        raise error
+
+    federation.authority._say = broken
+    assert len(federation.round().survivors) == 3
+    with pytest.raises(RepeatError):
+        federation.round()

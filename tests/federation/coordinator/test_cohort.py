@@ -33,5 +33,5 @@ def test_a_part_is_drawn_anew_for_each_attempt_and_everyone_has_a_turn(tmp_path)
 
 
 def test_a_part_too_small_to_be_opened_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="sites is smaller than min_sites"):
+    with pytest.raises(ConfigError, match="sites = 1 is smaller than min_sites = 2"):
         small_config(tmp_path, rounds={"sites": 1, "min_sites": 2})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +13,7 @@ from support.chance import standard_deviation_bounds
 from support.federation import build, records, small_config
 
 from fedllm.config import RunConfig, parse
+from fedllm.data.records import Record
 from fedllm.errors import ConfigError, FedllmError, RefusedError
 from fedllm.federation.coordinator.cohort import gather_cohort
 from fedllm.federation.coordinator.rounds import run_round, statement_of
@@ -204,8 +208,7 @@ def test_training_and_evaluation_together_keep_the_runs_epsilon(tiny_checkpoint,
     assert epsilon(training, 1e-3).value < 3.95, "evaluation must be paid for by training"
     if noise == "distributed":
         ledger = ledger_of(federation)
-        (dataset,) = ledger._state.datasets
-        alone = [e for e in ledger.events(dataset, "colluders") if isinstance(e, Gaussian)]
+        alone = [e for e in ledger.events("", "colluders") if isinstance(e, Gaussian)]
         charged = [e for e in events if isinstance(e, Gaussian)]
         assert alone[0].noise_multiplier == pytest.approx(
             charged[0].noise_multiplier / np.sqrt(config.rounds.min_sites)
@@ -280,3 +283,19 @@ def test_scores_cannot_pass_for_an_update(tiny_checkpoint, tmp_path):
 def test_settings_that_cannot_work_are_refused(sections, words):
     with pytest.raises(ConfigError, match=words):
         parse(RunConfig, plain_values(**sections), "test")
+
+
+def test_who_is_held_out_follows_from_the_key_alone():
+    """The share is that of 64 bits of HMAC-SHA-256, compared exactly."""
+    rows = [Record({"text": str(number)}, f"person {number}", None, "x") for number in range(300)]
+    for fraction in (0.1, 0.5):
+        kept, held = Holdout(b"k" * 32, fraction).split(rows)
+        below = [
+            row
+            for row in rows
+            if Fraction(int(hmac.digest(b"k" * 32, row.unit.encode(), "sha256").hex()[:16], 16))
+            < Fraction(fraction) * 2**64
+        ]
+        assert held == below
+        assert kept == [row for row in rows if row not in below]
+        assert held

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fedllm.errors import PeerError
 from fedllm.federation.protocol.messages import (
     CohortMember,
+    Join,
     RoundStatement,
     Train,
     Trained,
@@ -16,13 +17,14 @@ from fedllm.federation.protocol.messages import (
     TrainHeader,
 )
 from fedllm.federation.protocol.refusals import Refusal
+from fedllm.federation.protocol.statements import parse_statement
 from fedllm.federation.protocol.wire import parse_header
 
 text = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30)
 members = st.builds(CohortMember, name=text, mask_key=text, signature=text)
 statements = st.builds(
     RoundStatement,
-    run=text,
+    run=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True),
     round=st.integers(),
     attempt=st.integers(),
     rounds=st.integers(),
@@ -51,6 +53,36 @@ orders = st.builds(
     public_key=st.binary(max_size=40),
     adapter=st.binary(max_size=40),
 )
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        "",
+        "a b",
+        "a/evaluation",
+        "a" * 65,
+        "a\n",
+        ".",
+        "-a",
+        "ä",
+        "\N{CYRILLIC SMALL LETTER A}",
+        "a\0",
+    ],
+)
+def test_a_run_that_no_journal_could_name_is_refused(run):
+    header = {"run": "a", "round": 1, "config": "", "labels": [], "model": "", "adapter_length": 1}
+    assert Join.from_wire(json.dumps(header), {}).header.run == "a"
+    with pytest.raises(PeerError, match="JoinHeader is malformed at run"):
+        Join.from_wire(json.dumps({**header, "run": run}), {})
+    statement = {name: "" for name in ("plan", "key", "reveal_key", "config")} | {
+        **{name: 1 for name in ("round", "attempt", "rounds", "min_sites")},
+        "run": "a",
+        "cohort": [],
+    }
+    assert parse_statement(json.dumps(statement)).run == "a"
+    with pytest.raises(PeerError, match="RoundStatement is malformed at run"):
+        parse_statement(json.dumps({**statement, "run": run}))
 
 
 @given(orders)

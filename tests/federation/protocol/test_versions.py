@@ -6,10 +6,11 @@ import json
 
 import pytest
 
+from fedllm.canonical import signing_bytes
 from fedllm.encryption.envelope import Expectation, open_envelope, sign_envelope
 from fedllm.encryption.plan import make_plan
 from fedllm.errors import PeerError
-from fedllm.federation.protocol.messages import RoundStatement, mask_key_statement, round_statement
+from fedllm.federation.protocol.messages import RoundStatement, member_statement, round_statement
 from fedllm.federation.protocol.statements import check_member, make_member, read_statement
 from fedllm.federation.protocol.wire import parse_header
 from fedllm.identity.keys import Identity
@@ -22,7 +23,7 @@ STATEMENT = RoundStatement(
     round=1,
     attempt=1,
     rounds=1,
-    cohort=(make_member(ANNE, "run"),),
+    cohort=(make_member(ANNE, "run", 0),),
     min_sites=1,
     plan="",
     key="",
@@ -40,7 +41,9 @@ def test_a_statement_of_this_version_is_read():
     assert read_statement(text, signed(text), ROSTER) == STATEMENT
 
 
-@pytest.mark.parametrize("kind", ["fedllm.round.v1", "fedllm.round.v3", "fedllm.survivors.v2", ""])
+@pytest.mark.parametrize(
+    "kind", ["fedllm.round.v1", "fedllm.round.v2", "fedllm.round.v4", "fedllm.survivors.v2", ""]
+)
 def test_a_statement_of_another_kind_is_refused(kind):
     text = json.dumps(STATEMENT.model_dump(mode="json") | {"kind": kind})
     for signature in (signed(text), AUTHORITY.sign(text.encode()).hex()):
@@ -66,7 +69,9 @@ def test_a_mask_key_that_an_older_site_signed_is_refused():
     member = STATEMENT.cohort[0]
     check_member(member, "run", ROSTER)
     old = json.dumps(["fedllm.mask-key.v1", "run", "anne", member.mask_key]).encode()
-    for words in (old, mask_key_statement("run", "anne", "00" * 32)):
+    second = signing_bytes("fedllm.mask-key.v2", "run", "anne", member.mask_key)
+    larger = member_statement("run", "anne", member.mask_key, 1)
+    for words in (old, second, larger, member_statement("run", "anne", "00" * 32, 0)):
         other = member.model_copy(update={"signature": ANNE.sign(words).hex()})
         with pytest.raises(PeerError, match="update fedllm"):
             check_member(other, "run", ROSTER)

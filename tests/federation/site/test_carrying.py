@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 import pytest
-from support.federation import build, records, small_config
+from support.federation import build, small_config
 
 from fedllm.config import AllowSection, BudgetSection, SitePolicy
 from fedllm.errors import BudgetError, PeerError, RefusedError
@@ -22,7 +22,6 @@ from fedllm.privacy.accounting.accountants import epsilon
 from fedllm.privacy.accounting.events import Gaussian, NonPrivate, PoissonGaussian, Stated
 from fedllm.privacy.ledger.audit import export_ledger, verify_ledger
 from fedllm.privacy.ledger.budget import Ceiling, Charge
-from fedllm.privacy.ledger.fingerprints import FingerprintKey, identify
 from fedllm.privacy.ledger.ledger import Ledger
 
 CEILING = Ceiling(8.0, 1e-5)
@@ -52,14 +51,9 @@ class Place:
 
     def spend(self, path, identity, events=SPENT, unit="record"):
         ledger = Ledger.open(path, "anne", identity)
-        rows = records(20, seed=1)
-        if unit == "person":
-            rows = [dataclasses.replace(row, unit=f"p{i}") for i, row in enumerate(rows)]
-        key = FingerprintKey(identity.derive("data set fingerprints"))
-        dataset = ledger.register(identify(rows, key, unit))
         for number, event in enumerate(events):
-            ledger.reserve(Charge("r", number, dataset, (event,)), CEILING)
-        return ledger, dataset
+            ledger.reserve(Charge("r", number, "", (event,), unit=unit), CEILING)
+        return ledger
 
     def require(self, identity=None) -> None:
         require_carried(self.after, self.memory, identity or self.new, self.roster)
@@ -86,31 +80,24 @@ def test_the_earlier_spending_counts_exactly(place, through):
         old = place.folder / "old.jsonl"
         export_ledger(place.before, old)
     carry_ledger(old, place.after, place.new, place.roster)
-    ledger, dataset = place.spend(place.after, place.new, ())
-    assert sorted(map(repr, ledger.events(dataset))) == sorted(map(repr, SPENT))
+    ledger = place.spend(place.after, place.new, ())
+    assert sorted(map(repr, ledger.events(""))) == sorted(map(repr, SPENT))
     both = epsilon([*SPENT, Gaussian(1.5)], CEILING.delta).value
     assert both < CEILING.epsilon
-    ledger.reserve(Charge("s", 1, dataset, (Gaussian(1.5),)), CEILING)
-    (report,) = verify_ledger(place.after).datasets
+    ledger.reserve(Charge("s", 1, "", (Gaussian(1.5),)), CEILING)
+    (report,) = verify_ledger(place.after).accounts
     assert report.spent.value == pytest.approx(both, rel=1e-6)
     with pytest.raises(BudgetError):
-        ledger.reserve(Charge("s", 2, dataset, (Gaussian(0.5),)), CEILING)
-
-
-def test_records_that_come_later_carry_it_too(place):
-    place.spend(place.before, place.old)
-    carry_ledger(place.before, place.after, place.new, place.roster)
-    ledger, _ = place.spend(place.after, place.new, ())
-    key = FingerprintKey(place.new.derive("data set fingerprints"))
-    other = ledger.register(identify(records(20, seed=9), key, "record"))
-    assert len(ledger.events(other)) == len(SPENT)
+        ledger.reserve(Charge("s", 2, "", (Gaussian(0.5),)), CEILING)
 
 
 def test_another_unit_counts_as_not_private(place):
     place.spend(place.before, place.old)
     carry_ledger(place.before, place.after, place.new, place.roster)
-    ledger, dataset = place.spend(place.after, place.new, (), unit="person")
-    assert NonPrivate() in ledger.events(dataset)
+    ledger = Ledger.open(place.after, "anne", place.new)
+    assert NonPrivate() in ledger.events("", unit="person")
+    with pytest.raises(BudgetError, match="bounds nothing for a person"):
+        place.spend(place.after, place.new, unit="person")
 
 
 def test_two_losses_in_a_row_add_up(place):
@@ -123,8 +110,8 @@ def test_two_losses_in_a_row_add_up(place):
     last = place.folder / "third.sqlite"
     carry_ledger(place.after, last, third, roster)
     require_carried(last, place.memory, third, roster)
-    ledger, dataset = place.spend(last, third, ())
-    assert len(ledger.events(dataset)) == len(SPENT) + 1
+    ledger = place.spend(last, third, ())
+    assert len(ledger.events("")) == len(SPENT) + 1
 
 
 def test_an_earlier_ledger_without_spending_is_covered(place):
@@ -157,14 +144,14 @@ def test_a_changed_ledger_is_not_taken_over(place):
 def test_a_statement_adds_up_with_what_comes(place):
     carry_statement(STATED, place.after, place.new, place.roster)
     place.require()
-    ledger, dataset = place.spend(place.after, place.new, ())
+    ledger = place.spend(place.after, place.new, ())
     more = Gaussian(2.0)
     alone = epsilon([more], 1e-5 - 1e-6).value
     assert epsilon([Stated(3.0, 1e-6), more], 1e-5).value == pytest.approx(3.0 + alone)
-    ledger.reserve(Charge("s", 1, dataset, (more,)), CEILING)
+    ledger.reserve(Charge("s", 1, "", (more,)), CEILING)
     with pytest.raises(BudgetError):
-        ledger.reserve(Charge("s", 2, dataset, (Gaussian(0.6),)), CEILING)
-    (report,) = verify_ledger(place.after, place.new.public_bytes()).datasets
+        ledger.reserve(Charge("s", 2, "", (Gaussian(0.6),)), CEILING)
+    (report,) = verify_ledger(place.after, place.new.public_bytes()).accounts
     assert math.isfinite(report.spent.value)
     assert math.isinf(report.spent_against_colluders.value), "nobody stated a limit"
 
@@ -172,9 +159,9 @@ def test_a_statement_adds_up_with_what_comes(place):
 @pytest.mark.parametrize("stated", [(3.0, 1e-5), (math.inf, 0.0)])
 def test_a_statement_that_leaves_no_delta_or_knows_nothing_ends_the_spending(place, stated):
     carry_statement(Statement(*stated, math.inf, "record"), place.after, place.new, place.roster)
-    ledger, dataset = place.spend(place.after, place.new, ())
+    ledger = place.spend(place.after, place.new, ())
     with pytest.raises(BudgetError):
-        ledger.reserve(Charge("s", 1, dataset, (Gaussian(100.0),)), CEILING)
+        ledger.reserve(Charge("s", 1, "", (Gaussian(100.0),)), CEILING)
 
 
 def test_a_site_whose_ledger_is_gone_does_not_begin_a_new_one(tiny_checkpoint, tmp_path):

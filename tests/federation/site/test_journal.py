@@ -13,7 +13,7 @@ from fedllm.config import AllowSection, BudgetSection, SitePolicy
 from fedllm.data.records import Record
 from fedllm.errors import FedllmError, PeerError, StorageError
 from fedllm.federation.protocol.refusals import Refusal
-from fedllm.federation.site import site as site_module
+from fedllm.federation.site import telling
 from fedllm.federation.site.journal import Asked, Journal, Spent, asked_by
 from fedllm.files import explained
 from fedllm.privacy.accounting.accountants import epsilon
@@ -34,7 +34,7 @@ def watched(tiny_checkpoint, tmp_path):
         federation = build(tmp_path, config, data, POLICY, full_errors)
         said: list[str] = []
         site, ticks = federation.sites["site-0"], itertools.count(0.0, 2.0)
-        site._journal, site._clock = Journal(said.append), lambda: next(ticks)
+        site._telling._journal, site._clock = Journal(said.append), lambda: next(ticks)
         return federation, said
 
     return make
@@ -118,10 +118,12 @@ def test_no_record_enters_the_journal(watched):
     data = {"site-0": rows, "site-1": records(20, seed=1), "site-2": records(20, seed=2)}
     federation, said = watched(data=data)
     federation.round()
-    assert said == [
-        "run 'bank' (run-1), from round 1 of 2 on, joining: refused after 2.0 s: DataError (the "
-        "site's log of rounds has the details)"
-    ]
+    (warning,) = [line for line in said if line.startswith("WARNING")]
+    assert warning == (
+        "WARNING: run run-1: 1 row left out of training and evaluation (the site's log of rounds "
+        "has the details)"
+    )
+    assert "example" not in " ".join(said).lower()
 
 
 @pytest.mark.parametrize(
@@ -195,7 +197,9 @@ def test_an_error_of_the_disk_is_told_at_the_site_and_travels_as_its_kind(
     assert f"refused after 2.0 s: StorageError: /kit/state/memory.json: {FULL[number]}" in said[-1]
     refusal = answers["train", "site-0"].header.refusal
     assert refusal == Refusal(
-        kind="StorageError", message="StorageError", remedy="the site's own log has the details"
+        kind="StorageError",
+        message="a disk of the site is full, or a file of its own is not in order",
+        remedy="the site's own log has the details; ask its operator",
     )
     assert isinstance(refusal.to_error("site-0"), StorageError)
 
@@ -215,7 +219,7 @@ def test_a_full_disk_under_the_ledger_is_of_the_same_kind(watched):
 
     def order(kind, name, message):
         if (kind, name) == ("train request", "site-0"):
-            account = federation.sites[name]._accounts["classification"]
+            account = federation.sites[name]._opened
             account._ledger._store.__class__ = Full
         return answers.setdefault((kind, name), message)
 
@@ -233,7 +237,7 @@ def test_a_log_that_cannot_be_written_loses_neither_a_round_nor_a_refusal(watche
     def full(path, line):
         raise StorageError(f"could not write {path.name}: No space left on device")
 
-    monkeypatch.setattr(site_module, "append_line", full)
+    monkeypatch.setattr(telling, "append_line", full)
     assert federation.round().survivors == ("site-0", "site-1", "site-2")
     assert said[-2] == "WARNING: could not write site-0.log: No space left on device"
     federation.tamper = lambda kind, name, m: (
@@ -265,3 +269,35 @@ def test_nothing_of_the_journal_leaves(watched):
     everything = " ".join(sent)
     assert "epsilon" not in everything
     assert "left" not in everything
+
+
+def test_a_configuration_with_an_endless_number_is_refused_and_told(watched):
+    federation, said = watched()
+    seen = []
+
+    def swap(kind, name, message):
+        if kind == "join request":
+            text = message.header.config + f"x = {'1' * 5000}\n"
+            header = message.header.model_copy(update={"config": text})
+            return type(message)(header)
+        seen.append(message)
+        return message
+
+    federation.tamper = swap
+    with pytest.raises(FedllmError):
+        federation.round()
+    assert [answer.header.refusal.kind for answer in seen] == ["PeerError"] * 3
+    assert "refused" in said[0]
+
+
+def test_a_journal_that_fails_loses_no_answer(watched):
+    federation, _ = watched()
+
+    def broken(*_):
+        raise BrokenPipeError
+
+    federation.sites["site-0"]._telling._journal._say = broken
+    outcome = federation.round()
+    assert outcome.survivors == ("site-0", "site-1", "site-2")
+    log = (federation.folder / "site-0.log").read_text()
+    assert '"journal": "BrokenPipeError"' in log

@@ -83,7 +83,7 @@ def cohort(place, change) -> Train:
 def swapped_key(place) -> list[dict[str, str]]:
     """Return the cohort with the site's own mask key of another run."""
     members = json.loads(place.order.header.statement)["cohort"]
-    other = make_member(place.federation.identities["site-1"], "run-1").model_dump()
+    other = make_member(place.federation.identities["site-1"], "run-1", 0).model_dump()
     return [{**other, "name": SITE}, *members[1:]]
 
 

@@ -110,8 +110,8 @@ def make(folder: Path) -> None:
     """Write ``config``, ``job``, ``refusal``, ``progress`` and ``audit``."""
     write_bytes(folder / "config" / "run.toml", to_toml(full_config()).encode())
     write_bytes(folder / "config" / "site.toml", to_toml(policy()).encode())
-    private = Refusal.of(DataError("a text of a record"), full_text=False)
-    spent = Refusal.of(BudgetError("the ceiling is 8", "plan fewer rounds"), full_text=False)
+    private = Refusal.of_site(DataError("a text of a record"), full_text=False)
+    spent = Refusal.of_site(BudgetError("the ceiling is 8", "plan fewer rounds"), full_text=False)
     write_json(folder / "refusal" / "refusals.json", [private.model_dump(), spent.model_dump()])
     _coordinator(folder / "job", spent)
     _progress(folder / "progress")

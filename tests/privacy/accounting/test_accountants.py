@@ -12,6 +12,7 @@ from support.dp_events import to_dp_event
 
 from fedllm.errors import ConfigError
 from fedllm.privacy.accounting import accountants as accounting
+from fedllm.privacy.accounting import renyi
 from fedllm.privacy.accounting.accountants import epsilon
 from fedllm.privacy.accounting.events import (
     Gaussian,
@@ -244,3 +245,26 @@ def test_accountant_restarted_each_round_would_differ():
     whole = epsilon([event for events in rounds for event in events], 1e-5).value
     assert whole == pytest.approx(7.0466, abs=1e-3)
     assert restarted < whole / 2
+
+
+@pytest.mark.parametrize("rate", [1e-9, 1e-3])
+def test_a_log_moment_is_above_the_exact_one_by_its_rounding(rate):
+    exact = math.log1p(rate**2 * math.expm1(1.0))  # of order 2, at noise 1
+    found = float(renyi._log_moments(rate, 1.0)[len(renyi._FRACTIONAL_ORDERS)])
+    assert 0.5e-11 < found - exact < 1.5e-11
+
+
+def test_the_rounding_of_a_log_moment_grows_with_it():
+    exact = math.log1p(0.25 * math.expm1(100.0))  # of order 2, at noise 0.1: about 98.6
+    found = float(renyi._log_moments(0.5, 0.1)[len(renyi._FRACTIONAL_ORDERS)])
+    assert 0.5e-9 < found - exact < 1.5e-9
+
+
+def test_a_tiny_mu_has_the_closed_form_or_a_bound():
+    assert gaussian_epsilon(5e-10, 3e-10) == 0.0  # delta is above 0.4 mu
+    assert gaussian_epsilon(5e-10, 0.4 * 5e-10) == 0.0
+    bound = 5e-10 * math.sqrt(-2 * math.log(1e-10))
+    assert gaussian_epsilon(5e-10, 1e-10) == pytest.approx(bound, rel=1e-6)
+    # From 1e-9 on the exact one, about mu here, takes the place of the bound, 6.8 mu.
+    assert 1.1 < gaussian_epsilon(1.5e-9, 1e-10) / 1.5e-9 < 1.3
+    assert 0.5 < gaussian_epsilon(1e-9, 1e-10) / 1e-9 < 1.1

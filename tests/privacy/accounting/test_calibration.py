@@ -147,6 +147,15 @@ def test_plan_of_a_run(tmp_path):
     assert without["epsilon"] is None
     table = CliRunner().invoke(app, ["plan", str(path), "--records", "50"])
     assert "colluders" in table.output
+    assert "single updates" not in table.output
+    changes = ("privacy.noise=local", "encryption.masks=false")
+    sets = [word for change in changes for word in ("--set", change)]
+    bare = CliRunner().invoke(app, ["plan", str(path), "--records", "50", *sets])
+    assert "can open single updates" in bare.output
+    assert "same epsilon" in bare.output
+    refused = CliRunner().invoke(app, [*common, *sets[2:]])
+    assert isinstance(refused.exception, ConfigError)
+    assert "needs masks" in refused.exception.message
     for option, value in (("--epsilon", "3"), ("--rounds", "5"), ("--noise", "1")):
         wrong = CliRunner().invoke(app, [*common, option, value])
         assert isinstance(wrong.exception, ConfigError)

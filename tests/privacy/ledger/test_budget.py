@@ -70,6 +70,6 @@ def test_impossible_ceiling(epsilon, delta):
     [{"run": ""}, {"round": -1}, {"events": ()}, {"delta": 0.0}, {"purpose": "fun"}],
 )
 def test_impossible_charge(wrong):
-    values = {"run": "r", "round": 0, "dataset": "d", "events": (ROUND,)}
+    values = {"run": "r", "round": 0, "account": "", "events": (ROUND,)}
     with pytest.raises(ConfigError):
         Charge(**{**values, **wrong})

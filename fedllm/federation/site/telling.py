@@ -1,0 +1,123 @@
+"""What a site tells its own people: a private log of details, and a journal of what happened.
+
+Neither ever decides what leaves the site: what was paid for is not lost with a line, nor is a
+refusal.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from fedllm.errors import FedllmError
+from fedllm.federation.protocol.messages import Join, RoundStatement, Settle, Train, Unmask
+from fedllm.federation.site.data import Datasets
+from fedllm.federation.site.journal import Asked, Journal, Spent, asked_by
+from fedllm.files import append_line
+from fedllm.mechanisms import LocalStatistics
+
+Request = Join | Train | Settle | Unmask
+
+
+class SiteTelling:
+    """Writes to both; no failure of either goes any further.
+
+    Parameters
+    ----------
+    log : Path
+        JSON Lines, as private as the records.
+    journal : Journal, optional
+        Of the service; holds no text of a record.
+    spent : callable
+        What the journal says of the budget after a message.
+    """
+
+    def __init__(
+        self, log: Path, journal: Journal | None, spent: Callable[[Asked], Spent | None]
+    ) -> None:
+        self._path = log
+        self._journal = journal
+        self._spent = spent
+        self._told: Datasets | None = None
+
+    def done(self, request: Request, seconds: float) -> None:
+        """Say that a message was carried out."""
+        if self._journal is not None:
+            try:
+                asked = asked_by(request)
+                self._journal.done(asked, seconds, self._spent(asked))
+            except Exception as failure:
+                self._failed(failure)
+
+    def refused(self, request: Request, error: BaseException, seconds: float) -> None:
+        """Say that a message was refused, and why."""
+        if self._journal is not None:
+            try:
+                asked = asked_by(request)
+                self._journal.refused(asked, error, seconds, self._spent(asked))
+            except Exception as failure:
+                self._failed(failure)
+
+    def details(self, error: BaseException) -> None:
+        """Write down an error that leaves the site by its kind alone."""
+        # A library's own words may quote a record; where it failed says nothing of one.
+        text = str(error) if isinstance(error, FedllmError) else _place(error)
+        self._append({"error": type(error).__name__, "text": text})
+
+    def left_out(self, run: str, datasets: Datasets) -> None:
+        """Say once which records are left out."""
+        if not datasets.left_out or datasets is self._told:
+            return
+        self._told = datasets
+        # Which they are stands in the log, which only the kit's owner reads.
+        self._append({"run": run, "left_out": datasets.left_out})
+        summary = datasets.left_out.splitlines()[0].rstrip(":")
+        self._warn(f"run {run}: {summary} (the site's log of rounds has the details)")
+
+    def trained(
+        self,
+        statement: RoundStatement,
+        statistics: LocalStatistics,
+        train_s: float,
+        encrypt_s: float,
+    ) -> None:
+        """Write down what a round's training looked like."""
+        line: dict[str, object] = {
+            "run": statement.run,
+            "round": statement.round,
+            "attempt": statement.attempt,
+            "seconds": {"train": train_s, "encrypt": encrypt_s},
+            "loss": statistics.loss if np.isfinite(statistics.loss) else None,
+            "records_seen": statistics.records_seen,
+            "empty_batches": statistics.empty_batches,
+            "norm_quantiles": statistics.norm_quantiles,
+        }
+        if statistics.broken_units:
+            line["broken_units"] = dict(statistics.broken_units)
+        if statistics.problem:
+            line["problem"] = statistics.problem
+        self._append(line)
+
+    def _append(self, line: dict[str, object]) -> None:
+        try:
+            append_line(self._path, json.dumps(line))
+        except FedllmError as error:
+            self._warn(error.message)
+
+    def _warn(self, text: str) -> None:
+        if self._journal is not None:
+            with suppress(Exception):
+                self._journal.warn(text)
+
+    def _failed(self, failure: Exception) -> None:
+        self._append({"journal": type(failure).__name__})
+
+
+def _place(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    return " > ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)

@@ -1,0 +1,129 @@
+"""Whether training can work at all, tried on records that are nobody's.
+
+A check on the records themselves would tell of them: whoever chooses the adapter can arrange
+that a tensor gets a gradient from one record alone, and a refusal would then say whether that
+record is there.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedllm.data.encode import EncodedDataset
+from fedllm.errors import FedllmError, TrainingError
+from fedllm.models.shared import SharedModel
+from fedllm.privacy.dpsgd import (
+    Gradients,
+    OuterProducts,
+    forget_step,
+    per_sample_gradients,
+    per_sample_hooks,
+)
+from fedllm.randomness import RandomStream
+from fedllm.tasks import task_of
+from fedllm.training.objectives import record_losses
+from fedllm.training.observed import StepRecord
+
+_RECORDS = 4
+
+
+class MadeUpTraining:
+    """Takes the gradients of a private step on made-up records.
+
+    Keeps the records of the last model, encoded.
+    """
+
+    def __init__(self) -> None:
+        self._of: tuple[SharedModel, int] | None = None
+        self._records: EncodedDataset | None = None
+
+    def require(self, model: SharedModel, max_length: int) -> None:
+        """Refuse a model that could not be trained from the adapter that it holds.
+
+        Everything that the answer depends on is public: the base model, the adapter, the labels
+        and records that are the same everywhere.
+
+        Parameters
+        ----------
+        model : SharedModel
+            Holds the adapter that a round starts with; left as it is.
+        max_length : int
+            Most tokens of a record.
+
+        Raises
+        ------
+        TrainingError
+            If a loss is no number, or a tensor gets no gradient that must get one.
+        """
+        try:
+            losses, reached = self._step(model, max_length)
+        except FedllmError:
+            raise
+        except Exception as error:
+            # The records are public, and so are these words.
+            raise TrainingError(
+                f"a private step on made-up records broke off ({type(error).__name__}: {error})",
+                "the base model does not fit the run's task or lora.target_modules",
+            ) from error
+        if not np.isfinite(losses).any():
+            raise TrainingError(
+                "the shared model gives no loss that is a number",
+                "the run has diverged: start again with lower learning rates",
+            )
+        record = StepRecord(model.manifest)
+        record.losses.append(losses)
+        record.end_of_step(model.adapter().astype(np.float64), reached, len(losses))
+        record.check_connected()
+
+    def _step(
+        self, model: SharedModel, max_length: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the losses (B,), and for each value whether its tensor has a gradient (P,)."""
+        if self._of != (model, max_length) or self._records is None:
+            self._of, self._records = (model, max_length), made_up_records(model, max_length)
+        batch = self._records.batch(np.arange(len(self._records)))
+        kept: list[NDArray[np.float64]] = []
+
+        def losses() -> Tensor:
+            values = record_losses(model, batch)
+            kept.append(values.detach().cpu().double().numpy())
+            return values
+
+        try:
+            with per_sample_hooks(model.module, model.row_layers):
+                gradients = per_sample_gradients(model.trained, losses)
+        finally:
+            forget_step(model.module)
+        # Each record by itself: in a sum, opposite ones could cancel.
+        reached = [
+            np.full(segment.size, float(_reaches(gradient)))
+            for segment, gradient in zip(model.manifest.segments, gradients, strict=True)
+        ]
+        return kept[0], np.concatenate(reached)
+
+
+def made_up_records(model: SharedModel, max_length: int) -> EncodedDataset:
+    """Make a few records of a model's task, the same everywhere."""
+    task, number = task_of(model.task), count()
+    stream = RandomStream.seeded(0, "made-up records")
+    records = [
+        task.made_up(
+            lambda words: " ".join(f"word {next(number)}" for _ in range(words)),
+            stream,
+            model.labels,
+        )
+        for _ in range(_RECORDS)
+    ]
+    return task.encode(records, model.tokenizer, max_length, model.labels)
+
+
+def _reaches(gradient: Gradients) -> bool:
+    if isinstance(gradient, OuterProducts):
+        rows = gradient.backprops.any(dim=1) & gradient.activations.any(dim=1)
+        return bool(rows.any())
+    return bool(torch.any(gradient != 0))

@@ -1,0 +1,94 @@
+"""What a site writes into its ledger before it reads a record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.federation import small_config
+
+from fedllm.config import AllowSection, BudgetSection, DataSection, SitePolicy
+from fedllm.errors import BudgetError, RefusedError
+from fedllm.federation.protocol.messages import RoundStatement
+from fedllm.federation.site.charging import SiteAccount
+from fedllm.identity.keys import Identity
+from fedllm.privacy.ledger.audit import read_state
+
+PERSONS = DataSection(train="there is no such file", unit="patient")
+
+
+@pytest.fixture(scope="module")
+def identity():
+    return Identity.generate("anne")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "state" / "ledger.sqlite"
+
+
+def statement(number: int = 1) -> RoundStatement:
+    return RoundStatement.model_construct(
+        run="run-1", round=number, purpose="update", noise_multiplier=None
+    )
+
+
+def config(**sections):
+    return small_config(Path("no model"), privacy={"epsilon": 2.0}, **sections)
+
+
+def charged(account, path, config):
+    account.reserve(statement(), config, 40, 100)
+    (reservation,) = read_state(path).reservations.values()
+    return reservation.account, reservation.unit
+
+
+def policy(data=None, account=None):
+    return SitePolicy(budget=BudgetSection(epsilon=2.0, account=account), data=data)
+
+
+@pytest.mark.parametrize("task", ["classification", "causal", "instruction"])
+@pytest.mark.parametrize(
+    ("run", "source", "unit"),
+    [
+        ("person", None, "person"),
+        (None, None, "record"),
+        # The site's own source decides, whatever the run believes of it.
+        ("person", DataSection(train="x"), "record"),
+        (None, PERSONS, "person"),
+    ],
+)
+def test_the_unit_is_what_the_sites_own_source_names(path, identity, task, run, source, unit):
+    asked = config(data={"unit": run})
+    labels = None if task != "classification" else asked.data.labels
+    data = asked.data.model_copy(update={"labels": labels})
+    asked = asked.model_copy(update={"task": task, "data": data})
+    account = SiteAccount(path, identity, policy(source))
+    assert charged(account, path, asked) == ("", unit)
+
+
+def test_records_are_not_charged_where_persons_are_promised(path, identity):
+    asked = config(data={"unit": "who"})
+    kind = AllowSection(unit="person")
+    without = SitePolicy(allow=kind, data=DataSection(train="x"))
+    account = SiteAccount(path, identity, without)
+    with pytest.raises(RefusedError, match="its source names none"):
+        account.check_run("run-1", 1, asked, 40, 100)
+    with pytest.raises(RefusedError, match="its source names none"):
+        account.reserve(statement(), asked, 40, 100)
+    assert account.head().sequence == 1
+    with_persons = without.model_copy(update={"data": PERSONS})
+    assert charged(SiteAccount(path, identity, with_persons), path, asked) == ("", "person")
+
+
+def test_a_declared_account_is_what_is_charged(path, identity):
+    account = SiteAccount(path, identity, policy(PERSONS, "oncology"))
+    assert charged(account, path, config()) == ("oncology", "person")
+    with pytest.raises(BudgetError):
+        account.check_run("run-2", 1, config(), 40, 100)
+    assert account.left() < 2.0
+    other = SiteAccount(path, identity, policy(PERSONS, "surgery"))
+    other.check_run("run-2", 1, config(), 40, 100)
+    assert other.left() == 2.0
+    with pytest.raises(BudgetError):
+        SiteAccount(path, identity, policy(PERSONS)).check_run("run-2", 1, config(), 40, 100)
