@@ -57,10 +57,9 @@ def _leaves(material: Material, way: Way, kind: Kind, task: Task) -> str | None:
         found = federation.sent(_NAME, 1, noise=noise)
     event: Any = federation.charges(_NAME)[-1].events[0]
     deviations = update_deviation(federation, way, event)
-    sign = 1 if way.divided == "not" else -1
     left = (found - _reference(material, federation, way)) / deviations
     # Of standard deviations that hold for all steps together.
-    worst = np.abs(left - sign * script * np.sqrt(steps))
+    worst = np.abs(left - way.sign * script * np.sqrt(steps))
     if worst.max() < _EXACT:
         return None
     place = int(worst.argmax())

@@ -81,7 +81,7 @@ def noise_arrives(material: Material, every_task: bool) -> str | None:
         with scripted_normals(script):
             found = one.noise()
         # Each step draws the same numbers, which adds up to more than independent ones.
-        wanted = one.sign * script[: len(found)] * np.sqrt(one.steps)
+        wanted = one.way.sign * script[: len(found)] * np.sqrt(one.steps)
         worst = float(np.abs(found - wanted).max())
         if not worst < _EXACT * _LARGEST:
             return f"{one.name}: noise is off by {worst:.2g} deviations where it arrives"

@@ -117,7 +117,28 @@ def build(material: Material, config: RunConfig, setting: Setting | None = None)
         ),
         terms=make_terms(config, model, setting.run),
         start=start_of(model),
+        sizes={name: announced_size(config, records[name]) for name in SITES},
     )
+
+
+def announced_size(config: RunConfig, records: list[Record]) -> int:
+    """Return what a site has to announce of its size: three binary digits, or nothing.
+
+    It follows from how many there are, and never from which of them are held out.
+    """
+    if not config.private or config.unit == "site" or config.privacy.noise != "local":
+        return 0
+    persons = {record.unit for record in records} - {None}
+    nameless = sum(record.unit is None for record in records)
+    held_out = config.evaluation.holdout if config.evaluation.every else 0.0
+    units = max(1, int((len(persons) + nameless) * (1.0 - held_out)))
+    return leading_digits(units)
+
+
+def leading_digits(units: int) -> int:
+    """Return a whole number with all but its three leading binary digits set to zero."""
+    digits = f"{units:b}"
+    return int(digits[:3].ljust(len(digits), "0"), 2)
 
 
 def records_of(

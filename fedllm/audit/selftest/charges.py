@@ -9,7 +9,7 @@ import numpy as np
 
 from fedllm.audit.ledgers.recompute import recompute
 from fedllm.audit.selftest.accountant import close, epsilon_of, mu_squared_of, noise_for, spent
-from fedllm.audit.selftest.building import Setting, build, records_of
+from fedllm.audit.selftest.building import Setting, build, leading_digits, records_of
 from fedllm.audit.selftest.entropy import watched
 from fedllm.audit.selftest.federation import Federation
 from fedllm.audit.selftest.material import PLAIN, SITES, Material, Unit, by_itself, some_persons
@@ -37,8 +37,8 @@ class _Sizes:
 
     @property
     def rate(self) -> float:
-        """Probability of one unit to be in a batch."""
-        return min(1.0, self.batch / self.units)
+        """Probability of one unit to be in a batch; follows from what is announced."""
+        return min(1.0, self.batch / leading_digits(self.units))
 
 
 # Rates with many digits; 24 records of 9 persons; more asked for than there are.
@@ -50,7 +50,7 @@ _SIZES = (
 
 
 def rates_are_charged(material: Material, all_sizes: bool = True) -> str | None:
-    """Units are drawn at the rate that is charged: batch over units, to the last digit."""
+    """Units are drawn at the rate that is charged: batch over announced units, to the last digit."""
     for size in _SIZES if all_sizes else _SIZES[:1]:
         if problem := _rate(material, size, all_sizes):
             people = " persons" if size.unit is some_persons else " records"
@@ -109,7 +109,7 @@ def _rate(material: Material, size: _Sizes, foreign: bool) -> str | None:
         if abs(found[0] - size.rate) > _SAME * size.rate or found[1] != 3:
             return f"the ledger says rate {found[0]!r} and {found[1]} steps"
         unit = "person" if size.unit is some_persons else "record"
-        if state.datasets[charge.dataset].unit != unit or charge.delta != _DELTA:
+        if charge.unit != unit or charge.delta != _DELTA:
             return "the ledger names another unit or delta"
     events = [event for charge in state.reservations.values() for event in charge.events]
     return _keeps(events) if foreign else None

@@ -238,7 +238,7 @@ CHECKS = (
     ),
     Check(
         "rates",
-        "units are drawn and charged at the batch over their number, to the last digit",
+        "units are drawn and charged at the batch over their announced number, to the last digit",
         lambda s: charges.rates_are_charged(s.material, s.effort.every_task),
     ),
     Check(

@@ -32,6 +32,7 @@ from fedllm.federation.coordinator.rounds import (
 )
 from fedllm.federation.protocol.envelopes import verified_update
 from fedllm.federation.protocol.evaluating import sum_shape
+from fedllm.federation.protocol.masks import site_masks
 from fedllm.federation.protocol.messages import (
     OpenRound,
     OpenRoundHeader,
@@ -66,6 +67,8 @@ class Federation:
         Every signed update that a site sent, as it went over the wire.
     announced : list of float
         Noise multipliers of the rounds so far, with distributed noise.
+    sizes : dict of str to int
+        What each site has to announce of its size in this run.
     heard : callable
         Hears of every answer of a site: what it was asked, its name, and the answer.
     keys : dict of str to object
@@ -80,6 +83,7 @@ class Federation:
     authority: Authority
     terms: Terms
     start: NDArray[np.float32]
+    sizes: dict[str, int]
     updates: list[bytes] = field(default_factory=list)
     announced: list[float] = field(default_factory=list)
     keys: dict[str, Any] = field(default_factory=dict)
@@ -187,7 +191,10 @@ class Federation:
     def _proposal(
         self, number: int, attempt: int, noise: float | None, purpose: Purpose
     ) -> RoundStatement:
-        cohort = tuple(make_member(self.identities[name], self.terms.run) for name in self.sites)
+        cohort = tuple(
+            make_member(self.identities[name], self.terms.run, self.sizes[name])
+            for name in self.sites
+        )
         statement = statement_of(self.terms, cohort, number, attempt, noise, purpose)
         return statement.model_copy(update={"plan": self.plan_of(purpose).fingerprint()})
 
@@ -210,7 +217,7 @@ class Federation:
         noise: float | None = None,
         purpose: Purpose = "update",
     ) -> Vector:
-        """Let one site do a round without masks, and open what it sends, (P,).
+        """Let one site do a round, take its masks off, and open what it sends, (P,).
 
         Raises
         ------
@@ -220,6 +227,13 @@ class Federation:
         order, context = self.order(number, None, attempt, noise, purpose)
         plan = self.plan_of(purpose)
         slots = SecretRoundKey(plan, context).decrypt_sum(self.payload(name, order))
+        if plan.masked:
+            statement = read_statement(order.header.statement, order.header.signature, self.roster)
+            recover = self.config.encryption.recover_dropouts
+            masks = site_masks(self.identities[name], statement, plan, recover).mask_for_update()
+            slots = (slots + (np.uint64(plan.plain_modulus) - masks)) % np.uint64(
+                plan.plain_modulus
+            )
         return self.quantiser(purpose).dequantise_sum(unpack(slots, plan, 1), 1)
 
     def refused(

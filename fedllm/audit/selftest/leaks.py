@@ -54,7 +54,8 @@ def words_say_nothing(material: Material, all_cases: bool = True) -> str | None:
     )
     identities = {name: Identity.generate(name) for name in (*SITES, "authority")}
     said = []
-    worlds = (("one", 24), ("other", 19), ("third", 24))
+    # Of one announced size, which is public.
+    worlds = (("one", 24), ("other", 23), ("third", 24))
     for seed, count in worlds if all_cases else worlds[:2]:
         federation = build(material, config, _world(identities, seed, count))
         with watched(known_answers("leaks")):
@@ -90,7 +91,9 @@ def _listen(federation: Federation) -> _Said:
 
 
 def _form(said: _Said, federation: Federation) -> str | None:
-    member = make_member(federation.identities[_NAME], federation.terms.run).model_dump()
+    member = make_member(
+        federation.identities[_NAME], federation.terms.run, federation.sizes[_NAME]
+    ).model_dump()
     heads = []
     for kind, header, blobs in said.answers:
         if set(header) != _FIELDS[kind] or set(blobs) != _BLOBS[kind]:

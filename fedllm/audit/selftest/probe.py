@@ -51,9 +51,16 @@ _LOCAL: dict[str, dict[str, Any]] = {
     "privacy": {"clipping_norm": _NORM},
 }
 _SHARED: dict[str, dict[str, Any]] = {
-    "privacy": {"noise": "distributed", "colluders": _COLLUDERS, "clipping_norm": _NORM},
+    "privacy": {
+        # Of a run whose levels have room for the noise.
+        "epsilon": 8.0,
+        "noise": "distributed",
+        "colluders": _COLLUDERS,
+        "clipping_norm": _NORM,
+    },
     "rounds": {"min_sites": _SMALLEST},
     "training": {"local_steps": 1, "sampling_rate": 0.5},
+    "encryption": {"bits": 20},
 }
 
 
@@ -85,6 +92,11 @@ class Way:
     shared: bool = False
     moving: bool = False
     discrete: bool = False
+
+    @property
+    def sign(self) -> int:
+        """Minus where noise is drawn for the gradients, plus where it is for what leaves."""
+        return -1 if self.divided == "units" else 1
 
     @property
     def shares(self) -> int:
@@ -214,10 +226,12 @@ class Probe:
         rates = [_HEAD_RATE if s.group == "head" else _RATE for s in self.segments]
         return np.repeat(rates, [segment.size for segment in self.segments])
 
-    @property
-    def sign(self) -> int:
-        """Minus for what descends, plus for an update with noise on it."""
-        return 1 if self.way.divided == "not" else -1
+    @cached_property
+    def _bounds(self) -> Vector:
+        """What the coordinator multiplies a part by, (P,)."""
+        bounds = mechanism_of(self.config).bounds(self.segments)
+        return np.repeat(bounds, [segment.size for segment in self.segments])
+
 
     @property
     def steps(self) -> int:
@@ -245,21 +259,25 @@ class Probe:
         site, number : str and int
             Which site and round this is to be.
         """
-        updates: list[NDArray[np.float32]] = []
+        updates: list[Vector] = []
 
-        def quantise(update: NDArray[np.float32], rounding: RandomStream) -> NDArray[np.uint64]:
-            updates.append(update.copy())
+        def quantise(update: NDArray[Any], rounding: RandomStream) -> NDArray[np.uint64]:
+            updates.append(update.astype(np.float64))
             rounding.bytes(1)
             return np.zeros(len(update), dtype=np.uint64)
 
+        def quantise_parts(parts: NDArray[Any], rounding: RandomStream) -> NDArray[np.uint64]:
+            return quantise(parts * self._bounds, rounding)
+
         work: LocalWork = Quiet(self.work) if quiet else self.work
-        asked = SiteRound(work, _NOISE, quantise, (site, number))
-        levels = mechanism_of(self.config).contribute(asked).levels
+        mechanism = mechanism_of(self.config)
+        announced = mechanism.announced_units(self.units)
+        asked = SiteRound(work, announced, _NOISE, quantise, quantise_parts, (site, number))
+        levels = mechanism.contribute(asked).levels
         if self.way.discrete:
             steps = levels.astype(np.float64) - self.grid.half
             return steps * (_NORM / self.grid.clipping_steps) / self.deviations
-        found = updates[-1].astype(np.float64)
-        return self._before_the_optimiser(found) / self.deviations
+        return self._before_the_optimiser(updates[-1]) / self.deviations
 
     def _before_the_optimiser(self, update: Vector) -> Vector:
         if not self.way.moving:

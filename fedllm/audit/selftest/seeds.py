@@ -199,7 +199,8 @@ def site_config(
     wanted: dict[str, dict[str, Any]] = {
         # Everyone in every batch, so that nothing but noise is left to chance.
         "training": {"sampling_rate": 1.0},
-        "encryption": {"masks": False, "bits": 20 if way.discrete else 24},
+        # Shared noise demands masks.
+        "encryption": {"masks": way.shared, "bits": 20 if way.discrete else 24},
         "privacy": {"epsilon": 8.0},
     }
     for name, section in [*wanted.items(), *more.items()]:
