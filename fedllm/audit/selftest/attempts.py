@@ -12,13 +12,12 @@ from fedllm.audit.selftest.accountant import epsilon_of, mu_squared_of, noise_fo
 from fedllm.audit.selftest.building import Setting, build, new_identities
 from fedllm.audit.selftest.entropy import replaced, watched
 from fedllm.audit.selftest.federation import Federation
-from fedllm.audit.selftest.material import SITES, Material
+from fedllm.audit.selftest.material import SITES, Kind, Material
 from fedllm.audit.selftest.probe import WAYS, Way
 from fedllm.audit.selftest.seeds import site_config, update_deviation
 from fedllm.audit.selftest.statistics import variance
 from fedllm.config import BudgetSection, RunConfig
 from fedllm.errors import TrainingError
-from fedllm.federation.protocol.messages import Join, JoinHeader
 from fedllm.federation.site.work import SiteWork
 
 _EPSILON, _DELTA = 8.0, 1e-5
@@ -103,7 +102,7 @@ def evaluations_are_charged(material: Material) -> str | None:
 
 
 def evaluations_count_for_later_runs(material: Material) -> str | None:
-    """What evaluations have cost is spent for every later run on the same records."""
+    """What evaluations have cost is spent for every later run."""
     with_evaluation = site_config(
         material, LOCAL, rounds={"count": 1}, evaluation={"every": 1, "epsilon": 5.0}
     )
@@ -186,12 +185,17 @@ def _refuses(federation: Federation, number: int, attempt: int, noise: float | N
 
 
 def one_round(
-    material: Material, epsilon: float = 2.0, way: Way = LOCAL, **privacy: float
+    material: Material,
+    epsilon: float = 2.0,
+    way: Way = LOCAL,
+    kind: Kind = "bert",
+    **privacy: float,
 ) -> RunConfig:
     """Return a run of one step in one round, which costs a known epsilon at once."""
     return site_config(
         material,
         way,
+        kind=kind,
         rounds={"count": 1, "min_sites": way.sections.get("rounds", {}).get("min_sites", 2)},
         evaluation={"every": 0},
         training={"local_steps": 1},
@@ -206,16 +210,7 @@ def pay(federation: Federation, noise: float | None = None) -> bool:
 
 def joins(federation: Federation) -> bool:
     """Ask the first site whether it takes part in the run."""
-    terms = federation.terms
-    header = JoinHeader(
-        run=terms.run,
-        round=1,
-        config=terms.config_text,
-        labels=terms.labels,
-        model=terms.model,
-        adapter_length=terms.adapter_length,
-    )
-    return federation.sites[_NAME].join(Join(header)).header.refusal is None
+    return federation.joined(_NAME).refusal is None
 
 
 def ceilings_hold(material: Material) -> str | None:

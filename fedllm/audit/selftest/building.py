@@ -82,8 +82,11 @@ def build(material: Material, config: RunConfig, setting: Setting | None = None)
     keys = {name: identities[name].public_bytes() for name in SITES}
     roster = Roster(identities[AUTHORITY].public_bytes(), keys, former=setting.former)
     allowed = not config.private if setting.non_private is None else setting.non_private
+    budget = setting.budget or BudgetSection(epsilon=10 * (config.privacy.epsilon or 1.0))
     policy = SitePolicy(
-        budget=setting.budget or BudgetSection(epsilon=10 * (config.privacy.epsilon or 1.0)),
+        # Who declares an account says who is a person.
+        data=config.data if budget.account else None,
+        budget=budget,
         allow=AllowSection(
             masks="required" if config.encryption.masked else "optional", non_private=allowed
         ),

@@ -97,6 +97,9 @@ def _rate(material: Material, size: _Sizes, foreign: bool) -> str | None:
     )
     federation = build(material, config, _of_size(size))
     name = SITES[0]
+    member = federation.joined(name).member
+    if member is None or member.units != leading_digits(size.units):
+        return "a site announces another size than its leading binary digits"
     for number in range(1, _ROUNDS + 1):
         with watched() as seen:
             federation.sent(name, number)

@@ -271,9 +271,9 @@ CHECKS = (
         ),
     ),
     Check(
-        "overlaps",
-        "data sets that share a record or a person share what was spent",
-        lambda s: inheritance.overlaps_are_charged(s.material, s.effort.every_task),
+        "earlier runs",
+        "all that was ever charged counts for every later run, whatever file, task or records",
+        lambda s: inheritance.everything_is_charged(s.material, s.effort.every_task),
     ),
     Check(
         "carry-over",

@@ -34,6 +34,9 @@ from fedllm.federation.protocol.envelopes import verified_update
 from fedllm.federation.protocol.evaluating import sum_shape
 from fedllm.federation.protocol.masks import site_masks
 from fedllm.federation.protocol.messages import (
+    Join,
+    JoinedHeader,
+    JoinHeader,
     OpenRound,
     OpenRoundHeader,
     Purpose,
@@ -235,6 +238,19 @@ class Federation:
                 plan.plain_modulus
             )
         return self.quantiser(purpose).dequantise_sum(unpack(slots, plan, 1), 1)
+
+    def joined(self, name: str) -> JoinedHeader:
+        """Ask one site whether it takes part in the run."""
+        terms = self.terms
+        header = JoinHeader(
+            run=terms.run,
+            round=1,
+            config=terms.config_text,
+            labels=terms.labels,
+            model=terms.model,
+            adapter_length=terms.adapter_length,
+        )
+        return self.sites[name].join(Join(header)).header
 
     def refused(
         self,

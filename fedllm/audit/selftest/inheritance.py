@@ -1,4 +1,4 @@
-"""Checks of what records cost before: in other data sets, under lost keys, in no ledger at all.
+"""Checks of what was spent before: in other runs, under lost keys, in no ledger at all.
 
 Each looks at a site from outside: a run that fits without that spending must be refused with it.
 """
@@ -10,59 +10,67 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
 
-from fedllm.audit.selftest.accountant import epsilon_of, mu_squared_of
+from fedllm.audit.selftest.accountant import epsilon_of, mu_squared_of, noise_for
 from fedllm.audit.selftest.attempts import SHARED, failing, joins, one_round, pay
 from fedllm.audit.selftest.building import Setting, build, new_identities, records_of
 from fedllm.audit.selftest.federation import RUN, Federation
-from fedllm.audit.selftest.material import SITES, Material
+from fedllm.audit.selftest.material import SITES, Kind, Material
 from fedllm.config import BudgetSection
 from fedllm.data.records import Record
 from fedllm.errors import TrainingError
 from fedllm.federation.site.carrying import Statement, carry_ledger, carry_statement
 from fedllm.identity.keys import Identity
 from fedllm.mechanisms import mechanism_of
+from fedllm.privacy.accounting.events import PoissonGaussian
+from fedllm.privacy.ledger.budget import Ceiling
+from fedllm.privacy.ledger.entries import make_entry
+from fedllm.privacy.ledger.fingerprints import DatasetIdentity
+from fedllm.privacy.ledger.state import Reservation, reservation_body
+from fedllm.privacy.ledger.store import Store
 
 _NAME, _DELTA, _EPSILON = SITES[0], 1e-5, 2.0
 _COUNT = 10
 
 
-def overlaps_are_charged(material: Material, all_cases: bool = True) -> str | None:
-    """Data sets that share a record or a person share what was spent, whatever else differs."""
-    everyone = _persons("first")
-    others = _persons("second")
-    cases: dict[str, tuple[list[Record], list[Record]]] = {
-        "the same records": (everyone, everyone),
-        "the same records in another order": (everyone, everyone[::-1]),
-        "the same records from another file": (everyone, [_moved(r) for r in everyone]),
-        "some of the records": (everyone, everyone[:3]),
-        "more records": (everyone[:3], everyone),
-        "one shared record": (everyone, [*others, _moved(everyone[-1])]),
-        "one shared record of persons": (
-            _named(everyone, "a"),
-            [*_named(others, "b"), replace(everyone[0], unit="b 99")],
-        ),
-        "one shared person": (
-            _named(everyone, "a"),
-            [*_named(others, "b"), replace(others[0], unit="a 3")],
-        ),
+def everything_is_charged(material: Material, all_cases: bool = True) -> str | None:
+    """All that a site was ever charged counts for every later run, whatever it is made on."""
+    some, others = records_of("first", count=_COUNT), records_of("second", count=_COUNT)
+    one, two = _Run(_named(some, "a")), _Run(_named(others, "b"))
+    first = _Run(some)
+    refused = {
+        "the same records": (first, first),
+        "other records": (first, _Run(others)),
+        "another file": (first, _Run([replace(r, origin="elsewhere:1") for r in some])),
+        "another task": (first, _Run(others, "llama")),
+        "other persons": (one, two),
+        "an account after charges without one": (one, replace(two, account="b")),
+        "no account after charges of one": (replace(one, account="a"), two),
+        "the same account": (replace(one, account="a"), replace(two, account="a")),
     }
-    for what in cases if all_cases else ("one shared record", "one shared person"):
-        first, second = cases[what]
-        if problem := _twice(material, first, second):
+    quick = ("another task", "an account after charges without one")
+    quick += ("no account after charges of one",)
+    for what in refused if all_cases else quick:
+        if problem := _twice(material, *refused[what], fits=False):
             return f"{what}: {problem}"
-    return _by_way_of(material, everyone, others) if all_cases else None
-
-
-def _persons(seed: str) -> list[Record]:
-    return records_of(seed, count=_COUNT)
+    apart = replace(one, account="a"), replace(two, account="b")
+    return (
+        _twice(material, *apart, fits=True)
+        or _another_unit(material, first, one)
+        or _of_before(material, first)
+    )
 
 
 def _named(records: list[Record], prefix: str) -> list[Record]:
     return [replace(record, unit=f"{prefix} {i // 2}") for i, record in enumerate(records)]
 
 
-def _moved(record: Record) -> Record:
-    return replace(record, origin="elsewhere:1", site=None)
+@dataclass(frozen=True)
+class _Run:
+    """What a run of one round is made on."""
+
+    records: list[Record]
+    kind: Kind = "bert"
+    account: str | None = None
 
 
 @dataclass
@@ -70,24 +78,26 @@ class _Ledger:
     """One site's keys and files, used by run after run."""
 
     material: Material
-    budget: BudgetSection
+    ceiling: float
     identities: dict[str, Identity] = field(default_factory=new_identities)
     runs: int = 0
 
     def __post_init__(self) -> None:
         self.folder: Path = self.material.new_folder()
 
-    def run(self, records: list[Record]) -> Federation:
-        """Begin a run on some records of the first site."""
+    def begin(self, run: _Run) -> Federation:
+        """Begin a run."""
         self.runs += 1
-        persons = records[0].unit is not None
-        config = one_round(self.material, _EPSILON)
-        if persons:
+        config = one_round(self.material, _EPSILON, kind=run.kind)
+        if run.records[0].unit is not None:
             data = config.data.model_copy(update={"unit": "person"})
             config = config.model_copy(update={"data": data})
+        records = run.records
+        if run.kind == "llama":
+            records = records_of("second", config.task, count=_COUNT)
         setting = Setting(
             identities=self.identities,
-            budget=self.budget,
+            budget=BudgetSection(epsilon=self.ceiling, account=run.account),
             folder=self.folder,
             run=f"{RUN}-{self.runs}",
             records=lambda name: records,
@@ -95,18 +105,21 @@ class _Ledger:
         return build(self.material, config, setting)
 
 
-def _ceiling(runs: int) -> BudgetSection:
-    """Return a budget for so many runs of one round and no more."""
+def _ceiling(runs: int) -> float:
+    """Return a ceiling for so many runs of one round and no more."""
     each = mu_squared_of(_EPSILON, _DELTA)
     fits, exceeds = (epsilon_of(n * each, _DELTA) for n in (runs, runs + 1))
-    return BudgetSection(epsilon=(fits + exceeds) / 2)
+    return (fits + exceeds) / 2
 
 
-def _twice(material: Material, first: list[Record], second: list[Record]) -> str | None:
+def _twice(material: Material, first: _Run, second: _Run, fits: bool) -> str | None:
     ledger = _Ledger(material, _ceiling(1))
-    if not pay(ledger.run(first)):
+    if not pay(ledger.begin(first)):
         return "a run below the ceiling was refused"
-    return _refused(ledger.run(second), "a second run above the ceiling was taken")
+    after = ledger.begin(second)
+    if fits:
+        return None if joins(after) and pay(after) else "accounts that share nobody share a ceiling"
+    return _refused(after, "a second run above the ceiling was taken")
 
 
 def _refused(federation: Federation, problem: str) -> str | None:
@@ -115,14 +128,51 @@ def _refused(federation: Federation, problem: str) -> str | None:
     return None
 
 
-def _by_way_of(material: Material, one: list[Record], other: list[Record]) -> str | None:
-    """A data set that overlaps two has to do with what both have spent."""
-    ledger = _Ledger(material, _ceiling(2))
-    for records in (one, other):
-        if not pay(ledger.run(records)):
+def _another_unit(material: Material, records: _Run, persons: _Run) -> str | None:
+    """What was promised to single records bounds nothing for persons, nor the other way round."""
+    for first, second in ((records, persons), (persons, records)):
+        ledger = _Ledger(material, 1e5)
+        if not pay(ledger.begin(first)):
             return "a run below the ceiling was refused"
-    both = [*one[:2], *other[:2]]
-    return _refused(ledger.run(both), "a data set that overlaps two counted one alone")
+        if problem := _refused(ledger.begin(second), "another unit of privacy was taken"):
+            return problem
+    return None
+
+
+def _of_before(material: Material, run: _Run) -> str | None:
+    """What an earlier version charged data set by data set counts, all of it together."""
+    ledger = _Ledger(material, _ceiling(2))
+    federation = ledger.begin(run)
+    for number in range(2):
+        _charge_a_data_set(federation, number)
+    return _refused(federation, "a run was taken above what an earlier version charged")
+
+
+def _charge_a_data_set(federation: Federation, number: int) -> None:
+    """Append to a ledger what an earlier version charged a data set of its own."""
+    identity, head = federation.identities[_NAME], federation.ledger(_NAME).head()
+    dataset = DatasetIdentity("record", f"{number:032}", b"", b"")
+    known = {"dataset": dataset.id, "overlaps": [], "description": dataset.describe()}
+    event = PoissonGaussian(1.0, noise_for(mu_squared_of(_EPSILON, _DELTA), 1), 1)
+    charge = Reservation(
+        sequence=0,
+        run=f"before-{number}",
+        round=1,
+        attempt=1,
+        purpose="training",
+        account="",
+        unit="record",
+        delta=_DELTA,
+        ceiling=Ceiling(_EPSILON, _DELTA),
+        events=(event,),
+        colluder_events=(event,),
+        dataset=dataset.id,
+    )
+    with Store(federation.ledger_file(_NAME)).write() as ledger:
+        for kind, body in (("dataset", known), ("reserve", reservation_body(charge))):
+            entry = make_entry(identity, _NAME, head, kind, body)
+            ledger.append(entry)
+            head = entry.head
 
 
 def spending_is_carried(material: Material, all_cases: bool = True) -> str | None:

@@ -12,15 +12,17 @@ from typing import Any
 
 from fedllm.audit.selftest.attempts import LOCAL, failing
 from fedllm.audit.selftest.building import Setting, build, records_of
-from fedllm.audit.selftest.entropy import known_answers, watched
+from fedllm.audit.selftest.entropy import known_answers, replaced, watched
 from fedllm.audit.selftest.federation import Federation
 from fedllm.audit.selftest.material import SITES, Material
 from fedllm.audit.selftest.seeds import site_config
+from fedllm.config import BudgetSection
 from fedllm.data.records import Record
 from fedllm.errors import DataError, TrainingError
 from fedllm.federation.protocol.messages import Wire
 from fedllm.federation.protocol.statements import make_member
 from fedllm.identity.keys import Identity
+from fedllm.training import local
 
 _NAME = SITES[0]
 _PRIVATE = "zyxwvut98765"
@@ -164,11 +166,33 @@ def refusals_say_nothing(material: Material) -> str | None:
 
 
 def _of_records(material: Material) -> str | None:
-    """Records that cannot be learned from are refused without a word of them."""
+    """Records that cannot be learned from are left out, and a unit that breaks off adds nothing."""
+    config = site_config(material, LOCAL, evaluation={"every": 0})
     broken = records_of(_NAME, count=6)
     broken[2] = Record({"text": "", "label": _PRIVATE}, None, None, f"{_PRIVATE}:3")
-    setting = Setting(full_errors=False, records=lambda name: broken)
-    federation = build(material, site_config(material, LOCAL, evaluation={"every": 0}), setting)
+    federation = build(material, config, Setting(full_errors=False, records=lambda name: broken))
     order, _ = federation.order(1)
-    header, _ = federation.sites[_NAME].train(order).to_wire()
-    return "the words of a record leave the site" if _PRIVATE in header else None
+    answer = federation.sites[_NAME].train(order)
+    header, _ = answer.to_wire()
+    if _PRIVATE in header or not answer.update:
+        return "a record that cannot be learned from shows in a site's answer"
+
+    def break_off(*_: object) -> None:
+        raise RuntimeError(_PRIVATE)
+
+    # Where training computes of records; that it can work at all is seen on made-up ones.
+    with replaced(local, "record_losses", break_off):
+        if federation.refused(_NAME, 1, 2):
+            return "a site refuses where the model breaks off at its records"
+    return _of_budget(material)
+
+
+def _of_budget(material: Material) -> str | None:
+    """A site that cannot pay for a run says neither its ceiling nor what is left."""
+    ceiling = 0.1234567
+    setting = Setting(full_errors=False, budget=BudgetSection(epsilon=ceiling))
+    federation = build(material, site_config(material, LOCAL, evaluation={"every": 0}), setting)
+    refusal = federation.joined(_NAME).refusal
+    if refusal is None or "0.12" in refusal.model_dump_json():
+        return "a refusal says what a site may spend"
+    return None

@@ -135,6 +135,9 @@ def _site(material: Material, way: Way, purpose: Purpose) -> str | None:
         noise = mechanism_of(config).announced_noise(1, ()) if purpose == "update" else None
         # The order and its key are the coordinator's, made with other entropy.
         federation.order(1, None, world.attempt, noise, purpose)
+        # As in every run; there a site makes up records that are the same everywhere.
+        if (refusal := federation.joined(SITES[0]).refusal) is not None:
+            raise refusal.to_error(SITES[0])
         with watched(known_answers(world.entropy)) as seen:
             vector = federation.sent(SITES[0], 1, world.attempt, noise, purpose)
         return vector, federation, weak_key(seen)
