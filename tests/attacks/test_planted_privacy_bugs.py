@@ -380,10 +380,11 @@ SOON = {
     "colluders_forgotten",
     "one_batch_for_all_steps",
     "evaluation_beside_epsilon",
-    "only_committed_charges_count_in_data_sets",
+    "only_committed_charges_count_in_accounts",
     "a_retry_that_is_not_charged",
     "the_delta_of_statements_lost",
-    "overlaps_ignored",
+    "an_account_for_each_task",
+    "a_unit_that_breaks_off_ends_the_round",
     "announced_noise_believed",
     "a_loss_beside_the_ledgers_head",
 }

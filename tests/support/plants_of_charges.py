@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from fedllm.errors import BudgetError, DataError
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.site import charging, memory
 from fedllm.federation.site import site as site_module
 from fedllm.federation.site import work as site_work
 from fedllm.federation.site.charging import SiteAccount
+from fedllm.federation.site.data import SiteData
 from fedllm.federation.site.site import Site
 from fedllm.mechanisms import local, shared
 from fedllm.mechanisms.calibrating import choose_noise_multiplier
@@ -18,11 +20,12 @@ from fedllm.mechanisms.evaluation import EvaluationSums
 from fedllm.mechanisms.mechanism import Mechanism, SharedShares
 from fedllm.privacy.accounting import accountants, calibration, events
 from fedllm.privacy.ledger import audit as ledger_audit
-from fedllm.privacy.ledger import fingerprints, state
 from fedllm.privacy.ledger import ledger as ledger_module
+from fedllm.privacy.ledger import state
 from fedllm.privacy.ledger.budget import BudgetGuard, Ceiling
 from fedllm.privacy.ledger.ledger import Ledger
 from fedllm.privacy.ledger.state import LedgerState
+from fedllm.training import local as training
 
 # --- what a round is charged -------------------------------------------------------------------
 
@@ -31,7 +34,7 @@ def rates_by_record_where_persons_count(patch):
     right = SiteAccount.reserve
 
     def reserve(self, statement, config, units, length):
-        return right(self, statement, config, units if units != 9 else 24, length)
+        return right(self, statement, config, units if units != 8 else 24, length)
 
     patch.setattr(SiteAccount, "reserve", reserve)
 
@@ -158,12 +161,12 @@ def _only_committed(self):
     return {n: r for n, r in self.reservations.items() if n in self.committed}
 
 
-def only_committed_charges_count_in_data_sets(patch):
+def only_committed_charges_count_in_accounts(patch):
     right = LedgerState.spent
 
-    def spent(self, dataset, view="sums", until=None):
+    def spent(self, account, unit, view="sums", until=None):
         seen = replace(self, reservations=_only_committed(self))
-        return right(seen, dataset, view, until)
+        return right(seen, account, unit, view, until)
 
     patch.setattr(LedgerState, "spent", spent)
 
@@ -186,9 +189,9 @@ def only_committed_charges_count_in_runs(patch):
 def evaluations_that_later_runs_forget(patch):
     right = LedgerState.spent
 
-    def spent(self, dataset, view="sums", until=None):
+    def spent(self, account, unit, view="sums", until=None):
         kept = {n: r for n, r in self.reservations.items() if r.purpose != "evaluation"}
-        return right(replace(self, reservations=kept), dataset, view, until)
+        return right(replace(self, reservations=kept), account, unit, view, until)
 
     patch.setattr(LedgerState, "spent", spent)
 
@@ -264,48 +267,58 @@ def _everywhere(patch, name, value):
             patch.setattr(module, name, value)
 
 
-def overlaps_ignored(patch):
-    for module in (fingerprints, ledger_module, ledger_audit):
-        patch.setattr(module, "share_a_tag", lambda left, right: False)
+def _accounts(patch, named):
+    right = SiteAccount._charge
+
+    def charge(self, run, number, config, cost):
+        return replace(right(self, run, number, config, cost), account=named(run, config))
+
+    patch.setattr(SiteAccount, "_charge", charge)
 
 
-def overlaps_of_persons_ignored(patch):
-    right = charging.identify
-    patch.setattr(charging, "identify", lambda *terms: replace(right(*terms), person_tags=b""))
+def an_account_for_each_task(patch):
+    _accounts(patch, lambda run, config: config.task)
 
 
-def overlaps_in_one_direction(patch):
-    def related(self, dataset):
-        return {
-            other.id
-            for other in self.datasets.values()
-            if other.id == dataset or dataset in other.overlaps
-        }
-
-    patch.setattr(LedgerState, "related", related)
+def an_account_for_each_run(patch):
+    _accounts(patch, lambda run, config: run)
 
 
-def overlaps_of_whole_data_sets_alone(patch):
-    right = ledger_module.share_a_tag
-    for module in (ledger_module, ledger_audit):
-        patch.setattr(module, "share_a_tag", lambda a, b: a == b and right(a, b))
+def a_declared_account_that_is_forgotten(patch):
+    _accounts(patch, lambda run, config: "")
 
 
-def records_known_by_their_place(patch):
-    from fedllm.data.records import Record
+def _may_share(patch, value):
+    for module in (state, ledger_module):
+        patch.setattr(module, "may_share", value)
 
-    right = Record.canonical
-    patch.setattr(Record, "canonical", lambda self: right(self) + self.origin.encode())
+
+def undeclared_charges_ignored_by_declared_accounts(patch):
+    _may_share(patch, lambda charged, account: charged == account or not account)
+
+
+def declared_charges_ignored_without_an_account(patch):
+    _may_share(patch, lambda charged, account: charged == account or not charged)
+
+
+def charges_by_data_set_ignored(patch):
+    right = LedgerState.charges
+
+    def charges(self, account, until=None):
+        return [c for c in right(self, account, until) if not getattr(c, "dataset", "")]
+
+    patch.setattr(LedgerState, "charges", charges)
 
 
 def another_unit_costs_nothing(patch):
     right = LedgerState.spent
 
-    def spent(self, dataset, view="sums", until=None):
-        found = right(self, dataset, view, until)
+    def spent(self, account, unit, view="sums", until=None):
+        found = right(self, account, unit, view, until)
         return [event for event in found if not isinstance(event, events.NonPrivate)]
 
     patch.setattr(LedgerState, "spent", spent)
+    patch.setattr(ledger_module, "_require_one_unit", lambda *_: None)
 
 
 def colluders_without_a_ceiling(patch):
@@ -331,8 +344,8 @@ def joining_that_does_not_look_ahead(patch):
 def carried_charges_ignored(patch):
     right = LedgerState.spent
 
-    def spent(self, dataset, view="sums", until=None):
-        return right(replace(self, carried=[]), dataset, view, until)
+    def spent(self, account, unit, view="sums", until=None):
+        return right(replace(self, carried=[]), account, unit, view, until)
 
     patch.setattr(LedgerState, "spent", spent)
 
@@ -340,9 +353,9 @@ def carried_charges_ignored(patch):
 def carried_charges_for_sums_alone(patch):
     right = LedgerState.spent
 
-    def spent(self, dataset, view="sums", until=None):
+    def spent(self, account, unit, view="sums", until=None):
         seen = self if view == "sums" else replace(self, carried=[])
-        return right(seen, dataset, view, until)
+        return right(seen, account, unit, view, until)
 
     patch.setattr(LedgerState, "spent", spent)
 
@@ -475,24 +488,53 @@ def a_loss_beside_the_ledgers_head(patch):
 
 
 def a_loss_in_a_refusal(patch):
-    right = Refusal.of.__func__
-    patch.setattr(
-        Refusal, "of", classmethod(lambda cls, error, full, *rest: right(cls, error, True, *rest))
-    )
+    right = Refusal.of_site.__func__
+    patch.setattr(Refusal, "of_site", classmethod(lambda cls, error, full: right(cls, error, True)))
+
+
+def _told(patch, kind):
+    right = Refusal.of_site.__func__
+
+    def of_site(cls, error, full):
+        told = right(cls, error, full)
+        return told.model_copy(update={"remedy": str(error)}) if isinstance(error, kind) else told
+
+    patch.setattr(Refusal, "of_site", classmethod(of_site))
 
 
 def a_record_in_a_refusal(patch):
-    from fedllm.federation.protocol import refusals
+    _told(patch, DataError)
 
-    right = Refusal.of.__func__
 
-    def of(cls, error, full, *rest):
-        told = right(cls, error, full, *rest)
-        if isinstance(error, refusals.DataError):
-            return told.model_copy(update={"remedy": str(error)})
-        return told
+def a_ceiling_in_a_refusal(patch):
+    _told(patch, BudgetError)
 
-    patch.setattr(Refusal, "of", classmethod(of))
+
+def a_broken_record_that_is_refused(patch):
+    right = Site._datasets
+
+    def datasets(self, order):
+        found = right(self, order)
+        if found.left_out:
+            raise DataError("a record cannot be learned from")
+        return found
+
+    patch.setattr(Site, "_datasets", datasets)
+
+
+def a_unit_that_breaks_off_ends_the_round(patch):
+    def refuse(self, rows, piece, units, error):
+        raise error
+
+    patch.setattr(training._Microbatch, "_one_by_one", refuse)
+
+
+def the_exact_size_announced(patch):
+    patch.setattr(local.LocalNoise, "announced_units", lambda self, units: units)
+
+
+def records_announced_where_persons_count(patch):
+    patch.setattr(SiteData, "units", lambda self, config: len(self.records(config.task)))
 
 
 # Each with a check that must see it.
@@ -510,7 +552,7 @@ CHARGES = [
     (evaluations_without_an_end, "evaluation"),
     (an_accountant_restarted_each_round, "charges"),
     (a_delta_that_is_doubled, "charges"),
-    (only_committed_charges_count_in_data_sets, "budget"),
+    (only_committed_charges_count_in_accounts, "budget"),
     (only_committed_charges_count_in_runs, "attempts"),
     (evaluations_that_later_runs_forget, "budget"),
     (a_retry_that_is_not_charged, "attempts"),
@@ -518,12 +560,13 @@ CHARGES = [
     (the_delta_of_statements_lost, "carry-over"),
     (the_epsilon_of_statements_lost, "carry-over"),
     (only_the_largest_statement_counts, "carry-over"),
-    (overlaps_ignored, "overlaps"),
-    (overlaps_of_persons_ignored, "overlaps"),
-    (overlaps_in_one_direction, "overlaps"),
-    (overlaps_of_whole_data_sets_alone, "overlaps"),
-    (records_known_by_their_place, "overlaps"),
-    (another_unit_costs_nothing, "carry-over"),
+    (an_account_for_each_task, "earlier runs"),
+    (an_account_for_each_run, "earlier runs"),
+    (a_declared_account_that_is_forgotten, "earlier runs"),
+    (undeclared_charges_ignored_by_declared_accounts, "earlier runs"),
+    (declared_charges_ignored_without_an_account, "earlier runs"),
+    (charges_by_data_set_ignored, "earlier runs"),
+    (another_unit_costs_nothing, "earlier runs"),
     (colluders_without_a_ceiling, "budget"),
     (a_ceiling_for_each_run, "budget"),
     (joining_that_does_not_look_ahead, "budget"),
@@ -543,4 +586,9 @@ CHARGES = [
     (a_loss_beside_the_ledgers_head, "words"),
     (a_loss_in_a_refusal, "words"),
     (a_record_in_a_refusal, "words"),
+    (a_ceiling_in_a_refusal, "words"),
+    (a_broken_record_that_is_refused, "words"),
+    (a_unit_that_breaks_off_ends_the_round, "words"),
+    (the_exact_size_announced, "rates"),
+    (records_announced_where_persons_count, "rates"),
 ]

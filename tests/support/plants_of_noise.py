@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fedllm.data.encode import EncodedDataset
 from fedllm.federation.site import work as site_work
 from fedllm.mechanisms import bounds, discrete, evaluation, mechanism, whole_site
 from fedllm.mechanisms.evaluation import EvaluationSums
@@ -96,21 +95,27 @@ def one_key_for_the_life_of_the_process(patch):
     _secure(patch, lambda: key)
 
 
+def _noise(patch, drawn):
+    for module in (dpsgd, whole, bounds, adaptive):
+        patch.setattr(module, "gaussian_noise", drawn)
+
+
 def noise_from_numpys_generator(patch):
     generator = np.random.default_rng()
+    _noise(patch, lambda stream, count, deviation: generator.normal(0, deviation, count))
+
+
+def shared_noise_from_numpys_generator(patch):
+    generator = np.random.default_rng()
     patch.setattr(
-        dpsgd,
+        bounds,
         "gaussian_noise",
         lambda stream, count, deviation: generator.normal(0, deviation, count),
     )
 
 
 def noise_from_torchs_generator(patch):
-    patch.setattr(
-        dpsgd,
-        "gaussian_noise",
-        lambda stream, count, deviation: deviation * torch.randn(count).double().numpy(),
-    )
+    _noise(patch, lambda stream, count, deviation: deviation * torch.randn(count).double().numpy())
 
 
 def the_same_noise_at_every_attempt(patch):
@@ -187,21 +192,11 @@ def noise_cut_at_four_deviations(patch):
     def cut(stream, count, deviation):
         return np.clip(right(stream, count, deviation), -4 * deviation, 4 * deviation)
 
-    for module in (dpsgd, whole, evaluation, adaptive):
-        patch.setattr(module, "gaussian_noise", cut)
+    _noise(patch, cut)
 
 
-def bounds_that_cut_noise_at_two_deviations(patch):
-    patch.setattr(bounds, "_DEVIATIONS", 2.0)
-
-
-def bounds_that_cut_whole_sites(patch):
-    right = bounds.whole_update_bounds
-    patch.setattr(
-        whole_site,
-        "whole_update_bounds",
-        lambda norm, deviation, segments: right(0.0, deviation / 2, segments),
-    )
+def room_for_a_part_of_the_noise(patch):
+    patch.setattr(bounds, "TAIL_DEVIATIONS", 0.5)
 
 
 # --- where there is none --------------------------------------------------------------------
@@ -332,7 +327,7 @@ def records_of_persons_counted_in_evaluation(patch):
     right = work.unit_scores
 
     def by_record(model, dataset):
-        alone = dataset and replace(dataset, units=np.arange(len(dataset)))
+        alone = dataset and _each_by_itself(dataset)
         return right(model, alone)
 
     patch.setattr(work, "unit_scores", by_record)
@@ -383,8 +378,17 @@ def persons_clipped_record_by_record(patch):
     patch.setattr(local, "clipped_sum", lambda gradients, units, norm: right(gradients, None, norm))
 
 
+def _each_by_itself(dataset):
+    return replace(dataset, units=np.arange(len(dataset)), number_of_units=len(dataset))
+
+
 def persons_taken_for_records(patch):
-    patch.setattr(EncodedDataset, "number_of_units", property(len))
+    right = site_work.SiteWork.train
+    patch.setattr(
+        site_work.SiteWork,
+        "train",
+        lambda self, order, dataset, n: right(self, order, _each_by_itself(dataset), n),
+    )
 
 
 def one_batch_for_all_steps(patch):
@@ -486,6 +490,7 @@ NOISE = [
     (keys_from_the_clock, "seeds of noise"),
     (one_key_for_the_life_of_the_process, "seeds of noise"),
     (noise_from_numpys_generator, "seeds of noise"),
+    (shared_noise_from_numpys_generator, "seeds of noise"),
     (noise_from_torchs_generator, "seeds of noise"),
     (the_same_noise_at_every_attempt, "noise of every block"),
     (batches_from_the_runs_seed, "seeds of noise"),
@@ -495,8 +500,7 @@ NOISE = [
     (whole_updates_in_bfloat16, "noise arrives"),
     (discrete_noise_cut_at_three_deviations, "noise of every block"),
     (noise_cut_at_four_deviations, "noise arrives"),
-    (bounds_that_cut_noise_at_two_deviations, "noise as charged"),
-    (bounds_that_cut_whole_sites, "noise as charged"),
+    (room_for_a_part_of_the_noise, "noise as charged"),
     (a_head_without_noise, "noise of every block"),
     (a_bias_without_noise, "noise of every block"),
     (one_adapter_without_noise, "noise of every block"),

@@ -50,7 +50,7 @@ _SIZES = (
 
 
 def rates_are_charged(material: Material, all_sizes: bool = True) -> str | None:
-    """Units are drawn at the rate that is charged: batch over announced units, to the last digit."""
+    """Units are drawn and charged at the batch over announced units, to the last digit."""
     for size in _SIZES if all_sizes else _SIZES[:1]:
         if problem := _rate(material, size, all_sizes):
             people = " persons" if size.unit is some_persons else " records"

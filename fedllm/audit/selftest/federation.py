@@ -231,13 +231,15 @@ class Federation:
         plan = self.plan_of(purpose)
         slots = SecretRoundKey(plan, context).decrypt_sum(self.payload(name, order))
         if plan.masked:
-            statement = read_statement(order.header.statement, order.header.signature, self.roster)
-            recover = self.config.encryption.recover_dropouts
-            masks = site_masks(self.identities[name], statement, plan, recover).mask_for_update()
-            slots = (slots + (np.uint64(plan.plain_modulus) - masks)) % np.uint64(
-                plan.plain_modulus
-            )
+            modulus = np.uint64(plan.plain_modulus)
+            slots = (slots + (modulus - self.mask(name, order))) % modulus
         return self.quantiser(purpose).dequantise_sum(unpack(slots, plan, 1), 1)
+
+    def mask(self, name: str, order: Train) -> NDArray[np.uint64]:
+        """Return the mask that is on a site's update in a masked round, (S,)."""
+        statement = read_statement(order.header.statement, order.header.signature, self.roster)
+        recover, plan = self.config.encryption.recover_dropouts, self.plan_of(statement.purpose)
+        return site_masks(self.identities[name], statement, plan, recover).mask_for_update()
 
     def joined(self, name: str) -> JoinedHeader:
         """Ask one site whether it takes part in the run."""

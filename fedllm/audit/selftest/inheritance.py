@@ -47,8 +47,11 @@ def everything_is_charged(material: Material, all_cases: bool = True) -> str | N
         "no account after charges of one": (replace(one, account="a"), two),
         "the same account": (replace(one, account="a"), replace(two, account="a")),
     }
-    quick = ("another task", "an account after charges without one")
-    quick += ("no account after charges of one",)
+    quick = (
+        "another task",
+        "an account after charges without one",
+        "no account after charges of one",
+    )
     for what in refused if all_cases else quick:
         if problem := _twice(material, *refused[what], fits=False):
             return f"{what}: {problem}"

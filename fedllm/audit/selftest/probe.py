@@ -232,7 +232,6 @@ class Probe:
         bounds = mechanism_of(self.config).bounds(self.segments)
         return np.repeat(bounds, [segment.size for segment in self.segments])
 
-
     @property
     def steps(self) -> int:
         """How many noised sums a contribution adds up."""

@@ -134,12 +134,18 @@ def _site(material: Material, way: Way, purpose: Purpose) -> str | None:
             federation.keys[purpose] = key
         noise = mechanism_of(config).announced_noise(1, ()) if purpose == "update" else None
         # The order and its key are the coordinator's, made with other entropy.
-        federation.order(1, None, world.attempt, noise, purpose)
+        order, _ = federation.order(1, None, world.attempt, noise, purpose)
         # As in every run; there a site makes up records that are the same everywhere.
         if (refusal := federation.joined(SITES[0]).refusal) is not None:
             raise refusal.to_error(SITES[0])
         with watched(known_answers(world.entropy)) as seen:
             vector = federation.sent(SITES[0], 1, world.attempt, noise, purpose)
+        if config.encryption.masked:
+            # Masks have keys of the site's, which noise must not depend on.
+            with watched() as masks:
+                federation.mask(SITES[0], order)
+            of_masks = {stream.key for stream in masks.streams}
+            seen.streams = [stream for stream in seen.streams if stream.key not in of_masks]
         return vector, federation, weak_key(seen)
 
     base, federation, weak = sent(_World("one"))
