@@ -15,22 +15,30 @@ from fedllm.commands.help import CommandGroup
 from fedllm.errors import ConfigError, FedllmError
 
 if TYPE_CHECKING:
-    from fedllm.audit.selftest.run import Check, Result
+    from fedllm.audit.selftest.checks import Check
+    from fedllm.audit.selftest.run import Result
 
 app = CommandGroup(help="Audits for those who trust none of the parties.", no_args_is_help=True)
 
 
 @app.command()
-def selftest(json_output: bool = options.JSON) -> None:
+def selftest(
+    quick: bool = typer.Option(
+        False, "--quick", help="Fewer cases and numbers: half a minute instead of five."
+    ),
+    json_output: bool = options.JSON,
+) -> None:
     """Check that this installation does what epsilon assumes.
 
-    Trains on made-up data and checks noise, clipping, sampling, accounting, ledger, encryption,
-    masks and keys; no data of the site is touched. Exit code 1 when a check fails.
+    Trains on made-up data and checks noise and where it comes from, clipping, sampling, charges,
+    accounting, ledger, encryption, masks and keys; no data of the site is touched. Exit code 1
+    when a check fails.
     """
     if not json_output:
         print("Loading the installed code ...", flush=True)
     from fedllm.audit.installation import describe
-    from fedllm.audit.selftest.run import CHECKS, false_alarm
+    from fedllm.audit.selftest.checks import CHECKS
+    from fedllm.audit.selftest.run import false_alarm
     from fedllm.audit.selftest.run import selftest as run
 
     def heard(done: int, check: Check) -> None:
@@ -47,13 +55,14 @@ def selftest(json_output: bool = options.JSON) -> None:
         if result.problem:
             print(f"      found: {result.problem}", flush=True)
 
-    results = run(heard, told)
+    results = run(heard, told, quick)
     failed = [result.name for result in results if not result.passed]
     if json_output:
         print(
             json.dumps(
                 {
                     "passed": not failed,
+                    "quick": quick,
                     "checks": [_result_json(result) for result in results],
                     "false_alarm_probability": false_alarm(),
                     "installation": describe(),

@@ -9,6 +9,9 @@ what the program does (updates, batches, ledger entries), not how it is written.
 4. an accountant that is restarted each round
 5. a noise share too small for the cohort
 6. a batch that is used twice for one charge
+
+Further down some ninety bugs are planted for the self-test that a site runs on its own
+installation (`fedllm audit selftest`), and each must be caught by it; see `support.planting`.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ from math import sqrt
 import numpy as np
 import pytest
 import torch
+from support import planting, plants_of_noise
 from support.chance import standard_deviation_bounds
 from support.federation import build, small_config
 
+from fedllm.audit.selftest.material import Material
 from fedllm.errors import FedllmError
 from fedllm.federation.site import charging
 from fedllm.federation.site import work as site_work
@@ -357,3 +362,76 @@ def test_the_same_batch_in_two_steps_is_caught(tiny_model, random_dataset, monke
     monkeypatch.setattr(local, "poisson_batch", reused)
     with pytest.raises(AssertionError, match="served two steps"):
         check()
+
+
+# --- what the self-test sees ----------------------------------------------------------------
+
+# Those that a whole test run can wait for; the others are slow only because they are many.
+SOON = {
+    "noise_from_the_rounds_public_key",
+    "keys_of_64_bits",
+    "noise_in_half_precision",
+    "numbers_in_half_precision",
+    "discrete_noise_cut_at_three_deviations",
+    "a_head_without_noise",
+    "evaluation_without_noise",
+    "sensitivity_of_one_evaluation_entry",
+    "an_empty_batch_takes_no_step",
+    "colluders_forgotten",
+    "one_batch_for_all_steps",
+    "evaluation_beside_epsilon",
+    "only_committed_charges_count_in_accounts",
+    "a_retry_that_is_not_charged",
+    "the_delta_of_statements_lost",
+    "an_account_for_each_task",
+    "a_unit_that_breaks_off_ends_the_round",
+    "announced_noise_believed",
+    "a_loss_beside_the_ledgers_head",
+}
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    threads = torch.get_num_threads()
+    # As in the self-test: two threads on two busy cores wait for each other.
+    torch.set_num_threads(1)
+    yield Material(tmp_path_factory.mktemp("selftest"))
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("plant", "name"),
+    [
+        pytest.param(
+            plant,
+            name,
+            id=f"{plant.__name__}: {name}",
+            marks=[] if plant.__name__ in SOON else [pytest.mark.slow],
+        )
+        for plant, name in planting.PLANTS
+    ],
+)
+def test_the_selftest_catches_a_planted_bug(plant, name, material, tmp_path):
+    (found,) = planting.with_plant(plant, [planting.CHECK[name]], tmp_path, material)
+    assert planting.noticed(found), found.problem
+
+
+def test_no_plant_is_there_twice_and_every_kind_is():
+    names = [plant.__name__ for plant, _ in planting.PLANTS]
+    assert len(set(names)) == len(names) >= 31
+    assert set(names) >= SOON
+    # Checks that are older have plants of their own, in tests/audit/test_selftest.py.
+    assert {name for _, name in planting.PLANTS} <= set(planting.CHECK)
+
+
+@pytest.mark.slow
+def test_the_whole_selftest_fails_on_a_plant_and_passes_without(material, tmp_path):
+    (tmp_path / "sound").mkdir()
+    sound = planting.with_plant(lambda patch: None, list(planting.CHECKS), tmp_path / "sound")
+    assert [result.problem for result in sound if not result.passed] == []
+    found = planting.with_plant(
+        plants_of_noise.a_head_without_noise, list(planting.CHECKS), tmp_path, material
+    )
+    assert {"noise of every block", "noise arrives", "noise as charged"} <= {
+        result.name for result in found if planting.noticed(result)
+    }

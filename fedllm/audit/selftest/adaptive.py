@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedllm.audit.selftest.federation import RUN, Federation, build, records_of
+from fedllm.audit.selftest.building import build, records_of
+from fedllm.audit.selftest.federation import RUN, Federation
 from fedllm.audit.selftest.material import (
     LEARNING_RATE,
     SITES,

@@ -6,7 +6,7 @@ real federation nobody can.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedllm.audit.selftest.material import (
-    LABELS,
-    RECORDS,
-    SITES,
-    Material,
     Vector,
-    dataset_of,
-    gradients_of,
-    made_up,
-    start_of,
 )
-from fedllm.config import AllowSection, BudgetSection, RunConfig, SitePolicy
-from fedllm.data.records import Record
+from fedllm.config import RunConfig
 from fedllm.encryption.ciphertext_format import new_context
+from fedllm.encryption.pack import unpack
 from fedllm.encryption.plan import EncryptionPlan, make_plan
+from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
 from fedllm.federation.authority.authority import Authority
 from fedllm.federation.coordinator.cohort import gather_cohort
@@ -38,27 +31,33 @@ from fedllm.federation.coordinator.rounds import (
     statement_of,
 )
 from fedllm.federation.protocol.envelopes import verified_update
+from fedllm.federation.protocol.evaluating import sum_shape
+from fedllm.federation.protocol.masks import site_masks
 from fedllm.federation.protocol.messages import (
+    Join,
+    JoinedHeader,
+    JoinHeader,
     OpenRound,
     OpenRoundHeader,
+    Purpose,
     RoundStatement,
     Train,
     TrainHeader,
     Wire,
     round_statement,
 )
-from fedllm.federation.protocol.statements import read_statement
-from fedllm.federation.protocol.terms import Terms, make_terms
-from fedllm.federation.site.files import SiteFiles
+from fedllm.federation.protocol.statements import make_member, read_statement
+from fedllm.federation.protocol.terms import Terms
 from fedllm.federation.site.site import Site
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.mechanisms import mechanism_of
+from fedllm.privacy.ledger.audit import read_state
 from fedllm.privacy.ledger.ledger import Ledger
-from fedllm.tasks.cache import ModelCache
+from fedllm.privacy.ledger.state import Reservation
 
 RUN = "selftest-run"
-_AUTHORITY = "authority"
+AUTHORITY = "authority"
 
 
 @dataclass
@@ -71,6 +70,12 @@ class Federation:
         Every signed update that a site sent, as it went over the wire.
     announced : list of float
         Noise multipliers of the rounds so far, with distributed noise.
+    sizes : dict of str to int
+        What each site has to announce of its size in this run.
+    heard : callable
+        Hears of every answer of a site: what it was asked, its name, and the answer.
+    keys : dict of str to object
+        Secret keys (TenSEAL contexts) of the orders that the self-test wrote, by purpose.
     """
 
     config: RunConfig
@@ -81,8 +86,11 @@ class Federation:
     authority: Authority
     terms: Terms
     start: NDArray[np.float32]
+    sizes: dict[str, int]
     updates: list[bytes] = field(default_factory=list)
     announced: list[float] = field(default_factory=list)
+    keys: dict[str, Any] = field(default_factory=dict)
+    heard: Callable[[str, str, Any], None] = lambda kind, name, answer: None
 
     def admit(self, node: str, name: str) -> None:
         """Nodes have the names of sites already."""
@@ -111,14 +119,18 @@ class Federation:
 
     def _ask(self, kind: str, request: Wire, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
         for name in names:
-            yield name, getattr(self.sites[name], kind)(request)
+            answer = getattr(self.sites[name], kind)(request)
+            self.heard(kind, name, answer)
+            yield name, answer
 
-    def round(self, number: int) -> RoundOutcome:
+    def round(self, number: int, purpose: Purpose = "update") -> RoundOutcome:
         """Carry one round through, from the same adapter each time."""
         cohort = gather_cohort(self, self.terms, number, self.roster, lambda text: None)
-        noise = mechanism_of(self.config).announced_noise(number, self.announced)
-        self.announced += [noise] if noise is not None else []
-        statement = statement_of(self.terms, cohort, number, number, noise)
+        noise = None
+        if purpose == "update":
+            noise = mechanism_of(self.config).announced_noise(number, self.announced)
+            self.announced += [noise] if noise is not None else []
+        statement = statement_of(self.terms, cohort, number, number, noise, purpose)
         return run_round(
             self,
             self.authority,
@@ -129,8 +141,28 @@ class Federation:
             lambda *_: None,
         )
 
-    def order(self, number: int, context: Any = None) -> tuple[Train, Any]:
+    def order(
+        self,
+        number: int,
+        context: Any = None,
+        attempt: int | None = None,
+        noise: float | None = None,
+        purpose: Purpose = "update",
+    ) -> tuple[Train, Any]:
         """Write the order of a round to which the self-test itself holds the key.
+
+        Parameters
+        ----------
+        number : int
+            The round.
+        context : object, optional
+            The key; the last one of this purpose when left out.
+        attempt : int, optional
+            The round's number when left out.
+        noise : float, optional
+            What the coordinator announces.
+        purpose : {"update", "evaluation"}
+            Of the round.
 
         Returns
         -------
@@ -139,38 +171,109 @@ class Federation:
         object
             TenSEAL context with the secret key, for `SecretRoundKey`.
         """
-        plan = self.plan
-        context = context or new_context(plan)
+        plan = self.plan_of(purpose)
+        context = context or self.keys.get(purpose) or new_context(plan)
+        self.keys[purpose] = context
         public = SecretRoundKey(plan, context).public_context()
         key = PublicRoundKey.from_bytes(plan, public).fingerprint
-        text = self._proposal(number).model_copy(update={"key": key}).model_dump_json()
-        signature = self.identities[_AUTHORITY].sign(round_statement(text)).hex()
-        return self._order(text, signature, public), context
+        proposal = self._proposal(number, attempt or number, noise, purpose)
+        text = proposal.model_copy(update={"key": key}).model_dump_json()
+        signature = self.identities[AUTHORITY].sign(round_statement(text)).hex()
+        return self._order(text, signature, public, purpose), context
 
     def opened_order(self, number: int) -> Train:
         """Let the key authority open a round, and write its order."""
+        proposal = self._proposal(number, number, None, "update")
         request = OpenRound(
-            OpenRoundHeader(statement=self._proposal(number).model_dump_json()),
-            self.plan.to_bytes(),
+            OpenRoundHeader(statement=proposal.model_dump_json()), self.plan.to_bytes()
         )
         opened = self.authority.open_round(request)
-        return self._order(opened.header.statement, opened.header.signature, opened.public_key)
+        header = opened.header
+        return self._order(header.statement, header.signature, opened.public_key, "update")
 
-    def _proposal(self, number: int) -> RoundStatement:
-        cohort = gather_cohort(self, self.terms, number, self.roster, lambda text: None)
-        statement = statement_of(self.terms, cohort, number, number, None)
-        return statement.model_copy(update={"plan": self.plan.fingerprint()})
+    def _proposal(
+        self, number: int, attempt: int, noise: float | None, purpose: Purpose
+    ) -> RoundStatement:
+        cohort = tuple(
+            make_member(self.identities[name], self.terms.run, self.sizes[name])
+            for name in self.sites
+        )
+        statement = statement_of(self.terms, cohort, number, attempt, noise, purpose)
+        return statement.model_copy(update={"plan": self.plan_of(purpose).fingerprint()})
 
-    def _order(self, statement: str, signature: str, public_key: bytes) -> Train:
+    def _order(self, statement: str, signature: str, public_key: bytes, purpose: Purpose) -> Train:
         header = TrainHeader(
             statement=statement,
             signature=signature,
             config=self.terms.config_text,
             labels=self.terms.labels,
-            bounds=self.terms.bounds,
+            bounds=sum_shape(self.config, purpose, self.terms.bounds).bounds,
             model=self.terms.model,
         )
-        return Train(header, self.plan.to_bytes(), public_key, self.start.tobytes())
+        return Train(header, self.plan_of(purpose).to_bytes(), public_key, self.start.tobytes())
+
+    def sent(
+        self,
+        name: str,
+        number: int,
+        attempt: int | None = None,
+        noise: float | None = None,
+        purpose: Purpose = "update",
+    ) -> Vector:
+        """Let one site do a round, take its masks off, and open what it sends, (P,).
+
+        Raises
+        ------
+        FedllmError
+            If the site refuses.
+        """
+        order, context = self.order(number, None, attempt, noise, purpose)
+        plan = self.plan_of(purpose)
+        slots = SecretRoundKey(plan, context).decrypt_sum(self.payload(name, order))
+        if plan.masked:
+            modulus = np.uint64(plan.plain_modulus)
+            slots = (slots + (modulus - self.mask(name, order))) % modulus
+        return self.quantiser(purpose).dequantise_sum(unpack(slots, plan, 1), 1)
+
+    def mask(self, name: str, order: Train) -> NDArray[np.uint64]:
+        """Return the mask that is on a site's update in a masked round, (S,)."""
+        statement = read_statement(order.header.statement, order.header.signature, self.roster)
+        recover, plan = self.config.encryption.recover_dropouts, self.plan_of(statement.purpose)
+        return site_masks(self.identities[name], statement, plan, recover).mask_for_update()
+
+    def joined(self, name: str) -> JoinedHeader:
+        """Ask one site whether it takes part in the run."""
+        terms = self.terms
+        header = JoinHeader(
+            run=terms.run,
+            round=1,
+            config=terms.config_text,
+            labels=terms.labels,
+            model=terms.model,
+            adapter_length=terms.adapter_length,
+        )
+        return self.sites[name].join(Join(header)).header
+
+    def refused(
+        self,
+        name: str,
+        number: int,
+        attempt: int | None = None,
+        noise: float | None = None,
+        purpose: Purpose = "update",
+    ) -> bool:
+        """Tell whether a site sends nothing in a round."""
+        order, _ = self.order(number, None, attempt, noise, purpose)
+        return not self.sites[name].train(order).update
+
+    def quantiser(self, purpose: Purpose = "update") -> Quantiser:
+        """Return what turns levels into values."""
+        shape = sum_shape(self.config, purpose, self.terms.bounds)
+        return Quantiser(shape.bounds, shape.bits)
+
+    def charges(self, name: str) -> list[Reservation]:
+        """Return everything that a site's ledger was charged, in order."""
+        return list(read_state(self.ledger_file(name)).reservations.values())
 
     def payload(self, name: str, order: Train) -> bytes:
         """Let one site train, and take its update out of the envelope.
@@ -194,15 +297,18 @@ class Federation:
             If it is not of this site and round.
         """
         statement = read_statement(order.header.statement, order.header.signature, self.roster)
-        return verified_update(update, statement, self.plan, name, self.roster)
+        plan = self.plan_of(statement.purpose)
+        return verified_update(update, statement, plan, name, self.roster)
 
     @property
     def plan(self) -> EncryptionPlan:
-        """The encryption plan of every round."""
-        section = self.config.encryption
-        return make_plan(
-            section.scheme, section.bits, len(self.sites), self.terms.update_length, section.masked
-        )
+        """The encryption plan of every round of training."""
+        return self.plan_of("update")
+
+    def plan_of(self, purpose: Purpose) -> EncryptionPlan:
+        """Return the encryption plan of every round of a purpose."""
+        section, shape = self.config.encryption, sum_shape(self.config, purpose, self.terms.bounds)
+        return make_plan(section.scheme, shape.bits, len(self.sites), shape.length, section.masked)
 
     def ledger_file(self, name: str) -> Path:
         """Return where a site keeps its ledger."""
@@ -211,66 +317,3 @@ class Federation:
     def ledger(self, name: str) -> Ledger:
         """Open a site's ledger."""
         return Ledger.open(self.ledger_file(name), name, self.identities[name])
-
-
-def build(
-    material: Material,
-    config: RunConfig,
-    identities: dict[str, Identity] | None = None,
-    budget: BudgetSection | None = None,
-) -> Federation:
-    """Make a federation with ledgers of its own, and with new keys unless some are given."""
-    folder = material.new_folder()
-    names = (*SITES, _AUTHORITY)
-    identities = identities or {name: Identity.generate(name) for name in names}
-    keys = {name: identities[name].public_bytes() for name in SITES}
-    roster = Roster(identities[_AUTHORITY].public_bytes(), keys)
-    models = ModelCache()
-    policy = SitePolicy(
-        budget=budget or BudgetSection(epsilon=10 * (config.privacy.epsilon or 1.0)),
-        allow=AllowSection(
-            masks="required" if config.encryption.masked else "optional",
-            non_private=not config.private,
-        ),
-    )
-
-    def site(name: str) -> Site:
-        return Site(
-            identity=identities[name],
-            roster=roster,
-            policy=policy,
-            files=SiteFiles(
-                folder / f"{name}.sqlite", folder / f"{name}.json", folder / f"{name}.log"
-            ),
-            model_path=config.model.path,
-            records=lambda task: records_of(name),
-            models=models,
-            full_errors=True,
-        )
-
-    model = models.get(config, LABELS)
-    return Federation(
-        config=config,
-        folder=folder,
-        identities=identities,
-        roster=roster,
-        sites={name: site(name) for name in SITES},
-        authority=Authority(
-            identities[_AUTHORITY], roster, config.rounds.min_sites, full_errors=True
-        ),
-        terms=make_terms(config, model, RUN),
-        start=start_of(model),
-    )
-
-
-def records_of(name: str) -> list[Record]:
-    """Return one site's made-up records."""
-    return made_up(RECORDS, name, lambda i: None)
-
-
-def gradients_of_sites(material: Material, config: RunConfig) -> Vector:
-    """Return the gradients of all sites' records, (sites * records, P), in the sites' order."""
-    model = material.model(config)
-    return np.concatenate(
-        [gradients_of(model, dataset_of(records_of(name), config, model)) for name in SITES]
-    )

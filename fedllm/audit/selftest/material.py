@@ -10,23 +10,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedllm.config import RunConfig, parse
+from fedllm.config import RunConfig, Task, parse
+from fedllm.config.task import trains_a_head
 from fedllm.data.encode import EncodedDataset
 from fedllm.data.records import Record
 from fedllm.mechanisms import LocalSettings
 from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
 from fedllm.tasks import LearningTask, task_for_base, task_of
+from fedllm.tasks.cache import ModelCache
 from fedllm.training.objectives import record_losses
 
 Vector = NDArray[np.float64]
 Kind = Literal["bert", "llama"]
+# Names the person of a record by its number, or none.
+Unit = Callable[[int], str | None]
 
 LABELS = ("red", "green", "blue")
 # The smallest sum that may be opened; so many shares make up the noise.
@@ -37,6 +41,7 @@ RECORDS, BATCH, STEPS, ROUNDS = 24, 8, 4, 4
 LEARNING_RATE = 1e-6
 # Tells almost everything: the self-test reads the sites' batches out of the opened sums.
 EPSILON = 1e6
+TASKS: tuple[Task, ...] = get_args(Task)
 _WORDS = tuple(f"w{i}" for i in range(60))
 
 
@@ -51,6 +56,7 @@ class Material:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.models = ModelCache()
         self._checkpoints: dict[str, Path] = {}
         self._folders = 0
 
@@ -61,11 +67,16 @@ class Material:
         path.mkdir()
         return path
 
-    def config(self, kind: Kind = "bert", **sections: dict[str, Any]) -> RunConfig:
-        """Return a small run's configuration, ``sections`` laid over it."""
+    def config(
+        self, kind: Kind = "bert", task: Task | None = None, **sections: dict[str, Any]
+    ) -> RunConfig:
+        """Return a small run's configuration, ``sections`` laid over it.
+
+        The task is one that fits the base model where none is given.
+        """
         values: dict[str, Any] = {
             "name": "selftest",
-            "task": task_for_base(causal=kind == "llama").name,
+            "task": task or task_for_base(causal=kind == "llama").name,
             "model": {"path": str(self._checkpoint(kind)), "max_length": 16, "feature_scale": 2.0},
             "lora": {"rank": 8},
             "data": {"train": "made up", "sites": len(SITES)},
@@ -79,36 +90,50 @@ class Material:
             "privacy": {"epsilon": EPSILON, "clipping_norm": 1.0},
             "engine": {"threads": 1},
         }
-        if kind == "bert":
+        if trains_a_head(values["task"]):
             values["data"]["labels"] = list(LABELS)
         for name, section in sections.items():
             values[name] = {**values.get(name, {}), **section}
         return parse(RunConfig, values, "the self-test's run")
 
+    def labels(self, config: RunConfig) -> tuple[str, ...]:
+        """Return the public labels of a run's task."""
+        return task_of(config.task).labels(config.data, ())
+
     def model(self, config: RunConfig) -> SharedModel:
         """Load a base model with an adapter that is not at its start."""
-        task = task_of(config.task)
-        model = task.load_model(config, task.labels(config.data, ()))
+        model = task_of(config.task).load_model(config, self.labels(config))
         model.set_adapter(start_of(model))
         return model
 
     @cached_property
     def classifier(self) -> Reference:
         """Records of one site, each a unit of its own."""
-        return self._reference("bert", lambda i: None)
+        return self._reference("bert", by_itself)
 
     @cached_property
     def persons(self) -> Reference:
         """Records of persons with up to four records each."""
-        return self._reference("bert", lambda i: f"person {min(i // 2, i % 9)}")
+        return self._reference("bert", some_persons)
 
     @cached_property
     def causal(self) -> Reference:
         """The same for a language model."""
-        return self._reference("llama", lambda i: None)
+        return self._reference("llama", by_itself)
 
-    def _reference(self, kind: Kind, unit: Callable[[int], str | None]) -> Reference:
-        config = self.config(kind)
+    @cached_property
+    def references(self) -> tuple[Reference, ...]:
+        """Records and persons for every task, on every kind of base model that can do it."""
+        others = [
+            self._reference(kind, unit, task)
+            for kind, task in MODELS
+            for unit in (by_itself, some_persons)
+            if (kind, unit, task) not in _NAMED
+        ]
+        return (self.classifier, self.persons, self.causal, *others)
+
+    def _reference(self, kind: Kind, unit: Unit, task: Task | None = None) -> Reference:
+        config = self.config(kind, task)
         model = self.model(config)
         records = made_up(RECORDS, "site-a", unit, task_of(config.task))
         return Reference(config, model, dataset_of(records, config, model))
@@ -117,6 +142,35 @@ class Material:
         if kind not in self._checkpoints:
             self._checkpoints[kind] = save_random_transformer(self.folder / kind, kind)
         return self._checkpoints[kind]
+
+
+def by_itself(index: int) -> None:
+    """Say that a record names no person."""
+
+
+def some_persons(index: int) -> str:
+    """Name one of nine persons, who have up to four records each."""
+    return f"person {min(index // 2, index % 9)}"
+
+
+# The task of records that a check has no wish about.
+PLAIN: Task = task_for_base(causal=False).name
+# Those that have a name of their own in `Material`.
+_NAMED = {
+    ("bert", by_itself, PLAIN),
+    ("bert", some_persons, PLAIN),
+    ("llama", by_itself, task_for_base(causal=True).name),
+}
+
+
+def _bases(task: Task) -> tuple[Kind, ...]:
+    return ("bert", "llama") if trains_a_head(task) else ("llama",)
+
+
+# Every task on every kind of base model that can do it.
+MODELS: tuple[tuple[Kind, Task], ...] = tuple(
+    (kind, task) for task in TASKS for kind in _bases(task)
+)
 
 
 @dataclass(frozen=True)
@@ -155,7 +209,7 @@ class Reference:
 def made_up(
     count: int,
     site: str,
-    unit: Callable[[int], str | None],
+    unit: Unit,
     task: LearningTask = task_for_base(causal=False),  # noqa: B008
 ) -> list[Record]:
     """Make records of random words; the same for the same site."""

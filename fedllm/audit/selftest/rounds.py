@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedllm.audit.selftest.federation import RUN, Federation, build, gradients_of_sites
+from fedllm.audit.selftest.building import Setting, build, gradients_of_sites
+from fedllm.audit.selftest.federation import RUN, Federation
 from fedllm.audit.selftest.material import (
     BATCH,
     RECORDS,
@@ -81,17 +82,19 @@ def observe(
     material: Material,
     like: Federation | None = None,
     sections: Mapping[str, dict[str, Any]] | None = None,
+    rounds: int = ROUNDS,
 ) -> Observed:
-    """Run all rounds of a federation; with the same keys as another one, if given."""
-    config = material.config("bert", **(sections or {}))
-    federation = build(material, config, like.identities if like else None)
+    """Run rounds of a federation; with the same keys as another one, if given."""
+    config = material.config("bert", None, **(sections or {}))
+    federation = build(material, config, Setting(identities=like.identities if like else None))
     each = clipped(gradients_of_sites(material, federation.config), 1.0)
     basis, *_ = np.linalg.svd(each.T, full_matrices=False)
+    inverse = np.linalg.pinv(each.T)
     drawn, noise, readable = [], [], True
-    for number in range(1, ROUNDS + 1):
+    for number in range(1, rounds + 1):
         mean = federation.round(number).mean
         total = -mean * len(SITES) * BATCH / config.training.learning_rate
-        weights, *_ = np.linalg.lstsq(each.T, total, rcond=None)
+        weights = inverse @ total
         readable &= bool(np.abs(weights - np.round(weights)).max() < 0.4)
         drawn.append(np.round(weights).astype(np.int64))
         noise.append(total - basis @ (basis.T @ total))
@@ -140,7 +143,7 @@ def shares_as_charged(federation: Federation) -> str | None:
 
 def noise_is_secret(observed: Observed, twin: Observed) -> str | None:
     """The same run once more draws other batches and other noise: nothing has a fixed seed."""
-    if np.array_equal(observed.drawn, twin.drawn):
+    if np.array_equal(observed.drawn[: len(twin.drawn)], twin.drawn):
         return "the same run drew the same batches again: the sampling can be predicted"
     pairs = [observed.noise[0], twin.noise[0], observed.noise[1], twin.noise[1]]
     return unrelated(pairs, observed.freedom, "noise of a run and of the same run again")

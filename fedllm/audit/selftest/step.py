@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
 
 from fedllm.audit.selftest.material import (
     LEARNING_RATE,
@@ -51,25 +53,42 @@ def _distance(found: Vector, right: Vector) -> float:
     return float(np.linalg.norm(found - right) / np.linalg.norm(right))
 
 
-def clipping_of_records(material: Material) -> str | None:
-    """Each record's gradient is cut by itself, in an encoder and in a language model."""
-    for part in (material.classifier, material.causal):
-        right = clipped(part.gradients, part.clipping_norm).sum(axis=0)
+def clipping_of_records(material: Material, every_task: bool = True) -> str | None:
+    """Each record's gradient is cut by itself, for every task on every kind of base model."""
+    return _clipping(material, every_task, persons=False)
+
+
+def clipping_of_persons(material: Material, every_task: bool = True) -> str | None:
+    """A person's records are added up before they are cut."""
+    return _clipping(material, every_task, persons=True)
+
+
+def _clipping(material: Material, every_task: bool, persons: bool) -> str | None:
+    few = (material.classifier, material.persons, material.causal)
+    for part in material.references if every_task else few:
+        units = part.dataset.number_of_units
+        if (units < len(part.dataset)) != persons:
+            continue
+        right = clipped(part.unit_gradients, part.clipping_norm).sum(axis=0)
         for microbatch_size in (64, 5):
             found = _train(part, _settings(part, 0.0, microbatch_size=microbatch_size))
             if (gap := _distance(found, right)) > _TOLERANCE:
-                return f"the sum of clipped gradients is off by {gap:.1%} ({part.config.task})"
+                who = "persons" if persons else "records"
+                return (
+                    f"the sum of {who}' clipped gradients is off by {gap:.1%} ({part.config.task})"
+                )
+        if problem := _one_by_one(part):
+            return problem
     return None
 
 
-def clipping_of_persons(material: Material) -> str | None:
-    """A person's records are added up before they are cut."""
-    part = material.persons
-    right = clipped(part.unit_gradients, part.clipping_norm).sum(axis=0)
-    for microbatch_size in (64, 5):
-        found = _train(part, _settings(part, 0.0, microbatch_size=microbatch_size))
-        if (gap := _distance(found, right)) > _TOLERANCE:
-            return f"the sum of persons' clipped gradients is off by {gap:.1%}"
+def _one_by_one(part: Reference) -> str | None:
+    """No unit, not even one with the largest gradient, is let through above the norm."""
+    norm = 0.01 * float(np.linalg.norm(part.unit_gradients, axis=1).min())
+    each = clipped(part.unit_gradients, norm)
+    found = _train(part, _settings(part, 0.0, clipping_norm=norm))
+    if (gap := _distance(found, each.sum(axis=0))) > _TOLERANCE:
+        return f"with every unit cut, their sum is off by {gap:.1%} ({part.config.task})"
     return None
 
 
@@ -89,34 +108,83 @@ def noise_of_a_step(material: Material) -> str | None:
     )
 
 
-def sampling_of_batches(material: Material) -> str | None:
+def sampling_of_batches(material: Material, calls: int = 120) -> str | None:
     """Each record is in a batch by a draw of its own: Poisson sampling, as accounted."""
     part = material.classifier
     rate, units = 0.25, part.dataset.number_of_units
-    # A little noise: an update of an empty batch without any is refused as no training.
-    settings = _settings(part, 1e-3, sampling_rate=rate, steps=1)
-    each = clipped(part.gradients, part.clipping_norm)
-    rows = []
-    for _ in range(120):
-        weights, *_ = np.linalg.lstsq(each.T, _train(part, settings), rcond=None)
-        if np.abs(weights - np.round(weights)).max() > 0.2:
-            return "a batch's sum is not a sum of the records' clipped gradients"
-        rows.append(np.round(weights).astype(np.int64))
-    batches = np.stack(rows)
+    batches = _batches(part, rate, steps=1, calls=calls)
+    if batches is None:
+        return "a batch's sum is not a sum of the records' clipped gradients"
     if batches.min() < 0 or batches.max() > 1:
         return "a record was in one batch more than once"
+    sparse = _batches(part, 0.02, steps=1, calls=calls)
+    if sparse is None:
+        return "an empty batch gives something else than noise"
+    nobody = int((sparse.sum(axis=1) == 0).sum())
     repeats = int((batches[::2] * batches[1::2]).sum())
     return first(
         binomial(int(batches.sum()), batches.size, rate, "records drawn"),
-        central_counts(batches.sum(axis=1).tolist(), units, rate, "batch sizes of medium size"),
+        *_sizes(batches.sum(axis=1), units, rate),
         central_counts(
             batches.sum(axis=0).tolist(),
             len(batches),
             rate,
             "records drawn a medium number of times",
         ),
+        binomial(nobody, calls, 0.98**units, "empty batches at a small rate"),
         binomial(repeats, batches.size // 2, rate**2, "records in two batches in a row"),
+        binomial(
+            int((batches[:, ::2] * batches[:, 1::2]).sum()),
+            batches.size // 2,
+            rate**2,
+            "neighbours in a batch",
+        ),
     )
+
+
+def _sizes(found: NDArray[np.int64], units: int, rate: float) -> list[str | None]:
+    """Test that batches of every size come as often as they must."""
+    law = stats.binom(units, rate)
+    return [
+        binomial(int((found == size).sum()), len(found), float(law.pmf(size)), f"batches of {size}")
+        for size in range(units + 1)
+    ]
+
+
+def batches_of_steps(material: Material, calls: int = 120, all_cases: bool = True) -> str | None:
+    """Each local step draws a batch of its own, and a person's records come together."""
+    cases = ((material.classifier, 0.25), (material.persons, 0.5))
+    for part, rate in cases if all_cases else cases[:1]:
+        for steps in (2, 5) if all_cases else (3,):
+            counts = _batches(part, rate, steps, calls)
+            if counts is None:
+                return "a batch's sum is not a sum of the units' clipped gradients"
+            if counts.min() < 0 or counts.max() > steps:
+                return "a unit counted more often than there were steps"
+            problems = [
+                binomial(
+                    int((counts == times).sum()),
+                    counts.size,
+                    float(stats.binom.pmf(times, steps, rate)),
+                    f"units in {times} of {steps} steps",
+                )
+                for times in range(steps + 1)
+            ]
+            if problem := first(*problems):
+                return problem
+    return None
+
+
+def _batches(part: Reference, rate: float, steps: int, calls: int) -> NDArray[np.int64] | None:
+    """Read out how often each unit was in a batch, (calls, units); None if that cannot be."""
+    # A little noise: an update of an empty batch without any is refused as no training.
+    settings = _settings(part, 1e-3, sampling_rate=rate, steps=steps)
+    each = clipped(part.unit_gradients, part.clipping_norm)
+    inverse = np.linalg.pinv(each.T)
+    weights = np.stack([inverse @ _train(part, settings) for _ in range(calls)])
+    if np.abs(weights - np.round(weights)).max() > 0.3:
+        return None
+    return np.round(weights).astype(np.int64)
 
 
 def adapters_move(material: Material) -> str | None:

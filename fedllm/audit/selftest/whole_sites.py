@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from fedllm.audit.selftest.federation import RUN, Federation, build, records_of
+from fedllm.audit.selftest.building import build, records_of
+from fedllm.audit.selftest.federation import RUN, Federation
 from fedllm.audit.selftest.material import (
     SITES,
     STEPS,
