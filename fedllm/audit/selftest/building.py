@@ -134,7 +134,8 @@ def announced_size(config: RunConfig, records: list[Record]) -> int:
     persons = {record.unit for record in records} - {None}
     nameless = sum(record.unit is None for record in records)
     held_out = config.evaluation.holdout if config.evaluation.every else 0.0
-    units = max(1, int((len(persons) + nameless) * (1.0 - held_out)))
+    # Rounded first: asked with other parts, a site tells no more.
+    units = max(1, int(leading_digits(len(persons) + nameless) * (1.0 - held_out)))
     return leading_digits(units)
 
 
