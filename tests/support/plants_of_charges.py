@@ -34,7 +34,7 @@ def rates_by_record_where_persons_count(patch):
     right = SiteAccount.reserve
 
     def reserve(self, statement, config, units, length):
-        return right(self, statement, config, units if units != 8 else 24, length)
+        return right(self, statement, config, units if units != 7 else 16, length)
 
     patch.setattr(SiteAccount, "reserve", reserve)
 
