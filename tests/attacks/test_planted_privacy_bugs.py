@@ -150,7 +150,9 @@ def check_sampling(model, data, monkeypatch):
     whole = type(data).batch
 
     def watched(dataset, indices):
-        batches.append(set(indices.tolist()))
+        # All of them at once are asked for where the frozen part is computed.
+        if len(indices) < len(dataset):
+            batches.append(set(indices.tolist()))
         return whole(dataset, indices)
 
     monkeypatch.setattr(type(data), "batch", watched)
