@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from flwr.clientapp import ClientApp
 
 from fedllm.config import SitePolicy, Task, load_site_policy
-from fedllm.errors import ConfigError, FedllmError
+from fedllm.errors import ConfigError, DataError, FedllmError
 from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.transport.node import PartyNode
 from fedllm.identity.kits import Kit, check_dates, read_kit
@@ -183,10 +183,13 @@ def main() -> None:
             serve(kit, make_client_app(lambda context: site.result()), stop)
             if site.done() and (error := site.exception()) is not None:
                 raise error
-            site.cancel()
         else:
             kit = read_kit(Path(folder), "authority")
             serve(kit, make_authority_app(deployed_authority(kit)), stop)
+    except DataError as error:
+        say(f"fedllm: {error}")
+        # A source may come back, or be mended: the parent tries again.
+        sys.exit(1)
     except FedllmError as error:
         say(f"fedllm: {error}")
         sys.exit(error.exit_code)
