@@ -150,6 +150,10 @@ class OrderReader:
         require(statement.rounds == config.rounds.count, "the number of rounds differs")
         require(1 <= statement.round <= statement.rounds, "there is no such round")
         member = own_member(statement, self.identity)
+        require(
+            bool(member.units) == bool(mechanism_of(config).announced_units(1)),
+            "this site's entry in the cohort is of another kind of run",
+        )
         plan = read_plan(request.plan, statement)
         wanted = config.encryption
         require(

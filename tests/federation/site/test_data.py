@@ -11,6 +11,7 @@ from fedllm.config import AllowSection, BudgetSection, SitePolicy
 from fedllm.data.columns import MissingColumnError
 from fedllm.data.records import Record
 from fedllm.errors import DataError, RefusedError
+from fedllm.federation.protocol.statements import make_member
 from fedllm.federation.site.data import SiteData
 from fedllm.identity.keys import Identity
 from fedllm.mechanisms import mechanism_of
@@ -164,3 +165,23 @@ def test_what_is_left_out_is_told_once_in_the_sites_own_log(tiny_checkpoint, tmp
         "1 row left out of training and evaluation:\n"
         f"  own.csv:22: its label is not one of the {len(LABELS)} public labels"
     )
+
+
+def test_an_entry_of_another_kind_of_run_is_refused_before_anything_is_charged(
+    tiny_checkpoint, tmp_path
+):
+    """With no announced size nothing could be divided by it; with one, noise would follow it."""
+    config = small_config(tiny_checkpoint("bert"), privacy={"epsilon": 8.0})
+    federation = build(tmp_path, config)
+    without = make_member(federation.identities["site-0"], "run-1", 0)
+
+    def swap(kind, name, message):
+        if kind == "join" and name == "site-0":
+            header = message.header.model_copy(update={"member": without})
+            return type(message)(header)
+        return message
+
+    federation.tamper = swap
+    outcome = federation.round()
+    assert "another kind of run" in outcome.dropped["site-0"]
+    assert events(federation) == []
