@@ -9,7 +9,8 @@ from fedllm.errors import RefusedError
 from fedllm.mechanisms.bounds import Room, largest_sum
 from fedllm.mechanisms.cost import Cost
 from fedllm.mechanisms.local import required
-from fedllm.mechanisms.mechanism import Contribution, Segment, SharedShares, SiteRound, Wording
+from fedllm.mechanisms.mechanism import Contribution, Segment, SiteRound, Wording
+from fedllm.mechanisms.shares import SharedShares
 from fedllm.privacy.accounting.events import PoissonGaussian
 from fedllm.randomness import RandomStream
 

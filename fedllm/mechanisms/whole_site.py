@@ -17,10 +17,10 @@ from fedllm.mechanisms.mechanism import (
     Contribution,
     Mechanism,
     Segment,
-    SharedShares,
     SiteRound,
     Wording,
 )
+from fedllm.mechanisms.shares import SharedShares
 from fedllm.mechanisms.work import LocalResult, LocalStatistics
 from fedllm.privacy.accounting.events import PoissonGaussian
 from fedllm.privacy.whole import private_update, site_deviation

@@ -17,7 +17,8 @@ from fedllm.mechanisms import local, shared
 from fedllm.mechanisms.calibrating import choose_noise_multiplier
 from fedllm.mechanisms.cost import Cost
 from fedllm.mechanisms.evaluation import EvaluationSums
-from fedllm.mechanisms.mechanism import Mechanism, SharedShares
+from fedllm.mechanisms.mechanism import Mechanism
+from fedllm.mechanisms.shares import SharedShares
 from fedllm.privacy.accounting import accountants, calibration, events
 from fedllm.privacy.ledger import audit as ledger_audit
 from fedllm.privacy.ledger import ledger as ledger_module

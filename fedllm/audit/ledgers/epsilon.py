@@ -35,8 +35,9 @@ from fedllm.privacy.accounting.events import (
     PoissonDiscreteGaussian,
     Stated,
 )
-from fedllm.privacy.ledger.audit import read_state, refuse_other_files
+from fedllm.privacy.ledger.audit import read_state
 from fedllm.privacy.ledger.entries import Head, NoLedgerError, TamperedError
+from fedllm.privacy.ledger.exports import refuse_other_files
 from fedllm.privacy.ledger.heads import read_heads
 from fedllm.privacy.ledger.rules import promises
 from fedllm.privacy.ledger.state import LedgerState, Reservation

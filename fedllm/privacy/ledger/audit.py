@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from fedllm.canonical import canonical_json, from_hex, read_json, read_object, reading
+from fedllm.canonical import from_hex
 from fedllm.errors import ConfigError
 from fedllm.files import given_path, write_bytes
 from fedllm.privacy.accounting.accountants import EpsilonEstimate, epsilon
 from fedllm.privacy.ledger.budget import Ceiling
 from fedllm.privacy.ledger.entries import (
     Head,
-    NoLedgerError,
     RawEntry,
     TamperedError,
     read_chain,
     signature_holds,
 )
+from fedllm.privacy.ledger.exports import FIRST_PAGE, exported, has_traces, stored_entries
 from fedllm.privacy.ledger.fingerprints import Unit
 from fedllm.privacy.ledger.rules import check_datasets, promises
 from fedllm.privacy.ledger.state import Carried, LedgerState
-from fedllm.privacy.ledger.store import SQLITE, TRACES, Store
+from fedllm.privacy.ledger.store import SQLITE
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +151,7 @@ def read_state(
 
     Computes no epsilon; arguments and errors as in `verify_ledger`.
     """
-    stored, stored_tags = _read(path)
+    stored, stored_tags = stored_entries(path)
     state = LedgerState()
     for entry in read_chain(stored, public_key=public_key):
         state.apply(entry)
@@ -273,20 +270,7 @@ def export_ledger(path: Path, out: Path, force: bool = False) -> Head:
         If ``out`` cannot be written.
     """
     head = verify_ledger(path).head
-    stored, stored_tags = _read(path)
-    tags = {sequence: rest for sequence, *rest in stored_tags}
-    lines = []
-    for raw in stored:
-        line: dict[str, Any] = {
-            "content": read_json(raw.content),
-            "hash": raw.hash.hex(),
-            "signature": raw.signature.hex(),
-        }
-        if raw.sequence in tags:
-            records, persons = (base64.b64encode(part).decode() for part in tags[raw.sequence])
-            line["tags"] = {"records": records, "persons": persons}
-        lines.append(canonical_json(line) + b"\n")
-    content = b"".join(lines)
+    content = exported(path)
     _check_place(out, content, force)
     with given_path():
         write_bytes(out, content)
@@ -297,14 +281,14 @@ def _check_place(out: Path, content: bytes, force: bool) -> None:
     """See that an export replaces nothing that is not in it."""
     try:
         with out.open("rb") as stream:
-            before = stream.read() if not force else stream.read(_FIRST_PAGE)
+            before = stream.read() if not force else stream.read(FIRST_PAGE)
     except FileNotFoundError:
         return
     except OSError as error:
         raise ConfigError(
             f"could not write {out}: {error.strerror}", "choose another path"
         ) from None
-    if before.startswith(SQLITE) or _has_traces(before[:_FIRST_PAGE]):
+    if before.startswith(SQLITE) or has_traces(before[:FIRST_PAGE]):
         raise ConfigError(f"{out} is a ledger or another database", "choose another path")
     if force or content.startswith(before):
         return
@@ -317,99 +301,3 @@ def _check_place(out: Path, content: bytes, force: bool) -> None:
         f"{out} exists and is no earlier export of this ledger",
         "choose another path, or replace it with --force",
     )
-
-
-def is_export(path: Path) -> bool:
-    """Tell whether a file is an export of a ledger, and not a ledger itself.
-
-    Raises
-    ------
-    NoLedgerError
-        If it cannot be read, or never was either.
-    TamperedError
-        If only traces of a ledger are left in it, or nothing.
-    """
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(_FIRST_PAGE)
-    except OSError as error:
-        raise NoLedgerError(f"cannot read {path}: {error.strerror}", _remedy(path)) from error
-    if start.startswith(SQLITE):
-        return False
-    if _looks_exported(start):
-        return True
-    if not start.strip(b"\0") or _has_traces(start):
-        raise TamperedError(f"{path} is a damaged ledger: its start is gone")
-    raise NoLedgerError(
-        f"{path} is not a ledger",
-        "give the ledger of a site (ledgers/SITE.sqlite of a simulation, state/ledger.sqlite of a "
-        "kit), or what fedllm ledger export wrote",
-    )
-
-
-def _looks_exported(start: bytes) -> bool:
-    return all(word in start for word in _EXPORTED)
-
-
-def _has_traces(start: bytes) -> bool:
-    # The first page holds the identity and the triggers, wherever its start was written over.
-    return not _looks_exported(start) and any(word in start for word in TRACES)
-
-
-def _remedy(path: Path) -> str:
-    if path.is_dir():
-        return "give one ledger: ledgers/SITE.sqlite of a simulation, state/ledger.sqlite of a kit"
-    return "check the path; a site that was never charged has no ledger yet"
-
-
-def refuse_other_files(path: Path) -> None:
-    """See that a path leads to a ledger or an export of one, in whatever state.
-
-    Raises
-    ------
-    NoLedgerError
-        If it does not.
-    """
-    with suppress(TamperedError):
-        is_export(path)
-
-
-def _read(path: Path) -> tuple[list[RawEntry], list[tuple[int, bytes, bytes]]]:
-    if not is_export(path):
-        with Store(path).read() as view:
-            return list(view.entries()), list(view.tags())
-    rows = list(_exported_lines(path))
-    return [raw for raw, _ in rows], [tags for _, tags in rows if tags is not None]
-
-
-def _exported_lines(
-    path: Path,
-) -> Iterator[tuple[RawEntry, tuple[int, bytes, bytes] | None]]:
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        with reading(TamperedError(f"{path}: line {number} is not as it was exported")):
-            row = _exported(number, line)
-        yield row
-
-
-def _exported(number: int, line: bytes) -> tuple[RawEntry, tuple[int, bytes, bytes] | None]:
-    value = read_object(line)
-    # Byte by byte as it was written: no other spelling of a number.
-    if canonical_json(value) != line or not set(value) <= _LINE or len(value) < 3:
-        raise ValueError("form")
-    content = canonical_json(value["content"])
-    raw = RawEntry(number, content, from_hex(value["hash"]), from_hex(value["signature"]))
-    return raw, _exported_tags(number, value.get("tags"))
-
-
-_LINE = {"content", "hash", "signature", "tags"}
-_FIRST_PAGE = 1 << 16
-_EXPORTED = (b'"content"', b'"hash"', b'"signature"')
-
-
-def _exported_tags(number: int, tags: Mapping[str, str] | None) -> tuple[int, bytes, bytes] | None:
-    if tags is None:
-        return None
-    records, persons = (
-        base64.b64decode(tags[kind], validate=True) for kind in ("records", "persons")
-    )
-    return number, records, persons
