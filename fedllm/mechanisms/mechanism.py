@@ -203,7 +203,6 @@ class Mechanism(ABC):
             head_learning_rate=training.head_learning_rate or training.learning_rate,
             clipping_norm=clipping_norm or self._config.privacy.clipping_norm,
             noise_multiplier=noise_multiplier,
-            noise_share=self.noise_share,
         )
 
     def _divisor(self, expected: float) -> float:

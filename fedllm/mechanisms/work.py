@@ -37,11 +37,9 @@ class LocalSettings:
         L2 bound on what one unit adds to a batch's sum; not applied without noise multiplier.
     noise_multiplier : float, optional
         Standard deviation of the noise in units of ``clipping_norm``; none: not private.
-    noise_share : float
-        Part of that standard deviation which this site adds; 1 is the whole.
     clipping_quantile : float, optional
         Where set, ``clipping_norm`` is where the norm starts, and it moves with each step so
-        that this part of the units is within it; needs the whole noise.
+        that this part of the units is within it.
     """
 
     steps: int
@@ -53,7 +51,6 @@ class LocalSettings:
     head_learning_rate: float
     clipping_norm: float
     noise_multiplier: float | None
-    noise_share: float = 1.0
     clipping_quantile: float | None = None
 
 

@@ -291,7 +291,6 @@ def noised_mean(
     total: NDArray[np.float64],
     noise_multiplier: float,
     clipping_norm: float,
-    noise_share: float,
     expected_batch_size: float,
     noise: RandomStream,
 ) -> NDArray[np.float64]:
@@ -302,9 +301,7 @@ def noised_mean(
     total : ndarray
         (P,) float64, all zero after an empty batch.
     noise_multiplier : float
-        Standard deviation of the whole noise in units of ``clipping_norm``.
-    noise_share : float
-        Part of the standard deviation that is added here; 1 unless other sites add the rest.
+        Standard deviation of the noise in units of ``clipping_norm``.
     expected_batch_size : float
         Divisor; fixed beforehand, never the size of the batch, which is private.
     noise : RandomStream
@@ -315,5 +312,5 @@ def noised_mean(
     ndarray
         (P,) float64, safe to release.
     """
-    deviation = noise_multiplier * clipping_norm * noise_share
+    deviation = noise_multiplier * clipping_norm
     return (total + gaussian_noise(noise, len(total), deviation)) / expected_batch_size

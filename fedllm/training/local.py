@@ -133,7 +133,6 @@ def train_locally(
                         total,
                         settings.noise_multiplier,
                         settings.clipping_norm,
-                        settings.noise_share,
                         settings.expected_batch_size,
                         noise,
                     )

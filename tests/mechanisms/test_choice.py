@@ -258,7 +258,6 @@ def test_settings_are_those_that_are_charged(case):
     (event,) = mechanism.cost(work.units, work.length, 2.0).events
     assert (settings.sampling_rate, settings.steps) == (event.sampling_rate, event.steps)
     assert settings.noise_multiplier == 2.0
-    assert settings.noise_share == pytest.approx(1 / np.sqrt(mechanism.shares))
 
 
 def test_a_clipping_norm_that_moves_goes_on_where_it_was():

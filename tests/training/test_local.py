@@ -85,9 +85,9 @@ def test_noise_is_added_once_a_step_whatever_the_microbatches(
 ):
     model, data = tiny_model(), random_dataset(8)
     clean = replace(ONE_STEP, microbatch_size=microbatch_size)
-    noisy = replace(clean, noise_multiplier=3.0, noise_share=0.25)
+    noisy = replace(clean, noise_multiplier=3.0)
     difference = train(model, data, noisy) - train(model, data, clean)
-    deviation = 3.0 * 0.5 * 0.25 / 5.0
+    deviation = 3.0 * 0.5 / 5.0
     noise = gaussian_noise(streams()[1], model.manifest.length, deviation)
     np.testing.assert_allclose(difference, -noise, atol=1e-6)
     assert difference.std() == pytest.approx(deviation, rel=0.3)

@@ -61,10 +61,10 @@ class Sandbox:
         return made_up_record(self.task, self.model.labels, stream, words)
 
     def settings(self, units: int, config: RunConfig | None = None) -> LocalSettings:
-        """Return what one round does, with noise chosen as a site chooses it."""
+        """Return what one round does, with the whole noise, chosen as a site chooses it."""
         mechanism = mechanism_of(config or self.config)
         noise = mechanism.needed_noise(units, 1, ())
-        return replace(mechanism.settings(units, noise), noise_share=1.0)
+        return mechanism.settings(units, noise)
 
     def drawn(self, settings: LocalSettings) -> float:
         """Return the probability that a unit is in at least one batch of the run."""

@@ -9,7 +9,7 @@ from decimal import ROUND_CEILING, Context, Decimal
 from fedllm.errors import BudgetError, ConfigError
 from fedllm.privacy.accounting.accountants import epsilon as account
 from fedllm.privacy.accounting.accountants import quick_bound, upper_bound
-from fedllm.privacy.accounting.events import MAX_STEPS, Event, Folded, PoissonGaussian, fold
+from fedllm.privacy.accounting.events import Event, Folded, PoissonGaussian, fold
 
 _DIGITS = 4
 _SMALLEST_NOISE, _LARGEST_NOISE = 1e-3, 1e9
@@ -66,63 +66,6 @@ def solve_noise_multiplier(
             return noise
         noise *= 1 + 10.0 ** (1 - _DIGITS)
     raise _impossible(epsilon, delta)
-
-
-def solve_steps(
-    epsilon: float,
-    delta: float,
-    sampling_rate: float,
-    noise_multiplier: float,
-    spent: Sequence[Event] = (),
-) -> int:
-    """Return the largest number of steps that keeps all events within a budget.
-
-    Parameters
-    ----------
-    epsilon, delta : float
-        The budget that ``spent`` and the planned steps must keep together.
-    sampling_rate, noise_multiplier : float
-        Of every planned step.
-    spent : sequence of Event
-        What already happened to the same data.
-
-    Returns
-    -------
-    int
-        At least 1; ``MAX_STEPS`` if that many cost less.
-
-    Raises
-    ------
-    BudgetError
-        If not even one step fits.
-    ConfigError
-        If an argument is out of range.
-    """
-    _check_budget(epsilon, delta, spent)
-
-    def plan(steps: int) -> list[Event]:
-        return [*spent, PoissonGaussian(sampling_rate, noise_multiplier, steps)]
-
-    def fits(steps: int) -> bool:
-        folded = fold(plan(steps))
-        return quick_bound(folded, delta) <= epsilon or upper_bound(folded, delta) <= epsilon
-
-    if not fits(1) or account(plan(1), delta).value > epsilon:
-        raise BudgetError(
-            f"not one step fits into epsilon {epsilon:g} at delta {delta:g} with noise "
-            f"multiplier {noise_multiplier:g} and sampling rate {sampling_rate:g}",
-            "use more noise or a lower sampling rate",
-        )
-    low, high = 1, 2
-    while high < MAX_STEPS and fits(high):
-        low, high = high, high * 2
-    high = min(high, MAX_STEPS + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    while account(plan(low), delta).value > epsilon:
-        low -= max(1, low // 1000)
-    return low
 
 
 def _check_budget(epsilon: float, delta: float, spent: Sequence[Event]) -> None:

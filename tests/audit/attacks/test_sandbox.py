@@ -34,8 +34,6 @@ def test_its_noise_is_the_sites_whatever_else_the_budget_is_for(
     settings = sandbox.settings(40)
     assert settings.noise_multiplier == charged.noise_multiplier
     assert settings.sampling_rate == charged.sampling_rate
-    # One site that stands for all has the whole noise.
-    assert settings.noise_share == 1.0
 
 
 @pytest.mark.parametrize("epsilon", [None, 4.0])

@@ -7,7 +7,7 @@ import pytest
 from fedllm.config import load_run_config
 from fedllm.errors import BudgetError, ConfigError
 from fedllm.privacy.accounting.accountants import epsilon
-from fedllm.privacy.accounting.calibration import solve_noise_multiplier, solve_steps
+from fedllm.privacy.accounting.calibration import solve_noise_multiplier
 from fedllm.privacy.accounting.events import Gaussian, NonPrivate, PoissonGaussian
 
 SPENT = (PoissonGaussian(0.1, 1.2, 50), Gaussian(10.0, 20))
@@ -44,8 +44,6 @@ def test_spent_budget_asks_for_more_noise():
 def test_budget_that_is_gone_is_refused(spent):
     with pytest.raises(BudgetError, match="already spent"):
         solve_noise_multiplier(8.0, 1e-5, 0.1, 10, spent)
-    with pytest.raises(BudgetError, match="already spent"):
-        solve_steps(8.0, 1e-5, 0.1, 1.0, spent)
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, math.nan, math.inf])
@@ -63,18 +61,6 @@ def test_huge_budget_needs_hardly_any_noise():
     noise = solve_noise_multiplier(1e9, 1e-5, 0.1, 1)
     assert epsilon([PoissonGaussian(0.1, noise, 1)], 1e-5).value <= 1e9
     assert noise == 1e-3
-
-
-def test_steps_are_as_many_as_fit():
-    steps = solve_steps(8.0, 1e-5, 0.1, 1.0)
-    assert epsilon([PoissonGaussian(0.1, 1.0, steps)], 1e-5).value <= 8.0
-    assert epsilon([PoissonGaussian(0.1, 1.0, steps + 2)], 1e-5).value > 8.0
-    assert solve_steps(8.0, 1e-5, 0.1, 1.0, SPENT) < steps
-
-
-def test_not_one_step_fits():
-    with pytest.raises(BudgetError, match="not one step"):
-        solve_steps(0.1, 1e-5, 0.5, 0.5)
 
 
 def test_plan_command(tmp_path):
