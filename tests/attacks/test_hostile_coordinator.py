@@ -28,13 +28,16 @@ pytestmark = pytest.mark.slow
 RUN = "00112233"
 
 
+ALL = ("anne", "bob", "carol")
+
+
 @pytest.fixture(scope="module")
 def hostile(tiny_checkpoint, tmp_path_factory):
     """The sites and the authority, and a coordinator in the hands of the test."""
     folder = tmp_path_factory.mktemp("hostile")
     checkpoint = tiny_checkpoint("bert")
-    deployment = Deployment(folder, checkpoint, sites=("anne", "bob", "carol"))
-    # One of the hospitals has a record that cannot be read.
+    deployment = Deployment(folder, checkpoint, sites=ALL)
+    # One of the hospitals has a record that cannot be learned from.
     bad = folder / "carol.jsonl"
     bad.write_text(bad.read_text() + '{"text": "patient 4711 has diabetes", "label": "HIV"}\n')
     config = small_config(checkpoint, rounds={"timeout_s": 300.0, "min_sites": 2})
@@ -92,20 +95,20 @@ def charged(hostile, name: str) -> int:
 
 
 def test_a_record_that_cannot_be_read_does_not_leave_its_site(hostile):
-    """The text of the exception names row, file and label; the coordinator hears its kind."""
-    (said,) = hostile.said
-    assert "DataError" in said
-    for private in ("4711", "diabetes", "HIV", "carol.jsonl", "row"):
-        assert private not in said
-    assert [member.name for member in hostile.cohort] == ["anne", "bob"]
-    assert (
-        "carol.jsonl:31" in (hostile.deployment.kit("carol") / "state" / "rounds.jsonl").read_text()
-    )
+    """Nor does it keep its site away, which would tell that it is there."""
+    assert hostile.said == []
+    assert [member.name for member in hostile.cohort] == list(ALL)
+    outcome = play(hostile)
+    assert outcome.survivors == ALL
+    log = (hostile.deployment.kit("carol") / "state" / "rounds.jsonl").read_text()
+    assert "carol.jsonl:31: its label is not one of the 3 public labels" in log
+    for private in ("4711", "diabetes", "HIV"):
+        assert private not in log
 
 
 def test_an_honest_round_first(hostile):
     outcome = play(hostile)
-    assert outcome.survivors == ("anne", "bob")
+    assert outcome.survivors == ALL
     assert charged(hostile, "anne") == charged(hostile, "bob") > 0
 
 
@@ -113,7 +116,7 @@ def test_a_key_of_the_coordinators_own_in_the_authoritys_place(hostile):
     mallory = Identity.generate("authority")
     forged = replace(hostile.roster, authority=mallory.public_bytes())
     before = charged(hostile, "anne")
-    with pytest.raises(PeerError, match="PeerError"):
+    with pytest.raises(PeerError, match="what the site was sent is not what was agreed"):
         play(hostile, authority=Authority(mallory, forged, 1), roster=forged)
     assert charged(hostile, "anne") == before, "not even charged: the site did nothing"
     log = (hostile.deployment.kit("anne") / "state" / "rounds.jsonl").read_text()
@@ -127,8 +130,10 @@ def test_a_cohort_of_one_site(hostile):
     # Together with the authority: the site's own policy holds all the same.
     kit = read_kit(hostile.deployment.kit("authority"), "authority")
     weak = Authority(kit.identity, kit.roster, 1)
-    with pytest.raises(RefusedError, match="a sum of 1 sites could be opened"):
+    with pytest.raises(RefusedError, match="anne: the site's policy"):
         play(hostile, authority=weak, cohort=hostile.cohort[:1], min_sites=1)
+    log = (hostile.deployment.kit("anne") / "state" / "rounds.jsonl").read_text()
+    assert "a sum of 1 sites could be opened" in log
     assert charged(hostile, "anne") == before
 
 
@@ -175,7 +180,7 @@ def test_orders_that_were_cut_off_are_refused_and_the_site_goes_on(hostile, part
     with pytest.raises(FedllmError):
         play(hostile, sites=Tampering(hostile.sites, order=cut))
     assert charged(hostile, "anne") == before
-    assert play(hostile).survivors == ("anne", "bob")
+    assert play(hostile).survivors == ALL
 
 
 def test_the_authoritys_log_names_every_round_that_it_opened(hostile):
@@ -183,7 +188,5 @@ def test_the_authoritys_log_names_every_round_that_it_opened(hostile):
         "authority", "log", "--kit", str(hostile.deployment.kit("authority")), "--json"
     )
     entries = json.loads(done.stdout)
-    assert {tuple(entry["sites"]) for entry in entries if entry["event"] == "summed"} == {
-        ("anne", "bob")
-    }
+    assert {tuple(entry["sites"]) for entry in entries if entry["event"] == "summed"} == {ALL}
     assert {entry["run"] for entry in entries} == {RUN}
