@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -96,6 +95,7 @@ class EncodedDataset:
     targets: NDArray[np.int32]
     units: NDArray[np.int64]
     number_of_units: int
+    by_person: bool
     labelling: Labelling
     pad_id: int
     max_length: int
@@ -105,11 +105,6 @@ class EncodedDataset:
 
     def __repr__(self) -> str:
         return f"EncodedDataset({len(self)} records, {self.number_of_units} units)"
-
-    @cached_property
-    def one_record_each(self) -> bool:
-        """Whether no unit has a second record, so that records are clipped one by one."""
-        return len(np.unique(self.units)) == len(self.units)
 
     def batch(self, indices: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """Make one batch, padded on the right to a multiple of 8 (or to ``max_length``).
@@ -209,6 +204,7 @@ def encode(
         targets=np.asarray(targets, dtype=np.int32),
         units=units[kept],
         number_of_units=int(units.max(initial=-1)) + 1,
+        by_person=any(record.unit is not None for record in records),
         labelling=encoder.labelling,
         pad_id=_pad_id(tokenizer),
         max_length=max_length,

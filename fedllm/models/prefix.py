@@ -6,7 +6,7 @@ each training step the cost of those layers alone; losses and gradients stay the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -16,12 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedllm.models.pieces import ROWS, by_width, filled, take
 from fedllm.models.transformer import Batch
-from fedllm.padding import PAD_MULTIPLE
 
 DEFAULT_BUDGET_BYTES = 2 << 30
 _CHUNK = 1024
-_ROWS = 64
 
 
 class Dataset(Protocol):
@@ -32,42 +31,6 @@ class Dataset(Protocol):
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """Return the records at ``indices`` as padded tensors."""
         ...
-
-
-def widths(batch: Batch) -> Tensor:
-    """Return how many tokens each record of a batch is padded to, (B,): by its own length alone.
-
-    If a longer record in the batch decided it, that record could decide what becomes of the
-    others: an adapter can be made that turns padding into NaN.
-    """
-    lengths = batch["attention_mask"].sum(1)
-    whole = -(-lengths // PAD_MULTIPLE) * PAD_MULTIPLE
-    return whole.clamp(min=PAD_MULTIPLE, max=max(batch["attention_mask"].shape[1], 1))
-
-
-def by_width(batch: Batch, rows: int) -> Iterator[tuple[Tensor, Batch]]:
-    """Cut a batch into pieces of at most ``rows`` records that have one width (see `widths`).
-
-    Yields
-    ------
-    places : Tensor
-        (n,) int64, where the piece's records stand in ``batch``.
-    piece : Batch
-        The records, padded to their width.
-    """
-    of_rows = widths(batch)
-    for width in torch.unique(of_rows).tolist():
-        places = torch.nonzero(of_rows == width).flatten()
-        for start in range(0, len(places), rows):
-            yield places[start : start + rows], take(batch, places[start : start + rows], width)
-
-
-def take(batch: Batch, places: Tensor, length: int) -> Batch:
-    """Return the records at ``places``, cut to ``length`` tokens."""
-    return {
-        key: value[places, :length] if value.dim() == 2 else value[places]
-        for key, value in batch.items()
-    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +62,7 @@ class PrefixCache:
         Whether the frozen part ends in one vector a record instead of one a token.
     budget_bytes : int
         Memory for all data sets together; one that no longer fits is computed afresh
-        each time.
+        each time, with the same result bit for bit.
     """
 
     def __init__(
@@ -121,14 +84,14 @@ class PrefixCache:
         return sum(k.states.nbytes for k in self._kept.values() if k is not None)
 
     def attach(self, dataset: Dataset, indices: NDArray[np.int64], batch: Batch) -> Batch:
-        """Return ``batch`` (the records at ``indices``) with ``"states"``, if they are kept."""
+        """Return ``batch`` (the records at ``indices``) with ``"states"``, kept or computed."""
         if not self._worthwhile:
             return batch
         if dataset not in self._kept:
             self._kept[dataset] = self._compute(dataset)
         kept = self._kept[dataset]
         if kept is None:
-            return batch
+            return {**batch, "states": self._afresh(batch)}
         length = 1 if self._pooled else batch["input_ids"].shape[1]
         return {**batch, "states": kept.rows(indices, length)}
 
@@ -147,6 +110,23 @@ class PrefixCache:
             np.ones(count, dtype=np.int64),
         )
 
+    def _afresh(self, batch: Batch) -> Tensor:
+        """Compute what `_Kept.rows` would give of these records, (B, T or 1, H)."""
+        count, width = batch["input_ids"].shape
+        rows: list[Tensor | None] = []
+        for start in range(0, count, ROWS):
+            places = torch.arange(start, min(start + ROWS, count))
+            rows += self._states(take(batch, places, width))
+        pattern = next((states for states in rows if states is not None), None)
+        if pattern is None:
+            raise RuntimeError("the frozen part breaks off at every record")
+        found = torch.stack(
+            [torch.full_like(pattern, torch.nan) if own is None else own for own in rows]
+        )
+        if self._pooled:
+            return found
+        return found.masked_fill(batch["attention_mask"].unsqueeze(-1) == 0, 0.0)
+
     def _compute(self, dataset: Dataset) -> _Kept | None:
         # Pieces are cut from the data set's own order, never from a random batch, so that
         # rounding is the same whichever process or round computes them.
@@ -155,7 +135,7 @@ class PrefixCache:
         room = self._budget_bytes - self.used_bytes
         for start in range(0, len(dataset), _CHUNK):
             indices = np.arange(start, min(start + _CHUNK, len(dataset)))
-            for places, piece in by_width(dataset.batch(indices), _ROWS):
+            for places, piece in by_width(dataset.batch(indices), ROWS):
                 states = self._states(piece)
                 for row, place in enumerate(places.tolist()):
                     size = 1 if self._pooled else int(piece["attention_mask"][row].sum())
@@ -181,10 +161,10 @@ class PrefixCache:
 
         One record must not decide what becomes of the others.
         """
+        count, width = piece["input_ids"].shape
         try:
-            return list(self._network.prefix(piece))  # type: ignore[operator]
+            return list(self._network.prefix(filled(piece)))[:count]  # type: ignore[operator]
         except Exception:
-            count, width = piece["input_ids"].shape
             if count == 1:
                 return [None]
         alone = (take(piece, torch.tensor([row]), width) for row in range(count))

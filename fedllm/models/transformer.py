@@ -200,7 +200,10 @@ class LanguageModel(nn.Module):
         return self.stack.below(batch)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute logits only where a next token counts.
+        """Compute logits, and pick those where a next token counts.
+
+        All are computed: how many of the others' tokens count must not decide how a product is
+        carried out.
 
         Returns
         -------
@@ -214,5 +217,5 @@ class LanguageModel(nn.Module):
         states = self.stack.last_states(batch)
         targets = batch["labels"][:, 1:]
         rows, places = torch.nonzero(targets != -100, as_tuple=True)
-        logits = self.backbone.get_output_embeddings()(states[rows, places])
+        logits = self.backbone.get_output_embeddings()(states[:, :-1])[rows, places]
         return logits.float(), targets[rows, places], rows

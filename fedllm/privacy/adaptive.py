@@ -21,6 +21,8 @@ from fedllm.randomness import RandomStream
 COUNT_WEIGHT = 0.2
 # How far the norm moves at most in one step: by a factor of exp(0.2) either way.
 STEP = 0.2
+# As far as a clipping norm may be configured.
+SMALLEST, LARGEST = 1e-12, 1e12
 
 
 class AdaptiveClipping:
@@ -66,7 +68,8 @@ class AdaptiveClipping:
         deviation = noise_multiplier * sensitivity()
         released = released + gaussian_noise(noise, len(released), deviation)
         within = 0.5 + float(released[-1]) / (2 * COUNT_WEIGHT) / expected_batch_size
-        self.norm = used * math.exp(-STEP * (min(max(within, 0.0), 1.0) - self._quantile))
+        moved = used * math.exp(-STEP * (min(max(within, 0.0), 1.0) - self._quantile))
+        self.norm = min(max(moved, SMALLEST), LARGEST)
         return released[:-1] * (used / expected_batch_size)
 
 

@@ -200,7 +200,10 @@ class ClippedSum:
 
 
 def clipped_sum(
-    gradients: Sequence[Gradients], units: Tensor | None, clipping_norm: float
+    gradients: Sequence[Gradients],
+    units: Tensor | None,
+    clipping_norm: float,
+    count: int | None = None,
 ) -> ClippedSum:
     """Clip each unit's gradient over all parameters together, and add them up.
 
@@ -214,12 +217,21 @@ def clipped_sum(
     gradients : sequence of Tensor or OuterProducts
         (B, *shape) each.
     units : Tensor, optional
-        (B,) int64, the person of each record, numbered from 0 without gaps: a person's
+        (count,) int64, the person of each record, numbered from 0 without gaps: a person's
         gradients are added before they are clipped. Each record by itself when left out.
     clipping_norm : float
         Largest L2 norm that one unit adds. A unit whose records' gradients cancel to less than
         a millionth of their own norms adds less.
+    count : int, optional
+        So many of the B rows count, the first ones; those behind fill a piece up. All of them
+        when left out.
     """
+    rows = len(_first(gradients[0]))
+    count = rows if count is None else count
+    number = count if units is None else int(units.max()) + 1
+    if units is not None:
+        # Rows that fill up go through the same arithmetic, each by itself, and are dropped.
+        units = torch.cat([units, number + torch.arange(rows - count)])
     squares = sum(_squared_norms(gradient, units) for gradient in gradients)
     norms = torch.as_tensor(squares).sqrt()
     finite = torch.isfinite(norms)
@@ -228,9 +240,14 @@ def clipped_sum(
         # Their weight is 0, and 0 times NaN would not be.
         gradients = [_finite(gradient) for gradient in gradients]
     weights = clipping_norm / norms.clamp(min=clipping_norm)
+    weights[number:] = 0.0
     of_records = weights if units is None else weights[units]
     values = torch.cat([_weighted_sum(gradient, of_records) for gradient in gradients])
-    return ClippedSum(values.cpu().numpy(), norms.cpu().numpy())
+    return ClippedSum(values.cpu().numpy(), norms[:number].cpu().numpy())
+
+
+def _first(gradient: Gradients) -> Tensor:
+    return gradient.backprops if isinstance(gradient, OuterProducts) else gradient
 
 
 def _finite(gradient: Gradients) -> Gradients:
@@ -255,7 +272,8 @@ def _squared_norms(gradient: Gradients, units: Tensor | None) -> Tensor:
         return found
     own = _rounded_squared_norms(gradient, None).sqrt()
     whole = own.new_zeros(len(found)).index_add_(0, units, own)
-    return found + _CANCELLATION * whole.square()
+    several = torch.bincount(units, minlength=len(found)) > 1
+    return found + _CANCELLATION * whole.square() * several
 
 
 def _rounded_squared_norms(gradient: Gradients, units: Tensor | None) -> Tensor:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from fedllm.data.encode import EncodedDataset
 from fedllm.errors import DataError
-from fedllm.models.prefix import Dataset, by_width, take
+from fedllm.models.pieces import ROWS, by_width, filled, take
+from fedllm.models.prefix import Dataset
 from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import Batch
 from fedllm.tasks import LearningTask, task_of
@@ -44,9 +45,7 @@ def evaluate(model: SharedModel, dataset: Dataset, batch_size: int = 64) -> dict
 
 
 @torch.no_grad()
-def unit_scores(
-    model: SharedModel, dataset: EncodedDataset | None, batch_size: int = 64
-) -> NDArray[np.float64]:
+def unit_scores(model: SharedModel, dataset: EncodedDataset | None) -> NDArray[np.float64]:
     """Return for each unit the mean of its records' scores.
 
     Parameters
@@ -63,7 +62,7 @@ def unit_scores(
     if dataset is None:
         return np.zeros((0, len(task.site_scores)))
     scores = np.zeros((len(dataset), len(task.site_scores)))
-    for rows, piece in _pieces(model, dataset, batch_size):
+    for rows, piece in _pieces(model, dataset, ROWS):
         scores[rows] = _scores(task, model, rows, piece)
     # A unit without records adds nothing to a sum, not even itself.
     _, units, counts = np.unique(dataset.units, return_inverse=True, return_counts=True)
@@ -79,7 +78,7 @@ def _scores(
     An error would tell, without any noise, that such a record is there.
     """
     try:
-        return task.scores(model, piece)
+        return task.scores(model, filled(piece))[: len(rows)]
     except Exception:
         if len(rows) == 1:
             return np.full((1, len(task.site_scores)), np.nan)

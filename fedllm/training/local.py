@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from fedllm.errors import TrainingError
 from fedllm.mechanisms.work import LocalResult, LocalSettings, LocalStatistics
-from fedllm.models.prefix import Dataset, by_width, take, widths
+from fedllm.models.pieces import ROWS, by_width, filled, take, widths
+from fedllm.models.prefix import Dataset
 from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import Batch
 from fedllm.privacy.adaptive import AdaptiveClipping
@@ -53,8 +54,8 @@ class SiteDataset(Dataset, Protocol):
         ...
 
     @property
-    def one_record_each(self) -> bool:
-        """Whether no unit has a second record."""
+    def by_person(self) -> bool:
+        """Whether records name persons; follows from columns and not from records."""
         ...
 
 
@@ -201,32 +202,35 @@ def _gradient_sum(
     if not len(indices):
         return total
     batch = dataset.batch(indices)
-    people = None if dataset.one_record_each else dataset.units[indices]
-    for places, piece, units in _microbatches(batch, people, settings.microbatch_size):
-        rows = indices[places.numpy()]
-        if settings.noise_multiplier is None:
-            attached = model.prefix.attach(dataset, rows, piece)
-            total += _plain_gradient(model, _losses(model, attached, record))
-        else:
-            took = _Microbatch(model, dataset, settings, record, source or per_sample_gradients)
-            total += took.clipped(rows, piece, units)
+    if settings.noise_multiplier is None:
+        for places, piece in by_width(batch, settings.microbatch_size):
+            attached = model.prefix.attach(dataset, indices[places.numpy()], piece)
+            total += _plain_gradient(model, _losses(model, attached, record, len(places)))
+        return total
+    rows = min(ROWS, settings.microbatch_size)
+    took = _Microbatch(model, dataset, settings, record, rows, source or per_sample_gradients)
+    people = dataset.units[indices] if dataset.by_person else None
+    for places, piece, units in _microbatches(batch, people, rows):
+        total += took.clipped(indices[places.numpy()], piece, units)
     return total
 
 
-def _losses(model: SharedModel, batch: Batch, record: StepRecord) -> Tensor:
+def _losses(model: SharedModel, batch: Batch, record: StepRecord, count: int) -> Tensor:
+    """Return the loss of every row, and note those of the first ``count``."""
     values = record_losses(model, batch)
-    record.losses.append(values.detach().cpu().double().numpy())
+    record.losses.append(values[:count].detach().cpu().double().numpy())
     return values
 
 
 @dataclass(frozen=True)
 class _Microbatch:
-    """Clipped gradients of some units, which cost no other unit anything if one breaks off."""
+    """Clipped gradients of some units, the same for each whichever others stand beside it."""
 
     model: SharedModel
     dataset: SiteDataset
     settings: LocalSettings
     record: StepRecord
+    rows: int
     gradients: GradientSource
 
     def clipped(self, rows: NDArray[np.int64], piece: Batch, units: Tensor | None) -> Vector:
@@ -245,13 +249,13 @@ class _Microbatch:
         units : Tensor, optional
             (B,) unit of each record, from 0 without gaps; each by itself when left out.
         """
-        seen = len(self.record.losses)
+        seen, count = len(self.record.losses), len(rows)
         try:
-            attached = self.model.prefix.attach(self.dataset, rows, piece)
+            attached = filled(self.model.prefix.attach(self.dataset, rows, piece), self.rows)
             gradients = self.gradients(
-                self.model.trained, lambda: _losses(self.model, attached, self.record)
+                self.model.trained, lambda: _losses(self.model, attached, self.record, count)
             )
-            part = clipped_sum(gradients, units, self.settings.clipping_norm)
+            part = clipped_sum(gradients, units, self.settings.clipping_norm, count)
         except Exception as error:
             forget_step(self.model.module)
             del self.record.losses[seen:]
@@ -268,7 +272,7 @@ class _Microbatch:
         if len(numbers) == 1:
             self.record.broke_off(error)
             return total
-        # As wide as before: what breaks off at one unit must not change what others compute.
+        # Of the same shape: what breaks off at one unit must not change what others compute.
         width = piece["input_ids"].shape[1]
         for number in numbers:
             places = torch.nonzero(of_rows == number).flatten()

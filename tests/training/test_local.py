@@ -216,7 +216,7 @@ class Breaking:
     def __init__(self, inner, bad):
         self.inner, self.bad = inner, set(bad)
         self.units, self.number_of_units = inner.units, inner.number_of_units
-        self.one_record_each = inner.one_record_each
+        self.by_person = inner.by_person
 
     def __len__(self):
         return len(self.inner)
@@ -269,7 +269,7 @@ def test_a_library_that_breaks_off_is_counted_by_the_kind_of_its_error(
     tiny_model, random_dataset, monkeypatch
 ):
     def losses(model, batch):
-        if len(batch["labels"]) > 1 or int(batch["labels"][0]) == 0:
+        if bool((batch["labels"] == 0).any()):
             raise IndexError("the words of Mrs Example")
         return record_losses(model, batch)
 
@@ -289,7 +289,6 @@ def test_an_empty_unit_is_sampled_like_any_other(tiny_model, random_dataset):
     data = random_dataset(10)
     fewer = without(data, {0, 9})
     assert fewer.number_of_units == 10
-    assert fewer.one_record_each
     model, settings = tiny_model(), replace(ONE_STEP, sampling_rate=0.5)
     seen = [
         clipped_gradient_sum(model, d, settings, RandomStream.seeded(2))[1].records_seen
@@ -318,7 +317,7 @@ def spoil(monkeypatch, records):
 
     def spoiled(model, batch):
         losses = original(model, batch)
-        return torch.cat([losses[:-records], losses[-records:] * float("nan")])
+        return torch.cat([losses[:records] * float("nan"), losses[records:]])
 
     monkeypatch.setattr(local, "record_losses", spoiled)
 
@@ -332,7 +331,7 @@ def test_nan_losses_are_refused_and_the_model_restored(tiny_model, random_datase
     assert np.array_equal(model.adapter(), before)
 
 
-@pytest.mark.parametrize("records", [1, 10])
+@pytest.mark.parametrize("records", [1, 16])
 def test_a_private_site_does_not_tell_by_refusing_that_records_have_no_gradient(
     records, tiny_model, random_dataset, monkeypatch
 ):

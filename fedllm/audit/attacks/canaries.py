@@ -64,7 +64,7 @@ class CanaryDataset:
         self.coins = coins
         self.units = inner.units
         self.number_of_units = inner.number_of_units
-        self.one_record_each = inner.one_record_each
+        self.by_person = inner.by_person
 
     def __len__(self) -> int:
         return len(self._inner)
