@@ -113,8 +113,8 @@ def subset(data, rows):
     )
 
 
-def clip_the_batch(gradients, units, clipping_norm):
-    flat = torch.cat([dense(g).flatten(1) for g in gradients], dim=1).double()
+def clip_the_batch(gradients, units, clipping_norm, count):
+    flat = torch.cat([dense(g).flatten(1) for g in gradients], dim=1)[:count].double()
     total = flat.sum(0)
     norm = total.norm()
     # Scaled up to the batch, so that the size of the sum gives nothing away.

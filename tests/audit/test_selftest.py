@@ -241,14 +241,14 @@ def sites_are_charged_as_if_sampled(patch):
     patch.setattr(WholeSite, "sampling_rate", lambda self, units: 0.5)
 
 
-def rows_of(gradients):
+def rows_of(gradients, count):
     rows = []
     for part in gradients:
         whole = part
         if not isinstance(part, torch.Tensor):
             whole = torch.einsum("bo,bi->boi", part.backprops, part.activations)
         rows.append(whole.flatten(1).double().numpy())
-    return np.concatenate(rows, axis=1)
+    return np.concatenate(rows, axis=1)[:count]
 
 
 def clip_rows(rows, norm):
@@ -257,20 +257,21 @@ def clip_rows(rows, norm):
 
 def clipping_off(patch):
     patch.setattr(
-        local, "clipped_sum", lambda g, units, norm: ClippedSum(rows_of(g).sum(0), np.ones(1))
+        local, "clipped_sum", lambda g, u, norm, n: ClippedSum(rows_of(g, n).sum(0), np.ones(1))
     )
 
 
 def clipping_per_batch(patch):
-    def whole(gradients, units, norm):
-        return ClippedSum(clip_rows(rows_of(gradients).sum(0, keepdims=True), norm)[0], np.ones(1))
+    def whole(gradients, units, norm, count):
+        total = rows_of(gradients, count).sum(0, keepdims=True)
+        return ClippedSum(clip_rows(total, norm)[0], np.ones(1))
 
     patch.setattr(local, "clipped_sum", whole)
 
 
 def clipping_records_before_averaging_over_a_person(patch):
-    def early(gradients, units, norm):
-        rows = clip_rows(rows_of(gradients), norm)
+    def early(gradients, units, norm, count):
+        rows = clip_rows(rows_of(gradients, count), norm)
         if units is not None:
             # The average of clipped records, which no clipping of the person follows.
             rows = rows / np.bincount(units.numpy())[units.numpy()][:, None]
@@ -283,7 +284,7 @@ def clipping_records_and_not_persons(patch):
     patch.setattr(
         local,
         "clipped_sum",
-        lambda g, units, norm: ClippedSum(clip_rows(rows_of(g), norm).sum(0), np.ones(1)),
+        lambda g, u, norm, n: ClippedSum(clip_rows(rows_of(g, n), norm).sum(0), np.ones(1)),
     )
 
 

@@ -205,8 +205,8 @@ def room_for_a_part_of_the_noise(patch):
 def _without(patch, chosen):
     right = local.noised_mean
 
-    def some(total, multiplier, norm, share, batch, stream):
-        result = right(total, multiplier, norm, share, batch, stream)
+    def some(total, multiplier, norm, batch, stream):
+        result = right(total, multiplier, norm, batch, stream)
         place = chosen(len(total))
         result[place] = total[place] / batch
         return result
@@ -277,10 +277,10 @@ def an_empty_batch_of_integers_has_no_noise(patch):
 def noise_in_the_first_step_alone(patch):
     right, seen = local.noised_mean, {}
 
-    def first(total, multiplier, norm, share, batch, stream):
+    def first(total, multiplier, norm, batch, stream):
         again = seen.get("stream") is stream
         seen["stream"] = stream
-        return total / batch if again else right(total, multiplier, norm, share, batch, stream)
+        return total / batch if again else right(total, multiplier, norm, batch, stream)
 
     patch.setattr(local, "noised_mean", first)
 
@@ -346,8 +346,8 @@ def a_head_with_the_noise_of_its_own_norm(patch):
     """Head and adapters clipped one by one, each to the norm, and noised for one."""
     right = local.clipped_sum
 
-    def apart(gradients, units, norm):
-        parts = [right([gradient], units, norm) for gradient in gradients]
+    def apart(gradients, units, norm, count):
+        parts = [right([gradient], units, norm, count) for gradient in gradients]
         return ClippedSum(np.concatenate([p.values for p in parts]), parts[0].norms)
 
     patch.setattr(local, "clipped_sum", apart)
@@ -359,10 +359,8 @@ def a_head_with_the_noise_of_its_own_norm(patch):
 def clipping_by_microbatch(patch):
     right = local.clipped_sum
 
-    def together(gradients, units, norm):
-        many = len(gradients[0]) if isinstance(gradients[0], torch.Tensor) else None
-        many = many or len(gradients[0].backprops)
-        return right(gradients, torch.zeros(many, dtype=torch.int64), many * norm)
+    def together(gradients, units, norm, count):
+        return right(gradients, torch.zeros(count, dtype=torch.int64), count * norm, count)
 
     patch.setattr(local, "clipped_sum", together)
 
@@ -370,12 +368,12 @@ def clipping_by_microbatch(patch):
 def small_gradients_scaled_up(patch):
     """Gradients are normalised, not clipped, but to a little more than the norm."""
     right = local.clipped_sum
-    patch.setattr(local, "clipped_sum", lambda g, u, norm: right(g, u, 1.05 * norm))
+    patch.setattr(local, "clipped_sum", lambda g, u, norm, n: right(g, u, 1.05 * norm, n))
 
 
 def persons_clipped_record_by_record(patch):
     right = local.clipped_sum
-    patch.setattr(local, "clipped_sum", lambda gradients, units, norm: right(gradients, None, norm))
+    patch.setattr(local, "clipped_sum", lambda g, u, norm, n: right(g, None, norm, n))
 
 
 def _each_by_itself(dataset):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from fedllm.encryption.pack import unpack
 from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.schemes import SecretRoundKey
 from fedllm.mechanisms import LocalResult, LocalSettings, mechanism_of
+from fedllm.models.pieces import ROWS, by_width
 from fedllm.privacy.accounting.events import PoissonGaussian
 from fedllm.privacy.adaptive import COUNT_WEIGHT, STEP
 from fedllm.privacy.dpsgd import Gradients
@@ -167,13 +169,16 @@ def _sum_of(result: LocalResult, settings: LocalSettings) -> Vector:
 
 
 def _known_gradients(part: Reference) -> local.GradientSource:
-    """Give all records' gradients without computing them again."""
+    """Give all records' gradients, piece after piece, without computing them again."""
     rows = [
         torch.from_numpy(part.gradients[:, segment.slice]).reshape(len(part.dataset), *p.shape)
         for segment, p in zip(part.model.manifest.segments, part.model.trained, strict=True)
     ]
+    batch = part.dataset.batch(np.arange(len(part.dataset)))
+    pieces = cycle([places for places, _ in by_width(batch, ROWS)])
 
     def known(parameters: Sequence[nn.Parameter], losses: Callable[[], Tensor]) -> list[Gradients]:
-        return list(rows)
+        places = next(pieces)
+        return [each[places] for each in rows]
 
     return known

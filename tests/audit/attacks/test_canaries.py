@@ -135,7 +135,9 @@ def test_each_canary_has_tokens_of_its_own(material, kind):
 def test_without_clipping_the_claim_is_refuted(sandbox, monkeypatch):
     from fedllm.training import local
 
-    monkeypatch.setattr(local, "clipped_sum", lambda g, units, norm: clipped_sum(g, units, 1e9))
+    monkeypatch.setattr(
+        local, "clipped_sum", lambda g, units, norm, count: clipped_sum(g, units, 1e9, count)
+    )
     assert white_box(sandbox, 1000, 0.95, RandomStream.seeded(2), quiet).epsilon > 8.0
 
 
