@@ -28,7 +28,8 @@ class LocalSettings:
     expected_batch_size : float
         What a batch's sum of gradients is divided by.
     microbatch_size : int
-        Records worked on at once; bounds memory, changes no result.
+        Records worked on at once, in a private step 16 at most; bounds memory, changes no
+        result.
     optimizer : {"adam", "sgd"}
         Started anew. "sgd" with one step and learning rate 1 gives minus the gradient.
     learning_rate, head_learning_rate : float
