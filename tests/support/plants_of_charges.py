@@ -8,6 +8,7 @@ from dataclasses import replace
 from fedllm.errors import BudgetError, DataError
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.site import charging, memory
+from fedllm.federation.site import data as site_data
 from fedllm.federation.site import site as site_module
 from fedllm.federation.site import work as site_work
 from fedllm.federation.site.charging import SiteAccount
@@ -531,7 +532,8 @@ def a_unit_that_breaks_off_ends_the_round(patch):
 
 
 def the_exact_size_announced(patch):
-    patch.setattr(local.LocalNoise, "announced_units", lambda self, units: units)
+    patch.setattr(local, "rounded_size", lambda units: units)
+    patch.setattr(site_data, "rounded_size", lambda units: units)
 
 
 def records_announced_where_persons_count(patch):
