@@ -157,7 +157,6 @@ def random_dataset() -> Callable[..., EncodedDataset]:
             targets=stream.below(3 if classify else 2, records).astype(np.int32),
             units=np.asarray(persons if persons is not None else range(records), dtype=np.int64),
             number_of_units=records if persons is None else max(persons) + 1,
-            by_person=persons is not None,
             labelling=labels_of_sequences if classify else labels_of_tokens,
             pad_id=0,
             max_length=16,

@@ -216,7 +216,6 @@ class Breaking:
     def __init__(self, inner, bad):
         self.inner, self.bad = inner, set(bad)
         self.units, self.number_of_units = inner.units, inner.number_of_units
-        self.by_person = inner.by_person
 
     def __len__(self):
         return len(self.inner)

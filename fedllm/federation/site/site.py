@@ -13,7 +13,7 @@ from fedllm.adapters import adapter_of
 from fedllm.config import RunConfig, SitePolicy, Task
 from fedllm.data.records import Record
 from fedllm.encryption.update import encrypt_levels
-from fedllm.errors import FedllmError, RefusedError
+from fedllm.errors import STOPPING, FedllmError, RefusedError
 from fedllm.federation.protocol.envelopes import signed_update
 from fedllm.federation.protocol.masks import (
     check_settled,
@@ -251,7 +251,9 @@ class Site:
         started = self._clock()
         try:
             answer = work()
-        except Exception as error:
+        except STOPPING:
+            raise
+        except BaseException as error:
             found = explained(error)
             if not self._full_errors:
                 self._telling.details(found)
