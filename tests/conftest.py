@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from fedllm.data.encode import EncodedDataset
     from fedllm.models.shared import SharedModel
 
+# Models of a few thousand parameters gain nothing from threads, and lose much where other programs
+# run: every operation waits for all of them. Tests of threads set their own number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # The same examples each time, on machines of any speed. HYPOTHESIS_PROFILE=search draws new ones.
