@@ -12,6 +12,8 @@ from rich.table import Table
 from fedllm.audit.attacks.results import EpsilonResult, FoundProblem, SiteEpsilon
 from fedllm.audit.ledgers.figures import (
     ASSUMPTIONS,
+    COLLUDERS,
+    SUMS,
     AccountAudit,
     EpsilonAudit,
     LedgerAudit,
@@ -175,8 +177,8 @@ def _figures(account: AccountAudit) -> list[float | None]:
 def _add_rows(rows: Table, site: str, found: AccountAudit) -> None:
     what, name = f"each {found.unit}", safe(found.account or "all records")
     limit = f"δ {found.delta:g}, ceiling {shown(found.ceiling)}"
-    rows.add_row(safe(site), "all runs", shown(found.claimed), *_columns(found.sums), what)
-    rows.add_row(name, "others collude", "", *_columns(found.colluders), limit)
+    rows.add_row(safe(site), f"all runs, {SUMS}", shown(found.claimed), *_columns(found.sums), what)
+    rows.add_row(name, f"all runs, {COLLUDERS}", "", *_columns(found.colluders), limit)
     for run in found.runs:
         claimed = run.claimed if run.reported is None else run.reported
         rounds = f"{run.committed}" + (f"+{run.reserved_only}" if run.reserved_only else "")
