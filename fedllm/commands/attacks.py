@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from fedllm.commands import options
-from fedllm.config import RunConfig, Section, load_run_config
+from fedllm.config import RunConfig, load_run_config
 from fedllm.errors import PeerError
 from fedllm.visible import visible
 
 if TYPE_CHECKING:
-    from fedllm.audit.attacks.results import CanaryAttack
+    from fedllm.audit.attacks.results import CanaryAttack, Kept
 
 _RUN = typer.Argument(help="The folder of a run, or a run configuration (a TOML file).")
 
@@ -152,7 +152,7 @@ def extraction(
         )
 
 
-def keep(folder: Path | None, name: str, result: Section, quiet: bool) -> None:
+def keep(folder: Path | None, name: str, result: Kept, quiet: bool) -> None:
     """Keep an audit's result in a run's folder, for the report."""
     from fedllm.audit.attacks.results import save
     from fedllm.files import given_path

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fedllm.config import RunConfig
 from fedllm.mechanisms import mechanism_of
+from fedllm.runs import names
+from fedllm.runs.checkpoints import begun_with
+from fedllm.runs.folder import is_same_run
 from fedllm.visible import visible
 
 
@@ -51,6 +55,18 @@ def differences(config: RunConfig, summary: Mapping[str, Any]) -> list[Differenc
     ]
 
 
+def begun_otherwise(folder: Path, config: RunConfig) -> bool:
+    """Tell whether a run's checkpoints were made with another configuration than its own now.
+
+    Raises
+    ------
+    CheckpointError
+        If the newest checkpoint cannot be read.
+    """
+    digest = begun_with(folder / names.CHECKPOINTS)
+    return digest is not None and not is_same_run(digest, config, folder)
+
+
 def _pairs(
     config: RunConfig, summary: Mapping[str, Any]
 ) -> Iterator[tuple[str, object, str, object]]:
@@ -61,7 +77,7 @@ def _pairs(
         "rounds": ("rounds.count", config.rounds.count),
         "privacy.promised": ("privacy.epsilon", config.privacy.epsilon),
         "privacy.delta": ("privacy.delta", config.privacy.delta),
-        "privacy.unit": ("the unit of privacy", config.unit),
+        "privacy.unit": ("privacy.unit", config.unit),
         "privacy.noise": ("privacy.noise", mechanism_of(config).wording.noise),
         "encryption.scheme": ("encryption.scheme", encryption.scheme),
         "encryption.masks": ("encryption.masks", encryption.masked),

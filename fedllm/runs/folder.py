@@ -131,7 +131,7 @@ def require_same_run(
     if is_same_run(digest, config, out):
         return
     own = out / names.RUN_TOML
-    if run_toml_changed(digest, out):
+    if _changed_since(digest, out):
         raise ConfigError(
             f"{own} was changed after the run had begun{_since_finished(out)}: the checkpoints "
             "were made with another configuration, and so is the one given now",
@@ -145,11 +145,7 @@ def require_same_run(
     )
 
 
-def run_toml_changed(digest: str, out: Path) -> bool:
-    """Tell whether ``run.toml`` is not the configuration of a checkpoint with ``digest``.
-
-    False where it cannot be read.
-    """
+def _changed_since(digest: str, out: Path) -> bool:
     try:
         return not is_same_run(digest, read_config(out), out)
     except ConfigError:

@@ -17,9 +17,7 @@ from fedllm.errors import FedllmError
 from fedllm.privacy.ledger.entries import Head
 from fedllm.privacy.ledger.heads import read_heads
 from fedllm.runs import names
-from fedllm.runs.asked import differences
-from fedllm.runs.checkpoints import begun_with
-from fedllm.runs.folder import run_toml_changed
+from fedllm.runs.asked import begun_otherwise, differences
 from fedllm.runs.metrics import read_reports
 from fedllm.runs.plain_json import read_object
 from fedllm.runs.record import read_config
@@ -152,35 +150,21 @@ def _asked(
     except FedllmError as error:
         text = f"it cannot be read ({error.message}): what was asked for was not compared"
         return None, (Finding("critical", str(path), text),)
-    return config, changed_request(folder, config, summary)
+    return config, _changed(folder, config, summary)
 
 
-def changed_request(
-    folder: Path, config: RunConfig, summary: Mapping[str, Any]
-) -> tuple[Finding, ...]:
-    """Say where ``run.toml`` is not what a run was begun with and finished with.
-
-    Parameters
-    ----------
-    folder : Path
-        The run's, with its checkpoints if there are any.
-    config : RunConfig
-        Its ``run.toml``.
-    summary : mapping
-        Its ``summary.json`` as plain values.
-    """
+def _changed(folder: Path, config: RunConfig, summary: Mapping[str, Any]) -> tuple[Finding, ...]:
     path = str(folder / names.RUN_TOML)
     found = differences(config, summary)
     if found:
         text = f"it was changed after the run, or the summary was: {'; '.join(map(str, found))}"
         return (Finding("critical", path, text),)
     try:
-        digest = begun_with(folder / names.CHECKPOINTS)
+        if not begun_otherwise(folder, config):
+            return ()
     except FedllmError as error:
         text = f"{error.message}: whether the run was begun with it was not compared"
         return (Finding("warning", path, text),)
-    if digest is None or not run_toml_changed(digest, folder):
-        return ()
     text = (
         "it was changed after the run: its SHA-256 is not the one that the run's checkpoints name "
         "(a key that summary.json does not repeat, or an added one)"

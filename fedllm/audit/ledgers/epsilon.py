@@ -88,6 +88,16 @@ class Sources:
             if (one.folder == source.run if source.run else one.folder not in own)
         ]
 
+    def kept_in(self) -> Path | None:
+        """Return the one finished run's folder that all this is about, if there is one."""
+        if len(self.claims) == 1 and not any(one.run is None for one in self.ledgers):
+            folders = [self.claims[0].folder]
+        else:
+            own = {one.run for one in self.ledgers if one.run}
+            folders = [] if own else [one.folder for one in self.claims]
+        finished = [folder for folder in folders if (folder / names.SUMMARY).exists()]
+        return finished[0] if len(finished) == 1 else None
+
 
 def find_ledgers(paths: Sequence[Path]) -> Sources:
     """Return the ledgers of files, folders of ledgers, and run folders.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from fedllm.audit.attacks.results import EpsilonResult, FoundProblem, SiteEpsilon
+from fedllm.audit.attacks.results import AuditedLedger, EpsilonResult, FoundProblem, SiteEpsilon
 from fedllm.audit.ledgers.figures import (
     ASSUMPTIONS,
     COLLUDERS,
@@ -91,9 +92,13 @@ def _recomputed_json(value: Recomputed) -> dict[str, Any]:
     }
 
 
-def as_result(found: EpsilonAudit) -> EpsilonResult:
+def as_result(found: EpsilonAudit, folder: Path | None = None) -> EpsilonResult:
     """Return what a run folder keeps of the audit, for its report."""
     return EpsilonResult(
+        ledgers=tuple(
+            AuditedLedger(file=_place(Path(one.path), folder), site=one.site, head=one.head)
+            for one in found.ledgers
+        ),
         sites=tuple(
             SiteEpsilon(
                 site=ledger.site,
@@ -111,6 +116,13 @@ def as_result(found: EpsilonAudit) -> EpsilonResult:
             for f in found.findings
         ),
     )
+
+
+def _place(path: Path, folder: Path | None) -> str:
+    """Return where a ledger is, in words that stay true when a run's folder is moved."""
+    if folder is not None and path.is_relative_to(folder):
+        return str(path.relative_to(folder))
+    return str(path.absolute())
 
 
 def _finite(value: float) -> float | None:
