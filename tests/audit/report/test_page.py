@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from support.run_folder import SITES, rounds, run_config, summary, write_run
 
+from fedllm.audit.ledgers.claims import read_claims
 from fedllm.audit.ledgers.comparison import (
     Comparison,
     Example,
@@ -14,7 +15,6 @@ from fedllm.audit.ledgers.comparison import (
     load_comparison,
     save_comparison,
 )
-from fedllm.audit.ledgers.claims import read_claims
 from fedllm.audit.report.page import bound, number, write_report
 from fedllm.audit.report.plots import CEILING_COLOUR, roc_plot, styles
 from fedllm.errors import ConfigError, FedllmError
