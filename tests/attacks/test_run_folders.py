@@ -156,8 +156,11 @@ def test_a_ledger_exchanged_for_another_sites_is_critical(run):
     assert any("it is the ledger of site site-02: a ledger of site-01 should" in t for t in texts)
     assert any("a second time" in text for text in texts)
     assert any(text.startswith("site-01: its ledger is not among") for text in texts)
-    # And where the folder of ledgers is given itself.
-    assert any("should stand here" in text for text in critical(run / "ledgers"))
+    # And where the folder of ledgers is given itself, or all that is in it.
+    for paths in ([run / "ledgers"], sorted((run / "ledgers").glob("*.sqlite"))):
+        texts = critical(*paths)
+        assert any("should stand here" in text for text in texts)
+        assert any("a second time" in text for text in texts)
 
 
 def test_a_ledger_of_another_run_bears_out_nothing(run):

@@ -48,7 +48,8 @@ def misplaced(ledgers: Sequence[Audited]) -> Iterator[Finding]:
     for one in ledgers:
         site = one.state.site if one.state else ""
         # Where runs keep ledgers, a file is called by its site.
-        if site and one.folder and one.folder.name == names.LEDGERS and one.path.stem != site:
+        here = one.path.absolute().parent.name == names.LEDGERS
+        if site and here and one.path.stem != site:
             text = f"it is the ledger of site {site}: a ledger of {one.path.stem} should stand here"
             yield Finding("critical", str(one.path), visible(text))
     for one, other in combinations([one for one in ledgers if one.state], 2):
@@ -73,11 +74,16 @@ def _twice(one: Audited, other: Audited) -> Iterator[Finding]:
     elif not _is_beginning(one, other):
         text = f"it and {one.path} are signed with one key of {site} and contradict each other"
         yield Finding("critical", where, text)
-    elif one.folder and one.path.stem != other.path.stem:
+    elif one.path.stem != other.path.stem and (one.folder or _two_files(one.path, other.path)):
         text = f"it is the ledger of {site} a second time; the first is {one.path}"
         yield Finding("critical", where, text)
     elif one.path.suffix == other.path.suffix or not one.folder:
         yield Finding("note", where, f"it is the ledger of {site} once more, as {one.path} is")
+
+
+def _two_files(one: Path, other: Path) -> bool:
+    """Tell whether two ledgers that were given one by one, and no exports, lie side by side."""
+    return one.suffix == other.suffix == ".sqlite" and one.parent == other.parent
 
 
 def _is_beginning(one: Audited, other: Audited) -> bool:
