@@ -9,10 +9,9 @@ from typing import Any
 
 from fedllm.audit.attacks.audited import Audited
 from fedllm.audit.findings import Severity
-from fedllm.audit.ledgers.judge import above
 from fedllm.audit.report.numbers import MOST_VALUES, at_least, bound, number, percent
 from fedllm.audit.report.plots import promise_plot, roc_plot
-from fedllm.audit.report.stale import changed, changed_request, date_of, kept_results
+from fedllm.audit.report.stale import date_of, found_by_looking_again, kept_results, stale_audits
 from fedllm.identity.titles import shown as shown_name
 from fedllm.runs.record import RunFolder
 
@@ -30,12 +29,7 @@ class AuditParts:
         self._all = [self._mine, *map(Audited.of, beside)]
         self._texts = texts
         self._dates = {name: date_of(one) for name, one in kept_results(self._mine).items()}
-        self._stale = [
-            (audited, name, files)
-            for audited in self._all
-            for name, one in kept_results(audited).items()
-            if (files := changed(audited.run.path, name, one))
-        ]
+        self._stale = stale_audits(self._all)
 
     def parts(self) -> dict[str, Any]:
         """Return every part by the name that the template has for it."""
@@ -65,24 +59,6 @@ class AuditParts:
             for name, date in self._dates.items()
         ]
 
-    def _found_by_looking_again(self) -> Iterator[tuple[Severity, str]]:
-        """Yield what is not as it was: the request since the run, the files since their audits."""
-        texts, run = self._texts["findings"], self._mine.run
-        if what := changed_request(run):
-            yield "critical", texts["request"].format(what=what)
-        asked, spent = run.config.privacy.epsilon, self._mine.spent
-        if asked is not None and spent is not None and above(spent, asked) and spent < math.inf:
-            words = {"spent": bound(spent), "asked": number(asked)}
-            yield "critical", texts["overspent"].format(**words)
-        for audited, name, files in self._stale:
-            beside = "" if audited is self._mine else f" ({audited.run.config.name})"
-            more = f" (+{len(files) - MOST_VALUES})" if len(files) > MOST_VALUES else ""
-            words = {
-                "audit": self._texts["audited"][name] + beside,
-                "files": ", ".join(files[:MOST_VALUES]) + more,
-            }
-            yield "warning", texts["stale"].format(**words)
-
     def _found(self) -> Iterator[tuple[Severity, str]]:
         texts, config = self._texts["findings"], self._mine.run.config
         if not config.private:
@@ -101,7 +77,7 @@ class AuditParts:
             yield "note", texts["dropped"]
         if self._mine.run.simulated:
             yield "note", texts["simulated"]
-        yield from self._found_by_looking_again()
+        yield from found_by_looking_again(self._mine, self._stale, self._texts)
         yield from self._found_by_measuring()
         yield from self._found_by_ledgers()
         yield from self._found_by_canaries()
@@ -135,7 +111,7 @@ class AuditParts:
             yield "warning", texts["ledgers_warn"].format(count=found.warnings)
 
     def _is_stale(self, audit: str) -> bool:
-        return any(name == audit and audited is self._mine for audited, name, _ in self._stale)
+        return any(one.audit == audit and one.of is self._mine for one in self._stale)
 
     def _found_by_canaries(self) -> Iterator[tuple[Severity, str]]:
         texts, found = self._texts["findings"], self._mine.canaries

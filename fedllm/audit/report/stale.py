@@ -2,17 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
+from typing import Any
 
 from fedllm.audit.attacks.audited import Audited
 from fedllm.audit.attacks.results import EpsilonResult, Kept, made_of
+from fedllm.audit.findings import Severity
+from fedllm.audit.ledgers.judge import above
+from fedllm.audit.report.numbers import MOST_VALUES, bound, number
 from fedllm.errors import FedllmError
 from fedllm.privacy.ledger.audit import read_state
 from fedllm.runs.asked import begun_otherwise, differences
 from fedllm.runs.names import CHECKPOINTS, LEDGERS, RUN_TOML
 from fedllm.runs.record import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """An audit of a run that was made of other files than lie there now.
+
+    Attributes
+    ----------
+    of : Audited
+        The run.
+    audit : str
+        The audit's name.
+    files : list of str
+        What changed since, or is gone.
+    """
+
+    of: Audited
+    audit: str
+    files: list[str]
+
+
+def stale_audits(runs: Sequence[Audited]) -> list[Stale]:
+    """Return the audits of several runs that are of other files than lie there now."""
+    return [
+        Stale(audited, name, files)
+        for audited in runs
+        for name, result in kept_results(audited).items()
+        if (files := changed(audited.run.path, name, result))
+    ]
+
+
+def found_by_looking_again(
+    mine: Audited, stale: Sequence[Stale], texts: Mapping[str, Any]
+) -> Iterator[tuple[Severity, str]]:
+    """Yield what is not as it was: the request since the run, the files since their audits.
+
+    Parameters
+    ----------
+    mine : Audited
+        The run that the report is about.
+    stale : sequence of Stale
+        Of this run, and of those that stand beside it.
+    texts : mapping
+        The report's catalogue.
+    """
+    words, run = texts["findings"], mine.run
+    if what := changed_request(run):
+        yield "critical", words["request"].format(what=what)
+    asked, spent = run.config.privacy.epsilon, mine.spent
+    if asked is not None and spent is not None and asked < spent < inf and above(spent, asked):
+        yield "critical", words["overspent"].format(spent=bound(spent), asked=number(asked))
+    for one in stale:
+        beside = "" if one.of is mine else f" ({one.of.run.config.name})"
+        more = f" (+{len(one.files) - MOST_VALUES})" if len(one.files) > MOST_VALUES else ""
+        files = ", ".join(one.files[:MOST_VALUES]) + more
+        audit = texts["audited"][one.audit] + beside
+        yield "warning", words["stale"].format(audit=audit, files=files)
 
 
 def kept_results(audited: Audited) -> dict[str, Kept]:
