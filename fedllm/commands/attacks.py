@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from fedllm.commands import options
-from fedllm.config import RunConfig, Section, load_run_config
+from fedllm.config import RunConfig, load_run_config
 from fedllm.errors import PeerError
 from fedllm.visible import visible
 
 if TYPE_CHECKING:
-    from fedllm.audit.attacks.results import CanaryAttack
+    from fedllm.audit.attacks.results import CanaryAttack, Kept
 
 _RUN = typer.Argument(help="The folder of a run, or a run configuration (a TOML file).")
 
@@ -48,7 +48,7 @@ def canaries(
     result = run_canaries(config, count, confidence, _progress(json_output))
     keep(folder, "canaries", result, json_output)
     if json_output:
-        print(json.dumps(result.model_dump(mode="json"), indent=2))
+        print(_as_json(result))
     else:
         claim = "no privacy" if result.claimed is None else f"epsilon {result.claimed:g}"
         print(f"claimed: {claim} at delta {result.delta:g}")
@@ -104,7 +104,7 @@ def membership(
         require_run(run)
     result = run_membership(runs, records, shadows, _progress(json_output))
     if json_output:
-        print(json.dumps(result.model_dump(mode="json"), indent=2))
+        print(_as_json(result))
     for place, run in enumerate(runs):
         # In each run's own folder its own model stands first.
         order = (result.models[place], *result.models[:place], *result.models[place + 1 :])
@@ -141,7 +141,7 @@ def extraction(
     result = run_extraction(config, secrets, candidates, _progress(json_output))
     keep(folder, "extraction", result, json_output)
     if json_output:
-        print(json.dumps(result.model_dump(mode="json"), indent=2))
+        print(_as_json(result))
         return
     for model in result.models:
         mean = sum(model.exposure) / len(model.exposure)
@@ -152,7 +152,12 @@ def extraction(
         )
 
 
-def keep(folder: Path | None, name: str, result: Section, quiet: bool) -> None:
+def _as_json(result: Kept) -> str:
+    # Date and origin are those of the file that is kept.
+    return json.dumps(result.model_dump(mode="json", exclude={"made", "of"}), indent=2)
+
+
+def keep(folder: Path | None, name: str, result: Kept, quiet: bool) -> None:
     """Keep an audit's result in a run's folder, for the report."""
     from fedllm.audit.attacks.results import save
     from fedllm.files import given_path

@@ -124,15 +124,15 @@ def epsilon(
     from fedllm.commands.ledger import read_key
     from fedllm.privacy.ledger.entries import Head
     from fedllm.privacy.ledger.heads import read_heads
-    from fedllm.runs.names import SUMMARY
 
     keys = {site: read_key(value) for site, value in map(_named, public_key)}
     anchors = read_heads(heads) if heads else {}
     for site, value in map(_named, anchor):
         anchors.setdefault(site, []).append(Head.parse(value))
-    found = audit_ledgers(find_ledgers(ledgers), keys, anchors)
-    folder = ledgers[0] if (ledgers[0] / SUMMARY).exists() and not ledgers[1:] else None
-    attacks.keep(folder, "epsilon", as_result(found), quiet=json_output)
+    sources = find_ledgers(ledgers)
+    found = audit_ledgers(sources, keys, anchors)
+    folder = sources.kept_in()
+    attacks.keep(folder, "epsilon", as_result(found, folder), quiet=json_output)
     if json_output:
         print(json.dumps(as_json(found), indent=2, allow_nan=False))
     else:

@@ -149,6 +149,28 @@ def load_checkpoint(folder: Path) -> RunState | None:
         ) from None
 
 
+def begun_with(folder: Path) -> str | None:
+    """Return the digest of the configuration that the newest checkpoint was made with.
+
+    None when there is no checkpoint. Changes nothing in the folder, so that it may be evidence.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be read.
+    """
+    rounds = _rounds(folder)
+    if not rounds:
+        return None
+    path = folder / f"round-{rounds[-1]:05d}" / "state.json"
+    try:
+        return str(read_object(path)["config"])
+    except (KeyError, FedllmError):
+        raise CheckpointError(
+            f"the checkpoint {path.parent} is damaged", "restore it from a backup"
+        ) from None
+
+
 def newest_round(folder: Path) -> int | None:
     """Return the number of the newest checkpoint's round, without reading it."""
     return max([*_rounds(folder), *_rounds(folder, _RETIRED)], default=None)

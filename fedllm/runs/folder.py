@@ -116,20 +116,53 @@ def is_same_run(digest: str, config: RunConfig, out: Path) -> bool:
     return digest in earlier and config_digest(begun) == config_digest(config)
 
 
-def require_same_run(digest: str, config: RunConfig, out: Path) -> None:
+def require_same_run(
+    digest: str, config: RunConfig, out: Path, anew: str = "start anew with another --out"
+) -> None:
     """Refuse to resume a run with another configuration than its own.
+
+    ``anew`` says how else to go on.
 
     Raises
     ------
     ConfigError
         If they differ in more than locations.
     """
-    if not is_same_run(digest, config, out):
+    if is_same_run(digest, config, out):
+        return
+    own = out / names.RUN_TOML
+    if _changed_since(digest, out):
         raise ConfigError(
-            f"{out} was begun with another configuration than the one given now"
-            f"{_differing(config, out)}",
-            f"resume with {out / names.RUN_TOML}, or start anew with another --out",
+            f"{own} was changed after the run had begun{_since_finished(out)}: the checkpoints "
+            "were made with another configuration, and so is the one given now",
+            "resume with the configuration file that the run was begun with, or a copy of "
+            f"{own} from before; or {anew}",
         )
+    raise ConfigError(
+        f"{out} was begun with another configuration than the one given now"
+        f"{_differing(config, out)}",
+        f"resume with {own}, or {anew}",
+    )
+
+
+def _changed_since(digest: str, out: Path) -> bool:
+    try:
+        return not is_same_run(digest, read_config(out), out)
+    except ConfigError:
+        return False
+
+
+def _since_finished(out: Path) -> str:
+    """Name the keys of ``run.toml`` that a finished run's summary contradicts; nothing if none."""
+    # Here alone: commands that refuse nothing need not wait for what mechanisms import.
+    from fedllm.runs.asked import differences
+
+    try:
+        summary = read_summary(out).model_dump(mode="json", exclude_unset=True)
+        found = differences(read_config(out), summary)
+    except FedllmError:
+        return ""
+    return f" ({'; '.join(map(str, found[:8]))})" if found else ""
 
 
 def _differing(config: RunConfig, out: Path) -> str:

@@ -28,6 +28,8 @@ class StepRecord:
         self._manifest = manifest
         self._expected: set[str] = set()
         self._seen: set[str] = set()
+        self._must_move: set[str] = set()
+        self._learned = False
         self._counted = 0
         self._empty = 0
         self._broken: list[str] = []
@@ -39,9 +41,13 @@ class StepRecord:
         self._empty += records == 0
         nonzero = {s.name: bool(vector[s.slice].any()) for s in self._manifest.segments}
         learned = any(part[np.isfinite(part)].any() for part in new)
+        self._learned |= learned
         for segment in self._manifest.segments:
             if total[segment.slice].any():
                 self._seen.add(segment.name)
+                # Where every loss is zero, gradients may be left that are too small for float64.
+                if learned:
+                    self._must_move.add(segment.name)
             if learned and _passes_gradient(segment, nonzero):
                 self._expected.add(segment.name)
 
@@ -81,14 +87,18 @@ class StepRecord:
         still = [
             s.name
             for s in self._manifest.segments
-            if s.name in self._seen and not update[s.slice].any()
+            if s.name in self._must_move and not update[s.slice].any()
         ]
         self.check_connected(still)
-        if not update.any():
+        if not update.any() and not self._fits():
             raise TrainingError(
                 "training changed nothing: no batch held a record with a loss",
                 "raise training.batch_size or training.local_steps",
             )
+
+    def _fits(self) -> bool:
+        """Tell whether there were records, and the model fitted all of them perfectly."""
+        return not self._learned and any(bool(np.isfinite(part).any()) for part in self.losses)
 
     def check_connected(self, still: Sequence[str] = ()) -> None:
         """Refuse when a tensor had to have a gradient and had none, or is ``still``.

@@ -17,6 +17,7 @@ from fedllm.runs.folder import (
     config_digest,
     require_same_model,
     require_same_public,
+    require_same_run,
     write_config,
 )
 from fedllm.runs.job import ACTIVE, Job, read_job, write_job
@@ -93,14 +94,12 @@ def submit(kit: Path, config: RunConfig, resume: bool) -> Path:
 
 
 def _require_same_request(folder: Path, config: RunConfig) -> None:
-    if config_digest(read_config(folder)) != config_digest(config):
-        raise ConfigError(
-            f"{folder} was begun with another configuration than the one given now",
-            f"resume with {folder / names.RUN_TOML}, or choose another name",
-        )
     state = load_checkpoint(folder / names.CHECKPOINTS)
+    anew = "choose another name"
     if state is None:
+        require_same_run(config_digest(read_config(folder)), config, folder, anew)
         return
+    require_same_run(state.config, config, folder, anew)
     # Before the folder's run.toml is written over: what is refused leaves it as it was.
     labels = public_labels(config, public_records(config))
     require_same_public(state, labels, public_digest(config), folder)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from fedllm.cli import app
 from fedllm.errors import ConfigError
+from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.privacy.accounting.events import Gaussian
 from fedllm.privacy.ledger.audit import export_ledger, verify_ledger
@@ -263,3 +264,23 @@ def test_an_export_replaces_an_earlier_one_and_an_empty_file(path):
     out.write_text("words\n")
     export_ledger(path, out, force=True)
     verify_ledger(out)
+
+
+def test_a_key_that_fits_no_entry_is_another_key_before_it_is_an_attack(path):
+    filled(path)
+    other = Identity.generate("site-00").public_bytes()
+    with pytest.raises(TamperedError) as failed:
+        fedllm("ledger", "verify", str(path), "--public-key", other.hex())
+    assert failed.value.exit_code == 4
+    assert "no entry is signed with the key that was given" in failed.value.message
+    assert SIGNER.public_bytes().hex() in failed.value.message
+    assert failed.value.remedy.startswith("compare the key with the one in the signed roster")
+
+
+def test_an_entry_by_another_key_is_no_wrong_key(path):
+    """The key that was given fits the others."""
+    filled(path)
+    attack(path, "UPDATE entries SET signature = zeroblob(64) WHERE sequence = 2")
+    with pytest.raises(TamperedError, match="entry 2 was not signed") as failed:
+        verify_ledger(path, SIGNER.public_bytes())
+    assert failed.value.remedy.startswith("spend nothing more")

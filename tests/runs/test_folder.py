@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -10,7 +11,14 @@ from support.run_folder import run_config
 from fedllm.config import to_toml
 from fedllm.errors import ConfigError
 from fedllm.federation.protocol.wire import digest
-from fedllm.runs.folder import check_folder, config_digest, is_same_run, locked, write_config
+from fedllm.runs.folder import (
+    check_folder,
+    config_digest,
+    is_same_run,
+    locked,
+    require_same_run,
+    write_config,
+)
 
 HERE = {"train": "/here/train.csv", "test": "/here/test.csv"}
 THERE = {"train": "/there/train.csv", "test": "/there/test.csv"}
@@ -89,6 +97,25 @@ def test_a_checkpoint_of_an_earlier_version_is_known_in_another_place(tmp_path):
     assert not is_same_run(old, place(THERE, privacy={"epsilon": 1.0}), tmp_path)
     (tmp_path / "run.toml").write_text(to_toml(place(HERE, privacy={"epsilon": 1.0})))
     assert not is_same_run(old, place(THERE, privacy={"epsilon": 1.0}), tmp_path)
+
+
+def test_a_changed_run_toml_is_not_the_file_to_resume_with(tmp_path):
+    begun, changed = place(HERE), place(HERE, privacy={"epsilon": 1.0})
+    digest_ = config_digest(begun)
+    write_config(tmp_path, begun)
+    with pytest.raises(ConfigError, match=r"given now: privacy\.epsilon") as other:
+        require_same_run(digest_, changed, tmp_path)
+    assert other.value.remedy.startswith(f"resume with {tmp_path / 'run.toml'}")
+    write_config(tmp_path, changed)
+    for given in (changed, place(HERE, privacy={"epsilon": 2.0})):
+        with pytest.raises(ConfigError, match=r"run\.toml was changed after the run") as refused:
+            require_same_run(digest_, given, tmp_path)
+        assert not refused.value.remedy.startswith("resume with " + str(tmp_path))
+    # What it was begun with goes on, and is written over it.
+    require_same_run(digest_, place(THERE), tmp_path)
+    (tmp_path / "summary.json").write_text(json.dumps({"privacy": {"promised": 8.0}}))
+    with pytest.raises(ConfigError, match=r"privacy\.epsilon is 1\.0, privacy\.promised of summ"):
+        require_same_run(digest_, changed, tmp_path)
 
 
 def test_a_folder_that_cannot_be_used_is_refused_and_stays_as_it_was(tmp_path):

@@ -15,7 +15,7 @@ from fedllm.models.checkpoints import fingerprint
 from fedllm.processes import only_one
 from fedllm.runs import names
 from fedllm.runs.checkpoints import RunState, save_checkpoint
-from fedllm.runs.folder import config_digest
+from fedllm.runs.folder import config_digest, write_config
 from fedllm.runs.job import Job, read_job, write_job
 from fedllm.runs.observer import Observer
 from fedllm_server import jobs
@@ -67,6 +67,18 @@ def test_an_ended_run_goes_on_only_when_that_is_asked_for(tmp_path, config):
     become(folder, "finished")
     with pytest.raises(ConfigError, match="is finished"):
         jobs.submit(tmp_path, config, resume=True)
+
+
+def test_a_changed_run_toml_is_told_when_a_run_is_to_go_on(tmp_path, config):
+    folder = jobs.submit(tmp_path, config, resume=False)
+    become(folder, "failed")
+    state = RunState("f00d", 1, (), config_digest(config), np.zeros(2, np.float32))
+    save_checkpoint(folder / names.CHECKPOINTS, state)
+    other = config.model_copy(update={"task": "causal"})
+    write_config(folder, other)
+    with pytest.raises(ConfigError, match=r"run\.toml was changed after the run had begun") as one:
+        jobs.submit(tmp_path, other, resume=True)
+    assert "choose another name" in one.value.remedy
 
 
 def test_what_was_never_begun_cannot_go_on(tmp_path, config):

@@ -13,6 +13,7 @@ import pytest
 from support.federation import records, small_config, write_jsonl
 from support.tasks import load_model
 
+from fedllm.audit.ledgers.epsilon import audit_ledgers, find_ledgers
 from fedllm.config import RunConfig, SitePolicy, load_run_config, to_toml
 from fedllm.errors import BudgetError, CheckpointError, ConfigError, DataError, TrainingError
 from fedllm.identity.keys import Identity
@@ -51,6 +52,12 @@ def ledgers(out: Path) -> dict[str, Ledger]:
         )
         for path in sorted((out / "ledgers").glob("*.sqlite"))
     }
+
+
+def problems(out: Path, *more: Path) -> list[str]:
+    """What the audit of a run's ledgers has to say, notes left out."""
+    found = audit_ledgers(find_ledgers([out, *more])).findings
+    return [finding.text for finding in found if finding.severity != "note"]
 
 
 class StopAfter(PlainObserver):
@@ -109,6 +116,7 @@ def test_a_private_run_leaves_a_whole_folder(config, tmp_path):
     import hashlib
 
     assert hashlib.sha256(model.adapter().tobytes()).hexdigest() == stored["adapter_sha256"]
+    assert problems(out) == []
 
 
 def test_a_round_may_be_for_a_part_of_the_sites_who_alone_are_charged(config, tmp_path):
@@ -131,6 +139,7 @@ def test_a_round_may_be_for_a_part_of_the_sites_who_alone_are_charged(config, tm
     spent = summary.privacy["sites"]
     assert all(spent[name] <= 4.0 for name in kept)
     assert all((rounds[name] == 0) == (spent[name] == 0) for name in kept)
+    assert problems(out) == []
 
 
 def test_sites_evaluate_on_their_own_records(config, tmp_path):
@@ -287,11 +296,13 @@ def test_the_ledger_holds_the_cost_of_an_interrupted_round(config, tmp_path):
     after = {n: len(book.events_of_run(run.run)) for n, book in ledgers(out).items()}
     assert after == {"site-00": 4, "site-01": 4, "site-02": 3}
     assert all(value <= 6.0 for value in summary.privacy["sites"].values())
+    assert problems(out) == []
 
 
 def test_a_second_run_on_the_same_records_is_refused_at_the_ceiling(config, tmp_path):
     private = change(config, privacy={"epsilon": 6.0})
     simulate(private, tmp_path / "first", ledgers=tmp_path / "home")
+    assert problems(tmp_path / "first", tmp_path / "home") == []
     with pytest.raises(BudgetError, match="would bring the site's account to epsilon") as caught:
         simulate(private, tmp_path / "second", ledgers=tmp_path / "home")
     assert caught.value.exit_code == 3
@@ -305,6 +316,11 @@ def test_resume_refuses_another_configuration(config, tmp_path):
         ConfigError, match=r"another configuration than the one given now: lora\.rank"
     ):
         simulate(change(config, lora={"rank": 4}), tmp_path / "run", resume=True)
+    written = tmp_path / "run" / "run.toml"
+    written.write_text(to_toml(change(load_run_config(written), lora={"rank": 4})))
+    with pytest.raises(ConfigError, match=r"run\.toml was changed after the run had begun") as one:
+        simulate(load_run_config(written), tmp_path / "run", resume=True)
+    assert "resume with the configuration file that the run was begun with" in one.value.remedy
 
 
 def test_a_used_folder_is_not_overwritten(config, tmp_path):

@@ -7,15 +7,32 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
-from fedllm.canonical import read_object
+from fedllm.canonical import canonical_json, read_object, sha256_hex
+from fedllm.clock import utc_now
 from fedllm.config import Section
 from fedllm.errors import ConfigError
 from fedllm.files import write_json
-from fedllm.runs.names import AUDIT
+from fedllm.runs.names import ADAPTER, AUDIT, HEADS, METRICS, RUN_TOML, SUMMARY
 
 Count = Annotated[int, Field(ge=0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Kept(Section):
+    """What the result of every audit says of itself.
+
+    Attributes
+    ----------
+    made : str
+        When it was kept; UTC, ISO 8601. Empty in older results.
+    of : dict of str to str
+        SHA-256 of the run folder's files that it was made of, by name; empty text where there
+        was none. None in older results.
+    """
+
+    made: str = ""
+    of: dict[str, str] | None = None
 
 
 class CanaryAttack(Section):
@@ -51,7 +68,7 @@ class CanaryAttack(Section):
     needed: Count | None = None
 
 
-class CanaryResult(Section):
+class CanaryResult(Kept):
     """An audit by canaries.
 
     Attributes
@@ -111,7 +128,7 @@ class MembershipAttack(Section):
     true_positive: tuple[Share, ...]
 
 
-class MembershipResult(Section):
+class MembershipResult(Kept):
     """Membership inference against a released model and its twins.
 
     Attributes
@@ -183,7 +200,7 @@ class Extracted(Section):
     exposure: tuple[Finite, ...]
 
 
-class ExtractionResult(Section):
+class ExtractionResult(Kept):
     """Exposure of secrets planted into a sandboxed copy of a run.
 
     Attributes
@@ -233,11 +250,28 @@ class FoundProblem(Section):
     text: str
 
 
-class EpsilonResult(Section):
-    """An audit of a run's ledgers."""
+class AuditedLedger(Section):
+    """A ledger as an audit found it.
+
+    Attributes
+    ----------
+    file : str
+        Within the run's folder, or its whole path where it lies elsewhere.
+    site, head : str
+        Whose, and its last entry (``SEQUENCE:HASH``); empty where it could not be believed.
+    """
+
+    file: str
+    site: str
+    head: str
+
+
+class EpsilonResult(Kept):
+    """An audit of a run's ledgers; ``ledgers`` is None in older results."""
 
     sites: tuple[SiteEpsilon, ...]
     findings: tuple[FoundProblem, ...]
+    ledgers: tuple[AuditedLedger, ...] | None = None
 
     @property
     def critical(self) -> int:
@@ -253,8 +287,29 @@ class EpsilonResult(Section):
 Result = TypeVar("Result", CanaryResult, MembershipResult, ExtractionResult, EpsilonResult)
 
 
-def save(run_folder: Path, name: str, result: Section) -> Path:
-    """Write a result to ``audit/NAME.json`` of a run folder.
+# What each audit of a run folder was made of; an adapter is all files of its folder.
+_MADE_OF = {
+    "epsilon": (RUN_TOML, SUMMARY, METRICS, HEADS),
+    "canaries": (RUN_TOML,),
+    "membership": (RUN_TOML, ADAPTER),
+    "extraction": (RUN_TOML,),
+}
+
+
+def made_of(run_folder: Path, name: str) -> dict[str, str]:
+    """Return the SHA-256 of what an audit of a run folder is made of now; empty where missing."""
+    return {file: _digest(run_folder / file) for file in _MADE_OF[name]}
+
+
+def _digest(path: Path) -> str:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    # Names too: of a folder, a file more or less is another folder.
+    parts = [[file.name, sha256_hex(file.read_bytes())] for file in files if file.is_file()]
+    return sha256_hex(canonical_json({"files": parts})) if parts else ""
+
+
+def save(run_folder: Path, name: str, result: Kept) -> Path:
+    """Write a result to ``audit/NAME.json`` of a run folder, with its date and what it is of.
 
     Raises
     ------
@@ -262,6 +317,7 @@ def save(run_folder: Path, name: str, result: Section) -> Path:
         If the file cannot be written.
     """
     path = run_folder / AUDIT / f"{name}.json"
+    result = result.model_copy(update={"made": utc_now(), "of": made_of(run_folder, name)})
     # What an older result does not say is not written as if it said nothing.
     write_json(path, result.model_dump(mode="json", exclude_unset=True))
     return path

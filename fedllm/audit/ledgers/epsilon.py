@@ -8,13 +8,14 @@ colluding against the site.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedllm.audit.findings import Finding, worst_first
+from fedllm.audit.ledgers.belonging import Audited, judge_folder, misplaced
+from fedllm.audit.ledgers.claims import Claims, read_claims
 from fedllm.audit.ledgers.figures import (
     AccountAudit,
     EpsilonAudit,
@@ -23,9 +24,9 @@ from fedllm.audit.ledgers.figures import (
     Limit,
     RunAudit,
 )
-from fedllm.audit.ledgers.judge import judge, trust_findings
+from fedllm.audit.ledgers.judge import firm, judge, trust_findings
 from fedllm.audit.ledgers.recompute import recompute
-from fedllm.errors import ConfigError, FedllmError
+from fedllm.errors import ConfigError
 from fedllm.identity.titles import titles_beside
 from fedllm.privacy.accounting import accountants as accounting
 from fedllm.privacy.accounting.events import (
@@ -38,11 +39,9 @@ from fedllm.privacy.accounting.events import (
 from fedllm.privacy.ledger.audit import read_state
 from fedllm.privacy.ledger.entries import Head, NoLedgerError, TamperedError
 from fedllm.privacy.ledger.exports import refuse_other_files
-from fedllm.privacy.ledger.heads import read_heads
 from fedllm.privacy.ledger.rules import promises
 from fedllm.privacy.ledger.state import LedgerState, Reservation
 from fedllm.runs import names
-from fedllm.runs.plain_json import read_object
 from fedllm.runs.record import runs_in
 
 
@@ -54,22 +53,57 @@ class Source:
     ----------
     path : Path
         The ledger, or an export of one.
-    reported : mapping of str to mapping of str to float
-        Epsilon by run and site, as a run's summary says.
-    heads : mapping of str to sequence of Head
-        Heads that the run's coordinator kept, by site.
-    problems : tuple of Finding
-        What is wrong with the run folder that the ledger stands in.
+    folder : Path, optional
+        The folder that holds it; none for a file that was given by itself.
+    run : Path, optional
+        The run's folder that it belongs to alone; none where it may belong to any.
     """
 
     path: Path
-    reported: Mapping[str, Mapping[str, float]]
-    heads: Mapping[str, Sequence[Head]] = field(default_factory=dict)
-    problems: tuple[Finding, ...] = ()
+    folder: Path | None = None
+    run: Path | None = None
 
 
-def find_ledgers(paths: Sequence[Path]) -> list[Source]:
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """All ledgers to audit, and what the folders that were given claim of them.
+
+    Attributes
+    ----------
+    ledgers : tuple of Source
+        In the order of the paths.
+    claims : tuple of Claims
+        One for each folder.
+    """
+
+    ledgers: tuple[Source, ...]
+    claims: tuple[Claims, ...]
+
+    def about(self, source: Source) -> list[Claims]:
+        """Return the claims that a ledger is compared with: its run's, or those without own."""
+        own = {one.run for one in self.ledgers if one.run}
+        return [
+            one
+            for one in self.claims
+            if (one.folder == source.run if source.run else one.folder not in own)
+        ]
+
+    def kept_in(self) -> Path | None:
+        """Return the one finished run's folder that all this is about, if there is one."""
+        if len(self.claims) == 1 and not any(one.run is None for one in self.ledgers):
+            folders = [self.claims[0].folder]
+        else:
+            own = {one.run for one in self.ledgers if one.run}
+            folders = [] if own else [one.folder for one in self.claims]
+        finished = [folder for folder in folders if (folder / names.SUMMARY).exists()]
+        return finished[0] if len(finished) == 1 else None
+
+
+def find_ledgers(paths: Sequence[Path]) -> Sources:
     """Return the ledgers of files, folders of ledgers, and run folders.
+
+    A run whose folder holds no ledgers (`fedllm simulate --ledgers`, a deployment) is compared
+    with those that the other paths give.
 
     Raises
     ------
@@ -77,74 +111,50 @@ def find_ledgers(paths: Sequence[Path]) -> list[Source]:
         If a path does not exist or holds no ledger.
     """
     sources: list[Source] = []
-    for path in paths:
+    claims: list[Claims] = []
+    empty: list[ConfigError] = []
+    for path in dict.fromkeys(paths):
         if not path.exists():
             raise ConfigError(f"there is no {path}", "give a ledger, an export, or a run's folder")
         if path.is_file():
             refuse_other_files(path)
-            sources.append(Source(path, {}))
+            sources.append(Source(path))
             continue
         inner = path / names.LEDGERS
         folder = inner if inner.is_dir() else path
         found = sorted(folder.glob("*.sqlite")) + sorted(folder.glob("*.jsonl"))
         found = [file for file in found if file.name not in names.NO_LEDGERS]
+        is_run = any((path / name).exists() for name in (names.SUMMARY, names.RUN_TOML))
         if not found:
-            runs = runs_in(path)
-            raise ConfigError(
-                f"{folder} holds no ledgers",
-                f"it is a folder of runs; give one or several of them: {runs}"
-                if runs
-                else "give a run's folder, or one with *.sqlite ledgers",
-            )
-        kept = path / names.HEADS
-        heads = read_heads(kept) if kept.exists() else {}
-        reported, problems = _reported(path)
-        sources += [Source(file, reported, heads, problems) for file in found]
-    return sources
+            empty.append(_no_ledgers(path, folder))
+            if not is_run:
+                raise empty[-1]
+        claimed = read_claims(path)
+        # Heads beside ledgers are theirs.
+        own = path if is_run or claimed.heads else None
+        sources += [Source(file, folder, own) for file in found]
+        claims.append(claimed)
+    if empty and not any(source.run is None for source in sources):
+        raise empty[0]
+    return Sources(tuple(sources), tuple(claims))
 
 
-def _reported(folder: Path) -> tuple[dict[str, dict[str, float]], tuple[Finding, ...]]:
-    """Read what a run says of its sites; what cannot be compared is a finding."""
-    path = folder / names.SUMMARY
-    if not path.exists():
-        if not (folder / names.RUN_TOML).exists():
-            return {}, ()
-        text = "it is not there: what the run claims to have spent was not compared"
-        return {}, (Finding("warning", str(path), text),)
-
-    def wrong(what: str) -> Finding:
-        return Finding(
-            "critical",
-            str(path),
-            f"{what}: what the run claims to have spent cannot be compared with the ledgers",
+def _no_ledgers(path: Path, folder: Path) -> ConfigError:
+    runs = runs_in(path)
+    if runs:
+        remedy = f"it is a folder of runs; give one or several of them: {runs}"
+    elif (path / names.RUN_TOML).exists():
+        remedy = (
+            "give the ledgers of its sites besides, or their folder: "
+            f"fedllm audit epsilon {path} LEDGERS"
         )
-
-    try:
-        summary = read_object(path)
-    except FedllmError as error:
-        return {}, (wrong(error.message.removeprefix(f"{path}: ")),)
-    run, privacy = summary.get("run_id"), summary.get("privacy")
-    if not isinstance(run, str):
-        return {}, (wrong("'run_id' is no text"),)
-    sites = privacy.get("sites") if isinstance(privacy, dict) else None
-    if not isinstance(sites, dict):
-        return {}, (wrong("'privacy.sites' is no table"),)
-    # Null is an epsilon without a bound.
-    known = {
-        site: math.inf if value is None else float(value)
-        for site, value in sites.items()
-        if value is None or _is_epsilon(value)
-    }
-    missing = [f"'privacy.sites.{site}' is no epsilon" for site in sites if site not in known]
-    return {run: known}, tuple(map(wrong, missing))
-
-
-def _is_epsilon(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+    else:
+        remedy = "give a run's folder, or one with *.sqlite ledgers"
+    return ConfigError(f"{folder} holds no ledgers", remedy)
 
 
 def audit_ledgers(
-    sources: Sequence[Source],
+    sources: Sources,
     public_keys: Mapping[str, bytes] | None = None,
     anchors: Mapping[str, Sequence[Head]] | None = None,
 ) -> EpsilonAudit:
@@ -152,7 +162,7 @@ def audit_ledgers(
 
     Parameters
     ----------
-    sources : sequence of Source
+    sources : Sources
         From `find_ledgers`.
     public_keys : mapping of str to bytes, optional
         Sites' raw Ed25519 keys from a trustworthy place, by site.
@@ -166,28 +176,35 @@ def audit_ledgers(
         If a file cannot be read.
     """
     keys = public_keys or {}
-    ledgers: list[LedgerAudit] = []
-    # Once for all ledgers of a folder.
-    findings = list(dict.fromkeys(found for source in sources for found in source.problems))
-    for source in sources:
-        name = str(source.path)
+    ledgers: list[Audited] = []
+    findings = [found for one in sources.claims for found in one.problems]
+    for source in sources.ledgers:
+        about = sources.about(source)
         try:
             state = read_state(source.path)
             # Once more against what others know of this site.
-            heads = [*(anchors or {}).get(state.site, ()), *source.heads.get(state.site, ())]
+            heads = [*(anchors or {}).get(state.site, ())]
+            heads += [head for one in about for head in one.heads.get(state.site, ())]
             if state.site in keys or heads:
                 state = read_state(source.path, keys.get(state.site), heads)
         except (TamperedError, NoLedgerError) as error:
             # In a folder of ledgers, a file that is none is one that was exchanged.
-            findings.append(Finding("critical", name, error.message))
-            ledgers.append(LedgerAudit(name, "", "", ()))
+            findings.append(Finding("critical", str(source.path), error.message))
+            unknown = LedgerAudit(str(source.path), "", "", ())
+            ledgers.append(Audited(source.path, source.folder, None, unknown))
             continue
-        audited = _ledger(name, state, source.reported)
-        ledgers.append(audited)
+        reported = {one.run: one.sites for one in about if one.run}
+        audited = _ledger(str(source.path), state, reported)
+        ledgers.append(Audited(source.path, source.folder, state, audited))
         findings += trust_findings(audited, state.site in keys, bool(heads))
         findings += [found for one in audited.accounts for found in judge(audited.site, one)]
-        findings += _left_out(audited, source.reported)
-    return EpsilonAudit(tuple(ledgers), tuple(worst_first(findings)))
+        findings += _left_out(audited, reported)
+    findings += misplaced(ledgers)
+    for claims in sources.claims:
+        mine = zip(sources.ledgers, ledgers, strict=True)
+        findings += judge_folder(claims, [one for at, one in mine if claims in sources.about(at)])
+    found = tuple(worst_first(list(dict.fromkeys(findings))))
+    return EpsilonAudit(tuple(one.found for one in ledgers), found)
 
 
 def _left_out(
@@ -223,7 +240,7 @@ def _account(
         delta=delta,
         ceiling=own[-1].ceiling.epsilon if own else None,
         limits=tuple(
-            Limit(one.who, one.view, one.ceiling, recompute(one.events, one.delta).value)
+            Limit(one.who, one.view, one.ceiling, _firm(one.events, one.delta))
             for one in promises(state, name)
         ),
         sums=recompute(events, delta),
@@ -242,10 +259,16 @@ def _account(
     )
 
 
+def _firm(events: Sequence[Event], delta: float) -> float:
+    found = recompute(events, delta)
+    return found.value if found.tight else firm(found, accounting.epsilon(events, delta).value)
+
+
 def _run(
     state: LedgerState, run: str, charges: list[Reservation], reported: float | None
 ) -> RunAudit:
     events = [event for charge in charges for event in charge.events]
+    alone = [event for charge in charges for event in charge.colluder_events]
     # A run's own figure is at the delta that the run asked for.
     delta = charges[-1].delta
     committed = sum(charge.sequence in state.committed for charge in charges)
@@ -254,9 +277,14 @@ def _run(
         committed=committed,
         reserved_only=len(charges) - committed,
         recomputed=recompute(events, delta),
+        colluders=recompute(alone, delta),
         claimed=accounting.epsilon(events, delta).value,
+        colluders_claimed=accounting.epsilon(alone, delta).value,
         reported=reported,
         groups=tuple(_groups(events)),
+        delta=delta,
+        unit=charges[-1].unit,
+        last_round=max(charge.round for charge in charges),
         name=", ".join(dict.fromkeys(charge.name for charge in charges if charge.name)),
     )
 

@@ -9,6 +9,10 @@ from fedllm.audit.ledgers.recompute import Recomputed
 from fedllm.privacy.ledger.budget import View
 from fedllm.privacy.ledger.fingerprints import Unit
 
+# Whose eyes a figure is for: one set of words for the table and for what it rests on.
+SUMS = "others see sums"
+COLLUDERS = "all others collude"
+
 ASSUMPTIONS = (
     "Neighbouring data sets: one unit's content (a record, or all records of a person, as the "
     "account says) is replaced by an empty one. The number of units and the sampling rate "
@@ -18,10 +22,10 @@ ASSUMPTIONS = (
     "Noise: Gaussian, or integers worth as much, with the recorded standard deviation in units "
     "of the most that one unit can change (the clipping norm; twice that where whole sites are "
     "the unit), from a generator that nobody can predict. The self-test tests this too.",
-    "'Others see sums': coordinator, key authority and the other sites see opened sums and the "
-    "model. With distributed noise this relies on at most `privacy.colluders` sites revealing "
-    "their share of the noise.",
-    "'All others collude': everyone else puts together what they have against this site.",
+    f"'{SUMS}', also in each run's row: coordinator, key authority and the other sites see opened "
+    "sums and the model. With distributed noise this relies on at most `privacy.colluders` sites "
+    "revealing their share of the noise.",
+    f"'{COLLUDERS}': everyone else puts together what they have against this site.",
     "Rounds that were charged count in full, whether they finished or not, for every file, query "
     "and task of the site. Accounts that the site declares do not count each other's rounds: that "
     "they share no person is the site's word.",
@@ -60,23 +64,36 @@ class RunAudit:
         Its identifier, and what people call it; empty where no charge says it.
     committed, reserved_only : int
         Rounds that finished, and rounds that were charged and did not.
-    recomputed : Recomputed
-        From the events alone.
+    recomputed, colluders : Recomputed
+        From the events alone, as those see it who see sums, and as all others colluding.
     claimed : float
-        What fedllm's own accountant says of the same events.
+        What fedllm's own accountant says of what ``recomputed`` saw.
+    colluders_claimed : float
+        The same of what ``colluders`` saw.
     reported : float, optional
         What the run's ``summary.json`` says of this site; none where it says nothing.
     groups : tuple of EventGroup
         What happened.
+    delta : float
+        That the run asked for, and at which everything here is computed.
+    unit : {"record", "person"}
+        What its last charge protected.
+    last_round : int
+        The largest number of a round that was charged.
     """
 
     run: str
     committed: int
     reserved_only: int
     recomputed: Recomputed
+    colluders: Recomputed
     claimed: float
+    colluders_claimed: float
     reported: float | None
     groups: tuple[EventGroup, ...]
+    delta: float
+    unit: Unit
+    last_round: int
     name: str = ""
 
 
@@ -93,7 +110,7 @@ class Limit:
     ceiling : float
         Largest epsilon that the site allowed; never infinite.
     spent : float
-        Recomputed.
+        Recomputed; by fedllm where the foreign accountants have nothing but a loose bound.
     """
 
     who: str

@@ -37,9 +37,9 @@ def judge(site: str, found: AccountAudit) -> Iterable[Finding]:
     """Say what does not hold, or holds less than it seems, for one account and its runs."""
     subject = f"{site}, account '{found.account}'" if found.account else site
     spent = found.sums.value
-    yield from _compare(subject, "fedllm's accountant", found.claimed, found.sums)
+    yield from compare(subject, "fedllm's accountant", found.claimed, found.sums)
     for limit in found.limits:
-        if _above(limit.spent, limit.ceiling):
+        if above(limit.spent, limit.ceiling):
             eyes = "" if limit.view == "sums" else " for everyone else colluding"
             yield Finding(
                 "critical",
@@ -78,8 +78,8 @@ def judge(site: str, found: AccountAudit) -> Iterable[Finding]:
 
 def _judge_run(subject: str, run: RunAudit) -> Iterable[Finding]:
     if run.reported is not None:
-        yield from _compare(subject, "the run's summary", run.reported, run.recomputed)
-    yield from _compare(subject, "fedllm's accountant", run.claimed, run.recomputed)
+        yield from compare(subject, "the run's summary", run.reported, run.recomputed, run.claimed)
+    yield from compare(subject, "fedllm's accountant", run.claimed, run.recomputed)
     if run.recomputed.spread > 0.05:
         yield Finding(
             "warning",
@@ -93,14 +93,39 @@ def _judge_run(subject: str, run: RunAudit) -> Iterable[Finding]:
         )
 
 
-def _compare(subject: str, who: str, claimed: float, found: Recomputed) -> Iterable[Finding]:
+def compare(
+    subject: str, who: str, claimed: float, found: Recomputed, own: float | None = None
+) -> Iterable[Finding]:
+    """Say where a claimed epsilon and the recomputed one do not fit together.
+
+    Parameters
+    ----------
+    subject, who : str
+        What it is about, and whose claim it is.
+    claimed : float
+        What is said.
+    found : Recomputed
+        From the events.
+    own : float, optional
+        What fedllm's accountant says of the same events, which decides where the foreign ones
+        have nothing but a loose bound; ``claimed`` itself when left out.
+    """
     value = found.value
-    if _above(value, claimed):
+    own = claimed if own is None else own
+    if above(firm(found, own), claimed):
         yield Finding(
             "critical",
             subject,
             f"{who} claims epsilon {epsilon_text(claimed)}; recomputed from the events it is "
-            f"{epsilon_text(value)}",
+            f"{epsilon_text(firm(found, own))}",
+        )
+    elif above(value, claimed):
+        yield Finding(
+            "note",
+            subject,
+            f"{who} claims epsilon {epsilon_text(claimed)}; for so little noise only the loosest "
+            f"of the foreign accountants has an answer, at most {epsilon_text(value)}, which "
+            "neither confirms nor refutes it",
         )
     elif math.isfinite(value) and not math.isfinite(claimed):
         yield Finding(
@@ -118,7 +143,13 @@ def _compare(subject: str, who: str, claimed: float, found: Recomputed) -> Itera
         )
 
 
-def _above(value: float, limit: float) -> bool:
+def firm(found: Recomputed, own: float) -> float:
+    """Return what to hold against a claim: fedllm's own figure where the foreign ones are loose."""
+    return found.value if found.tight else min(found.value, own)
+
+
+def above(value: float, limit: float) -> bool:
+    """Tell whether a recomputed epsilon is above a limit by more than both sides' errors."""
     return value > limit * (1 + TOLERANCE) + 1e-6
 
 

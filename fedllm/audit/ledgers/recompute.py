@@ -58,6 +58,11 @@ class Recomputed:
         return min((x for x in (self.pld, self.rdp, self.prv) if x is not None), default=math.inf)
 
     @property
+    def tight(self) -> bool:
+        """Whether a numerical accountant has an answer; Rényi DP alone may be far above."""
+        return math.isinf(self.value) or self.pld is not None or self.prv is not None
+
+    @property
     def spread(self) -> float:
         """Relative distance of the two numerical accountants; 0 where one has no answer."""
         if self.pld is None or self.prv is None or not math.isfinite(self.pld) or self.pld == 0:

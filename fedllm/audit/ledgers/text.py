@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from fedllm.audit.attacks.results import EpsilonResult, FoundProblem, SiteEpsilon
+from fedllm.audit.attacks.results import AuditedLedger, EpsilonResult, FoundProblem, SiteEpsilon
 from fedllm.audit.ledgers.figures import (
     ASSUMPTIONS,
+    COLLUDERS,
+    SUMS,
     AccountAudit,
     EpsilonAudit,
     LedgerAudit,
@@ -89,9 +92,13 @@ def _recomputed_json(value: Recomputed) -> dict[str, Any]:
     }
 
 
-def as_result(found: EpsilonAudit) -> EpsilonResult:
+def as_result(found: EpsilonAudit, folder: Path | None = None) -> EpsilonResult:
     """Return what a run folder keeps of the audit, for its report."""
     return EpsilonResult(
+        ledgers=tuple(
+            AuditedLedger(file=_place(Path(one.path), folder), site=one.site, head=one.head)
+            for one in found.ledgers
+        ),
         sites=tuple(
             SiteEpsilon(
                 site=ledger.site,
@@ -109,6 +116,13 @@ def as_result(found: EpsilonAudit) -> EpsilonResult:
             for f in found.findings
         ),
     )
+
+
+def _place(path: Path, folder: Path | None) -> str:
+    """Return where a ledger is, in words that stay true when a run's folder is moved."""
+    if folder is not None and path.is_relative_to(folder):
+        return str(path.relative_to(folder))
+    return str(path.absolute())
 
 
 def _finite(value: float) -> float | None:
@@ -175,8 +189,8 @@ def _figures(account: AccountAudit) -> list[float | None]:
 def _add_rows(rows: Table, site: str, found: AccountAudit) -> None:
     what, name = f"each {found.unit}", safe(found.account or "all records")
     limit = f"δ {found.delta:g}, ceiling {shown(found.ceiling)}"
-    rows.add_row(safe(site), "all runs", shown(found.claimed), *_columns(found.sums), what)
-    rows.add_row(name, "others collude", "", *_columns(found.colluders), limit)
+    rows.add_row(safe(site), f"all runs, {SUMS}", shown(found.claimed), *_columns(found.sums), what)
+    rows.add_row(name, f"all runs, {COLLUDERS}", "", *_columns(found.colluders), limit)
     for run in found.runs:
         claimed = run.claimed if run.reported is None else run.reported
         rounds = f"{run.committed}" + (f"+{run.reserved_only}" if run.reserved_only else "")

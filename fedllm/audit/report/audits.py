@@ -11,6 +11,7 @@ from fedllm.audit.attacks.audited import Audited
 from fedllm.audit.findings import Severity
 from fedllm.audit.report.numbers import MOST_VALUES, at_least, bound, number, percent
 from fedllm.audit.report.plots import promise_plot, roc_plot
+from fedllm.audit.report.stale import date_of, found_by_looking_again, kept_results, stale_audits
 from fedllm.identity.titles import shown as shown_name
 from fedllm.runs.record import RunFolder
 
@@ -27,11 +28,14 @@ class AuditParts:
         self._mine = Audited.of(run)
         self._all = [self._mine, *map(Audited.of, beside)]
         self._texts = texts
+        self._dates = {name: date_of(one) for name, one in kept_results(self._mine).items()}
+        self._stale = stale_audits(self._all)
 
     def parts(self) -> dict[str, Any]:
         """Return every part by the name that the template has for it."""
         return {
             "findings": self._findings(),
+            "audited": self._audited(),
             "promise": self._promise(),
             "ledgers": self._ledgers(),
             "membership": self._membership(),
@@ -46,6 +50,14 @@ class AuditParts:
             for severity, text in self._found()
         ]
         return sorted(found, key=lambda finding: order.index(finding.severity))
+
+    def _audited(self) -> list[str]:
+        """Say when each audit was made."""
+        texts = self._texts["audited"]
+        return [
+            texts["line"].format(audit=texts[name], date=date or texts["no_date"])
+            for name, date in self._dates.items()
+        ]
 
     def _found(self) -> Iterator[tuple[Severity, str]]:
         texts, config = self._texts["findings"], self._mine.run.config
@@ -65,6 +77,7 @@ class AuditParts:
             yield "note", texts["dropped"]
         if self._mine.run.simulated:
             yield "note", texts["simulated"]
+        yield from found_by_looking_again(self._mine, self._stale, self._texts)
         yield from self._found_by_measuring()
         yield from self._found_by_ledgers()
         yield from self._found_by_canaries()
@@ -92,10 +105,13 @@ class AuditParts:
             yield "note", texts["no_ledgers"]
         elif found.critical:
             yield "critical", texts["ledgers"].format(count=found.critical)
-        elif self._mine.run.config.private:
+        elif self._mine.run.config.private and not self._is_stale("epsilon"):
             yield "note", texts["ledgers_hold"].format(count=len(found.sites))
         if found is not None and found.warnings:
             yield "warning", texts["ledgers_warn"].format(count=found.warnings)
+
+    def _is_stale(self, audit: str) -> bool:
+        return any(one.audit == audit and one.of is self._mine for one in self._stale)
 
     def _found_by_canaries(self) -> Iterator[tuple[Severity, str]]:
         texts, found = self._texts["findings"], self._mine.canaries

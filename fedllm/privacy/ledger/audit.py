@@ -152,6 +152,8 @@ def read_state(
     Computes no epsilon; arguments and errors as in `verify_ledger`.
     """
     stored, stored_tags = stored_entries(path)
+    if public_key is not None and stored and not _signs_any(public_key, stored):
+        _refuse_another_key(stored)
     state = LedgerState()
     for entry in read_chain(stored, public_key=public_key):
         state.apply(entry)
@@ -168,6 +170,21 @@ def read_state(
             )
     check_datasets(state, stored_tags)
     return state
+
+
+def _signs_any(public_key: bytes, stored: Sequence[RawEntry]) -> bool:
+    return any(signature_holds(public_key, raw.hash, raw.signature) for raw in stored)
+
+
+def _refuse_another_key(stored: Sequence[RawEntry]) -> None:
+    """Say that a key is not this ledger's, unless the ledger does not hold under its own either."""
+    first, *_ = read_chain(stored)
+    raise TamperedError(
+        "no entry is signed with the key that was given; the ledger names the key "
+        f"{first.body['public_key']} and holds under that one",
+        "compare the key with the one in the signed roster: it may be another site's, or mistyped; "
+        "if it is right, this is not the site's ledger: spend nothing more on this data",
+    )
 
 
 def check_anchors(stored: Iterable[RawEntry], anchors: Sequence[Head]) -> None:

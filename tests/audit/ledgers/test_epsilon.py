@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -372,6 +373,15 @@ def test_the_table_says_how_to_read_three_accountants_and_a_dash(book, tmp_path)
     book.charge(PoissonGaussian(0.1, 0.2, 1), number=2)
     shown = CliRunner().invoke(app, ["epsilon", str(book.path)], env={"COLUMNS": "200"}).output
     assert "A dash: that accountant has no answer" in shown
+
+
+def test_the_table_and_what_it_rests_on_speak_of_the_same_observers(book):
+    book.charge(STEP)
+    shown = CliRunner().invoke(app, ["epsilon", str(book.path)], env={"COLUMNS": "250"}).output
+    table, rests = shown.split("What this rests on")
+    quoted = re.findall(r"- '([^']+)'", rests)
+    assert len(quoted) == 2
+    assert all(f"all runs, {words}" in table for words in quoted), quoted
 
 
 def test_a_site_is_shown_by_title_and_name_and_machines_get_both(book, tmp_path):

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from support.run_folder import SITES, rounds, run_config, summary, write_run
 
+from fedllm.audit.ledgers.claims import read_claims
 from fedllm.audit.ledgers.comparison import (
     Comparison,
     Example,
@@ -14,7 +15,6 @@ from fedllm.audit.ledgers.comparison import (
     load_comparison,
     save_comparison,
 )
-from fedllm.audit.ledgers.epsilon import _reported
 from fedllm.audit.report.page import bound, number, write_report
 from fedllm.audit.report.plots import CEILING_COLOUR, roc_plot, styles
 from fedllm.errors import ConfigError, FedllmError
@@ -580,6 +580,6 @@ def test_what_was_spent_without_a_bound_is_said_to_be_unlimited(tmp_path, which,
 def test_a_ledger_is_compared_with_what_a_run_says_without_a_bound(tmp_path):
     figures = summary()
     figures["privacy"]["sites"] = {SITES[0]: None, SITES[1]: 2.0}
-    found, problems = _reported(write_run(tmp_path, figures=figures))
-    assert found == {"0123456789abcdef": {SITES[0]: math.inf, SITES[1]: 2.0}}
-    assert problems == ()
+    claims = read_claims(write_run(tmp_path, figures=figures))
+    assert (claims.run, claims.problems) == ("0123456789abcdef", ())
+    assert claims.sites == {SITES[0]: math.inf, SITES[1]: 2.0}
