@@ -377,6 +377,27 @@ def test_a_diverging_run_fails_and_keeps_its_last_checkpoint(config, tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "round-00000").exists()
 
 
+def charged(out: Path) -> dict[str, int]:
+    return {name: len(ledger.events("")) for name, ledger in ledgers(out).items()}
+
+
+def test_noise_beyond_the_learning_rate_is_told_before_anything_more_is_charged(config, tmp_path):
+    out = tmp_path / "run"
+    hidden = change(
+        config,
+        privacy={"epsilon": 1e-6},
+        training={"optimizer": "sgd", "learning_rate": 10.0, "head_learning_rate": 10.0},
+    )
+    for resume in (False, True):
+        with pytest.raises(TrainingError, match="too large for this learning rate") as caught:
+            simulate(hidden, out, resume=resume)
+        assert "privacy.epsilon" in caught.value.remedy
+        assert "learning_rate" in caught.value.remedy
+        assert set(charged(out).values()) == {1}
+    assert (out / "checkpoints" / "round-00001").exists()
+    assert [json.loads(x)["round"] for x in (out / "metrics.jsonl").open()] == [0, 1]
+
+
 def test_a_full_disk_stops_the_run_without_harm(config, tmp_path, monkeypatch):
     import errno
 
