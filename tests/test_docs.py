@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -160,7 +161,7 @@ def test_settings_and_functions_exist(path):
 
 def changes(arguments: list[str]) -> list[str]:
     """What --set is given, as a shell hands it over."""
-    after = zip(arguments, arguments[1:], strict=False)
+    after = pairwise(arguments)
     return [os.path.expandvars(word) for option, word in after if option == "--set"]
 
 
