@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import configuration
 import pytest
 from configuration import KINDS, PAGE, meanings, page, section_of
@@ -23,6 +25,10 @@ def test_every_key_has_a_meaning_and_no_other_has(name):
     keys = {key for key, field in fields.items() if section_of(field) is None}
     assert set(meanings(SECTIONS[name])) == keys
     assert all(meanings(SECTIONS[name]).values())
+
+
+def test_no_value_is_explained_by_a_regular_expression():
+    assert not re.search(r"\^|\\A|\[a-z|\]\+|\]\*", page())
 
 
 def test_a_changed_default_would_be_noticed(monkeypatch):

@@ -68,7 +68,7 @@ class AllowSection(Section):
     """
 
     tasks: tuple[Task, ...] = ("classification", "instruction", "causal")
-    models: tuple[str, ...] = ()
+    models: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = ()
     min_cohort: Annotated[int, Field(ge=1)] = 2
     encryption: Literal["required", "optional"] = "required"
     masks: Literal["required", "optional"] = "required"
