@@ -136,8 +136,8 @@ def plan(
 # Gradients are clipped: a sum of so many is never longer.
 _BEYOND_USE = (
     "WARNING: a noise multiplier above the records of a batch is beyond use: the noise on every "
-    "single value of the model is larger than all that the batch can add. Such a run learns next to "
-    "nothing, or stops. Plan a larger epsilon, more records or fewer rounds"
+    "single value of the model is larger than all that the batch can add. Such a run learns next "
+    "to nothing, or stops. Plan a larger epsilon, more records or fewer rounds"
 )
 
 
