@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import unicodedata
 from collections.abc import Callable, Sequence
 
 from fedllm.data.spelling import read_aloud, seen
 from fedllm.errors import DataError
+
+# What is longer is a text in the label's column.
+_LONGEST = 100
 
 
 def check_distinct(labels: Sequence[str], origin: str, *, listed: bool) -> None:
@@ -41,6 +45,15 @@ def check_distinct(labels: Sequence[str], origin: str, *, listed: bool) -> None:
             "write them in one way at the coordinator and at the sites"
             + ("" if form is seen else ", or list both in data.labels if they are two classes"),
         )
+
+
+def nearest(label: str, labels: Sequence[str]) -> str | None:
+    """Return which of ``labels`` is most like a label that is none of them; None if none is."""
+    if len(label) > _LONGEST:
+        return None
+    forms = {read_aloud(one): one for one in reversed(labels)}
+    close = difflib.get_close_matches(read_aloud(label), forms, n=1, cutoff=0.6)
+    return forms[close[0]] if close else None
 
 
 def _first_pair(labels: Sequence[str], form: Callable[[str], str]) -> tuple[str, str] | None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from fedllm.config import DataSection
-from fedllm.data.labels import check_distinct
+from fedllm.data.labels import check_distinct, nearest
 from fedllm.data.records import Record
 from fedllm.errors import DataError
 from fedllm.tasks.classification import Classification
@@ -51,3 +51,19 @@ def test_the_public_set_is_checked():
     with pytest.raises(DataError, match=r"data\.labels: the labels"):
         Classification().labels(DataSection(train="x", labels=("a", "a ")), [])
     assert Classification().labels(DataSection(train="x", labels=("a", "A")), []) == ("a", "A")
+
+
+@pytest.mark.parametrize(
+    ("label", "near"),
+    [
+        ("Lost_Card", "lost_card"),
+        ("lost card ", "lost_card"),
+        ("lst_card", "lost_card"),
+        ("refnud", "refund"),
+        ("diabetes", None),
+        ("lost_card" * 100, None),
+        ("", None),
+    ],
+)
+def test_the_nearest_label_is_named_and_no_far_one(label, near):
+    assert nearest(label, ("refund", "lost_card", "card_lost")) == near
