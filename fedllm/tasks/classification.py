@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fedllm.config import DataSection, Task
 from fedllm.data.columns import Column, task_columns
-from fedllm.data.labels import check_distinct, nearest
+from fedllm.data.labels import Doubt, check_distinct, doubts, nearest
 from fedllm.data.records import Record
 from fedllm.errors import DataError
 from fedllm.models.heads import LabelHead
@@ -81,6 +82,10 @@ class Classification(LearningTask):
     def counted(self, records: Sequence[Record]) -> str:
         """Count the labels."""
         return f"{len({record.values['label'] for record in records})} labels"
+
+    def doubts(self, records: Sequence[Record]) -> Sequence[Doubt]:
+        """Look for labels that may be misspelt."""
+        return doubts(Counter(record.values["label"] for record in records))
 
     def made_up(
         self, words: Words, stream: RandomStream, labels: tuple[str, ...], length: int = 8
