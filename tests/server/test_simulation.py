@@ -21,7 +21,7 @@ from fedllm.privacy.ledger.heads import keep_heads, read_heads
 from fedllm.privacy.ledger.ledger import Ledger
 from fedllm.runs.names import HEADS as HEADS_FILE
 from fedllm.runs.terminal import PlainObserver
-from fedllm_server.protections import given_up, weak_delta
+from fedllm_server.protections import given_up, odd_batch, weak_delta
 from fedllm_server.simulation import simulate
 
 
@@ -224,6 +224,40 @@ def test_a_delta_that_promises_little_is_said(config):
         (words,) = weak_delta(weak, sites)
         assert "delta 0.01 is not below 1/100" in words
     assert weak_delta(change(weak, privacy={"epsilon": None}), [1000]) == []
+
+
+def test_a_batch_far_above_what_sites_draw_is_said(config):
+    shared = {"optimizer": "sgd", "local_steps": 1, "sampling_rate": 0.4}
+    wide = change(config, training={**shared, "batch_size": 100_000})
+    (words,) = odd_batch(wide, [300, 200])
+    assert "the largest site has 300 records" in words
+    assert "draws 120 of them" in words
+    assert "833 times smaller" in words
+    assert "near 120" in words
+    near = change(config, training={**shared, "batch_size": 480})
+    assert odd_batch(near, [300, 200]) == []
+    assert odd_batch(near, []) == []
+    assert odd_batch(change(wide, training={"sampling_rate": None}), [300]) == []
+
+
+def test_a_batch_that_needs_finer_levels_is_named_before_them(config, tmp_path):
+    said = []
+    wide = change(
+        config,
+        privacy={"epsilon": 6.0, "noise": "distributed"},
+        training={
+            "optimizer": "sgd",
+            "local_steps": 1,
+            "sampling_rate": 0.4,
+            "batch_size": 100_000,
+        },
+    )
+    observer = PlainObserver()
+    observer.note = said.append
+    with pytest.raises(ConfigError, match="too coarse") as caught:
+        simulate(wide, tmp_path / "run", observers=[observer])
+    assert caught.value.remedy.startswith("lower training.batch_size")
+    assert any("training.batch_size = 100000, but" in words for words in said)
 
 
 def test_a_resumed_run_has_the_labels_and_the_test_file_that_it_began_with(config, tmp_path):
