@@ -31,7 +31,7 @@ All are [TOML](https://toml.io): `[section]` begins a section, texts stand in qu
 numbers have a decimal point and no comma. A key that is not known, or a value that is not allowed,
 is refused with the nearest one that is. Paths count from the folder of the file that names them;
 `${NAME}` and `${NAME:-otherwise}` stand for a variable of the environment. Commands that read a
-run or a pretraining take `--set section.key=value` too.
+run or a pretraining configuration take `--set KEY=VALUE` too (`--set privacy.epsilon=3`).
 
 "Required" keys have no default. Where the default is "none", leaving the key out is meant.
 """
