@@ -17,6 +17,7 @@ from fedllm.cli import app
 from fedllm.config import load_run_config, load_site_policy
 from fedllm.federation.transport.superlink import NodeState
 from fedllm.identity.kits import read_kit
+from fedllm.runs.metrics import RoundReport, append_report
 from fedllm.runs.summary import Summary
 from fedllm_server.service import Service
 
@@ -104,3 +105,12 @@ def test_what_scripts_read_from_commands_is_there(outputs):
         done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{script}: {done.stderr}"
         assert said in done.stdout
+
+
+def test_what_scripts_look_for_in_files_is_there(tmp_path):
+    (pattern,) = re.findall(
+        r'grep -q "(.*)" .*metrics\.jsonl', (EXAMPLES / "deployment/run.sh").read_text()
+    )
+    append_report(tmp_path / "metrics.jsonl", RoundReport(round=3, sites=2))
+    expected = pattern.replace('\\"', '"').replace("$1", "3")
+    assert re.search(expected.replace("{", r"\{"), (tmp_path / "metrics.jsonl").read_text())
