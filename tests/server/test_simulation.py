@@ -377,7 +377,11 @@ def test_a_site_with_fewer_records_than_a_batch_takes_all_of_them(config, tmp_pa
         (None, DataError, "train.jsonl"),
         ("", DataError, "train.jsonl"),
         ('{"txt": "a", "label": "one"}\n', DataError, "text"),
-        ('{"text": "my card", "label": "four"}\n' * 9, DataError, "train.jsonl:1"),
+        (
+            '{"text": "my card", "label": "four"}\n' * 9,
+            DataError,
+            "train.jsonl row 1: field 'label'",
+        ),
         (
             '{"text": "my card", "label": "one"}\nnonsense\n' * 5,
             DataError,
