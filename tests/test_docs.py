@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -12,9 +14,9 @@ import pytest
 from pydantic import BaseModel
 from support.commands import Named, commands
 
-from fedllm.config import RunConfig, SitePolicy
+from fedllm.config import RunConfig, SitePolicy, load_run_config
 from fedllm.identity.config import FederationConfig
-from fedllm.pretraining.config import PretrainConfig
+from fedllm.pretraining.config import PretrainConfig, load_pretrain_config
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("fedllm", "clients", "server", "tests", "examples", "benchmarks", "docs")
@@ -155,6 +157,29 @@ def test_settings_and_functions_exist(path):
             assert name in KEYS or is_code(name), f"there is no {name}"
     for name in re.findall(r"--set ([a-z_.]+)=", text):
         assert name in KEYS, f"there is no setting {name}"
+
+
+def changes(arguments: list[str]) -> list[str]:
+    """What --set is given, as a shell hands it over."""
+    after = pairwise(arguments)
+    return [os.path.expandvars(word) for option, word in after if option == "--set"]
+
+
+@page
+def test_a_run_finds_the_model_that_was_pretrained_before_it(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PWD", str(ROOT))
+    for block in re.findall(r"^```\w*\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
+        made = None
+        for command, *rest in (named.arguments for named in commands(f"```\n{block}```")):
+            if command == "pretrain" and (ROOT / rest[0]).exists():
+                made = load_pretrain_config(ROOT / rest[0], changes(rest))
+            if command == "simulate" and made is not None:
+                wanted = Path(load_run_config(ROOT / rest[0], changes(rest)).model.path)
+                if wanted.suffix == ".toml":
+                    assert load_pretrain_config(wanted, []) == made, "that model is refused"
+                else:
+                    assert wanted == ROOT / "runs" / made.name / "model"
 
 
 def test_how_code_is_recognised():

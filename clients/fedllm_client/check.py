@@ -151,6 +151,12 @@ class _SiteCheck:
                 "sites: this site will refuse every round",
                 "wait for more sites, or lower allow.min_cohort",
             )
+        if policy.allow.min_cohort == 1:
+            raise DoubtError(
+                "allow.min_cohort is 1: a sum of one site is that site's own update, which its "
+                "coordinator then sees",
+                "set allow.min_cohort to 2, or to as many as were agreed on",
+            )
         return (
             f"at most epsilon {policy.budget.epsilon:g} at delta {policy.budget.delta:g}, sums "
             f"of at least {policy.allow.min_cohort} sites"
@@ -170,14 +176,18 @@ class _SiteCheck:
                 f"{text}, but allow.unit is 'person' and data.unit names no column",
                 "name the column of the person in data.unit",
             )
+        found, remedies = [text], []
         units = len(persons or records)
         if units < _FEW_UNITS:
-            raise DoubtError(text, "with so few, the noise will outweigh what they teach")
+            remedies.append("with so few, the noise will outweigh what they teach")
         if policy.budget.delta * units > 1:
-            raise DoubtError(
-                f"{text}; budget.delta {policy.budget.delta:g} is above 1 / {units}",
-                "lower budget.delta: releasing one of them at random would satisfy it",
-            )
+            found.append(f"budget.delta {policy.budget.delta:g} is above 1 / {units}")
+            remedies.append("lower budget.delta: releasing one of them at random would satisfy it")
+        for doubt in task_of(task).doubts(records):
+            found.append(doubt.found)
+            remedies.append(doubt.remedy)
+        if remedies:
+            raise DoubtError("; ".join(found), "; ".join(remedies))
         return text
 
     def disk(self) -> str:
@@ -188,8 +198,9 @@ class _SiteCheck:
 
     def training(self) -> str:
         path = self._model
-        if path is None and self._policy is not None and self._policy.model is not None:
-            path = self._policy.model.path
+        if path is None:
+            own = _needed(self._policy, "the policy").model
+            path = own.path if own is not None else None
         if path is None:
             raise SkippedError("no base model is named", "add [model] path to the policy")
         return check_training(path, self._policy.allow.models if self._policy else ())

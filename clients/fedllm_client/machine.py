@@ -94,7 +94,7 @@ def check_training(path: str, allowed: tuple[str, ...]) -> str:
     base, architecture = read_config(folder)
     task = task_for_base(architecture.causal)
     seconds = _made_up_step(path, task, min(128, positions(base)))
-    return f"a private step on made-up text took {seconds:.1f} s; model {actual[:16]}"
+    return f"a private step on made-up text took {seconds:.1f} s; model {actual}"
 
 
 def _made_up_step(path: str, task: LearningTask, length: int) -> float:

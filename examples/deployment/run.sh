@@ -92,8 +92,8 @@ from fedllm.identity.kits import read_kit
 print(read_kit(Path(sys.argv[1]), "site").identity.public_bytes().hex())' "$(kit "$site")")
   fedllm ledger verify "$(kit "$site")/state/ledger.sqlite" --public-key "$key" | head -n 1
   fedllm ledger show "$(kit "$site")/state/ledger.sqlite" --json | "$python" -c 'import json, sys
-for d in json.load(sys.stdin)["datasets"]:
-    print("    epsilon {:.3f} of {} spent".format(d["epsilon"], d["ceiling"]["epsilon"]))'
+for account in json.load(sys.stdin)["accounts"]:
+    print("    epsilon {:.3f} of {} spent".format(account["epsilon"], account["ceiling"]["epsilon"]))'
 done
 fedllm authority log --kit "$(kit authority)" | tail -n 1
 

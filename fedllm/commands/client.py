@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import typer
 from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import add_joining_commands
+from fedllm.visible import visible
 from fedllm.words import safe, table
 
 app = CommandGroup(
@@ -40,8 +42,8 @@ def check(
 
     Tries everything that a run needs, and says what to do where something is wrong: network, clock,
     registration, certificates, records, disk, memory, ledger, and one training step on made-up
-    text. Shows counts and names of columns, never a record. The exit code is 0 if nothing failed,
-    otherwise that of the first failure.
+    text. Shows counts, names of columns and labels that look misspelt, never a record. The exit
+    code is 0 if nothing failed, otherwise that of the first failure.
     """
     from rich.console import Console
 
@@ -53,11 +55,11 @@ def check(
     if json_output:
         print(json.dumps([vars(result) for result in results], indent=2))
     else:
-        _print_results(results)
+        _print_results(results, kit, policy)
     raise typer.Exit(next((f.exit_code for f in results if f.exit_code), 0))
 
 
-def _print_results(results: list[CheckResult]) -> None:
+def _print_results(results: list[CheckResult], kit: Path, policy: Path) -> None:
     from rich.console import Console
 
     checks = table("Check", "Result", "Found", "What to do", show_lines=True)
@@ -70,7 +72,10 @@ def _print_results(results: list[CheckResult]) -> None:
     if failed:
         console.print(f"Not ready: {', '.join(failed)}.")
     else:
-        console.print("Ready: fedllm client start")
+        command = shlex.join(
+            ["fedllm", "client", "start", "--kit", str(kit), "--policy", str(policy)]
+        )
+        print(f"Ready: {visible(command)}")
 
 
 @app.command()

@@ -251,6 +251,11 @@ def _account_json(account: AccountReport) -> dict[str, Any]:
     }
 
 
+_GREEK = (
+    "ε (epsilon) measures what can be learned: whoever sees all that was released can become surer "
+    "that a given record or person took part by a factor of at most e to the power of ε, except "
+    "with probability δ (delta). Smaller is safer; spent ε is never given back."
+)
 _LEGEND = (
     "Released: rounds for which a result left this site; whether they were finished, the "
     "coordinator knows. Rounds that were charged count in full, released or not, for every file, "
@@ -304,6 +309,7 @@ def _print_tables(found: Verification, path: Path) -> None:
             f"{found.by_dataset} charges were made by data set, by the rule of earlier versions. "
             "They count for all records: together they may be above a ceiling that each kept."
         )
+    console.print(_GREEK)
     console.print(_LEGEND)
     if any(one.spent_against_colluders.value != one.spent.value for one in found.accounts):
         console.print(_COLLUDERS)

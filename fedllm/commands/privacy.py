@@ -95,9 +95,19 @@ def plan(
     """
     if run is not None:
         _refuse_beside_a_run(context)
+        from fedllm.mechanisms import mechanism_of
+
         config = load_run_config(run, overrides)
         planned = _rows_of_run(config, _numbers("--records", records, int))
-        _show(planned, config.privacy.delta, f"one {config.unit} emptied", json_output, plot)
+        neighbours = f"one {config.unit} emptied"
+        _show(
+            planned,
+            config.privacy.delta,
+            neighbours,
+            json_output,
+            plot,
+            sites=mechanism_of(config).shares,
+        )
         if config.private and not config.encryption.masked and not json_output:
             print(
                 "the coordinator can open single updates (encryption without masks); each carries "
@@ -123,6 +133,14 @@ def plan(
     _show(rows, delta, "one record emptied", json_output, plot, solved=not noise)
 
 
+# Gradients are clipped: a sum of so many is never longer.
+_BEYOND_USE = (
+    "WARNING: a noise multiplier above the records of a batch is beyond use: the noise on every "
+    "single value of the model is larger than all that the batch can add. Such a run learns next "
+    "to nothing, or stops. Plan a larger epsilon, more records or fewer rounds"
+)
+
+
 def _show(
     rows: Sequence[PlanRow],
     delta: float,
@@ -130,11 +148,14 @@ def _show(
     json_output: bool,
     plot: Path | None,
     solved: bool = True,
+    sites: int = 1,
 ) -> None:
     if json_output:
         print(json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False))
     else:
         _print_table(rows, delta, neighbours)
+        if any(row.noise_multiplier > row.records * row.sampling_rate * sites for row in rows):
+            print(_BEYOND_USE)
     if plot:
         _draw(rows, plot, delta, solved=solved)
 

@@ -14,16 +14,22 @@ class DataSection(Section):
 
     Attributes
     ----------
-    train, test : str
-        Path, glob pattern or SQL URL. ``test`` is public and stays with the coordinator.
+    train : str
+        The training records: a path, a glob pattern or an SQL URL.
+    test : str, optional
+        The same of the test records, which are public and stay with the coordinator.
     query : str, optional
         The SELECT that gives the training records when ``train`` is a SQL URL.
     query_timeout_s : float
         How long the database may work on that query before it is cancelled (PostgreSQL).
-    text, label : str
-        Columns of a classification task; ``text`` also serves the causal task.
-    prompt, response : str
-        Columns of an instruction task; the loss counts the response only.
+    text : str
+        Column of the text, in a classification and in a causal task.
+    label : str
+        Column of the label, in a classification task.
+    prompt : str
+        Column of the prompt, in an instruction task.
+    response : str
+        Column of the answer, in an instruction task; the loss counts it alone.
     labels : list of str, optional
         The public set of labels; taken from the public test file when left out.
     unit : str, optional
@@ -32,9 +38,13 @@ class DataSection(Section):
         spells them. Records are protected one by one when left out.
     site : str, optional
         Column that splits the file into natural sites (simulation).
-    partition, alpha, sites
-        Otherwise the file is dealt out to ``sites`` sites, evenly or by a Dirichlet
-        distribution over labels with concentration ``alpha`` (simulation).
+    partition : {"iid", "dirichlet"}
+        Otherwise how the file is dealt out to the sites: evenly, or by a Dirichlet
+        distribution over labels (simulation).
+    alpha : float
+        Concentration of that distribution; the smaller, the more uneven (simulation).
+    sites : int
+        To how many sites the file is dealt out (simulation).
     max_records_per_unit : int
         A person's records beyond this number are left out.
     test_limit : int, optional

@@ -10,12 +10,14 @@ from pydantic import BaseModel, ValidationError
 
 from fedllm.config.kinds import other_kind
 from fedllm.config.section import Section
+from fedllm.config.toml import DECIMAL_POINT
 from fedllm.config.wording import allowed
 from fedllm.errors import ConfigError
 
 _SHOWN_LETTERS = 200
 # What stands before the last '@' of a URL: user and password.
 _PASSWORD = re.compile(r"(://).*@", re.DOTALL)
+_DECIMAL_COMMA = re.compile(r"\s*[-+]?\d+,\d+(e[-+]?\d+)?\s*", re.IGNORECASE)
 
 Model = TypeVar("Model", bound=Section)
 
@@ -61,6 +63,8 @@ def _explain(
         else:
             finite = "finite, " if item["type"] == "finite_number" else ""
             words = finite + allowed(model, path) or "something else"
+            if "number" in words and _DECIMAL_COMMA.fullmatch(str(item["input"])):
+                words += f"; {DECIMAL_POINT}"
             lines.append(f"{origin}: {key}{_shown(item['input'])}: must be {words}")
     # A value that fits none of several types is wrong once for each.
     several = len(remedies) > 1

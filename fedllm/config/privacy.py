@@ -14,6 +14,15 @@ def _none(value: Any) -> Any:
     return None if value == "none" else value
 
 
+def _not_a_person(value: Any) -> Any:
+    if value == "person":
+        raise ValueError(
+            "must be 'record' or 'site'; to protect persons, name their column in data.unit and "
+            "leave this at 'record'"
+        )
+    return value
+
+
 class PrivacySection(Section):
     """The differential privacy that the run promises to every record or person.
 
@@ -48,7 +57,7 @@ class PrivacySection(Section):
 
     epsilon: Annotated[PositiveFloat | None, BeforeValidator(_none)] = None
     delta: Annotated[float, Field(gt=0, le=1e-2)] = 1e-5
-    unit: Literal["record", "site"] = "record"
+    unit: Annotated[Literal["record", "site"], BeforeValidator(_not_a_person)] = "record"
     noise: Literal["local", "distributed"] = "local"
     distribution: Literal["gaussian", "discrete_gaussian"] = "gaussian"
     # Far from what float64 rounds away.

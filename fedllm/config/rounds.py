@@ -28,7 +28,9 @@ class RoundsSection(Section):
     learning_rate : float
         Step size of that optimiser; 1 with "average" is FedAvg.
     head_learning_rate : float, optional
-        The same for the classification head.
+        The same for the classification head; ``learning_rate`` when left out.
+    momentum : float
+        Decay of the mean update, of "momentum" and "adam".
     timeout_s : float
         How long a round waits for a site.
     evaluate_every : int

@@ -19,7 +19,18 @@ from fedllm.config.training import TrainingSection
 
 
 class RunConfig(Section):
-    """Everything the coordinator asks for in one run; see `load_run_config`."""
+    """Everything the coordinator asks for in one run; see `load_run_config`.
+
+    Attributes
+    ----------
+    name : str
+        What people call the run; its folder is ``runs/<name>``.
+    task : {"classification", "instruction", "causal"}
+        A label for each text; an answer to each prompt; or each text, token by token.
+    seed : int
+        Of what is public: adapters before training, and how a simulation deals records out.
+        Batches and noise of private runs follow from no seed.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     task: Task

@@ -15,8 +15,10 @@ class BudgetSection(Section):
 
     Attributes
     ----------
-    epsilon, delta : float
-        Ceilings over all runs, files, queries and tasks, for the life of the account.
+    epsilon : float
+        Ceiling over all runs, files, queries and tasks, for the life of the account.
+    delta : float
+        The delta at which that is counted.
     colluders_epsilon : float, optional
         The same for what everyone else could learn together, who then know all noise but
         the site's own share (distributed noise). Left out, it is written down but not limited.
@@ -66,7 +68,7 @@ class AllowSection(Section):
     """
 
     tasks: tuple[Task, ...] = ("classification", "instruction", "causal")
-    models: tuple[str, ...] = ()
+    models: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = ()
     min_cohort: Annotated[int, Field(ge=1)] = 2
     encryption: Literal["required", "optional"] = "required"
     masks: Literal["required", "optional"] = "required"
@@ -80,7 +82,7 @@ class SiteModelSection(Section):
     Attributes
     ----------
     path : str
-        As `ModelSection.path`; the run is refused when its fingerprint is not the run's.
+        As ``model.path`` of a run; the run is refused when its fingerprint is not the run's.
     """
 
     path: str

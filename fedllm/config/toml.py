@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from fedllm.config.section import Section
 from fedllm.errors import ConfigError
+
+DECIMAL_POINT = "numbers have a decimal point and no comma (8.0)"
+_DECIMAL_COMMA = re.compile(r"[^=#]*=\s*[-+]?\d+,\d+(e[-+]?\d+)?\s*(#.*)?", re.IGNORECASE)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -59,13 +63,24 @@ def parse_toml(text: str, origin: str) -> dict[str, Any]:
         # A hexadecimal number has no limit of digits when it is read, but one when it is shown.
         repr(values)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{origin} is not valid TOML: {error}", "check that line") from None
+        remedy = "check that line"
+        if _has_decimal_comma(text, str(error)):
+            remedy += f": {DECIMAL_POINT}"
+        raise ConfigError(f"{origin} is not valid TOML: {error}", remedy) from None
     except (ValueError, RecursionError):
         raise ConfigError(
             f"{origin} is not valid TOML: a number is too long, or it is nested too deep",
             "check its longest lines",
         ) from None
     return values
+
+
+def _has_decimal_comma(text: str, error: str) -> bool:
+    """Tell whether the line that an error names sets a key to a number with a decimal comma."""
+    place = re.search(r"at line (\d+)", error)
+    # At the end of the document, the last line is meant.
+    line = text.split("\n")[int(place[1]) - 1 if place else -1]
+    return _DECIMAL_COMMA.fullmatch(line.rstrip("\r")) is not None
 
 
 def to_toml(section: Section) -> str:

@@ -27,8 +27,10 @@ class TrainingSection(Section):
         one record or person.
     optimizer : {"adam", "sgd"}
         The site's own optimiser, started anew each round.
-    learning_rate, head_learning_rate : float
-        Its step size for adapters, and for the classification head.
+    learning_rate : float
+        Its step size.
+    head_learning_rate : float, optional
+        The same for the classification head; ``learning_rate`` when left out.
     """
 
     local_steps: Annotated[int, Field(ge=1, le=100_000)] = 10

@@ -11,6 +11,9 @@ _PATTERNS = {
     "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$": "1 to 64 letters, digits, '.', '_' or '-', the first of "
     "them a letter or digit, without accents",
     "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$": "1 to 40 lower-case letters, digits or inner hyphens",
+    "^[a-z0-9][a-z0-9._-]{0,63}$": "1 to 64 lower-case letters, digits, '.', '_' or '-', the first "
+    "of them a letter or digit, without accents and spaces",
+    "^[0-9a-f]{64}$": "a fingerprint (64 hex digits, letters in lower case)",
 }
 _SIMPLE = {"boolean": "true or false", "array": "a list", "object": "a section", "string": "a text"}
 
@@ -44,7 +47,7 @@ def _words(schema: dict[str, Any], whole: dict[str, Any]) -> str:
     if kind in ("integer", "number"):
         return ("a whole number" if kind == "integer" else "a number") + _limits(schema)
     if "pattern" in schema:
-        return _PATTERNS.get(schema["pattern"], f"a text like {schema['pattern']}")
+        return _PATTERNS[schema["pattern"]]
     if kind == "array":
         # A tuple of any length.
         inner = _words(schema.get("items", {}), whole)

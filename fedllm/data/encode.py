@@ -26,6 +26,8 @@ IGNORED = -100
 _CHUNK_RECORDS = 2048
 
 Integers = NDArray[np.int64]
+# Why, which may be worded later, and what to do.
+Problem = tuple[str | Callable[[], str], str]
 # From token ids (B, T), which of them are no padding (B, T), and targets (B,) to labels.
 Labelling = Callable[[Integers, NDArray[np.bool_], Integers], Integers]
 
@@ -58,8 +60,8 @@ class Encoder(Protocol):
     def sequences(self, records: Sequence[Record]) -> Iterator[TokenSequence]:
         """Tokenise records, one sequence each."""
 
-    def problem(self, sequence: TokenSequence) -> tuple[str, str] | None:
-        """Say why a sequence cannot be learned from, and what to do; None if it can.
+    def problem(self, sequence: TokenSequence, record: Record) -> Problem | None:
+        """Say why a record's sequence cannot be learned from, and what to do; None if it can.
 
         Neither text may hold a value of the record.
         """
@@ -187,8 +189,8 @@ def encode(
         for place, sequence in enumerate(_tokenised(chunk, encoder, problems, left_out is None)):
             if sequence is None:
                 continue
-            if problem := encoder.problem(sequence):
-                problems.add(chunk[place].origin, *problem)
+            if problem := encoder.problem(sequence, chunk[place]):
+                problems.add(chunk[place].where, *problem)
                 continue
             kept.append(start + place)
             good.append(sequence)
@@ -230,7 +232,7 @@ def _tokenised(
                 for sequence in _tokenised([record], encoder, problems, strict)
             ]
         kind = type(error).__name__
-        problems.add(chunk[0].origin, f"tokenising broke off ({kind})", "take the record out")
+        problems.add(chunk[0].where, f"tokenising broke off ({kind})", "take the record out")
         return [None]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedllm.errors import DataError
@@ -30,6 +30,10 @@ class Record:
     origin : str
         Where the record stands, as "train.jsonl.gz:17": the line of a text file, the row
         of a Parquet file or of a query's result.
+    row : int
+        Number of the row there, from 1; 0 where nothing was read.
+    columns : Mapping of str to str, optional
+        Which column each role was read from, where it was read; one object for a source.
     """
 
     # Private: left out of repr so that no log or traceback shows them.
@@ -37,6 +41,17 @@ class Record:
     unit: str | None = field(repr=False)
     site: str | None = field(repr=False)
     origin: str
+    row: int = field(default=0, repr=False, compare=False)
+    columns: Mapping[str, str] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def where(self) -> str:
+        """Name the row as errors of reading do: file, row, and line where it is another."""
+        if not self.row:
+            return self.origin
+        source, _, number = self.origin.rpartition(":")
+        line = "" if number == str(self.row) else f" (line {number})"
+        return f"{source} row {self.row}{line}"
 
     def canonical(self) -> bytes:
         """Return bytes that depend on ``values`` alone, for keyed fingerprints.
@@ -58,11 +73,15 @@ class RowProblems:
         self._shown: list[str] = []
         self._remedies: dict[str, None] = {}
 
-    def add(self, where: str, problem: str, remedy: str) -> None:
-        """Note one bad row; none of the three texts may hold a value of the row."""
+    def add(self, where: str, problem: str | Callable[[], str], remedy: str) -> None:
+        """Note one bad row; none of the three texts may hold a value of the row.
+
+        A problem that takes time to word is worded only if it is shown.
+        """
         self.count += 1
         if len(self._shown) < _SHOWN_PROBLEMS:
-            self._shown.append(f"  {where}: {problem}")
+            words = problem if isinstance(problem, str) else problem()
+            self._shown.append(f"  {where}: {words}")
             self._remedies[remedy] = None
 
     def raise_if_any(self) -> None:

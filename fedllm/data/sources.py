@@ -113,6 +113,8 @@ def _records_of(
             unit=values.get("unit"),
             site=values.get("site"),
             origin=f"{name}:{row.line or row.number}",
+            row=row.number,
+            columns=columns.required,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import difflib
 import gzip
 import zlib
 from collections.abc import Iterator
@@ -42,10 +43,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             with path.open("rb") as stream:
                 yield stream
     except FileNotFoundError:
-        raise DataError(
-            f"there is no file {path}",
-            "check the path; the examples' data lie in the folder that FEDLLM_DATA names",
-        ) from None
+        raise DataError(f"there is no file {path}", _where_it_may_be(path)) from None
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise DataError(
             f"{path} is not a whole gzip file", "copy it again, or pack it again with gzip"
@@ -56,6 +54,24 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise DataError(
             f"{path} cannot be read: {error.strerror}", "check the path and its permissions"
         ) from None
+
+
+def _where_it_may_be(path: Path) -> str:
+    """Say how far a path leads, and what in its last folder has nearly its name."""
+    path = path.absolute()
+    missing = next((p for p in reversed(path.parents) if not p.is_dir()), None)
+    if missing is not None:
+        return (
+            f"check the path: there is no folder {missing}; relative paths count from the folder "
+            "of the file that names them, and the examples' data lie where FEDLLM_DATA says"
+        )
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return f"check that this user may read {path.parent}"
+    close = difflib.get_close_matches(path.name, names, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ", or put the file there"
+    return f"check the name: the folder {path.parent} is there{hint}"
 
 
 def text_lines(path: Path) -> Iterator[str]:

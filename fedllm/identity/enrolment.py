@@ -40,7 +40,7 @@ from fedllm.identity.roster import (
     sign_roster,
     verify_roster,
 )
-from fedllm.identity.titles import complaint, normal, safe_name, shown
+from fedllm.identity.titles import MAX_LETTERS, complaint, normal, safe_name, shown
 
 _REQUEST = "fedllm.request.v1"
 _ANSWER = "fedllm.answer.v1"
@@ -158,24 +158,29 @@ def enroll(folder: Path, role: Role, name: str) -> Request:
 
 def _name_and_title(role: Role, name: str) -> tuple[str, str | None]:
     title = normal(name)
-    looks_like_a_path = any(sign in title for sign in "/\\") or not any(map(str.isalnum, title))
-    words = complaint({"": title})
-    if role != "site" or name in ROLES or is_site_name(name) or looks_like_a_path or words:
-        _check_name(role, name, words or "")
+    if role != "site":
+        if name != role:
+            raise ConfigError(f"{name!r} cannot name a {role}", f"the {role}'s name is '{role}'")
+        return name, None
+    if is_site_name(name):
         return name, None
     made = safe_name(title)
-    _check_name(role, made)
+    if words := _unfit(title) or (made in ROLES and "it is the name of another role"):
+        raise ConfigError(
+            f"{name!r} cannot name a site: {words}",
+            "give a name in any script: on one line, with a letter or digit, at most "
+            f"{MAX_LETTERS} letters, without / and \\, and not {', '.join(ROLES)}",
+        )
     return made, title
 
 
-def _check_name(role: Role, name: str, words: str = "") -> None:
-    if name != role and not (role == "site" and is_site_name(name)):
-        raise ConfigError(
-            f"{name!r} cannot name a {role}" + (f": {words}" if words else ""),
-            f"use lower-case letters, digits and inner hyphens, at most 63; not {', '.join(ROLES)}"
-            if role == "site"
-            else f"the {role}'s name is '{role}'",
-        )
+def _unfit(title: str) -> str | None:
+    # What looks like a path is one that was given by mistake.
+    if found := [sign for sign in "/\\" if sign in title]:
+        return f"it holds '{found[0]}'"
+    if words := complaint({"": title}):
+        return words
+    return None if any(map(str.isalnum, title)) else "it has no letter and no digit"
 
 
 def _make_kit(folder: Path, role: Role, name: str, title: str | None) -> None:
@@ -250,10 +255,14 @@ def read_request(text: str) -> Request:
         node_signature = from_hex(proofs.get("node_key", ""))
         if request._plain() != plain or kind != _REQUEST or request.role not in ROLES:
             raise damage
-    try:
-        _check_name(request.role, request.name)
-    except ConfigError as error:
-        raise PeerError(f"the request: {error.message}", error.remedy) from None
+    expected = (
+        is_site_name(request.name) if request.role == "site" else request.name == request.role
+    )
+    if not expected:
+        raise PeerError(
+            f"the request: {request.name!r} cannot name a {request.role}",
+            "ask for a new request, made with fedllm client enroll",
+        )
     if request.title is not None and (
         request.role != "site" or complaint({request.name: request.title})
     ):

@@ -27,7 +27,8 @@ def complaint(titles: Mapping[str, str]) -> str | None:
         if not title.strip() or title != title.strip() or not title.isprintable():
             return f"{title!r} cannot be shown: write it on one line, without spaces around it"
         if len(title) > MAX_LETTERS:
-            return f"the name for people of '{name}' is longer than {MAX_LETTERS} letters"
+            whose = f"the name for people of '{name}'" if name else "it"
+            return f"{whose} is longer than {MAX_LETTERS} letters"
         if normal(title) != title:
             return f"{title!r} is not in Unicode's normal form C"
         looks = title.casefold()

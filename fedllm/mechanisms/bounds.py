@@ -58,8 +58,10 @@ class Room:
         """
         return SMALLEST_SHARE * 2 * self.reach / ((1 << bits) - 2)
 
-    def require_fine(self, bits: int, deviation: float) -> None:
+    def require_fine(self, bits: int, deviation: float, first: str = "") -> None:
         """Refuse levels on which one share of the noise would be too small.
+
+        ``first`` begins the remedy: what to look at before more bits are sent.
 
         Raises
         ------
@@ -72,7 +74,7 @@ class Room:
         enough = bits + ceil(log2(least / deviation) + 1e-3)
         remedy = "ask for less epsilon or a smaller training.batch_size, or use local noise"
         if enough <= 24:
-            remedy = f"set encryption.bits = {enough}"
+            remedy = f"{first}set encryption.bits = {enough}"
         raise ConfigError(
             f"encryption.bits = {bits} is too coarse for this run's noise: one site's share must "
             f"span {SMALLEST_SHARE} levels, so that rounding takes nothing of it away",

@@ -16,6 +16,9 @@ from fedllm.randomness import RandomStream
 
 # A site whose batches are larger would have what its records agree on cut off.
 _LARGEST_BATCH = 4
+_LOWER_BATCH = (
+    "lower training.batch_size to the records that a site draws in a round, if it is more; else "
+)
 
 
 class SharedNoise(SharedShares):
@@ -72,7 +75,7 @@ class SharedNoise(SharedShares):
     def bounds(self, segments: Sequence[Segment]) -> tuple[float, ...]:
         """Return the bounds of a sum with its noise, as the coordinator steps by it."""
         planned = required(self.announced_noise(1, ())) * self.noise_share
-        self._room.require_fine(self._config.encryption.bits, planned)
+        self._room.require_fine(self._config.encryption.bits, planned, _LOWER_BATCH)
         settings = self.public_settings
         norm = settings.clipping_norm * self._room.reach / settings.expected_batch_size
         rates = {"lora": settings.learning_rate, "head": settings.head_learning_rate}

@@ -129,8 +129,16 @@ class NetworkSection(Section):
         Decoder, encoder, or encoder-decoder.
     size : str
         A named shape; see ``SHAPES`` in ``architectures.py``.
-    layers, width, inner, heads, key_value_heads : int, optional
-        Numbers that replace those of the named shape.
+    layers : int, optional
+        Instead of the named shape's.
+    width : int, optional
+        Of a token's state, instead of the named shape's.
+    inner : int, optional
+        Width inside a feed-forward layer, instead of the named shape's.
+    heads : int, optional
+        Attention heads, instead of the named shape's.
+    key_value_heads : int, optional
+        Heads of keys and values, which several query heads may share.
     tie_embeddings : bool
         Whether input and output embeddings are one matrix.
     start : str, optional
@@ -223,8 +231,12 @@ class ReportSection(Section):
 
     Attributes
     ----------
-    log_every, evaluate_every, checkpoint_every : int
-        Optimiser steps between two of each.
+    log_every : int
+        Optimiser steps between two lines of ``metrics.jsonl``.
+    evaluate_every : int
+        Optimiser steps between two evaluations on held-out text.
+    checkpoint_every : int
+        Optimiser steps between two checkpoints.
     evaluation_tokens : int
         Held-out text beyond this many tokens is not used; shared out evenly between the
         entries of ``data.evaluation``.
@@ -243,7 +255,17 @@ class ReportSection(Section):
 
 
 class PretrainConfig(Section):
-    """Everything one pretraining run asks for; see `load_pretrain_config`."""
+    """Everything one pretraining run asks for; see `load_pretrain_config`.
+
+    Attributes
+    ----------
+    name : str
+        What people call the run; its folder is ``runs/<name>``.
+    objective : {"causal", "masked", "span"}
+        What is learned: the next token (llama), hidden tokens (bert), or removed spans (t5).
+    seed : int
+        Of the model's start, the order of the data, masks and dropout.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     objective: Objective = "causal"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fedllm.config import DataSection, RunConfig, Task
 from fedllm.data.columns import Column
+from fedllm.data.labels import Doubt
 from fedllm.data.records import Record, RowProblems
 from fedllm.models.heads import Head
 from fedllm.randomness import RandomStream
@@ -65,6 +66,10 @@ class LearningTask(ABC):
     @abstractmethod
     def counted(self, records: Sequence[Record]) -> str:
         """Say more of a site's records than their number, in counts; may be empty."""
+
+    def doubts(self, records: Sequence[Record]) -> Sequence[Doubt]:
+        """Say what looks wrong in a site's records as a whole, to the site's own people."""
+        return ()
 
     @abstractmethod
     def made_up(

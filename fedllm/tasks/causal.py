@@ -16,7 +16,7 @@ from fedllm.tasks.language import LanguageTask
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from fedllm.data.encode import Labelling, TokenSequence
+    from fedllm.data.encode import Labelling, Problem, TokenSequence
 
 
 class Causal(LanguageTask):
@@ -74,7 +74,7 @@ class Texts:
             ended = end is None or ids[-1:] == [end] or len(ids) >= self.max_length
             yield TokenSequence(ids if ended else [*ids, end], 0)
 
-    def problem(self, sequence: TokenSequence) -> tuple[str, str] | None:
+    def problem(self, sequence: TokenSequence, record: Record) -> Problem | None:
         """Refuse texts without a second token, where the loss starts."""
         if len(sequence.ids) < 2:
             return "its text has no tokens to learn from", "take the record out of the source"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fedllm.config import DataSection, Task
 from fedllm.data.columns import Column, task_columns
-from fedllm.data.labels import check_distinct
+from fedllm.data.labels import Doubt, check_distinct, doubts, nearest
 from fedllm.data.records import Record
 from fedllm.errors import DataError
 from fedllm.models.heads import LabelHead
@@ -23,9 +25,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from fedllm.data.encode import Labelling, TokenSequence
+    from fedllm.data.encode import Labelling, Problem, TokenSequence
     from fedllm.models.shared import SharedModel
     from fedllm.models.transformer import Batch
+
+_SHOWN_LABELS = 20
 
 
 class Classification(LearningTask):
@@ -78,6 +82,10 @@ class Classification(LearningTask):
     def counted(self, records: Sequence[Record]) -> str:
         """Count the labels."""
         return f"{len({record.values['label'] for record in records})} labels"
+
+    def doubts(self, records: Sequence[Record]) -> Sequence[Doubt]:
+        """Look for labels that may be misspelt."""
+        return doubts(Counter(record.values["label"] for record in records))
 
     def made_up(
         self, words: Words, stream: RandomStream, labels: tuple[str, ...], length: int = 8
@@ -176,14 +184,25 @@ class LabelledTexts:
         for record, ids in zip(records, encoded, strict=True):
             yield TokenSequence(ids, number_of.get(record.values["label"], -1))
 
-    def problem(self, sequence: TokenSequence) -> tuple[str, str] | None:
+    def problem(self, sequence: TokenSequence, record: Record) -> Problem | None:
         """Refuse labels that are not public, and texts without tokens."""
         if sequence.target < 0:
             return (
-                f"its label is not one of the {len(self.labels)} public labels",
+                partial(self._foreign, record),
                 "correct the label (white space, case and Unicode form count), or add it to "
                 "data.labels",
             )
         if not sequence.ids:
             return "its text has no tokens to learn from", "take the record out of the source"
         return None
+
+    def _foreign(self, record: Record) -> str:
+        """Say that a label is not public, and which public one is nearest to it."""
+        what = f"field '{record.columns['label']}'" if record.columns else "its label"
+        shown = ", ".join(map(repr, self.labels[:_SHOWN_LABELS]))
+        if len(self.labels) > _SHOWN_LABELS:
+            shown += f" and {len(self.labels) - _SHOWN_LABELS} more"
+        near = nearest(record.values["label"], self.labels)
+        return f"{what} is not one of the {len(self.labels)} public labels ({shown})" + (
+            f"; the nearest is {near!r}" if near is not None else ""
+        )

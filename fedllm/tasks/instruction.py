@@ -18,7 +18,7 @@ from fedllm.tasks.language import LanguageTask
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from fedllm.data.encode import Labelling, TokenSequence
+    from fedllm.data.encode import Labelling, Problem, TokenSequence
     from fedllm.tasks.answering import Answering
 
 
@@ -102,7 +102,7 @@ class Turns:
                 )
             yield TokenSequence([*shown, *answer[: self.max_length - len(shown)]], len(shown))
 
-    def problem(self, sequence: TokenSequence) -> tuple[str, str] | None:
+    def problem(self, sequence: TokenSequence, record: Record) -> Problem | None:
         """Refuse responses without tokens."""
         if not sequence.ids:
             return "its response has no tokens to learn from", "take the record out of the source"

@@ -16,7 +16,7 @@ from fedllm.adapters import adapter_of
 from fedllm.clock import utc_now
 from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset
-from fedllm.errors import FedllmError, PeerError
+from fedllm.errors import FedllmError, PeerError, TrainingError
 from fedllm.federation.coordinator.answers import who_and_why
 from fedllm.federation.coordinator.cohort import choose_cohort, gather_cohort
 from fedllm.federation.coordinator.rounds import (
@@ -29,6 +29,7 @@ from fedllm.federation.coordinator.rounds import (
 from fedllm.federation.protocol.evaluating import read_sum
 from fedllm.federation.protocol.messages import CohortMember, RoundStatement
 from fedllm.federation.protocol.terms import Terms
+from fedllm.federation.site.orders import LARGEST_VALUE
 from fedllm.identity.roster import Roster
 from fedllm.mechanisms import mechanism_of
 from fedllm.models.shared import SharedModel
@@ -95,6 +96,25 @@ def starting_state(
     )
 
 
+def require_acceptable(config: RunConfig, state: RunState) -> None:
+    """Refuse an adapter that every site of a private run would refuse, before one is asked.
+
+    Raises
+    ------
+    TrainingError
+        If a value is beyond what a site accepts.
+    """
+    if not config.private or np.abs(state.adapter).max(initial=0.0) <= LARGEST_VALUE:
+        return
+    raise TrainingError(
+        f"after round {state.round} the adapter has values beyond {LARGEST_VALUE:g}, which no site "
+        "accepts: the noise is too large for this learning rate; no further round is charged",
+        "start a new run with a larger privacy.epsilon, or a smaller rounds.learning_rate or "
+        "training.learning_rate (and head_learning_rate); `fedllm privacy plan RUN.toml` shows the "
+        "noise",
+    )
+
+
 class RoundLoop:
     """Carries a run from its state to its last round.
 
@@ -142,6 +162,8 @@ class RoundLoop:
 
         Raises
         ------
+        TrainingError
+            If the adapter has become one that no site accepts; nobody is asked, nothing charged.
         FedllmError
             If a round fails; finished rounds are kept. A peer's misbehaviour is forgiven twice.
         """
@@ -175,6 +197,7 @@ class RoundLoop:
     def _next(self, state: RunState) -> RunState:
         started, began = time.perf_counter(), utc_now()
         number = state.round + 1
+        require_acceptable(self._config, state)
         if self._sites.changed():
             self._members = self._gather(number)
         state, outcome = self._attempts(state, number)
@@ -256,6 +279,7 @@ class RoundLoop:
             return None
         statement = statement_of(self._terms, self._members, number, number, None, "evaluation")
         try:
+            require_acceptable(self._config, state)
             outcome = self._run_round(statement, state.adapter)
         except FedllmError as error:
             # A figure less is no reason to lose a run; and each evaluation is charged once.

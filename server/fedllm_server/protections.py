@@ -6,6 +6,9 @@ from collections.abc import Iterable
 
 from fedllm.config import RunConfig
 
+# A batch that is larger by as much is refused by the site.
+_FAR = 4
+
 
 def given_up(config: RunConfig) -> list[str]:
     """Say which protections a run does without."""
@@ -20,6 +23,30 @@ def given_up(config: RunConfig) -> list[str]:
             "it, can read every site's update"
         )
     return warnings
+
+
+def odd_batch(config: RunConfig, units: Iterable[int]) -> list[str]:
+    """Say when ``training.batch_size`` is far above what any site's batch can be.
+
+    Parameters
+    ----------
+    config : RunConfig
+        With a public sampling rate; without one, a site's batch follows from its size.
+    units : iterable of int
+        For each site, how many records or persons it has; known in a simulation only.
+    """
+    training, most = config.training, max(units, default=0)
+    if training.sampling_rate is None or config.unit == "site" or not most:
+        return []
+    expected = training.sampling_rate * most
+    if training.batch_size <= _FAR * max(expected, 1.0):
+        return []
+    return [
+        f"training.batch_size = {training.batch_size}, but the largest site has {most} "
+        f"{config.unit}s and at training.sampling_rate = {training.sampling_rate:g} draws "
+        f"{expected:.0f} of them: steps are {training.batch_size / max(expected, 1.0):.0f} times "
+        f"smaller than they should be; set training.batch_size near {max(1, round(expected))}"
+    ]
 
 
 def weak_delta(config: RunConfig, units: Iterable[int]) -> list[str]:

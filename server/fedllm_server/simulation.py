@@ -40,7 +40,7 @@ from fedllm.runs.terminal import PlainObserver
 from fedllm.tasks import task_of
 from fedllm.visible import visible
 from fedllm_client.dividing import divide
-from fedllm_server.protections import given_up, weak_delta
+from fedllm_server.protections import given_up, odd_batch, weak_delta
 from fedllm_server.public_part import public_digest, public_labels, public_part, public_records
 
 if TYPE_CHECKING:
@@ -172,7 +172,8 @@ def _simulate(
     watching.note(visible(spent_before(source, names, task.policy, roster, config, task.state)))
     figures = SiteFigures(source, names, config)
     place = Workplace(out, model, encoded, roster, watching, figures)
-    for warning in (*given_up(config), *weak_delta(config, _units(config, records))):
+    units = _units(config, records)
+    for warning in (*given_up(config), *weak_delta(config, units), *odd_batch(config, units)):
         watching.note(f"WARNING: {warning}")
     if state.round < config.rounds.count:
         watching.note(

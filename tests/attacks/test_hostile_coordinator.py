@@ -101,7 +101,7 @@ def test_a_record_that_cannot_be_read_does_not_leave_its_site(hostile):
     outcome = play(hostile)
     assert outcome.survivors == ALL
     log = (hostile.deployment.kit("carol") / "state" / "rounds.jsonl").read_text()
-    assert "carol.jsonl:31: its label is not one of the 3 public labels" in log
+    assert "carol.jsonl row 31: field 'label' is not one of the 3 public labels (" in log
     for private in ("4711", "diabetes", "HIV"):
         assert private not in log
 

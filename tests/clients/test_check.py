@@ -256,6 +256,65 @@ def test_records_that_do_not_fit(place, rows, extra, words):
     assert result.remedy
 
 
+def labelled(**counts: int) -> list[dict[str, object]]:
+    rows = [label for label, count in counts.items() for _ in range(count)]
+    return [{"text": f"{PRIVATE} {i}", "label": label} for i, label in enumerate(rows)]
+
+
+def test_labels_that_may_be_slips_are_a_warning(place):
+    place.write_records(labelled(lost_card=70, refund=50, **{"lost_card ": 2, "refudn": 1}))
+    result = place.check()["data"]
+    assert result.state == "warning"
+    assert "'lost_card' (70) and 'lost_card ' (2), 'refund' (50) and 'refudn' (1)" in result.found
+    assert "one record only: 'refudn'" in result.found
+    assert "write each label in one way" in result.remedy
+
+
+def test_what_may_be_no_labels_is_never_shown(place):
+    rows = [{"text": "x", "label": f"{PRIVATE} {i}"} for i in range(120)]
+    place.write_records(rows)
+    result = place.check()["data"]
+    assert (result.state, result.exit_code) == ("warning", 0)
+    assert "120 labels for 120 records" in result.found
+    assert "data.label" in result.remedy
+
+
+def test_the_whole_fingerprint_of_the_model_is_printed(place, tiny_checkpoint):
+    from fedllm.models.contents import fingerprints
+
+    model = tiny_checkpoint("bert")
+    assert fingerprints(model).current in place.check(str(model))["training"].found
+
+
+def test_a_policy_in_error_is_not_said_to_name_no_model(place):
+    place.write_policy('[model]\npath = "base"\n[alow]\n')
+    found = place.check()["training"]
+    assert (found.state, found.found) == (
+        "skipped",
+        "cannot be tried before the policy is in order",
+    )
+    place.write_policy()
+    assert place.check()["training"].found == "no base model is named"
+
+
+def test_a_cohort_of_one_is_a_warning(place):
+    place.write_policy("[allow]\nmin_cohort = 1\n")
+    result = place.check()["policy"]
+    assert result.state == "warning"
+    assert "that site's own update" in result.found
+
+
+def test_what_to_start_is_said_whole(place, tmp_path, monkeypatch):
+    from fedllm_client import check as module
+
+    ready = [CheckResult("kit", "ok", "there")]
+    monkeypatch.setattr(module, "check_site", lambda *_: ready)
+    kit = tmp_path / "our kit"
+    arguments = ["client", "check", "--kit", str(kit), "--policy", str(place.policy)]
+    said = CliRunner().invoke(app, arguments).output.splitlines()[-1]
+    assert said == f"Ready: fedllm client start --kit '{kit}' --policy {place.policy}"
+
+
 def test_few_records_are_a_warning(place):
     place.write_records([{"text": PRIVATE, "label": i} for i in range(3)])
     assert place.check()["data"].state == "warning"

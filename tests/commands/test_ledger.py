@@ -59,6 +59,13 @@ def test_a_run_is_shown_by_its_name_and_its_identifier(path):
         verify_ledger(Path("copy.jsonl"))
 
 
+def test_the_greek_letters_of_the_columns_are_explained(path):
+    named(path, "one")
+    text = " ".join(fedllm("ledger", "show", str(path)).split())
+    assert "ε (epsilon) measures what can be learned" in text
+    assert "except with probability δ (delta)" in text
+
+
 def test_a_run_of_two_names_shows_both(path):
     named(path, "one")
     named(path, "two")

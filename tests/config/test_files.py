@@ -44,6 +44,24 @@ def test_every_refusal_names_file_and_remedy(tmp_path: Path, content: bytes) -> 
     assert caught.value.remedy
 
 
+@pytest.mark.parametrize("line", ["epsilon = 8,0", "epsilon=1,5e-3  # so much", "epsilon = -0,5"])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n[allow]\n"])
+def test_a_decimal_comma_is_named(tmp_path: Path, line: str, end: str) -> None:
+    path = tmp_path / "site.toml"
+    path.write_bytes(f"[budget]\n{line}{end}".encode())
+    with pytest.raises(ConfigError, match="at line 2") as caught:
+        load_site_policy(path)
+    assert "a decimal point and no comma" in caught.value.remedy
+
+
+def test_other_mistakes_are_not_called_a_decimal_comma(tmp_path: Path) -> None:
+    path = tmp_path / "site.toml"
+    path.write_text("[budget]\nepsilon = 8.0.1\n# 8,0\n")
+    with pytest.raises(ConfigError) as caught:
+        load_site_policy(path)
+    assert caught.value.remedy == "check that line"
+
+
 def test_a_byte_order_mark_is_no_part_of_a_configuration(run_toml: Path) -> None:
     run_toml.write_bytes(b"\xef\xbb\xbf" + run_toml.read_bytes())
     assert load_run_config(run_toml).name == "x"

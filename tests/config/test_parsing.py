@@ -35,6 +35,10 @@ from fedllm.errors import ConfigError
         ("lora.freeze_a=7", ["lora.freeze_a = 7: must be true or false"]),
         ("rounds=3", ["rounds = 3: must be a section"]),
         ("name=süd", ["name = 'süd': must be 1 to 64 letters"]),
+        ("privacy.unit=person", ["privacy.unit = 'person'", "to protect persons", "data.unit"]),
+        ("privacy.unit=ward", ["privacy.unit = 'ward': must be 'record' or 'site'"]),
+        ("privacy.epsilon=8,0", ["'8,0'", "a decimal point and no comma"]),
+        ('privacy.delta="1,5e-5"', ["a decimal point and no comma"]),
     ],
 )
 def test_wrong_keys_and_values_are_named(run_toml: Path, override: str, words: list[str]) -> None:

@@ -28,5 +28,17 @@ def test_it_is_refused_where_nobody_could_say_who_is_in_it():
 
 @pytest.mark.parametrize("account", ["", "Oncology", "onkologié", "a b", "-a", "a\n", "x" * 65])
 def test_no_name_has_two_spellings(account):
-    with pytest.raises(ConfigError, match=r"budget\.account"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)budget\.account.*: must be 1 to 64 lower-case letters"
+    ):
         policy(account, data=DATA)
+
+
+@pytest.mark.parametrize(
+    "entry", ["", "0123abcd", "ab" * 31, "AB" * 32, "gh" * 32, "ab" * 32 + "\n"]
+)
+def test_what_is_no_fingerprint_of_a_model_is_refused(entry):
+    with pytest.raises(ConfigError, match=r"allow\.models.*64 hex digits"):
+        parse(SitePolicy, {"allow": {"models": ["ab" * 32, entry]}}, "site.toml")
+    allowed = parse(SitePolicy, {"allow": {"models": ["ab" * 32]}}, "site.toml").allow.models
+    assert allowed == ("ab" * 32,)

@@ -140,6 +140,16 @@ def test_a_file_whose_name_looks_like_a_pattern_is_read(tmp_path):
 
 def test_missing_file_folder_unknown_format_and_permission(tmp_path):
     assert "there is no file" in refusal(tmp_path / "none.jsonl")
+
+
+def test_how_far_the_path_of_a_missing_file_leads_is_said(tmp_path):
+    (tmp_path / "records.csv").write_text("text,label\n")
+    near = refusal(tmp_path / "record.csv")
+    assert f"the folder {tmp_path} is there; did you mean 'records.csv'?" in near
+    assert "put the file there" in refusal(tmp_path / "none.jsonl")
+    lost = refusal(tmp_path / "clinic" / "2026" / "records.csv")
+    assert f"there is no folder {tmp_path / 'clinic'};" in lost
+    assert "FEDLLM_DATA" not in near, "which is no help to a site"
     assert "is a folder" in refusal(tmp_path)
     (tmp_path / "a.xlsx").write_bytes(b"x")
     assert ".jsonl, .jsonl.gz, .csv, .csv.gz or .parquet" in refusal(tmp_path / "a.xlsx")

@@ -205,6 +205,24 @@ def test_a_name_that_cannot_be_shown_makes_no_kit(tmp_path, name):
     assert not (tmp_path / "kit").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Klinik Süd / Abt. 3", "it holds '/'"),
+        ("Klinik Süd \\ Abt. 3", "it holds '\\'"),
+        ("---", "no letter and no digit"),
+        ("authority", "the name of another role"),
+        ("ü" * 101, "longer than 100 letters"),
+    ],
+)
+def test_what_a_name_must_not_hold_is_said(tmp_path, name, words):
+    with pytest.raises(ConfigError) as caught:
+        enroll(tmp_path / "kit", "site", name)
+    assert words in caught.value.message
+    assert "any script" in caught.value.remedy
+    assert "lower-case" not in str(caught.value), "which is not asked for"
+
+
 def test_a_title_in_a_request_is_covered_by_its_proof(tmp_path):
     enroll(tmp_path / "kit", "site", "Südklinik")
     path = tmp_path / "kit" / "request.json"

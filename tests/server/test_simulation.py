@@ -22,7 +22,7 @@ from fedllm.privacy.ledger.heads import keep_heads, read_heads
 from fedllm.privacy.ledger.ledger import Ledger
 from fedllm.runs.names import HEADS as HEADS_FILE
 from fedllm.runs.terminal import PlainObserver
-from fedllm_server.protections import given_up, weak_delta
+from fedllm_server.protections import given_up, odd_batch, weak_delta
 from fedllm_server.simulation import simulate
 
 
@@ -235,6 +235,40 @@ def test_a_delta_that_promises_little_is_said(config):
     assert weak_delta(change(weak, privacy={"epsilon": None}), [1000]) == []
 
 
+def test_a_batch_far_above_what_sites_draw_is_said(config):
+    shared = {"optimizer": "sgd", "local_steps": 1, "sampling_rate": 0.4}
+    wide = change(config, training={**shared, "batch_size": 100_000})
+    (words,) = odd_batch(wide, [300, 200])
+    assert "the largest site has 300 records" in words
+    assert "draws 120 of them" in words
+    assert "833 times smaller" in words
+    assert "near 120" in words
+    near = change(config, training={**shared, "batch_size": 480})
+    assert odd_batch(near, [300, 200]) == []
+    assert odd_batch(near, []) == []
+    assert odd_batch(change(wide, training={"sampling_rate": None}), [300]) == []
+
+
+def test_a_batch_that_needs_finer_levels_is_named_before_them(config, tmp_path):
+    said = []
+    wide = change(
+        config,
+        privacy={"epsilon": 6.0, "noise": "distributed"},
+        training={
+            "optimizer": "sgd",
+            "local_steps": 1,
+            "sampling_rate": 0.4,
+            "batch_size": 100_000,
+        },
+    )
+    observer = PlainObserver()
+    observer.note = said.append
+    with pytest.raises(ConfigError, match="too coarse") as caught:
+        simulate(wide, tmp_path / "run", observers=[observer])
+    assert caught.value.remedy.startswith("lower training.batch_size")
+    assert any("training.batch_size = 100000, but" in words for words in said)
+
+
 def test_a_resumed_run_has_the_labels_and_the_test_file_that_it_began_with(config, tmp_path):
     """A file of the same name would give the head's rows to other classes."""
     out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
@@ -359,7 +393,11 @@ def test_a_site_with_fewer_records_than_a_batch_takes_all_of_them(config, tmp_pa
         (None, DataError, "train.jsonl"),
         ("", DataError, "train.jsonl"),
         ('{"txt": "a", "label": "one"}\n', DataError, "text"),
-        ('{"text": "my card", "label": "four"}\n' * 9, DataError, "train.jsonl:1"),
+        (
+            '{"text": "my card", "label": "four"}\n' * 9,
+            DataError,
+            "train.jsonl row 1: field 'label'",
+        ),
         (
             '{"text": "my card", "label": "one"}\nnonsense\n' * 5,
             DataError,
@@ -391,6 +429,27 @@ def test_a_diverging_run_fails_and_keeps_its_last_checkpoint(config, tmp_path):
     with pytest.raises(TrainingError):
         simulate(wild, tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints" / "round-00000").exists()
+
+
+def charged(out: Path) -> dict[str, int]:
+    return {name: len(ledger.events("")) for name, ledger in ledgers(out).items()}
+
+
+def test_noise_beyond_the_learning_rate_is_told_before_anything_more_is_charged(config, tmp_path):
+    out = tmp_path / "run"
+    hidden = change(
+        config,
+        privacy={"epsilon": 1e-6},
+        training={"optimizer": "sgd", "learning_rate": 10.0, "head_learning_rate": 10.0},
+    )
+    for resume in (False, True):
+        with pytest.raises(TrainingError, match="too large for this learning rate") as caught:
+            simulate(hidden, out, resume=resume)
+        assert "privacy.epsilon" in caught.value.remedy
+        assert "learning_rate" in caught.value.remedy
+        assert set(charged(out).values()) == {1}
+    assert (out / "checkpoints" / "round-00001").exists()
+    assert [json.loads(x)["round"] for x in (out / "metrics.jsonl").open()] == [0, 1]
 
 
 def test_a_full_disk_stops_the_run_without_harm(config, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ def test_labels_outside_the_public_set_are_refused_without_quoting_them(turns):
         encode(records, "classification", turns, 20, ("a", "b"))
     message = str(caught.value)
     assert "10 rows cannot be used" in message
-    assert "a.csv:1: its label is not one of the 2 public labels" in message
+    assert "a.csv:1: its label is not one of the 2 public labels ('a', 'b')" in message
     assert "and 5 more" in message
     assert "Private" not in message
 
@@ -53,3 +53,26 @@ def test_confidence_of_a_classifier_is_the_logit_of_the_right_label():
     found = Classification().confidence(-np.log(probability))
     np.testing.assert_allclose(found, np.log(probability / (1 - probability)), rtol=1e-6)
     assert np.isfinite(Classification().confidence(np.array([0.0, 400.0]))).all()
+
+
+def test_a_foreign_label_is_told_by_row_column_and_the_nearest_public_one(turns, tmp_path):
+    path = tmp_path / "rec_a.csv"
+    path.write_text("text,category\nx,one\n\n\nx,Tow\nx,seventeen\n")
+    data = DataSection(train=str(path), label="category")
+    records = Classification().read(str(path), data)
+    with pytest.raises(DataError) as caught:
+        encode(records, "classification", turns, 20, ("one", "two"))
+    lines = caught.value.message.splitlines()[1:]
+    said = "field 'category' is not one of the 2 public labels ('one', 'two')"
+    assert lines == [
+        f"  rec_a.csv row 2 (line 5): {said}; the nearest is 'two'",
+        f"  rec_a.csv row 3 (line 6): {said}",
+    ]
+
+
+def test_of_many_public_labels_twenty_are_shown(turns):
+    labels = tuple(f"label-{number}" for number in range(77))
+    with pytest.raises(DataError) as caught:
+        encode([record(text="x", label="y")], "classification", turns, 20, labels)
+    assert "'label-19' and 57 more)" in caught.value.message
+    assert "label-20" not in caught.value.message

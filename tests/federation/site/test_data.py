@@ -163,7 +163,7 @@ def test_what_is_left_out_is_told_once_in_the_sites_own_log(tiny_checkpoint, tmp
     (told,) = [line for line in lines if "left_out" in line]
     assert told["left_out"] == (
         "1 row left out of training and evaluation:\n"
-        f"  own.csv:22: its label is not one of the {len(LABELS)} public labels"
+        f"  own.csv:22: its label is not one of the {len(LABELS)} public labels {LABELS}"
     )
 
 
