@@ -41,6 +41,7 @@ reference: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/private_step.py
+	$(BIN)/python benchmarks/private_step.py --batch 16 --length 256
 	$(BIN)/python benchmarks/round.py
 	$(BIN)/python benchmarks/encryption.py
 	$(BIN)/python benchmarks/discrete_noise.py
