@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedllm.canonical import read_object, reading
-from fedllm.errors import RefusedError
+from fedllm.errors import ConfigError, RefusedError
 from fedllm.files import write_json
 from fedllm.locks import in_turn
 from fedllm.privacy.ledger.entries import Head
@@ -73,7 +73,10 @@ class SiteMemory:
 def _current(known: dict[str, object]) -> bool:
     if set(known) != {"format", "ledger"} or known["format"] != FORMAT:
         return False
-    return bool(Head.parse(str(known["ledger"])))
+    try:
+        return bool(Head.parse(str(known["ledger"])))
+    except ConfigError:
+        return False
 
 
 def _of_before(known: dict[str, object]) -> bool:

@@ -193,7 +193,7 @@ def require_ordered(request: Train, statement: RoundStatement) -> None:
     }
     for name, value in request.digests():
         signed = value == getattr(statement, name)
-        require(signed, f"the order's {words[name]} is not what was signed for this round")
+        require(signed, f"not what was signed for this round: the order's {words[name]}")
 
 
 def read_plan(blob: bytes, statement: RoundStatement) -> EncryptionPlan:

@@ -180,6 +180,7 @@ class Ledger:
                     colluder_events=charge.seen_by("colluders"),
                     name=charge.name,
                     statement=charge.statement,
+                    order_attempt=charge.order_attempt,
                 )
                 return append("reserve", reservation_body(reservation))
 
