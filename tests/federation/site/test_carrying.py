@@ -182,8 +182,8 @@ def test_a_site_whose_ledger_is_gone_does_not_begin_a_new_one(tiny_checkpoint, t
     assert not (tmp_path / "site-0.sqlite").exists()
     for name in federation.sites:
         identity = federation.identities[name]
-        saved, ledger = tmp_path / f"{name}.saved", tmp_path / f"{name}.sqlite"
-        carry_ledger(saved, ledger, identity, federation.roster)
+        files = again.sites[name]._files
+        carry_ledger(tmp_path / f"{name}.saved", files, identity, federation.roster)
     with pytest.raises(BudgetError):
         build_again(federation, tmp_path, policy, run="run-2").round()
 

@@ -15,7 +15,6 @@ from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
 from fedllm.errors import FedllmError
 from fedllm.federation.protocol.messages import Train, round_statement
 from fedllm.federation.protocol.statements import make_member
-from fedllm.federation.protocol.wire import digest
 from fedllm.federation.site.orders import OrderReader
 from fedllm.privacy.ledger.ledger import Ledger
 
@@ -152,7 +151,7 @@ ORDERS = {
     ),
     "a bound that is no number": (
         lambda p: headed(p.order, bounds=tuple((n, np.nan) for n, _ in p.order.header.bounds)),
-        "a value has no canonical JSON form",
+        "a value has no canonical JSON form (ValueError)",
     ),
     "unsigned bounds": (
         lambda p: headed(p.order, bounds=tuple((n, 2 * b) for n, b in p.order.header.bounds)),
