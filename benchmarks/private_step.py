@@ -44,7 +44,6 @@ def make_dataset(records: int, length: int) -> EncodedDataset:
         targets=stream.below(len(LABELS), records).astype(np.int32),
         units=np.arange(records),
         number_of_units=records,
-        by_person=False,
         labelling=labels_of_sequences,
         pad_id=0,
         max_length=length,

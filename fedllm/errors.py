@@ -114,3 +114,8 @@ class StorageError(FedllmError):
 
 class TrainingError(FedllmError):
     """Training gave a result that must not be released."""
+
+
+# Orders to stop, and no failures of the work. Everything else that a library raises is one, also
+# what is no `Exception`: a panic of the tokenizers, which are written in Rust, is none.
+STOPPING = (KeyboardInterrupt, SystemExit, GeneratorExit)

@@ -65,7 +65,7 @@ def given_path() -> Iterator[None]:
         raise of_system(error.__cause__, error.message, error.remedy) from error.__cause__
 
 
-def explained(error: Exception) -> Exception:
+def explained(error: BaseException) -> BaseException:
     """Return the `StorageError` that an error of the file system is, or ``error`` itself."""
     if not isinstance(error, OSError) or error.errno not in _OF_THE_DISK:
         return error

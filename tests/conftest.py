@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from fedllm.data.encode import EncodedDataset
     from fedllm.models.shared import SharedModel
 
+# Models of a few thousand parameters gain nothing from threads, and lose much where other programs
+# run: every operation waits for all of them. Tests of threads set their own number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # The same examples each time, on machines of any speed. HYPOTHESIS_PROFILE=search draws new ones.
@@ -157,7 +161,6 @@ def random_dataset() -> Callable[..., EncodedDataset]:
             targets=stream.below(3 if classify else 2, records).astype(np.int32),
             units=np.asarray(persons if persons is not None else range(records), dtype=np.int64),
             number_of_units=records if persons is None else max(persons) + 1,
-            by_person=persons is not None,
             labelling=labels_of_sequences if classify else labels_of_tokens,
             pad_id=0,
             max_length=16,

@@ -23,8 +23,8 @@ class TrainingSection(Section):
         Probability of each record to be in a batch. Left out, a site takes
         ``batch_size`` divided by the number of its records (at most 1).
     microbatch_size : int
-        Records worked on at once; bounds memory, changes no result. A private step takes
-        16 at most, and always as many (see `fedllm.models.pieces`).
+        Records worked on at once; bounds memory, changes no result. In a private step those of
+        one record or person.
     optimizer : {"adam", "sgd"}
         The site's own optimiser, started anew each round.
     learning_rate, head_learning_rate : float

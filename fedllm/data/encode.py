@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedllm.data.records import Record, RowProblems
-from fedllm.errors import ConfigError, DataError
+from fedllm.errors import STOPPING, ConfigError, DataError
 from fedllm.padding import PAD_MULTIPLE
 
 if TYPE_CHECKING:
@@ -95,7 +95,6 @@ class EncodedDataset:
     targets: NDArray[np.int32]
     units: NDArray[np.int64]
     number_of_units: int
-    by_person: bool
     labelling: Labelling
     pad_id: int
     max_length: int
@@ -204,7 +203,6 @@ def encode(
         targets=np.asarray(targets, dtype=np.int32),
         units=units[kept],
         number_of_units=int(units.max(initial=-1)) + 1,
-        by_person=any(record.unit is not None for record in records),
         labelling=encoder.labelling,
         pad_id=_pad_id(tokenizer),
         max_length=max_length,
@@ -220,7 +218,9 @@ def _tokenised(
     """
     try:
         return list(encoder.sequences(chunk))
-    except Exception as error:
+    except STOPPING:
+        raise
+    except BaseException as error:
         if strict:
             raise
         if len(chunk) > 1:

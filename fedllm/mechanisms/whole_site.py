@@ -9,7 +9,7 @@ from math import nan
 
 import numpy as np
 
-from fedllm.errors import FedllmError
+from fedllm.errors import STOPPING, FedllmError
 from fedllm.mechanisms.bounds import Room
 from fedllm.mechanisms.cost import Cost
 from fedllm.mechanisms.local import required
@@ -81,7 +81,9 @@ class WholeSite(Mechanism):
         try:
             sampling = self.random("sampling", *asked.purpose)
             return work.train(settings, sampling, RandomStream.secure())
-        except Exception as error:
+        except STOPPING:
+            raise
+        except BaseException as error:
             nothing = np.zeros(work.length, dtype=np.float32)
             # Other libraries' words may quote a record.
             why = error.message if isinstance(error, FedllmError) else type(error).__name__

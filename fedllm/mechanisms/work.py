@@ -28,7 +28,7 @@ class LocalSettings:
     expected_batch_size : float
         What a batch's sum of gradients is divided by.
     microbatch_size : int
-        Records worked on at once, in a private step 16 at most; bounds memory, changes no
+        Records worked on at once, in a private step of one unit; bounds memory, changes no
         result.
     optimizer : {"adam", "sgd"}
         Started anew. "sgd" with one step and learning rate 1 gives minus the gradient.

@@ -1,24 +1,22 @@
-"""Cut batches into pieces whose shape no record decides but by its own length.
+"""Cut batches into pieces for the model: of one width, or of one privacy unit.
 
-A kernel may round one record's numbers differently when other records stand beside it, because
-the number of rows decides how a product is carried out. Whoever chooses the adapter can make a
-rounding as large as a gradient. So where records are private, every piece has the same number of
-rows and a width that follows from the record itself; then a record's numbers are the same, bit
-for bit, in whatever place and company it stands.
+A kernel may round one record's numbers differently when other records stand beside it, and
+whoever chooses the adapter can make a rounding as large as a gradient. So where records are
+private, each unit (a record, or a person with all records) is a piece of its own: what is computed
+of it then depends on it and on public things alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedllm.models.transformer import Batch
 from fedllm.padding import PAD_MULTIPLE
-
-# Rows of a piece of private records.
-ROWS = 16
 
 
 def widths(batch: Batch) -> Tensor:
@@ -45,17 +43,29 @@ def by_width(batch: Batch, rows: int) -> Iterator[tuple[Tensor, Batch]]:
             yield places[start : start + rows], take(batch, places[start : start + rows], width)
 
 
-def filled(batch: Batch, rows: int = ROWS) -> Batch:
-    """Return a batch with its first record repeated behind the others, to a multiple of ``rows``.
+def by_unit(
+    batch: Batch, units: NDArray[np.int64], rows: int
+) -> Iterator[list[tuple[Tensor, Batch]]]:
+    """Cut a batch into its units, and each unit into pieces of at most ``rows`` records.
 
-    What the model makes of the rows behind is to be dropped.
+    Parameters
+    ----------
+    units : int64 array (B,)
+        The unit of each record.
+
+    Yields
+    ------
+    list of (Tensor, Batch)
+        The pieces of one unit: where its records stand in ``batch``, and these, padded to the
+        width of the unit's longest record.
     """
-    count = len(batch["input_ids"])
-    missing = -count % rows
-    if not missing:
-        return batch
-    places = torch.cat([torch.arange(count), torch.zeros(missing, dtype=torch.int64)])
-    return take(batch, places, batch["input_ids"].shape[1])
+    of_rows = widths(batch)
+    order = np.argsort(units, kind="stable")
+    for members in np.split(order, np.flatnonzero(np.diff(units[order])) + 1):
+        places = torch.from_numpy(members)
+        width = int(of_rows[places].max())
+        parts = (places[start : start + rows] for start in range(0, len(places), rows))
+        yield [(part, take(batch, part, width)) for part in parts]
 
 
 def take(batch: Batch, places: Tensor, length: int) -> Batch:

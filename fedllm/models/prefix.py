@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedllm.models.pieces import ROWS, by_width, filled, take
+from fedllm.errors import STOPPING
+from fedllm.models.pieces import by_width
 from fedllm.models.transformer import Batch
 
 DEFAULT_BUDGET_BYTES = 2 << 30
@@ -113,29 +114,30 @@ class PrefixCache:
     def _afresh(self, batch: Batch) -> Tensor:
         """Compute what `_Kept.rows` would give of these records, (B, T or 1, H)."""
         count, width = batch["input_ids"].shape
-        rows: list[Tensor | None] = []
-        for start in range(0, count, ROWS):
-            places = torch.arange(start, min(start + ROWS, count))
-            rows += self._states(take(batch, places, width))
-        pattern = next((states for states in rows if states is not None), None)
-        if pattern is None:
+        found: dict[int, Tensor] = {}
+        for places, piece in by_width(batch, 1):
+            (states,) = self._states(piece)
+            if states is not None:
+                found[int(places)] = states
+        if not found:
             raise RuntimeError("the frozen part breaks off at every record")
-        found = torch.stack(
-            [torch.full_like(pattern, torch.nan) if own is None else own for own in rows]
-        )
-        if self._pooled:
-            return found
-        return found.masked_fill(batch["attention_mask"].unsqueeze(-1) == 0, 0.0)
+        pattern = next(iter(found.values()))
+        length = 1 if self._pooled else width
+        rows = pattern.new_zeros(count, length, pattern.shape[1])
+        for place in range(count):
+            size = 1 if self._pooled else int(batch["attention_mask"][place].sum())
+            own = found.get(place)
+            rows[place, :size] = torch.nan if own is None else own[:size]
+        return rows
 
     def _compute(self, dataset: Dataset) -> _Kept | None:
-        # Pieces are cut from the data set's own order, never from a random batch, so that
-        # rounding is the same whichever process or round computes them.
+        # Each record by itself, as afresh: whether there is room for all must change nothing.
         parts: dict[int, Tensor] = {}
         broken: dict[int, int] = {}
         room = self._budget_bytes - self.used_bytes
         for start in range(0, len(dataset), _CHUNK):
             indices = np.arange(start, min(start + _CHUNK, len(dataset)))
-            for places, piece in by_width(dataset.batch(indices), ROWS):
+            for places, piece in by_width(dataset.batch(indices), 1):
                 states = self._states(piece)
                 for row, place in enumerate(places.tolist()):
                     size = 1 if self._pooled else int(piece["attention_mask"][row].sum())
@@ -157,15 +159,10 @@ class PrefixCache:
         return _Kept(torch.cat([parts[i] for i in range(len(dataset))]), starts, lengths)
 
     def _states(self, piece: Batch) -> Sequence[Tensor | None]:
-        """Run the frozen part; where it breaks off, record by record, and None for those it cannot.
-
-        One record must not decide what becomes of the others.
-        """
-        count, width = piece["input_ids"].shape
+        """Run the frozen part on one record by itself; None where it breaks off."""
         try:
-            return list(self._network.prefix(filled(piece)))[:count]  # type: ignore[operator]
-        except Exception:
-            if count == 1:
-                return [None]
-        alone = (take(piece, torch.tensor([row]), width) for row in range(count))
-        return [states for row in alone for states in self._states(row)]
+            return list(self._network.prefix(piece))  # type: ignore[operator]
+        except STOPPING:
+            raise
+        except BaseException:
+            return [None]

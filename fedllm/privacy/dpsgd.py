@@ -71,8 +71,6 @@ class OuterProducts:
 
 
 Gradients = Tensor | OuterProducts
-# Far above the relative error of float64 inner products, and a millionth of a norm.
-_CANCELLATION = 1e-12
 
 
 @contextmanager
@@ -174,6 +172,8 @@ def forget_step(module: nn.Module) -> None:
     for parameter in module.parameters():
         if hasattr(parameter, "_forward_counter"):
             parameter._forward_counter = 0
+        if hasattr(parameter, "_current_grad_sample"):
+            del parameter._current_grad_sample
 
 
 def _forget_gradients(parameters: Sequence[nn.Parameter]) -> None:
@@ -183,126 +183,55 @@ def _forget_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class ClippedSum:
-    """Sum of clipped gradients of one or more microbatches.
+class ClippedGradient:
+    """What one unit adds to a step's sum.
 
     Attributes
     ----------
     values : ndarray
         (P,) float64, parameters in the order they were given.
-    norms : ndarray
-        (U,) float64, the L2 norm of each unit's gradient before clipping; infinite where it
-        has none.
+    norm : float
+        Its L2 norm before clipping; infinite where it has none.
     """
 
     values: NDArray[np.float64]
-    norms: NDArray[np.float64]
+    norm: float
 
 
-def clipped_sum(
-    gradients: Sequence[Gradients],
-    units: Tensor | None,
-    clipping_norm: float,
-    count: int | None = None,
-) -> ClippedSum:
-    """Clip each unit's gradient over all parameters together, and add them up.
+def added_up(gradients: Sequence[Gradients]) -> NDArray[np.float64]:
+    """Add up some records' gradients, (B, *shape) each, to one float64 vector (P,)."""
+    return torch.cat([_sum(gradient) for gradient in gradients]).cpu().numpy()
 
-    Norms and sums are float64: rounding then moves the sum by less than 1e-9 of the clipping
-    norm, where float32 sums would let one record shift the others' rounding by up to 1e-4.
-    A unit whose gradient is not finite adds nothing: refusing the batch would tell, without any
-    noise, that such a unit is there, and whoever chooses the adapter can aim at one.
+
+def _sum(gradient: Gradients) -> Tensor:
+    if isinstance(gradient, Tensor):
+        return gradient.double().sum(0).flatten()
+    return (gradient.backprops.double().T @ gradient.activations.double()).flatten()
+
+
+def clipped(gradient: NDArray[np.float64], clipping_norm: float) -> ClippedGradient:
+    """Clip one unit's gradient over all parameters together.
+
+    What is clipped is the very vector that is added, in float64: its norm is at most
+    ``clipping_norm``, but for a part of 1e-14. A unit whose gradient is not finite adds nothing:
+    refusing the batch would tell, without any noise, that such a unit is there, and whoever
+    chooses the adapter can aim at one.
 
     Parameters
     ----------
-    gradients : sequence of Tensor or OuterProducts
-        (B, *shape) each.
-    units : Tensor, optional
-        (count,) int64, the person of each record, numbered from 0 without gaps: a person's
-        gradients are added before they are clipped. Each record by itself when left out.
+    gradient : ndarray
+        (P,) float64.
     clipping_norm : float
-        Largest L2 norm that one unit adds. A unit whose records' gradients cancel to less than
-        a millionth of their own norms adds less.
-    count : int, optional
-        So many of the B rows count, the first ones; those behind fill a piece up. All of them
-        when left out.
+        Largest L2 norm that the unit adds.
     """
-    rows = len(_first(gradients[0]))
-    count = rows if count is None else count
-    number = count if units is None else int(units.max()) + 1
-    if units is not None:
-        # Rows that fill up go through the same arithmetic, each by itself, and are dropped.
-        units = torch.cat([units, number + torch.arange(rows - count)])
-    squares = sum(_squared_norms(gradient, units) for gradient in gradients)
-    norms = torch.as_tensor(squares).sqrt()
-    finite = torch.isfinite(norms)
-    if not bool(finite.all()):
-        norms = norms.masked_fill(~finite, torch.inf)
-        # Their weight is 0, and 0 times NaN would not be.
-        gradients = [_finite(gradient) for gradient in gradients]
-    weights = clipping_norm / norms.clamp(min=clipping_norm)
-    weights[number:] = 0.0
-    of_records = weights if units is None else weights[units]
-    values = torch.cat([_weighted_sum(gradient, of_records) for gradient in gradients])
-    return ClippedSum(values.cpu().numpy(), norms[:number].cpu().numpy())
-
-
-def _first(gradient: Gradients) -> Tensor:
-    return gradient.backprops if isinstance(gradient, OuterProducts) else gradient
-
-
-def _finite(gradient: Gradients) -> Gradients:
-    """Put zeros for what is not finite."""
-    if isinstance(gradient, OuterProducts):
-        return OuterProducts(
-            torch.nan_to_num(gradient.backprops, 0.0, 0.0, 0.0),
-            torch.nan_to_num(gradient.activations, 0.0, 0.0, 0.0),
-        )
-    return torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
-
-
-def _squared_norms(gradient: Gradients, units: Tensor | None) -> Tensor:
-    """Return the squared norm of each unit's gradient, (U,) float64, never less than it is.
-
-    Gradients of one unit's records may cancel, and what is left is then the rounding of two
-    large numbers: its norm cannot be known, and the large numbers themselves enter the sum. So a
-    part of the records' own norms is added, which is more than rounding can hide.
-    """
-    found = _rounded_squared_norms(gradient, units)
-    if units is None:
-        return found
-    own = _rounded_squared_norms(gradient, None).sqrt()
-    whole = own.new_zeros(len(found)).index_add_(0, units, own)
-    several = torch.bincount(units, minlength=len(found)) > 1
-    return found + _CANCELLATION * whole.square() * several
-
-
-def _rounded_squared_norms(gradient: Gradients, units: Tensor | None) -> Tensor:
-    if isinstance(gradient, Tensor):
-        flat = gradient.flatten(1)
-        if units is not None:
-            flat = _sums_by_unit(flat.double(), units)
-        return torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64).square()
-    backprops, activations = gradient.backprops.double(), gradient.activations.double()
-    if units is None:
-        return backprops.square().sum(1) * activations.square().sum(1)
-    # The inner product of two outer products is the product of the inner products.
-    inner = (backprops @ backprops.T) * (activations @ activations.T)
-    same = units[:, None] == units[None, :]
-    # Filled and not multiplied: one record's NaN must not reach other units.
-    own = inner.masked_fill(~same, 0.0).sum(1, keepdim=True)
-    return _sums_by_unit(own, units).flatten().clamp(min=0.0)
-
-
-def _sums_by_unit(rows: Tensor, units: Tensor) -> Tensor:
-    return rows.new_zeros(int(units.max()) + 1, rows.shape[1]).index_add_(0, units, rows)
-
-
-def _weighted_sum(gradient: Gradients, weights: Tensor) -> Tensor:
-    """Return the sum of the records' gradients times ``weights`` (B,), flat, float64."""
-    if isinstance(gradient, Tensor):
-        return weights @ gradient.flatten(1).double()
-    weighted = gradient.backprops.double() * weights[:, None]
-    return (weighted.T @ gradient.activations.double()).flatten()
+    # Scaled first: the squares of large values would overflow.
+    largest = float(np.abs(gradient).max(initial=0.0))
+    if not np.isfinite(largest):
+        return ClippedGradient(np.zeros(len(gradient)), np.inf)
+    scaled = torch.from_numpy(gradient / largest) if largest else torch.zeros(1)
+    norm = largest * float(torch.linalg.vector_norm(scaled))
+    weight = clipping_norm / max(norm, clipping_norm)
+    return ClippedGradient(gradient * weight, norm)
 
 
 def noised_mean(

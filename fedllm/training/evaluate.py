@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from fedllm.data.encode import EncodedDataset
-from fedllm.errors import DataError
-from fedllm.models.pieces import ROWS, by_width, filled, take
+from fedllm.errors import STOPPING, DataError
+from fedllm.models.pieces import by_width
 from fedllm.models.prefix import Dataset
 from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import Batch
@@ -62,32 +62,26 @@ def unit_scores(model: SharedModel, dataset: EncodedDataset | None) -> NDArray[n
     if dataset is None:
         return np.zeros((0, len(task.site_scores)))
     scores = np.zeros((len(dataset), len(task.site_scores)))
-    for rows, piece in _pieces(model, dataset, ROWS):
-        scores[rows] = _scores(task, model, rows, piece)
+    # Each record by itself: none may change what is computed of another.
+    for rows, piece in _pieces(model, dataset, 1):
+        scores[rows] = _scores(task, model, piece)
     # A unit without records adds nothing to a sum, not even itself.
     _, units, counts = np.unique(dataset.units, return_inverse=True, return_counts=True)
     sums = [np.bincount(units, weights=column, minlength=len(counts)) for column in scores.T]
     return np.stack(sums, axis=1) / counts[:, None]
 
 
-def _scores(
-    task: LearningTask, model: SharedModel, rows: NDArray[np.int64], piece: Batch
-) -> NDArray[np.float64]:
-    """Score some records; where a library breaks off, one by one, and NaN for those it cannot.
+def _scores(task: LearningTask, model: SharedModel, piece: Batch) -> NDArray[np.float64]:
+    """Score one record, (1, S); NaN where a library breaks off.
 
     An error would tell, without any noise, that such a record is there.
     """
     try:
-        return task.scores(model, filled(piece))[: len(rows)]
-    except Exception:
-        if len(rows) == 1:
-            return np.full((1, len(task.site_scores)), np.nan)
-    width = piece["input_ids"].shape[1]
-    parts = [
-        _scores(task, model, rows[i : i + 1], take(piece, torch.tensor([i]), width))
-        for i in range(len(rows))
-    ]
-    return np.concatenate(parts)
+        return task.scores(model, piece)
+    except STOPPING:
+        raise
+    except BaseException:
+        return np.full((1, len(task.site_scores)), np.nan)
 
 
 def _pieces(

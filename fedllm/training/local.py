@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -12,16 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedllm.errors import TrainingError
+from fedllm.errors import STOPPING, TrainingError
 from fedllm.mechanisms.work import LocalResult, LocalSettings, LocalStatistics
-from fedllm.models.pieces import ROWS, by_width, filled, take, widths
+from fedllm.models.pieces import by_unit, by_width
 from fedllm.models.prefix import Dataset
 from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import Batch
 from fedllm.privacy.adaptive import AdaptiveClipping
 from fedllm.privacy.dpsgd import (
     Gradients,
-    clipped_sum,
+    added_up,
+    clipped,
     forget_step,
     noised_mean,
     per_sample_gradients,
@@ -51,11 +52,6 @@ class SiteDataset(Dataset, Protocol):
     @property
     def number_of_units(self) -> int:
         """How many units there are, those without records included."""
-        ...
-
-    @property
-    def by_person(self) -> bool:
-        """Whether records name persons; follows from columns and not from records."""
         ...
 
 
@@ -205,81 +201,61 @@ def _gradient_sum(
     if settings.noise_multiplier is None:
         for places, piece in by_width(batch, settings.microbatch_size):
             attached = model.prefix.attach(dataset, indices[places.numpy()], piece)
-            total += _plain_gradient(model, _losses(model, attached, record, len(places)))
+            total += _plain_gradient(model, _losses(model, attached, record))
         return total
-    rows = min(ROWS, settings.microbatch_size)
-    took = _Microbatch(model, dataset, settings, record, rows, source or per_sample_gradients)
-    people = dataset.units[indices] if dataset.by_person else None
-    for places, piece, units in _microbatches(batch, people, rows):
-        total += took.clipped(indices[places.numpy()], piece, units)
+    took = _OneUnit(model, dataset, settings, record, source or per_sample_gradients)
+    for pieces in by_unit(batch, dataset.units[indices], settings.microbatch_size):
+        total += took.clipped([(indices[places.numpy()], piece) for places, piece in pieces])
     return total
 
 
-def _losses(model: SharedModel, batch: Batch, record: StepRecord, count: int) -> Tensor:
-    """Return the loss of every row, and note those of the first ``count``."""
+def _losses(model: SharedModel, batch: Batch, record: StepRecord) -> Tensor:
+    """Return the loss of every record, and note them."""
     values = record_losses(model, batch)
-    record.losses.append(values[:count].detach().cpu().double().numpy())
+    record.losses.append(values.detach().cpu().double().numpy())
     return values
 
 
 @dataclass(frozen=True)
-class _Microbatch:
-    """Clipped gradients of some units, the same for each whichever others stand beside it."""
+class _OneUnit:
+    """What one unit adds to a step: computed of its own records, and of nobody else's."""
 
     model: SharedModel
     dataset: SiteDataset
     settings: LocalSettings
     record: StepRecord
-    rows: int
     gradients: GradientSource
 
-    def clipped(self, rows: NDArray[np.int64], piece: Batch, units: Tensor | None) -> Vector:
-        """Return the sum (P,) of the clipped gradients of the units that have one.
+    def clipped(self, pieces: Sequence[tuple[NDArray[np.int64], Batch]]) -> Vector:
+        """Return the unit's clipped gradient (P,); zeros where a library breaks off.
 
-        Where a library breaks off, every unit is tried by itself, and those that break off
-        again add nothing. To give up the whole batch would make all its gradients hang on one
-        unit, and to refuse would tell that such a unit is there.
+        To give up the whole batch would make all its gradients hang on one unit, and to refuse
+        would tell that such a unit is there.
 
         Parameters
         ----------
-        rows : int64 array (B,)
-            Records of the data set.
-        piece : Batch
-            The same, padded.
-        units : Tensor, optional
-            (B,) unit of each record, from 0 without gaps; each by itself when left out.
+        pieces : sequence of (int64 array, Batch)
+            The unit's records: which of the data set, and the same, padded.
         """
-        seen, count = len(self.record.losses), len(rows)
+        seen = len(self.record.losses)
         try:
-            attached = filled(self.model.prefix.attach(self.dataset, rows, piece), self.rows)
-            gradients = self.gradients(
-                self.model.trained, lambda: _losses(self.model, attached, self.record, count)
-            )
-            part = clipped_sum(gradients, units, self.settings.clipping_norm, count)
-        except Exception as error:
+            gradient = sum(self._gradient(rows, piece) for rows, piece in pieces)
+        except STOPPING:
+            raise
+        except BaseException as error:
             forget_step(self.model.module)
             del self.record.losses[seen:]
-            return self._one_by_one(rows, piece, units, error)
-        self.record.norms.append(part.norms)
+            self.record.broke_off(error)
+            return np.zeros(self.model.manifest.length)
+        part = clipped(np.asarray(gradient), self.settings.clipping_norm)
+        self.record.norms.append(np.array([part.norm]))
         return part.values
 
-    def _one_by_one(
-        self, rows: NDArray[np.int64], piece: Batch, units: Tensor | None, error: Exception
-    ) -> Vector:
-        total = np.zeros(self.model.manifest.length)
-        of_rows = torch.arange(len(rows)) if units is None else units
-        numbers = torch.unique(of_rows).tolist()
-        if len(numbers) == 1:
-            self.record.broke_off(error)
-            return total
-        # Of the same shape: what breaks off at one unit must not change what others compute.
-        width = piece["input_ids"].shape[1]
-        for number in numbers:
-            places = torch.nonzero(of_rows == number).flatten()
-            own = None if units is None else torch.zeros(len(places), dtype=torch.int64)
-            alone = take(piece, places, width)
-            total += self.clipped(rows[places.numpy()], alone, own)
-        return total
+    def _gradient(self, rows: NDArray[np.int64], piece: Batch) -> Vector:
+        attached = self.model.prefix.attach(self.dataset, rows, piece)
+        return added_up(
+            self.gradients(self.model.trained, lambda: _losses(self.model, attached, self.record))
+        )
 
 
 def _plain_gradient(model: SharedModel, losses: Tensor) -> Vector:
@@ -288,30 +264,3 @@ def _plain_gradient(model: SharedModel, losses: Tensor) -> Vector:
     if not np.isfinite(flat).all():
         raise TrainingError("a batch's gradient is NaN or infinite", "lower the learning rate")
     return flat
-
-
-def _microbatches(
-    batch: Batch, people: NDArray[np.int64] | None, size: int
-) -> Iterator[tuple[Tensor, Batch, Tensor | None]]:
-    """Cut a batch into pieces of one width; a person's records stay in one piece.
-
-    The width follows from the unit's own records: no other unit decides how it is padded.
-    """
-    if people is None:
-        for places, piece in by_width(batch, size):
-            yield places, piece, None
-        return
-    of_rows = widths(batch)
-    _, person = torch.unique(torch.from_numpy(people), return_inverse=True)
-    members = [torch.nonzero(person == p).flatten() for p in range(int(person.max()) + 1)]
-    by_own: dict[int, list[Tensor]] = {}
-    for places in members:
-        by_own.setdefault(int(of_rows[places].max()), []).append(places)
-    for width, left in sorted(by_own.items()):
-        while left:
-            taken = [left.pop(0)]
-            while left and sum(map(len, taken)) + len(left[0]) <= size:
-                taken.append(left.pop(0))
-            places = torch.cat(taken)
-            units = torch.cat([torch.full((len(t),), i) for i, t in enumerate(taken)])
-            yield places, take(batch, places, width), units

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedllm.data.encode import EncodedDataset
-from fedllm.errors import FedllmError, TrainingError
+from fedllm.errors import STOPPING, FedllmError, TrainingError
 from fedllm.models.shared import SharedModel
 from fedllm.privacy.dpsgd import (
     Gradients,
@@ -64,7 +64,9 @@ class MadeUpTraining:
             losses, reached = self._step(model, max_length)
         except FedllmError:
             raise
-        except Exception as error:
+        except STOPPING:
+            raise
+        except BaseException as error:
             # The records are public, and so are these words.
             raise TrainingError(
                 f"a private step on made-up records broke off ({type(error).__name__}: {error})",

@@ -45,7 +45,7 @@ class StepRecord:
             if learned and _passes_gradient(segment, nonzero):
                 self._expected.add(segment.name)
 
-    def broke_off(self, error: Exception) -> None:
+    def broke_off(self, error: BaseException) -> None:
         """Note a unit at which the model or a library broke off; its words may quote a record."""
         self._broken.append(type(error).__name__)
 

@@ -172,7 +172,7 @@ def test_two_statements_for_one_key_open_nothing(tiny_checkpoint, tmp_path, reco
     federation = build(tmp_path, config)
     league = InLeague(federation)
     text = federation.terms.config_text
-    quiet = text.replace("name = \"", "name = \"quiet-", 1)
+    quiet = text.replace('name = "', 'name = "quiet-', 1)
     assert quiet != text
     sent = [league.train(TARGET)] + [league.train(name, config=quiet) for name in NAMES[1:]]
     total = league.slots(sent)

@@ -26,7 +26,7 @@ from fedllm.mechanisms.whole_site import WholeSite
 from fedllm.models.shared import SharedModel
 from fedllm.privacy import adaptive, dpsgd, whole
 from fedllm.privacy.accounting import accountants as accounting
-from fedllm.privacy.dpsgd import ClippedSum
+from fedllm.privacy.dpsgd import ClippedGradient
 from fedllm.privacy.ledger.ledger import Ledger
 from fedllm.randomness import RandomStream
 from fedllm.training import local
@@ -241,50 +241,43 @@ def sites_are_charged_as_if_sampled(patch):
     patch.setattr(WholeSite, "sampling_rate", lambda self, units: 0.5)
 
 
-def rows_of(gradients, count):
-    rows = []
-    for part in gradients:
-        whole = part
-        if not isinstance(part, torch.Tensor):
-            whole = torch.einsum("bo,bi->boi", part.backprops, part.activations)
-        rows.append(whole.flatten(1).double().numpy())
-    return np.concatenate(rows, axis=1)[:count]
-
-
-def clip_rows(rows, norm):
-    return rows * np.minimum(1.0, norm / np.linalg.norm(rows, axis=1, keepdims=True))
-
-
 def clipping_off(patch):
-    patch.setattr(
-        local, "clipped_sum", lambda g, u, norm, n: ClippedSum(rows_of(g, n).sum(0), np.ones(1))
-    )
+    patch.setattr(local, "clipped", lambda gradient, norm: ClippedGradient(gradient, 1.0))
 
 
 def clipping_per_batch(patch):
-    def whole(gradients, units, norm, count):
-        total = rows_of(gradients, count).sum(0, keepdims=True)
-        return ClippedSum(clip_rows(total, norm)[0], np.ones(1))
+    right = local._gradient_sum
 
-    patch.setattr(local, "clipped_sum", whole)
+    def whole(model, dataset, indices, settings, record, source=None):
+        loose = replace(settings, clipping_norm=1e12)
+        total = right(model, dataset, indices, loose, record, source)
+        return dpsgd.clipped(total, settings.clipping_norm).values
+
+    patch.setattr(local, "_gradient_sum", whole)
+
+
+def one_record_a_piece(patch):
+    right = local.by_unit
+    patch.setattr(local, "by_unit", lambda batch, units, rows: right(batch, units, 1))
 
 
 def clipping_records_before_averaging_over_a_person(patch):
-    def early(gradients, units, norm, count):
-        rows = clip_rows(rows_of(gradients, count), norm)
-        if units is not None:
-            # The average of clipped records, which no clipping of the person follows.
-            rows = rows / np.bincount(units.numpy())[units.numpy()][:, None]
-        return ClippedSum(rows.sum(0), np.ones(1))
+    """The average of clipped records, which no clipping of the person follows."""
+    one_record_a_piece(patch)
 
-    patch.setattr(local, "clipped_sum", early)
+    def gradient(self, pieces):
+        parts = [self._gradient(rows, piece) for rows, piece in pieces]
+        norm = self.settings.clipping_norm
+        self.record.norms.append(np.ones(1))
+        return np.mean([dpsgd.clipped(part, norm).values for part in parts], axis=0)
+
+    patch.setattr(local._OneUnit, "clipped", gradient)
 
 
 def clipping_records_and_not_persons(patch):
+    right = local.by_unit
     patch.setattr(
-        local,
-        "clipped_sum",
-        lambda g, u, norm, n: ClippedSum(clip_rows(rows_of(g, n), norm).sum(0), np.ones(1)),
+        local, "by_unit", lambda batch, units, rows: right(batch, np.arange(len(units)), rows)
     )
 
 

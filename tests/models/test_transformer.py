@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedllm.models.pieces import by_width
+from fedllm.models.pieces import by_unit, by_width
 from fedllm.models.prefix import PrefixCache
 from fedllm.training.objectives import record_losses
 
@@ -75,10 +75,9 @@ def test_memory_stays_below_the_budget(tiny_model, random_dataset):
     assert "states" in cache.attach(first, indices, first.batch(indices))
     assert cache.used_bytes == need
     whole = PrefixCache(model.module, worthwhile=True, pooled=False)
-    for places, piece in by_width(second.batch(indices), 16):
-        again = cache.attach(second, places.numpy(), piece)["states"]
-        kept = whole.attach(second, places.numpy(), piece)["states"]
-        assert torch.equal(again, kept), "computed afresh, bit for bit the same"
+    batch = second.batch(indices)
+    again, kept = (each.attach(second, indices, batch)["states"] for each in (cache, whole))
+    assert torch.equal(again, kept), "computed afresh, bit for bit the same"
     assert cache.used_bytes == need
     del first
     assert cache.used_bytes == 0
@@ -117,3 +116,19 @@ def test_padding_changes_no_loss(tiny_model, random_dataset):
         together = record_losses(model, data.batch(np.arange(6)))
         alone = [record_losses(model, data.batch(np.array([i])))[0] for i in range(6)]
         torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=1e-4)
+
+
+def test_units_are_cut_apart_with_all_their_records(random_dataset):
+    data = random_dataset(23, "causal")
+    batch = data.batch(np.arange(23))
+    units = np.array([i % 5 for i in range(20)] + [7, 7, 9])
+    found = list(by_unit(batch, units, 3))
+    assert len(found) == 7
+    for unit, pieces in zip((0, 1, 2, 3, 4, 7, 9), found, strict=True):
+        places = np.concatenate([places.numpy() for places, _ in pieces])
+        np.testing.assert_array_equal(places, np.flatnonzero(units == unit))
+        longest = int(batch["attention_mask"][torch.from_numpy(places)].sum(1).max())
+        for part, piece in pieces:
+            assert len(part) <= 3
+            assert piece["input_ids"].shape == (len(part), 8 * -(-longest // 8))
+            assert torch.equal(piece["input_ids"], batch["input_ids"][part, : 8 * -(-longest // 8)])

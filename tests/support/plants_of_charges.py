@@ -27,7 +27,7 @@ from fedllm.privacy.ledger import state
 from fedllm.privacy.ledger.budget import BudgetGuard, Ceiling
 from fedllm.privacy.ledger.ledger import Ledger
 from fedllm.privacy.ledger.state import LedgerState
-from fedllm.training import local as training
+from fedllm.training.observed import StepRecord
 
 # --- what a round is charged -------------------------------------------------------------------
 
@@ -525,10 +525,10 @@ def a_broken_record_that_is_refused(patch):
 
 
 def a_unit_that_breaks_off_ends_the_round(patch):
-    def refuse(self, rows, piece, units, error):
+    def refuse(self, error):
         raise error
 
-    patch.setattr(training._Microbatch, "_one_by_one", refuse)
+    patch.setattr(StepRecord, "broke_off", refuse)
 
 
 def the_exact_size_announced(patch):

@@ -14,7 +14,7 @@ from fedllm.mechanisms import bounds, discrete, evaluation, mechanism, whole_sit
 from fedllm.mechanisms.evaluation import EvaluationSums
 from fedllm.mechanisms.mechanism import Mechanism
 from fedllm.privacy import adaptive, dpsgd, noise, whole
-from fedllm.privacy.dpsgd import ClippedSum
+from fedllm.privacy.dpsgd import ClippedGradient
 from fedllm.randomness import RandomStream
 from fedllm.tasks import scores
 from fedllm.training import local
@@ -344,36 +344,45 @@ def shares_that_suit_all_sites(patch):
 
 def a_head_with_the_noise_of_its_own_norm(patch):
     """Head and adapters clipped one by one, each to the norm, and noised for one."""
-    right = local.clipped_sum
+    right = local._OneUnit._gradient
 
-    def apart(gradients, units, norm, count):
-        parts = [right([gradient], units, norm, count) for gradient in gradients]
-        return ClippedSum(np.concatenate([p.values for p in parts]), parts[0].norms)
+    def apart(self, rows, piece):
+        gradient, norm = right(self, rows, piece), self.settings.clipping_norm
+        slices = [segment.slice for segment in self.model.manifest.segments]
+        return np.concatenate([dpsgd.clipped(gradient[each], norm).values for each in slices])
 
-    patch.setattr(local, "clipped_sum", apart)
+    patch.setattr(local._OneUnit, "_gradient", apart)
+    patch.setattr(local, "clipped", lambda gradient, norm: ClippedGradient(gradient, 1.0))
 
 
 # --- clipping and batches ---------------------------------------------------------------------
 
 
 def clipping_by_microbatch(patch):
-    right = local.clipped_sum
+    right = local._gradient_sum
 
-    def together(gradients, units, norm, count):
-        return right(gradients, torch.zeros(count, dtype=torch.int64), count * norm, count)
+    def together(model, dataset, indices, settings, record, source=None):
+        total = np.zeros(model.manifest.length)
+        for part in np.array_split(indices, max(1, len(indices) // 8)):
+            loose = replace(settings, clipping_norm=1e12)
+            found = right(model, dataset, part, loose, record, source)
+            total += dpsgd.clipped(found, max(1, len(part)) * settings.clipping_norm).values
+        return total
 
-    patch.setattr(local, "clipped_sum", together)
+    patch.setattr(local, "_gradient_sum", together)
 
 
 def small_gradients_scaled_up(patch):
-    """Gradients are normalised, not clipped, but to a little more than the norm."""
-    right = local.clipped_sum
-    patch.setattr(local, "clipped_sum", lambda g, u, norm, n: right(g, u, 1.05 * norm, n))
+    """Clipped to a little more than the norm."""
+    right = local.clipped
+    patch.setattr(local, "clipped", lambda gradient, norm: right(gradient, 1.05 * norm))
 
 
 def persons_clipped_record_by_record(patch):
-    right = local.clipped_sum
-    patch.setattr(local, "clipped_sum", lambda g, u, norm, n: right(g, None, norm, n))
+    right = local.by_unit
+    patch.setattr(
+        local, "by_unit", lambda batch, units, rows: right(batch, np.arange(len(units)), rows)
+    )
 
 
 def _each_by_itself(dataset):

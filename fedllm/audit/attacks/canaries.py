@@ -64,7 +64,6 @@ class CanaryDataset:
         self.coins = coins
         self.units = inner.units
         self.number_of_units = inner.number_of_units
-        self.by_person = inner.by_person
 
     def __len__(self) -> int:
         return len(self._inner)

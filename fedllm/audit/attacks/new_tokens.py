@@ -66,5 +66,4 @@ def chosen(dataset: EncodedDataset, records: NDArray[np.int64]) -> EncodedDatase
         targets=dataset.targets[records],
         units=np.arange(len(records), dtype=np.int64),
         number_of_units=len(records),
-        by_person=False,
     )

@@ -27,7 +27,7 @@ from fedllm.encryption.pack import unpack
 from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.schemes import SecretRoundKey
 from fedllm.mechanisms import LocalResult, LocalSettings, mechanism_of
-from fedllm.models.pieces import ROWS, by_width
+from fedllm.models.pieces import by_unit
 from fedllm.privacy.accounting.events import PoissonGaussian
 from fedllm.privacy.adaptive import COUNT_WEIGHT, STEP
 from fedllm.privacy.dpsgd import Gradients
@@ -169,13 +169,14 @@ def _sum_of(result: LocalResult, settings: LocalSettings) -> Vector:
 
 
 def _known_gradients(part: Reference) -> local.GradientSource:
-    """Give all records' gradients, piece after piece, without computing them again."""
+    """Give all records' gradients, unit after unit, without computing them again."""
     rows = [
         torch.from_numpy(part.gradients[:, segment.slice]).reshape(len(part.dataset), *p.shape)
         for segment, p in zip(part.model.manifest.segments, part.model.trained, strict=True)
     ]
     batch = part.dataset.batch(np.arange(len(part.dataset)))
-    pieces = cycle([places for places, _ in by_width(batch, ROWS)])
+    units = by_unit(batch, part.dataset.units, len(part.dataset))
+    pieces = cycle([places for pieces in units for places, _ in pieces])
 
     def known(parameters: Sequence[nn.Parameter], losses: Callable[[], Tensor]) -> list[Gradients]:
         places = next(pieces)

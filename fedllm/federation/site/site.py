@@ -14,7 +14,7 @@ from fedllm.config import RunConfig, SitePolicy, Task
 from fedllm.data.records import Record
 from fedllm.encryption.masks import survivor_statement
 from fedllm.encryption.update import encrypt_levels
-from fedllm.errors import FedllmError
+from fedllm.errors import STOPPING, FedllmError
 from fedllm.federation.protocol.envelopes import signed_update
 from fedllm.federation.protocol.masks import (
     check_settled,
@@ -242,7 +242,9 @@ class Site:
         started = self._clock()
         try:
             answer = work()
-        except Exception as error:
+        except STOPPING:
+            raise
+        except BaseException as error:
             found = explained(error)
             if not self._full_errors:
                 self._telling.details(found)

@@ -20,7 +20,7 @@ from fedllm.commands.audit import app
 from fedllm.config import to_toml
 from fedllm.errors import FedllmError, PeerError
 from fedllm.privacy import dpsgd
-from fedllm.privacy.dpsgd import clipped_sum, per_sample_hooks
+from fedllm.privacy.dpsgd import added_up, clipped, per_sample_hooks
 from fedllm.randomness import RandomStream
 from fedllm.tasks.classification import Classification
 from fedllm.training.objectives import record_losses
@@ -135,9 +135,7 @@ def test_each_canary_has_tokens_of_its_own(material, kind):
 def test_without_clipping_the_claim_is_refuted(sandbox, monkeypatch):
     from fedllm.training import local
 
-    monkeypatch.setattr(
-        local, "clipped_sum", lambda g, units, norm, count: clipped_sum(g, units, 1e9, count)
-    )
+    monkeypatch.setattr(local, "clipped", lambda gradient, norm: clipped(gradient, 1e9))
     assert white_box(sandbox, 1000, 0.95, RandomStream.seeded(2), quiet).epsilon > 8.0
 
 
@@ -169,15 +167,17 @@ def test_planted_gradients_are_one_coordinate_each_and_nothing_without_the_coin(
     short = sandbox.made_up_record(RandomStream.seeded(5), words=2)
     dataset = CanaryDataset(sandbox.encode([short] * 60), coins)
     planted = PlantedGradients(model, coordinates, coins, 2.0)
-    batch = dataset.batch(np.arange(60))
-    with planted.listening(), per_sample_hooks(model.module, model.row_layers):
-        gradients = planted(model.trained, lambda: record_losses(model, batch))
-    total = clipped_sum(gradients, None, 1.0)
-    right = np.zeros(model.manifest.length)
-    right[coordinates[coins]] = 1.0
-    np.testing.assert_allclose(total.values, right, atol=1e-6)
-    np.testing.assert_allclose(total.norms[coins], 2.0, rtol=1e-6)
-    assert total.norms[~coins].max() < 1e-6
+
+    def gradient(place):
+        batch = dataset.batch(np.array([place]))
+        with planted.listening(), per_sample_hooks(model.module, model.row_layers):
+            return added_up(planted(model.trained, lambda: record_losses(model, batch)))
+
+    for place, coin in enumerate(coins):
+        found, right = clipped(gradient(place), 1.0), np.zeros(model.manifest.length)
+        right[coordinates[place]] = coin
+        np.testing.assert_allclose(found.values, right, atol=1e-6)
+        assert found.norm == pytest.approx(2.0 * coin, abs=1e-6)
 
 
 def test_coins_do_not_change_what_sampling_sees(sandbox):
