@@ -103,6 +103,7 @@ class SiteAccount:
         RepeatError
             If this statement was charged before.
         """
+        self._require_new(statement, "training")
         mechanism = mechanism_of(config)
         done = self._ledger.events_of_run(statement.run, "training")
         needed = mechanism.needed_noise(units, statement.round, done)
@@ -123,6 +124,7 @@ class SiteAccount:
         RepeatError
             If this statement was charged before.
         """
+        self._require_new(statement, "evaluation")
         rounds = mechanism_of(config).evaluation.rounds
         done = self._ledger.events_of_run(statement.run, "evaluation")
         if statement.round not in rounds or len(done) >= len(rounds):
@@ -167,6 +169,10 @@ class SiteAccount:
     def left(self) -> float:
         """Return how much epsilon the site's ceiling leaves to the account."""
         return max(0.0, self._budget.epsilon - self.spent())
+
+    def _require_new(self, statement: RoundStatement, purpose: str) -> None:
+        # Whoever asks again must hear that, not that the noise or the budget is too small now.
+        self._ledger.require_new(statement.run, purpose, statement.digest, statement.attempt)
 
     def _reserve(self, charge: Charge, statement: RoundStatement, config: RunConfig) -> int:
         stated = replace(charge, statement=statement.digest, order_attempt=statement.attempt)

@@ -157,13 +157,7 @@ class Ledger:
             # The accountant remembers this answer, so that the write lock is held briefly.
             self.check([charge], ceiling)
             with self._writing() as append:
-                if self._state.repeats(charge):
-                    raise RepeatError(
-                        f"attempt {charge.order_attempt} of run {charge.run} was carried out "
-                        "before; a second update under the same masks would give the first one "
-                        "away",
-                        "ask under a new attempt",
-                    )
+                self._once(charge.run, charge.purpose, charge.statement, charge.order_attempt)
                 self._require([charge], ceiling)
                 key = (charge.run, charge.round, charge.purpose)
                 reservation = Reservation(
@@ -209,6 +203,27 @@ class Ledger:
                     "reserve again: every release is charged",
                 )
             append("commit", {"reserve": reservation})
+
+    def require_new(self, run: str, purpose: str, statement: str, order_attempt: int) -> None:
+        """Refuse what `reserve` would refuse as a repetition, before anything else is asked.
+
+        Raises
+        ------
+        RepeatError
+            If the statement, or a later attempt, was charged before.
+        """
+        with self._lock:
+            with self._store.read() as view:
+                self._catch_up(view)
+            self._once(run, purpose, statement, order_attempt)
+
+    def _once(self, run: str, purpose: str, statement: str, order_attempt: int) -> None:
+        if self._state.repeats(run, purpose, statement, order_attempt):
+            raise RepeatError(
+                f"attempt {order_attempt} of run {run} was carried out before; a second update "
+                "under the same masks would give the first one away",
+                "ask under a new attempt",
+            )
 
     def settle(self, statement: str, survivors: str, sites: int) -> None:
         """Note which sum of a round may be opened; on disk when this returns.

@@ -10,7 +10,7 @@ from typing import Any
 from fedllm.canonical import from_hex, reading
 from fedllm.errors import ConfigError
 from fedllm.privacy.accounting.events import Event, NonPrivate, from_json, to_json
-from fedllm.privacy.ledger.budget import Ceiling, Charge, View
+from fedllm.privacy.ledger.budget import Ceiling, View
 from fedllm.privacy.ledger.entries import Entry, Head, TamperedError
 from fedllm.privacy.ledger.fingerprints import DESCRIPTION, Unit
 
@@ -212,7 +212,8 @@ class LedgerState:
             self._require_earlier_rule()
             if reservation.unit != self.datasets[reservation.dataset].unit:
                 raise ValueError("unit")
-        if self.repeats(reservation):
+        order = (reservation.statement, reservation.order_attempt)
+        if self.repeats(reservation.run, reservation.purpose, *order):
             raise ValueError("an order carried out twice")
         self.attempts[key] += 1
         self.reservations[entry.sequence] = reservation
@@ -244,13 +245,13 @@ class LedgerState:
             raise ValueError("not a number")
         self.settled[reserve] = SettledOn(body["survivors"], sites)
 
-    def repeats(self, charge: Charge | Reservation) -> bool:
+    def repeats(self, run: str, purpose: str, statement: str, order_attempt: int) -> bool:
         """Tell whether an order, or a later attempt of its run and purpose, was charged before."""
-        if not charge.statement:
+        if not statement:
             return False
-        last = self.newest.get((charge.run, charge.purpose))
+        last = self.newest.get((run, purpose))
         earlier = 0 if last is None else self.reservations[last].order_attempt
-        return charge.statement in self.statements or charge.order_attempt <= earlier
+        return statement in self.statements or order_attempt <= earlier
 
     def open_reservation(self, statement: str) -> int | None:
         """Return the reservation of a statement if the run has none of its purpose after it."""

@@ -32,7 +32,7 @@ def test_the_coordinator_hears_the_end_of_each_ledger(federation):
     first = federation.round(1).heads
     second = federation.round(2, 2).heads
     for name in federation.sites:
-        assert second[name].sequence == first[name].sequence + 2, "reserved and committed"
+        assert second[name].sequence == first[name].sequence + 3, "settled, reserved, committed"
         ledger = federation.sites[name]._account()
         assert ledger.head() == second[name]
 
