@@ -238,10 +238,11 @@ class LedgerState:
         body = entry.body
         _exactly(body, "reserve", "survivors", "sites")
         reserve, sites = body["reserve"], body["sites"]
-        if reserve in self.settled or not self.reservations[reserve].statement:
+        statement = self.reservations[reserve].statement
+        if reserve in self.settled or self.open_reservation(statement) != reserve:
             raise ValueError("nothing to settle")
         from_hex(body["survivors"], 32)
-        if type(sites) is not int or sites < 1:
+        if type(reserve) is not int or type(sites) is not int or sites < 1:
             raise ValueError("not a number")
         self.settled[reserve] = SettledOn(body["survivors"], sites)
 
