@@ -232,6 +232,8 @@ class LedgerState:
         reserve = entry.body["reserve"]
         if reserve not in self.reservations or reserve in self.committed:
             raise ValueError("nothing to commit")
+        if type(reserve) is not int:
+            raise ValueError("not a number")
         self.committed[reserve] = entry.sequence
 
     def _settle(self, entry: Entry) -> None:

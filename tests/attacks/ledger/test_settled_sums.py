@@ -81,6 +81,11 @@ def test_a_round_that_is_settled_twice(path, ledger, charged, survivors):
     is_found(path, ledger)
 
 
+def test_a_number_that_is_none_commits_nothing(path, ledger, charged):
+    forge(path, "commit", {"reserve": float(charged)})
+    is_found(path, ledger)
+
+
 def test_an_attempt_that_is_settled_after_the_next_was_begun(path, ledger, charged):
     ledger.reserve(LATER, CEILING)
     forge(path, "settle", settle(charged))
