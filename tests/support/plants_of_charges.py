@@ -396,7 +396,7 @@ def announced_noise_believed_when_it_is_near(patch):
 
 
 def an_attempt_served_twice(patch):
-    patch.setattr(LedgerState, "repeats", lambda self, charge: False)
+    patch.setattr(LedgerState, "repeats", lambda self, *order: False)
 
 
 def _loss_of_rounds(patch):
@@ -418,6 +418,7 @@ def an_older_ledger_that_is_not_missed(patch):
 
 def a_lost_ledger_that_is_not_missed(patch):
     patch.setattr(memory.SiteMemory, "used", lambda self: False)
+    an_older_ledger_that_is_not_missed(patch)
 
 
 def evaluations_left_out_when_a_run_is_checked(patch):

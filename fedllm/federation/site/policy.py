@@ -44,9 +44,10 @@ def check_allowed(config: RunConfig, allow: AllowSection, model_fingerprint: str
         f"{allow.colluders} could be subtracted by those that may be in league: fewer than two "
         "would be left",
     )
+    counted = mechanism_of(config).colluders
     refuse(
-        mechanism_of(config).needs_masks and config.privacy.colluders < allow.colluders,
-        f"the run's noise counts on {config.privacy.colluders} sites in league with others "
+        counted is not None and counted < allow.colluders,
+        f"the run's noise counts on {counted} sites in league with others "
         f"(privacy.colluders), and allow.colluders is {allow.colluders}",
     )
     refuse(
