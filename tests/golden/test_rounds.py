@@ -26,8 +26,11 @@ from golden.kept_rounds import (
     sealing_key,
 )
 from support.tasks import encode
+from typer.testing import CliRunner
 
 from fedllm.canonical import sha256_hex, signing_bytes
+from fedllm.commands.audit import app as audit_commands
+from fedllm.commands.ledger import app as ledger_commands
 from fedllm.config import AllowSection, BudgetSection, SitePolicy, parse
 from fedllm.config.run import RunConfig
 from fedllm.encryption.masks import survivor_statement
@@ -288,6 +291,25 @@ def test_the_ledger_of_a_kept_site_knows_its_rounds(tmp_path, stored):
     words = survivor_statement(mask_scope(STATEMENT, PLAN), SURVIVORS)
     assert state.settled[training.sequence] == SettledOn(sha256_hex(words), 2)
     assert state.settled[evaluation.sequence].sites == 3
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "jsonl"])
+def test_the_commands_of_auditors_read_a_ledger_with_settled_sums(kind):
+    path, heads = str(ROUND / "sites" / f"anne.{kind}"), str(ROUND / "ledger_heads.jsonl")
+    shown, checked, audited = (
+        json.loads(CliRunner().invoke(app, [*asked, "--json"], catch_exceptions=False).stdout)
+        for app, asked in (
+            (ledger_commands, ["show", path]),
+            (ledger_commands, ["verify", path, "--heads", heads]),
+            (audit_commands, ["epsilon", path, "--heads", heads]),
+        )
+    )
+    assert shown == checked
+    (run,) = shown["accounts"][0]["runs"]
+    assert (shown["entries"], run["committed"], run["reserved_only"]) == (7, 2, 0)
+    (found,) = audited["ledgers"]
+    assert found["head"] == shown["head"]
+    assert found["accounts"][0]["claimed"] == shown["accounts"][0]["epsilon"]
 
 
 def test_a_ledger_with_sums_settled_on_is_exported_and_verified(tmp_path):
