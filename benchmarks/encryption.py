@@ -90,7 +90,7 @@ def ours(length: int, sites: int, scheme: str, bits: int) -> dict[str, Any]:
     mask_s = 0.0
     if scheme == "bfv":
         names = tuple(f"site-{i:04d}" for i in range(sites))
-        scope = MaskScope("bench", 1, names, "", make_plan("bfv", bits, sites, length, True))
+        scope = MaskScope("bench", names, make_plan("bfv", bits, sites, length, True))
         own, *others = (X25519PrivateKey.generate() for _ in names)
         peers = {
             name: key.public_key().public_bytes_raw()
@@ -189,7 +189,7 @@ def masks(length: int, sites: int) -> dict[str, Any]:
     public = {name: key.public_key().public_bytes_raw() for name, key in private.items()}
     modulus = np.uint64(plan.plain_modulus)
     # Only the first ten send; the price of masks with all others is added below.
-    scope = MaskScope("bench", 1, names[: len(vectors)], "", plan)
+    scope = MaskScope("bench", names[: len(vectors)], plan)
     total, client_s, add_s = np.zeros(plan.slots, np.uint64), [], 0.0
 
     def masked(name: str, vector: np.ndarray) -> np.ndarray:
@@ -205,7 +205,7 @@ def masks(length: int, sites: int) -> dict[str, Any]:
     if sites > len(vectors):
         price = [
             cpu(partial(_masks_of, SiteMasks, cohort, names[0], private, public))[1]
-            for cohort in (scope, MaskScope("bench", 1, names, "", plan))
+            for cohort in (scope, MaskScope("bench", names, plan))
         ]
         client += price[1] - price[0]
     opened, decrypt_s = cpu(

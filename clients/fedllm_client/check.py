@@ -230,7 +230,7 @@ def _check_ledger(kit: Kit, policy: SitePolicy) -> str:
     from fedllm.privacy.ledger.fingerprints import Unit
 
     files = SiteFiles.of_kit(kit.folder)
-    require_carried(files.ledger, files.memory, kit.identity, kit.roster)
+    require_carried(files, kit.identity, kit.roster)
     path = files.ledger
     if not path.exists():
         return f"none yet; {path} is made in the first run"

@@ -106,7 +106,7 @@ def start(
     stop = stop_on_signals()
     own = read_kit(kit, "site")
     files = SiteFiles.of_kit(own.folder)
-    require_carried(files.ledger, files.memory, own.identity, own.roster)
+    require_carried(files, own.identity, own.roster)
     found = load_site_policy(policy)
     for section in ("model", "data"):
         if getattr(found, section) is None:

@@ -158,12 +158,12 @@ def carry_over(
     from fedllm.identity.kits import read_kit
 
     found = read_kit(kit, "site")
-    ledger = SiteFiles.of_kit(found.folder).ledger
+    files = SiteFiles.of_kit(found.folder)
     if old is not None and epsilon is None and delta is None:
-        carried = carry_ledger(old, ledger, found.identity, found.roster)
+        carried = carry_ledger(old, files, found.identity, found.roster)
     elif old is None and epsilon is not None and (delta is not None or math.isinf(epsilon)):
         said = Statement(epsilon, delta or 0.0, colluders_epsilon, unit)
-        carried = carry_statement(said, ledger, found.identity, found.roster)
+        carried = carry_statement(said, files, found.identity, found.roster)
     else:
         raise ConfigError(
             "what was spent before is not clear",
@@ -172,7 +172,7 @@ def carry_over(
     count = sum(len(one.events) for one in carried)
     accounts = sorted({f"account '{one.account}'" for one in carried if one.account})
     whose = accounts if all(one.account for one in carried) else ["all records of this site"]
-    print(f"{ledger}: {count} earlier charges count from now on, for {' and '.join(whose)}")
+    print(f"{files.ledger}: {count} earlier charges count from now on, for {' and '.join(whose)}")
     if old is None:
         print("note: to go on, budget.epsilon and budget.delta in site.toml must be above these")
 

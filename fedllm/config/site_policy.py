@@ -56,6 +56,10 @@ class AllowSection(Section):
         allows any.
     min_cohort : int
         Smallest number of sites whose sum may be opened.
+    colluders : int
+        So many other sites may be in league with the coordinator and the key authority: two
+        more than them have to be in every sum that may be opened, and shared noise has to count
+        on them (``privacy.colluders``).
     encryption : {"required", "optional"}
         Whether a run without encryption is refused.
     masks : {"required", "optional"}
@@ -70,6 +74,7 @@ class AllowSection(Section):
     tasks: tuple[Task, ...] = ("classification", "instruction", "causal")
     models: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = ()
     min_cohort: Annotated[int, Field(ge=1)] = 2
+    colluders: Annotated[int, Field(ge=0)] = 0
     encryption: Literal["required", "optional"] = "required"
     masks: Literal["required", "optional"] = "required"
     non_private: bool = False

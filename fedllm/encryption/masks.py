@@ -40,22 +40,17 @@ class MaskScope:
 
     Attributes
     ----------
-    run : str
-        Unique name of the run.
-    attempt : int
-        Number of the attempt.
+    statement : str
+        Digest of all that the parties of the sum agree on. Sites with different statements have
+        masks that do not cancel.
     cohort : tuple of str
         Names of the sites in the round, sorted, each once.
-    key_fingerprint : str
-        `PublicRoundKey.fingerprint` of the round's key.
     plan : EncryptionPlan
         A masked plan.
     """
 
-    run: str
-    attempt: int
+    statement: str
     cohort: tuple[str, ...]
-    key_fingerprint: str
     plan: EncryptionPlan
 
     def __post_init__(self) -> None:
@@ -66,8 +61,8 @@ class MaskScope:
 
     def to_bytes(self) -> bytes:
         """Return the bytes that stand for the scope in statements and derived keys."""
-        bound_to = (self.run, self.attempt, self.key_fingerprint, self.plan.fingerprint())
-        return signing_bytes("fedllm.mask-scope.v2", *bound_to, *self.cohort)
+        bound_to = (self.statement, self.plan.fingerprint())
+        return signing_bytes("fedllm.mask-scope.v3", *bound_to, *self.cohort)
 
 
 @dataclass(frozen=True, repr=False)

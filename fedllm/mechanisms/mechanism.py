@@ -135,6 +135,11 @@ class Mechanism(ABC):
         """Whether a single update, opened, would have less noise than is promised."""
         return False
 
+    @property
+    def colluders(self) -> int | None:
+        """On how many sites in league the noise of a sum counts; None if each gives all of it."""
+        return None
+
     # What a unit is part of
 
     def announced_units(self, units: int) -> int:

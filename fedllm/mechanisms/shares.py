@@ -20,6 +20,11 @@ class SharedShares(Mechanism):
         """Yes: one update holds one share."""
         return True
 
+    @property
+    def colluders(self) -> int | None:
+        """As many as the run assumes: the shares of the others are enough."""
+        return self._config.privacy.colluders
+
     def announced_noise(self, number: int, before: Sequence[float]) -> float | None:
         """Return the noise of the next attempt's sum; see the base class."""
         # Public and the same at every site, whatever the number of its records.

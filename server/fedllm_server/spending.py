@@ -43,11 +43,11 @@ def spent_before(
     spent: dict[str, float] = {}
     budget = policy.budget
     for name in sites:
-        path, identity = source.files(name).ledger, Identity.load(name, source.keys(name))
+        files, identity = source.files(name), Identity.load(name, source.keys(name))
         # A ledger that does not hold keeps its site away; the site says so itself when it is asked.
         with suppress(FedllmError):
-            if path.exists():
-                spent[name] = SiteAccount(path, identity, policy).spent()
+            if files.ledger.exists():
+                spent[name] = SiteAccount(files, identity, policy).spent()
     going_on = "" if state is None else _going_on(state.round, config.rounds.count)
     most = max(spent, key=spent.__getitem__, default=None)
     if most is None or spent[most] == 0.0:

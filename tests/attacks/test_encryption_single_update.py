@@ -41,7 +41,7 @@ def round_of(plan, own_mask=False):
     slots = {name: pack(levels[name], plan) for name in NAMES}
     sites = {}
     if plan.masked:
-        scope = MaskScope("run", 1, NAMES, key.fingerprint, plan)
+        scope = MaskScope(key.fingerprint, NAMES, plan)
         for name in NAMES:
             peers = {peer: public[peer] for peer in NAMES if peer != name}
             sites[name] = SiteMasks(scope, name, private[name], peers, own_mask=own_mask)

@@ -22,8 +22,8 @@ PRIVATE = {name: X25519PrivateKey.generate() for name in NAMES}
 PUBLIC = {name: key.public_key().public_bytes_raw() for name, key in PRIVATE.items()}
 
 
-def scope_of(names=NAMES, round_=1, run="run", key="00"):
-    return MaskScope(run, round_, tuple(names), key, make_plan("bfv", 16, 10, LENGTH, True))
+def scope_of(names=NAMES, statement="00" * 32, sites=10):
+    return MaskScope(statement, tuple(names), make_plan("bfv", 16, sites, LENGTH, True))
 
 
 def masks_of(scope, own_mask=True, min_survivors=2):
@@ -82,10 +82,8 @@ def test_exact_sum_of_the_rest_after_dropouts(dropped):
     assert np.abs(opened - expected).max() < 1e-12
 
 
-@pytest.mark.parametrize(
-    "changed", [{"round_": 2}, {"run": "other"}, {"key": "01"}, {"names": NAMES[:9]}]
-)
-def test_mask_is_of_one_run_round_key_and_cohort(changed):
+@pytest.mark.parametrize("changed", [{"statement": "01" * 32}, {"sites": 11}, {"names": NAMES[:9]}])
+def test_a_mask_is_of_one_statement_plan_and_cohort(changed):
     first = masks_of(scope_of(), own_mask=False)[NAMES[0]].mask_for_update()
     second = masks_of(scope_of(**changed), own_mask=False)[NAMES[0]].mask_for_update()
     assert not (first == second).any()

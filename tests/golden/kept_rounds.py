@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from golden.kept import V1, V2, V3, read
+from golden.kept import V1, V2, V3, V4, read
 
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.federation.protocol import messages
@@ -14,8 +14,9 @@ from fedllm.federation.protocol.statements import read_statement
 from fedllm.identity.roster import Roster
 from fedllm.identity.sealing import SealingKey
 
-# Messages live as long as a run: version 3 is read, and earlier ones are refused.
-ROUND, CLEAR = V3 / "round", V3 / "round-in-clear"
+# Messages live as long as a run: version 4 is read, and earlier ones are refused.
+ROUND, CLEAR = V4 / "round", V4 / "round-in-clear"
+THIRD, THIRD_CLEAR = V3 / "round", V3 / "round-in-clear"
 SECOND, SECOND_CLEAR = V2 / "round", V2 / "round-in-clear"
 EARLIER, EARLIER_CLEAR = V1 / "round", V1 / "round-in-clear"
 # Keys, and so the roster, are the same.

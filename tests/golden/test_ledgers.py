@@ -10,7 +10,7 @@ from datetime import datetime
 from math import inf
 
 import pytest
-from golden.kept import V1, V2, V3, damaged, identity, read_lines
+from golden.kept import V1, V2, V3, V4, damaged, identity, read_lines
 
 from fedllm.canonical import canonical_json
 from fedllm.errors import BudgetError, FedllmError
@@ -38,6 +38,8 @@ FIRST, SECOND = LEDGER / "first.sqlite", LEDGER / "second.sqlite"
 NAMED = V2 / "ledger" / "named.sqlite"
 # Charged by account, and what carries that over.
 BY_ACCOUNT, CARRIED = V3 / "ledger" / "first.sqlite", V3 / "ledger" / "second.sqlite"
+# Charges that belong to orders, and settled sums.
+BY_ORDER = V4 / "round" / "sites" / "anne.sqlite"
 KEY = identity("anne").public_bytes()
 NEW_KEY = identity("anne with new keys").public_bytes()
 LOST_KEY = identity("anne with lost keys").public_bytes()
@@ -211,8 +213,9 @@ def stored(path):
         (NAMED, "anne"),
         (BY_ACCOUNT, "anne"),
         (CARRIED, "anne with new keys"),
+        (BY_ORDER, "anne"),
     ],
-    ids=["first", "second", "named", "by account", "carried"],
+    ids=["first", "second", "named", "by account", "carried", "by order"],
 )
 def test_today_every_entry_would_be_written_byte_for_byte_as_it_was(path, signer, monkeypatch):
     previous: Head | None = None
@@ -232,7 +235,9 @@ def test_today_every_entry_would_be_written_byte_for_byte_as_it_was(path, signer
         previous = made.head
 
 
-@pytest.mark.parametrize("path", [FIRST, SECOND, NAMED, BY_ACCOUNT, CARRIED], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [FIRST, SECOND, NAMED, BY_ACCOUNT, CARRIED, BY_ORDER], ids=lambda p: p.stem
+)
 def test_what_is_read_is_what_would_be_written(path):
     entries = {row[0]: json.loads(row[1]) for row in stored(path)}
     state = read_state(path)
@@ -282,7 +287,9 @@ def test_a_charge_may_have_the_name_of_its_run(path):
 
 
 EXPORTS = pytest.mark.parametrize(
-    "path", [FIRST, NAMED, BY_ACCOUNT], ids=["first", "named", "by account"]
+    "path",
+    [FIRST, NAMED, BY_ACCOUNT, BY_ORDER],
+    ids=["first", "named", "by account", "by order"],
 )
 
 

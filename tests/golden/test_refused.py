@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from golden.kept import COHORT, SURVIVORS, V1, V2, identity, read, read_lines
@@ -14,19 +16,27 @@ from golden.kept_rounds import (
     SECOND,
     SECOND_CLEAR,
     STATEMENT,
+    THIRD,
+    THIRD_CLEAR,
     TRAIN,
     message,
     sealing_key,
 )
 from golden.test_rounds import site
 
-from fedllm.canonical import canonical_json, read_object, sha256_hex
+from fedllm.canonical import canonical_json, read_object, sha256_hex, signing_bytes
 from fedllm.config import AllowSection
 from fedllm.errors import PeerError, RefusedError
 from fedllm.federation.authority.authority import Authority
 from fedllm.federation.protocol.envelopes import verified_update
 from fedllm.federation.protocol.masks import check_settled, mask_scope, reveal_purpose
-from fedllm.federation.protocol.messages import OpenRoundHeader, RoundStatement, Train
+from fedllm.federation.protocol.messages import (
+    OpenRoundHeader,
+    OrderDigests,
+    RoundStatement,
+    Train,
+    round_statement,
+)
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.protocol.statements import check_member, parse_statement, read_statement
 from fedllm.federation.protocol.wire import parse_header
@@ -36,10 +46,14 @@ from fedllm.tasks.cache import ModelCache
 UPDATE = "-> update fedllm"
 SIGNED = ("Train", "Settle", "Unmask", "RoundOpened", "OpenSum")
 STATEMENT_BEFORE = message("Train", EARLIER).header.statement
-BEFORE = [EARLIER, EARLIER_CLEAR, SECOND, SECOND_CLEAR]
-FOLDERS = pytest.mark.parametrize(
-    "folder", BEFORE, ids=lambda folder: f"{folder.parent.name}-{folder.name}"
-)
+BEFORE = [EARLIER, EARLIER_CLEAR, SECOND, SECOND_CLEAR, THIRD, THIRD_CLEAR]
+
+
+def _id(folder: Path) -> str:
+    return f"{folder.parent.name}-{folder.name}"
+
+
+FOLDERS = pytest.mark.parametrize("folder", BEFORE, ids=_id)
 
 FIRST = pytest.mark.parametrize("folder", BEFORE[:2], ids=lambda folder: folder.name)
 
@@ -48,7 +62,7 @@ FIRST = pytest.mark.parametrize("folder", BEFORE[:2], ids=lambda folder: folder.
 @pytest.mark.parametrize("name", [*SIGNED, "OpenRound"])
 def test_a_statement_in_any_message(folder, name):
     if not (folder / "messages" / f"{name}.json").exists():
-        assert folder in (EARLIER_CLEAR, SECOND_CLEAR), "without masks nobody settles"
+        assert folder in (EARLIER_CLEAR, SECOND_CLEAR, THIRD_CLEAR), "without masks nobody settles"
         return
     header = message(name, folder).header
     if not isinstance(header, OpenRoundHeader):
@@ -60,13 +74,22 @@ def test_a_statement_in_any_message(folder, name):
         parse_statement(header.statement)
 
 
-def test_a_statement_under_the_new_name_is_still_not_signed():
-    text = STATEMENT_BEFORE.replace("fedllm.round.v1", "fedllm.round.v3")
-    assert parse_header(RoundStatement, text).kind == "fedllm.round.v3"
-    for signature in (
-        message("Train", EARLIER).header.signature,
-        identity("authority").sign(text.encode()).hex(),
-    ):
+def under_the_new_name(folder) -> str:
+    """Return a statement of before with all that today's says, and its name."""
+    said = json.loads(message("Train", folder).header.statement)
+    digests = {name: getattr(STATEMENT, name) for name in OrderDigests.model_fields}
+    return json.dumps({**said, **digests, "kind": STATEMENT.kind})
+
+
+@FOLDERS
+def test_a_statement_under_the_new_name_is_still_not_signed(folder):
+    header = message("Train", folder).header
+    renamed = header.statement.replace(f"fedllm.round.{folder.parent.name}", STATEMENT.kind)
+    with pytest.raises(PeerError, match="labels"):
+        parse_header(RoundStatement, renamed)
+    text = under_the_new_name(folder)
+    assert parse_header(RoundStatement, text).kind == "fedllm.round.v4"
+    for signature in (header.signature, identity("authority").sign(text.encode()).hex()):
         with pytest.raises(PeerError, match="signature"):
             read_statement(text, signature, ROSTER)
 
@@ -113,7 +136,7 @@ def test_the_key_authority_says_so(folder, ask, name):
     assert (refusal.kind, "update fedllm" in refusal.remedy) == ("PeerError", True)
 
 
-@FOLDERS
+@pytest.mark.parametrize("folder", BEFORE[:4], ids=_id)
 @pytest.mark.parametrize("name", COHORT)
 def test_a_member(folder, name):
     member = message(f"Joined-{name}", folder).header.member
@@ -129,25 +152,34 @@ def test_an_update(folder, name):
         verified_update(message(f"Trained-{name}", folder).update, STATEMENT, PLAN, name, ROSTER)
 
 
+@pytest.mark.parametrize("folder", [SECOND, THIRD], ids=_id)
+@pytest.mark.parametrize("name", SURVIVORS)
+def test_an_update_for_a_statement_of_before(folder, name):
+    with pytest.raises(PeerError, match="not for this round, key and plan"):
+        verified_update(message(f"Trained-{name}", folder).update, STATEMENT, PLAN, name, ROSTER)
+
+
 def test_signatures_of_survivors():
     scope = mask_scope(STATEMENT, PLAN)
     signatures = [message(f"Settled-{name}").header.signature for name in SURVIVORS]
     assert check_settled(scope, SURVIVORS, signatures, ROSTER)
-    older = [message(f"Settled-{name}", EARLIER).header.signature for name in SURVIVORS]
-    with pytest.raises(PeerError, match="signature of 'anne'"):
-        check_settled(scope, SURVIVORS, older, ROSTER)
+    for folder in (EARLIER, SECOND, THIRD):
+        older = [message(f"Settled-{name}", folder).header.signature for name in SURVIVORS]
+        with pytest.raises(PeerError, match="signature of 'anne'"):
+            check_settled(scope, SURVIVORS, older, ROSTER)
 
 
+@pytest.mark.parametrize("folder", [EARLIER, THIRD], ids=_id)
 @pytest.mark.parametrize("name", SURVIVORS)
-def test_a_reveal(name):
-    older = bytes.fromhex(message(f"Unmasked-{name}", EARLIER).header.reveal)
-    said = sha256_hex(canonical_json(json.loads(STATEMENT_BEFORE)))
-    about = json.dumps(["fedllm.reveal.v1", said, name]).encode()
-    assert read_object(sealing_key(EARLIER).open(older, about))["site"] == name
-    text = STATEMENT_BEFORE.replace("fedllm.round.v1", "fedllm.round.v3")
-    statement = parse_header(RoundStatement, text)
+def test_a_reveal(folder, name):
+    older = bytes.fromhex(message(f"Unmasked-{name}", folder).header.reveal)
+    said = canonical_json(json.loads(message("Train", folder).header.statement))
+    first = json.dumps(["fedllm.reveal.v1", sha256_hex(said), name]).encode()
+    about = first if folder == EARLIER else signing_bytes("fedllm.reveal.v2", said, name)
+    assert read_object(sealing_key(folder).open(older, about))["site"] == name
+    statement = parse_header(RoundStatement, under_the_new_name(folder))
     with pytest.raises(PeerError, match="does not open"):
-        sealing_key(EARLIER).open(older, reveal_purpose(statement, name))
+        sealing_key(folder).open(older, reveal_purpose(statement, name))
 
 
 def test_mask_keys_are_others_than_before():
@@ -164,7 +196,17 @@ def test_an_order_whose_bounds_leave_no_room_for_a_share_of_the_noise(tmp_path):
     narrow = message("Train", SECOND).header.bounds
     header = TRAIN.header.model_copy(update={"bounds": narrow})
     order = Train(header, TRAIN.plan, TRAIN.public_key, TRAIN.adapter)
-    assert site(tmp_path).train(order).header.refusal.kind == "PeerError"
-    text = read_lines(tmp_path / "anne.log")[-1]["text"]
-    assert "the bounds are not those that follow" in text
+    # An authority signs what its coordinator proposes; the site asks for its own bounds.
+    text = STATEMENT.model_copy(update={"bounds": order.digests().bounds}).model_dump_json()
+    signature = identity("authority").sign(round_statement(text)).hex()
+    signed = replace(
+        order, header=header.model_copy(update={"statement": text, "signature": signature})
+    )
+    for asked, reason in (
+        (order, "not what was signed for this round: the order's bounds"),
+        (signed, "the bounds are not those that follow"),
+    ):
+        assert site(tmp_path).train(asked).header.refusal.kind == "PeerError"
+        text = read_lines(tmp_path / "anne.log")[-1]["text"]
+        assert reason in text
     assert "run the same version" in text

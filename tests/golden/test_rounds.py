@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
-from golden.kept import COHORT, SURVIVORS, V1, V2, V3, damaged, identity, read, read_lines, records
+from golden.kept import COHORT, SURVIVORS, V1, V2, damaged, identity, read, read_lines, records
 from golden.kept_rounds import (
     CLEAR,
     EARLIER,
@@ -18,19 +19,25 @@ from golden.kept_rounds import (
     SECOND,
     SECOND_CLEAR,
     STATEMENT,
+    THIRD,
+    THIRD_CLEAR,
     TRAIN,
     message,
     sealing_key,
 )
 from support.tasks import encode
+from typer.testing import CliRunner
 
-from fedllm.canonical import signing_bytes
+from fedllm.canonical import sha256_hex, signing_bytes
+from fedllm.commands.audit import app as audit_commands
+from fedllm.commands.ledger import app as ledger_commands
 from fedllm.config import AllowSection, BudgetSection, SitePolicy, parse
 from fedllm.config.run import RunConfig
-from fedllm.errors import FedllmError, PeerError
+from fedllm.encryption.masks import survivor_statement
+from fedllm.errors import FedllmError, PeerError, RefusedError
 from fedllm.federation.authority.round_log import LogEntry, RoundLog, read_log
 from fedllm.federation.protocol import messages
-from fedllm.federation.protocol.masks import reveal_purpose
+from fedllm.federation.protocol.masks import mask_scope, reveal_purpose
 from fedllm.federation.protocol.messages import (
     CohortMember,
     RoundStatement,
@@ -42,6 +49,7 @@ from fedllm.federation.protocol.messages import (
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.protocol.statements import check_member, make_member, read_statement
 from fedllm.federation.protocol.wire import digest
+from fedllm.federation.site.carrying import require_carried
 from fedllm.federation.site.charging import SiteAccount
 from fedllm.federation.site.data import SiteData
 from fedllm.federation.site.files import SiteFiles
@@ -49,8 +57,9 @@ from fedllm.federation.site.memory import SiteMemory
 from fedllm.federation.site.orders import OrderReader
 from fedllm.federation.site.site import Site
 from fedllm.federation.transport.flower import from_content, to_content
-from fedllm.privacy.ledger.audit import read_state
+from fedllm.privacy.ledger.audit import export_ledger, read_state, verify_ledger
 from fedllm.privacy.ledger.heads import read_heads
+from fedllm.privacy.ledger.state import SettledOn
 from fedllm.tasks.cache import ModelCache
 
 ANSWERS = [
@@ -58,11 +67,16 @@ ANSWERS = [
     *V2.glob("refusal/[A-Z]*.json"),
 ]
 # What a site and the key authority keep is read whichever version wrote it.
-STORED = pytest.mark.parametrize("stored", [ROUND, SECOND, EARLIER], ids=["v3", "v2", "v1"])
+STORED = pytest.mark.parametrize(
+    "stored", [ROUND, THIRD, SECOND, EARLIER], ids=["v4", "v3", "v2", "v1"]
+)
+EARLIER_STORED = pytest.mark.parametrize("stored", [THIRD, SECOND, EARLIER], ids=["v3", "v2", "v1"])
+# Of the kept statement: masks and ledgers hang on it.
+DIGEST = "4715765f93cad8ea28bfbdbf3ec293f2fc87e57aa027a06c9e35193cffc6eb18"
 HELD_OUT = [f"anne.jsonl:{n}" for n in (1, 2, 4, 6, 8, 9, 10)]
 NAMES = [
     (folder, path.stem)
-    for folder in (ROUND, CLEAR, SECOND, SECOND_CLEAR, EARLIER, EARLIER_CLEAR)
+    for folder in (ROUND, CLEAR, THIRD, THIRD_CLEAR, SECOND, SECOND_CLEAR, EARLIER, EARLIER_CLEAR)
     for path in sorted(folder.glob("messages/[A-Z]*.json"))
 ]
 
@@ -77,7 +91,7 @@ def test_each_message_is_read_and_written_as_it_was(folder, name):
     header, blobs = found.to_wire()
     kept = (folder / "messages" / f"{name}.json").read_text()
     # Before, a site did not say its size with its yes; and first not its name either.
-    if name.startswith("Joined") and V3 not in folder.parents:
+    if name.startswith("Joined") and folder.parent in (V1, V2):
         header = header.replace('"units":0,', "", 1)
     if name.startswith("Joined") and V1 in folder.parents:
         header = header.replace('"site":"",', "", 1)
@@ -92,7 +106,7 @@ def test_every_kind_of_message_is_kept():
         for name, kind in vars(messages).items()
         if isinstance(kind, type) and issubclass(kind, Wire) and kind is not Wire
     }
-    for folder in (ROUND, SECOND, EARLIER):
+    for folder in (ROUND, THIRD, SECOND, EARLIER):
         assert {name.partition("-")[0] for kept, name in NAMES if kept == folder} == kinds
     assert {path.stem for path in ANSWERS} < kinds
 
@@ -121,17 +135,26 @@ def test_refusals_are_told_as_they_were():
         kind="DataError", message="DataError", remedy="the site's own log has the details"
     )
     assert (spent.kind, spent.to_error("x").exit_code) == ("BudgetError", 3)
-    assert message("Trained-carl").header.refusal.kind == "RefusedError"
+    # carl was told of another model than the cohort, which since version 4 nobody signed.
+    kinds = [message("Trained-carl", folder).header.refusal.kind for folder in (THIRD, ROUND)]
+    assert kinds == ["RefusedError", "PeerError"]
 
 
 def test_the_signed_statement_says_what_it_said():
-    assert (STATEMENT.kind, STATEMENT.run, STATEMENT.round) == ("fedllm.round.v3", "run-1", 1)
+    assert (STATEMENT.kind, STATEMENT.run, STATEMENT.round) == ("fedllm.round.v4", "run-1", 1)
     assert RoundStatement.model_fields["kind"].default == STATEMENT.kind
     assert (STATEMENT.attempt, STATEMENT.purpose, STATEMENT.rounds) == (1, "update", 2)
     assert (STATEMENT.names, STATEMENT.min_sites, STATEMENT.series) == (COHORT, 2, "run-1")
     evaluation = STATEMENT.model_copy(update={"purpose": "evaluation"})
-    assert evaluation.series == "run-1/evaluation", "in logs and memories"
+    assert evaluation.series == "run-1/evaluation", "in logs"
+    assert STATEMENT.digest == DIGEST
+    assert TRAIN.digests().model_dump().items() <= STATEMENT.model_dump().items()
     assert STATEMENT.config == digest(TRAIN.header.config)
+    assert STATEMENT.adapter == digest(TRAIN.adapter)
+    assert STATEMENT.model == TRAIN.header.model
+    assert STATEMENT.labels == digest(signing_bytes("fedllm.labels.v1", *TRAIN.header.labels))
+    bounds = json.dumps(TRAIN.header.bounds, separators=(",", ":"))
+    assert STATEMENT.bounds == digest(signing_bytes("fedllm.bounds.v1", bounds))
     assert STATEMENT.plan == PLAN.fingerprint() == digest(TRAIN.plan)
     assert STATEMENT.key == digest(TRAIN.public_key)
     assert STATEMENT.noise_multiplier is not None
@@ -148,6 +171,7 @@ def test_the_signed_statement_says_what_it_said():
 @pytest.mark.parametrize("name", COHORT)
 def test_a_member_is_signed_as_it_was(name):
     member = next(m for m in STATEMENT.cohort if m.name == name)
+    assert member == message(f"Joined-{name}", THIRD).header.member
     assert member == message(f"Joined-{name}").header.member
     assert make_member(identity(name), "run-1", 0) == member
     check_member(member, "run-1", ROSTER)
@@ -160,11 +184,15 @@ def test_a_member_is_signed_as_it_was(name):
             )
 
 
+def files(folder, name="anne") -> SiteFiles:
+    """Return where a site keeps what it must not lose."""
+    return SiteFiles(*(folder / f"{name}.{kind}" for kind in ("sqlite", "json", "log")))
+
+
 def site(folder, stored=ROUND, name="anne") -> Site:
     """Return a site of today with what it kept."""
     for kept in (stored / "sites").iterdir():
         shutil.copy(kept, folder)
-    files = SiteFiles(*(folder / f"{name}.{kind}" for kind in ("sqlite", "json", "log")))
     return Site(
         identity=identity(name),
         roster=ROSTER,
@@ -172,7 +200,7 @@ def site(folder, stored=ROUND, name="anne") -> Site:
             budget=BudgetSection(epsilon=8.0, colluders_epsilon=64.0),
             allow=AllowSection(encryption="optional", non_private=True),
         ),
-        files=files,
+        files=files(folder, name),
         model_path=str(V1 / "model"),
         records=lambda task: records(EARLIER / "records" / f"{name}.jsonl"),
         models=ModelCache(),
@@ -189,10 +217,10 @@ def test_a_kept_order_is_accepted(order, scheme):
     assert found.model.initial.tobytes() == order.adapter == found.adapter.tobytes()
 
 
-@STORED
-def test_a_site_with_kept_memory_answers_as_it_did(tmp_path, stored):
-    anne = site(tmp_path, stored)
-    # Its last attempt was an evaluation; the memory knows both apart.
+def test_a_site_with_its_kept_ledger_answers_as_it_did(tmp_path):
+    anne = site(tmp_path)
+    # Its last attempt was an evaluation; the ledger tells both apart. Its memory may be lost.
+    (tmp_path / "anne.json").unlink()
     assert anne.settle(message("Settle")).to_wire() == message("Settled-anne").to_wire()
     again = anne.train(TRAIN).header.refusal
     assert again is not None
@@ -207,26 +235,44 @@ def test_a_site_with_kept_memory_answers_as_it_did(tmp_path, stored):
     assert opened[0] == opened[1]
 
 
-@STORED
-def test_the_memory_says_what_it_said(tmp_path, stored):
+@EARLIER_STORED
+def test_a_site_with_a_ledger_of_before_settles_on_nothing(tmp_path, stored):
+    anne = site(tmp_path, stored)
+    before = SiteAccount(files(tmp_path), identity("anne"), SitePolicy()).head()
+    for ask, name in ((anne.settle, "Settle"), (anne.unmask, "Unmask")):
+        assert ask(message(name)).header.refusal.kind == "RefusedError"
+    assert SiteAccount(files(tmp_path), identity("anne"), SitePolicy()).head() == before
+
+
+def test_the_memory_knows_the_end_of_the_ledger():
+    head = SiteMemory(ROUND / "sites" / "anne.json").head()
+    path, key = ROUND / "sites" / "anne.sqlite", ROSTER.sites["anne"]
+    assert head is not None
+    assert str(read_state(path, key, [head]).head) == str(head)
+
+
+@EARLIER_STORED
+def test_a_memory_of_before_says_that_the_site_has_trained(tmp_path, stored):
     shutil.copy(stored / "sites" / "anne.json", tmp_path)
     memory = SiteMemory(tmp_path / "anne.json")
-    assert memory.settled("run-1", 1) == SURVIVORS
-    assert memory.settled("run-1/evaluation", 2) == COHORT
     assert memory.used()
-    assert memory.knows("run-1/evaluation")
-    assert not memory.knows("run-2")
+    assert memory.head() is None
+    with pytest.raises(RefusedError, match="its ledger is gone"):
+        require_carried(files(tmp_path), identity("anne"), ROSTER)
 
 
 @STORED
 def test_the_ledger_of_a_kept_site_knows_its_rounds(tmp_path, stored):
-    shutil.copy(stored / "sites" / "anne.sqlite", tmp_path)
-    path = tmp_path / "anne.sqlite"
-    account = SiteAccount(path, identity("anne"), SitePolicy())
-    assert account.charged(STATEMENT)
+    for name in ("anne.sqlite", "anne.json"):
+        shutil.copy(stored / "sites" / name, tmp_path)
+    require_carried(files(tmp_path), identity("anne"), ROSTER)
+    account = SiteAccount(files(tmp_path), identity("anne"), SitePolicy())
     heads = read_heads(stored / "ledger_heads.jsonl")
-    assert account.head() == heads["anne"][-1]
+    path = tmp_path / "anne.sqlite"
     state = read_state(path, ROSTER.sites["anne"], heads["anne"])
+    # Since version 4 it also says on which sum the site settled, after its update left.
+    kept = heads["anne"][-1].sequence + (stored == ROUND)
+    assert account.head().sequence == kept == state.head.sequence
     training, evaluation = state.reservations.values()
     assert (training.run, training.purpose, evaluation.purpose) == (
         "run-1",
@@ -234,8 +280,46 @@ def test_the_ledger_of_a_kept_site_knows_its_rounds(tmp_path, stored):
         "evaluation",
     )
     assert {c.name for c in (training, evaluation)} == {"" if stored == EARLIER else "kept"}
-    assert training.events[0].noise_multiplier == STATEMENT.noise_multiplier
+    theirs = message("Train", stored).header.statement
+    assert training.events[0].noise_multiplier == json.loads(theirs)["noise_multiplier"]
     assert training.colluder_events != training.events
+    named = [(c.statement, c.order_attempt) for c in (training, evaluation)]
+    if stored != ROUND:
+        assert (named, state.settled) == ([("", 0)] * 2, {})
+        return
+    assert (named[0], named[1][1]) == ((STATEMENT.digest, 1), 2)
+    words = survivor_statement(mask_scope(STATEMENT, PLAN), SURVIVORS)
+    assert state.settled[training.sequence] == SettledOn(sha256_hex(words), 2)
+    assert state.settled[evaluation.sequence].sites == 3
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "jsonl"])
+def test_the_commands_of_auditors_read_a_ledger_with_settled_sums(kind):
+    path, heads = str(ROUND / "sites" / f"anne.{kind}"), str(ROUND / "ledger_heads.jsonl")
+    shown, checked, audited = (
+        json.loads(CliRunner().invoke(app, [*asked, "--json"], catch_exceptions=False).stdout)
+        for app, asked in (
+            (ledger_commands, ["show", path]),
+            (ledger_commands, ["verify", path, "--heads", heads]),
+            (audit_commands, ["epsilon", path, "--heads", heads]),
+        )
+    )
+    assert shown == checked
+    (run,) = shown["accounts"][0]["runs"]
+    assert (shown["entries"], run["committed"], run["reserved_only"]) == (7, 2, 0)
+    (found,) = audited["ledgers"]
+    assert found["head"] == shown["head"]
+    assert found["accounts"][0]["claimed"] == shown["accounts"][0]["epsilon"]
+
+
+def test_a_ledger_with_sums_settled_on_is_exported_and_verified(tmp_path):
+    path, out = ROUND / "sites" / "anne.sqlite", tmp_path / "export.jsonl"
+    export_ledger(path, out)
+    kinds = [line["content"]["kind"] for line in read_lines(out)[1:]]
+    assert kinds == ["reserve", "commit", "settle"] * 2
+    heads = read_heads(ROUND / "ledger_heads.jsonl")["anne"]
+    found = [verify_ledger(each, ROSTER.sites["anne"], heads) for each in (path, out)]
+    assert found[0] == found[1]
 
 
 def test_the_same_records_are_held_out():

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden.kept import V1, V2, V3, damaged, read, read_lines
+from golden.kept import V1, V2, V3, V4, damaged, read, read_lines
 
 from fedllm.audit.attacks import results
 from fedllm.audit.ledgers.comparison import load_comparison
@@ -70,6 +70,7 @@ CONFIGURATIONS = [
     (V1 / "config" / "site.toml", load_site_policy),
     (RUN / "run.toml", load_run_config),
     (RUN / "policy.toml", load_site_policy),
+    (V4 / "simulation" / "policy.toml", load_site_policy),
 ]
 
 
@@ -190,19 +191,29 @@ def test_a_run_folder_is_read(tmp_path, folder):
         assert (tmp_path / "summary.json").read_bytes() == (folder / "summary.json").read_bytes()
 
 
-def test_what_a_simulated_site_keeps_fits_together():
-    roster = Roster.from_json((RUN / "roster.json").read_text())
-    anne = Identity.load("anne", RUN / "identities" / "anne")
+@pytest.mark.parametrize("folder", [RUN, V4 / "simulation"], ids=["v1", "v4"])
+def test_what_a_simulated_site_keeps_fits_together(folder):
+    roster = Roster.from_json((folder / "roster.json").read_text())
+    anne = Identity.load("anne", folder / "identities" / "anne")
     assert roster.sites["anne"] == anne.public_bytes()
-    heads = read_heads(RUN / "ledger_heads.jsonl")
+    heads = read_heads(folder / "ledger_heads.jsonl")
     assert [len(heads[name]) for name in ("anne", "bob")] == [3, 3]
-    state = read_state(RUN / "ledgers" / "anne.sqlite", anne.public_bytes(), heads["anne"])
-    run = read(RUN / "summary.json")["run_id"]
+    state = read_state(folder / "ledgers" / "anne.sqlite", anne.public_bytes(), heads["anne"])
+    run = read(folder / "summary.json")["run_id"]
     assert [(c.run, c.round) for c in state.reservations.values()] == [
         (run, number) for number in (1, 2, 3)
     ]
     assert (state.accounts(), state.unit("")) == ([""], "person")
-    assert SiteMemory(RUN / "ledgers" / "anne.memory.json").settled(run, 3) == ("anne", "bob")
+    memory = SiteMemory(folder / "ledgers" / "anne.memory.json")
+    assert memory.used()
+    # Before, the memory held what now stands in the ledger.
+    end = memory.head()
+    assert (end and str(end)) == (None if folder == RUN else str(state.head))
+    assert [one.sites for one in state.settled.values()] == ([] if folder == RUN else [2] * 3)
+
+
+def test_a_simulated_sites_own_log_has_its_rounds():
+    run = read(RUN / "summary.json")["run_id"]
     lines = read_lines(RUN / "sites" / "anne.jsonl")
     assert [(line["run"], line["round"]) for line in lines] == [(run, n) for n in (1, 2, 3)]
 

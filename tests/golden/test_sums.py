@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tenseal
-from golden.kept import SURVIVORS, damaged, identity
+from golden.kept import COHORT, SURVIVORS, damaged, identity
 from golden.kept_rounds import (
     CLEAR,
     IN_CLEAR,
@@ -19,7 +19,7 @@ from golden.kept_rounds import (
 )
 
 from fedllm.canonical import signing_bytes
-from fedllm.encryption.masks import Reveal, SiteMasks, survivor_statement
+from fedllm.encryption.masks import MaskScope, Reveal, SiteMasks, survivor_statement
 from fedllm.encryption.pack import pack
 from fedllm.encryption.plan import EncryptionPlan, make_plan
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
@@ -37,8 +37,7 @@ from fedllm.randomness import RandomStream
 # Known answers: what follows from keys that anybody can make.
 PACKED = "36adb83a1226f0b75892b14de719cd7d8e95efba210491726e6d91764d16fa78"
 STREAM = "f4100eb4b5599012a8b922e4a6ddf009"
-MASK = "c759961e36f2502a84e5e2a46523f0892b3b755027fb17f283f520b400fe93a2"
-FIXED = STATEMENT.model_copy(update={"key": "00" * 32})
+MASK = "44f7b44ae0df621cc6aa90d8ca2589885faf3c75531d564ad55bf77894d46e98"
 CHOSEN = [
     (
         ("bfv", 16, 10, 54221, True),
@@ -193,10 +192,10 @@ def test_a_mask_is_the_stream_that_it_was():
     stream = RandomStream.seeded(7, "kept", 1)
     assert stream.bytes(16).hex() == STREAM
     fixed = SiteMasks(
-        mask_scope(FIXED, PLAN),
+        MaskScope("00" * 32, COHORT, PLAN),
         "anne",
         identity("anne").mask_key("run-1"),
-        {m.name: bytes.fromhex(m.mask_key) for m in FIXED.cohort if m.name != "anne"},
+        {m.name: bytes.fromhex(m.mask_key) for m in STATEMENT.cohort if m.name != "anne"},
         own_mask=True,
         own_seed=bytes(32),
     )

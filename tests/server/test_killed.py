@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
+from support.cutting import attempt_under_way, with_a_failed_attempt
 from support.federation import records, small_config, write_jsonl
 
 import fedllm.files
@@ -92,12 +94,20 @@ def test_a_kill_after_any_write_leads_to_the_same_end(config, tmp_path, monkeypa
     begun = names.index("checkpoints/round-00000")
     # All from the end of the first round on; before that, two kinds stand for the others.
     late = camera.taken[names.index("checkpoints/round-00001") :]
+    ends = {None: (whole, out)}
     for name, shot in [camera.taken[begun - 1], camera.taken[begun], *late]:
+        attempt = attempt_under_way(shot)
+        if attempt not in ends:
+            other = tmp_path / f"failed-{attempt}"
+            run = partial(simulate, config, other, observers=[])
+            ends[attempt] = (with_a_failed_attempt(attempt, run), other)
+        whole, out = ends[attempt]
         summary = simulate(config, shot, resume=True, observers=[])
         assert summary.adapter_sha256 == whole.adapter_sha256, name
         assert summary.metrics == whole.metrics, name
         assert lines(shot) == lines(out), name
         assert (shot / "report.html").exists(), name
+    whole, out = ends[None]
     first = dict(reversed(camera.taken))["run.toml"]
     (first / ".run.toml.left").touch()
     assert simulate(config, first, observers=[]).adapter_sha256 == whole.adapter_sha256

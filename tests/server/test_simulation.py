@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.cutting import attempt_under_way, with_a_failed_attempt
 from support.federation import records, small_config, write_jsonl
 from support.tasks import load_model
 
@@ -17,6 +18,7 @@ from fedllm.audit.ledgers.epsilon import audit_ledgers, find_ledgers
 from fedllm.config import RunConfig, SitePolicy, load_run_config, to_toml
 from fedllm.errors import BudgetError, CheckpointError, ConfigError, DataError, TrainingError
 from fedllm.identity.keys import Identity
+from fedllm.privacy.ledger.audit import read_state
 from fedllm.privacy.ledger.entries import Head
 from fedllm.privacy.ledger.heads import keep_heads, read_heads
 from fedllm.privacy.ledger.ledger import Ledger
@@ -108,9 +110,13 @@ def test_a_private_run_leaves_a_whole_folder(config, tmp_path):
         (account,) = ledger.verify().accounts
         assert account.runs[0].committed == 3
     kept = read_heads(out / HEADS_FILE)
-    assert {name: (len(heads), heads[-1]) for name, heads in kept.items()} == {
-        name: (3, ledger.head()) for name, ledger in found.items()
-    }
+    assert kept.keys() == found.keys()
+    for name, heads in kept.items():
+        state = read_state(out / "ledgers" / f"{name}.sqlite", anchors=heads)
+        # On which sum a site settles is written after its update left.
+        assert [head.sequence for head in heads] == list(state.committed.values())
+        assert list(state.settled) == list(state.committed)
+        assert found[name].head().sequence == heads[-1].sequence + 1
     model = load_model(private, ("one", "three", "two"))
     model.load_adapter(out / "adapter")
     import hashlib
@@ -198,11 +204,17 @@ def test_ray_gives_the_same_adapter(config, tmp_path):
     assert ray.metrics == here.metrics
 
 
+def uncut(config: RunConfig, cut: Path):
+    """Return what a run comes to that was not cut off, and whose same attempt failed."""
+    attempt, whole = attempt_under_way(cut), cut.with_name("whole")
+    return with_a_failed_attempt(attempt, lambda: simulate(config, whole))
+
+
 def test_an_interrupted_run_goes_on_to_the_same_adapter(config, tmp_path):
-    whole = simulate(config, tmp_path / "whole")
     out = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
         simulate(config, out, observers=[StopAfter(2)])
+    whole = uncut(config, out)
     summary = simulate(config, out, resume=True)
     assert summary.adapter_sha256 == whole.adapter_sha256
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -295,9 +307,9 @@ def test_a_resumed_run_has_the_labels_and_the_test_file_that_it_began_with(confi
 
 def test_a_server_optimizer_resumes_with_its_state(config, tmp_path):
     adam = change(config, rounds={"optimizer": "adam", "learning_rate": 0.02})
-    whole = simulate(adam, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         simulate(adam, tmp_path / "cut", observers=[StopAfter(3)])
+    whole = uncut(adam, tmp_path / "cut")
     assert simulate(adam, tmp_path / "cut", resume=True).adapter_sha256 == whole.adapter_sha256
 
 
@@ -457,7 +469,6 @@ def test_a_full_disk_stops_the_run_without_harm(config, tmp_path, monkeypatch):
 
     import fedllm.runs.checkpoints as module
 
-    whole = simulate(config, tmp_path / "whole")
     write = module.write_bytes
     calls = []
 
@@ -473,6 +484,7 @@ def test_a_full_disk_stops_the_run_without_harm(config, tmp_path, monkeypatch):
         patch.setattr(module, "write_bytes", full)
         with pytest.raises(Exception, match="No space left"):
             simulate(config, tmp_path / "run")
+    whole = uncut(config, tmp_path / "run")
     again = simulate(config, tmp_path / "run", resume=True)
     assert again.adapter_sha256 == whole.adapter_sha256
 
@@ -534,8 +546,8 @@ def test_kill_9_in_a_round_and_resume(config, tmp_path):
     died = subprocess.run([sys.executable, "-c", DIES_IN_ROUND_3, path, out], check=False)
     assert died.returncode == -signal.SIGKILL
     assert (out / "checkpoints" / "round-00002").exists()
+    whole = uncut(long, out)
     cut = simulate(long, out, resume=True)
-    whole = simulate(long, tmp_path / "whole")
     assert cut.adapter_sha256 == whole.adapter_sha256
 
 

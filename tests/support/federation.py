@@ -177,7 +177,9 @@ def build(
     return Federation(config, folder, sites, identities, roster, authority, terms, models)
 
 
-def plain_means(federation: Federation, names: list[str] | None = None, number: int = 1):
+def plain_means(
+    federation: Federation, names: list[str] | None = None, number: int = 1, attempt: int = 1
+):
     """Train each site in the open with the same random numbers and average: the oracle."""
     from support.tasks import encode
 
@@ -190,7 +192,7 @@ def plain_means(federation: Federation, names: list[str] | None = None, number: 
         rows = federation.sites[name]._data.records(config.task)
         dataset = encode(rows, config.task, model.tokenizer, config.model.max_length, model.labels)
         settings = mechanism_of(config).settings(dataset.number_of_units, None)
-        sampling = RandomStream.seeded(config.seed, "sampling", name, number)
+        sampling = RandomStream.seeded(config.seed, "sampling", name, number, attempt)
         result = train_locally(model, dataset, settings, sampling, RandomStream.secure())
         updates.append(result.update.astype(np.float64))
     return np.mean(updates, axis=0)

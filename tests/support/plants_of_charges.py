@@ -396,7 +396,7 @@ def announced_noise_believed_when_it_is_near(patch):
 
 
 def an_attempt_served_twice(patch):
-    patch.setattr(memory.SiteMemory, "begin", lambda self, run, attempt: None)
+    patch.setattr(LedgerState, "repeats", lambda self, *order: False)
 
 
 def _loss_of_rounds(patch):
@@ -412,12 +412,13 @@ def _loss_of_rounds(patch):
     return losses
 
 
-def a_lost_memory_that_is_not_missed(patch):
-    patch.setattr(SiteAccount, "charged", lambda self, statement: False)
+def an_older_ledger_that_is_not_missed(patch):
+    patch.setattr(memory.SiteMemory, "head", lambda self: None)
 
 
 def a_lost_ledger_that_is_not_missed(patch):
     patch.setattr(memory.SiteMemory, "used", lambda self: False)
+    an_older_ledger_that_is_not_missed(patch)
 
 
 def evaluations_left_out_when_a_run_is_checked(patch):
@@ -580,7 +581,7 @@ CHARGES = [
     (announced_noise_believed, "announced noise"),
     (announced_noise_believed_when_it_is_near, "announced noise"),
     (an_attempt_served_twice, "attempts"),
-    (a_lost_memory_that_is_not_missed, "attempts"),
+    (an_older_ledger_that_is_not_missed, "attempts"),
     (a_lost_ledger_that_is_not_missed, "attempts"),
     (evaluations_left_out_when_a_run_is_checked, "budget"),
     (failed_evaluations_that_count_for_nothing, "attempts"),

@@ -475,7 +475,9 @@ def masks_of_every_attempt_the_same(patch):
     from fedllm.encryption import masks
 
     right = masks.MaskScope.to_bytes
-    patch.setattr(masks.MaskScope, "to_bytes", lambda self: right(replace(self, attempt=1)))
+    patch.setattr(
+        masks.MaskScope, "to_bytes", lambda self: right(replace(self, statement="0" * 64))
+    )
 
 
 def held_out_records_trained_on(patch):

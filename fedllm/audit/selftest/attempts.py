@@ -23,6 +23,7 @@ from fedllm.federation.site.work import SiteWork
 _EPSILON, _DELTA = 8.0, 1e-5
 _NAME = SITES[0]
 LOCAL, SHARED = WAYS[0], WAYS[1]
+_LOST = {True: "lost", False: "restored from an older copy"}
 
 
 @contextmanager
@@ -121,25 +122,31 @@ def evaluations_count_for_later_runs(material: Material) -> str | None:
 
 
 def what_is_lost_is_missed(material: Material) -> str | None:
-    """A site that lost its memory of attempts, or its ledger, does not go on as if new."""
+    """A site whose ledger is gone, or an older copy, does not go on as if nothing was."""
     config = site_config(material, LOCAL, evaluation={"every": 0})
-    for lost in (".json", ".sqlite"):
+    for gone in (True, False):
         setting = Setting(identities=new_identities(), folder=material.new_folder())
         federation = build(material, config, setting)
+        ledger = federation.ledger_file(_NAME)
         federation.sent(_NAME, 1, 1)
-        (federation.folder / f"{_NAME}{lost}").unlink()
+        older = ledger.read_bytes()
+        federation.sent(_NAME, 1, 2)
+        ledger.unlink()
+        if not gone:
+            ledger.write_bytes(older)
         restarted = build(material, config, setting)
-        if not restarted.refused(_NAME, 1, 2):
-            return f"a site that lost {_NAME}{lost} went on with its run"
+        if not restarted.refused(_NAME, 1, 3):
+            return f"a site went on with its run after its ledger was {_LOST[gone]}"
     return None
 
 
 def an_attempt_serves_once(material: Material) -> str | None:
-    """The same order, an older one, or the same after a restart, gives no second update."""
+    """The same order, an older one, or the same after all but the ledger was lost, is refused."""
     config = site_config(material, LOCAL, evaluation={"every": 0})
     setting = Setting(identities=new_identities(), folder=material.new_folder())
     federation = build(material, config, setting)
     federation.sent(_NAME, 1, 2)
+    federation.files(_NAME).memory.unlink()
     restarted = build(material, config, setting)
     restarted.keys = federation.keys
     for again in (federation, restarted):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedllm.audit.selftest.federation import AUTHORITY, RUN, Federation
+from fedllm.audit.selftest.federation import AUTHORITY, RUN, Federation, site_files
 from fedllm.audit.selftest.material import (
     PLAIN,
     RECORDS,
@@ -26,7 +26,6 @@ from fedllm.config import AllowSection, BudgetSection, RunConfig, SitePolicy, Ta
 from fedllm.data.records import Record
 from fedllm.federation.authority.authority import Authority
 from fedllm.federation.protocol.terms import make_terms
-from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.site.site import Site
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
@@ -99,9 +98,7 @@ def build(material: Material, config: RunConfig, setting: Setting | None = None)
             identity=identities[name],
             roster=roster,
             policy=policy,
-            files=SiteFiles(
-                folder / f"{name}.sqlite", folder / f"{name}.json", folder / f"{name}.log"
-            ),
+            files=site_files(folder, name),
             model_path=config.model.path,
             records=lambda task: records[name],
             models=material.models,

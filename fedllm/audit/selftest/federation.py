@@ -29,6 +29,7 @@ from fedllm.federation.coordinator.rounds import (
     RoundOutcome,
     run_round,
     statement_of,
+    with_order,
 )
 from fedllm.federation.protocol.envelopes import verified_update
 from fedllm.federation.protocol.evaluating import sum_shape
@@ -48,6 +49,7 @@ from fedllm.federation.protocol.messages import (
 )
 from fedllm.federation.protocol.statements import make_member, read_statement
 from fedllm.federation.protocol.terms import Terms
+from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.site.site import Site
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
@@ -58,6 +60,11 @@ from fedllm.privacy.ledger.state import Reservation
 
 RUN = "selftest-run"
 AUTHORITY = "authority"
+
+
+def site_files(folder: Path, name: str) -> SiteFiles:
+    """Return where a site of a made-up federation keeps its files."""
+    return SiteFiles(folder / f"{name}.sqlite", folder / f"{name}.json", folder / f"{name}.log")
 
 
 @dataclass
@@ -199,6 +206,7 @@ class Federation:
             for name in self.sites
         )
         statement = statement_of(self.terms, cohort, number, attempt, noise, purpose)
+        statement = with_order(statement, self.terms, self.start)
         return statement.model_copy(update={"plan": self.plan_of(purpose).fingerprint()})
 
     def _order(self, statement: str, signature: str, public_key: bytes, purpose: Purpose) -> Train:
@@ -312,7 +320,11 @@ class Federation:
 
     def ledger_file(self, name: str) -> Path:
         """Return where a site keeps its ledger."""
-        return self.folder / f"{name}.sqlite"
+        return self.files(name).ledger
+
+    def files(self, name: str) -> SiteFiles:
+        """Return where a site keeps what it must not lose."""
+        return site_files(self.folder, name)
 
     def ledger(self, name: str) -> Ledger:
         """Open a site's ledger."""

@@ -195,7 +195,7 @@ def spending_is_carried(material: Material, all_cases: bool = True) -> str | Non
 
         def carry(new: Federation, before: Path = before) -> None:
             identity = new.identities[_NAME]
-            carry_ledger(before, new.ledger_file(_NAME), identity, new.roster)
+            carry_ledger(before, new.files(_NAME), identity, new.roster)
 
         each = mu_squared_of(_EPSILON, _DELTA)
         totals = [epsilon_of(n * each, _DELTA) for n in (runs, runs + 1)]
@@ -253,7 +253,7 @@ def statements_are_charged(material: Material, all_cases: bool = True) -> str | 
 
 def _stating(said: Statement) -> Carry:
     def carry(new: Federation) -> None:
-        carry_statement(said, new.ledger_file(_NAME), new.identities[_NAME], new.roster)
+        carry_statement(said, new.files(_NAME), new.identities[_NAME], new.roster)
 
     return carry
 

@@ -18,10 +18,12 @@ from fedllm.audit.selftest.material import SITES, Material
 from fedllm.audit.selftest.seeds import site_config
 from fedllm.config import BudgetSection
 from fedllm.data.records import Record
-from fedllm.errors import DataError, TrainingError
+from fedllm.errors import DataError, PeerError, TrainingError
 from fedllm.federation.protocol.messages import Wire
 from fedllm.federation.protocol.statements import make_member
 from fedllm.identity.keys import Identity
+from fedllm.privacy.ledger.audit import read_state
+from fedllm.privacy.ledger.heads import signed_head
 from fedllm.training import local
 
 _NAME = SITES[0]
@@ -109,10 +111,20 @@ def _form(said: _Said, federation: Federation) -> str | None:
             heads.append((header["ledger"], header["ledger_signature"]))
     if not heads or {kind for kind, *_ in said.answers} != set(_FIELDS):
         return "a round did not ask for everything that it must"
-    head = federation.ledger(_NAME).head()
-    if heads[-1] != (str(head), head.signature):
+    if not _of_the_ledger(heads, federation):
         return "an answer holds something else than the head of the ledger"
     return None
+
+
+def _of_the_ledger(sent: list[tuple[str, str]], federation: Federation) -> bool:
+    # An update leaves with the entry that says so; on which sum a site settles is written later.
+    key = federation.identities[_NAME].public_bytes()
+    try:
+        heads = [signed_head(*one, key, _NAME) for one in sent]
+        state = read_state(federation.ledger_file(_NAME), key, heads)
+    except PeerError:
+        return False
+    return [head.sequence for head in heads] == list(state.committed.values())
 
 
 def _same(one: _Said, other: _Said) -> str | None:

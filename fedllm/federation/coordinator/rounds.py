@@ -36,10 +36,10 @@ from fedllm.federation.protocol.messages import (
     TrainHeader,
     Unmask,
     UnmaskHeader,
+    order_digests,
 )
 from fedllm.federation.protocol.statements import read_statement, require
 from fedllm.federation.protocol.terms import Terms
-from fedllm.federation.protocol.wire import digest
 from fedllm.identity.roster import Roster
 from fedllm.privacy.ledger.entries import Head
 
@@ -87,7 +87,7 @@ def run_round(
     Parameters
     ----------
     statement : RoundStatement
-        The round as proposed, without the key; its purpose says what is summed.
+        The round as proposed, see `statement_of`; its purpose says what is summed.
     adapter : float32 array (P,)
         Where the sites start, or what they evaluate.
     heard : callable
@@ -107,7 +107,8 @@ def run_round(
         shape.length,
         config.encryption.masked,
     )
-    opened, signed = _open_round(authority, statement, plan, roster)
+    ordered = with_order(statement, terms, adapter)
+    opened, signed = _open_round(authority, ordered, plan, roster)
     public = PublicRoundKey.from_bytes(plan, opened.public_key)
     require(public.fingerprint == signed.key, "the round's public key is not the signed one")
     order = Train(
@@ -121,7 +122,7 @@ def run_round(
         ),
         plan.to_bytes(),
         opened.public_key,
-        np.ascontiguousarray(adapter, dtype="<f4").tobytes(),
+        _wire_bytes(adapter),
     )
     collector = UpdateCollector(EncryptedSum(plan, public), signed, roster, heard)
     collector.collect(sites.train(order, signed.names))
@@ -223,7 +224,7 @@ def statement_of(
     noise_multiplier: float | None,
     purpose: Purpose = "update",
 ) -> RoundStatement:
-    """Return the proposal of one round, before the authority adds plan and key."""
+    """Return the proposal of one round, before order, plan and key are known."""
     return RoundStatement(
         run=terms.run,
         round=number,
@@ -235,6 +236,23 @@ def statement_of(
         plan="",
         key="",
         reveal_key="",
-        config=digest(terms.config_text),
+        config="",
+        labels="",
+        bounds="",
+        model="",
+        adapter="",
         noise_multiplier=noise_multiplier,
     )
+
+
+def with_order(
+    statement: RoundStatement, terms: Terms, adapter: NDArray[np.float32]
+) -> RoundStatement:
+    """Return a proposal that names what the sites are sent; ``adapter`` is float32 (P,)."""
+    bounds = sum_shape(terms.config, statement.purpose, terms.bounds).bounds
+    said = order_digests(terms.config_text, terms.labels, bounds, terms.model, _wire_bytes(adapter))
+    return statement.model_copy(update=said.model_dump())
+
+
+def _wire_bytes(adapter: NDArray[np.float32]) -> bytes:
+    return np.ascontiguousarray(adapter, dtype="<f4").tobytes()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedllm.canonical import canonical_json, from_hex, signing_bytes
+from fedllm.canonical import from_hex, signing_bytes
 from fedllm.encryption.masks import (
     MaskScope,
     Reveal,
@@ -26,13 +26,7 @@ from fedllm.identity.roster import Roster
 
 def mask_scope(statement: RoundStatement, plan: EncryptionPlan) -> MaskScope:
     """Return what the masks of one attempt of a round are bound to."""
-    return MaskScope(
-        run=statement.series,
-        attempt=statement.attempt,
-        cohort=statement.names,
-        key_fingerprint=statement.key,
-        plan=plan,
-    )
+    return MaskScope(statement.digest, statement.names, plan)
 
 
 def site_masks(
@@ -53,7 +47,7 @@ def site_masks(
     others = {m.name: hex_bytes(m.mask_key) for m in statement.cohort}
     require(identity.name in others, "this site is not in the cohort")
     del others[identity.name]
-    which = (statement.series, statement.attempt, statement.key)
+    purpose = signing_bytes("fedllm.own-mask.v3", statement.digest)
     return SiteMasks(
         mask_scope(statement, plan),
         identity.name,
@@ -61,7 +55,7 @@ def site_masks(
         others,
         min_survivors=statement.min_sites,
         own_mask=recover,
-        own_seed=identity.derive(signing_bytes("fedllm.own-mask.v2", *which)) if recover else None,
+        own_seed=identity.derive(purpose) if recover else None,
     )
 
 
@@ -107,8 +101,7 @@ def take_masks_off(
 
 def reveal_purpose(statement: RoundStatement, site: str) -> bytes:
     """Return what a site's sealed reveal is bound to: this attempt of the round, this site."""
-    said = canonical_json(statement.model_dump(mode="json"))
-    return signing_bytes("fedllm.reveal.v2", said, site)
+    return signing_bytes("fedllm.reveal.v3", statement.digest, site)
 
 
 def hex_bytes(text: str) -> bytes:

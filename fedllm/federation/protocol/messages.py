@@ -11,14 +11,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedllm.canonical import signing_bytes
+from fedllm.canonical import canonical_json, sha256_hex, signing_bytes
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.protocol.wire import Header, Wire
 
 Purpose = Literal["update", "evaluation"]
 # The coordinator's random identifier of a run, which stands in ledgers and journals.
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-ROUND_LABEL: Literal["fedllm.round.v3"] = "fedllm.round.v3"
+ROUND_LABEL: Literal["fedllm.round.v4"] = "fedllm.round.v4"
 
 
 class CohortMember(Header):
@@ -51,6 +51,9 @@ def member_statement(run: str, name: str, mask_key: str, units: int) -> bytes:
 class RoundStatement(Header):
     """What every party of a round must agree on; signed by the key authority.
 
+    It names everything that a site's part in the sum depends on, and masks derive from it: sites
+    that were told different things have masks that do not cancel.
+
     Attributes
     ----------
     run, round, attempt
@@ -66,15 +69,15 @@ class RoundStatement(Header):
     reveal_key : str
         Public X25519 key of this round, in hexadecimal, for which the survivors seal what
         takes their masks off.
-    config : str
-        SHA-256 of the run configuration that the sites were sent.
+    config, labels, bounds, model, adapter : str
+        What the sites were sent beside it, see `OrderDigests`.
     noise_multiplier : float, optional
         Of the sum, with distributed noise; each site gives its share.
     kind : str
         Type and version of the statement.
     """
 
-    kind: Literal["fedllm.round.v3"] = ROUND_LABEL
+    kind: Literal["fedllm.round.v4"] = ROUND_LABEL
     run: RunId
     round: int
     attempt: int
@@ -86,7 +89,17 @@ class RoundStatement(Header):
     key: str
     reveal_key: str
     config: str
+    labels: str
+    bounds: str
+    model: str
+    adapter: str
     noise_multiplier: float | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it, in hexadecimal: what masks and a site's ledger are bound to."""
+        said = canonical_json(self.model_dump(mode="json"))
+        return sha256_hex(signing_bytes("fedllm.round-digest.v1", said))
 
     @property
     def series(self) -> str:
@@ -168,11 +181,13 @@ class TrainHeader(SignedRound):
     Attributes
     ----------
     config : str
-        The run configuration as TOML; its SHA-256 stands in the statement.
+        The run configuration as TOML.
     labels : tuple of str
         Public labels of a classification task.
     bounds : tuple of (int, float)
         For each segment of the adapter its length and the bound of one coordinate.
+    model : str
+        Fingerprint of the base model.
     """
 
     config: str
@@ -193,6 +208,49 @@ class Train(Wire):
     plan: bytes
     public_key: bytes
     adapter: bytes
+
+    def digests(self) -> OrderDigests:
+        """Return what the statement has to say of this order."""
+        header = self.header
+        return order_digests(
+            header.config, header.labels, header.bounds, header.model, self.adapter
+        )
+
+
+class OrderDigests(Header):
+    """SHA-256, in hexadecimal, of each thing that an order holds beside its statement.
+
+    Attributes
+    ----------
+    config, labels, bounds, adapter : str
+        Of the configuration's text, of the labels, of the bounds, of the adapter's bytes.
+    model : str
+        The base model's fingerprint, which is a SHA-256 already.
+    """
+
+    config: str
+    labels: str
+    bounds: str
+    model: str
+    adapter: str
+
+
+def order_digests(
+    config: str,
+    labels: tuple[str, ...],
+    bounds: tuple[tuple[int, float], ...],
+    model: str,
+    adapter: bytes,
+) -> OrderDigests:
+    """Return what a statement says of an order; see `TrainHeader` and `Train`."""
+    listed = canonical_json([[length, float(bound)] for length, bound in bounds])
+    return OrderDigests(
+        config=sha256_hex(config),
+        labels=sha256_hex(signing_bytes("fedllm.labels.v1", *labels)),
+        bounds=sha256_hex(signing_bytes("fedllm.bounds.v1", listed)),
+        model=model,
+        adapter=sha256_hex(adapter),
+    )
 
 
 class TrainedHeader(SiteAnswer):

@@ -12,6 +12,7 @@ from math import inf
 from pathlib import Path
 
 from fedllm.errors import RefusedError
+from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.site.memory import SiteMemory
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
@@ -27,7 +28,7 @@ _REMEDY = (
 )
 
 
-def require_carried(ledger: Path, memory: Path, identity: Identity, roster: Roster) -> None:
+def require_carried(files: SiteFiles, identity: Identity, roster: Roster) -> None:
     """Refuse to go on with a ledger that does not say what was spent before it.
 
     Raises
@@ -35,11 +36,12 @@ def require_carried(ledger: Path, memory: Path, identity: Identity, roster: Rost
     RefusedError
         If the site had other keys before, or its ledger is gone although it has trained.
     TamperedError, LedgerError
-        If the ledger cannot be read.
+        If the ledger cannot be read, or is an older copy than the one that the site remembers.
     """
+    ledger, memory = files.ledger, SiteMemory(files.memory)
     owed = owed_keys(identity.name, roster)
     if not ledger.exists():
-        if SiteMemory(memory).used():
+        if memory.used():
             raise RefusedError("this site has trained before, and its ledger is gone", _REMEDY)
         if owed:
             raise RefusedError(
@@ -48,7 +50,11 @@ def require_carried(ledger: Path, memory: Path, identity: Identity, roster: Rost
                 _REMEDY,
             )
         return
-    if owed and not owed <= read_state(ledger, identity.public_bytes()).covered():
+    head = memory.head()
+    if not owed and head is None:
+        return
+    state = read_state(ledger, identity.public_bytes(), () if head is None else (head,))
+    if not owed <= state.covered():
         raise RefusedError(
             f"'{identity.name}' had other keys before, and its ledger lacks what was spent under "
             "them",
@@ -61,7 +67,7 @@ def owed_keys(name: str, roster: Roster) -> set[str]:
     return {key.hex() for key in roster.former.get(name, ())}
 
 
-def carry_ledger(old: Path, ledger: Path, identity: Identity, roster: Roster) -> list[Carried]:
+def carry_ledger(old: Path, files: SiteFiles, identity: Identity, roster: Roster) -> list[Carried]:
     """Take over all that an earlier ledger of this site, or an export of it, was charged.
 
     Raises
@@ -78,7 +84,7 @@ def carry_ledger(old: Path, ledger: Path, identity: Identity, roster: Roster) ->
             f"{old} is not an earlier ledger of '{identity.name}'",
             "give the site's own, or an export of it",
         )
-    Ledger.open(ledger, identity.name, identity).carry(carried)
+    _carry(carried, files, identity)
     return carried
 
 
@@ -103,7 +109,7 @@ class Statement:
 
 
 def carry_statement(
-    said: Statement, ledger: Path, identity: Identity, roster: Roster
+    said: Statement, files: SiteFiles, identity: Identity, roster: Roster
 ) -> list[Carried]:
     """Charge what a site states.
 
@@ -119,5 +125,11 @@ def carry_statement(
     covers = owed_keys(identity.name, roster) or {identity.public_bytes().hex()}
     seen, alone = (event(said.epsilon),), (event(max(said.epsilon, said.colluders_epsilon)),)
     carried = Carried(tuple(sorted(covers)), "", said.unit, seen, alone)
-    Ledger.open(ledger, identity.name, identity).carry([carried])
+    _carry([carried], files, identity)
     return [carried]
+
+
+def _carry(carried: list[Carried], files: SiteFiles, identity: Identity) -> None:
+    ledger = Ledger.open(files.ledger, identity.name, identity)
+    ledger.carry(carried)
+    SiteMemory(files.memory).begin_anew(ledger.head())

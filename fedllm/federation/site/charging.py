@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import inf
-from pathlib import Path
 
+from fedllm.canonical import sha256_hex
 from fedllm.config import RunConfig, SitePolicy
 from fedllm.config.task import smallest_unit
 from fedllm.errors import RefusedError
 from fedllm.federation.protocol.messages import RoundStatement
+from fedllm.federation.site.files import SiteFiles
+from fedllm.federation.site.memory import SiteMemory
 from fedllm.identity.keys import Identity
 from fedllm.mechanisms import Cost, mechanism_of
 from fedllm.privacy.accounting.accountants import upper_bound
@@ -43,21 +45,22 @@ class SiteAccount:
 
     Parameters
     ----------
-    path : Path
-        The ledger.
+    files : SiteFiles
+        The ledger, and what the site remembers of it.
     identity : Identity
         Signs entries.
     policy : SitePolicy
         The site's ceilings, its account if it declares one, and whether its source names persons.
     """
 
-    def __init__(self, path: Path, identity: Identity, policy: SitePolicy) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, files: SiteFiles, identity: Identity, policy: SitePolicy) -> None:
+        files.ledger.parent.mkdir(parents=True, exist_ok=True)
         self._budget = policy.budget
         self._data = policy.data
         self._persons = policy.allow.unit == "person"
         self._name = policy.budget.account or ""
-        self._ledger = Ledger.open(path, identity.name, identity)
+        self._memory = SiteMemory(files.memory)
+        self._ledger = Ledger.open(files.ledger, identity.name, identity, self._memory.head())
 
     def head(self) -> Head:
         """Return the end of the ledger, for the coordinator to keep."""
@@ -97,14 +100,17 @@ class SiteAccount:
             If the round does not fit the site's budget.
         RefusedError
             If the announced noise does not keep the run's promise at this site.
+        RepeatError
+            If this statement was charged before.
         """
+        self._require_new(statement, "training")
         mechanism = mechanism_of(config)
         done = self._ledger.events_of_run(statement.run, "training")
         needed = mechanism.needed_noise(units, statement.round, done)
         noise = mechanism.agreed_noise(needed, statement.noise_multiplier)
         cost = mechanism.cost(units, length, noise)
         charge = self._charge(statement.run, statement.round, config, cost)
-        return Paid(self._ledger.reserve(charge, self._ceiling(config)), noise)
+        return Paid(self._reserve(charge, statement, config), noise)
 
     def reserve_evaluation(self, statement: RoundStatement, config: RunConfig) -> Paid:
         """Charge one evaluation on held-out records; on disk when this returns.
@@ -115,7 +121,10 @@ class SiteAccount:
             If it does not fit the site's budget.
         RefusedError
             If the run has no evaluation after this round, or has had all of them.
+        RepeatError
+            If this statement was charged before.
         """
+        self._require_new(statement, "evaluation")
         rounds = mechanism_of(config).evaluation.rounds
         done = self._ledger.events_of_run(statement.run, "evaluation")
         if statement.round not in rounds or len(done) >= len(rounds):
@@ -124,12 +133,26 @@ class SiteAccount:
                 "what the run may spend on evaluation was fixed before it began",
             )
         charge = self._evaluation_charge(statement.run, statement.round, config)
-        return Paid(self._ledger.reserve(charge, self._ceiling(config)), None)
+        return Paid(self._reserve(charge, statement, config), None)
 
-    def charged(self, statement: RoundStatement) -> bool:
-        """Tell whether the ledger holds anything of the run that is of this purpose."""
-        purpose = "evaluation" if statement.purpose == "evaluation" else "training"
-        return bool(self._ledger.events_of_run(statement.run, purpose))
+    def settle(self, statement: RoundStatement, words: bytes, sites: int) -> None:
+        """Note, once, which sum of a round may be opened; see `Ledger.settle`.
+
+        ``words`` are what the site signs to name the sites in it.
+        """
+        self._ledger.settle(statement.digest, sha256_hex(words), sites)
+        self._memory.remember(self._ledger.head())
+
+    def require_settled(self, statement: RoundStatement, words: bytes) -> None:
+        """Refuse what opens another sum than the one that was settled on.
+
+        Raises
+        ------
+        RefusedError
+            If it is another, or none.
+        """
+        if self._ledger.settled(statement.digest).survivors != sha256_hex(words):
+            raise RefusedError("these are not the survivors settled on")
 
     def commit(self, paid: Paid) -> None:
         """Note that the round is finished and its result is about to leave."""
@@ -146,6 +169,16 @@ class SiteAccount:
     def left(self) -> float:
         """Return how much epsilon the site's ceiling leaves to the account."""
         return max(0.0, self._budget.epsilon - self.spent())
+
+    def _require_new(self, statement: RoundStatement, purpose: str) -> None:
+        # Whoever asks again must hear that, not that the noise or the budget is too small now.
+        self._ledger.require_new(statement.run, purpose, statement.digest, statement.attempt)
+
+    def _reserve(self, charge: Charge, statement: RoundStatement, config: RunConfig) -> int:
+        stated = replace(charge, statement=statement.digest, order_attempt=statement.attempt)
+        reservation = self._ledger.reserve(stated, self._ceiling(config))
+        self._memory.remember(self._ledger.head())
+        return reservation
 
     def _charge(self, run: str, number: int, config: RunConfig, cost: Cost) -> Charge:
         # What the site's own source names is protected, whatever the run says of its data.

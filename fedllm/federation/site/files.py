@@ -16,7 +16,7 @@ class SiteFiles:
     ledger : Path
         The privacy ledger.
     memory : Path
-        What was trained and settled; see `SiteMemory`.
+        What the site remembers of its ledger; see `SiteMemory`.
     log : Path
         The site's own log of rounds, with losses and timings; never sent.
     """

@@ -22,7 +22,6 @@ from fedllm.federation.protocol.statements import (
     require,
     require_cohort,
 )
-from fedllm.federation.protocol.wire import digest
 from fedllm.federation.site.policy import check_allowed
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
@@ -128,6 +127,17 @@ class OrderReader:
             )
         return model
 
+    def require_cohort(self, statement: RoundStatement) -> None:
+        """Refuse a round whose sum could be opened with fewer sites than this site accepts.
+
+        Raises
+        ------
+        RefusedError
+            Names both numbers.
+        """
+        # The operator signed the roster's; an authority that forgets it is not enough.
+        require_cohort(statement, max(self.allow.min_cohort, self.roster.min_cohort))
+
     def order(self, request: Train) -> Order:
         """Check an order to train or evaluate.
 
@@ -140,12 +150,9 @@ class OrderReader:
         """
         header = request.header
         statement = read_statement(header.statement, header.signature, self.roster)
-        require(
-            digest(header.config) == statement.config, "the configuration is not the signed one"
-        )
+        require_ordered(request, statement)
         config = self.configuration(header.config, header.model)
-        # The operator signed the roster's; an authority that forgets it is not enough.
-        require_cohort(statement, max(self.allow.min_cohort, self.roster.min_cohort))
+        self.require_cohort(statement)
         require(statement.min_sites == config.rounds.min_sites, "the minimum cohort differs")
         require(statement.rounds == config.rounds.count, "the number of rounds differs")
         require(1 <= statement.round <= statement.rounds, "there is no such round")
@@ -167,6 +174,26 @@ class OrderReader:
         adapter = _read_adapter(request.adapter, method.down.length, config.private)
         quantiser = _quantiser(config, statement, plan, header.bounds, method.up)
         return Order(statement, config, member.units, plan, key, model, method, adapter, quantiser)
+
+
+def require_ordered(request: Train, statement: RoundStatement) -> None:
+    """Check that an order is what was signed; else sites could be told different things.
+
+    Raises
+    ------
+    PeerError
+        Names what is not.
+    """
+    words = {
+        "config": "configuration",
+        "labels": "labels",
+        "bounds": "bounds",
+        "model": "base model",
+        "adapter": "adapter",
+    }
+    for name, value in request.digests():
+        signed = value == getattr(statement, name)
+        require(signed, f"not what was signed for this round: the order's {words[name]}")
 
 
 def read_plan(blob: bytes, statement: RoundStatement) -> EncryptionPlan:

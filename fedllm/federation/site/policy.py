@@ -39,6 +39,18 @@ def check_allowed(config: RunConfig, allow: AllowSection, model_fingerprint: str
             "the coordinator sets encryption.masks = true, or privacy.noise = 'local'",
         )
     refuse(
+        allow.colluders > 0 and config.rounds.min_sites < allow.colluders + 2,
+        f"sums of {config.rounds.min_sites} sites may be opened, of which allow.colluders = "
+        f"{allow.colluders} could be subtracted by those that may be in league: fewer than two "
+        "would be left",
+    )
+    counted = mechanism_of(config).colluders
+    refuse(
+        counted is not None and counted < allow.colluders,
+        f"the run's noise counts on {counted} sites in league with others "
+        f"(privacy.colluders), and allow.colluders is {allow.colluders}",
+    )
+    refuse(
         not config.private and not allow.non_private,
         "the run has no differential privacy, and allow.non_private is false",
     )

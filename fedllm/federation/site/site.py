@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from fedllm.adapters import adapter_of
 from fedllm.config import RunConfig, SitePolicy, Task
 from fedllm.data.records import Record
+from fedllm.encryption.masks import survivor_statement
 from fedllm.encryption.update import encrypt_levels
-from fedllm.errors import STOPPING, FedllmError, RefusedError
+from fedllm.errors import STOPPING, FedllmError
 from fedllm.federation.protocol.envelopes import signed_update
 from fedllm.federation.protocol.masks import (
     check_settled,
@@ -26,9 +27,11 @@ from fedllm.federation.protocol.messages import (
     Join,
     Joined,
     JoinedHeader,
+    RoundStatement,
     Settle,
     Settled,
     SettledHeader,
+    SignedRound,
     Train,
     Trained,
     TrainedHeader,
@@ -43,7 +46,6 @@ from fedllm.federation.site.charging import SiteAccount
 from fedllm.federation.site.data import Datasets, SiteData
 from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.site.journal import Asked, Journal, Spent
-from fedllm.federation.site.memory import SiteMemory
 from fedllm.federation.site.orders import Order, OrderReader, read_plan
 from fedllm.federation.site.telling import SiteTelling
 from fedllm.federation.site.work import SiteWork
@@ -109,7 +111,6 @@ class Site:
         self._full_errors = full_errors
         self._telling = SiteTelling(files.log, journal, self._spent)
         self._clock = clock
-        self._memory = SiteMemory(files.memory)
         self._opened: SiteAccount | None = None
 
     def start(self) -> tuple[Task, ...]:
@@ -164,8 +165,6 @@ class Site:
             order = self._orders.order(request)
             self._require_data(order.config)
             self._work.require_trainable(order.config, order.model, order.method, order.adapter)
-            self._require_memory(order)
-            self._memory.begin(order.statement.series, order.statement.attempt)
             if order.statement.purpose == "evaluation":
                 update = self._evaluate_round(order)
             else:
@@ -187,10 +186,10 @@ class Site:
 
         def agree() -> Settled:
             header = request.header
-            statement = read_statement(header.statement, header.signature, self._roster)
+            statement = self._statement(header)
             masks = site_masks(self._identity, statement, read_plan(request.plan, statement), True)
             words = masks.statement(header.survivors)
-            self._memory.settle(statement.series, statement.attempt, header.survivors)
+            self._account().settle(statement, words, len(header.survivors))
             signature = self._identity.sign(words).hex()
             return Settled(SettledHeader(site=self.name, signature=signature))
 
@@ -203,15 +202,13 @@ class Site:
 
         def reveal() -> Unmasked:
             header = request.header
-            statement = read_statement(header.statement, header.signature, self._roster)
+            statement = self._statement(header)
             plan = read_plan(request.plan, statement)
-            survivors = self._memory.settled(statement.series, statement.attempt)
-            require(survivors == header.survivors, "these are not the survivors settled on")
-            statements = check_settled(
-                mask_scope(statement, plan), survivors, header.signatures, self._roster
-            )
             masks = site_masks(self._identity, statement, plan, True)
-            masks.statement(survivors)
+            self._account().require_settled(statement, masks.statement(header.survivors))
+            statements = check_settled(
+                mask_scope(statement, plan), header.survivors, header.signatures, self._roster
+            )
             sealed = seal_for(
                 hex_bytes(statement.reveal_key),
                 masks.reveal(statements).to_bytes(),
@@ -230,17 +227,11 @@ class Site:
         self._data.require_unit(config)
         mechanism_of(config).require_size(self._data.units(config))
 
-    def _require_memory(self, order: Order) -> None:
-        """Refuse a run that the ledger knows and the memory does not: it was lost or is old."""
-        statement = order.statement
-        if self._memory.knows(statement.series):
-            return
-        if self._account().charged(statement):
-            raise RefusedError(
-                f"this site has trained in run {statement.run} and lost its memory of it; an "
-                "attempt that is repeated would give the first one's update away",
-                "the site restores the file beside its ledger, or waits for the next run",
-            )
+    def _statement(self, header: SignedRound) -> RoundStatement:
+        """Read a statement of which something may be revealed, with what `train` asks of it."""
+        statement = read_statement(header.statement, header.signature, self._roster)
+        self._orders.require_cohort(statement)
+        return statement
 
     def _guarded(
         self,
@@ -311,15 +302,14 @@ class Site:
             if not recover:
                 # Pair masks alone hide this update: no seed of theirs may ever be revealed, so
                 # that the whole cohort is settled on before the update leaves.
-                self._memory.settle(statement.series, statement.attempt, statement.names)
+                words = survivor_statement(mask_scope(statement, order.plan), statement.names)
+                self._account().settle(statement, words, len(statement.names))
             masks = site_masks(self._identity, statement, order.plan, recover).mask_for_update()
         payload = encrypt_levels(levels, order.plan, order.key, masks)
         return signed_update(payload, order.statement, order.plan, self._identity)
 
     def _account(self) -> SiteAccount:
         if self._opened is None:
-            require_carried(
-                self._files.ledger, self._files.memory, self._identity, self._orders.roster
-            )
-            self._opened = SiteAccount(self._files.ledger, self._identity, self._policy)
+            require_carried(self._files, self._identity, self._orders.roster)
+            self._opened = SiteAccount(self._files, self._identity, self._policy)
         return self._opened

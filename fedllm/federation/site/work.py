@@ -73,7 +73,7 @@ class SiteWork:
             noise_multiplier,
             order.quantiser.quantise,
             order.quantiser.quantise_parts,
-            (self._name, order.statement.round),
+            (self._name, order.statement.round, order.statement.attempt),
             self._clipping_norms.get(run),
         )
         contribution = mechanism_of(order.config).contribute(asked)
@@ -85,7 +85,8 @@ class SiteWork:
         order.method.place(order.adapter)
         scores = unit_scores(order.model, held_out)
         noised = noised_sum(order.config, scores, RandomStream.secure())
-        rounding = mechanism_of(order.config).random("rounding", self._name, order.statement.round)
+        which = (self._name, order.statement.round, order.statement.attempt)
+        rounding = mechanism_of(order.config).random("rounding", *which)
         return order.quantiser.quantise(noised, rounding)
 
 

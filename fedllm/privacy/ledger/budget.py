@@ -82,6 +82,11 @@ class Charge:
         What people call the run; a note, empty where nobody said.
     unit : {"record", "person"}
         What is protected.
+    statement : str
+        SHA-256 of the round's statement, in hexadecimal; a ledger takes each once. Empty where
+        nothing but the charge depends on it.
+    order_attempt : int
+        The coordinator's number of the attempt, with a statement; rises within a run's purpose.
     """
 
     run: str
@@ -93,6 +98,8 @@ class Charge:
     purpose: Literal["training", "evaluation"] = "training"
     name: str = ""
     unit: Unit = "record"
+    statement: str = ""
+    order_attempt: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "events", tuple(self.events))

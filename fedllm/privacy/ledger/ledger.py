@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from fedllm.errors import BudgetError
+from fedllm.errors import BudgetError, RepeatError
 from fedllm.privacy.accounting.accountants import EpsilonEstimate, epsilon
 from fedllm.privacy.accounting.events import Event
 from fedllm.privacy.ledger.audit import Verification, check_anchors, verify_ledger
@@ -34,6 +34,7 @@ from fedllm.privacy.ledger.state import (
     Carried,
     LedgerState,
     Reservation,
+    SettledOn,
     carry_body,
     may_share,
     reservation_body,
@@ -148,11 +149,15 @@ class Ledger:
         ------
         BudgetError
             If the charge would exceed the ceiling; nothing was written (exit code 3).
+        RepeatError
+            If its statement, or a later attempt, was charged before: masks that served one
+            update must not serve another.
         """
         with self._lock:
             # The accountant remembers this answer, so that the write lock is held briefly.
             self.check([charge], ceiling)
             with self._writing() as append:
+                self._once(charge.run, charge.purpose, charge.statement, charge.order_attempt)
                 self._require([charge], ceiling)
                 key = (charge.run, charge.round, charge.purpose)
                 reservation = Reservation(
@@ -168,6 +173,8 @@ class Ledger:
                     events=charge.events,
                     colluder_events=charge.seen_by("colluders"),
                     name=charge.name,
+                    statement=charge.statement,
+                    order_attempt=charge.order_attempt,
                 )
                 return append("reserve", reservation_body(reservation))
 
@@ -196,6 +203,80 @@ class Ledger:
                     "reserve again: every release is charged",
                 )
             append("commit", {"reserve": reservation})
+
+    def require_new(self, run: str, purpose: str, statement: str, order_attempt: int) -> None:
+        """Refuse what `reserve` would refuse as a repetition, before anything else is asked.
+
+        Raises
+        ------
+        RepeatError
+            If the statement, or a later attempt, was charged before.
+        """
+        with self._lock:
+            with self._store.read() as view:
+                self._catch_up(view)
+            self._once(run, purpose, statement, order_attempt)
+
+    def _once(self, run: str, purpose: str, statement: str, order_attempt: int) -> None:
+        if self._state.repeats(run, purpose, statement, order_attempt):
+            raise RepeatError(
+                f"attempt {order_attempt} of run {run} was carried out before; a second update "
+                "under the same masks would give the first one away",
+                "ask under a new attempt",
+            )
+
+    def settle(self, statement: str, survivors: str, sites: int) -> None:
+        """Note which sum of a round may be opened; on disk when this returns.
+
+        Parameters
+        ----------
+        statement : str
+            Digest of the round's statement, as it was charged.
+        survivors : str
+            SHA-256 of the words that this site signs to name the sites in the sum.
+        sites : int
+            How many they are.
+
+        Raises
+        ------
+        LedgerRefusal
+            If this ledger was not charged for the statement, or for a later attempt or round
+            too, or holds another sum for it.
+        """
+        with self._lock, self._writing() as append:
+            sequence = self._newest(statement)
+            known = self._state.settled.get(sequence)
+            if known is None:
+                append("settle", {"reserve": sequence, "survivors": survivors, "sites": sites})
+            elif known.survivors != survivors:
+                raise LedgerRefusal(
+                    "this site has settled on other survivors of the round",
+                    "repeat the round; the coordinator named two sets",
+                )
+
+    def settled(self, statement: str) -> SettledOn:
+        """Return the sum on which `settle` agreed.
+
+        Raises
+        ------
+        LedgerRefusal
+            If it did not, or another attempt or round was begun since.
+        """
+        with self._lock:
+            with self._store.read() as view:
+                self._catch_up(view)
+            found = self._state.settled.get(self._newest(statement))
+        if found is None:
+            raise LedgerRefusal("this site has not settled on the survivors of this round")
+        return found
+
+    def _newest(self, statement: str) -> int:
+        sequence = self._state.open_reservation(statement)
+        if sequence is None:
+            raise LedgerRefusal(
+                "this site did not take part in this attempt of the round, or has gone on"
+            )
+        return sequence
 
     def carry(self, carried: Sequence[Carried]) -> None:
         """Take over what was spent under an earlier ledger; counts for ever.

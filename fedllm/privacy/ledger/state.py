@@ -54,6 +54,10 @@ class Reservation:
         What was protected.
     dataset : str
         The data set that was charged under the rule of before; empty since.
+    statement : str
+        Digest of the round's statement, hexadecimal; empty in ledgers of before.
+    order_attempt : int
+        The coordinator's number of the attempt, with a statement.
     """
 
     sequence: int
@@ -69,10 +73,28 @@ class Reservation:
     colluder_events: tuple[Event, ...]
     name: str = ""
     dataset: str = ""
+    statement: str = ""
+    order_attempt: int = 0
 
     def seen_by(self, view: View) -> tuple[Event, ...]:
         """Return the events in the eyes of one kind of observer."""
         return self.events if view == "sums" else self.colluder_events
+
+
+@dataclass(frozen=True, slots=True)
+class SettledOn:
+    """Which sum a site let anybody open of one reserved round.
+
+    Attributes
+    ----------
+    survivors : str
+        SHA-256 of the signed words that name its sites, hexadecimal.
+    sites : int
+        How many they are.
+    """
+
+    survivors: str
+    sites: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +145,9 @@ class LedgerState:
     datasets: dict[str, KnownDataset] = field(default_factory=dict)
     reservations: dict[int, Reservation] = field(default_factory=dict)
     committed: dict[int, int] = field(default_factory=dict)
+    settled: dict[int, SettledOn] = field(default_factory=dict)
+    statements: dict[str, int] = field(default_factory=dict)
+    newest: dict[tuple[str, str], int] = field(default_factory=dict)
     attempts: Counter[tuple[str, int, str]] = field(default_factory=Counter)
     carried: list[Carried] = field(default_factory=list)
 
@@ -139,6 +164,7 @@ class LedgerState:
             "dataset": self._dataset,
             "reserve": self._reserve,
             "commit": self._commit,
+            "settle": self._settle,
             "carry": self._carry,
         }
         impossible = TamperedError(
@@ -186,8 +212,14 @@ class LedgerState:
             self._require_earlier_rule()
             if reservation.unit != self.datasets[reservation.dataset].unit:
                 raise ValueError("unit")
+        order = (reservation.statement, reservation.order_attempt)
+        if self.repeats(reservation.run, reservation.purpose, *order):
+            raise ValueError("an order carried out twice")
         self.attempts[key] += 1
         self.reservations[entry.sequence] = reservation
+        self.newest[reservation.run, reservation.purpose] = entry.sequence
+        if reservation.statement:
+            self.statements[reservation.statement] = entry.sequence
 
     def _require_earlier_rule(self) -> None:
         # A ledger goes over to accounts once, and never back.
@@ -200,7 +232,37 @@ class LedgerState:
         reserve = entry.body["reserve"]
         if reserve not in self.reservations or reserve in self.committed:
             raise ValueError("nothing to commit")
+        if type(reserve) is not int:
+            raise ValueError("not a number")
         self.committed[reserve] = entry.sequence
+
+    def _settle(self, entry: Entry) -> None:
+        body = entry.body
+        _exactly(body, "reserve", "survivors", "sites")
+        reserve, sites = body["reserve"], body["sites"]
+        statement = self.reservations[reserve].statement
+        if reserve in self.settled or self.open_reservation(statement) != reserve:
+            raise ValueError("nothing to settle")
+        from_hex(body["survivors"], 32)
+        if type(reserve) is not int or type(sites) is not int or sites < 1:
+            raise ValueError("not a number")
+        self.settled[reserve] = SettledOn(body["survivors"], sites)
+
+    def repeats(self, run: str, purpose: str, statement: str, order_attempt: int) -> bool:
+        """Tell whether an order, or a later attempt of its run and purpose, was charged before."""
+        if not statement:
+            return False
+        last = self.newest.get((run, purpose))
+        earlier = 0 if last is None else self.reservations[last].order_attempt
+        return statement in self.statements or order_attempt <= earlier
+
+    def open_reservation(self, statement: str) -> int | None:
+        """Return the reservation of a statement if the run has none of its purpose after it."""
+        sequence = self.statements.get(statement)
+        if sequence is None:
+            return None
+        own = self.reservations[sequence]
+        return sequence if self.newest[own.run, own.purpose] == sequence else None
 
     def _carry(self, entry: Entry) -> None:
         carried = carried_of(entry)
@@ -262,9 +324,16 @@ def reservation_body(reservation: Reservation) -> dict[str, Any]:
         limits["colluders_epsilon"] = ceiling.colluders_epsilon
     # Ledgers of before have none; nothing depends on it, and it is signed like the rest.
     named = {"run_name": reservation.name} if reservation.name else {}
+    stated: dict[str, Any] = {}
+    if reservation.statement:
+        stated = {
+            "statement": reservation.statement,
+            "order_attempt": reservation.order_attempt,
+        }
     by_dataset = {"dataset": reservation.dataset}
     return {
         **named,
+        **stated,
         **(by_dataset if reservation.dataset else {"account": reservation.account}),
         "run": reservation.run,
         "round": reservation.round,
@@ -309,7 +378,11 @@ def reservation_of(entry: Entry) -> Reservation:
         colluder_events=tuple(from_json(event) for event in body["colluder_events"]),
         name=body.get("run_name", ""),
         dataset=body.get("dataset", ""),
+        statement=body.get("statement", ""),
+        order_attempt=body.get("order_attempt", 0),
     )
+    if reservation.statement:
+        from_hex(reservation.statement, 32)
     if reservation_body(reservation) != body or not reservation.events:
         raise ValueError("fields")
     texts = (reservation.run, reservation.purpose, reservation.account, reservation.dataset)
@@ -317,7 +390,7 @@ def reservation_of(entry: Entry) -> Reservation:
         raise ValueError("not text")
     if reservation.unit not in ("record", "person"):
         raise ValueError("unit")
-    numbers = (reservation.round, reservation.attempt)
+    numbers = (reservation.round, reservation.attempt, reservation.order_attempt)
     if any(type(number) is not int for number in numbers) or type(reservation.delta) is not float:
         raise ValueError("not a number")
     return reservation

@@ -26,6 +26,7 @@ from fedllm.federation.site.memory import SiteMemory
 from fedllm.identity.keys import Identity, verify_signature
 from fedllm.identity.roster import Roster
 from fedllm.identity.sealing import SealingKey, seal_for
+from fedllm.privacy.ledger.entries import Head
 
 NAMES = ("anne", "bob")
 PEOPLE = {name: Identity.generate(name) for name in (*NAMES, "authority")}
@@ -46,6 +47,10 @@ STATEMENT = RoundStatement(
     key=PublicRoundKey.from_bytes(PLAN, PUBLIC).fingerprint,
     reveal_key=SealingKey().public_bytes().hex(),
     config="00" * 32,
+    labels="00" * 32,
+    bounds="00" * 32,
+    model="00" * 32,
+    adapter="00" * 32,
 )
 TEXT = STATEMENT.model_dump_json().encode()
 
@@ -123,7 +128,7 @@ def test_the_authoritys_side_of_a_statement():
 
 
 def test_plans_and_reveals():
-    scope = MaskScope("run", 1, NAMES, "00", PLAN)
+    scope = MaskScope("00" * 32, NAMES, PLAN)
     reveal = Reveal("anne", bytes(32), {"bob": bytes(range(32))}).to_bytes()
     check(
         Target("plan", PLAN.to_bytes(), EncryptionPlan.from_bytes, damage.in_json),
@@ -184,18 +189,15 @@ def test_sealed_reveals():
 def test_a_sites_memory(tmp_path):
     path = tmp_path / "memory.json"
     memory = SiteMemory(path)
-    memory.begin("run", 1)
-    memory.settle("run", 1, NAMES)
+    memory.remember(Head(3, "00" * 32))
 
     def read():
-        memory.knows("run")
         memory.used()
-        memory.settled("run", 1)
+        memory.head()
 
     def change():
-        memory.settle("run", 1, NAMES)
-        memory.begin("run", 2)
-        memory.begin("other", 1)
+        memory.remember(Head(4, "11" * 32))
+        memory.begin_anew(Head(1, "22" * 32))
 
     sample = path.read_bytes()
     check(Target("memory", sample, at(path, read), damage.in_json))

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from fedllm.commands.audit import app as audit
 from fedllm.commands.ledger import app as ledger_app
 from fedllm.federation.protocol.messages import Trained
+from fedllm.privacy.ledger.audit import read_state
 from fedllm.privacy.ledger.entries import TamperedError
 from fedllm.privacy.ledger.heads import keep_heads, read_heads
 from fedllm.randomness import RandomStream
@@ -32,9 +33,12 @@ def test_the_coordinator_hears_the_end_of_each_ledger(federation):
     first = federation.round(1).heads
     second = federation.round(2, 2).heads
     for name in federation.sites:
-        assert second[name].sequence == first[name].sequence + 2, "reserved and committed"
-        ledger = federation.sites[name]._account()
-        assert ledger.head() == second[name]
+        assert second[name].sequence == first[name].sequence + 3, "settled, reserved, committed"
+        account = federation.sites[name]._account()
+        # On which sum a site settled is written after its update left.
+        assert account.head().sequence == second[name].sequence + 1
+        path, key = ledger_file(federation, name), federation.roster.sites[name]
+        assert read_state(path, key, [first[name], second[name]]).head == account.head()
 
 
 @pytest.mark.parametrize("lie", ["nothing", "another site's", "an unsigned one"])

@@ -25,6 +25,10 @@ def statement(round: int, attempt: int = 1, run: str = "ab") -> RoundStatement:
         key="",
         reveal_key="",
         config="",
+        labels="",
+        bounds="",
+        model="",
+        adapter="",
     )
 
 

@@ -226,11 +226,11 @@ def test_an_evaluation_that_was_not_planned_is_refused(tiny_checkpoint, tmp_path
     with pytest.raises(RefusedError, match="no evaluation at the sites left"):
         evaluated(federation, 1)
     evaluated(federation, 2)
-    # The authority refuses it again, the sites' memory does, and the ledger a new attempt.
+    # The authority refuses it again, and a site another one.
     with pytest.raises(FedllmError, match="opened before"):
         evaluated(federation, 2)
     federation.authority._opened._seen.clear()
-    with pytest.raises(FedllmError, match="trained before"):
+    with pytest.raises(FedllmError, match="no evaluation at the sites left"):
         evaluated(federation, 2)
     with pytest.raises(RefusedError, match="no evaluation at the sites left"):
         evaluated(federation, 2, attempt=3)

@@ -75,7 +75,8 @@ def test_a_run_that_no_journal_could_name_is_refused(run):
     assert Join.from_wire(json.dumps(header), {}).header.run == "a"
     with pytest.raises(PeerError, match="JoinHeader is malformed at run"):
         Join.from_wire(json.dumps({**header, "run": run}), {})
-    statement = {name: "" for name in ("plan", "key", "reveal_key", "config")} | {
+    texts = ("plan", "key", "reveal_key", "config", "labels", "bounds", "model", "adapter")
+    statement = dict.fromkeys(texts, "") | {
         **{name: 1 for name in ("round", "attempt", "rounds", "min_sites")},
         "run": "a",
         "cohort": [],

@@ -29,6 +29,10 @@ STATEMENT = RoundStatement(
     key="",
     reveal_key="",
     config="",
+    labels="",
+    bounds="",
+    model="",
+    adapter="",
 )
 
 
@@ -42,7 +46,15 @@ def test_a_statement_of_this_version_is_read():
 
 
 @pytest.mark.parametrize(
-    "kind", ["fedllm.round.v1", "fedllm.round.v2", "fedllm.round.v4", "fedllm.survivors.v2", ""]
+    "kind",
+    [
+        "fedllm.round.v1",
+        "fedllm.round.v2",
+        "fedllm.round.v3",
+        "fedllm.round.v5",
+        "fedllm.survivors.v2",
+        "",
+    ],
 )
 def test_a_statement_of_another_kind_is_refused(kind):
     text = json.dumps(STATEMENT.model_dump(mode="json") | {"kind": kind})

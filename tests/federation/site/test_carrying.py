@@ -16,6 +16,7 @@ from fedllm.federation.site.carrying import (
     carry_statement,
     require_carried,
 )
+from fedllm.federation.site.files import SiteFiles
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.privacy.accounting.accountants import epsilon
@@ -47,7 +48,10 @@ class Place:
             former={"anne": (self.old.public_bytes(),)},
         )
         self.before, self.after = folder / "old.sqlite", folder / "new.sqlite"
-        self.memory = folder / "memory.json"
+        self.files = self.beside(self.after)
+
+    def beside(self, ledger):
+        return SiteFiles(ledger, self.folder / "memory.json", self.folder / "rounds.jsonl")
 
     def spend(self, path, identity, events=SPENT, unit="record"):
         ledger = Ledger.open(path, "anne", identity)
@@ -56,7 +60,7 @@ class Place:
         return ledger
 
     def require(self, identity=None) -> None:
-        require_carried(self.after, self.memory, identity or self.new, self.roster)
+        require_carried(self.files, identity or self.new, self.roster)
 
 
 def test_a_site_with_earlier_keys_owes_what_they_spent(place):
@@ -67,7 +71,7 @@ def test_a_site_with_earlier_keys_owes_what_they_spent(place):
     with pytest.raises(RefusedError, match="had other keys before"):
         place.require()
     place.spend(place.before, place.old)
-    carry_ledger(place.before, place.after, place.new, place.roster)
+    carry_ledger(place.before, place.files, place.new, place.roster)
     place.require()
     assert verify_ledger(place.after, place.new.public_bytes())
 
@@ -79,7 +83,7 @@ def test_the_earlier_spending_counts_exactly(place, through):
     if through == "export":
         old = place.folder / "old.jsonl"
         export_ledger(place.before, old)
-    carry_ledger(old, place.after, place.new, place.roster)
+    carry_ledger(old, place.files, place.new, place.roster)
     ledger = place.spend(place.after, place.new, ())
     assert sorted(map(repr, ledger.events(""))) == sorted(map(repr, SPENT))
     both = epsilon([*SPENT, Gaussian(1.5)], CEILING.delta).value
@@ -93,7 +97,7 @@ def test_the_earlier_spending_counts_exactly(place, through):
 
 def test_another_unit_counts_as_not_private(place):
     place.spend(place.before, place.old)
-    carry_ledger(place.before, place.after, place.new, place.roster)
+    carry_ledger(place.before, place.files, place.new, place.roster)
     ledger = Ledger.open(place.after, "anne", place.new)
     assert NonPrivate() in ledger.events("", unit="person")
     with pytest.raises(BudgetError, match="bounds nothing for a person"):
@@ -103,32 +107,32 @@ def test_another_unit_counts_as_not_private(place):
 def test_two_losses_in_a_row_add_up(place):
     third = Identity.generate("anne")
     place.spend(place.before, place.old)
-    carry_ledger(place.before, place.after, place.new, place.roster)
+    carry_ledger(place.before, place.files, place.new, place.roster)
     place.spend(place.after, place.new, (Gaussian(3.0),))
     keys = (place.old.public_bytes(), place.new.public_bytes())
     roster = dataclasses.replace(place.roster, revoked=keys, former={"anne": keys})
     last = place.folder / "third.sqlite"
-    carry_ledger(place.after, last, third, roster)
-    require_carried(last, place.memory, third, roster)
+    carry_ledger(place.after, place.beside(last), third, roster)
+    require_carried(place.beside(last), third, roster)
     ledger = place.spend(last, third, ())
     assert len(ledger.events("")) == len(SPENT) + 1
 
 
 def test_an_earlier_ledger_without_spending_is_covered(place):
     Ledger.open(place.before, "anne", place.old)
-    carry_ledger(place.before, place.after, place.new, place.roster)
+    carry_ledger(place.before, place.files, place.new, place.roster)
     place.require()
 
 
 def test_neither_twice_nor_anothers(place):
     place.spend(place.before, place.old)
-    carry_ledger(place.before, place.after, place.new, place.roster)
+    carry_ledger(place.before, place.files, place.new, place.roster)
     with pytest.raises(RefusedError, match="taken over before"):
-        carry_ledger(place.before, place.after, place.new, place.roster)
+        carry_ledger(place.before, place.files, place.new, place.roster)
     stranger = place.folder / "eve.sqlite"
     place.spend(stranger, Identity.generate("anne"))
     with pytest.raises(RefusedError, match="not an earlier ledger of 'anne'"):
-        carry_ledger(stranger, place.after, place.new, place.roster)
+        carry_ledger(stranger, place.files, place.new, place.roster)
 
 
 def test_a_changed_ledger_is_not_taken_over(place):
@@ -137,12 +141,12 @@ def test_a_changed_ledger_is_not_taken_over(place):
     export_ledger(place.before, export)
     export.write_text(export.read_text().replace('"steps":100', '"steps":2'))
     with pytest.raises(PeerError):
-        carry_ledger(export, place.after, place.new, place.roster)
+        carry_ledger(export, place.files, place.new, place.roster)
     assert not place.after.exists()
 
 
 def test_a_statement_adds_up_with_what_comes(place):
-    carry_statement(STATED, place.after, place.new, place.roster)
+    carry_statement(STATED, place.files, place.new, place.roster)
     place.require()
     ledger = place.spend(place.after, place.new, ())
     more = Gaussian(2.0)
@@ -158,7 +162,7 @@ def test_a_statement_adds_up_with_what_comes(place):
 
 @pytest.mark.parametrize("stated", [(3.0, 1e-5), (math.inf, 0.0)])
 def test_a_statement_that_leaves_no_delta_or_knows_nothing_ends_the_spending(place, stated):
-    carry_statement(Statement(*stated, math.inf, "record"), place.after, place.new, place.roster)
+    carry_statement(Statement(*stated, math.inf, "record"), place.files, place.new, place.roster)
     ledger = place.spend(place.after, place.new, ())
     with pytest.raises(BudgetError):
         ledger.reserve(Charge("s", 1, "", (Gaussian(100.0),)), CEILING)
@@ -178,8 +182,8 @@ def test_a_site_whose_ledger_is_gone_does_not_begin_a_new_one(tiny_checkpoint, t
     assert not (tmp_path / "site-0.sqlite").exists()
     for name in federation.sites:
         identity = federation.identities[name]
-        saved, ledger = tmp_path / f"{name}.saved", tmp_path / f"{name}.sqlite"
-        carry_ledger(saved, ledger, identity, federation.roster)
+        files = again.sites[name]._files
+        carry_ledger(tmp_path / f"{name}.saved", files, identity, federation.roster)
     with pytest.raises(BudgetError):
         build_again(federation, tmp_path, policy, run="run-2").round()
 

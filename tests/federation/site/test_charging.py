@@ -11,6 +11,7 @@ from fedllm.config import AllowSection, BudgetSection, DataSection, SitePolicy
 from fedllm.errors import BudgetError, RefusedError
 from fedllm.federation.protocol.messages import RoundStatement
 from fedllm.federation.site.charging import SiteAccount
+from fedllm.federation.site.files import SiteFiles
 from fedllm.identity.keys import Identity
 from fedllm.privacy.ledger.audit import read_state
 
@@ -23,13 +24,21 @@ def identity():
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "state" / "ledger.sqlite"
+def files(tmp_path):
+    return SiteFiles.of_kit(tmp_path)
 
 
 def statement(number: int = 1) -> RoundStatement:
-    return RoundStatement.model_construct(
-        run="run-1", round=number, purpose="update", noise_multiplier=None
+    texts = ("plan", "key", "reveal_key", "config", "labels", "bounds", "model", "adapter")
+    return RoundStatement(
+        run="run-1",
+        round=number,
+        attempt=number,
+        rounds=9,
+        cohort=(),
+        min_sites=2,
+        noise_multiplier=None,
+        **dict.fromkeys(texts, ""),
     )
 
 
@@ -37,9 +46,9 @@ def config(**sections):
     return small_config(Path("no model"), privacy={"epsilon": 2.0}, **sections)
 
 
-def charged(account, path, config):
+def charged(account, files, config):
     account.reserve(statement(), config, 40, 100)
-    (reservation,) = read_state(path).reservations.values()
+    (reservation,) = read_state(files.ledger).reservations.values()
     return reservation.account, reservation.unit
 
 
@@ -58,37 +67,37 @@ def policy(data=None, account=None):
         (None, PERSONS, "person"),
     ],
 )
-def test_the_unit_is_what_the_sites_own_source_names(path, identity, task, run, source, unit):
+def test_the_unit_is_what_the_sites_own_source_names(files, identity, task, run, source, unit):
     asked = config(data={"unit": run})
     labels = None if task != "classification" else asked.data.labels
     data = asked.data.model_copy(update={"labels": labels})
     asked = asked.model_copy(update={"task": task, "data": data})
-    account = SiteAccount(path, identity, policy(source))
-    assert charged(account, path, asked) == ("", unit)
+    account = SiteAccount(files, identity, policy(source))
+    assert charged(account, files, asked) == ("", unit)
 
 
-def test_records_are_not_charged_where_persons_are_promised(path, identity):
+def test_records_are_not_charged_where_persons_are_promised(files, identity):
     asked = config(data={"unit": "who"})
     kind = AllowSection(unit="person")
     without = SitePolicy(allow=kind, data=DataSection(train="x"))
-    account = SiteAccount(path, identity, without)
+    account = SiteAccount(files, identity, without)
     with pytest.raises(RefusedError, match="its source names none"):
         account.check_run("run-1", 1, asked, 40, 100)
     with pytest.raises(RefusedError, match="its source names none"):
         account.reserve(statement(), asked, 40, 100)
     assert account.head().sequence == 1
     with_persons = without.model_copy(update={"data": PERSONS})
-    assert charged(SiteAccount(path, identity, with_persons), path, asked) == ("", "person")
+    assert charged(SiteAccount(files, identity, with_persons), files, asked) == ("", "person")
 
 
-def test_a_declared_account_is_what_is_charged(path, identity):
-    account = SiteAccount(path, identity, policy(PERSONS, "oncology"))
-    assert charged(account, path, config()) == ("oncology", "person")
+def test_a_declared_account_is_what_is_charged(files, identity):
+    account = SiteAccount(files, identity, policy(PERSONS, "oncology"))
+    assert charged(account, files, config()) == ("oncology", "person")
     with pytest.raises(BudgetError):
         account.check_run("run-2", 1, config(), 40, 100)
     assert account.left() < 2.0
-    other = SiteAccount(path, identity, policy(PERSONS, "surgery"))
+    other = SiteAccount(files, identity, policy(PERSONS, "surgery"))
     other.check_run("run-2", 1, config(), 40, 100)
     assert other.left() == 2.0
     with pytest.raises(BudgetError):
-        SiteAccount(path, identity, policy(PERSONS)).check_run("run-2", 1, config(), 40, 100)
+        SiteAccount(files, identity, policy(PERSONS)).check_run("run-2", 1, config(), 40, 100)

@@ -81,7 +81,7 @@ def test_a_refusal_is_told_with_its_reason_and_costs_nothing(watched):
         federation.round(2, 2)
     assert said[-1] == (
         "run 'bank' (run-1), round 2 of 2, attempt 2, training: refused after 2.0 s: PeerError: "
-        f"the adapter is not as long as this site's; the run has spent{before}"
+        f"not what was signed for this round: the order's adapter; the run has spent{before}"
     )
     assert (federation.folder / "site-0.sqlite").read_bytes() == ledger
 
@@ -184,12 +184,12 @@ def test_an_error_of_the_disk_is_told_at_the_site_and_travels_as_its_kind(
     watched, monkeypatch, number
 ):
     federation, said = watched()
-    memory = federation.sites["site-0"]._memory
+    memory = federation.sites["site-0"]._account()._memory
 
     def full(*_):
         raise OSError(number, FULL[number], "/kit/state/memory.json")
 
-    monkeypatch.setattr(memory, "begin", full)
+    monkeypatch.setattr(memory, "remember", full)
     answers = {}
     federation.tamper = lambda kind, name, m: answers.setdefault((kind, name), m)
     outcome = federation.round()

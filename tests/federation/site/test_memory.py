@@ -1,4 +1,4 @@
-"""What a site remembers of its rounds, and a file of it that is damaged."""
+"""What a site remembers of its ledger, and a file of it that is damaged or of before."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 
 import pytest
 
-from fedllm.errors import RefusedError, RepeatError
+from fedllm.errors import RefusedError
 from fedllm.federation.site.memory import SiteMemory
+from fedllm.privacy.ledger.entries import Head
 
-GOOD = {"attempt": 1, "survivors": ["anne"]}
+BEFORE = {"attempt": 1, "survivors": ["anne"]}
+HEAD = "3:" + "0a" * 32
 
 
 @pytest.fixture
@@ -17,37 +19,47 @@ def path(tmp_path):
     return tmp_path / "site" / "memory.json"
 
 
-def test_one_damaged_entry_among_good_ones_is_enough_to_refuse(path):
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"a": BEFORE, "b": {}},
+        {"a": BEFORE, "b": []},
+        {"a": BEFORE, "b": {**BEFORE, "more": 1}},
+        {"format": 3, "ledger": HEAD},
+        {"format": 2},
+        {"format": 2, "ledger": HEAD, "more": 1},
+        {"format": 2, "ledger": "3:0a"},
+        {"format": 2, "ledger": 3},
+        [],
+    ],
+)
+def test_a_damaged_memory_is_refused(path, content):
     path.parent.mkdir()
-    flaws = ({}, [], {**GOOD, "attempt": True}, {**GOOD, "survivors": [1]}, {**GOOD, "more": 1})
-    for flaw in flaws:
-        path.write_text(json.dumps({"a": GOOD, "b": flaw}))
-        for ask in (SiteMemory(path).used, lambda: SiteMemory(path).begin("c", 1)):
-            with pytest.raises(RefusedError, match="damaged") as caught:
-                ask()
-            assert "backup" in caught.value.remedy
-    path.write_text(json.dumps({"a": GOOD, "b": {"attempt": 2, "survivors": None}}))
-    assert SiteMemory(path).used()
-
-
-def test_no_attempt_is_trained_twice_nor_settled_two_ways(path):
+    path.write_text(json.dumps(content))
     memory = SiteMemory(path)
-    assert not memory.used()
-    memory.begin("r", 1)
-    assert (memory.used(), memory.knows("r"), memory.knows("s")) == (True, True, False)
-    with pytest.raises(RepeatError, match="attempt 1"):
-        SiteMemory(path).begin("r", 1)
-    with pytest.raises(RefusedError, match="not settled"):
-        memory.settled("r", 1)
-    with pytest.raises(RefusedError, match="did not train"):
-        memory.settle("r", 2, ("anne",))
-    for _ in range(2):
-        memory.settle("r", 1, ("anne", "bob"))
-    with pytest.raises(RefusedError, match="other survivors"):
-        memory.settle("r", 1, ("anne",))
-    assert SiteMemory(path).settled("r", 1) == ("anne", "bob")
-    with pytest.raises(RefusedError, match="not settled"):
-        memory.settled("r", 2)
-    memory.begin("r", 2)
-    with pytest.raises(RefusedError, match="not settled"):
-        memory.settled("r", 2)
+    for ask in (memory.used, memory.head, lambda: memory.remember(Head(9, "0b" * 32))):
+        with pytest.raises(RefusedError, match="damaged") as caught:
+            ask()
+        assert "backup" in caught.value.remedy
+    assert json.loads(path.read_text()) == content
+
+
+def test_a_memory_of_before_tells_that_the_site_has_trained(path):
+    path.parent.mkdir()
+    path.write_text(json.dumps({"a": BEFORE, "b/evaluation": {"attempt": 2, "survivors": None}}))
+    memory = SiteMemory(path)
+    assert (memory.used(), memory.head()) == (True, None)
+    memory.remember(Head.parse(HEAD))
+    assert SiteMemory(path).head() == Head.parse(HEAD)
+
+
+def test_it_goes_forward_only_until_another_ledger_is_begun(path):
+    memory = SiteMemory(path)
+    assert (memory.used(), memory.head()) == (False, None)
+    memory.remember(Head.parse(HEAD))
+    memory.remember(Head(2, "0b" * 32))
+    assert (memory.used(), SiteMemory(path).head()) == (True, Head.parse(HEAD))
+    memory.remember(Head(4, "0c" * 32))
+    assert memory.head() == Head(4, "0c" * 32)
+    memory.begin_anew(Head(1, "0d" * 32))
+    assert SiteMemory(path).head() == Head(1, "0d" * 32)

@@ -15,7 +15,6 @@ from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
 from fedllm.errors import FedllmError
 from fedllm.federation.protocol.messages import Train, round_statement
 from fedllm.federation.protocol.statements import make_member
-from fedllm.federation.protocol.wire import digest
 from fedllm.federation.site.orders import OrderReader
 from fedllm.privacy.ledger.ledger import Ledger
 
@@ -42,8 +41,9 @@ def place(tiny_checkpoint, tmp_path_factory):
 
 
 def signed(place, order: Train, **changes) -> Train:
-    """Return an order whose statement says something else, signed by the key authority."""
-    text = json.dumps(json.loads(order.header.statement) | changes)
+    """Return an order whose statement says it and something else, signed by the authority."""
+    said = order.digests().model_dump() | changes
+    text = json.dumps(json.loads(order.header.statement) | said)
     signature = place.federation.identities["authority"].sign(round_statement(text)).hex()
     return headed(order, statement=text, signature=signature)
 
@@ -66,13 +66,21 @@ def planned(place, *, sites: int = 3, **changes) -> Train:
 def adapted(place, index: int, value: float) -> Train:
     adapter = np.frombuffer(place.order.adapter, dtype="<f4").copy()
     adapter[index] = value
-    return dataclasses.replace(place.order, adapter=adapter.tobytes())
+    return started(place, adapter.tobytes())
+
+
+def started(place, adapter: bytes) -> Train:
+    return signed(place, dataclasses.replace(place.order, adapter=adapter))
+
+
+def sent(place, **changes) -> Train:
+    return signed(place, headed(place.order, **changes))
 
 
 def configured(place, old: str, new: str) -> Train:
     text = place.order.header.config.replace(old, new)
     assert text != place.order.header.config
-    return signed(place, headed(place.order, config=text), config=digest(text))
+    return sent(place, config=text)
 
 
 def cohort(place, change) -> Train:
@@ -90,19 +98,19 @@ def swapped_key(place) -> list[dict[str, str]]:
 SPLIT = "the encryption plan or the bounds are for another vector"
 ORDERS = {
     "a shorter adapter": (
-        lambda p: dataclasses.replace(p.order, adapter=p.order.adapter[:-4]),
+        lambda p: started(p, p.order.adapter[:-4]),
         "the adapter is not as long as this site's",
     ),
     "an adapter cut inside a number": (
-        lambda p: dataclasses.replace(p.order, adapter=p.order.adapter[:-1]),
+        lambda p: started(p, p.order.adapter[:-1]),
         "the adapter is not as long as this site's",
     ),
     "a longer adapter": (
-        lambda p: dataclasses.replace(p.order, adapter=p.order.adapter + bytes(4)),
+        lambda p: started(p, p.order.adapter + bytes(4)),
         "the adapter is not as long as this site's",
     ),
     "no adapter": (
-        lambda p: dataclasses.replace(p.order, adapter=b""),
+        lambda p: started(p, b""),
         "the adapter is not as long as this site's",
     ),
     "NaN": (lambda p: adapted(p, 0, np.nan), "the adapter holds NaN or infinite values"),
@@ -130,23 +138,47 @@ ORDERS = {
         SPLIT,
     ),
     "bounds of one segment": (
-        lambda p: headed(p.order, bounds=((sum(n for n, _ in p.order.header.bounds), 1.0),)),
+        lambda p: sent(p, bounds=((sum(n for n, _ in p.order.header.bounds), 1.0),)),
         "the bounds are for another adapter",
     ),
     "bounds that are too short": (
-        lambda p: headed(p.order, bounds=p.order.header.bounds[:-1]),
+        lambda p: sent(p, bounds=p.order.header.bounds[:-1]),
         "the encryption plan or the bounds are for another vector",
+    ),
+    "larger bounds": (
+        lambda p: sent(p, bounds=tuple((n, 2 * b) for n, b in p.order.header.bounds)),
+        "the bounds are not those that follow from the run's configuration",
     ),
     "a bound that is no number": (
         lambda p: headed(p.order, bounds=tuple((n, np.nan) for n, _ in p.order.header.bounds)),
-        "the bounds are not those that follow from the run's configuration",
+        "a value has no canonical JSON form (ValueError)",
+    ),
+    "unsigned bounds": (
+        lambda p: headed(p.order, bounds=tuple((n, 2 * b) for n, b in p.order.header.bounds)),
+        "not what was signed for this round: the order's bounds",
+    ),
+    "an unsigned adapter": (
+        lambda p: dataclasses.replace(p.order, adapter=bytes(len(p.order.adapter))),
+        "not what was signed for this round: the order's adapter",
+    ),
+    "unsigned labels": (
+        lambda p: headed(p.order, labels=p.order.header.labels[::-1]),
+        "not what was signed for this round: the order's labels",
+    ),
+    "labels run together": (
+        lambda p: headed(p.order, labels=("".join(p.order.header.labels),)),
+        "not what was signed for this round: the order's labels",
+    ),
+    "an unsigned base model": (
+        lambda p: headed(p.order, model="0" * 64),
+        "not what was signed for this round: the order's base model",
     ),
     "an unsigned configuration": (
         lambda p: headed(p.order, config=p.order.header.config + "\n"),
-        "the configuration is not the signed one",
+        "not what was signed for this round: the order's configuration",
     ),
     "a configuration that is no TOML": (
-        lambda p: signed(p, headed(p.order, config="="), config=digest("=")),
+        lambda p: sent(p, config="="),
         "the coordinator sent a configuration that is not TOML",
     ),
     "fewer sites than the configuration says": (
@@ -161,11 +193,11 @@ ORDERS = {
         "the public key is not the signed one",
     ),
     "another base model": (
-        lambda p: headed(p.order, model="0" * 64),
+        lambda p: sent(p, model="0" * 64),
         "the base model at this site is not the one that the run is for",
     ),
     "one label more": (
-        lambda p: headed(p.order, labels=(*p.order.header.labels, "four")),
+        lambda p: sent(p, labels=(*p.order.header.labels, "four")),
         "the adapter is not as long as this site's",
     ),
     "without this site": (

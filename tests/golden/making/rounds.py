@@ -41,6 +41,7 @@ from fedllm.federation.protocol.refusals import Refusal
 from fedllm.files import write_bytes, write_json
 from fedllm.identity.keys import Identity
 from fedllm.mechanisms import mechanism_of
+from fedllm.privacy.ledger.audit import export_ledger
 from fedllm.privacy.ledger.heads import keep_heads
 from fedllm.randomness import RandomStream
 
@@ -185,7 +186,10 @@ class _Recorder:
     def _finish(self, scheme: str) -> None:
         write_json(self._folder / "messages" / "index.json", self._index)
         sites = self._folder / "sites"
-        kept = ("anne.sqlite", "anne.json", "anne.log") if scheme == "bfv" else ()
+        kept: tuple[str, ...] = ()
+        if scheme == "bfv":
+            kept = ("anne.sqlite", "anne.jsonl", "anne.json", "anne.log")
+            export_ledger(sites / "anne.sqlite", sites / "anne.jsonl")
         for path in sites.iterdir():
             if path.name not in kept:
                 path.unlink()
