@@ -82,7 +82,14 @@ def no_gradients(monkeypatch):
     monkeypatch.setattr(canaries, "per_sample_gradients", nothing)
 
 
-@pytest.mark.parametrize(("optimizer", "share"), [("sgd", 0.0), ("adam", 0.0), ("sgd", 0.1)])
+@pytest.mark.parametrize(
+    ("optimizer", "share"),
+    [
+        pytest.param("sgd", 0.0, marks=pytest.mark.slow),
+        pytest.param("adam", 0.0, marks=pytest.mark.slow),
+        ("sgd", 0.1),
+    ],
+)
 @pytest.mark.usefixtures("no_gradients")
 def test_too_little_noise_is_refuted_by_as_many_canaries_as_it_takes(
     material, monkeypatch, optimizer, share

@@ -230,7 +230,7 @@ def test_an_evaluation_that_was_not_planned_is_refused(tiny_checkpoint, tmp_path
     with pytest.raises(FedllmError, match="opened before"):
         evaluated(federation, 2)
     federation.authority._opened._seen.clear()
-    with pytest.raises(FedllmError, match="no evaluation at the sites left"):
+    with pytest.raises(FedllmError, match="carried out before"):
         evaluated(federation, 2)
     with pytest.raises(RefusedError, match="no evaluation at the sites left"):
         evaluated(federation, 2, attempt=3)
