@@ -6,7 +6,6 @@ each training step the cost of those layers alone; losses and gradients stay the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -116,7 +115,7 @@ class PrefixCache:
         count, width = batch["input_ids"].shape
         found: dict[int, Tensor] = {}
         for places, piece in by_width(batch, 1):
-            (states,) = self._states(piece)
+            states = self._state(piece)
             if states is not None:
                 found[int(places)] = states
         if not found:
@@ -138,15 +137,13 @@ class PrefixCache:
         for start in range(0, len(dataset), _CHUNK):
             indices = np.arange(start, min(start + _CHUNK, len(dataset)))
             for places, piece in by_width(dataset.batch(indices), 1):
-                states = self._states(piece)
-                for row, place in enumerate(places.tolist()):
-                    size = 1 if self._pooled else int(piece["attention_mask"][row].sum())
-                    own = states[row]
-                    if own is None:
-                        broken[start + place] = size
-                        continue
-                    parts[start + place] = own[:size].clone()
-                    room -= parts[start + place].nbytes
+                own, place = self._state(piece), start + int(places)
+                size = 1 if self._pooled else int(piece["attention_mask"].sum())
+                if own is None:
+                    broken[place] = size
+                    continue
+                parts[place] = own[:size].clone()
+                room -= parts[place].nbytes
             if room < 0:
                 return None
         if not parts:
@@ -158,11 +155,12 @@ class PrefixCache:
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
         return _Kept(torch.cat([parts[i] for i in range(len(dataset))]), starts, lengths)
 
-    def _states(self, piece: Batch) -> Sequence[Tensor | None]:
-        """Run the frozen part on one record by itself; None where it breaks off."""
+    def _state(self, piece: Batch) -> Tensor | None:
+        """Run the frozen part on one record by itself, (T or 1, H); None where it breaks off."""
         try:
-            return list(self._network.prefix(piece))  # type: ignore[operator]
+            (states,) = self._network.prefix(piece)  # type: ignore[operator]
+            return states
         except STOPPING:
             raise
         except BaseException:
-            return [None]
+            return None
