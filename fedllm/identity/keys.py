@@ -88,9 +88,12 @@ class Identity:
         )
         return HKDF(hashes.SHA256(), 32, salt=None, info=info).derive(self._secret)
 
-    def mask_key(self, run: str) -> X25519PrivateKey:
-        """Return the X25519 key with which this party agrees on masks in one run."""
-        secret = self.derive(signing_bytes("fedllm.mask-secret.v2", run))
+    def mask_key(self, run: str, ledger: str) -> X25519PrivateKey:
+        """Return the X25519 key with which this party agrees on masks in one run.
+
+        ``ledger`` is the id of the ledger that this run is charged to (`Ledger.id`).
+        """
+        secret = self.derive(signing_bytes("fedllm.mask-secret.v3", run, ledger))
         return X25519PrivateKey.from_private_bytes(secret)
 
     def __repr__(self) -> str:

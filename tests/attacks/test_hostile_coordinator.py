@@ -141,7 +141,7 @@ def test_a_site_that_the_operator_never_signed_in_the_cohort(hostile):
     from fedllm.federation.protocol.statements import make_member
 
     mallory = Identity.generate("mallory")
-    cohort = (*hostile.cohort, make_member(mallory, RUN, 0))
+    cohort = (*hostile.cohort, make_member(mallory, "", RUN, 0))
     with pytest.raises(PeerError):
         play(hostile, cohort=cohort)
 

@@ -150,7 +150,7 @@ def test_a_cohort_filled_up_with_invented_sites_is_refused(federation):
     from fedllm.identity.keys import Identity
 
     cohort = gather_cohort(federation, federation.terms, 1, federation.roster, print)
-    ghosts = tuple(make_member(Identity.generate(f"zz-{i}"), "run-1", 0) for i in range(2))
+    ghosts = tuple(make_member(Identity.generate(f"zz-{i}"), "", "run-1", 0) for i in range(2))
     statement = statement_of(federation.terms, (cohort[0], *ghosts), 1, 1, None)
     with pytest.raises(PeerError, match="not in the roster"):
         run_round(

@@ -30,7 +30,9 @@ from fedllm.federation.protocol.messages import (
     round_statement,
 )
 from fedllm.federation.protocol.statements import parse_statement
+from fedllm.federation.site.carrying import carry_ledger
 from fedllm.federation.site.policy import check_allowed
+from fedllm.privacy.ledger.audit import export_ledger
 
 TARGET, NAMES = "site-0", ("site-0", "site-1", "site-2")
 
@@ -158,7 +160,7 @@ def test_masks_of_two_statements_have_nothing_in_common(federation, field):
     for recover in (True, False):
         for name in NAMES[:2]:
             one, two = (
-                site_masks(federation.identities[name], said, league.plan, recover)
+                site_masks(federation.identities[name], "", said, league.plan, recover)
                 for said in (league.statement, second)
             )
             assert set(one._pair_seeds.values()).isdisjoint(two._pair_seeds.values())
@@ -180,7 +182,8 @@ def test_two_statements_for_one_key_open_nothing(tiny_checkpoint, tmp_path, reco
         # Even with every own mask taken off, which no site would reveal.
         for name, said in zip(NAMES, (text, quiet, quiet), strict=True):
             told = league.statement.model_copy(update={"config": digest_of(said)})
-            masks = site_masks(federation.identities[name], told, league.plan, True)
+            ledger = federation.ledger_id(name)
+            masks = site_masks(federation.identities[name], ledger, told, league.plan, True)
             total = (total + opposite(masks._own_seed, league.plan)) % modulus(league.plan)
     with pytest.raises(PeerError, match="updates"):
         unpack(total, league.plan, len(NAMES))
@@ -282,6 +285,32 @@ def test_an_older_ledger_is_missed(federation):
     with pytest.raises(PeerError):
         league.train(TARGET)
     assert files.ledger.read_bytes() == older
+
+
+@pytest.mark.parametrize("recover", [True, False])
+def test_an_order_of_before_a_carry_over_is_not_carried_out_again(
+    tiny_checkpoint, tmp_path, recover
+):
+    """The new ledger does not know it, and no mask of then may serve again."""
+    config = small_config(tiny_checkpoint("bert"), encryption={"recover_dropouts": recover})
+    federation = build(tmp_path, config)
+    league = InLeague(federation)
+    league.train(TARGET)
+    site = federation.sites[TARGET]
+    seeds = site._masks(league.statement, league.plan, recover)._pair_seeds
+    export = tmp_path / "export.jsonl"
+    export_ledger(site._files.ledger, export)
+    site._files.ledger.unlink()
+    carry_ledger(export, site._files, federation.identities[TARGET], federation.roster)
+    site._opened = None
+    with pytest.raises(PeerError, match="entry in the cohort is not its own"):
+        league.train(TARGET)
+    masks = site._masks(league.statement, league.plan, recover)
+    assert set(masks._pair_seeds.values()).isdisjoint(seeds.values())
+    refusal = league.settle(TARGET, league.statement).refusal
+    assert refusal is not None
+    # In a cohort gathered anew it takes part.
+    assert InLeague(federation, 2).train(TARGET)
 
 
 def test_a_round_that_is_tried_again_draws_anew_without_privacy_too(tiny_checkpoint, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from golden.kept import V1, V2, V3, V4, read
+from golden.kept import V1, V2, V3, V4, V5, read
 
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.federation.protocol import messages
@@ -14,8 +14,10 @@ from fedllm.federation.protocol.statements import read_statement
 from fedllm.identity.roster import Roster
 from fedllm.identity.sealing import SealingKey
 
-# Messages live as long as a run: version 4 is read, and earlier ones are refused.
-ROUND, CLEAR = V4 / "round", V4 / "round-in-clear"
+# Messages live as long as a run: version 4 is read, and earlier ones are refused. In version 5
+# only what is never sent is other than before.
+ROUND, CLEAR = V5 / "round", V4 / "round-in-clear"
+FOURTH = V4 / "round"
 THIRD, THIRD_CLEAR = V3 / "round", V3 / "round-in-clear"
 SECOND, SECOND_CLEAR = V2 / "round", V2 / "round-in-clear"
 EARLIER, EARLIER_CLEAR = V1 / "round", V1 / "round-in-clear"
@@ -33,6 +35,7 @@ def message(name: str, folder: Path = ROUND) -> Wire:
 
 TRAIN, IN_CLEAR = message("Train"), message("Train", CLEAR)
 STATEMENT = read_statement(TRAIN.header.statement, TRAIN.header.signature, ROSTER)
+LEDGERS = read(ROUND / "ledgers.json")
 PLAN = EncryptionPlan.from_bytes(TRAIN.plan)
 
 

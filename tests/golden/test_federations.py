@@ -33,7 +33,7 @@ NAMED = V2 / "federation"
 NAMED_ROOT = bytes.fromhex(read(NAMED / "federation.json")["root"])
 KNOWN = {
     "derived": "5265fe50a75914ef9d299b3175210f9f4b49f46802e4f1bcaf6ed80e7495059a",
-    "mask key": "d756674ea8221caa5b88c16744b2225248e6e441d9369d40469e21ddc963311d",
+    "mask key": "75e0fd6662bc0c84630081efbaed3c7f100f358a86468e5803c00b14c2905066",
     "signature": "ab7612630766bf30dc394bdb0279237dabb8725b0176d6dc87af2c1b1fe4d582"
     "c67c193ba26fc8ba4f0226d1c2fd69538740653063242d2f92e16af12f09a601",
     "spoken": "ZR4M-GXZT-PXAZ-FIA5-H3O6-IAII",
@@ -51,7 +51,9 @@ def test_keys_are_read_and_derive_what_they_derived(tmp_path):
     for name in ("signing.pem", "secret.bin"):
         assert (tmp_path / name).read_bytes() == (V1 / "keys" / "anne" / name).read_bytes()
     assert anne.derive("data set fingerprints").hex() == KNOWN["derived"]
-    assert anne.mask_key("run-1").public_key().public_bytes_raw().hex() == KNOWN["mask key"]
+    assert (
+        anne.mask_key("run-1", "00" * 32).public_key().public_bytes_raw().hex() == KNOWN["mask key"]
+    )
     assert anne.sign(b"a message").hex() == KNOWN["signature"]
 
 

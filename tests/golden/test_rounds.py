@@ -12,7 +12,9 @@ from golden.kept_rounds import (
     CLEAR,
     EARLIER,
     EARLIER_CLEAR,
+    FOURTH,
     IN_CLEAR,
+    LEDGERS,
     PLAN,
     ROSTER,
     ROUND,
@@ -34,9 +36,11 @@ from fedllm.commands.ledger import app as ledger_commands
 from fedllm.config import AllowSection, BudgetSection, SitePolicy, parse
 from fedllm.config.run import RunConfig
 from fedllm.encryption.masks import survivor_statement
+from fedllm.encryption.plan import EncryptionPlan
 from fedllm.errors import FedllmError, PeerError, RefusedError
 from fedllm.federation.authority.round_log import LogEntry, RoundLog, read_log
 from fedllm.federation.protocol import messages
+from fedllm.federation.protocol.envelopes import verified_update
 from fedllm.federation.protocol.masks import mask_scope, reveal_purpose
 from fedllm.federation.protocol.messages import (
     CohortMember,
@@ -47,7 +51,12 @@ from fedllm.federation.protocol.messages import (
     round_statement,
 )
 from fedllm.federation.protocol.refusals import Refusal
-from fedllm.federation.protocol.statements import check_member, make_member, read_statement
+from fedllm.federation.protocol.statements import (
+    check_member,
+    make_member,
+    parse_statement,
+    read_statement,
+)
 from fedllm.federation.protocol.wire import digest
 from fedllm.federation.site.carrying import require_carried
 from fedllm.federation.site.charging import SiteAccount
@@ -68,15 +77,16 @@ ANSWERS = [
 ]
 # What a site and the key authority keep is read whichever version wrote it.
 STORED = pytest.mark.parametrize(
-    "stored", [ROUND, THIRD, SECOND, EARLIER], ids=["v4", "v3", "v2", "v1"]
+    "stored", [ROUND, FOURTH, THIRD, SECOND, EARLIER], ids=["v5", "v4", "v3", "v2", "v1"]
 )
 EARLIER_STORED = pytest.mark.parametrize("stored", [THIRD, SECOND, EARLIER], ids=["v3", "v2", "v1"])
 # Of the kept statement: masks and ledgers hang on it.
-DIGEST = "4715765f93cad8ea28bfbdbf3ec293f2fc87e57aa027a06c9e35193cffc6eb18"
+DIGEST = "391be90bcc75fed31891839e6519803eaf9c89c037f33263b835f00365eceeb5"
 HELD_OUT = [f"anne.jsonl:{n}" for n in (1, 2, 4, 6, 8, 9, 10)]
+ENCRYPTED = (ROUND, FOURTH, THIRD, SECOND, EARLIER)
 NAMES = [
     (folder, path.stem)
-    for folder in (ROUND, CLEAR, THIRD, THIRD_CLEAR, SECOND, SECOND_CLEAR, EARLIER, EARLIER_CLEAR)
+    for folder in (*ENCRYPTED, CLEAR, THIRD_CLEAR, SECOND_CLEAR, EARLIER_CLEAR)
     for path in sorted(folder.glob("messages/[A-Z]*.json"))
 ]
 
@@ -106,7 +116,7 @@ def test_every_kind_of_message_is_kept():
         for name, kind in vars(messages).items()
         if isinstance(kind, type) and issubclass(kind, Wire) and kind is not Wire
     }
-    for folder in (ROUND, THIRD, SECOND, EARLIER):
+    for folder in ENCRYPTED:
         assert {name.partition("-")[0] for kept, name in NAMES if kept == folder} == kinds
     assert {path.stem for path in ANSWERS} < kinds
 
@@ -171,9 +181,8 @@ def test_the_signed_statement_says_what_it_said():
 @pytest.mark.parametrize("name", COHORT)
 def test_a_member_is_signed_as_it_was(name):
     member = next(m for m in STATEMENT.cohort if m.name == name)
-    assert member == message(f"Joined-{name}", THIRD).header.member
     assert member == message(f"Joined-{name}").header.member
-    assert make_member(identity(name), "run-1", 0) == member
+    assert make_member(identity(name), LEDGERS[name], "run-1", 0) == member
     check_member(member, "run-1", ROSTER)
     words = member_statement("run-1", name, member.mask_key, member.units)
     assert words == signing_bytes("fedllm.member.v3", "run-1", name, member.mask_key, "0")
@@ -271,7 +280,7 @@ def test_the_ledger_of_a_kept_site_knows_its_rounds(tmp_path, stored):
     path = tmp_path / "anne.sqlite"
     state = read_state(path, ROSTER.sites["anne"], heads["anne"])
     # Since version 4 it also says on which sum the site settled, after its update left.
-    kept = heads["anne"][-1].sequence + (stored == ROUND)
+    kept = heads["anne"][-1].sequence + (stored in (ROUND, FOURTH))
     assert account.head().sequence == kept == state.head.sequence
     training, evaluation = state.reservations.values()
     assert (training.run, training.purpose, evaluation.purpose) == (
@@ -284,11 +293,12 @@ def test_the_ledger_of_a_kept_site_knows_its_rounds(tmp_path, stored):
     assert training.events[0].noise_multiplier == json.loads(theirs)["noise_multiplier"]
     assert training.colluder_events != training.events
     named = [(c.statement, c.order_attempt) for c in (training, evaluation)]
-    if stored != ROUND:
+    if stored not in (ROUND, FOURTH):
         assert (named, state.settled) == ([("", 0)] * 2, {})
         return
-    assert (named[0], named[1][1]) == ((STATEMENT.digest, 1), 2)
-    words = survivor_statement(mask_scope(STATEMENT, PLAN), SURVIVORS)
+    statement = parse_statement(theirs)
+    assert (named[0], named[1][1]) == ((statement.digest, 1), 2)
+    words = survivor_statement(mask_scope(statement, PLAN), SURVIVORS)
     assert state.settled[training.sequence] == SettledOn(sha256_hex(words), 2)
     assert state.settled[evaluation.sequence].sites == 3
 
@@ -320,6 +330,16 @@ def test_a_ledger_with_sums_settled_on_is_exported_and_verified(tmp_path):
     heads = read_heads(ROUND / "ledger_heads.jsonl")["anne"]
     found = [verify_ledger(each, ROSTER.sites["anne"], heads) for each in (path, out)]
     assert found[0] == found[1]
+
+
+def test_a_round_of_version_4_is_read():
+    order = message("Train", FOURTH)
+    statement = read_statement(order.header.statement, order.header.signature, ROSTER)
+    assert statement.kind == STATEMENT.kind
+    plan = EncryptionPlan.from_bytes(order.plan)
+    for name in SURVIVORS:
+        update = message(f"Trained-{name}", FOURTH).update
+        assert verified_update(update, statement, plan, name, ROSTER)
 
 
 def test_the_same_records_are_held_out():

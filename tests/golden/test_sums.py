@@ -9,6 +9,7 @@ from golden.kept import COHORT, SURVIVORS, damaged, identity
 from golden.kept_rounds import (
     CLEAR,
     IN_CLEAR,
+    LEDGERS,
     PLAN,
     ROSTER,
     ROUND,
@@ -37,7 +38,7 @@ from fedllm.randomness import RandomStream
 # Known answers: what follows from keys that anybody can make.
 PACKED = "36adb83a1226f0b75892b14de719cd7d8e95efba210491726e6d91764d16fa78"
 STREAM = "f4100eb4b5599012a8b922e4a6ddf009"
-MASK = "44f7b44ae0df621cc6aa90d8ca2589885faf3c75531d564ad55bf77894d46e98"
+MASK = "7e01ef31ef27f1e0d780b46bd569b29fdd3158f628f3edc07fa25991041b7e65"
 CHOSEN = [
     (
         ("bfv", 16, 10, 54221, True),
@@ -161,7 +162,7 @@ def test_levels_in_clear_are_packed_as_they_were():
 
 @pytest.mark.parametrize("name", SURVIVORS)
 def test_masks_and_reveals_are_derived_as_they_were(name):
-    masks = site_masks(identity(name), STATEMENT, PLAN, recover=True)
+    masks = site_masks(identity(name), LEDGERS[name], STATEMENT, PLAN, recover=True)
     scope = mask_scope(STATEMENT, PLAN)
     statement = masks.statement(SURVIVORS)
     assert statement == survivor_statement(scope, SURVIVORS)
@@ -185,8 +186,10 @@ def test_masks_and_reveals_are_derived_as_they_were(name):
 
 
 def test_a_mask_is_the_stream_that_it_was():
-    anne = site_masks(identity("anne"), STATEMENT, PLAN, recover=True).mask_for_update()
-    plain = site_masks(identity("anne"), STATEMENT, PLAN, recover=False).mask_for_update()
+    anne, plain = (
+        site_masks(identity("anne"), LEDGERS["anne"], STATEMENT, PLAN, recover).mask_for_update()
+        for recover in (True, False)
+    )
     assert anne.shape == plain.shape == (PLAN.slots,)
     assert (anne != plain).any()
     stream = RandomStream.seeded(7, "kept", 1)
@@ -194,7 +197,7 @@ def test_a_mask_is_the_stream_that_it_was():
     fixed = SiteMasks(
         MaskScope("00" * 32, COHORT, PLAN),
         "anne",
-        identity("anne").mask_key("run-1"),
+        identity("anne").mask_key("run-1", "00" * 32),
         {m.name: bytes.fromhex(m.mask_key) for m in STATEMENT.cohort if m.name != "anne"},
         own_mask=True,
         own_seed=bytes(32),

@@ -35,10 +35,14 @@ def test_signatures_bind_message_and_signer() -> None:
             verify_signature(key, sig, message, "one")
 
 
-def test_mask_keys_differ_between_runs() -> None:
+def test_mask_keys_differ_between_runs_and_ledgers() -> None:
     identity = Identity.generate("a")
-    keys = [identity.mask_key(run).private_bytes_raw() for run in ("r1", "r1", "r2")]
-    assert keys[0] == keys[1] != keys[2]
+    keys = [
+        identity.mask_key(run, ledger).private_bytes_raw()
+        for run, ledger in (("r1", "l1"), ("r1", "l1"), ("r2", "l1"), ("r1", "l2"))
+    ]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
 
 
 def test_secrets_do_not_show(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.site.site import Site
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
+from fedllm.privacy.ledger.ledger import Ledger
 from fedllm.randomness import RandomStream
 from fedllm.tasks.cache import ModelCache
 
@@ -123,6 +124,12 @@ class Federation:
 
     def model(self):
         return self.models.get(self.config, self.terms.labels)
+
+    def ledger_id(self, name: str) -> str:
+        """Return the id of a site's ledger."""
+        path = self.folder / f"{name}.sqlite"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Ledger.open(path, name, self.identities[name]).id
 
     def round(self, number: int = 1, attempt: int = 1, **changes: Any) -> RoundOutcome:
         """Run one round from the model's present adapter."""

@@ -202,7 +202,9 @@ class Federation:
         self, number: int, attempt: int, noise: float | None, purpose: Purpose
     ) -> RoundStatement:
         cohort = tuple(
-            make_member(self.identities[name], self.terms.run, self.sizes[name])
+            make_member(
+                self.identities[name], self.ledger(name).id, self.terms.run, self.sizes[name]
+            )
             for name in self.sites
         )
         statement = statement_of(self.terms, cohort, number, attempt, noise, purpose)
@@ -247,7 +249,8 @@ class Federation:
         """Return the mask that is on a site's update in a masked round, (S,)."""
         statement = read_statement(order.header.statement, order.header.signature, self.roster)
         recover, plan = self.config.encryption.recover_dropouts, self.plan_of(statement.purpose)
-        return site_masks(self.identities[name], statement, plan, recover).mask_for_update()
+        masks = site_masks(self.identities[name], self.ledger(name).id, statement, plan, recover)
+        return masks.mask_for_update()
 
     def joined(self, name: str) -> JoinedHeader:
         """Ask one site whether it takes part in the run."""

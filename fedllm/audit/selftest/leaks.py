@@ -96,7 +96,10 @@ def _listen(federation: Federation) -> _Said:
 
 def _form(said: _Said, federation: Federation) -> str | None:
     member = make_member(
-        federation.identities[_NAME], federation.terms.run, federation.sizes[_NAME]
+        federation.identities[_NAME],
+        federation.ledger(_NAME).id,
+        federation.terms.run,
+        federation.sizes[_NAME],
     ).model_dump()
     heads = []
     for kind, header, blobs in said.answers:

@@ -30,15 +30,24 @@ def mask_scope(statement: RoundStatement, plan: EncryptionPlan) -> MaskScope:
 
 
 def site_masks(
-    identity: Identity, statement: RoundStatement, plan: EncryptionPlan, recover: bool
+    identity: Identity,
+    ledger: str,
+    statement: RoundStatement,
+    plan: EncryptionPlan,
+    recover: bool,
 ) -> SiteMasks:
     """Return a site's masks of one attempt of a round; the same whenever it is asked.
 
     A site derives its own mask's seed from its secret, so that it can take the mask off
-    after a restart. That no mask serves two updates is the caller's to see to.
+    after a restart. That no mask serves two updates, the ledger sees to; under another ledger
+    all masks are other ones.
 
     Parameters
     ----------
+    identity : Identity
+        The site's keys.
+    ledger : str
+        Id of the ledger that is charged for the attempt.
     statement : RoundStatement
         With checked signatures.
     recover : bool
@@ -47,11 +56,11 @@ def site_masks(
     others = {m.name: hex_bytes(m.mask_key) for m in statement.cohort}
     require(identity.name in others, "this site is not in the cohort")
     del others[identity.name]
-    purpose = signing_bytes("fedllm.own-mask.v3", statement.digest)
+    purpose = signing_bytes("fedllm.own-mask.v4", statement.digest, ledger)
     return SiteMasks(
         mask_scope(statement, plan),
         identity.name,
-        identity.mask_key(statement.run),
+        identity.mask_key(statement.run, ledger),
         others,
         min_survivors=statement.min_sites,
         own_mask=recover,

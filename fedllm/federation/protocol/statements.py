@@ -18,27 +18,49 @@ from fedllm.identity.roster import Roster
 _UPDATE = "update fedllm, so that all parties run the same version"
 
 
-def make_member(identity: Identity, run: str, units: int) -> CohortMember:
-    """Return a site's entry in the cohorts of one run, signed by the site."""
-    key = identity.mask_key(run).public_key().public_bytes_raw().hex()
+def make_member(identity: Identity, ledger: str, run: str, units: int) -> CohortMember:
+    """Return a site's entry in the cohorts of one run, signed by the site.
+
+    ``ledger`` is the id of the site's ledger.
+    """
+    key = _mask_key(identity, ledger, run)
     signature = identity.sign(member_statement(run, identity.name, key, units)).hex()
     return CohortMember(name=identity.name, mask_key=key, units=units, signature=signature)
 
 
-def own_member(statement: RoundStatement, identity: Identity) -> CohortMember:
-    """Return a site's own entry in a cohort; its signature has been checked.
+def own_member(statement: RoundStatement, name: str) -> CohortMember:
+    """Return a site's own entry in a cohort.
 
     Raises
     ------
     PeerError
-        If it is not in the cohort under the key that it shows in this run.
+        If it is not in the cohort.
     """
-    key = identity.mask_key(statement.run).public_key().public_bytes_raw().hex()
-    mine = [member for member in statement.cohort if member.name == identity.name]
-    require(
-        bool(mine) and mine[0].mask_key == key, "this site's entry in the cohort is not its own"
-    )
+    mine = [member for member in statement.cohort if member.name == name]
+    require(bool(mine), "this site is not in the cohort")
     return mine[0]
+
+
+def require_own_key(statement: RoundStatement, identity: Identity, ledger: str) -> None:
+    """Refuse a cohort in which a site has another key than under its ledger of today.
+
+    A ledger that was begun anew does not know what the one before was charged, and masks of then
+    must not serve again. ``ledger`` is the id of the site's ledger.
+
+    Raises
+    ------
+    PeerError
+        If the key is another.
+    """
+    key = own_member(statement, identity.name).mask_key
+    require(
+        key == _mask_key(identity, ledger, statement.run),
+        "this site's entry in the cohort is not its own",
+    )
+
+
+def _mask_key(identity: Identity, ledger: str, run: str) -> str:
+    return identity.mask_key(run, ledger).public_key().public_bytes_raw().hex()
 
 
 def check_member(member: CohortMember, run: str, roster: Roster) -> None:

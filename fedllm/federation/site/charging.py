@@ -62,6 +62,11 @@ class SiteAccount:
         self._memory = SiteMemory(files.memory)
         self._ledger = Ledger.open(files.ledger, identity.name, identity, self._memory.head())
 
+    @property
+    def ledger(self) -> str:
+        """Id of the ledger, from which the site's masks derive."""
+        return self._ledger.id
+
     def head(self) -> Head:
         """Return the end of the ledger, for the coordinator to keep."""
         return self._ledger.head()

@@ -156,7 +156,7 @@ class OrderReader:
         require(statement.min_sites == config.rounds.min_sites, "the minimum cohort differs")
         require(statement.rounds == config.rounds.count, "the number of rounds differs")
         require(1 <= statement.round <= statement.rounds, "there is no such round")
-        member = own_member(statement, self.identity)
+        member = own_member(statement, self.identity.name)
         require(
             bool(member.units) == bool(mechanism_of(config).announced_units(1)),
             "this site's entry in the cohort is of another kind of run",

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from fedllm.adapters import adapter_of
 from fedllm.config import RunConfig, SitePolicy, Task
 from fedllm.data.records import Record
-from fedllm.encryption.masks import survivor_statement
+from fedllm.encryption.masks import SiteMasks, survivor_statement
+from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.update import encrypt_levels
 from fedllm.errors import STOPPING, FedllmError
 from fedllm.federation.protocol.envelopes import signed_update
@@ -40,7 +41,12 @@ from fedllm.federation.protocol.messages import (
     UnmaskedHeader,
 )
 from fedllm.federation.protocol.refusals import Refusal
-from fedllm.federation.protocol.statements import make_member, read_statement, require
+from fedllm.federation.protocol.statements import (
+    make_member,
+    read_statement,
+    require,
+    require_own_key,
+)
 from fedllm.federation.site.carrying import require_carried
 from fedllm.federation.site.charging import SiteAccount
 from fedllm.federation.site.data import Datasets, SiteData
@@ -149,7 +155,7 @@ class Site:
             units = mechanism_of(config).announced_units(self._data.units(config))
             length = method.up.length
             self._account().check_run(header.run, header.round, config, units, length)
-            member = make_member(self._identity, header.run, units)
+            member = make_member(self._identity, self._account().ledger, header.run, units)
             return Joined(JoinedHeader(site=self.name, member=member))
 
         return self._guarded(
@@ -163,6 +169,7 @@ class Site:
 
         def work() -> Trained:
             order = self._orders.order(request)
+            require_own_key(order.statement, self._identity, self._account().ledger)
             self._require_data(order.config)
             self._work.require_trainable(order.config, order.model, order.method, order.adapter)
             if order.statement.purpose == "evaluation":
@@ -187,7 +194,7 @@ class Site:
         def agree() -> Settled:
             header = request.header
             statement = self._statement(header)
-            masks = site_masks(self._identity, statement, read_plan(request.plan, statement), True)
+            masks = self._masks(statement, read_plan(request.plan, statement), True)
             words = masks.statement(header.survivors)
             self._account().settle(statement, words, len(header.survivors))
             signature = self._identity.sign(words).hex()
@@ -204,7 +211,7 @@ class Site:
             header = request.header
             statement = self._statement(header)
             plan = read_plan(request.plan, statement)
-            masks = site_masks(self._identity, statement, plan, True)
+            masks = self._masks(statement, plan, True)
             self._account().require_settled(statement, masks.statement(header.survivors))
             statements = check_settled(
                 mask_scope(statement, plan), header.survivors, header.signatures, self._roster
@@ -304,9 +311,12 @@ class Site:
                 # that the whole cohort is settled on before the update leaves.
                 words = survivor_statement(mask_scope(statement, order.plan), statement.names)
                 self._account().settle(statement, words, len(statement.names))
-            masks = site_masks(self._identity, statement, order.plan, recover).mask_for_update()
+            masks = self._masks(statement, order.plan, recover).mask_for_update()
         payload = encrypt_levels(levels, order.plan, order.key, masks)
         return signed_update(payload, order.statement, order.plan, self._identity)
+
+    def _masks(self, statement: RoundStatement, plan: EncryptionPlan, recover: bool) -> SiteMasks:
+        return site_masks(self._identity, self._account().ledger, statement, plan, recover)
 
     def _account(self) -> SiteAccount:
         if self._opened is None:

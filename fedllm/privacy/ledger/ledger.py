@@ -108,6 +108,11 @@ class Ledger:
     def __repr__(self) -> str:
         return f"Ledger({str(self._store.path)!r}, site={self._state.site!r})"
 
+    @property
+    def id(self) -> str:
+        """SHA-256 of the first entry, 64 hex digits; a ledger begun anew has another."""
+        return self._state.id
+
     def check(self, planned: Sequence[Charge], ceiling: Ceiling) -> None:
         """Refuse a whole run that would exceed the ceiling; writes nothing.
 

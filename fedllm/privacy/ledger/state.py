@@ -140,6 +140,7 @@ class LedgerState:
     """Everything that the entries so far say; only `apply` changes it."""
 
     site: str = ""
+    id: str = ""
     public_key: bytes = b""
     head: Head | None = None
     datasets: dict[str, KnownDataset] = field(default_factory=dict)
@@ -182,6 +183,7 @@ class LedgerState:
         _exactly(entry.body, "public_key", "nonce")
         self.site = entry.content["site"]
         self.public_key = from_hex(entry.body["public_key"])
+        self.id = entry.hash.hex()
 
     def _dataset(self, entry: Entry) -> None:
         body = entry.body

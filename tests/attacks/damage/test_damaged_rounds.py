@@ -41,7 +41,7 @@ STATEMENT = RoundStatement(
     round=1,
     attempt=2,
     rounds=3,
-    cohort=tuple(make_member(PEOPLE[name], "run", 0) for name in NAMES),
+    cohort=tuple(make_member(PEOPLE[name], "", "run", 0) for name in NAMES),
     min_sites=2,
     plan=PLAN.fingerprint(),
     key=PublicRoundKey.from_bytes(PLAN, PUBLIC).fingerprint,
@@ -108,7 +108,7 @@ def test_round_statements():
     def read(content):
         words = text(content)
         statement = read_statement(words, sign(words), ROSTER)
-        masks = site_masks(PEOPLE["anne"], statement, PLAN, True)
+        masks = site_masks(PEOPLE["anne"], "", statement, PLAN, True)
         masks.scope.to_bytes()
         reveal_purpose(statement, "anne")
 

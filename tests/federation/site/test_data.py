@@ -173,7 +173,9 @@ def test_an_entry_of_another_kind_of_run_is_refused_before_anything_is_charged(
     """With no announced size nothing could be divided by it; with one, noise would follow it."""
     config = small_config(tiny_checkpoint("bert"), privacy={"epsilon": 8.0})
     federation = build(tmp_path, config)
-    without = make_member(federation.identities["site-0"], "run-1", 0)
+    without = make_member(
+        federation.identities["site-0"], federation.ledger_id("site-0"), "run-1", 0
+    )
 
     def swap(kind, name, message):
         if kind == "join" and name == "site-0":

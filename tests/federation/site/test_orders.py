@@ -88,10 +88,14 @@ def cohort(place, change) -> Train:
     return signed(place, place.order, cohort=change(members))
 
 
+def own_entry(place, name: str, ledger: str) -> dict[str, str]:
+    return make_member(place.federation.identities[name], ledger, "run-1", 0).model_dump()
+
+
 def swapped_key(place) -> list[dict[str, str]]:
     """Return the cohort with the site's own mask key of another run."""
     members = json.loads(place.order.header.statement)["cohort"]
-    other = make_member(place.federation.identities["site-1"], "run-1", 0).model_dump()
+    other = own_entry(place, "site-1", place.federation.ledger_id("site-1"))
     return [{**other, "name": SITE}, *members[1:]]
 
 
@@ -202,6 +206,10 @@ ORDERS = {
     ),
     "without this site": (
         lambda p: cohort(p, lambda members: members[1:]),
+        "this site is not in the cohort",
+    ),
+    "with its key under another ledger": (
+        lambda p: cohort(p, lambda members: [own_entry(p, SITE, "0" * 64), *members[1:]]),
         "this site's entry in the cohort is not its own",
     ),
     "a cohort out of order": (

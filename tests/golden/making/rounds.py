@@ -43,6 +43,7 @@ from fedllm.identity.keys import Identity
 from fedllm.mechanisms import mechanism_of
 from fedllm.privacy.ledger.audit import export_ledger
 from fedllm.privacy.ledger.heads import keep_heads
+from fedllm.privacy.ledger.ledger import Ledger
 from fedllm.randomness import RandomStream
 
 
@@ -186,6 +187,10 @@ class _Recorder:
     def _finish(self, scheme: str) -> None:
         write_json(self._folder / "messages" / "index.json", self._index)
         sites = self._folder / "sites"
+        ids = {
+            name: Ledger.open(sites / f"{name}.sqlite", name, identity(name)).id for name in COHORT
+        }
+        write_json(self._folder / "ledgers.json", ids)
         kept: tuple[str, ...] = ()
         if scheme == "bfv":
             kept = ("anne.sqlite", "anne.jsonl", "anne.json", "anne.log")
