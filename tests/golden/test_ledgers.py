@@ -27,11 +27,11 @@ from fedllm.privacy.accounting.events import (
 from fedllm.privacy.ledger import entries as ledger_entries
 from fedllm.privacy.ledger.audit import export_ledger, read_state, spending_of, verify_ledger
 from fedllm.privacy.ledger.budget import VIEWS, Ceiling, Charge
+from fedllm.privacy.ledger.charges import Carried, carry_body, reservation_body
 from fedllm.privacy.ledger.entries import Head, TamperedError, make_entry
 from fedllm.privacy.ledger.heads import keep_heads, read_heads, signed_head
 from fedllm.privacy.ledger.ledger import Ledger
 from fedllm.privacy.ledger.rules import promises
-from fedllm.privacy.ledger.state import Carried, carry_body, reservation_body
 
 LEDGER = V1 / "ledger"
 FIRST, SECOND = LEDGER / "first.sqlite", LEDGER / "second.sqlite"

@@ -67,8 +67,8 @@ from fedllm.federation.site.orders import OrderReader
 from fedllm.federation.site.site import Site
 from fedllm.federation.transport.flower import from_content, to_content
 from fedllm.privacy.ledger.audit import export_ledger, read_state, verify_ledger
+from fedllm.privacy.ledger.charges import SettledOn
 from fedllm.privacy.ledger.heads import read_heads
-from fedllm.privacy.ledger.state import SettledOn
 from fedllm.tasks.cache import ModelCache
 
 ANSWERS = [

@@ -14,10 +14,10 @@ from fedllm.errors import FedllmError
 from fedllm.privacy.accounting.events import Gaussian
 from fedllm.privacy.ledger.audit import read_state, verify_ledger
 from fedllm.privacy.ledger.budget import Ceiling, Charge
+from fedllm.privacy.ledger.charges import Reservation, reservation_body
 from fedllm.privacy.ledger.entries import TamperedError, make_entry
 from fedllm.privacy.ledger.fingerprints import DatasetIdentity, share_a_tag
 from fedllm.privacy.ledger.ledger import Ledger
-from fedllm.privacy.ledger.state import Reservation, reservation_body
 
 CEILING = Ceiling(2.0, 1e-5)
 

@@ -180,7 +180,7 @@ def only_committed_charges_count_in_runs(patch):
         right(self, run, purpose)
         return [
             event
-            for reservation in _only_committed(self._state).values()
+            for reservation in _only_committed(self._chain.state).values()
             if reservation.run == run and purpose in (None, reservation.purpose)
             for event in reservation.events
         ]
@@ -202,13 +202,13 @@ def a_retry_that_is_not_charged(patch):
     right, commit, known = Ledger.reserve, Ledger.commit, {}
 
     def reserve(self, charge, ceiling):
-        key = (str(self._store.path), charge.run, charge.round, charge.purpose)
+        key = (str(self._chain.path), charge.run, charge.round, charge.purpose)
         if key not in known:
             known[key] = right(self, charge, ceiling)
         return known[key]
 
     def once(self, number):
-        if number not in self._state.committed:
+        if number not in self._chain.state.committed:
             commit(self, number)
 
     patch.setattr(Ledger, "reserve", reserve)
@@ -451,7 +451,7 @@ def failed_evaluations_that_count_for_nothing(patch):
                 "events_of_run",
                 lambda ledger, run, purpose=None: [
                     e
-                    for r in _only_committed(ledger._state).values()
+                    for r in _only_committed(ledger._chain.state).values()
                     if r.purpose == purpose
                     for e in r.events
                 ],

@@ -37,10 +37,11 @@ from fedllm.privacy.accounting.events import (
     Stated,
 )
 from fedllm.privacy.ledger.audit import read_state
+from fedllm.privacy.ledger.charges import Reservation
 from fedllm.privacy.ledger.entries import Head, NoLedgerError, TamperedError
 from fedllm.privacy.ledger.exports import refuse_other_files
 from fedllm.privacy.ledger.rules import promises
-from fedllm.privacy.ledger.state import LedgerState, Reservation
+from fedllm.privacy.ledger.state import LedgerState
 from fedllm.runs import names
 from fedllm.runs.record import runs_in
 

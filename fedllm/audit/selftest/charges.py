@@ -19,7 +19,7 @@ from fedllm.federation.protocol.evaluating import Holdout
 from fedllm.mechanisms import mechanism_of
 from fedllm.privacy.accounting.events import PoissonDiscreteGaussian
 from fedllm.privacy.ledger.audit import read_state
-from fedllm.privacy.ledger.state import Reservation
+from fedllm.privacy.ledger.charges import Reservation
 
 _EPSILON, _DELTA, _EVALUATIONS = 8.0, 1e-5, 3.0
 _ROUNDS = 2

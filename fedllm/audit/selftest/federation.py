@@ -55,8 +55,8 @@ from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.mechanisms import mechanism_of
 from fedllm.privacy.ledger.audit import read_state
+from fedllm.privacy.ledger.charges import Reservation
 from fedllm.privacy.ledger.ledger import Ledger
-from fedllm.privacy.ledger.state import Reservation
 
 RUN = "selftest-run"
 AUTHORITY = "authority"

@@ -23,9 +23,9 @@ from fedllm.identity.keys import Identity
 from fedllm.mechanisms import mechanism_of
 from fedllm.privacy.accounting.events import PoissonGaussian
 from fedllm.privacy.ledger.budget import Ceiling
+from fedllm.privacy.ledger.charges import Reservation, reservation_body
 from fedllm.privacy.ledger.entries import make_entry
 from fedllm.privacy.ledger.fingerprints import DatasetIdentity
-from fedllm.privacy.ledger.state import Reservation, reservation_body
 from fedllm.privacy.ledger.store import Store
 
 _NAME, _DELTA, _EPSILON = SITES[0], 1e-5, 2.0

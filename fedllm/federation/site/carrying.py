@@ -18,9 +18,9 @@ from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.privacy.accounting.events import Event, NonPrivate, Stated
 from fedllm.privacy.ledger.audit import read_state, spending_of
+from fedllm.privacy.ledger.charges import Carried
 from fedllm.privacy.ledger.fingerprints import Unit
 from fedllm.privacy.ledger.ledger import Ledger
-from fedllm.privacy.ledger.state import Carried
 
 _REMEDY = (
     "the site takes over what was spent: fedllm ledger carry-over OLD_LEDGER --kit KIT, or, where "

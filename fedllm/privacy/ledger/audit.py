@@ -11,6 +11,7 @@ from fedllm.errors import ConfigError
 from fedllm.files import given_path, write_bytes
 from fedllm.privacy.accounting.accountants import EpsilonEstimate, epsilon
 from fedllm.privacy.ledger.budget import Ceiling
+from fedllm.privacy.ledger.charges import Carried
 from fedllm.privacy.ledger.entries import (
     Head,
     RawEntry,
@@ -21,7 +22,7 @@ from fedllm.privacy.ledger.entries import (
 from fedllm.privacy.ledger.exports import FIRST_PAGE, exported, has_traces, stored_entries
 from fedllm.privacy.ledger.fingerprints import Unit
 from fedllm.privacy.ledger.rules import check_datasets, promises
-from fedllm.privacy.ledger.state import Carried, LedgerState
+from fedllm.privacy.ledger.state import LedgerState
 from fedllm.privacy.ledger.store import SQLITE
 
 

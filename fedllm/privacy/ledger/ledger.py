@@ -8,38 +8,32 @@ can only ever cost budget, never privacy.
 from __future__ import annotations
 
 import math
-import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from fedllm.errors import BudgetError, RepeatError
 from fedllm.privacy.accounting.accountants import EpsilonEstimate, epsilon
 from fedllm.privacy.accounting.events import Event
-from fedllm.privacy.ledger.audit import Verification, check_anchors, verify_ledger
+from fedllm.privacy.ledger.audit import Verification, verify_ledger
 from fedllm.privacy.ledger.budget import VIEWS, BudgetGuard, Ceiling, Charge, View
-from fedllm.privacy.ledger.entries import (
-    Entry,
-    Head,
-    LedgerRefusal,
-    Signer,
-    TamperedError,
-    make_entry,
-    read_chain,
-)
-from fedllm.privacy.ledger.fingerprints import Unit
-from fedllm.privacy.ledger.state import (
+from fedllm.privacy.ledger.chain import Chain
+from fedllm.privacy.ledger.charges import (
     Carried,
-    LedgerState,
     Reservation,
     SettledOn,
     carry_body,
     may_share,
     reservation_body,
 )
-from fedllm.privacy.ledger.store import Store, Transaction
+from fedllm.privacy.ledger.entries import (
+    Head,
+    LedgerRefusal,
+    Signer,
+    TamperedError,
+)
+from fedllm.privacy.ledger.fingerprints import Unit
 
 
 class Ledger:
@@ -50,10 +44,8 @@ class Ledger:
     written, in which case nothing was charged.
     """
 
-    def __init__(self, store: Store, signer: Signer, state: LedgerState) -> None:
-        self._store = store
-        self._signer = signer
-        self._state = state
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
         self._guard = BudgetGuard()
         self._lock = threading.RLock()
 
@@ -82,36 +74,15 @@ class Ledger:
         LedgerError
             If the file cannot be used.
         """
-        store = Store(path)
-        if not path.exists():
-            if anchor is not None:
-                raise TamperedError(f"the ledger {path} is gone: entry {anchor.sequence} is known")
-            body = {"public_key": signer.public_bytes().hex(), "nonce": os.urandom(32).hex()}
-            store.create(make_entry(signer, site, None, "open", body))
-        ledger = cls(store, signer, LedgerState())
-        with store.read() as view:
-            ledger._catch_up(view)
-            check_anchors(view.entries(), () if anchor is None else (anchor,))
-        state = ledger._state
-        if state.site != site:
-            raise LedgerRefusal(
-                f"the ledger {path} belongs to another site, not to '{site}'",
-                "give each site its own ledger file",
-            )
-        if state.public_key != signer.public_bytes():
-            raise LedgerRefusal(
-                f"the ledger {path} was begun with another site key",
-                "use the site's original key; a new key cannot take over a ledger",
-            )
-        return ledger
+        return cls(Chain.open(path, site, signer, anchor))
 
     def __repr__(self) -> str:
-        return f"Ledger({str(self._store.path)!r}, site={self._state.site!r})"
+        return f"Ledger({str(self._chain.path)!r}, site={self._chain.state.site!r})"
 
     @property
     def id(self) -> str:
         """SHA-256 of the first entry, 64 hex digits; a ledger begun anew has another."""
-        return self._state.id
+        return self._chain.state.id
 
     def check(self, planned: Sequence[Charge], ceiling: Ceiling) -> None:
         """Refuse a whole run that would exceed the ceiling; writes nothing.
@@ -129,8 +100,7 @@ class Ledger:
             If spent and planned events together exceed the ceiling (exit code 3).
         """
         with self._lock:
-            with self._store.read() as view:
-                self._catch_up(view)
+            self._chain.look()
             self._require(planned, ceiling)
 
     def reserve(self, charge: Charge, ceiling: Ceiling) -> int:
@@ -161,7 +131,7 @@ class Ledger:
         with self._lock:
             # The accountant remembers this answer, so that the write lock is held briefly.
             self.check([charge], ceiling)
-            with self._writing() as append:
+            with self._chain.writing() as append:
                 self._once(charge.run, charge.purpose, charge.statement, charge.order_attempt)
                 self._require([charge], ceiling)
                 key = (charge.run, charge.round, charge.purpose)
@@ -169,7 +139,7 @@ class Ledger:
                     sequence=0,
                     run=charge.run,
                     round=charge.round,
-                    attempt=self._state.attempts[key] + 1,
+                    attempt=self._chain.state.attempts[key] + 1,
                     purpose=charge.purpose,
                     account=charge.account,
                     unit=charge.unit,
@@ -197,12 +167,12 @@ class Ledger:
             If there is no such reservation, or it was committed before: a result must not be
             released twice for one charge.
         """
-        with self._lock, self._writing() as append:
-            if reservation not in self._state.reservations:
+        with self._lock, self._chain.writing() as append:
+            if reservation not in self._chain.state.reservations:
                 raise LedgerRefusal(
                     f"entry {reservation} is not a reservation", "reserve before training"
                 )
-            if reservation in self._state.committed:
+            if reservation in self._chain.state.committed:
                 raise LedgerRefusal(
                     f"reservation {reservation} was committed before",
                     "reserve again: every release is charged",
@@ -218,12 +188,11 @@ class Ledger:
             If the statement, or a later attempt, was charged before.
         """
         with self._lock:
-            with self._store.read() as view:
-                self._catch_up(view)
+            self._chain.look()
             self._once(run, purpose, statement, order_attempt)
 
     def _once(self, run: str, purpose: str, statement: str, order_attempt: int) -> None:
-        if self._state.repeats(run, purpose, statement, order_attempt):
+        if self._chain.state.repeats(run, purpose, statement, order_attempt):
             raise RepeatError(
                 f"attempt {order_attempt} of run {run} was carried out before; a second update "
                 "under the same masks would give the first one away",
@@ -248,9 +217,9 @@ class Ledger:
             If this ledger was not charged for the statement, or for a later attempt or round
             too, or holds another sum for it.
         """
-        with self._lock, self._writing() as append:
+        with self._lock, self._chain.writing() as append:
             sequence = self._newest(statement)
-            known = self._state.settled.get(sequence)
+            known = self._chain.state.settled.get(sequence)
             if known is None:
                 append("settle", {"reserve": sequence, "survivors": survivors, "sites": sites})
             elif known.survivors != survivors:
@@ -268,15 +237,13 @@ class Ledger:
             If it did not, or another attempt or round was begun since.
         """
         with self._lock:
-            with self._store.read() as view:
-                self._catch_up(view)
-            found = self._state.settled.get(self._newest(statement))
+            found = self._chain.look().settled.get(self._newest(statement))
         if found is None:
             raise LedgerRefusal("this site has not settled on the survivors of this round")
         return found
 
     def _newest(self, statement: str) -> int:
-        sequence = self._state.open_reservation(statement)
+        sequence = self._chain.state.open_reservation(statement)
         if sequence is None:
             raise LedgerRefusal(
                 "this site did not take part in this attempt of the round, or has gone on"
@@ -291,8 +258,8 @@ class Ledger:
         LedgerRefusal
             If the same was taken over before.
         """
-        with self._lock, self._writing() as append:
-            known = {_origin(one) for one in self._state.carried}
+        with self._lock, self._chain.writing() as append:
+            known = {_origin(one) for one in self._chain.state.carried}
             for one in carried:
                 if one.head and _origin(one) in known:
                     raise LedgerRefusal(
@@ -307,9 +274,8 @@ class Ledger:
         ``unit`` is what is asked about; by default what the account's last charge protected.
         """
         with self._lock:
-            with self._store.read() as stored:
-                self._catch_up(stored)
-            return self._state.spent(account, unit or self._state.unit(account), view)
+            state = self._chain.look()
+            return state.spent(account, unit or state.unit(account), view)
 
     def events_of_run(
         self, run: str, purpose: str | None = None, view: View = "sums"
@@ -319,11 +285,10 @@ class Ledger:
         ``purpose`` picks "training" or "evaluation"; ``view`` says who looks.
         """
         with self._lock:
-            with self._store.read() as stored:
-                self._catch_up(stored)
+            state = self._chain.look()
             return [
                 event
-                for reservation in self._state.reservations.values()
+                for reservation in state.reservations.values()
                 if reservation.run == run and purpose in (None, reservation.purpose)
                 for event in reservation.seen_by(view)
             ]
@@ -335,11 +300,9 @@ class Ledger:
     def head(self) -> Head:
         """Return the last entry, for others to keep as an anchor."""
         with self._lock:
-            with self._store.read() as view:
-                self._catch_up(view)
-            head = self._state.head
+            head = self._chain.look().head
         if head is None:
-            raise TamperedError(f"the ledger {self._store.path} is empty")
+            raise TamperedError(f"the ledger {self._chain.path} is empty")
         return head
 
     def verify(self, anchor: Head | None = None) -> Verification:
@@ -351,7 +314,7 @@ class Ledger:
             If anything does not hold.
         """
         anchors = () if anchor is None else (anchor,)
-        return verify_ledger(self._store.path, self._state.public_key, anchors)
+        return verify_ledger(self._chain.path, self._chain.state.public_key, anchors)
 
     def _require(self, planned: Sequence[Charge], ceiling: Ceiling) -> None:
         for account, unit in dict.fromkeys((charge.account, charge.unit) for charge in planned):
@@ -362,50 +325,12 @@ class Ledger:
                 rounds = f"rounds {first.round} to {last.round}"
             what = f"{rounds} of run '{first.run}'"
             if math.isfinite(ceiling.epsilon):
-                known = self._state.charges(account)
+                known = self._chain.state.charges(account)
                 _require_one_unit(what, unit, {charge.unit for charge in (*known, *charges)})
             for view in VIEWS:
                 events = [event for charge in charges for event in charge.seen_by(view)]
-                spent = self._state.spent(account, unit, view)
+                spent = self._chain.state.spent(account, unit, view)
                 self._guard.require(spent, events, ceiling, what, view)
-
-    @contextmanager
-    def _writing(self) -> Iterator[Callable[[str, dict[str, Any]], int]]:
-        """Hold the write transaction; entries count only once it is on disk."""
-        written: list[Entry] = []
-        with self._store.write() as view:
-            self._catch_up(view)
-            head, site = self._state.head, self._state.site
-
-            def append(kind: str, body: dict[str, Any]) -> int:
-                nonlocal head
-                entry = make_entry(self._signer, site, head, kind, body)
-                view.append(entry)
-                written.append(entry)
-                head = entry.head
-                return entry.sequence
-
-            yield append
-        for entry in written:
-            self._state.apply(entry)
-
-    def _catch_up(self, view: Transaction) -> None:
-        """Take in what other processes appended, and see that the past is as it was."""
-        head = self._state.head
-        stored = view.entries(head.sequence if head else 1)
-        if head is not None:
-            last = next(stored, None)
-            if last is None or (last.sequence, last.hash.hex()) != (head.sequence, head.hash):
-                raise TamperedError(
-                    f"the ledger {self._store.path} was exchanged or cut while it was in use: "
-                    f"entry {head.sequence} is not what it was"
-                )
-        for entry in read_chain(stored, head, self._state.public_key or None):
-            if head is not None and entry.content["site"] != self._state.site:
-                raise TamperedError(f"entry {entry.sequence} belongs to another site")
-            self._state.apply(entry)
-        if self._state.head is None:
-            raise TamperedError(f"the ledger {self._store.path} is empty")
 
 
 def _origin(carried: Carried) -> tuple[tuple[str, ...], str, str, Unit]:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from fedllm.privacy.accounting.events import Event, NonPrivate
 from fedllm.privacy.ledger.budget import VIEWS, View
+from fedllm.privacy.ledger.charges import KnownDataset, Reservation
 from fedllm.privacy.ledger.entries import TamperedError
 from fedllm.privacy.ledger.fingerprints import DatasetIdentity, share_a_tag
-from fedllm.privacy.ledger.state import KnownDataset, LedgerState, Reservation
+from fedllm.privacy.ledger.state import LedgerState
 
 Tags = dict[str, tuple[bytes, bytes]]
 

@@ -89,7 +89,7 @@ def test_a_program_of_before_that_charged_too_much_is_still_found(tmp_path):
 @pytest.mark.parametrize("kind", ["dataset", "reserve"])
 def test_a_ledger_never_goes_back_to_charging_by_data_set(path, ledger, kind):
     """It would be a way out of the account: a charge that only a new data set counts."""
-    known = next(iter(ledger._state.datasets))
+    known = next(iter(ledger._chain.state.datasets))
     with pytest.raises(TamperedError, match="impossible"):
         if kind == "dataset":
             register(path, "quite", "new")

@@ -220,7 +220,7 @@ def test_a_full_disk_under_the_ledger_is_of_the_same_kind(watched):
     def order(kind, name, message):
         if (kind, name) == ("train request", "site-0"):
             account = federation.sites[name]._opened
-            account._ledger._store.__class__ = Full
+            account._ledger._chain._store.__class__ = Full
         return answers.setdefault((kind, name), message)
 
     federation.tamper = order

@@ -20,9 +20,9 @@ from fedllm.privacy.accounting.events import (
 )
 from fedllm.privacy.ledger.audit import export_ledger, spending_of
 from fedllm.privacy.ledger.budget import Ceiling, Charge
+from fedllm.privacy.ledger.charges import Carried
 from fedllm.privacy.ledger.heads import keep_heads
 from fedllm.privacy.ledger.ledger import Ledger
-from fedllm.privacy.ledger.state import Carried
 
 SITE = "anne"
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedllm.errors import BudgetError
 from fedllm.privacy.accounting.accountants import epsilon
 from fedllm.privacy.accounting.events import Gaussian, NonPrivate, PoissonGaussian
-from fedllm.privacy.ledger import ledger as ledger_module
+from fedllm.privacy.ledger import chain as chain_module
 from fedllm.privacy.ledger.audit import export_ledger, verify_ledger
 from fedllm.privacy.ledger.budget import Ceiling, Charge
 from fedllm.privacy.ledger.entries import Head, LedgerError, LedgerRefusal, TamperedError
@@ -63,9 +63,9 @@ def test_what_was_spent_until_an_entry_leaves_out_what_came_later(ledger):
     second = ledger.reserve(charge(data, 2, number=1), CEILING)
     one, two = Gaussian(10.0, 3), Gaussian(10.0, 2)
     expected = {first - 1: [], first: [one], second - 1: [one], second: [one, two]}
-    found = {until: ledger._state.spent(data, "record", until=until) for until in expected}
+    found = {until: ledger._chain.state.spent(data, "record", until=until) for until in expected}
     assert found == expected
-    assert ledger._state.spent(data, "record") == [one, two]
+    assert ledger._chain.state.spent(data, "record") == [one, two]
 
 
 def test_reserve_commit_and_reopen(ledger, path):
@@ -313,7 +313,7 @@ def kill_in_a_loop(path, kills):
         # A line is one write of a few bytes to a pipe, so it is there whole or not at all.
         reported |= {(f"run{kill}", int(line)) for line in output.split()}
         ledger = Ledger.open(path, "site-00", SIGNER)
-        found = {(r.run, number) for number, r in ledger._state.reservations.items()}
+        found = {(r.run, number) for number, r in ledger._chain.state.reservations.items()}
         assert reported <= found
     assert len(reported) >= kills, "the children were killed before they did anything"
     ledger.verify(ledger.head())
@@ -335,7 +335,7 @@ def test_crash_before_the_commit_of_the_file_charges_nothing(ledger, path, monke
     def crash(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ledger_module.Transaction, "append", crash)
+    monkeypatch.setattr(chain_module.Transaction, "append", crash)
     with pytest.raises(KeyboardInterrupt):
         ledger.reserve(charge(), CEILING)
     monkeypatch.undo()

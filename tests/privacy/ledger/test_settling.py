@@ -11,9 +11,9 @@ from fedllm.errors import RepeatError
 from fedllm.privacy.accounting.events import Gaussian
 from fedllm.privacy.ledger.audit import export_ledger, read_state, verify_ledger
 from fedllm.privacy.ledger.budget import Charge
+from fedllm.privacy.ledger.charges import SettledOn
 from fedllm.privacy.ledger.entries import LedgerRefusal
 from fedllm.privacy.ledger.ledger import Ledger
-from fedllm.privacy.ledger.state import SettledOn
 
 FIRST, SECOND, THIRD = "1" * 64, "2" * 64, "3" * 64
 WORDS, OTHERS = "a" * 64, "b" * 64
