@@ -13,7 +13,9 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -141,27 +143,31 @@ def run(setting: Setting, threads: int) -> list[str]:
     return failed
 
 
+def line(setting: Setting, threads: int, able: frozenset[str]) -> tuple[bool, str]:
+    """Run a setting, if the processor can; return whether it failed, and what to say of it."""
+    where = f"{setting.name}, {threads} thread{'s' if threads > 1 else ''}"
+    missing = [flag for flag in setting.needs if flag not in able]
+    if missing:
+        return False, f"NOT RUN  {where}: this processor lacks {', '.join(missing)}"
+    start = time.monotonic()
+    failed = run(setting, threads)
+    word = f"FAIL     {where}: {' and '.join(failed)}" if failed else f"pass     {where}"
+    return bool(failed), f"{word} ({time.monotonic() - start:.0f} s)"
+
+
 def main(only: list[str]) -> int:
-    """Go through all settings, or those whose names are given."""
+    """Go through all settings, or those whose names are given; as many at once as have room."""
     unknown = set(only) - {setting.name for setting in SETTINGS}
     if unknown:
         print(f"no such setting: {', '.join(sorted(unknown))}", file=sys.stderr)
         return 2
     able, failures = features(Path("/proc/cpuinfo").read_text()), 0
-    for setting in SETTINGS:
-        if only and setting.name not in only:
-            continue
-        missing = [flag for flag in setting.needs if flag not in able]
-        for threads in THREADS:
-            where = f"{setting.name}, {threads} thread{'s' if threads > 1 else ''}"
-            if missing:
-                print(f"NOT RUN  {where}: this processor lacks {', '.join(missing)}", flush=True)
-                continue
-            start = time.monotonic()
-            failed = run(setting, threads)
-            failures += bool(failed)
-            word = f"FAIL     {where}: {' and '.join(failed)}" if failed else f"pass     {where}"
-            print(f"{word} ({time.monotonic() - start:.0f} s)", flush=True)
+    wanted = [setting for setting in SETTINGS if not only or setting.name in only]
+    for threads in THREADS:
+        with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // threads)) as pool:
+            for failed, said in pool.map(partial(line, threads=threads, able=able), wanted):
+                print(said, flush=True)
+                failures += failed
     return int(failures > 0)
 
 
