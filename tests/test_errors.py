@@ -1,0 +1,61 @@
+"""Errors say first what is wrong, then what to do; never the other way round."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# How what somebody should do begins. No message begins so.
+ORDERS = frozenset(
+    "add allow ask audit begin check choose compare copy correct delete e.g. enroll fetch finish "
+    "free get give go install keep leave let list load look lower make merge name open pip put "
+    "raise read remove rename renew repeat reserve restart restore resume run run: save see send "
+    "set start stop take try type update use wait watch write".split()
+)
+
+
+def raised() -> Iterator[tuple[str, str | None, str | None]]:
+    """Give the place of each error with a remedy, its message and its remedy where written out."""
+    for folder in ("fedllm", "clients", "server"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            tree = ast.parse(path.read_text())
+            known = {
+                target.id: text
+                for node in tree.body
+                if isinstance(node, ast.Assign) and (text := written(node.value, {})) is not None
+                for target in node.targets
+                if isinstance(target, ast.Name)
+            }
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Call) and is_error(node.func) and len(node.args) == 2:
+                    message, remedy = (written(part, known) for part in node.args)
+                    yield f"{path.relative_to(ROOT)}:{node.lineno}", message, remedy
+
+
+def is_error(function: ast.expr) -> bool:
+    return isinstance(function, ast.Name) and function.id.endswith(("Error", "Refusal"))
+
+
+def written(node: ast.expr, known: dict[str, str]) -> str | None:
+    """Return a text of the source, with {} for what is put in; None for anything else."""
+    if isinstance(node, ast.Name):
+        return known.get(node.id)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(
+            str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values
+        )
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    return None
+
+
+def test_a_message_is_no_order_and_most_remedies_are():
+    found = list(raised())
+    messages = {place: text for place, text, _ in found if text is not None}
+    remedies = [text for *_, text in found if text is not None]
+    assert len(messages) > 250
+    wrong = [place for place, text in messages.items() if text.split()[0] in ORDERS]
+    assert not wrong
+    assert sum(text.split()[0] in ORDERS for text in remedies) > len(remedies) * 0.8
