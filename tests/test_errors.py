@@ -12,7 +12,7 @@ ORDERS = frozenset(
     "add allow ask audit begin check choose compare copy correct delete e.g. enroll fetch finish "
     "free get give go install keep leave let list load look lower make merge name open pip put "
     "raise read remove rename renew repeat reserve restart restore resume run run: save see send "
-    "set start stop take try type update use wait watch write".split()
+    "set start stop take try type update use wait watch write".split()  # noqa: SIM905
 )
 
 
