@@ -8,11 +8,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # How what somebody should do begins. No message begins so.
-ORDERS = frozenset(
-    "add allow ask audit begin check choose compare copy correct delete e.g. enroll fetch finish "
+ORDERS = (
+    " add allow ask audit begin check choose compare copy correct delete e.g. enroll fetch finish "
     "free get give go install keep leave let list load look lower make merge name open pip put "
     "raise read remove rename renew repeat reserve restart restore resume run run: save see send "
-    "set start stop take try type update use wait watch write".split()  # noqa: SIM905
+    "set start stop take try type update use wait watch write "
 )
 
 
@@ -51,11 +51,15 @@ def written(node: ast.expr, known: dict[str, str]) -> str | None:
     return None
 
 
+def orders(text: str) -> bool:
+    return f" {text.split()[0]} " in ORDERS
+
+
 def test_a_message_is_no_order_and_most_remedies_are():
     found = list(raised())
     messages = {place: text for place, text, _ in found if text is not None}
     remedies = [text for *_, text in found if text is not None]
     assert len(messages) > 250
-    wrong = [place for place, text in messages.items() if text.split()[0] in ORDERS]
+    wrong = [place for place, text in messages.items() if orders(text)]
     assert not wrong
-    assert sum(text.split()[0] in ORDERS for text in remedies) > len(remedies) * 0.8
+    assert sum(orders(text) for text in remedies) > len(remedies) * 0.8
