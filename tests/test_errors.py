@@ -52,7 +52,7 @@ def written(node: ast.expr, known: dict[str, str]) -> str | None:
 
 
 def orders(text: str) -> bool:
-    return f" {text.split()[0]} " in ORDERS
+    return f" {text.split(maxsplit=1)[0]} " in ORDERS
 
 
 def test_a_message_is_no_order_and_most_remedies_are():
