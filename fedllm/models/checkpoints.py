@@ -224,6 +224,7 @@ def load_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizer
     CheckpointError
         If it is missing or damaged, or has tokens that the model has no embedding for.
     """
+    check_contents(folder, weights=False)
     if not any(_VOCABULARY.search(file.name) for file in folder.iterdir()):
         # transformers would make one up.
         raise CheckpointError(

@@ -29,6 +29,12 @@ _UNREAD = re.compile(
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 _EARLIER_SUFFIXES = (".safetensors", "config.json", "tokenizer.json", "vocab.txt", "merges.txt")
 _MAX_WORDS = 300
+_TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+# What may lead a tokenizer's class, of today or of a later version, to a file: its words or a
+# path to them, arguments of its constructor by place, and arguments for the libraries below it.
+_NAMES_A_FILE = re.compile(r"vocab|merge|file|path|(^|_)dir|args|inputs|url", re.IGNORECASE)
+# Left by older versions of transformers in many models; overwritten or ignored by this one.
+_NEVER_OPENED = frozenset({"special_tokens_map_file", "name_or_path"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +170,9 @@ def check_contents(folder: Path, *, weights: bool = True) -> None:
         beside the weights, or the tokenizer asks for code of its own.
     """
     names = files_that_count(folder)
-    if "tokenizer_config.json" in names:
-        _check_tokenizer_settings(folder)
+    for name in _TOKENIZER_SETTINGS:
+        if name in names:
+            _check_tokenizer_settings(folder / name)
     if not weights:
         return
     if "adapter_config.json" in names:
@@ -205,8 +212,7 @@ def _check_index(folder: Path, names: dict[str, Path]) -> None:
             )
 
 
-def _check_tokenizer_settings(folder: Path) -> None:
-    path = folder / "tokenizer_config.json"
+def _check_tokenizer_settings(path: Path) -> None:
     values = read_object(path)
     if values.get("auto_map"):
         raise CheckpointError(
@@ -220,3 +226,12 @@ def _check_tokenizer_settings(folder: Path) -> None:
             "the version of a library",
             "remove the key in a copy of the folder that all parties use; tokenizer.json is read",
         )
+    # transformers hands each key to the tokenizer's class, and some open what they are given.
+    for key, value in values.items():
+        plain = isinstance(value, bool | int | float) or not value or key in _NEVER_OPENED
+        if not plain and _NAMES_A_FILE.search(key):
+            raise CheckpointError(
+                f"{path}: {key} could make a library read a file that is no part of the model",
+                f"remove {key} in a copy of the folder that all parties use; a tokenizer's files "
+                "are found by their names",
+            )

@@ -211,3 +211,67 @@ def test_a_tokenizer_is_what_its_folder_says(tiny_checkpoint):
     tokenizer = load_tokenizer(folder)
     assert tokenizer(text)["input_ids"] == plain.encode(text).ids
     assert len(tokenizer) == plain.get_vocab_size()
+
+
+# The keys under which a tokenizer's class of transformers 5 opens a file, or would.
+LEADING_ELSEWHERE = {
+    "vocab": "PATH",
+    "merges": "PATH",
+    "vocab_file": "PATH",
+    "tokenizer_file": "PATH",
+    "entity_vocab_file": "PATH",
+    "gguf_file": "PATH",
+    "spm_file": "PATH",
+    "init_inputs": ["PATH"],
+    "sp_model_kwargs": {"model_file": "PATH"},
+    "mecab_kwargs": {"mecab_option": "-d PATH"},
+}
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("key", LEADING_ELSEWHERE)
+def test_a_tokenizer_reads_no_file_that_is_not_the_models(folder, key, name):
+    """Else a model asks a site whether a line stands in a file of its own, its records too."""
+    private = folder.parent / "private.csv"
+    private.write_text("text,label\n")
+    value = json.loads(json.dumps(LEADING_ELSEWHERE[key]).replace("PATH", str(private)))
+    path = folder / name
+    values = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(values | {key: value}))
+    for read in (lambda: checkpoint_folder(str(folder)), lambda: load_tokenizer(folder)):
+        with pytest.raises(CheckpointError, match=f"{key} could make a library read") as caught:
+            read()
+        assert f"remove {key}" in caught.value.remedy
+        assert str(private) not in str(caught.value)
+    path.write_text(json.dumps(values | {key: None}))
+    checkpoint_folder(str(folder))
+
+
+def test_a_vocabulary_elsewhere_is_not_read_by_any_class_that_reads_one(tmp_path):
+    (tmp_path / "private.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nprivate\n")
+    for name in ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MPNetTokenizer"):
+        model = tmp_path / name
+        model.mkdir()
+        (model / "config.json").write_text('{"model_type": "bert"}')
+        (model / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nown\n")
+        settings = {"tokenizer_class": name, "vocab": str(tmp_path / "private.txt")}
+        (model / "tokenizer_config.json").write_text(json.dumps(settings))
+        with pytest.raises(CheckpointError):
+            load_tokenizer(model)
+
+
+def test_what_models_commonly_hold_is_no_reason_to_refuse_them(folder):
+    path = folder / "tokenizer_config.json"
+    common = {
+        "special_tokens_map_file": "/somewhere/special_tokens_map.json",
+        "name_or_path": "somebody/model",
+        "tokenizer_file": None,
+        "sp_model_kwargs": {},
+        "local_files_only": True,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": 512,
+        "add_prefix_space": False,
+    }
+    path.write_text(json.dumps(json.loads(path.read_text()) | common))
+    checkpoint_folder(str(folder))
+    assert load_tokenizer(folder)
