@@ -35,7 +35,10 @@ def evaluate(model: SharedModel, dataset: Dataset, batch_size: int = 64) -> dict
         If there is no record, or no token that counts.
     """
     task = task_of(model.task)
-    sums = sum(task.sums(model, piece) for _, piece in _pieces(model, dataset, batch_size))
+    sums = sum(
+        task.sums(model, model.prefix.attach(dataset, rows, piece))
+        for rows, piece in _pieces(dataset, batch_size)
+    )
     if not isinstance(sums, np.ndarray) or sums[-1] == 0:
         raise DataError(
             "there is nothing to evaluate: the test data has no record or no token that counts",
@@ -63,33 +66,39 @@ def unit_scores(model: SharedModel, dataset: EncodedDataset | None) -> NDArray[n
         return np.zeros((0, len(task.site_scores)))
     scores = np.zeros((len(dataset), len(task.site_scores)))
     # Each record by itself: none may change what is computed of another.
-    for rows, piece in _pieces(model, dataset, 1):
-        scores[rows] = _scores(task, model, piece)
+    for rows, piece in _pieces(dataset, 1):
+        scores[rows] = _scores(task, model, dataset, rows, piece)
     # A unit without records adds nothing to a sum, not even itself.
     _, units, counts = np.unique(dataset.units, return_inverse=True, return_counts=True)
     sums = [np.bincount(units, weights=column, minlength=len(counts)) for column in scores.T]
     return np.stack(sums, axis=1) / counts[:, None]
 
 
-def _scores(task: LearningTask, model: SharedModel, piece: Batch) -> NDArray[np.float64]:
-    """Score one record, (1, S); NaN where a library breaks off.
+def _scores(
+    task: LearningTask,
+    model: SharedModel,
+    dataset: Dataset,
+    rows: NDArray[np.int64],
+    piece: Batch,
+) -> NDArray[np.float64]:
+    """Score one record, (1, S); NaN alone where a library breaks off, in the frozen part too.
 
     An error would tell, without any noise, that such a record is there.
     """
+    nothing = np.full((1, len(task.site_scores)), np.nan)
     try:
-        return task.scores(model, piece)
+        found = task.scores(model, model.prefix.attach(dataset, rows, piece))
+        # Whether its frozen part was kept, or broke off just now, is for others to decide.
+        return found if np.isfinite(found).all() else nothing
     except STOPPING:
         raise
     except BaseException:
-        return np.full((1, len(task.site_scores)), np.nan)
+        return nothing
 
 
-def _pieces(
-    model: SharedModel, dataset: Dataset, batch_size: int
-) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+def _pieces(dataset: Dataset, batch_size: int) -> Iterator[tuple[NDArray[np.int64], Batch]]:
     """Cut a data set into batches of similar length; also says which records each holds."""
     for start in range(0, len(dataset), _CHUNK):
         indices = np.arange(start, min(start + _CHUNK, len(dataset)))
         for places, piece in by_width(dataset.batch(indices), batch_size):
-            rows = indices[places.numpy()]
-            yield rows, model.prefix.attach(dataset, rows, piece)
+            yield indices[places.numpy()], piece

@@ -246,6 +246,8 @@ class _OneUnit:
             forget_step(self.model.module)
             del self.record.losses[seen:]
             self.record.broke_off(error)
+            # As one whose kept frozen part is no number: others decide whether it is kept.
+            self.record.norms.append(np.array([np.inf]))
             return np.zeros(self.model.manifest.length)
         part = clipped(np.asarray(gradient), self.settings.clipping_norm)
         self.record.norms.append(np.array([part.norm]))

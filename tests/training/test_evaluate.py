@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from fedllm.errors import DataError
-from fedllm.training.evaluate import evaluate
+from fedllm.training.evaluate import evaluate, unit_scores
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
@@ -46,3 +46,29 @@ def test_evaluation_leaves_no_gradients_and_stays_in_training_mode(tiny_model, r
 def test_nothing_to_evaluate_is_an_error(tiny_model, random_dataset):
     with pytest.raises(DataError, match="nothing to evaluate"):
         evaluate(tiny_model(), random_dataset(0))
+
+
+@pytest.mark.parametrize("room", [None, 0], ids=["kept", "no room"])
+@pytest.mark.parametrize("broken", [(3,), (0, 3), range(6)], ids=["one", "two", "all"])
+def test_a_record_at_which_the_frozen_part_breaks_off_is_scored_as_nothing_known(
+    tiny_model, random_dataset, monkeypatch, broken, room
+):
+    """It must not stop the others, nor the answer: whether there is one would tell of it."""
+    model, data = tiny_model(lora={"rank": 2, "last_layers": 1}), random_dataset(6)
+    expected = unit_scores(model, data)
+    assert np.isfinite(expected).all()
+    bad = [data.batch(np.array([row]))["input_ids"] for row in broken]
+    prefix = model.prefix._network.prefix
+
+    def breaks(batch):
+        if any(torch.equal(batch["input_ids"], ids) for ids in bad):
+            raise RuntimeError("the words of a record")
+        return prefix(batch)
+
+    monkeypatch.setattr(model.prefix._network, "prefix", breaks)
+    if room is not None:
+        model.prefix._budget_bytes = room
+    again = random_dataset(6)
+    found = unit_scores(model, again)
+    expected[list(broken)] = np.nan
+    assert np.array_equal(found, expected, equal_nan=True)

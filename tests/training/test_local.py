@@ -265,6 +265,30 @@ def test_a_record_at_which_the_model_breaks_off_costs_no_other_unit_anything(
     assert sum(seen.broken_units.values()) in (0, len(bad), 1)
 
 
+def test_a_broken_record_counts_alike_whether_there_was_room_for_the_others_or_not(
+    tiny_model, random_dataset
+):
+    """Else a record that takes the room away would move what is counted of the broken ones."""
+    found = []
+    for room in (None, 0):
+        model = tiny_model(lora={"rank": 0})
+        if room is not None:
+            model.prefix._budget_bytes = room
+        settings = replace(
+            ONE_STEP,
+            sampling_rate=1.0,
+            noise_multiplier=1e-6,
+            clipping_quantile=0.5,
+            clipping_norm=3.0,
+        )
+        data = Breaking(random_dataset(10), {2, 3, 4, 5})
+        result = train_locally(
+            model, data, settings, RandomStream.seeded(1), RandomStream.seeded(2)
+        )
+        found.append((result.clipping_norm, result.update.tobytes()))
+    assert found[0] == found[1]
+
+
 def test_a_library_that_breaks_off_is_counted_by_the_kind_of_its_error(
     tiny_model, random_dataset, monkeypatch
 ):
