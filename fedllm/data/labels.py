@@ -12,7 +12,7 @@ from fedllm.data.spelling import read_aloud, seen
 from fedllm.errors import DataError
 
 # What is longer is a text in the label's column.
-_LONGEST = 100
+_LONGEST, _MOST = 100, 1000
 # Shorter ones are codes, and longer ones are not shown.
 _WORD, _SHORT = 4, 40
 # Part of another label's records below which a label that is nearly the same may be a slip.
@@ -166,10 +166,15 @@ def _same(one: str, other: str) -> int:
 
 
 def nearest(label: str, labels: Sequence[str]) -> str | None:
-    """Return which of ``labels`` is most like a label that is none of them; None if none is."""
+    """Return which of ``labels`` is most like a label that is none of them; None if none is.
+
+    Long ones, and those after the first thousand, are not looked at: a coordinator chooses them,
+    and a site that took long over a foreign label would tell that it has one.
+    """
     if len(label) > _LONGEST:
         return None
-    forms = {read_aloud(one): one for one in reversed(labels)}
+    compared = [one for one in labels[:_MOST] if len(one) <= _LONGEST]
+    forms = {read_aloud(one): one for one in reversed(compared)}
     close = difflib.get_close_matches(read_aloud(label), forms, n=1, cutoff=0.6)
     return forms[close[0]] if close else None
 

@@ -9,7 +9,7 @@ it is safe, and what breaks it.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -194,22 +194,23 @@ class SiteMasks:
             parts.append((1, self._own_seed))
         return _expand(parts, self.scope.plan)
 
-    def statement(self, survivors: Collection[str]) -> bytes:
+    def statement(self, survivors: Sequence[str]) -> bytes:
         """Settle on the sites in the sum; the bytes are for this site to sign.
 
         Parameters
         ----------
-        survivors : collection of str
-            Sites whose updates arrived, as the coordinator says.
+        survivors : sequence of str
+            Sites whose updates arrived, as the coordinator says, each once and sorted.
 
         Raises
         ------
         RefusedError
-            If they are too few, not of the cohort, without this site, or other than before:
-            a site settles once.
+            If they are too few, not of the cohort, not sorted, without this site, or other than
+            before: a site settles once.
         """
         chosen = tuple(sorted(set(survivors)))
         known = set(chosen) <= set(self.scope.cohort) and self.site in chosen
+        known = known and chosen == tuple(survivors)
         if self._own_seed is None or not known or len(chosen) < self._min_survivors:
             raise RefusedError(
                 "these survivors of a round are not a set that this site lets anybody open",

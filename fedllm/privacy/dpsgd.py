@@ -22,6 +22,9 @@ from fedllm.errors import TrainingError
 from fedllm.privacy.noise import gaussian_noise
 from fedllm.randomness import RandomStream
 
+# A float64's largest relative error in one operation.
+_ROUNDING = 2.0**-53
+
 
 def poisson_batch(
     units: NDArray[np.int64], number_of_units: int, sampling_rate: float, sampling: RandomStream
@@ -212,10 +215,11 @@ def _sum(gradient: Gradients) -> Tensor:
 def clipped(gradient: NDArray[np.float64], clipping_norm: float) -> ClippedGradient:
     """Clip one unit's gradient over all parameters together.
 
-    What is clipped is the very vector that is added, in float64: its norm is at most
-    ``clipping_norm``, but for a part of 1e-14. A unit whose gradient is not finite adds nothing:
-    refusing the batch would tell, without any noise, that such a unit is there, and whoever
-    chooses the adapter can aim at one.
+    What is clipped is the very vector that is added, in float64, by a little more than its norm
+    asks for: the sum of P squares is wrong by a part of P roundings at most. So its norm is at
+    most ``clipping_norm``, however it is computed. A unit whose gradient is not finite adds
+    nothing: refusing the batch would tell, without any noise, that such a unit is there, and
+    whoever chooses the adapter can aim at one.
 
     Parameters
     ----------
@@ -230,7 +234,8 @@ def clipped(gradient: NDArray[np.float64], clipping_norm: float) -> ClippedGradi
         return ClippedGradient(np.zeros(len(gradient)), np.inf)
     scaled = torch.from_numpy(gradient / largest) if largest else torch.zeros(1)
     norm = largest * float(torch.linalg.vector_norm(scaled))
-    weight = clipping_norm / max(norm, clipping_norm)
+    upper = norm * (1.0 + (len(gradient) + 8) * _ROUNDING)
+    weight = clipping_norm / max(upper, clipping_norm)
     return ClippedGradient(gradient * weight, norm)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fedllm.models.shared import SharedModel
     from fedllm.models.transformer import Batch
 
-_SHOWN_LABELS = 20
+_SHOWN_LABELS, _SHOWN_LETTERS = 20, 100
 
 
 class Classification(LearningTask):
@@ -199,7 +199,7 @@ class LabelledTexts:
     def _foreign(self, record: Record) -> str:
         """Say that a label is not public, and which public one is nearest to it."""
         what = f"field '{record.columns['label']}'" if record.columns else "its label"
-        shown = ", ".join(map(repr, self.labels[:_SHOWN_LABELS]))
+        shown = ", ".join(repr(label[:_SHOWN_LETTERS]) for label in self.labels[:_SHOWN_LABELS])
         if len(self.labels) > _SHOWN_LABELS:
             shown += f" and {len(self.labels) - _SHOWN_LABELS} more"
         near = nearest(record.values["label"], self.labels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 
 import numpy as np
@@ -16,7 +15,7 @@ from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
 from fedllm.errors import PeerError, RefusedError
 from fedllm.federation.coordinator.cohort import gather_cohort
-from fedllm.federation.coordinator.rounds import statement_of, with_order
+from fedllm.federation.coordinator.rounds import run_round, statement_of, with_order
 from fedllm.federation.protocol.envelopes import verified_update
 from fedllm.federation.protocol.masks import site_masks
 from fedllm.federation.protocol.messages import (
@@ -30,6 +29,7 @@ from fedllm.federation.protocol.messages import (
     round_statement,
 )
 from fedllm.federation.protocol.statements import parse_statement
+from fedllm.federation.protocol.terms import make_terms
 from fedllm.federation.site.carrying import carry_ledger
 from fedllm.federation.site.policy import check_allowed
 from fedllm.privacy.ledger.audit import export_ledger
@@ -261,17 +261,41 @@ def test_a_memory_of_before_gives_no_second_update_and_no_second_sum(federation)
     for name in NAMES[1:]:
         league.train(name)
     assert league.settle(TARGET, league.statement).refusal is None
-    for content in (kept.read_bytes(), None):
-        files.memory.unlink()
-        if content is not None:
-            files.memory.write_bytes(content)
+    files.memory.write_bytes(kept.read_bytes())
+    federation.sites[TARGET]._opened = None
+    with pytest.raises(PeerError, match="was carried out before"):
+        league.train(TARGET)
+    refusal = league.settle(TARGET, league.statement, NAMES[:2]).refusal
+    assert refusal is not None
+    assert "settled on other survivors" in refusal.message
+
+
+def test_an_older_ledger_without_a_memory_is_no_ledger_to_go_on_with(federation):
+    """Together with the memory's loss the site would train again under the same masks."""
+    league = InLeague(federation)
+    files = federation.sites[TARGET]._files
+    InLeague(federation, 2).train(TARGET)
+    older = files.ledger.read_bytes()
+    league = InLeague(federation, 3)
+    league.train(TARGET)
+    files.ledger.write_bytes(older)
+    for forget in (files.memory.unlink, lambda: files.memory.write_text("{}")):
+        forget()
         federation.sites[TARGET]._opened = None
-        with pytest.raises(PeerError, match="was carried out before"):
+        with pytest.raises(RefusedError, match=r"memory of its ledger .* is gone"):
             league.train(TARGET)
-        refusal = league.settle(TARGET, league.statement, NAMES[:2]).refusal
-        assert refusal is not None
-        assert "settled on other survivors" in refusal.message
-    files.memory.write_text(json.dumps({}))
+    assert files.ledger.read_bytes() == older
+
+
+@pytest.mark.parametrize("survivors", [NAMES[:2] * 2, NAMES[::-1], (*NAMES, NAMES[2])])
+def test_survivors_are_named_once_and_in_order(federation, survivors):
+    """The ledger's entry says how many sites are in the sum."""
+    league = InLeague(federation)
+    for name in NAMES:
+        league.train(name)
+    refusal = league.settle(TARGET, league.statement, survivors).refusal
+    assert refusal is not None
+    assert "not a set that this site lets anybody open" in refusal.message
 
 
 def test_an_older_ledger_is_missed(federation):
@@ -357,3 +381,42 @@ def test_a_policy_that_expects_colluders_asks_for_two_sites_more(
     else:
         with pytest.raises(RefusedError, match=words):
             check_allowed(config, allow, "")
+
+
+# --- what a run promised --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("purpose", ["update", "evaluation"])
+def test_a_run_keeps_the_configuration_of_its_first_round(tiny_checkpoint, tmp_path, purpose):
+    """Else one that promised epsilon 1 could cost 20, and evaluate as often as a ceiling holds."""
+    evaluation = {"every": 1, "holdout": 0.25}
+    first, second = (
+        small_config(
+            tiny_checkpoint("bert"),
+            privacy={"epsilon": epsilon},
+            training={"batch_size": batch},
+            evaluation=evaluation,
+        )
+        for epsilon, batch in ((1.0, 8), (20.0, 16))
+    )
+    federation = build(tmp_path, first)
+    federation.round(1, 1)
+    before = federation.sites[TARGET]._account().spent()
+    cohort = gather_cohort(federation, federation.terms, 2, federation.roster, print)
+    federation.terms = make_terms(second, federation.model(), "run-1")
+    statement = statement_of(federation.terms, cohort, 2, 2, None, purpose)
+    with pytest.raises(RefusedError, match="begun with another configuration"):
+        run_round(
+            federation,
+            federation.authority,
+            federation.terms,
+            federation.roster,
+            statement,
+            federation.model().adapter(),
+            lambda *_: None,
+        )
+    with pytest.raises(RefusedError, match="begun with another configuration"):
+        gather_cohort(federation, federation.terms, 2, federation.roster, print)
+    assert federation.sites[TARGET]._account().spent() == before
+    federation.terms = make_terms(second, federation.model(), "run-2")
+    assert gather_cohort(federation, federation.terms, 1, federation.roster, print)

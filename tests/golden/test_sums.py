@@ -38,7 +38,7 @@ from fedllm.randomness import RandomStream
 # Known answers: what follows from keys that anybody can make.
 PACKED = "36adb83a1226f0b75892b14de719cd7d8e95efba210491726e6d91764d16fa78"
 STREAM = "f4100eb4b5599012a8b922e4a6ddf009"
-MASK = "7e01ef31ef27f1e0d780b46bd569b29fdd3158f628f3edc07fa25991041b7e65"
+MASK = "ed2cb5af9abc0d5ce73072d0fd08f3f5ee81e7aa78ec419758f6fbfc8afd4543"
 CHOSEN = [
     (
         ("bfv", 16, 10, 54221, True),

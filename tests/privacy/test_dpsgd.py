@@ -1,5 +1,8 @@
 """DP-SGD against loops over single records and persons, and against Opacus's optimiser."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -236,3 +239,16 @@ def test_persons_are_chosen_with_all_their_records():
             assert records <= found or not records & found
             counts[person] += records <= found
     assert np.all(np.abs(counts / 500 - 0.3) < 0.08)
+
+
+@pytest.mark.parametrize("large", [1, 64, 4096])
+@pytest.mark.parametrize("length", [2**10, 2**20])
+def test_no_rounding_lifts_a_unit_over_its_norm(length, large):
+    """Many small values beside a few large ones are lost one by one in a sum of squares."""
+    gradient = np.full(length, 0.7e-8 * math.sqrt(large))
+    gradient[:large] = 1.0
+    values = clipped(gradient, 1e-3).values
+    square = Fraction(values[0]) ** 2 * min(large, length)
+    square += Fraction(values[-1]) ** 2 * max(length - large, 0)
+    assert square <= Fraction(1e-3) ** 2
+    assert float(square) == pytest.approx(1e-6, rel=1e-8)

@@ -51,9 +51,14 @@ def require_carried(files: SiteFiles, identity: Identity, roster: Roster) -> Non
             )
         return
     head = memory.head()
-    if not owed and head is None:
-        return
     state = read_state(ledger, identity.public_bytes(), () if head is None else (head,))
+    if state.statements and not memory.used():
+        raise RefusedError(
+            f"the site's memory of its ledger ({files.memory.name}) is gone: nothing tells whether "
+            "the ledger is the newest",
+            f"restore {files.memory.name} beside the ledger, or move the ledger away and take over "
+            "what was spent: fedllm ledger carry-over OLD_LEDGER --kit KIT",
+        )
     if not owed <= state.covered():
         raise RefusedError(
             f"'{identity.name}' had other keys before, and its ledger lacks what was spent under "

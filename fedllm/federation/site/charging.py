@@ -61,6 +61,8 @@ class SiteAccount:
         self._name = policy.budget.account or ""
         self._memory = SiteMemory(files.memory)
         self._ledger = Ledger.open(files.ledger, identity.name, identity, self._memory.head())
+        # Before the first charge, so that a ledger with charges and no memory is an old copy.
+        self._memory.remember(self._ledger.head())
 
     @property
     def ledger(self) -> str:
@@ -91,6 +93,10 @@ class SiteAccount:
         left = [one for one in mechanism.evaluation.rounds if one >= number]
         planned += [self._evaluation_charge(run, one, config) for one in left]
         self._ledger.check(planned, self._ceiling(config))
+
+    def require_config(self, run: str, config: str) -> None:
+        """Refuse a run that goes on under another configuration; see `Ledger.require_config`."""
+        self._ledger.require_config(run, config)
 
     def reserve(
         self, statement: RoundStatement, config: RunConfig, units: int, length: int
@@ -178,9 +184,15 @@ class SiteAccount:
     def _require_new(self, statement: RoundStatement, purpose: str) -> None:
         # Whoever asks again must hear that, not that the noise or the budget is too small now.
         self._ledger.require_new(statement.run, purpose, statement.digest, statement.attempt)
+        self._ledger.require_config(statement.run, statement.config)
 
     def _reserve(self, charge: Charge, statement: RoundStatement, config: RunConfig) -> int:
-        stated = replace(charge, statement=statement.digest, order_attempt=statement.attempt)
+        stated = replace(
+            charge,
+            statement=statement.digest,
+            order_attempt=statement.attempt,
+            config=statement.config,
+        )
         reservation = self._ledger.reserve(stated, self._ceiling(config))
         self._memory.remember(self._ledger.head())
         return reservation

@@ -47,6 +47,7 @@ from fedllm.federation.protocol.statements import (
     require,
     require_own_key,
 )
+from fedllm.federation.protocol.wire import digest
 from fedllm.federation.site.carrying import require_carried
 from fedllm.federation.site.charging import SiteAccount
 from fedllm.federation.site.data import Datasets, SiteData
@@ -150,6 +151,7 @@ class Site:
                 f"{method.down.length}",
             )
             require(1 <= header.round <= config.rounds.count, "there is no such round")
+            self._account().require_config(header.run, digest(header.config))
             self._require_data(config)
             self._work.require_trainable(config, model, method, method.start())
             units = mechanism_of(config).announced_units(self._data.units(config))

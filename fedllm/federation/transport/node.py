@@ -207,11 +207,10 @@ class _Link:
             # Whatever a hostile coordinator sent, the node goes on to the next message.
             self._say(f"a message of kind {kind!r} could not be fetched ({type(error).__name__})")
             return
-        started = time.monotonic()
         with task_identity(run, self._node.node_id):
             reply = self._answer(message)
             try:
-                self._insist(lambda: self._send(reply, time.monotonic() - started))
+                self._insist(lambda: self._send(reply))
             except (ObjectPushError, httpx.HTTPStatusError) as error:
                 # The run has ended, or waits no longer: that is no fault of the connection.
                 self._say(f"the answer to {kind!r} was not taken ({_reason(error)})")
@@ -268,7 +267,7 @@ class _Link:
         confirm(wanted)
         return message
 
-    def _send(self, reply: Message, seconds: float) -> None:
+    def _send(self, reply: Message) -> None:
         reply.metadata.__dict__["_message_id"] = reply.object_id
         with no_object_id_recompute():
             pushed = self._client.PushMessages(
@@ -276,7 +275,8 @@ class _Link:
                     node=self._node,
                     messages_list=[message_to_proto(remove_content_from_message(reply))],
                     message_object_trees=[get_object_tree(reply)],
-                    clientapp_runtime_list=[seconds],
+                    # How long the work took depends on records; Flower would only log it.
+                    clientapp_runtime_list=[0.0],
                 )
             )
             push_objects(

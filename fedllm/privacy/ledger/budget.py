@@ -87,6 +87,8 @@ class Charge:
         nothing but the charge depends on it.
     order_attempt : int
         The coordinator's number of the attempt, with a statement; rises within a run's purpose.
+    config : str
+        SHA-256 of the run's configuration, in hexadecimal, with a statement; a run has one.
     """
 
     run: str
@@ -100,6 +102,7 @@ class Charge:
     unit: Unit = "record"
     statement: str = ""
     order_attempt: int = 0
+    config: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "events", tuple(self.events))

@@ -56,6 +56,8 @@ class Reservation:
         Digest of the round's statement, hexadecimal; empty in ledgers of before.
     order_attempt : int
         The coordinator's number of the attempt, with a statement.
+    config : str
+        Digest of the run's configuration, hexadecimal; empty in ledgers of before.
     """
 
     sequence: int
@@ -73,6 +75,7 @@ class Reservation:
     dataset: str = ""
     statement: str = ""
     order_attempt: int = 0
+    config: str = ""
 
     def seen_by(self, view: View) -> tuple[Event, ...]:
         """Return the events in the eyes of one kind of observer."""
@@ -154,6 +157,8 @@ def reservation_body(reservation: Reservation) -> dict[str, Any]:
             "statement": reservation.statement,
             "order_attempt": reservation.order_attempt,
         }
+    if reservation.config:
+        stated["config"] = reservation.config
     by_dataset = {"dataset": reservation.dataset}
     return {
         **named,
@@ -204,9 +209,10 @@ def reservation_of(entry: Entry) -> Reservation:
         dataset=body.get("dataset", ""),
         statement=body.get("statement", ""),
         order_attempt=body.get("order_attempt", 0),
+        config=body.get("config", ""),
     )
-    if reservation.statement:
-        from_hex(reservation.statement, 32)
+    for digest in filter(None, (reservation.statement, reservation.config)):
+        from_hex(digest, 32)
     if reservation_body(reservation) != body or not reservation.events:
         raise ValueError("fields")
     texts = (reservation.run, reservation.purpose, reservation.account, reservation.dataset)

@@ -127,12 +127,15 @@ class Ledger:
         RepeatError
             If its statement, or a later attempt, was charged before: masks that served one
             update must not serve another.
+        LedgerRefusal
+            If its run was charged under another configuration before.
         """
         with self._lock:
             # The accountant remembers this answer, so that the write lock is held briefly.
             self.check([charge], ceiling)
             with self._chain.writing() as append:
                 self._once(charge.run, charge.purpose, charge.statement, charge.order_attempt)
+                self._of_one_configuration(charge.run, charge.config)
                 self._require([charge], ceiling)
                 key = (charge.run, charge.round, charge.purpose)
                 reservation = Reservation(
@@ -150,6 +153,7 @@ class Ledger:
                     name=charge.name,
                     statement=charge.statement,
                     order_attempt=charge.order_attempt,
+                    config=charge.config,
                 )
                 return append("reserve", reservation_body(reservation))
 
@@ -197,6 +201,27 @@ class Ledger:
                 f"attempt {order_attempt} of run {run} was carried out before; a second update "
                 "under the same masks would give the first one away",
                 "ask under a new attempt",
+            )
+
+    def require_config(self, run: str, config: str) -> None:
+        """Refuse a run that was charged under another configuration before.
+
+        What a run promises, its epsilon and its evaluations, was agreed to with the first.
+
+        Raises
+        ------
+        LedgerRefusal
+            If it was.
+        """
+        with self._lock:
+            self._chain.look()
+            self._of_one_configuration(run, config)
+
+    def _of_one_configuration(self, run: str, config: str) -> None:
+        if self._chain.state.differs(run, config):
+            raise LedgerRefusal(
+                f"run '{run}' was begun with another configuration than this one",
+                "start a new run; a run keeps the configuration that its sites agreed to",
             )
 
     def settle(self, statement: str, survivors: str, sites: int) -> None:

@@ -36,6 +36,7 @@ class LedgerState:
     committed: dict[int, int] = field(default_factory=dict)
     settled: dict[int, SettledOn] = field(default_factory=dict)
     statements: dict[str, int] = field(default_factory=dict)
+    configs: dict[str, str] = field(default_factory=dict)
     newest: dict[tuple[str, str], int] = field(default_factory=dict)
     attempts: Counter[tuple[str, int, str]] = field(default_factory=Counter)
     carried: list[Carried] = field(default_factory=list)
@@ -105,11 +106,15 @@ class LedgerState:
         order = (reservation.statement, reservation.order_attempt)
         if self.repeats(reservation.run, reservation.purpose, *order):
             raise ValueError("an order carried out twice")
+        if self.differs(reservation.run, reservation.config):
+            raise ValueError("a second configuration of a run")
         self.attempts[key] += 1
         self.reservations[entry.sequence] = reservation
         self.newest[reservation.run, reservation.purpose] = entry.sequence
         if reservation.statement:
             self.statements[reservation.statement] = entry.sequence
+        if reservation.config:
+            self.configs[reservation.run] = reservation.config
 
     def _require_earlier_rule(self) -> None:
         # A ledger goes over to accounts once, and never back.
@@ -145,6 +150,10 @@ class LedgerState:
         last = self.newest.get((run, purpose))
         earlier = 0 if last is None else self.reservations[last].order_attempt
         return statement in self.statements or order_attempt <= earlier
+
+    def differs(self, run: str, config: str) -> bool:
+        """Tell whether a run was charged under another configuration before."""
+        return bool(config) and self.configs.get(run, config) != config
 
     def open_reservation(self, statement: str) -> int | None:
         """Return the reservation of a statement if the run has none of its purpose after it."""
