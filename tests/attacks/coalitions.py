@@ -120,7 +120,7 @@ class Recorder:
     """Stands for training and for streams of masks; see `nothing_computed`."""
 
     def __init__(self) -> None:
-        self.update = ""
+        self.adapter, self.update = b"", ""
         self.parts: list[tuple[int, bytes]] | None = None
 
     def expand(self, parts: Iterable[tuple[int, bytes]], plan: EncryptionPlan) -> Any:
@@ -129,8 +129,7 @@ class Recorder:
 
     def train(self, work: TrainingAtSite, settings: Any, sampling: Any, noise: Any) -> LocalResult:
         """Note what the update would follow from: its batch and its adapter."""
-        adapter = work.method.current().tobytes() if hasattr(work.method, "current") else b""
-        self.update = sha256_hex(sampling.uint64(4).tobytes() + adapter)
+        self.update = sha256_hex(sampling.uint64(4).tobytes() + self.adapter)
         zeros = np.zeros(work.length, dtype=np.float32)
         return LocalResult(zeros, LocalStatistics(0.0, 0, 0, ()), 1.0)
 
@@ -143,7 +142,11 @@ class Recorder:
 def nothing_computed(patch: pytest.MonkeyPatch) -> Recorder:
     """Leave out what sites compute of records, and the encryption, which is not what is tried."""
     recorder, keys = Recorder(), dict[bytes, PublicRoundKey]()
-    read = PublicRoundKey.from_bytes
+    read, work = PublicRoundKey.from_bytes, SiteWork.train
+
+    def train(self: SiteWork, order: Any, *rest: Any) -> Any:
+        recorder.adapter = order.adapter.tobytes()
+        return work(self, order, *rest)
 
     def once(plan: EncryptionPlan, blob: bytes) -> PublicRoundKey:
         # Under one plan; TenSEAL takes milliseconds for each.
@@ -151,6 +154,7 @@ def nothing_computed(patch: pytest.MonkeyPatch) -> Recorder:
 
     patch.setattr(PublicRoundKey, "from_bytes", once)
     patch.setattr(SiteWork, "require_trainable", lambda *_: None)
+    patch.setattr(SiteWork, "train", train)
     patch.setattr(Site, "_datasets", lambda *_: Datasets(None, None, ""))  # type: ignore[arg-type]
     patch.setattr(Site, "_require_data", lambda *_: None)
     patch.setattr(TrainingAtSite, "units", property(lambda work: UNITS))
@@ -392,7 +396,7 @@ class Given:
 
 
 @dataclass
-class Path_:
+class Standing:
     """Where a site is: its files, what it gave so far, and how it came there."""
 
     state: State
@@ -402,7 +406,7 @@ class Path_:
     batches: tuple[str, ...] = ()
 
 
-Move = tuple[str, Callable[["Player", Path_], tuple[Given, str] | None]]
+Move = tuple[str, Callable[["Player", Standing], tuple[Given, str] | None]]
 
 
 class Player:
@@ -418,7 +422,7 @@ class Player:
         if self.stage.exchanges > MOST_EXCHANGES:
             raise RuntimeError("the search does not end")
 
-    def train(self, signed: Signed, order: Train, null: bool, at: Path_) -> tuple[Given, str] | None:
+    def train(self, signed: Signed, order: Train, null: bool, at: Standing) -> tuple[Given, str] | None:
         """Order it to train; return the equation of its update."""
         self._count()
         recorder = self.stage.recorder
@@ -470,7 +474,7 @@ class Player:
     def paths(self, statements: Sequence[Signed], restoring: bool) -> list[Given]:
         """Try everything in every order, and return what it gave, where no path gave more."""
         found: list[Given] = []
-        waiting = [Path_(self._read())]
+        waiting = [Standing(self._read())]
         moves = list(self._moves(statements))
         while waiting:
             waiting.extend(self._onward(waiting.pop(), moves, restoring, found))
@@ -478,8 +482,8 @@ class Player:
         return [one for one in found if not any(one <= other for other in found if other != one)]
 
     def _onward(
-        self, at: Path_, moves: Sequence[tuple[str, Any]], restoring: bool, found: list[Given]
-    ) -> list[Path_]:
+        self, at: Standing, moves: Sequence[tuple[str, Any]], restoring: bool, found: list[Given]
+    ) -> list[Standing]:
         """Make every move from one place; what leaves the site as it was is taken in at once."""
         onward: list[tuple[str, State, Given, str]] = []
         self._write(at.state)
@@ -497,7 +501,7 @@ class Player:
             onward.append((name, after, given, batch))
             self._write(at.state)
         result = [
-            Path_(
+            Standing(
                 after,
                 at.given | given,
                 (*at.moves, name),
@@ -512,7 +516,7 @@ class Player:
             found.append(at.given)
         return result
 
-    def _restored(self, at: Path_) -> list[Path_]:
+    def _restored(self, at: Standing) -> list[Standing]:
         """Put back what its memory was, or its ledger; both at once nobody at the site can tell."""
         ledger, memory = at.state
         older = dict.fromkeys([*at.before, (None, None)])
@@ -520,7 +524,7 @@ class Player:
         states += [(old, memory) for old, _ in older if old not in (None, ledger)]
         moves = (*at.moves, "restored")
         return [
-            Path_(state, at.given, moves, at.before, at.batches) for state in dict.fromkeys(states)
+            Standing(state, at.given, moves, at.before, at.batches) for state in dict.fromkeys(states)
         ]
 
     def _moves(self, statements: Sequence[Signed]) -> Iterator[tuple[str, Any]]:

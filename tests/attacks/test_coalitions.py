@@ -1,0 +1,135 @@
+"""No coalition that the trust table names learns a single update; without the mends one does.
+
+``coalitions.py`` says how this is searched for, and what the search covers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from attacks.coalitions import Signed, Stage, leaks, nothing_computed, search
+from support.federation import build, records, small_config
+
+from fedllm.canonical import sha256_hex, signing_bytes
+from fedllm.encryption.masks import SiteMasks, survivor_statement
+from fedllm.errors import FedllmError, RepeatError
+from fedllm.federation.protocol.messages import RoundStatement
+from fedllm.federation.protocol.statements import read_statement
+from fedllm.federation.site import orders
+from fedllm.federation.site.charging import SiteAccount
+from fedllm.federation.site.memory import SiteMemory
+from fedllm.federation.site.site import Site
+from fedllm.identity.keys import Identity
+from fedllm.mechanisms.none import NoPrivacy
+from fedllm.privacy.ledger.ledger import Ledger
+from fedllm.privacy.ledger.state import LedgerState
+
+PRIVATE = {
+    "privacy": {"epsilon": 2.0},
+    "training": {"local_steps": 1, "optimizer": "sgd", "sampling_rate": 1.0},
+}
+NON_PRIVATE = {"training": {"local_steps": 1, "optimizer": "sgd", "sampling_rate": 0.5}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One search: who is in league, and which statements they have."""
+
+    statements: Callable[[Stage], Sequence[Signed]]
+    sites: int = 3
+    colluders: int = 0
+    authority: bool = True
+    min_sites: int | None = None
+    private: bool = True
+    restoring: bool = False
+    mends: tuple[str, ...] = field(default=())
+
+
+@pytest.fixture
+def searched(tiny_checkpoint, tmp_path, monkeypatch):
+    """Search a case; ``without`` takes a mend out once the statements are signed."""
+
+    def run(case: Case, without: Callable[[pytest.MonkeyPatch], None] | None = None) -> str | None:
+        minimum = case.colluders + 2 if case.min_sites is None else case.min_sites
+        config = small_config(
+            tiny_checkpoint("bert"),
+            rounds={"min_sites": minimum, "count": 4},
+            lora={"rank": 0},
+            data={"sites": max(3, minimum)},
+            **(PRIVATE if case.private else NON_PRIVATE),
+        )
+        names = [f"site-{number}" for number in range(case.sites)]
+        federation = build(tmp_path / "sites", config, {name: records(1) for name in names})
+        recorder = nothing_computed(monkeypatch)
+        colluders = names[case.sites - case.colluders :]
+        stage = Stage(federation, tmp_path / "runs", recorder, colluders, case.authority)
+        if without is not None:
+            without(monkeypatch)
+        return search(stage, case.statements(stage), restoring=case.restoring)
+
+    return run
+
+
+def with_the_first(**changes: Any) -> Callable[[Stage], Sequence[Signed]]:
+    return lambda stage: [stage.signed(), stage.signed(**changes)]
+
+
+def quiet(stage):
+    text = stage.quiet_configuration()
+    return [stage.signed(), stage.signed(config=text, null=True)]
+
+
+def null_adapter(attempt):
+    def statements(stage):
+        adapter = stage.null_adapter()
+        return [stage.signed(), stage.signed(adapter=adapter, null=True, attempt=attempt)]
+
+    return statements
+
+
+def part_of_the_cohort(attempt):
+    return lambda stage: [
+        stage.signed(),
+        stage.signed(cohort=stage.names[:-1], attempt=attempt, min_sites=2),
+    ]
+
+
+CASES = {
+    "one statement": Case(lambda stage: [stage.signed()]),
+    "one statement, no authority": Case(lambda stage: [stage.signed()], authority=False),
+    "one statement, restored": Case(lambda stage: [stage.signed()], restoring=True),
+    "two attempts": Case(with_the_first(attempt=2)),
+    "two attempts, no authority": Case(
+        with_the_first(attempt=2), authority=False, private=False
+    ),
+    "a null attempt first": Case(lambda stage: null_adapter(2)(stage)[::-1]),
+    "another configuration": Case(quiet),
+    "another adapter": Case(null_adapter(1)),
+    "fewer sites": Case(with_the_first(min_sites=1), min_sites=3),
+    "part of the cohort": Case(part_of_the_cohort(1)),
+    "one site: one statement": Case(lambda stage: [stage.signed()], colluders=1),
+    "one site: two attempts": Case(with_the_first(attempt=2), colluders=1, restoring=True),
+    "one site: fewer sites": Case(with_the_first(min_sites=1), colluders=1),
+    "one site: other mask keys": Case(with_the_first(other_mask_keys=True), colluders=1),
+    "one site: too small a run": Case(lambda stage: [stage.signed()], colluders=1, min_sites=2),
+}
+
+
+def test_what_follows_from_sums_is_found():
+    a, b, c = (("u", name, 0) for name in "abc")
+    s, t = (("s", "", name) for name in "st")
+    assert leaks([{a: 1, b: 1}, {b: 1, c: 1}], "abc") is None
+    assert leaks([{a: 1, b: 1}, {b: 1, c: 1}, {a: 1, c: 1}], "abc") == "a"
+    assert leaks([{a: 1, s: 1}, {b: 1, s: -1}], "abc") is None
+    assert leaks([{a: 1, s: 1, t: 1}, {b: 1, s: -1}, {b: 1}, {t: 1}], "abc") == "a"
+    again = ("u", "c", 1)
+    assert leaks([{c: 1, s: 1}, {again: 1, s: 1}], "abc") == "c", "a difference tells too"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_coalition_learns_a_single_update(searched, name):
+    assert searched(CASES[name]) is None
