@@ -474,15 +474,26 @@ class Player:
     def paths(self, statements: Sequence[Signed], restoring: bool) -> list[Given]:
         """Try everything in every order, and return what it gave, where no path gave more."""
         found: list[Given] = []
+        seen: dict[tuple[State, tuple[str, ...]], list[Given]] = {}
+        # Its ledger is begun; else each first question would begin another one.
+        self.site._account()
         waiting = [Standing(self._read())]
         moves = list(self._moves(statements))
-        while waiting:
-            waiting.extend(self._onward(waiting.pop(), moves, restoring, found))
+        later: list[Standing] = []
+        while waiting or later:
+            at = waiting.pop() if waiting else later.pop()
+            # A second way to the same files, and to no more than the first one gave.
+            known = seen.setdefault((at.state, at.batches), [])
+            if not any(at.given <= given for given in known):
+                waiting.extend(self._onward(at, moves, found))
+                known.append(at.given)
+                if restoring and "restored" not in at.moves:
+                    later += self._restored(at)
         found = list(dict.fromkeys(found))
         return [one for one in found if not any(one <= other for other in found if other != one)]
 
     def _onward(
-        self, at: Standing, moves: Sequence[tuple[str, Any]], restoring: bool, found: list[Given]
+        self, at: Standing, moves: Sequence[tuple[str, Any]], found: list[Given]
     ) -> list[Standing]:
         """Make every move from one place; what leaves the site as it was is taken in at once."""
         onward: list[tuple[str, State, Given, str]] = []
@@ -510,8 +521,6 @@ class Player:
             )
             for name, after, given, batch in onward
         ]
-        if restoring and "restored" not in at.moves:
-            result += self._restored(at)
         if not onward:
             found.append(at.given)
         return result
@@ -521,10 +530,12 @@ class Player:
         ledger, memory = at.state
         older = dict.fromkeys([*at.before, (None, None)])
         states = [(ledger, old) for _, old in older if old != memory]
-        states += [(old, memory) for old, _ in older if old not in (None, ledger)]
+        states += [(old, memory) for old, _ in older if old != ledger]
         moves = (*at.moves, "restored")
         return [
-            Standing(state, at.given, moves, at.before, at.batches) for state in dict.fromkeys(states)
+            Standing(state, at.given, moves, at.before, at.batches)
+            for state in dict.fromkeys(states)
+            if state != (None, None)
         ]
 
     def _moves(self, statements: Sequence[Signed]) -> Iterator[tuple[str, Any]]:
