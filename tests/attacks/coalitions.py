@@ -485,7 +485,7 @@ class Player:
             # A second way to the same files, and to no more than the first one gave.
             known = seen.setdefault((at.state, at.batches), [])
             if not any(at.given <= given for given in known):
-                waiting.extend(self._onward(at, moves, found))
+                waiting.extend(self._onward(at, moves, len(statements) == 1, found))
                 known.append(at.given)
                 if restoring and "restored" not in at.moves:
                     later += self._restored(at)
@@ -493,13 +493,13 @@ class Player:
         return [one for one in found if not any(one <= other for other in found if other != one)]
 
     def _onward(
-        self, at: Standing, moves: Sequence[tuple[str, Any]], found: list[Given]
+        self, at: Standing, moves: Sequence[tuple[str, Any]], twice: bool, found: list[Given]
     ) -> list[Standing]:
         """Make every move from one place; what leaves the site as it was is taken in at once."""
         onward: list[tuple[str, State, Given, str]] = []
         self._write(at.state)
         for name, move in moves:
-            if at.moves.count(name) > 1:
+            if at.moves.count(name) >= (2 if twice and name.startswith("train") else 1):
                 continue
             done = move(at)
             after = self._read()

@@ -112,7 +112,7 @@ CASES = {
     "fewer sites": Case(with_the_first(min_sites=1), min_sites=3),
     "part of the cohort": Case(part_of_the_cohort(1)),
     "one site: one statement": Case(lambda stage: [stage.signed()], colluders=1),
-    "one site: two attempts": Case(with_the_first(attempt=2), colluders=1, restoring=True),
+    "one site: two attempts": Case(with_the_first(attempt=2), colluders=1),
     "one site: fewer sites": Case(with_the_first(min_sites=1), colluders=1),
     "one site: other mask keys": Case(with_the_first(other_mask_keys=True), colluders=1),
     "one site: too small a run": Case(lambda stage: [stage.signed()], colluders=1, min_sites=2),
@@ -133,3 +133,135 @@ def test_what_follows_from_sums_is_found():
 @pytest.mark.parametrize("name", CASES)
 def test_no_coalition_learns_a_single_update(searched, name):
     assert searched(CASES[name]) is None
+
+
+# --- the mends taken out --------------------------------------------------------------------------
+
+
+def orders_are_not_compared(patch):
+    """As it was: nothing that a site is sent beside the statement was named in it."""
+    patch.setattr(orders, "require_ordered", lambda request, statement: None)
+
+
+def masks_of_the_attempt(patch):
+    """As masks, own seeds and what is settled were bound: to attempt, key, plan and cohort."""
+    patch.setattr(RoundStatement, "digest", property(_attempt))
+
+
+def _attempt(statement):
+    which = (statement.series, statement.attempt, statement.key, statement.plan, *statement.names)
+    return sha256_hex(signing_bytes("before", *which))
+
+
+def own_seeds_of_the_attempt(patch):
+    """As own seeds were: of series, attempt and key alone; and the ledger knew of no statement."""
+    derive = Identity.derive
+
+    def before(self, purpose):
+        if isinstance(purpose, bytes) and b"own-mask" in purpose:
+            purpose = b"own-mask of run 1, attempt 1, this key"
+        return derive(self, purpose)
+
+    patch.setattr(Identity, "derive", before)
+    patch.setattr(LedgerState, "repeats", lambda *_: False)
+    no_attempt_ends_another(patch)
+
+
+def no_attempt_ends_another(patch):
+    patch.setattr(LedgerState, "open_reservation", lambda self, said: self.statements.get(said))
+
+
+def the_smallest_sum_counts_in_training_alone(patch):
+    """As it was: settling and revealing asked for no more than the statement at hand."""
+    masks_of_the_attempt(patch)
+
+    def statement(self, header):
+        return read_statement(header.statement, header.signature, self._roster)
+
+    patch.setattr(Site, "_statement", statement)
+
+
+def attempts_draw_the_same(patch):
+    """As it was without privacy: batches followed from seed, site and round."""
+    random = NoPrivacy.random
+
+    def before(self, *purpose):
+        return random(self, *purpose[:3])
+
+    patch.setattr(NoPrivacy, "random", before)
+
+
+def nobody_asks_how_many_are_in_league(patch):
+    allowed = orders.check_allowed
+
+    def before(config, allow, fingerprint):
+        allowed(config, allow.model_copy(update={"colluders": 0}), fingerprint)
+
+    patch.setattr(orders, "check_allowed", before)
+
+
+def attempts_stand_in_the_memory_alone(patch):
+    """As it was: the ledger took every charge, and a file beside it said what was done before."""
+    patch.setattr(LedgerState, "repeats", lambda *_: False)
+    right = SiteAccount._reserve
+
+    def attempts(account):
+        path = account._memory._path
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def require_new(self, statement, purpose):
+        if attempts(self).get(statement.run, 0) >= statement.attempt:
+            raise RepeatError("carried out before")
+
+    def reserve(self, charge, statement, config):
+        number = right(self, charge, statement, config)
+        self._memory._path.write_text(json.dumps({statement.run: statement.attempt}))
+        return number
+
+    patch.setattr(SiteMemory, "head", lambda self: None)
+    patch.setattr(SiteMemory, "remember", lambda self, head: None)
+    patch.setattr(SiteMemory, "used", lambda self: False)
+    patch.setattr(SiteAccount, "_require_new", require_new)
+    patch.setattr(SiteAccount, "_reserve", reserve)
+
+
+def sums_are_settled_as_often_as_asked(patch):
+    patch.setattr(Ledger, "settle", lambda *_: None)
+    patch.setattr(SiteAccount, "require_settled", lambda *_: None)
+
+
+def signatures_of_survivors_are_not_read(patch):
+    def believed(scope, survivors, signatures, roster):
+        return dict.fromkeys(survivors, survivor_statement(scope, survivors))
+
+    patch.setattr("fedllm.federation.site.site.check_settled", believed)
+
+
+def any_sum_is_settled(patch):
+    """As a site would that asks neither its minimum nor whether it is in the sum."""
+    the_smallest_sum_counts_in_training_alone(patch)
+
+    def words(self, survivors):
+        self._survivors = tuple(sorted(survivors))
+        return survivor_statement(self.scope, self._survivors)
+
+    patch.setattr(SiteMasks, "statement", words)
+
+
+WITHOUT = [
+    (orders_are_not_compared, "one statement, no authority"),  # 1
+    (masks_of_the_attempt, "another configuration"),  # 2
+    (own_seeds_of_the_attempt, "another adapter"),  # 2
+    (the_smallest_sum_counts_in_training_alone, "one site: fewer sites"),  # 3
+    (attempts_draw_the_same, "two attempts, no authority"),  # 4
+    (nobody_asks_how_many_are_in_league, "one site: too small a run"),  # 5
+    (attempts_stand_in_the_memory_alone, "one statement, restored"),  # 6
+    (sums_are_settled_as_often_as_asked, "one statement"),
+    (signatures_of_survivors_are_not_read, "one statement"),
+    (any_sum_is_settled, "one statement"),
+]
+
+
+@pytest.mark.parametrize(("mend", "name"), WITHOUT, ids=[mend.__name__ for mend, _ in WITHOUT])
+def test_without_a_mend_the_search_finds_the_attack(searched, mend, name):
+    assert searched(CASES[name], mend) is not None
