@@ -13,11 +13,11 @@ modulus. A coalition has learned something of a single site when an equation in 
 alone follows (`leaks`). An update counts as the same again where the same batch would be drawn, and
 as nothing where the coalition had it made so.
 
-Covered are the coalitions of the coordinator, with and without the key authority, with sites, as
-long as two honest ones are left: less than the coordinator, who relays everything, none of them has.
-An honest authority signs what the shipped one signs. It opens one sum of its choosing; here it takes
-the masks off every one that the sites agree on, and the coalition reads all updates by themselves,
-which is more.
+Covered are the coalitions of the coordinator with sites, with and without the key authority, as long
+as two honest sites are left. None of the others has more than the coordinator, who relays
+everything. An honest authority signs what the shipped one signs. It opens one sum with each key;
+here it takes the masks off every sum that the sites agree on, and the coalition reads all updates
+by themselves, which is more.
 
 Not covered: what follows from the sums themselves (adapters at which one site alone has gradients,
 one adapter again with a site fewer), evaluation, runs without masks of sites' own, more statements
@@ -69,6 +69,7 @@ from fedllm.federation.site.work import SiteWork, TrainingAtSite
 from fedllm.identity.keys import Identity
 from fedllm.identity.sealing import SealingKey
 from fedllm.mechanisms import LocalResult, LocalStatistics
+from fedllm.randomness import RandomStream
 
 # An unknown: ("u", site, number) for an update, ("s", "", seed) for a stream of masks.
 Unknown = tuple[str, str, Any]
@@ -84,33 +85,52 @@ MOST_EXCHANGES = 60_000
 
 def leaks(known: Iterable[Equation], targets: Sequence[str]) -> str | None:
     """Return a site of which a combination of its own updates alone follows, or None."""
-    equations = [{u: c % PRIME for u, c in equation.items() if c} for equation in known]
+    equations = list(known)
     for target in targets:
-        if any(_left_over(equations, target)):
+        # Everything else is eliminated first; what is left then speaks of the target alone.
+        if any(_Rows(equations, lambda u, own=("u", target): u[:2] != own).left):
             return target
     return None
 
 
-def _left_over(equations: Sequence[Mapping[Unknown, int]], target: str) -> Iterator[bool]:
-    """Eliminate all unknowns but the target's updates; tell whether something of those is left."""
-    rows: list[tuple[Unknown, dict[Unknown, int]]] = []
-    for equation in equations:
-        row = dict(equation)
-        for pivot, kept in rows:
-            if pivot in row:
-                factor = row[pivot]
-                for unknown, value in kept.items():
-                    left = (row.get(unknown, 0) - factor * value) % PRIME
-                    if left:
-                        row[unknown] = left
-                    else:
-                        row.pop(unknown, None)
-        other = next((u for u in row if u[:2] != ("u", target)), None)
-        if other is None:
-            yield bool(row)
-            continue
-        inverse = pow(row[other], -1, PRIME)
-        rows.append((other, {u: value * inverse % PRIME for u, value in row.items()}))
+def follows(equation: Equation, known: Iterable[Equation]) -> bool:
+    """Tell whether an equation follows from others."""
+    return not _Rows(known, lambda unknown: True).reduced(equation)
+
+
+class _Rows:
+    """Equations in a triangle, each with an unknown of its own that ``may`` be eliminated.
+
+    Attributes
+    ----------
+    left : list of dict
+        Those in which there is none.
+    """
+
+    def __init__(self, equations: Iterable[Equation], may: Callable[[Unknown], bool]) -> None:
+        self._rows: list[tuple[Unknown, Equation]] = []
+        self.left: list[Equation] = []
+        for equation in equations:
+            row = self.reduced(equation)
+            pivot = next((unknown for unknown in row if may(unknown)), None)
+            if pivot is None:
+                self.left.append(row)
+            else:
+                inverse = pow(row[pivot], -1, PRIME)
+                self._rows.append((pivot, {u: c * inverse % PRIME for u, c in row.items()}))
+
+    def reduced(self, equation: Equation) -> dict[Unknown, int]:
+        """Return what is left of an equation."""
+        row = {unknown: value % PRIME for unknown, value in equation.items() if value}
+        for pivot, kept in self._rows:
+            factor = row.get(pivot, 0)
+            for unknown, value in kept.items() if factor else ():
+                left = (row.get(unknown, 0) - factor * value) % PRIME
+                if left:
+                    row[unknown] = left
+                else:
+                    row.pop(unknown, None)
+        return row
 
 
 # --- what is recorded instead of computed ---------------------------------------------------------
@@ -127,10 +147,10 @@ class Recorder:
         """Instead of the sum of streams, the list of them."""
         return list(parts)
 
-    def train(self, work: TrainingAtSite, settings: Any, sampling: Any, noise: Any) -> LocalResult:
+    def result(self, sampling: RandomStream, length: int) -> LocalResult:
         """Note what the update would follow from: its batch and its adapter."""
         self.update = sha256_hex(sampling.uint64(4).tobytes() + self.adapter)
-        zeros = np.zeros(work.length, dtype=np.float32)
+        zeros = np.zeros(length, dtype=np.float32)
         return LocalResult(zeros, LocalStatistics(0.0, 0, 0, ()), 1.0)
 
     def encrypt(self, levels: Any, plan: EncryptionPlan, key: PublicRoundKey, masks: Any) -> bytes:
@@ -152,13 +172,16 @@ def nothing_computed(patch: pytest.MonkeyPatch) -> Recorder:
         # Under one plan; TenSEAL takes milliseconds for each.
         return keys[blob] if blob in keys else keys.setdefault(blob, read(plan, blob))
 
+    def recorded(self: TrainingAtSite, settings: Any, sampling: RandomStream, noise: Any) -> Any:
+        return recorder.result(sampling, self.length)
+
     patch.setattr(PublicRoundKey, "from_bytes", once)
     patch.setattr(SiteWork, "require_trainable", lambda *_: None)
     patch.setattr(SiteWork, "train", train)
     patch.setattr(Site, "_datasets", lambda *_: Datasets(None, None, ""))  # type: ignore[arg-type]
     patch.setattr(Site, "_require_data", lambda *_: None)
     patch.setattr(TrainingAtSite, "units", property(lambda work: UNITS))
-    patch.setattr(TrainingAtSite, "train", lambda work, *rest: recorder.train(work, *rest))
+    patch.setattr(TrainingAtSite, "train", recorded)
     patch.setattr(mask_streams, "_expand", recorder.expand)
     patch.setattr("fedllm.federation.site.site.encrypt_levels", recorder.encrypt)
     return recorder
@@ -314,12 +337,12 @@ class Stage:
             return text, identity.sign(round_statement(text)).hex()
         with pytest.MonkeyPatch.context() as patch:
             # What the sites reveal is read here; nobody of the coalition can.
-            patch.setattr(
-                "fedllm.federation.authority.authority.SealingKey", lambda: self._sealing
-            )
+            patch.setattr("fedllm.federation.authority.authority.SealingKey", lambda: self._sealing)
             # The one key is used for every statement, and outlives them.
             patch.setattr(SecretRoundKey, "wipe", lambda key: None)
-            asked = OpenRound(OpenRoundHeader(statement=said.model_dump_json()), self.plan.to_bytes())
+            asked = OpenRound(
+                OpenRoundHeader(statement=said.model_dump_json()), self.plan.to_bytes()
+            )
             header = self._honest_authority.open_round(asked).header
         if header.refusal is not None:
             raise header.refusal.to_error("the key authority")
@@ -392,7 +415,9 @@ class Given:
 
     def __le__(self, other: Given) -> bool:
         mine = (self.updates, self.signed, self.shown)
-        return all(a <= b for a, b in zip(mine, (other.updates, other.signed, other.shown)))
+        return all(
+            a <= b for a, b in zip(mine, (other.updates, other.signed, other.shown), strict=True)
+        )
 
 
 @dataclass
@@ -404,9 +429,6 @@ class Standing:
     moves: tuple[str, ...] = ()
     before: tuple[State, ...] = ()
     batches: tuple[str, ...] = ()
-
-
-Move = tuple[str, Callable[["Player", Standing], tuple[Given, str] | None]]
 
 
 class Player:
@@ -422,7 +444,9 @@ class Player:
         if self.stage.exchanges > MOST_EXCHANGES:
             raise RuntimeError("the search does not end")
 
-    def train(self, signed: Signed, order: Train, null: bool, at: Standing) -> tuple[Given, str] | None:
+    def train(
+        self, signed: Signed, order: Train, null: bool, at: Standing
+    ) -> tuple[Given, str] | None:
         """Order it to train; return the equation of its update."""
         self._count()
         recorder = self.stage.recorder
@@ -471,23 +495,23 @@ class Player:
 
     # --- paths
 
-    def paths(self, statements: Sequence[Signed], restoring: bool) -> list[Given]:
+    def paths(self, statements: Sequence[Signed], also: Sequence[str]) -> list[Given]:
         """Try everything in every order, and return what it gave, where no path gave more."""
         found: list[Given] = []
         seen: dict[tuple[State, tuple[str, ...]], list[Given]] = {}
         # Its ledger is begun; else each first question would begin another one.
         self.site._account()
         waiting = [Standing(self._read())]
-        moves = list(self._moves(statements))
+        moves = list(self._moves(statements, also))
         later: list[Standing] = []
         while waiting or later:
             at = waiting.pop() if waiting else later.pop()
             # A second way to the same files, and to no more than the first one gave.
             known = seen.setdefault((at.state, at.batches), [])
             if not any(at.given <= given for given in known):
-                waiting.extend(self._onward(at, moves, len(statements) == 1, found))
+                waiting.extend(self._onward(at, moves, "repeat" in also, found))
                 known.append(at.given)
-                if restoring and "restored" not in at.moves:
+                if "restore" in also and "restored" not in at.moves:
                     later += self._restored(at)
         found = list(dict.fromkeys(found))
         return [one for one in found if not any(one <= other for other in found if other != one)]
@@ -538,7 +562,9 @@ class Player:
             if state != (None, None)
         ]
 
-    def _moves(self, statements: Sequence[Signed]) -> Iterator[tuple[str, Any]]:
+    def _moves(
+        self, statements: Sequence[Signed], also: Sequence[str]
+    ) -> Iterator[tuple[str, Any]]:
         stage = self.stage
         sets = [
             chosen
@@ -558,14 +584,14 @@ class Player:
 
         for place, signed in enumerate(statements):
             yield f"train {place}", training(signed, signed.order, signed.null)
-            if len(statements) == 1:
+            if "swap" in also:
                 for number, order in enumerate(self._swapped(signed)):
                     yield f"train {place} swapped {number}", training(signed, order, True)
             for chosen in sets:
                 yield f"settle {place} {chosen}", settling(signed, chosen)
             for chosen in sets:
                 yield f"unmask {place} {chosen}", unmasking(place, signed, chosen, False)
-                if len(statements) == 1:
+                if "steal" in also:
                     yield f"stolen {place} {chosen}", unmasking(place, signed, chosen, True)
 
     def _swapped(self, signed: Signed) -> Iterator[Train]:
@@ -602,14 +628,38 @@ class Player:
 # --- the search -----------------------------------------------------------------------------------
 
 
-def search(stage: Stage, statements: Sequence[Signed], *, restoring: bool = False) -> str | None:
-    """Put the sites' paths together; return a site of which a single update shows, or None."""
-    paths = {name: stage.site(name).paths(statements, restoring) for name in stage.honest}
+@dataclass(frozen=True)
+class Found:
+    """What a search comes to.
+
+    Attributes
+    ----------
+    target : str, optional
+        A site of which the coalition learns something by itself.
+    opened : bool
+        Whether in some run it learns the sum of all honest sites, as it should.
+    """
+
+    target: str | None
+    opened: bool
+
+
+def search(stage: Stage, statements: Sequence[Signed], also: Sequence[str] = ()) -> Found:
+    """Put the sites' paths together, until a single update shows.
+
+    Beside training, settling and revealing under each statement, in every order, each once,
+    ``also`` names what else is tried: "swap" parts of orders, "steal" signatures of survivors,
+    "repeat" orders, "restore" a file of a site as it was before.
+    """
+    paths = {name: stage.site(name).paths(statements, also) for name in stage.honest}
+    total: Equation = {("u", name, 0): 1 for name in stage.honest}
+    opened = False
     for run in itertools.product(*paths.values()):
-        given = dict(zip(stage.honest, run, strict=True))
-        if target := leaks(list(_seen(stage, statements, given)), stage.honest):
-            return target
-    return None
+        known = list(_seen(stage, statements, dict(zip(stage.honest, run, strict=True))))
+        opened = opened or follows(total, known)
+        if target := leaks(known, stage.honest):
+            return Found(target, opened)
+    return Found(None, opened)
 
 
 def _seen(

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from attacks.coalitions import Signed, Stage, leaks, nothing_computed, search
+from attacks.coalitions import Found, Signed, Stage, follows, leaks, nothing_computed, search
 from support.federation import build, records, small_config
 
 from fedllm.canonical import sha256_hex, signing_bytes
 from fedllm.encryption.masks import SiteMasks, survivor_statement
-from fedllm.errors import FedllmError, RepeatError
+from fedllm.errors import RepeatError
 from fedllm.federation.protocol.messages import RoundStatement
 from fedllm.federation.protocol.statements import read_statement
 from fedllm.federation.site import orders
@@ -45,15 +45,14 @@ class Case:
     authority: bool = True
     min_sites: int | None = None
     private: bool = True
-    restoring: bool = False
-    mends: tuple[str, ...] = field(default=())
+    also: tuple[str, ...] = ()
 
 
 @pytest.fixture
 def searched(tiny_checkpoint, tmp_path, monkeypatch):
     """Search a case; ``without`` takes a mend out once the statements are signed."""
 
-    def run(case: Case, without: Callable[[pytest.MonkeyPatch], None] | None = None) -> str | None:
+    def run(case: Case, without: Callable[[pytest.MonkeyPatch], None] | None = None) -> Found:
         minimum = case.colluders + 2 if case.min_sites is None else case.min_sites
         config = small_config(
             tiny_checkpoint("bert"),
@@ -69,9 +68,13 @@ def searched(tiny_checkpoint, tmp_path, monkeypatch):
         stage = Stage(federation, tmp_path / "runs", recorder, colluders, case.authority)
         if without is not None:
             without(monkeypatch)
-        return search(stage, case.statements(stage), restoring=case.restoring)
+        return search(stage, case.statements(stage), case.also)
 
     return run
+
+
+def one(stage):
+    return [stage.signed()]
 
 
 def with_the_first(**changes: Any) -> Callable[[Stage], Sequence[Signed]]:
@@ -99,23 +102,56 @@ def part_of_the_cohort(attempt):
 
 
 CASES = {
-    "one statement": Case(lambda stage: [stage.signed()]),
-    "one statement, no authority": Case(lambda stage: [stage.signed()], authority=False),
-    "one statement, restored": Case(lambda stage: [stage.signed()], restoring=True),
+    "one statement": Case(one, also=("swap", "steal", "repeat")),
+    "one statement, no authority": Case(one, authority=False, also=("swap",)),
+    "one statement, restored": Case(one, also=("repeat", "restore")),
     "two attempts": Case(with_the_first(attempt=2)),
-    "two attempts, no authority": Case(
-        with_the_first(attempt=2), authority=False, private=False
-    ),
-    "a null attempt first": Case(lambda stage: null_adapter(2)(stage)[::-1]),
+    "two attempts, no authority": Case(with_the_first(attempt=2), authority=False, private=False),
     "another configuration": Case(quiet),
     "another adapter": Case(null_adapter(1)),
     "fewer sites": Case(with_the_first(min_sites=1), min_sites=3),
-    "part of the cohort": Case(part_of_the_cohort(1)),
-    "one site: one statement": Case(lambda stage: [stage.signed()], colluders=1),
+    "one site: one statement": Case(one, colluders=1, also=("swap", "steal", "repeat")),
     "one site: two attempts": Case(with_the_first(attempt=2), colluders=1),
     "one site: fewer sites": Case(with_the_first(min_sites=1), colluders=1),
     "one site: other mask keys": Case(with_the_first(other_mask_keys=True), colluders=1),
-    "one site: too small a run": Case(lambda stage: [stage.signed()], colluders=1, min_sites=2),
+    "one site: too small a run": Case(one, colluders=1, min_sites=2),
+    "two sites of five: one statement": Case(one, sites=5, colluders=2, also=("steal",)),
+}
+OTHER = {
+    "a null attempt first": Case(lambda stage: null_adapter(2)(stage)[::-1]),
+    "part of the cohort": Case(part_of_the_cohort(1)),
+    "part of the cohort, later": Case(part_of_the_cohort(2)),
+    "another round": Case(with_the_first(round=2)),
+    "another round, later": Case(with_the_first(round=2, attempt=2)),
+    "another key": Case(with_the_first(other_key=True)),
+    "another key to reveal for": Case(with_the_first(reveal_key="11" * 32)),
+    "another purpose": Case(with_the_first(purpose="evaluation")),
+    "other noise": Case(with_the_first(noise_multiplier=1.0)),
+    "other labels": Case(with_the_first(labels="00" * 32)),
+    "two attempts, swapped and repeated": Case(
+        with_the_first(attempt=2), also=("swap", "steal", "repeat")
+    ),
+    "two attempts, restored": Case(with_the_first(attempt=2), also=("restore",)),
+    "two attempts, exact, restored": Case(
+        with_the_first(attempt=2), private=False, also=("restore",)
+    ),
+    "three statements": Case(
+        lambda stage: [*quiet(stage), stage.signed(attempt=2)],
+    ),
+    "one site: two attempts, restored": Case(
+        with_the_first(attempt=2), colluders=1, also=("repeat", "restore")
+    ),
+    "five sites: one statement": Case(one, sites=5, min_sites=4, also=("swap", "repeat")),
+    "one site of five: one statement": Case(one, sites=5, colluders=1, also=("swap", "repeat")),
+    "one site of five: fewer sites": Case(with_the_first(min_sites=1), sites=5, colluders=1),
+    "two sites of five: two attempts": Case(with_the_first(attempt=2), sites=5, colluders=2),
+    "two sites of five: another configuration": Case(quiet, sites=5, colluders=2),
+    "two sites of five: other mask keys": Case(
+        with_the_first(other_mask_keys=True), sites=5, colluders=2
+    ),
+    "two sites of five: restored": Case(one, sites=5, colluders=2, also=("repeat", "restore")),
+    "three sites of five: fewer sites": Case(with_the_first(min_sites=1), sites=5, colluders=3),
+    "three sites of five: two attempts": Case(with_the_first(attempt=2), sites=5, colluders=3),
 }
 
 
@@ -128,11 +164,20 @@ def test_what_follows_from_sums_is_found():
     assert leaks([{a: 1, s: 1, t: 1}, {b: 1, s: -1}, {b: 1}, {t: 1}], "abc") == "a"
     again = ("u", "c", 1)
     assert leaks([{c: 1, s: 1}, {again: 1, s: 1}], "abc") == "c", "a difference tells too"
+    assert follows({a: 1, c: -1}, [{a: 1, b: 1}, {b: 1, c: 1}])
+    assert not follows({a: 1}, [{a: 1, b: 1}, {b: 1, c: 1}])
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_no_coalition_learns_a_single_update(searched, name):
-    assert searched(CASES[name]) is None
+    # One run is refused by every site.
+    assert searched(CASES[name]) == Found(None, opened=name != "one site: too small a run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHER)
+def test_nor_by_other_statements_or_among_more_sites(searched, name):
+    assert searched(OTHER[name]) == Found(None, opened=True)
 
 
 # --- the mends taken out --------------------------------------------------------------------------
@@ -154,7 +199,7 @@ def _attempt(statement):
 
 
 def own_seeds_of_the_attempt(patch):
-    """As own seeds were: of series, attempt and key alone; and the ledger knew of no statement."""
+    """As own seeds were: of series, attempt and key alone; and the ledger took every charge."""
     derive = Identity.derive
 
     def before(self, purpose):
@@ -164,11 +209,6 @@ def own_seeds_of_the_attempt(patch):
 
     patch.setattr(Identity, "derive", before)
     patch.setattr(LedgerState, "repeats", lambda *_: False)
-    no_attempt_ends_another(patch)
-
-
-def no_attempt_ends_another(patch):
-    patch.setattr(LedgerState, "open_reservation", lambda self, said: self.statements.get(said))
 
 
 def the_smallest_sum_counts_in_training_alone(patch):
@@ -264,4 +304,4 @@ WITHOUT = [
 
 @pytest.mark.parametrize(("mend", "name"), WITHOUT, ids=[mend.__name__ for mend, _ in WITHOUT])
 def test_without_a_mend_the_search_finds_the_attack(searched, mend, name):
-    assert searched(CASES[name], mend) is not None
+    assert searched(CASES[name], mend).target is not None

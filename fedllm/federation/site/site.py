@@ -40,7 +40,7 @@ from fedllm.federation.protocol.messages import (
     UnmaskedHeader,
 )
 from fedllm.federation.protocol.refusals import Refusal
-from fedllm.federation.protocol.statements import make_member, read_statement, require
+from fedllm.federation.protocol.statements import make_member, require
 from fedllm.federation.site.carrying import require_carried
 from fedllm.federation.site.charging import SiteAccount
 from fedllm.federation.site.data import Datasets, SiteData
@@ -229,7 +229,7 @@ class Site:
 
     def _statement(self, header: SignedRound) -> RoundStatement:
         """Read a statement of which something may be revealed, with what `train` asks of it."""
-        statement = read_statement(header.statement, header.signature, self._roster)
+        statement = self._orders.statements.read(header.statement, header.signature)
         self._orders.require_cohort(statement)
         return statement
 
