@@ -125,6 +125,33 @@ def read_statement(text: str, signature: str, roster: Roster) -> RoundStatement:
     return statement
 
 
+class StatementReader:
+    """Reads statements as `read_statement` does, and the last one again without its signatures.
+
+    Every message of an attempt brings its statement, with the signatures of a whole cohort.
+
+    Parameters
+    ----------
+    roster : Roster
+        The federation's parties, pinned.
+    """
+
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
+        self._last: tuple[str, str, RoundStatement] | None = None
+
+    def read(self, text: str, signature: str) -> RoundStatement:
+        """Return a statement whose signatures were checked; see `read_statement`.
+
+        Known is what has the same text and the same signature, to the letter.
+        """
+        last = self._last
+        if last is None or last[:2] != (text, signature):
+            last = (text, signature, read_statement(text, signature, self._roster))
+            self._last = last
+        return last[2]
+
+
 def parse_statement(text: str) -> RoundStatement:
     """Read a round's statement, which nobody has to have signed yet.
 

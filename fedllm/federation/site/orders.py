@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import isclose
 
 import numpy as np
@@ -17,8 +18,8 @@ from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.federation.protocol.evaluating import Bounds, sum_shape
 from fedllm.federation.protocol.messages import RoundStatement, Train
 from fedllm.federation.protocol.statements import (
+    StatementReader,
     own_member,
-    read_statement,
     require,
     require_cohort,
 )
@@ -82,6 +83,11 @@ class OrderReader:
     allow: AllowSection
     models: ModelCache
     model_path: str
+
+    @cached_property
+    def statements(self) -> StatementReader:
+        """Reads the statements that orders and all later questions about a round come with."""
+        return StatementReader(self.roster)
 
     def configuration(self, text: str, model_fingerprint: str) -> RunConfig:
         """Read a run's configuration, with the site's own base model, if the policy allows it.
@@ -149,7 +155,7 @@ class OrderReader:
             If the site's policy does not allow it.
         """
         header = request.header
-        statement = read_statement(header.statement, header.signature, self.roster)
+        statement = self.statements.read(header.statement, header.signature)
         require_ordered(request, statement)
         config = self.configuration(header.config, header.model)
         self.require_cohort(statement)

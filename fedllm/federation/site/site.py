@@ -41,12 +41,7 @@ from fedllm.federation.protocol.messages import (
     UnmaskedHeader,
 )
 from fedllm.federation.protocol.refusals import Refusal
-from fedllm.federation.protocol.statements import (
-    make_member,
-    read_statement,
-    require,
-    require_own_key,
-)
+from fedllm.federation.protocol.statements import make_member, require, require_own_key
 from fedllm.federation.protocol.wire import digest
 from fedllm.federation.site.carrying import require_carried
 from fedllm.federation.site.charging import SiteAccount
@@ -238,7 +233,7 @@ class Site:
 
     def _statement(self, header: SignedRound) -> RoundStatement:
         """Read a statement of which something may be revealed, with what `train` asks of it."""
-        statement = read_statement(header.statement, header.signature, self._roster)
+        statement = self._orders.statements.read(header.statement, header.signature)
         self._orders.require_cohort(statement)
         return statement
 
