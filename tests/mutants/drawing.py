@@ -75,6 +75,50 @@ def mutants_of(path: str, source: bytes) -> list[Mutant]:
     return sorted(found.values(), key=lambda mutant: (mutant.start, mutant.end, mutant.text))
 
 
+def lines_that_use(mutant: Mutant, source: bytes) -> set[int]:
+    """The mutant's lines; outside of functions, where a module's import executes it, its readers'.
+
+    A constant is used where its name is read, a default in the body of its function.
+    """
+    tree = ast.parse(source)
+    lines = set(range(mutant.first_line, mutant.last_line + 1))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and lines & _lines_of(node):
+            return lines if node.body[0].lineno <= mutant.first_line else _lines_of(node)
+    names = {
+        name.id
+        for node in tree.body
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and lines & _lines_of(node)
+        for name in ast.walk(node)
+        if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+    }
+    return {
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in names
+    }
+
+
+def constant_of(mutant: Mutant, source: bytes) -> str | None:
+    """The name of the module's constant that the mutant changes."""
+    lines = source.splitlines(keepends=True)
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign):
+            pairs: list[tuple[ast.expr, ast.expr]] = [(node.targets[0], node.value)]
+            if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
+                pairs = list(zip(node.targets[0].elts, node.value.elts, strict=True))
+            for target, value in pairs:
+                start = sum(map(len, lines[: value.lineno - 1])) + value.col_offset
+                end = sum(map(len, lines[: (value.end_lineno or 0) - 1]))
+                if start <= mutant.start and mutant.end <= end + (value.end_col_offset or 0):
+                    return ast.unparse(target)
+    return None
+
+
+def _lines_of(node: ast.stmt) -> set[int]:
+    return set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+
+
 Change = tuple[ast.expr | ast.stmt, ast.expr | ast.stmt, str]
 
 
