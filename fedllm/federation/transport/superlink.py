@@ -47,6 +47,8 @@ from fedllm.federation.transport.listener import (
 from fedllm.identity.roster import ROSTER_PATH
 
 _SERVER_NODE = 1
+# How long both listeners may take to answer.
+_START_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class SuperLink:
             If they do not within a minute.
         """
         self._thread.start()
-        deadline = time.monotonic() + 60.0
+        deadline = time.monotonic() + _START_S
         while not all(server.started for server in self._servers):
             if time.monotonic() > deadline or not self._thread.is_alive():
                 raise FedllmError("the listeners did not start", "see the log")
