@@ -24,8 +24,7 @@ from fedllm.federation.transport.flower import SERVER_NODE
 from fedllm.federation.transport.superlink import Ticket
 from fedllm.identity.kits import read_kit
 from fedllm.runs import names
-from fedllm.runs.folder import locked
-from fedllm.runs.folder import write_config
+from fedllm.runs.folder import locked, write_config
 from fedllm.tasks.cache import ModelCache
 from fedllm_client.app import make_authority_app, make_client_app
 from fedllm_server import runner
