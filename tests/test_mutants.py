@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 from mutants import running
-from mutants.__main__ import main
+from mutants.__main__ import EQUIVALENTS, main
 from mutants.drawing import constant_of, lines_that_use, mutants_of
 
 PROGRAM = '''"""Doors."""
@@ -134,14 +135,36 @@ def test_which_lines_use_what_changes(number: str, lines: set[int], constant: st
         assert constant_of(mutant, USES) == constant
 
 
-def test_the_quickest_tests_come_first_and_one_always() -> None:
-    tests = [running.CoveredTest(name, float(name), {"p": frozenset({9})}) for name in "3214"]
-    tests.append(running.CoveredTest("0", 0.0, {"p": frozenset({1})}))
+def test_the_quickest_tests_come_first_and_one_always(tmp_path: Path) -> None:
+    (tmp_path / "p").write_bytes(USES)
+    tests = [running.CoveredTest(f"t::{n}", float(n), {"p": frozenset({9})}) for n in "3214"]
+    tests.append(running.CoveredTest("t::0", 0.0, {"p": frozenset({1})}))
     mutant = next(m for m in mutants_of("p", USES) if m.first_line == 9)
-    found = running.tests_for(mutant, USES, tests)
-    assert [test.name for test in found] == ["1", "2", "3", "4"]
-    assert [test.name for test in running.within(found, 3.0)] == ["1", "2"]
-    assert [test.name for test in running.within(found, 0.5)] == ["1"]
+    found = running.tests_for(mutant, tmp_path, tests)
+    assert [test.name for test in found] == ["t::1", "t::2", "t::3", "t::4"]
+    assert [test.name for test in running.within(found, 3.0)] == ["t::1", "t::2"]
+    assert [test.name for test in running.within(found, 0.5)] == ["t::1"]
+
+
+def test_a_test_that_reads_a_constant_executes_no_line_that_uses_it(tmp_path: Path) -> None:
+    (tmp_path / "p").write_bytes(USES)
+    (tmp_path / "reads").write_text("assert p._MOST == 9")
+    tests = [running.CoveredTest("reads::it", 2.0, {}), running.CoveredTest("else::x", 1.0, {})]
+    mutant = next(m for m in mutants_of("p", USES) if m.first_line == 2)
+    assert running.tests_for(mutant, tmp_path, tests) == [tests[0]]
+
+
+def test_what_is_explained_is_still_there() -> None:
+    """An entry whose text was changed explains nothing any more."""
+    root = EQUIVALENTS.parent.parent.parent
+    entries = tomllib.loads(EQUIVALENTS.read_text())
+    for entry in entries["mutant"]:
+        before = [line[1:] for line in entry["diff"].splitlines() if line.startswith("-")]
+        assert "\n".join(before) in (root / entry["path"]).read_text(), entry["diff"]
+    for entry in entries["constant"]:
+        source = (root / entry["path"]).read_bytes()
+        found = [m for m in mutants_of("p", source) if constant_of(m, source) == entry["name"]]
+        assert found, entry["name"]
 
 
 def test_survivors_are_named_and_the_program_is_left_alone(

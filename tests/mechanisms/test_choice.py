@@ -362,3 +362,18 @@ def test_all_that_can_be_seen_of_local_noise_follows_from_what_is_announced():
         (event,) = mechanism.cost(units, 56, noise).events
         seen.add((settings, event))
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("noise", "unit", "divisor"),
+    [("local", "record", 10.0), ("distributed", "record", 8.0), ("distributed", "site", 10.0)],
+)
+def test_a_run_without_noise_divides_its_sums_as_one_with_noise(noise, unit, divisor):
+    asked = config({"noise": noise, "unit": unit}, {**SHARED, "batch_size": 8})
+    assert mechanism_of(asked).settings(40, None).expected_batch_size == divisor
+
+
+@every
+def test_what_is_asked_of_a_mechanism_is_answered_by_yes_or_no(case):
+    mechanism = mechanism_of(case)
+    assert mechanism.needs_masks is (mechanism.shares > 1)

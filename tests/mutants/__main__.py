@@ -28,6 +28,7 @@ PATHS = (
 )
 TESTS = (
     "tests/test_canonical.py",
+    "tests/test_limits.py",
     "tests/privacy",
     "tests/mechanisms",
     "tests/identity",
@@ -158,7 +159,7 @@ def _two_passes(
     """Outcomes of the quickest tests; what had too little time gets more, survivors more tests."""
     first, second = [], []
     for mutant in drawn:
-        covering = running.tests_for(mutant, (copies[0] / mutant.path).read_bytes(), tests)
+        covering = running.tests_for(mutant, copies[0], tests)
         quick = running.within(covering, options.budget_s)
         more = running.within(covering[len(quick) :], options.budget_s * LONGER)
         names = [test.name for test in quick]
@@ -178,6 +179,8 @@ def _two_passes(
 
     longer = options.limit_s * LONGER
     repeat(running.TIMED_OUT, [task | {"limit_s": longer} for task in first], copies[:1])
+    # Tests that never end fail, at the latest by a time limit of their own.
+    outcomes = [running.KILLED if end == running.TIMED_OUT else end for end in outcomes]
     repeat(running.SURVIVED, second, copies)
     return outcomes
 

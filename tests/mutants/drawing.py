@@ -85,17 +85,22 @@ def lines_that_use(mutant: Mutant, source: bytes) -> set[int]:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and lines & _lines_of(node):
             return lines if node.body[0].lineno <= mutant.first_line else _lines_of(node)
-    names = {
-        name.id
-        for node in tree.body
-        if isinstance(node, (ast.Assign, ast.AnnAssign)) and lines & _lines_of(node)
-        for name in ast.walk(node)
-        if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
-    }
+    names = constants_of(mutant, source)
     return {
         node.lineno
         for node in ast.walk(tree)
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in names
+    }
+
+
+def constants_of(mutant: Mutant, source: bytes) -> set[str]:
+    """The names that the statement of a module assigns in which the mutant is."""
+    return {
+        name.id
+        for node in ast.parse(source).body
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and mutant.first_line in _lines_of(node)
+        for name in ast.walk(node)
+        if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
     }
 
 

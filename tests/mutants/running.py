@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mutants.drawing import Mutant, lines_that_use
+from mutants.drawing import Mutant, constants_of, lines_that_use
 
 HEAVY = ("numpy", "scipy.stats", "torch", "opacus", "dp_accounting.pld", "peft", "flwr.serverapp")
 PACKAGES = ("fedllm", "fedllm_client", "fedllm_server")
@@ -32,6 +32,10 @@ class CoveredTest:
     name: str
     seconds: float
     lines: dict[str, frozenset[int]]
+
+    @property
+    def file(self) -> str:
+        return self.name.partition("::")[0]
 
 
 def read_map(path: Path) -> list[CoveredTest]:
@@ -55,11 +59,19 @@ def make_map(copy: Path, target: Path, paths: list[str], tests: list[str], limit
     unfinished.replace(target)
 
 
-def tests_for(mutant: Mutant, source: bytes, tests: list[CoveredTest]) -> list[CoveredTest]:
-    """Tests that execute what the mutant changes, else any of its file; quickest first."""
+def tests_for(mutant: Mutant, root: Path, tests: list[CoveredTest]) -> list[CoveredTest]:
+    """Tests that execute or name what the mutant changes, else any of its file; quickest first."""
+    source = (root / mutant.path).read_bytes()
     lines = lines_that_use(mutant, source)
+    names = {name.encode() for name in constants_of(mutant, source)}
+    naming = {
+        file
+        for file in {test.file for test in tests}
+        if names and (root / file).exists() and any(n in (root / file).read_bytes() for n in names)
+    }
     touching = [test for test in tests if mutant.path in test.lines]
     chosen = [test for test in touching if lines & test.lines[mutant.path]] or touching
+    chosen += [test for test in tests if test.file in naming and test not in chosen]
     return sorted(chosen, key=lambda test: test.seconds)
 
 

@@ -382,3 +382,46 @@ def test_many_distinct_events_share_the_points_of_the_grid(monkeypatch):
         interval = accounting._grid_interval(fold(events[:count]))
         assert interval == pytest.approx(2 * 100 / points)
     assert accounting._grid_interval(fold(events)) is None
+
+
+def asked_of_prv(monkeypatch, support: float, scale: float, steps: int = 1) -> float | None:
+    """Return the error that PRV is asked for, or None where it is not asked."""
+    asked: list[float] = []
+    monkeypatch.setattr(accounting, "renyi_epsilon", lambda *_: support)
+    monkeypatch.setattr(
+        accounting, "_opacus_interval", lambda events, delta, error: asked.append(error) or (1, 2)
+    )
+    folded = fold([PoissonGaussian(0.1, 1.0, steps)])
+    found = accounting._prv_interval(folded, 1e-5, scale)
+    assert found == ((1, 2) if asked else (0.0, None))
+    return asked[0] if asked else None
+
+
+def test_the_cross_check_has_the_mesh_that_memory_allows(monkeypatch):
+    """As in Gopi et al. 2021, remark 5.6: the mesh falls with the root of the steps."""
+    for steps, support, scale in ((1, 1000.0, 1.0), (9, 10.0, 2000.0), (4, 900.0, 2.0)):
+        mesh = 1 / math.sqrt(steps * math.log(12_000 / 1e-5) / 2)
+        error = 2 * (max(support, scale) + 3) / (mesh * 400_000)
+        found = asked_of_prv(monkeypatch, support, scale, steps)
+        assert found == pytest.approx(error, rel=1e-7)
+    assert asked_of_prv(monkeypatch, 5.0, 5.0) == 0.01
+    assert asked_of_prv(monkeypatch, 5.0, 0.01) is None, "an error as large as the figure"
+    assert asked_of_prv(monkeypatch, 5.0, 0.011) == 0.01
+    assert asked_of_prv(monkeypatch, 7000.0, 1.1) is None, "0.113, more than a tenth"
+    assert asked_of_prv(monkeypatch, 7000.0, 1.2) == pytest.approx(0.1133, abs=1e-3)
+    assert asked_of_prv(monkeypatch, 6000.0, 0.5) == pytest.approx(0.0971, abs=1e-3)
+    assert asked_of_prv(monkeypatch, math.inf, 1.0) is None
+
+
+def test_a_lower_bound_leaves_room_for_its_own_rounding(monkeypatch):
+    monkeypatch.setattr(accounting, "_prv_interval", lambda *_: (5.0, 9.0))
+    monkeypatch.setattr(accounting, "one_step_epsilon", lambda *_: 1.0)
+    lower = 5.0 * (1 - 1e-5) - 1e-9
+    agreed = [PoissonGaussian(0.1, 1.0, 103)]
+    for pld, value in ((lower, lower), (6.0, 6.0), (lower * (1 - 1e-12), 9.0)):
+        monkeypatch.setattr(accounting, "_bounds", lambda *_, found=pld: (found, 7.0, 8.0))
+        accounting._estimate.cache_clear()
+        estimate = epsilon(agreed, 1e-5)
+        assert estimate.value == value
+        assert estimate.lower == lower
+    accounting._estimate.cache_clear()
