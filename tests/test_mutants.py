@@ -97,7 +97,9 @@ def test_kinds_of_mutants(before: str, after: str) -> None:
     assert f"# é\nx = {after}\n" in found
 
 
-@pytest.mark.parametrize("text", ['"a" + b', "'text'", "f'{1 + 2}'", "None", "[a] + [b]"])
+@pytest.mark.parametrize(
+    "text", ['"a" + b', "'text'", "f'{1 + 2}'", "None", "[a] + [b]", "TypeVar('A', int, str)"]
+)
 def test_words_and_lists_are_left_alone(text: str) -> None:
     assert mutants_of("p", f"x = {text}\n".encode()) == []
 

@@ -145,6 +145,8 @@ def _changes(tree: ast.AST) -> Iterator[Change]:
 
 
 def _typing_only(node: ast.AST) -> bool:
+    if isinstance(node, ast.Assign):
+        return ast.unparse(node.value).startswith(("TypeVar(", "typing.TypeVar("))
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 

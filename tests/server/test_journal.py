@@ -220,3 +220,9 @@ def test_a_run_that_failed_is_told_with_its_reason(tmp_path):
     assert said == [
         "run 'bank': failed: the key authority is not connected -> go",
     ]
+
+
+def test_sites_in_one_process_never_change():
+    from fedllm_server.app import GridSites
+
+    assert GridSites(None, {}, 1.0).changed() is False

@@ -219,3 +219,27 @@ def test_sites_with_one_reason_are_named_together_and_not_without_end():
 def test_who_says_neither_yes_nor_no_does_not_take_part():
     with pytest.raises(PeerError, match="node 7 answered neither yes nor no"):
         joined_member(Joined(JoinedHeader(site="anne")), "node 7")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"count": 2}, "the key authority opened another sum"),
+        ({"cut": 8}, "the opened sum does not have the right length"),
+        ({"cut": 1}, "the opened sum does not have the right length"),
+    ],
+)
+def test_an_opened_sum_is_of_all_survivors_and_all_values(tiny_checkpoint, tmp_path, change, words):
+    federation = build(tmp_path, small_config(tiny_checkpoint("bert")))
+    whole = federation.authority.open_sum
+
+    def other(request):
+        found = whole(request)
+        header = found.header.model_copy(update={"count": change.get("count", found.header.count)})
+        levels = found.levels[: len(found.levels) - change.get("cut", 0)]
+        return replace(found, header=header, levels=levels)
+
+    federation.authority.open_sum = other
+    with pytest.raises(PeerError) as caught:
+        federation.round()
+    assert caught.value.message == words

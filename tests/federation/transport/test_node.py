@@ -83,6 +83,7 @@ def test_a_node_answers_survives_what_fails_and_leaves_when_told(kits, tmp_path)
         thread = threading.Thread(target=serving.serve, args=(stop,), daemon=True)
         thread.start()
         number = wait_online(link, "anne")
+        wait_until(lambda: said)
         assert said == [f"connected to 127.0.0.1:{link.port}"]
         with grid_of(link.open_run()) as grid:
 

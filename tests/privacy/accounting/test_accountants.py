@@ -425,3 +425,13 @@ def test_a_lower_bound_leaves_room_for_its_own_rounding(monkeypatch):
         assert estimate.value == value
         assert estimate.lower == lower
     accounting._estimate.cache_clear()
+
+
+def test_what_is_too_large_or_too_small_for_numbers_is_on_the_safe_side():
+    assert gaussian_log_delta(1e-9, 10.0) == -math.inf
+    assert gaussian_epsilon(1e200, 1e-5) == math.inf
+    assert gaussian_epsilon(0.0, 1e-5) == 0.0
+    assert renyi_epsilon(fold([NonPrivate()]), 1e-5) == math.inf
+    assert accounting.quick_bound(fold([NonPrivate()]), 1e-5) == math.inf
+    empty = accounting.EpsilonEstimate(1.0)
+    assert (empty.lower, empty.pld, empty.prv, empty.rdp, empty.closed_form) == (0.0, *[None] * 4)

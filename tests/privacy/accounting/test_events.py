@@ -196,3 +196,9 @@ def test_the_largest_clipping_norm_in_grid_steps_is_a_range_of_its_own():
     for steps, words in ((1e15, "not worth"), (1.01e15, "clipping_steps")):
         with pytest.raises(ConfigError, match=words):
             PoissonDiscreteGaussian(0.1, 1.0, 2, 3, 1000, steps, 4)
+
+
+def test_an_event_happens_once_unless_more_is_said_and_nothing_is_nothing():
+    assert Gaussian(1.0).count == 1
+    assert Folded() == Folded((), 0.0, False, 0.0, 0.0, 0.0)
+    assert fold([]) == Folded()
