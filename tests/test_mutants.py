@@ -98,7 +98,16 @@ def test_kinds_of_mutants(before: str, after: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['"a" + b', "'text'", "f'{1 + 2}'", "None", "[a] + [b]", "TypeVar('A', int, str)"]
+    "text",
+    [
+        '"a" + b',
+        "'text'",
+        "f'{1 + 2}'",
+        "None",
+        "[a] + [b]",
+        "TypeVar('A', int, str)",
+        "suppress(a, b)",
+    ],
 )
 def test_words_and_lists_are_left_alone(text: str) -> None:
     assert mutants_of("p", f"x = {text}\n".encode()) == []

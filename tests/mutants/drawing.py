@@ -33,6 +33,8 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.FloorDiv: ast.Mult,
     ast.Mod: ast.Mult,
 }
+# Their arguments may come in any order.
+SYMMETRIC = ("suppress", "maximum", "minimum", "hypot", "logaddexp")
 FUNCTIONS = {"sorted": "list", "min": "max", "max": "min", "any": "all", "all": "any"}
 
 
@@ -182,7 +184,8 @@ def _of_expression(node: ast.expr) -> Iterator[tuple[ast.expr, str]]:
             arguments = [argument] if name == "sorted" else node.args
             yield ast.Call(ast.Name(FUNCTIONS[name]), arguments, keywords), "function"
         case ast.Call(function, [first, second, *others], keywords):
-            if not any(isinstance(each, ast.Starred) for each in node.args):
+            symmetric = ast.unparse(function).rpartition(".")[2] in SYMMETRIC
+            if not (symmetric or any(isinstance(each, ast.Starred) for each in node.args)):
                 swapped = ast.Call(function, [second, first, *others], keywords)
                 yield swapped, "arguments swapped"
 
