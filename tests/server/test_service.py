@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -335,3 +336,43 @@ def test_who_follows_a_run_hears_all_of_it_until_it_ends(tmp_path, monkeypatch):
     assert (ended.status, closed, len(waits)) == ("finished", [True], 4)
     where = f"{tmp_path / PROGRESS}, line "
     assert told == [(b"one", f"{where}1"), (b"two", f"{where}2"), (b"three", f"{where}3")]
+
+
+def test_a_service_listens_steps_and_ends_with_its_last_status(place, monkeypatch):
+    calls: list[str] = []
+
+    class Listening(Link):
+        port, alive = 4711, True
+
+        def __init__(self, database, listener) -> None:
+            super().__init__()
+            assert database.name == "superlink.sqlite"
+
+        def register(self, keys, roster) -> None:
+            calls.append("register")
+
+        def nodes(self) -> list:
+            return []
+
+        def __getattr__(self, name: str):
+            return lambda: calls.append(name)
+
+    class Stop:
+        waits = 0
+
+        def wait(self, seconds: float) -> bool:
+            self.waits += 1
+            return self.waits > 2
+
+    monkeypatch.setattr(service, "SuperLink", Listening)
+    said: list[str] = []
+    made = Service(read_kit(place.kit, "coordinator"), ("127.0.0.1", 0), said.append)
+    made.run(Stop())
+    assert calls == ["close_runs", "register", "start", "stop"]
+    assert said == ["listening on 127.0.0.1:4711", "stopped"]
+    status = json.loads((place.kit / "state" / "status.json").read_text())
+    assert status["running"] is False
+    Listening.alive = False
+    with pytest.raises(FedllmError, match="the listeners ended"):
+        made.run(Stop())
+    assert calls[-1] == "stop"

@@ -209,3 +209,25 @@ def test_an_engine_that_is_not_installed_is_named(monkeypatch):
     with pytest.raises(FedllmError) as caught:
         run_with_ray(None, None, 1, 1)
     assert caught.value.message == "the engine 'ray' needs Ray"
+
+
+def test_both_apps_run_in_one_process_and_the_sender_is_the_server():
+    from flwr.serverapp import ServerApp
+    from flwr.supercore.task_identity import TaskIdentity
+
+    from fedllm.federation.transport.engines import run_in_process
+
+    seen = []
+    server = ServerApp()
+
+    @server.main()
+    def main(grid, context) -> None:
+        seen.append((context.run_id, context.node_id, TaskIdentity._run_id, TaskIdentity._node_id))
+        seen.append(list(grid.get_node_ids()))
+        seen.extend(exchange(grid, "query.echo", {100: to_content("n", {})}, 1.0))
+
+    before = (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id)
+    run_in_process(server, make_app([]), ["anne", "bob"])
+    assert seen[:2] == [(1, 0, 1, SERVER_NODE), [100, 101]]
+    assert from_content(seen[2].content) == ("n0", {})
+    assert (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id) == before

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+from base64 import b64encode
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
 import pytest
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from uvicorn.server import ServerState
 
 from fedllm.errors import ConfigError
-from fedllm.federation.transport.listener import Door, bind, server_of
+from fedllm.federation.transport import listener
+from fedllm.federation.transport.listener import (
+    MAX_ENVELOPE_BYTES,
+    MAX_REQUEST_BYTES,
+    Door,
+    bind,
+    gate,
+    server_of,
+    with_roster,
+)
 from fedllm.federation.transport.superlink import _lifespan_config
+from fedllm.identity.roster import ROSTER_PATH
 
 
 class Handle:
@@ -146,3 +163,119 @@ def test_flowers_own_listeners_stay_closed(tmp_path):
     assert config.health_server_address is None
     assert config.fleet_api_address is None
     assert len(config.superexec_auth_secret) == 32
+
+
+# --- the door, asked as uvicorn asks it -------------------------------------------------------
+
+
+def ask(app, **scope) -> list[dict]:
+    """Return the events that an ASGI app sends for one request without a body."""
+    sent: list[dict] = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(event):
+        sent.append(event)
+
+    asyncio.run(app({"type": "http", "method": "POST", "headers": [], **scope}, receive, send))
+    return sent
+
+
+async def inner(scope, receive, send) -> None:
+    await send({"inner": scope["path"], "body": (await receive())["body"]})
+
+
+def test_the_roster_has_a_path_of_its_own_and_all_else_goes_on():
+    app = with_roster(inner, lambda: b"a roster")
+    assert ask(app, path="/other") == [{"inner": "/other", "body": b""}]
+    start, body = ask(app, path=ROSTER_PATH)
+    headers = [(b"content-length", b"8"), (b"connection", b"close")]
+    assert start == {"type": "http.response.start", "status": 200, "headers": headers}
+    assert body == {"type": "http.response.body", "body": b"a roster"}
+
+
+def served(status: int) -> list[dict]:
+    headers = [(b"connection", b"close"), (b"content-length", b"0")]
+    return [
+        {"type": "http.response.start", "status": status, "headers": headers},
+        {"type": "http.response.body", "body": b""},
+    ]
+
+
+def sized(length: str, *more: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+    return [(b"Content-Length", length.encode()), *more]
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/in", sized("0"), None),
+        ("/in", sized(str(MAX_REQUEST_BYTES)), 400),  # let in, and no such body comes
+        ("/in", sized(str(MAX_REQUEST_BYTES + 1)), 413),
+        ("/in", sized("0" * 12), None),
+        ("/in", sized("0" * 13), 413),
+        ("/in", sized("-1"), 413),
+        ("/in", [], 413),
+        ("/in", sized("0", (b"transfer-encoding", b"chunked")), 400),
+        ("/out", sized("0"), 404),
+    ],
+)
+def test_what_the_private_door_lets_in(path, headers, status):
+    door = gate(inner, frozenset({"/in"}), None, None)
+    found = ask(door, path=path, headers=headers)
+    assert found == (served(status) if status else [{"inner": path, "body": b""}])
+    assert ask(door, path="/in", headers=sized("0"), method="GET") == served(404)
+    assert ask(door, type="lifespan", path="/in") == []
+
+
+@pytest.mark.parametrize(
+    ("path", "length", "status"),
+    [
+        ("/a/push-object", MAX_ENVELOPE_BYTES + 1, 401),
+        ("/a/push-object", MAX_REQUEST_BYTES + 1, 413),
+        ("/a/pull", MAX_ENVELOPE_BYTES, 401),
+        ("/a/pull", MAX_ENVELOPE_BYTES + 1, 413),
+    ],
+)
+def test_a_strangers_key_counts_for_nothing_and_sizes_come_before_it(path, length, status):
+    asked: list[bytes] = []
+    paths = frozenset({"/a/push-object", "/a/pull"})
+    door = gate(inner, paths, lambda key: bool(asked.append(key)), None)
+    headers = sized(str(length), (b"flwr-public-key", b64encode(b"a key")))
+    assert ask(door, path=path, headers=headers) == served(status)
+    assert asked == ([b"a key"] if status == 401 else [])
+
+
+def proven(age_s: float, key=None, change: bytes = b"") -> tuple[bytes, dict[bytes, bytes]]:
+    key = key or ec.generate_private_key(ec.SECP384R1())
+    public = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    moment = (NOW - timedelta(seconds=age_s)).isoformat().encode()
+    signature = key.sign(moment + change, ec.ECDSA(hashes.SHA256()))
+    headers = {b"flwr-public-key": b64encode(public), b"flwr-timestamp": moment}
+    return public, headers | {b"flwr-signature": b64encode(signature)}
+
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("age_s", "fits"), [(0, True), (60, True), (-60, True), (60.001, False), (-60.001, False)]
+)
+def test_a_proof_counts_for_a_minute_either_way(monkeypatch, age_s, fits):
+    class Clock(datetime):
+        @classmethod
+        def now(cls, zone=None):
+            return NOW
+
+    monkeypatch.setattr(listener, "datetime", SimpleNamespace(datetime=Clock, UTC=UTC))
+    public, headers = proven(age_s)
+    assert listener._proven_key(headers, lambda key: True) == (public if fits else None)
+    assert listener._proven_key(headers, lambda key: False) is None
+    _, forged = proven(age_s, change=b"x")
+    assert listener._proven_key(forged, lambda key: True) is None
+    for name in headers:
+        left = {key: value for key, value in headers.items() if key != name}
+        assert listener._proven_key(left, lambda key: True) is None
