@@ -123,7 +123,10 @@ def wait(least=3):
 def least():
     return _LEAST + 4
 
-def most(): return _MOST
+async def most(): return _MOST
+
+async def later(x):
+    return x + 5
 """
 
 
@@ -135,6 +138,7 @@ def most(): return _MOST
         ("9", {11}, None),
         ("3", {4, 5, 6}, None),
         ("4", {9}, None),
+        ("5", {14}, None),
     ],
 )
 def test_which_lines_use_what_changes(number: str, lines: set[int], constant: str | None) -> None:

@@ -85,7 +85,7 @@ def lines_that_use(mutant: Mutant, source: bytes) -> set[int]:
     tree = ast.parse(source)
     lines = set(range(mutant.first_line, mutant.last_line + 1))
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and lines & _lines_of(node):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and lines & _lines_of(node):
             return lines if node.body[0].lineno <= mutant.first_line else _lines_of(node)
     names = constants_of(mutant, source)
     return {

@@ -189,8 +189,7 @@ def _pld_epsilon(folded: Folded, delta: float) -> float | None:
     if interval is None or not trusted:
         return None
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
+        with np.errstate(all="ignore"):
             value = float(_compose(folded, interval).get_epsilon_for_delta(delta))
     except (ArithmeticError, ValueError, MemoryError):
         return None

@@ -1,6 +1,7 @@
 """Accounting against closed forms, other libraries, Monte Carlo and extremes."""
 
 import math
+import warnings
 from dataclasses import replace
 
 import dp_accounting
@@ -435,3 +436,18 @@ def test_what_is_too_large_or_too_small_for_numbers_is_on_the_safe_side():
     assert accounting.quick_bound(fold([NonPrivate()]), 1e-5) == math.inf
     empty = accounting.EpsilonEstimate(1.0)
     assert (empty.lower, empty.pld, empty.prv, empty.rdp, empty.closed_form) == (0.0, *[None] * 4)
+
+
+@pytest.mark.parametrize(
+    ("rate", "noise", "steps"), [(0.1, 0.5, 3), (0.1, 0.011, 1), (0.5, 1e4, 11), (0.9, 0.3, 50)]
+)
+def test_no_librarys_warning_reaches_whoever_asks(rate, noise, steps):
+    """They speak of orders and of overflows that the bounds are made for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert epsilon([PoissonGaussian(rate, noise, steps)], 1e-5).value > 0
+    alone = fold([PoissonGaussian(rate, noise, steps)])
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        accounting._opacus_interval(list(alone.sampled), 1e-5, 1.0)
+    assert heard == []
