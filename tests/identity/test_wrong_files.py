@@ -13,13 +13,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from pydantic import ValidationError
 from support.kits import federation_config, make_federation
 
-from fedllm.errors import ConfigError, PeerError
+from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.identity import enrolment, issuing, kit_folder, operator_keys
 from fedllm.identity.config import CoordinatorSection
 from fedllm.identity.enrolment import Request, enroll, read_request
 from fedllm.identity.federation_state import FederationState, load_state, save_state
 from fedllm.identity.keys import Identity
-from fedllm.identity.kits import node_public_key, read_kit
+from fedllm.identity.kits import node_public_key, read_kit, split_address
 from fedllm.identity.operator_keys import OperatorKeys
 from fedllm.identity.provisioning import change_passphrase, inspect, provision, revoke
 
@@ -195,3 +195,24 @@ def test_what_a_federation_has_by_default_and_may_have():
     assert state.version == 0
     with pytest.raises(ValidationError):
         FederationState(config=config, root=None, version=-1)
+
+
+def test_of_several_certificates_the_first_one_is_the_servers(tmp_path):
+    """As TLS reads the file; what follows are those of the CA."""
+    make_federation(tmp_path / "fed")
+    kit = tmp_path / "fed" / "kits" / "coordinator"
+    ca = (tmp_path / "fed" / "ca" / "ca-1.pem").read_text()
+    own = (kit / "server.pem").read_text()
+    (kit / "server.pem").write_text(own + ca)
+    assert read_kit(kit, "coordinator").server_certificate == kit / "server.pem"
+    enrolment._check_made_for(own + ca, kit / "server.key")
+    (kit / "server.pem").write_text(ca + own)
+    with refused("belongs to another key"):
+        read_kit(kit, "coordinator")
+    with pytest.raises(RefusedError, match="was made for another kit"):
+        enrolment._check_made_for(ca + own, kit / "server.key")
+
+
+def test_an_address_is_split_at_its_last_colon():
+    assert split_address("host.example:9092") == ("host.example", 9092)
+    assert split_address("[2001:db8::7]:1") == ("2001:db8::7", 1)

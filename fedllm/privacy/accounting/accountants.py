@@ -232,7 +232,8 @@ def _compose(folded: Folded, interval: float) -> Any:
     while len(parts) > 1:
         pairs = [a.compose(b) for a, b in zip(parts[::2], parts[1::2], strict=False)]
         parts = pairs + parts[len(pairs) * 2 :]
-    return parts[0]
+    (whole,) = parts
+    return whole
 
 
 def _prv_interval(folded: Folded, delta: float, scale: float) -> tuple[float, float | None]:
