@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ from pydantic import ValidationError
 from support.kits import federation_config, make_federation
 
 from fedllm.errors import ConfigError, PeerError, RefusedError
-from fedllm.identity import enrolment, issuing, kit_folder, operator_keys
+from fedllm.identity import enrolment, issuing, kit_folder, kits, operator_keys
 from fedllm.identity.config import CoordinatorSection
 from fedllm.identity.enrolment import Request, enroll, read_request
 from fedllm.identity.federation_state import FederationState, load_state, save_state
@@ -22,6 +24,7 @@ from fedllm.identity.keys import Identity
 from fedllm.identity.kits import node_public_key, read_kit, split_address
 from fedllm.identity.operator_keys import OperatorKeys
 from fedllm.identity.provisioning import change_passphrase, inspect, provision, revoke
+from fedllm.identity.roster import sign_roster
 
 PLAIN = serialization.NoEncryption()
 PEM, PKCS8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
@@ -216,3 +219,26 @@ def test_of_several_certificates_the_first_one_is_the_servers(tmp_path):
 def test_an_address_is_split_at_its_last_colon():
     assert split_address("host.example:9092") == ("host.example", 9092)
     assert split_address("[2001:db8::7]:1") == ("2001:db8::7", 1)
+
+
+def test_a_ca_that_the_operator_signed_must_be_one(tmp_path):
+    """Put into a kit by hand, past the installation that would have refused it."""
+    made = make_federation(tmp_path)
+    kit, root = tmp_path / "kits" / "anne", operator_keys.load_root(tmp_path)
+    server = (tmp_path / "kits" / "coordinator" / "server.pem").read_text()
+    (kit / "roster.json").write_text(
+        sign_roster(dataclasses.replace(made.roster, authorities_pem=server), root)
+    )
+    (kit / "ca.pem").write_text(server)
+    with refused("is not the certificate of a federation's CA"):
+        read_kit(kit, "site")
+
+
+def test_a_roster_and_a_kit_have_their_last_moment(tmp_path, monkeypatch):
+    made = make_federation(tmp_path)
+    end = made.roster.expires
+    monkeypatch.setattr(kits, "current_time", lambda: end)
+    kits.check_dates(made.roster, "x")
+    monkeypatch.setattr(kits, "current_time", lambda: end + timedelta(microseconds=1))
+    with refused("x expired at"):
+        kits.check_dates(made.roster, "x")
