@@ -226,3 +226,9 @@ def test_sites_in_one_process_never_change():
     from fedllm_server.app import GridSites
 
     assert GridSites(None, {}, 1.0).changed() is False
+
+
+def test_a_model_is_measured_every_few_rounds_and_after_the_last(tmp_path):
+    config = small_config(tmp_path, rounds={"count": 5, "evaluate_every": 2})
+    loop = SimpleNamespace(_config=config)
+    assert [number for number in range(1, 6) if RoundLoop._due(loop, number)] == [2, 4, 5]

@@ -177,10 +177,12 @@ def test_a_grid_of_this_process_is_one_of_flowers(monkeypatch):
     assert made[0].metadata.group_id == "group"
     assert [from_content(reply.content)[0] for reply in replies] == ["n0", "n2"]
     assert flower.nodes_of(grid, 3, 0.0) == [100, 101, 102]
-    clock = SimpleNamespace(monotonic=iter(range(99)).__next__, sleep=lambda seconds: None)
+    waits: list[float] = []
+    clock = SimpleNamespace(monotonic=iter(range(99)).__next__, sleep=waits.append)
     monkeypatch.setattr(flower, "time", clock)
     with pytest.raises(PeerError, match="3 of 4 sites are connected"):
         flower.nodes_of(grid, 4, 3.0)
+    assert len(waits) == 3
 
 
 def test_what_another_node_says_in_its_place_is_no_answer():
