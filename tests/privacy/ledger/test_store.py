@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 
 import pytest
@@ -67,3 +68,17 @@ def test_the_second_who_makes_a_ledger_is_told_so_and_changes_nothing(path):
     assert ledger is not None
     assert path.read_bytes() == before
     assert [one.name for one in path.parent.iterdir()] == ["site.sqlite"]
+
+
+def test_two_ledgers_of_one_key_are_told_apart_by_32_random_bytes(path, tmp_path):
+    Ledger.open(tmp_path / "other.sqlite", "site-00", SIGNER)
+    found = []
+    for one in (path, tmp_path / "other.sqlite"):
+        with Store(one).read() as view:
+            (entry,) = view.entries()
+        body = json.loads(entry.content)["body"]
+        assert set(body) == {"public_key", "nonce"}
+        assert body["public_key"] == SIGNER.public_bytes().hex()
+        found.append(bytes.fromhex(body["nonce"]))
+    assert [len(nonce) for nonce in found] == [32, 32]
+    assert found[0] != found[1]
