@@ -279,3 +279,26 @@ def test_a_proof_counts_for_a_minute_either_way(monkeypatch, age_s, fits):
     for name in headers:
         left = {key: value for key, value in headers.items() if key != name}
         assert listener._proven_key(left, lambda key: True) is None
+
+
+def test_a_known_node_comes_in_and_only_its_activation_turns_the_one_before_out(monkeypatch):
+    class Clock(datetime):
+        @classmethod
+        def now(cls, zone=None):
+            return NOW
+
+    monkeypatch.setattr(listener, "datetime", SimpleNamespace(datetime=Clock, UTC=UTC))
+    public, headers = proven(0)
+    turned: list[bytes] = []
+    paths = frozenset({"/v1/fleet/activate-node", "/v1/fleet/pull"})
+    door = gate(inner, paths, lambda key: key == public, turned.append)
+    sent = [*sized("0"), *headers.items()]
+    assert ask(door, path="/v1/fleet/pull", headers=sent) == [
+        {"inner": "/v1/fleet/pull", "body": b""}
+    ]
+    assert turned == []
+    path = "/v1/fleet/activate-node"
+    assert ask(door, path=path, headers=sent) == [{"inner": path, "body": b""}]
+    assert turned == [public]
+    quiet = gate(inner, paths, lambda key: key == public, None)
+    assert ask(quiet, path=path, headers=sent) == [{"inner": path, "body": b""}]
