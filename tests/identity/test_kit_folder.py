@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
+from support.kits import make_federation
 
 from fedllm.errors import ConfigError
-from fedllm.identity.enrolment import enroll
+from fedllm.identity.enrolment import accept, enroll, read_answer, read_request
 from fedllm.identity.kit_folder import check_permissions, read_description, write_description
+from fedllm.identity.kits import update_roster
+from fedllm.identity.provisioning import sign
 
 PLAIN = {
     "role": "site",
@@ -70,3 +75,30 @@ def test_every_bit_for_others_is_one_too_many(tmp_path, name, bits):
     path.chmod(0o700 | bits)
     with pytest.raises(ConfigError, match="can be read by other users"):
         check_permissions(kit)
+
+
+def modes(folder) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): f"{path.stat().st_mode & 0o777:o}"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def test_every_file_that_is_made_or_installed_is_its_owners_alone(tmp_path):
+    """The operator's folder, its kits and the answers; and a kit after a new roster, to the bit."""
+    make_federation(tmp_path / "fed")
+    kits = tmp_path / "fed" / "kits"
+    shutil.move(kits / "anne", tmp_path / "anne")
+    enroll(tmp_path / "carl", "site", "carl")
+    _, answer = sign(tmp_path / "fed", read_request((tmp_path / "carl/request.json").read_text()))
+    accept(tmp_path / "carl", read_answer(answer.read_text()))
+    update_roster(tmp_path / "anne", (tmp_path / "fed" / "roster.json").read_text())
+    for kit in (tmp_path / "anne", tmp_path / "carl", *kits.iterdir()):
+        found = modes(kit)
+        assert {name: mode for name, mode in found.items() if not (kit / name).is_dir()} == (
+            dict.fromkeys((name for name in found if not (kit / name).is_dir()), "600")
+        ), kit
+        assert found["keys"] == "700"
+        assert f"{kit.stat().st_mode & 0o777:o}" == "700"
+    secret = {name: mode for name, mode in modes(tmp_path / "fed").items() if "key" in name}
+    assert set(secret.values()) <= {"600", "700"}

@@ -100,13 +100,7 @@ def place(tiny_checkpoint, tmp_path, monkeypatch):
 
 
 def test_a_run_is_carried_to_its_end_and_then_not_again(place):
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        runner.carry(place.kit, place.folder, TICKET)
-        assert torch.get_num_threads() == place.config.engine.threads == 1
-    finally:
-        torch.set_num_threads(before)
+    runner.carry(place.kit, place.folder, TICKET)
     summary = json.loads((place.folder / names.SUMMARY).read_text())
     assert (summary["rounds"], summary["site_names"]) == (2, list(SITES))
     assert not summary.get("simulated")
@@ -118,6 +112,20 @@ def test_a_run_is_carried_to_its_end_and_then_not_again(place):
     assert asked > 0
     runner.carry(place.kit, place.folder, TICKET)
     assert place.grid.asked == asked
+
+
+@pytest.mark.parametrize(
+    ("asked", "processors", "used"), [(3, 5, 3), (None, 5, 5), (None, None, 1)]
+)
+def test_a_run_uses_the_threads_it_asks_for_or_all(place, monkeypatch, asked, processors, used):
+    engine = place.config.engine.model_copy(update={"threads": asked})
+    write_config(place.folder, place.config.model_copy(update={"engine": engine}))
+    set_to: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    monkeypatch.setattr(runner.os, "cpu_count", lambda: processors)
+    with locked(place.folder, "--kit"), pytest.raises(ConfigError):
+        runner.carry(place.kit, place.folder, TICKET)
+    assert set_to == [used]
 
 
 def test_a_run_goes_on_from_its_newest_checkpoint(place):
