@@ -185,6 +185,7 @@ def _of_expression(node: ast.expr) -> Iterator[tuple[ast.expr, str]]:
             yield ast.Call(ast.Name(FUNCTIONS[name]), arguments, keywords), "function"
         case ast.Call(function, [first, second, *others], keywords):
             symmetric = ast.unparse(function).rpartition(".")[2] in SYMMETRIC
+            symmetric |= ast.dump(first) == ast.dump(second)
             if not (symmetric or any(isinstance(each, ast.Starred) for each in node.args)):
                 swapped = ast.Call(function, [second, first, *others], keywords)
                 yield swapped, "arguments swapped"

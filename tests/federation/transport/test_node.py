@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from types import SimpleNamespace
 
@@ -341,3 +342,45 @@ def test_a_kits_files_are_of_the_right_kind(tmp_path):
             ca.write_text(content)
         with pytest.raises(ConfigError, match=r"the CA certificate .* cannot be read"):
             client_context(ca)
+
+
+def test_what_a_node_speaks_with_and_how_it_takes_its_leave(kits, monkeypatch):
+    """No redirects, nothing packed, every answer measured; a CA and a key of its own."""
+    made: list = []
+
+    class Client:
+        def __init__(self, url: str, interceptors: list, verify) -> None:
+            made.append(self)
+            self.url, self.interceptors, self.verify, self.said = url, interceptors, verify, []
+            self._client = SimpleNamespace(follow_redirects=True, headers={}, event_hooks={})
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_) -> None:
+            self.said.append("closed")
+
+        def ActivateNode(self, request):  # noqa: N802
+            self.said.append((request.public_key, request.heartbeat_interval))
+            return SimpleNamespace(node_id=7)
+
+        def DeactivateNode(self, request):  # noqa: N802
+            self.said.append(request.node_id)
+            raise httpx.ConnectError("it is gone already")
+
+    monkeypatch.setattr(module, "FleetHttpClient", Client)
+    kit = read_kit(kits / "anne", "site")
+    node = party(kit, 4711, [])
+    with node._link(Stop(1)) as link:
+        assert not link.gone.is_set()
+        assert link._node.node_id == 7
+    assert link.gone.is_set()
+    (client,) = made
+    assert (client.url, len(client.interceptors)) == ("https://127.0.0.1:4711", 1)
+    assert client._client.follow_redirects is False
+    assert client._client.headers == {"accept-encoding": "identity"}
+    assert client._client.event_hooks == {"response": [bounded]}
+    assert client.verify.verify_mode == ssl.CERT_REQUIRED
+    assert client.verify.check_hostname
+    assert client.verify.minimum_version == ssl.TLSVersion.TLSv1_3
+    assert client.said == [(kit.roster.node_keys["anne"], 15.0), 7, "closed"]
