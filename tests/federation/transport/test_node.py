@@ -360,11 +360,11 @@ def test_what_a_node_speaks_with_and_how_it_takes_its_leave(kits, monkeypatch):
         def __exit__(self, *_) -> None:
             self.said.append("closed")
 
-        def ActivateNode(self, request):  # noqa: N802
+        def ActivateNode(self, request):
             self.said.append((request.public_key, request.heartbeat_interval))
             return SimpleNamespace(node_id=7)
 
-        def DeactivateNode(self, request):  # noqa: N802
+        def DeactivateNode(self, request):
             self.said.append(request.node_id)
             raise httpx.ConnectError("it is gone already")
 
