@@ -11,6 +11,7 @@ from fedllm.privacy.ledger.audit import read_state, verify_ledger
 from fedllm.privacy.ledger.budget import Charge
 from fedllm.privacy.ledger.charges import Carried, Reservation, carry_body, reservation_body
 from fedllm.privacy.ledger.entries import LedgerRefusal, TamperedError, make_entry
+from fedllm.privacy.ledger.fingerprints import DESCRIPTION
 from fedllm.privacy.ledger.ledger import Ledger
 from fedllm.privacy.ledger.store import Store
 
@@ -90,6 +91,7 @@ def test_a_charge_without_one_of_its_fields_is_refused(path, missing):
         {"more": 1},
         {"description": {}},
         {"description": {"unit": "house"}},
+        {"description": {"more": 1}},
     ],
     ids=str,
 )
@@ -133,6 +135,23 @@ def test_data_sets_are_not_gone_back_to(path):
 def test_what_was_carried_over_can_be(path, changed):
     right = carry_body(Carried(("ab" * 32,), "", "record", EVENTS, EVENTS))
     append(path, "carry", right | changed)
+    with pytest.raises(TamperedError):
+        read_state(path)
+
+
+@pytest.mark.parametrize("missing", sorted(DESCRIPTION))
+def test_a_data_set_that_is_not_described_is_refused(path, missing):
+    dataset = identity("one", "two")
+    left = {key: value for key, value in dataset.describe().items() if key != missing}
+    body = {"dataset": dataset.id, "overlaps": [], "description": left}
+    append(path, "dataset", body, (dataset.record_tags, b""))
+    with pytest.raises(TamperedError):
+        read_state(path)
+
+
+def test_a_commit_says_nothing_else(path):
+    append(path, "reserve", body())
+    append(path, "commit", {"reserve": 2, "more": 1})
     with pytest.raises(TamperedError):
         read_state(path)
 
