@@ -130,7 +130,7 @@ def _check(value: Any, depth: int) -> None:
             raise ValueError("nested too deeply")
         if isinstance(value, dict):
             for key in value:
-                _check(key, 0)
+                _check(key, depth)
         for inner in value.values() if isinstance(value, dict) else value:
             _check(inner, depth - 1)
 

@@ -177,8 +177,6 @@ def verify_roster(text: str | bytes, root: bytes) -> Roster:
         value = read_object(text)
         plain, kind = value["roster"], value["format"]
         signature = from_hex(value["signature"])
-        if not isinstance(plain, dict):
-            raise TypeError
         message = _signed_bytes(plain)
     if kind != _FORMAT:
         raise PeerError("the roster has an unknown format", "install the same version of fedllm")
@@ -232,22 +230,22 @@ def _from_plain(plain: dict[str, Any]) -> Roster:
         roster = Roster(
             authority=from_hex(plain["authority"]),
             sites={str(name): from_hex(key) for name, key in plain["sites"].items()},
-            coordinator=_optional_key(plain.get("coordinator")),
-            operator=_optional_key(plain.get("operator")),
-            node_keys={str(n): pem.encode() for n, pem in plain.get("node_keys", {}).items()},
-            version=_whole(plain.get("version", 0)),
-            revoked=tuple(from_hex(key) for key in plain.get("revoked", [])),
-            federation=str(plain.get("federation", "")),
-            address=str(plain.get("address", "")),
-            authorities_pem=str(plain.get("authorities_pem", "")),
-            min_cohort=_whole(plain.get("min_cohort", 1)),
+            coordinator=_optional_key(plain["coordinator"]),
+            operator=_optional_key(plain["operator"]),
+            node_keys={str(n): pem.encode() for n, pem in plain["node_keys"].items()},
+            version=_whole(plain["version"]),
+            revoked=tuple(from_hex(key) for key in plain["revoked"]),
+            federation=str(plain["federation"]),
+            address=str(plain["address"]),
+            authorities_pem=str(plain["authorities_pem"]),
+            min_cohort=_whole(plain["min_cohort"]),
             former={
                 str(name): tuple(from_hex(key) for key in keys)
                 for name, keys in plain.get("former", {}).items()
             },
             titles={str(name): str(title) for name, title in plain.get("titles", {}).items()},
-            issued=_time(plain.get("issued")),
-            expires=_time(plain.get("expires")),
+            issued=_time(plain["issued"]),
+            expires=_time(plain["expires"]),
         )
     held = (roster.authority, roster.coordinator, roster.operator, *roster.sites.values())
     if any(key is not None and len(key) != 32 for key in (*held, *roster.revoked)):

@@ -15,6 +15,8 @@ from fedllm.identity.keys import Identity
 from fedllm.identity.roster import (
     ROLES,
     Roster,
+    _signed_bytes,
+    _to_plain,
     is_node_key,
     is_site_name,
     sign_roster,
@@ -154,3 +156,66 @@ def test_node_keys_have_one_spelling():
     assert is_node_key(NODE_KEY)
     assert not is_node_key(NODE_KEY.replace(b"\n", b"\r\n"))
     assert not is_node_key(b"")
+
+
+@pytest.mark.parametrize("name", sorted(set(_to_plain(valid())) - {"former", "titles"}))
+def test_a_field_that_is_missing_is_no_default(name):
+    """Signed by the root key itself, or of a simulation."""
+    plain = {key: value for key, value in _to_plain(valid()).items() if key != name}
+    signature = ROOT.sign(_signed_bytes(plain)).hex()
+    text = json.dumps({"format": "fedllm.roster.v1", "signature": signature, "roster": plain})
+    with pytest.raises(PeerError, match="damaged"):
+        verify_roster(text, ROOT.public_bytes())
+    with pytest.raises(PeerError, match="damaged"):
+        Roster.from_json(json.dumps(plain))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("version", -1),
+        ("version", True),
+        ("version", 1.0),
+        ("version", "1"),
+        ("min_cohort", -1),
+        ("min_cohort", None),
+        ("issued", "2030-01-01T00:00:00"),
+        ("expires", "2030-01-01T00:00:00"),
+        ("expires", "soon"),
+        ("authority", "aa" * 31),
+        ("revoked", ["aa" * 33]),
+        ("operator", "AA" * 32 + "0"),
+        ("sites", {"anne": None}),
+        ("sites", []),
+    ],
+)
+def test_a_signed_field_of_another_kind_is_refused(name, value):
+    plain = _to_plain(valid()) | {name: value}
+    signature = ROOT.sign(_signed_bytes(plain)).hex()
+    text = json.dumps({"format": "fedllm.roster.v1", "signature": signature, "roster": plain})
+    with pytest.raises(PeerError, match=r"damaged|32 bytes"):
+        verify_roster(text, ROOT.public_bytes())
+
+
+@pytest.mark.parametrize("plain", [[], "x", 3, None])
+def test_a_signed_roster_that_is_no_object_is_damaged(plain):
+    signature = ROOT.sign(_signed_bytes(plain)).hex()
+    text = json.dumps({"format": "fedllm.roster.v1", "signature": signature, "roster": plain})
+    with pytest.raises(PeerError, match="damaged"):
+        verify_roster(text, ROOT.public_bytes())
+
+
+def test_a_roster_of_another_format_is_not_read_even_if_it_is_signed():
+    text = sign_roster(valid(), ROOT).replace("roster.v1", "roster.v2")
+    with pytest.raises(PeerError, match="unknown format"):
+        verify_roster(text, ROOT.public_bytes())
+
+
+def test_the_keys_of_parties_by_their_roles():
+    roster = replace(valid(), coordinator=b"c" * 32)
+    found = [roster.key_of(role, "anne") for role in ROLES]
+    assert found == [b"c" * 32, b"a" * 32, None, b"s" * 32]
+    assert roster.key_of("site", "eve") is None
+    assert roster.site_key("anne") == b"s" * 32
+    with pytest.raises(PeerError, match="'eve' is not in the roster"):
+        roster.site_key("eve")

@@ -21,7 +21,7 @@ from fedllm.identity.keys import Identity
 from fedllm.identity.kits import read_kit
 from fedllm.identity.provisioning import provision, sign
 from fedllm.identity.roster import Roster, _signed_bytes, _to_plain, sign_roster, verify_roster
-from fedllm.identity.titles import titles_beside
+from fedllm.identity.titles import complaint, safe_name, titles_beside
 from fedllm_server.service import Service
 
 TITLES = {"anne": "Südklinik", "bob": "北京医院"}
@@ -280,3 +280,35 @@ def test_the_log_of_the_key_authority_shows_titles(tmp_path):
     shown = CliRunner().invoke(app, ["authority", "log", "--kit", str(folder)])
     assert "Südklinik (anne), 北京医院 (bob)" in shown.output, shown.exception
     assert made.roster.titles == TITLES
+
+
+def test_titles_are_looked_for_two_folders_up_and_no_further(tmp_path):
+    roster = Roster(b"a" * 32, {}, titles={"x": "Süd"}).to_json()
+    (tmp_path / "roster.json").write_text(roster)
+    assert titles_beside(tmp_path / "ledgers" / "x.sqlite") == {"x": "Süd"}
+    assert titles_beside(tmp_path / "strange" / "ledgers" / "x.sqlite") == {}
+    # Of a relative path, too.
+    (tmp_path / "roster.json").write_text(" " * (16 * 2**20 - len(roster.encode())) + roster)
+    assert titles_beside(tmp_path) == {"x": "Süd"}
+    (tmp_path / "roster.json").write_text(" " * (16 * 2**20 + 1 - len(roster.encode())) + roster)
+    assert titles_beside(tmp_path) == {}
+
+
+def test_a_safe_name_has_fifty_letters_and_no_hyphen_at_its_ends():
+    assert safe_name("Ä" * 51) == "a" * 50
+    assert safe_name("a" * 49 + " b") == "a" * 49
+    assert safe_name("--Süd & Nord--") == "sud-nord"
+    made = safe_name("北京医院")
+    assert made == safe_name("北京医院")
+    assert made.startswith("site-")
+    assert len(made) == len("site-") + 12
+
+
+def test_a_title_may_have_a_hundred_letters():
+    assert complaint({"x": "a" * 100}) is None
+    assert complaint({"x": "a" * 101}) == ("the name for people of 'x' is longer than 100 letters")
+    assert complaint({"": "a" * 101}) == "it is longer than 100 letters"
+    assert complaint({"x": "X"}) is None, "its own name is no other site's"
+    assert complaint({"x": "Y", "y": "Z"}) == (
+        "the name for people of 'x' is the name of another site: 'Y'"
+    )

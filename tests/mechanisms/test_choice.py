@@ -362,3 +362,52 @@ def test_all_that_can_be_seen_of_local_noise_follows_from_what_is_announced():
         (event,) = mechanism.cost(units, 56, noise).events
         seen.add((settings, event))
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("noise", "unit", "divisor"),
+    [("local", "record", 10.0), ("distributed", "record", 8.0), ("distributed", "site", 10.0)],
+)
+def test_a_run_without_noise_divides_its_sums_as_one_with_noise(noise, unit, divisor):
+    asked = config({"noise": noise, "unit": unit}, {**SHARED, "batch_size": 8})
+    assert mechanism_of(asked).settings(40, None).expected_batch_size == divisor
+
+
+@every
+def test_what_is_asked_of_a_mechanism_is_answered_by_yes_or_no(case):
+    mechanism = mechanism_of(case)
+    assert mechanism.needs_masks is (mechanism.shares > 1)
+
+
+def test_sums_of_evaluations_have_room_for_any_site():
+    from fedllm.mechanisms.evaluation import EvaluationSums
+
+    assert (EvaluationSums.LARGEST_SUM, EvaluationSums.BITS) == (262144.0, 24)
+    asked = config(PRIVATE, evaluation={"every": 3})
+    assert EvaluationSums(asked).rounds == (3, 4)
+    with pytest.raises(ConfigError, match="the run does not evaluate at the sites"):
+        _ = EvaluationSums(config(PRIVATE)).event
+
+
+def test_levels_without_room_or_with_too_much_noise_are_refused(monkeypatch):
+    from fedllm.errors import TrainingError
+    from fedllm.mechanisms import discrete as module
+
+    grid = module.IntegerGrid(half=10_000, clipping_steps=100.0, bound=1.0, shares=2, length=4)
+    total = np.array([0.0, 1.0, -1.0, 1e9])
+    levels = grid.noised_levels(total, 2.0, 1.0, RandomStream.seeded(1)).astype(np.int64)
+    deviation = grid.share(1.0)
+    room = grid.half - 16 * deviation - 1
+    noise = levels - grid.half - np.array([0, -50, 50, -room])
+    assert np.abs(noise).max() <= 16 * deviation
+    with pytest.raises(ConfigError, match="leaves no room"):
+        grid.noised_levels(total, 2.0, 1e6, RandomStream.seeded(1))
+    for drawn, fits in ((10_000, True), (10_001, False)):
+        monkeypatch.setattr(module, "discrete_gaussian", lambda *_, n=drawn: np.full(4, n))
+        if fits:
+            assert (
+                grid.noised_levels(np.zeros(4), 2.0, 1.0, RandomStream.seeded(1)) == 20_000
+            ).all()
+        else:
+            with pytest.raises(TrainingError, match="does not fit its levels"):
+                grid.noised_levels(np.zeros(4), 2.0, 1.0, RandomStream.seeded(1))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mutants import running
-from mutants.drawing import Mutant, mutants_of
+from mutants.drawing import Mutant, constant_of, mutants_of
 
 PATHS = (
     "fedllm/federation",
@@ -28,16 +28,22 @@ PATHS = (
 )
 TESTS = (
     "tests/test_canonical.py",
+    "tests/test_limits.py",
     "tests/privacy",
     "tests/mechanisms",
     "tests/identity",
     "tests/federation",
+    "tests/clients",
     "tests/server",
     "tests/attacks",
     "tests/golden",
     "tests/audit/ledgers",
     "tests/commands",
 )
+# They read the sources, so that no line that they execute says which mutants they notice.
+READERS = ("tests/test_errors.py", "tests/test_architecture.py")
+# How much more time the second pass has than the first.
+LONGER = 6
 EQUIVALENTS = Path(__file__).with_name("equivalents.toml")
 
 
@@ -60,16 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not tests:
             print("no test passed without a mutant; nothing to run", file=sys.stderr)
             return 2
-        tasks = [
-            {
-                "mutant": vars(mutant),
-                "tests": running.tests_for(mutant, tests, options.budget_s),
-                "limit_s": options.limit_s,
-            }
-            for mutant in drawn
-        ]
-        outcomes = _share_out(copies, tasks, options.preload)
-    report = describe(root, drawn, tasks, outcomes, options.seed, options.equivalents)
+        outcomes = _two_passes(copies, drawn, tests, options)
+    report = describe(root, drawn, outcomes, options.seed, options.equivalents)
     options.report.parent.mkdir(parents=True, exist_ok=True)
     options.report.write_text(json.dumps(report, indent=1) + "\n")
     print(tell(report))
@@ -94,7 +92,6 @@ def draw(root: Path, paths: list[str], seed: int, count: int) -> list[Mutant]:
 def describe(
     root: Path,
     drawn: list[Mutant],
-    tasks: list[dict[str, Any]],
     outcomes: list[str],
     seed: int,
     equivalents: Path,
@@ -104,22 +101,26 @@ def describe(
     A mutant whose tests ran into the time limit is undecided: the fault may make them endless,
     or the machine may be busy.
     """
+    known = tomllib.loads(equivalents.read_text()) if equivalents.exists() else {}
     reasons = {
         (entry["path"], entry["diff"].strip("\n")): entry["reason"]
-        for entry in (
-            tomllib.loads(equivalents.read_text())["mutant"] if equivalents.exists() else ()
-        )
+        for entry in known.get("mutant", ())
     }
-    survivors, known, undecided = [], [], []
-    for mutant, task, outcome in zip(drawn, tasks, outcomes, strict=True):
+    constants = {
+        (entry["path"], entry["name"]): entry["reason"] for entry in known.get("constant", ())
+    }
+    survivors, explained, undecided = [], [], []
+    for mutant, outcome in zip(drawn, outcomes, strict=True):
         if outcome == running.KILLED:
             continue
-        diff = mutant.diff((root / mutant.path).read_bytes())
+        source = (root / mutant.path).read_bytes()
+        diff = mutant.diff(source)
         entry = {"place": f"{mutant.path}:{mutant.first_line}", "kind": mutant.kind, "diff": diff}
-        entry |= {"outcome": outcome, "tests": len(task["tests"])}
-        reason = reasons.get((mutant.path, diff))
+        entry["outcome"] = outcome
+        constant = (mutant.path, constant_of(mutant, source))
+        reason = reasons.get((mutant.path, diff)) or constants.get(constant)
         if reason is not None:
-            known.append(entry | {"reason": reason})
+            explained.append(entry | {"reason": reason})
         elif outcome in (running.SURVIVED, running.UNTESTED):
             survivors.append(entry)
         else:
@@ -128,7 +129,7 @@ def describe(
         "seed": seed,
         "drawn": len(drawn),
         "killed": outcomes.count(running.KILLED),
-        "equivalent": known,
+        "equivalent": explained,
         "survivors": survivors,
         "undecided": undecided,
     }
@@ -147,6 +148,41 @@ def tell(report: dict[str, Any]) -> str:
         f"{len(report['equivalent'])} equivalent: {share:.1%} killed"
     )
     return "\n".join(lines)
+
+
+def _two_passes(
+    copies: list[Path],
+    drawn: list[Mutant],
+    tests: list[running.CoveredTest],
+    options: argparse.Namespace,
+) -> list[str]:
+    """Outcomes of the quickest tests; what had too little time gets more, survivors more tests."""
+    first, second = [], []
+    for mutant in drawn:
+        covering = running.tests_for(mutant, copies[0], tests)
+        quick = running.within(covering, options.budget_s)
+        more = running.within(covering[len(quick) :], options.budget_s * LONGER)
+        names = [test.name for test in quick]
+        readers = [name for name in READERS if (copies[0] / name).exists()]
+        task: dict[str, Any] = {"mutant": vars(mutant), "limit_s": options.limit_s}
+        first.append(task | {"tests": names + readers if names else []})
+        second.append(
+            task | {"tests": [test.name for test in more], "limit_s": options.limit_s * LONGER}
+        )
+    outcomes = _share_out(copies, first, options.preload)
+
+    def repeat(outcome: str, tasks: list[dict[str, Any]], copies: list[Path]) -> None:
+        numbers = [n for n, end in enumerate(outcomes) if end == outcome and tasks[n]["tests"]]
+        ended = _share_out(copies, [tasks[number] for number in numbers], options.preload)
+        for number, end in zip(numbers, ended, strict=True):
+            outcomes[number] = end
+
+    longer = options.limit_s * LONGER
+    repeat(running.TIMED_OUT, [task | {"limit_s": longer} for task in first], copies[:1])
+    # Tests that never end fail, at the latest by a time limit of their own.
+    outcomes = [running.KILLED if end == running.TIMED_OUT else end for end in outcomes]
+    repeat(running.SURVIVED, second, copies)
+    return outcomes
 
 
 def _share_out(copies: list[Path], tasks: list[dict[str, Any]], preload: list[str]) -> list[str]:

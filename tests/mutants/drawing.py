@@ -33,6 +33,8 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.FloorDiv: ast.Mult,
     ast.Mod: ast.Mult,
 }
+# Their arguments may come in any order.
+SYMMETRIC = ("suppress", "maximum", "minimum", "hypot", "logaddexp")
 FUNCTIONS = {"sorted": "list", "min": "max", "max": "min", "any": "all", "all": "any"}
 
 
@@ -75,6 +77,55 @@ def mutants_of(path: str, source: bytes) -> list[Mutant]:
     return sorted(found.values(), key=lambda mutant: (mutant.start, mutant.end, mutant.text))
 
 
+def lines_that_use(mutant: Mutant, source: bytes) -> set[int]:
+    """The mutant's lines; outside of functions, where a module's import executes it, its readers'.
+
+    A constant is used where its name is read, a default in the body of its function.
+    """
+    tree = ast.parse(source)
+    lines = set(range(mutant.first_line, mutant.last_line + 1))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and lines & _lines_of(node):
+            return lines if node.body[0].lineno <= mutant.first_line else _lines_of(node)
+    names = constants_of(mutant, source)
+    return {
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in names
+    }
+
+
+def constants_of(mutant: Mutant, source: bytes) -> set[str]:
+    """The names that the statement of a module assigns in which the mutant is."""
+    return {
+        name.id
+        for node in ast.parse(source).body
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and mutant.first_line in _lines_of(node)
+        for name in ast.walk(node)
+        if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+    }
+
+
+def constant_of(mutant: Mutant, source: bytes) -> str | None:
+    """The name of the module's constant that the mutant changes."""
+    lines = source.splitlines(keepends=True)
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign):
+            pairs: list[tuple[ast.expr, ast.expr]] = [(node.targets[0], node.value)]
+            if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
+                pairs = list(zip(node.targets[0].elts, node.value.elts, strict=True))
+            for target, value in pairs:
+                start = sum(map(len, lines[: value.lineno - 1])) + value.col_offset
+                end = sum(map(len, lines[: (value.end_lineno or 0) - 1]))
+                if start <= mutant.start and mutant.end <= end + (value.end_col_offset or 0):
+                    return ast.unparse(target)
+    return None
+
+
+def _lines_of(node: ast.stmt) -> set[int]:
+    return set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+
+
 Change = tuple[ast.expr | ast.stmt, ast.expr | ast.stmt, str]
 
 
@@ -96,6 +147,8 @@ def _changes(tree: ast.AST) -> Iterator[Change]:
 
 
 def _typing_only(node: ast.AST) -> bool:
+    if isinstance(node, ast.Assign):
+        return ast.unparse(node.value).startswith(("TypeVar(", "typing.TypeVar("))
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
@@ -131,7 +184,9 @@ def _of_expression(node: ast.expr) -> Iterator[tuple[ast.expr, str]]:
             arguments = [argument] if name == "sorted" else node.args
             yield ast.Call(ast.Name(FUNCTIONS[name]), arguments, keywords), "function"
         case ast.Call(function, [first, second, *others], keywords):
-            if not any(isinstance(each, ast.Starred) for each in node.args):
+            symmetric = ast.unparse(function).rpartition(".")[2] in SYMMETRIC
+            symmetric |= ast.dump(first) == ast.dump(second)
+            if not (symmetric or any(isinstance(each, ast.Starred) for each in node.args)):
                 swapped = ast.Call(function, [second, first, *others], keywords)
                 yield swapped, "arguments swapped"
 

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mutants.drawing import Mutant
+from mutants.drawing import Mutant, constants_of, lines_that_use
 
 HEAVY = ("numpy", "scipy.stats", "torch", "opacus", "dp_accounting.pld", "peft", "flwr.serverapp")
 PACKAGES = ("fedllm", "fedllm_client", "fedllm_server")
@@ -32,6 +32,10 @@ class CoveredTest:
     name: str
     seconds: float
     lines: dict[str, frozenset[int]]
+
+    @property
+    def file(self) -> str:
+        return self.name.partition("::")[0]
 
 
 def read_map(path: Path) -> list[CoveredTest]:
@@ -55,21 +59,30 @@ def make_map(copy: Path, target: Path, paths: list[str], tests: list[str], limit
     unfinished.replace(target)
 
 
-def tests_for(mutant: Mutant, tests: list[CoveredTest], budget_s: float) -> list[str]:
-    """Tests that execute a line of the mutant, else any of its file (constants), quickest first.
-
-    As many as fit in ``budget_s`` together, but always one.
-    """
-    lines = set(range(mutant.first_line, mutant.last_line + 1))
+def tests_for(mutant: Mutant, root: Path, tests: list[CoveredTest]) -> list[CoveredTest]:
+    """Tests that execute or name what the mutant changes, else any of its file; quickest first."""
+    source = (root / mutant.path).read_bytes()
+    lines = lines_that_use(mutant, source)
+    names = {name.encode() for name in constants_of(mutant, source)}
+    naming = {
+        file
+        for file in {test.file for test in tests}
+        if names and (root / file).exists() and any(n in (root / file).read_bytes() for n in names)
+    }
     touching = [test for test in tests if mutant.path in test.lines]
     chosen = [test for test in touching if lines & test.lines[mutant.path]] or touching
-    names, seconds = [], 0.0
-    for test in sorted(chosen, key=lambda test: test.seconds):
-        seconds += test.seconds
-        if names and seconds > budget_s:
-            break
-        names.append(test.name)
-    return names
+    chosen += [test for test in tests if test.file in naming and test not in chosen]
+    return sorted(chosen, key=lambda test: test.seconds)
+
+
+def within(tests: list[CoveredTest], budget_s: float) -> list[CoveredTest]:
+    """As many of the first tests as fit in ``budget_s`` together, but always one."""
+    total = 0.0
+    for number, test in enumerate(tests):
+        total += test.seconds
+        if number and total > budget_s:
+            return tests[:number]
+    return tests
 
 
 def copy_tree(root: Path, target: Path) -> None:

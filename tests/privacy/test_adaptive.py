@@ -10,9 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedllm.config import RunConfig
 from fedllm.mechanisms import LocalSettings
 from fedllm.privacy import dpsgd
-from fedllm.privacy.adaptive import COUNT_WEIGHT, AdaptiveClipping, joint_vector, sensitivity
+from fedllm.privacy.adaptive import (
+    COUNT_WEIGHT,
+    LARGEST,
+    SMALLEST,
+    AdaptiveClipping,
+    joint_vector,
+    sensitivity,
+)
 from fedllm.randomness import RandomStream
 from fedllm.training import local
 from fedllm.training.local import train_locally
@@ -100,3 +108,13 @@ def test_training_uses_the_norm_as_it_moves(tiny_model, random_dataset):
     assert np.mean(lengths <= result.clipping_norm) == pytest.approx(0.5, abs=0.2)
     fixed = train_locally(model, data, replace(asked, clipping_quantile=None), *streams)
     assert fixed.clipping_norm == 1.0
+
+
+@pytest.mark.parametrize(("start", "norms"), [(1e-12, [0.0] * 9), (1e12, [1e300] * 9)])
+def test_the_norm_stays_where_it_may_be_configured(start, norms):
+    clipping = AdaptiveClipping(start, 0.5)
+    clipping.noised_mean(np.zeros(2), np.array(norms), 1e-9, 9.0, RandomStream.seeded(1))
+    assert clipping.norm == start
+    assert (SMALLEST, LARGEST) == (1e-12, 1e12)
+    field = RunConfig.model_fields["privacy"].annotation.model_fields["clipping_norm"]
+    assert str(field.metadata).count("1e-12") == str(field.metadata).count("1000000000000.0") == 1

@@ -238,3 +238,19 @@ def test_discrete_and_continuous_steps_of_one_run_compose():
 def test_a_delta_below_what_rounding_may_fail_with_is_no_privacy():
     assert epsilon([event(steps=10**6)], 1e-13).value == math.inf
     assert math.isfinite(epsilon([event(steps=10**6)], 1e-11).value)
+
+
+@pytest.mark.parametrize("draw", [discrete_gaussian, discrete._discrete_laplace])
+def test_as_many_values_are_drawn_as_were_asked_for_however_few_are_kept(draw, monkeypatch):
+    """Of a first part hardly any is kept, of a second one some, of a third one all."""
+    kept = iter([1, 40, 10**6])
+    whole = discrete._discrete_laplace
+
+    def some(stream, numerators, denominator):
+        return np.arange(len(numerators)) < next(kept)
+
+    monkeypatch.setattr(discrete, "_discrete_laplace", lambda s, n, d: np.zeros(n, dtype=np.int64))
+    monkeypatch.setattr(discrete, "_bernoulli_exp", some)
+    draw = whole if draw is whole else draw
+    assert len(draw(RandomStream.seeded(1), 100, 5)) == 100
+    assert next(kept, None) is None, "and no more often than needed"

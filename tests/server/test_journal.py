@@ -220,3 +220,27 @@ def test_a_run_that_failed_is_told_with_its_reason(tmp_path):
     assert said == [
         "run 'bank': failed: the key authority is not connected -> go",
     ]
+
+
+def test_sites_in_one_process_never_change():
+    from fedllm_server.app import GridSites
+
+    assert GridSites(None, {}, 1.0).changed() is False
+
+
+def test_a_model_is_measured_every_few_rounds_and_after_the_last(tmp_path):
+    config = small_config(tmp_path, rounds={"count": 5, "evaluate_every": 2})
+    loop = SimpleNamespace(_config=config)
+    assert [number for number in range(1, 6) if RoundLoop._due(loop, number)] == [2, 4, 5]
+
+
+def test_a_new_run_has_a_name_of_its_own_and_an_old_one_keeps_it(tiny_checkpoint, tmp_path):
+    config = small_config(tiny_checkpoint("bert"))
+    model = build(tmp_path, config).model()
+    one, other = (starting_state(config, model, None, "digest") for _ in range(2))
+    assert len(one.run) == 16
+    assert int(one.run, 16) != int(other.run, 16)
+    assert (one.round, one.noise, one.test) == (0, (), "digest")
+    assert (one.model, one.labels) == (model.fingerprint, model.labels)
+    again = starting_state(config, model, dataclasses.replace(one, round=1, labels=()), "new")
+    assert (again.run, again.round, again.labels, again.test) == (one.run, 1, one.labels, "new")

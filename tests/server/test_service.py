@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -287,3 +288,91 @@ def test_listeners_that_ended_end_the_service(served):
         served.serve()
     assert served.told == ["start", "stop"]
     assert served.reported == [{"running": False}]
+
+
+def test_a_service_begins_with_a_certificate_and_a_roster_that_it_can_read(tmp_path):
+    make_federation(tmp_path / "fed")
+    kits = tmp_path / "fed" / "kits"
+    with pytest.raises(ConfigError, match="has no server certificate"):
+        Service(read_kit(kits / "anne", "site"), ("127.0.0.1", 0), print)
+    said: list[str] = []
+    made = Service(read_kit(kits / "coordinator", "coordinator"), ("127.0.0.1", 0), said.append)
+    (kits / "coordinator" / "roster.json").write_bytes(b"{")
+    with pytest.raises(ConfigError):
+        made._follow_roster(Link())
+    assert "the new roster is not used" in said[0]
+
+
+def test_a_run_that_cannot_be_read_has_no_rounds_in_the_status(tmp_path):
+    assert service._rounds(tmp_path) == 0
+    assert service._round(tmp_path) == 0
+
+
+def test_who_follows_a_run_hears_all_of_it_until_it_ends(tmp_path, monkeypatch):
+    from fedllm.runs.names import PROGRESS
+    from fedllm_server import following
+
+    with pytest.raises(ConfigError, match="there is no run in"):
+        following.follow(tmp_path, SimpleNamespace(close=lambda: None))
+    told: list[str] = []
+    waits: list[float] = []
+    lines = [b"one\n", b"two\nthr", b"ee\n", b"cut"]
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        with (tmp_path / PROGRESS).open("ab") as stream:
+            stream.write(lines[len(waits) - 1])
+        if len(waits) == len(lines):
+            jobs.write_job(tmp_path, jobs.Job("bank", "finished", "2026-01-01"))
+
+    jobs.write_job(tmp_path, jobs.Job("bank", "running", "2026-01-01"))
+    monkeypatch.setattr(following, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(following, "read_config", lambda folder: None)
+    monkeypatch.setattr(
+        following, "replay", lambda line, where, config, observer: told.append((line, where))
+    )
+    closed: list[bool] = []
+    ended = following.follow(tmp_path, SimpleNamespace(close=lambda: closed.append(True)))
+    assert (ended.status, closed, len(waits)) == ("finished", [True], 4)
+    where = f"{tmp_path / PROGRESS}, line "
+    assert told == [(b"one", f"{where}1"), (b"two", f"{where}2"), (b"three", f"{where}3")]
+
+
+def test_a_service_listens_steps_and_ends_with_its_last_status(place, monkeypatch):
+    calls: list[str] = []
+
+    class Listening(Link):
+        port, alive = 4711, True
+
+        def __init__(self, database, listener) -> None:
+            super().__init__()
+            assert database.name == "superlink.sqlite"
+
+        def register(self, keys, roster) -> None:
+            calls.append("register")
+
+        def nodes(self) -> list:
+            return []
+
+        def __getattr__(self, name: str):
+            return lambda: calls.append(name)
+
+    class Stop:
+        waits = 0
+
+        def wait(self, seconds: float) -> bool:
+            self.waits += 1
+            return self.waits > 2
+
+    monkeypatch.setattr(service, "SuperLink", Listening)
+    said: list[str] = []
+    made = Service(read_kit(place.kit, "coordinator"), ("127.0.0.1", 0), said.append)
+    made.run(Stop())
+    assert calls == ["close_runs", "register", "start", "stop"]
+    assert said == ["listening on 127.0.0.1:4711", "stopped"]
+    status = json.loads((place.kit / "state" / "status.json").read_text())
+    assert status["running"] is False
+    Listening.alive = False
+    with pytest.raises(FedllmError, match="the listeners ended"):
+        made.run(Stop())
+    assert calls[-1] == "stop"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -257,6 +258,14 @@ def test_a_batch_far_above_what_sites_draw_is_said(config):
     assert "near 120" in words
     near = change(config, training={**shared, "batch_size": 480})
     assert odd_batch(near, [300, 200]) == []
+    (words,) = odd_batch(change(config, training={**shared, "batch_size": 481}), [300, 200])
+    assert "steps are 4 times smaller" in words
+    # Of hardly any record a step draws one, not none.
+    few = {**shared, "sampling_rate": 0.001}
+    assert odd_batch(change(config, training={**few, "batch_size": 4}), [300]) == []
+    (words,) = odd_batch(change(config, training={**few, "batch_size": 5}), [300])
+    assert "draws 0 of them: steps are 5 times smaller" in words
+    assert "near 1" in words
     assert odd_batch(near, []) == []
     assert odd_batch(change(wide, training={"sampling_rate": None}), [300]) == []
 
@@ -663,3 +672,13 @@ def test_what_the_records_have_spent_is_said_before_a_run_and_where_it_goes_on(c
     steps = ("reading the records", "loading the model", "already spent", "asking 3 sites")
     places = [next(i for i, t in enumerate(again.said) if t.startswith(s)) for s in steps]
     assert places == sorted(places)
+
+
+def test_what_a_site_has_is_counted_in_the_runs_unit(config):
+    from fedllm_server.simulation import _units
+
+    own = {"anne": records(6, unit=lambda i: f"person {i % 2}"), "bob": records(3)}
+    assert _units(config, own) == [6, 3]
+    people = SimpleNamespace(unit="person")
+    assert _units(people, own) == [2, 1]
+    assert _units(SimpleNamespace(unit="site"), own) == [2]

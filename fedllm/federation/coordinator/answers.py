@@ -172,7 +172,7 @@ def too_few(there: int, needed: int, failures: list[FedllmError]) -> FedllmError
         return PeerError(
             f"{there} sites take part; rounds.min_sites is {needed}", "wait for more sites"
         )
-    kind, _ = Counter(type(error) for error in failures).most_common(1)[0]
+    ((kind, _),) = Counter(type(error) for error in failures).most_common(1)
     first = next(error for error in failures if type(error) is kind)
     more = f" (and {len(failures) - 1} more sites failed)" if len(failures) > 1 else ""
     return kind(

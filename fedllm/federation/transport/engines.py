@@ -11,6 +11,7 @@ from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
@@ -158,7 +159,9 @@ class LocalGrid(Grid):
                 # The reply carries no text; whoever runs the simulation sees it here.
                 who = self._names.get(node, f"node {node}")
                 _LOG.error("%s failed on %s", who, message.metadata.message_type, exc_info=error)
-                return Message(Error(code=0, reason=type(error).__name__), reply_to=message)
+                return Message(
+                    Error(code=ErrorCode.UNKNOWN, reason=type(error).__name__), reply_to=message
+                )
 
 
 @contextlib.contextmanager

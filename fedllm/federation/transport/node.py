@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
@@ -232,7 +233,9 @@ class _Link:
             text = str(error) if isinstance(error, FedllmError) else ""
             if text:
                 self._say(text)
-            return Message(Error(code=0, reason="the node could not answer"), reply_to=message)
+            return Message(
+                Error(code=ErrorCode.UNKNOWN, reason="the node could not answer"), reply_to=message
+            )
 
     def _fetch(self, envelope: Message, tree: ObjectTree) -> Message:
         run, wanted = envelope.metadata.run_id, envelope.metadata.message_id

@@ -47,6 +47,10 @@ from fedllm.federation.transport.listener import (
 from fedllm.identity.roster import ROSTER_PATH
 
 _SERVER_NODE = 1
+# How long both listeners may take to answer.
+_START_S = 60.0
+# Of a node that was never there; with its activation it says its own.
+_HEARTBEAT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ class SuperLink:
             If they do not within a minute.
         """
         self._thread.start()
-        deadline = time.monotonic() + 60.0
+        deadline = time.monotonic() + _START_S
         while not all(server.started for server in self._servers):
             if time.monotonic() > deadline or not self._thread.is_alive():
                 raise FedllmError("the listeners did not start", "see the log")
@@ -178,7 +182,7 @@ class SuperLink:
             if key in known:
                 revoked.append(name)
                 continue
-            self._state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 10.0, name=name)
+            self._state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, _HEARTBEAT_S, name=name)
         self._names = {key: name for key, name in names.items() if name not in revoked}
         if revoked:
             raise ConfigError(

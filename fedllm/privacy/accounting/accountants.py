@@ -35,6 +35,8 @@ _GRID_POINTS_OF_ALL_EVENTS = 2_000_000
 _BLOCK = 1000
 _PRV_EVENTS = 4
 _PRV_POINTS = 400_000
+# Parts of delta that PRV's own error, its support and its mesh are given.
+_ERROR_PARTS, _SUPPORT_PARTS, _MESH_PARTS = 1000, 8000, 12_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +189,7 @@ def _pld_epsilon(folded: Folded, delta: float) -> float | None:
     if interval is None or not trusted:
         return None
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
+        with np.errstate(all="ignore"):
             value = float(_compose(folded, interval).get_epsilon_for_delta(delta))
     except (ArithmeticError, ValueError, MemoryError):
         return None
@@ -231,7 +232,8 @@ def _compose(folded: Folded, interval: float) -> Any:
     while len(parts) > 1:
         pairs = [a.compose(b) for a, b in zip(parts[::2], parts[1::2], strict=False)]
         parts = pairs + parts[len(pairs) * 2 :]
-    return parts[0]
+    (whole,) = parts
+    return whole
 
 
 def _prv_interval(folded: Folded, delta: float, scale: float) -> tuple[float, float | None]:
@@ -246,8 +248,8 @@ def _prv_interval(folded: Folded, delta: float, scale: float) -> tuple[float, fl
         return 0.0, None
     steps = sum(count for _, _, count in events)
     # Support and mesh as in Gopi et al. 2021, remark 5.6; a coarser mesh where memory asks.
-    support = max(renyi_epsilon(folded, delta / 8000 / steps), scale) + 3
-    mesh_of_error = 1 / math.sqrt(steps * math.log(12_000 / delta) / 2)
+    support = max(renyi_epsilon(folded, delta / _SUPPORT_PARTS / steps), scale) + 3
+    mesh_of_error = 1 / math.sqrt(steps * math.log(_MESH_PARTS / delta) / 2)
     error = max(0.01, 2 * support / (mesh_of_error * _PRV_POINTS))
     useless = error >= scale or error > max(0.1, 0.1 * scale)
     if useless or not math.isfinite(support):
@@ -270,6 +272,6 @@ def _opacus_interval(
     accountant.history = [(noise, rate, steps) for rate, noise, steps in events]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        composed = accountant._get_dprv(eps_error=error, delta_error=delta / 1000)
-        low, _, high = composed.compute_epsilon(delta, delta / 1000, error)
+        composed = accountant._get_dprv(eps_error=error, delta_error=delta / _ERROR_PARTS)
+        low, _, high = composed.compute_epsilon(delta, delta / _ERROR_PARTS, error)
     return float(low), float(high)

@@ -13,6 +13,8 @@ from fedllm.privacy.accounting.events import Event, Folded, PoissonGaussian, fol
 
 _DIGITS = 4
 _SMALLEST_NOISE, _LARGEST_NOISE = 1e-3, 1e9
+# How near a trial comes to the ends of the interval that it divides.
+_NEAREST, _FARTHEST = 0.02, 0.98
 
 
 def solve_noise_multiplier(
@@ -102,7 +104,7 @@ def _bisect_noise(cost: Callable[[float], float], epsilon: float, high: float) -
     low_cost, high_cost = (_log_ratio(cost(noise), epsilon) for noise in (low, high))
     while high / low > 1 + 2 * 10.0**-_DIGITS:
         share = low_cost / (low_cost - high_cost)
-        share = min(max(share, 0.02), 0.98) if math.isfinite(share) else 0.5
+        share = min(max(share, _NEAREST), _FARTHEST) if math.isfinite(share) else 0.5
         for trial in (share, 0.5):
             middle = low * (high / low) ** trial
             middle_cost = _log_ratio(cost(middle), epsilon)

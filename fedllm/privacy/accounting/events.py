@@ -341,7 +341,7 @@ def fold(events: Iterable[Event]) -> Folded:
         non_private = True
         sampled.clear()
         unsampled.clear()
-    squares = [count / noise**2 for noise, count in sorted(unsampled.items())]
+    squares = [count / noise**2 for noise, count in unsampled.items()]
     triples = tuple((rate, noise, count) for (rate, noise), count in sorted(sampled.items()))
     failure = discrete_failure(sum(inexact), sum(values))
     failure += math.fsum(event.delta for event in stated)

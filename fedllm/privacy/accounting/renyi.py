@@ -17,7 +17,7 @@ from scipy.special import gammaln
 
 from fedllm.privacy.accounting.events import Folded
 
-_FRACTIONAL_ORDERS = np.setdiff1d(np.arange(11, 120), np.arange(10, 120, 10)) / 10
+_FRACTIONAL_ORDERS = np.array([tenths for tenths in range(11, 120) if tenths % 10]) / 10
 _WHOLE_ORDERS = [*range(2, 65), *range(68, 129, 4), *range(144, 513, 16), 640, 768, 1024]
 _DRAWS = np.arange(_WHOLE_ORDERS[-1] + 1)
 _LOG_BINOMIALS = np.array(
@@ -31,6 +31,9 @@ _LOG_BINOMIALS = np.array(
 )
 # Absolute error of one log-moment: sums of terms of size up to a few thousand in float64.
 _ROUNDING = 1e-11
+# The quadrature's step in standard deviations of the noise, or in those of the noise for one
+# unit's contribution, and how far it goes; its error is below 1e-25.
+_STEP, _STEPS_IN_NOISE, _REACH = 0.125, 4, 12
 
 
 @functools.lru_cache(maxsize=512)
@@ -65,8 +68,8 @@ def _fractional(rate: float, noise: float) -> NDArray[np.float64]:
     # Noise of standard deviation 1, a contribution of 1 / noise. The integrand is a mixture
     # of Gaussians with means between 0 and order / noise, and has its nearest complex
     # singularity pi * noise away from the real line.
-    step = min(0.125, noise / 4)
-    x = np.arange(-12, 12 + _FRACTIONAL_ORDERS[-1] / noise, step)
+    step = min(_STEP, noise / _STEPS_IN_NOISE)
+    x = np.arange(-_REACH, _REACH + _FRACTIONAL_ORDERS[-1] / noise, step)
     ratio = np.logaddexp(math.log1p(-rate), math.log(rate) + x / noise - 0.5 / noise**2)
     density = -0.5 * x**2 + math.log(step / math.sqrt(2 * math.pi))
     return _log_sum(_FRACTIONAL_ORDERS[:, None] * ratio + density)

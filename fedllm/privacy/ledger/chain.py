@@ -98,7 +98,7 @@ class Chain:
     def _catch_up(self, view: Transaction) -> None:
         """Take in what was appended, and see that the past is as it was."""
         head = self.state.head
-        stored = view.entries(head.sequence if head else 1)
+        stored = view.entries(head.sequence) if head else view.entries()
         if head is not None:
             last = next(stored, None)
             if last is None or (last.sequence, last.hash.hex()) != (head.sequence, head.hash):

@@ -118,7 +118,7 @@ def _exported_lines(
 def _exported(number: int, line: bytes) -> tuple[RawEntry, tuple[int, bytes, bytes] | None]:
     value = read_object(line)
     # Byte by byte as it was written: no other spelling of a number.
-    if canonical_json(value) != line or not set(value) <= _LINE or len(value) < 3:
+    if canonical_json(value) != line or not set(value) <= _LINE:
         raise ValueError("form")
     content = canonical_json(value["content"])
     raw = RawEntry(number, content, from_hex(value["hash"]), from_hex(value["signature"]))

@@ -157,14 +157,10 @@ class Store:
             If the file is not a ledger or is damaged.
         """
         with _explained(self.path), _opened(self.path, "rw") as connection:
+            # A transaction that was not committed ends with its connection.
             connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield Transaction(connection)
-                connection.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-                raise
+            yield Transaction(connection)
+            connection.execute("COMMIT")
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:

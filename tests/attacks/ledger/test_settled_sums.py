@@ -139,3 +139,8 @@ def test_the_next_attempt_of_an_order_is_one(path, ledger, charged):
     wrong = {"attempt": 2, "statement": LATER.statement, "order_attempt": 4}
     forge(path, "reserve", {**content(path, charged)["body"], **wrong})
     assert verify_ledger(path, SIGNER.public_bytes()).head.sequence == charged + 1
+
+
+def test_a_sum_of_one_site_may_be_settled_on(path, charged):
+    forge(path, "settle", settle(charged, sites=1))
+    assert verify_ledger(path, SIGNER.public_bytes()).head.sequence == charged + 1

@@ -7,6 +7,7 @@ import errno
 import pytest
 from support.federation import build, small_config
 
+from fedllm.encryption.schemes import SecretRoundKey
 from fedllm.errors import FedllmError, PeerError, RefusedError, RepeatError, StorageError
 from fedllm.federation.authority.round_log import RoundLog
 from fedllm.federation.protocol.messages import OpenRound, OpenRoundHeader
@@ -115,3 +116,57 @@ def test_a_journal_that_cannot_be_written_costs_no_answer(deployed, error):
     assert len(federation.round().survivors) == 3
     with pytest.raises(RepeatError):
         federation.round()
+
+
+class Key:
+    """A round's key that says when it is wiped."""
+
+    def __init__(self, plan, wiped: list) -> None:
+        self._key, self._wiped = SecretRoundKey.generate(plan), wiped
+        self.plan = plan
+
+    def public_context(self) -> bytes:
+        return self._key.public_context()
+
+    def wipe(self) -> None:
+        self._wiped.append(self)
+
+
+def test_the_key_of_a_round_that_was_left_is_wiped_before_there_is_another(deployed):
+    federation, _ = deployed
+    authority = federation.authority
+    made, wiped = [], []
+
+    def make_key(plan):
+        assert wiped == made, "no two keys at once"
+        made.append(Key(plan, wiped))
+        return made[-1]
+
+    authority._make_key = make_key
+    federation.tamper = lambda kind, name, message: None if kind == "train" else message
+    for attempt in (1, 2):
+        with pytest.raises(PeerError):
+            federation.round(attempt=attempt)
+    assert len(made) == 2
+    assert wiped == made[:1]
+    # Also by a request that opens no other.
+    with pytest.raises(RepeatError):
+        federation.round(attempt=2)
+    assert wiped == made
+
+
+@pytest.mark.parametrize("fewer", [False, True])
+def test_a_sum_of_as_many_sites_as_the_authority_asks_for_is_opened(
+    tiny_checkpoint, tmp_path, fewer
+):
+    federation = build(tmp_path, small_config(tiny_checkpoint("bert"), rounds={"min_sites": 2}))
+    federation.authority._min_cohort = 2
+    gone = {"site-0"} | ({"site-1"} if fewer else set())
+    federation.tamper = lambda kind, name, message: (
+        None if kind == "train" and name in gone else message
+    )
+    if fewer:
+        with pytest.raises(PeerError, match="1 sites can go on, 2 are needed"):
+            federation.round()
+    else:
+        assert federation.round().survivors == ("site-1", "site-2")

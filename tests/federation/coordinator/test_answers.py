@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from support.federation import build, small_config
 
-from fedllm.errors import PeerError
-from fedllm.federation.coordinator.answers import all_answers, called
+from fedllm.errors import PeerError, RefusedError
+from fedllm.federation.coordinator.answers import (
+    all_answers,
+    called,
+    dropped_out,
+    joined_member,
+    too_few,
+    who_and_why,
+)
 from fedllm.federation.protocol.messages import Joined, JoinedHeader, Settled, SettledHeader
 from fedllm.identity.roster import Roster
 
@@ -140,3 +149,97 @@ def test_a_site_is_called_by_its_key_and_only_else_by_what_it_says(node, says, n
     roster = Roster(b"", {"anne": b"", "bob": b""})
     assert called(Joined(JoinedHeader(site=says)), node, roster) == name
     assert called(PeerError("no answer"), node, roster) == node
+
+
+def test_the_bytes_that_came_up_and_went_down_are_those_of_the_messages(odd_round):
+    came = []
+
+    def heard(answers):
+        came.extend(len(answer.update) for _, answer in answers)
+        return answers
+
+    outcome = odd_round("train", heard)
+    assert len(came) == 3
+    assert min(came) > 0
+    assert outcome.bytes_up == sum(came)
+    assert outcome.bytes_down > 3 * 1000
+    assert outcome.bytes_down % 3 == 0
+    assert set(outcome.heads) == set(outcome.survivors) == {"site-0", "site-1", "site-2"}
+    assert set(outcome.seconds) == {"aggregate", "decrypt"}
+    assert all(0 < seconds < 600 for seconds in outcome.seconds.values())
+
+
+def test_an_update_that_is_refused_came_up_all_the_same(odd_round):
+    def cut(answers):
+        name, answer = answers[0]
+        return [(name, replace(answer, update=answer.update[:-1])), *answers[1:]]
+
+    outcome = odd_round("train", cut)
+    assert list(outcome.dropped) == ["site-0"]
+    assert outcome.bytes_up % 3 == 2
+
+
+def test_a_round_lost_to_a_refusal_ends_in_that_refusal():
+    """Masks that stay on: what the site said, if it said something, counts."""
+    refused = RefusedError("the site's own reason", "ask the site")
+    assert dropped_out({"anne": refused, "bob": PeerError("silent")}) is refused
+    told = dropped_out({"anne": PeerError("silent"), "bob": refused})
+    assert told.message == (
+        "2 sites dropped out of a round whose masks need all of them; anne: silent"
+    )
+    assert "recover_dropouts" in told.remedy
+
+
+def test_too_few_sites_are_told_by_what_most_of_them_said():
+    none = too_few(1, 3, [])
+    assert type(none) is PeerError
+    assert none.message == "1 sites take part; rounds.min_sites is 3"
+    refused, silent = RefusedError("no", "ask"), PeerError("silent", "wait")
+    most = too_few(1, 3, [silent, refused, RefusedError("never", "x")])
+    assert type(most) is RefusedError
+    assert most.message == "1 sites can go on, 3 are needed. no (and 2 more sites failed)"
+    assert most.remedy == "ask"
+    alone = too_few(2, 3, [silent])
+    assert (alone.message, alone.remedy) == ("2 sites can go on, 3 are needed. silent", "wait")
+
+
+def test_sites_with_one_reason_are_named_together_and_not_without_end():
+    names = [f"site-{number:02}" for number in range(13)]
+    roster = Roster(b"", dict.fromkeys(names, b""))
+
+    def said(count: int):
+        return who_and_why([(name, f"{name}: full") for name in names[:count]], roster)
+
+    assert said(1) == [("site site-00", "full")]
+    assert said(2) == [("2 sites (site-00, site-01)", "full")]
+    assert said(12) == [(f"12 sites ({', '.join(names[:12])})", "full")]
+    assert said(13) == [(f"13 sites ({', '.join(names[:12])} and 1 more)", "full")]
+
+
+def test_who_says_neither_yes_nor_no_does_not_take_part():
+    with pytest.raises(PeerError, match="node 7 answered neither yes nor no"):
+        joined_member(Joined(JoinedHeader(site="anne")), "node 7")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"count": 2}, "the key authority opened another sum"),
+        ({"cut": 8}, "the opened sum does not have the right length"),
+        ({"cut": 1}, "the opened sum does not have the right length"),
+    ],
+)
+def test_an_opened_sum_is_of_all_survivors_and_all_values(tiny_checkpoint, tmp_path, change, words):
+    federation = build(tmp_path, small_config(tiny_checkpoint("bert")))
+    whole = federation.authority.open_sum
+
+    def other(request):
+        found = whole(request)
+        header = found.header.model_copy(update={"count": change.get("count", found.header.count)})
+        levels = found.levels[: len(found.levels) - change.get("cut", 0)]
+        return replace(found, header=header, levels=levels)
+
+    federation.authority.open_sum = other
+    with pytest.raises(PeerError) as caught:
+        federation.round()
+    assert caught.value.message == words

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from support.federation import small_config
+from support.federation import build, small_config
 
-from fedllm.errors import ConfigError
-from fedllm.federation.coordinator.cohort import choose_cohort
+from fedllm.errors import ConfigError, PeerError
+from fedllm.federation.coordinator.cohort import choose_cohort, gather_cohort
 from fedllm.federation.protocol.messages import CohortMember
 
 MEMBERS = tuple(CohortMember(name=f"site-{i}", mask_key="", signature="") for i in range(10))
@@ -35,3 +35,42 @@ def test_a_part_is_drawn_anew_for_each_attempt_and_everyone_has_a_turn(tmp_path)
 def test_a_part_too_small_to_be_opened_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="sites = 1 is smaller than min_sites = 2"):
         small_config(tmp_path, rounds={"sites": 1, "min_sites": 2})
+
+
+class Asked:
+    """Sites that answer in the given order, each from a node of its own name."""
+
+    def __init__(self, federation, order: list[str]) -> None:
+        self._federation, self._order, self.admitted = federation, order, []
+
+    def join(self, request):
+        answers = dict(self._federation.join(request))
+        return [(name, answers[name]) for name in self._order]
+
+    def admit(self, node: str, name: str) -> None:
+        self.admitted.append((node, name))
+
+
+def test_the_cohort_goes_by_name_whoever_answers_first(tiny_checkpoint, tmp_path):
+    federation = build(tmp_path, small_config(tiny_checkpoint("bert")))
+    said: list[str] = []
+    names = ["site-2", "site-0", "site-1"]
+    sites = Asked(federation, [*names, "site-0"])
+    found = gather_cohort(sites, federation.terms, 1, federation.roster, said.append)
+    assert [member.name for member in found] == sorted(names)
+    assert sites.admitted == [(name, name) for name in names]
+    (words,) = said
+    assert words.startswith("not taking part: site site-0: two nodes say that they are 'site-0'")
+
+
+def test_as_many_sites_as_are_needed_are_enough_and_one_fewer_is_not(tiny_checkpoint, tmp_path):
+    config = small_config(tiny_checkpoint("bert"), rounds={"min_sites": 2})
+    federation = build(tmp_path, config)
+
+    def gather(*names: str):
+        sites = Asked(federation, list(names))
+        return gather_cohort(sites, federation.terms, 1, federation.roster, lambda text: None)
+
+    assert len(gather("site-0", "site-1")) == 2
+    with pytest.raises(PeerError, match=r"1 sites take part; rounds.min_sites is 2"):
+        gather("site-0")

@@ -154,3 +154,82 @@ def test_presence_tells_who_is_connected_by_which_key_and_since_when():
     assert presence.keys() == {b"its key": 7}
     assert presence.mark(7) == "monday"
     assert presence.mark(8) is None
+
+
+def test_a_grid_of_this_process_is_one_of_flowers(monkeypatch):
+    from flwr.supercore.run import Run
+
+    from fedllm.federation.transport import flower
+
+    ran: list[int] = []
+    grid = LocalGrid(make_app(ran), 3)
+    run = Run.create_empty(run_id=7)
+    grid.set_run(run)
+    assert grid.run is run
+    assert [node.node_id for node in grid.get_nodes()] == list(grid.get_node_ids())
+    with task_identity(7, SERVER_NODE):
+        made = [
+            grid.create_message(to_content("n", {}), "query.echo", node, "group", 5.0)
+            for node in (100, 102)
+        ]
+        replies = grid.send_and_receive(made)
+    assert (made[0].metadata.dst_node_id, made[0].metadata.ttl) == (100, 5.0)
+    assert made[0].metadata.group_id == "group"
+    assert [from_content(reply.content)[0] for reply in replies] == ["n0", "n2"]
+    assert flower.nodes_of(grid, 3, 0.0) == [100, 101, 102]
+    waits: list[float] = []
+    clock = SimpleNamespace(monotonic=iter(range(99)).__next__, sleep=waits.append)
+    monkeypatch.setattr(flower, "time", clock)
+    with pytest.raises(PeerError, match="3 of 4 sites are connected"):
+        flower.nodes_of(grid, 4, 3.0)
+    assert len(waits) == 3
+
+
+def test_what_another_node_says_in_its_place_is_no_answer():
+    class Mixed(LocalGrid):
+        """Node 101 answers the message of node 100 first."""
+
+        def pull_messages(self, message_ids):
+            (reply,) = super().pull_messages(message_ids) or [None]
+            if reply is not None:
+                reply.metadata.__dict__["_src_node_id"] = 101
+            return [] if reply is None else [reply]
+
+    with task_identity(1, SERVER_NODE):
+        (reply,) = exchange(Mixed(make_app([]), 2), "query.echo", {100: to_content("n", {})}, 0.1)
+    assert reply.content is None
+    assert "no answer within" in reply.failure
+
+
+def test_an_engine_that_is_not_installed_is_named(monkeypatch):
+    import importlib.util
+
+    from fedllm.errors import FedllmError
+    from fedllm.federation.transport.engines import run_with_ray
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FedllmError) as caught:
+        run_with_ray(None, None, 1, 1)
+    assert caught.value.message == "the engine 'ray' needs Ray"
+
+
+def test_both_apps_run_in_one_process_and_the_sender_is_the_server():
+    from flwr.serverapp import ServerApp
+    from flwr.supercore.task_identity import TaskIdentity
+
+    from fedllm.federation.transport.engines import run_in_process
+
+    seen = []
+    server = ServerApp()
+
+    @server.main()
+    def main(grid, context) -> None:
+        seen.append((context.run_id, context.node_id, TaskIdentity._run_id, TaskIdentity._node_id))
+        seen.append(list(grid.get_node_ids()))
+        seen.extend(exchange(grid, "query.echo", {100: to_content("n", {})}, 1.0))
+
+    before = (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id)
+    run_in_process(server, make_app([]), ["anne", "bob"])
+    assert seen[:2] == [(1, 0, 1, SERVER_NODE), [100, 101]]
+    assert from_content(seen[2].content) == ("n0", {})
+    assert (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id) == before

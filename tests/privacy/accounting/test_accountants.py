@@ -1,6 +1,8 @@
 """Accounting against closed forms, other libraries, Monte Carlo and extremes."""
 
 import math
+import warnings
+from dataclasses import replace
 
 import dp_accounting
 import numpy as np
@@ -268,3 +270,187 @@ def test_a_tiny_mu_has_the_closed_form_or_a_bound():
     # From 1e-9 on the exact one, about mu here, takes the place of the bound, 6.8 mu.
     assert 1.1 < gaussian_epsilon(1.5e-9, 1e-10) / 1.5e-9 < 1.3
     assert 0.5 < gaussian_epsilon(1e-9, 1e-10) / 1e-9 < 1.1
+
+
+def test_what_is_charged_for_discrete_noise_and_statements_is_added_by_hand():
+    folded = replace(
+        fold([PoissonGaussian(0.1, 1.0, 100)]), failure=1e-6, divergence=0.25, stated=0.5
+    )
+    ideal, delta, extra = accounting._idealised(folded, 1e-5)
+    assert ideal == fold([PoissonGaussian(0.1, 1.0, 100)])
+    assert delta == pytest.approx(9e-6 * math.exp(-0.25), rel=1e-12)
+    assert extra == 2 * 0.25 + 0.5
+    inner = accounting.upper_bound(ideal, delta)
+    assert accounting.upper_bound(folded, 1e-5) == inner + 1.0
+    assert accounting.quick_bound(folded, 1e-5) == accounting.quick_bound(ideal, delta) + 1.0
+
+
+def test_what_was_only_stated_adds_up_and_may_use_up_delta():
+    from fedllm.privacy.accounting.events import Stated
+
+    steps = [PoissonGaussian(0.1, 1.0, 100)]
+    stated = [Stated(0.5, 1e-6), Stated(0.25, 2e-6)]
+    alone = epsilon(steps, 1e-5 - 3e-6).value
+    assert epsilon([*steps, *stated], 1e-5).value == pytest.approx(alone + 0.75, rel=1e-9)
+    assert epsilon([Stated(0.5, 1e-5)], 1e-5).value == math.inf
+    assert epsilon([Stated(0.5, 0.0)], 1e-5).value == 0.5
+
+
+def test_five_kinds_of_steps_are_all_composed():
+    """With four distributions and more, a pair that is left out or doubled shows."""
+    events = [PoissonGaussian(0.1, noise, 3) for noise in (0.7, 0.9, 1.3, 2.0)] + [Gaussian(5.0)]
+    for count in (4, 5):
+        accountant = dp_accounting.pld.PLDAccountant()
+        for event in events[:count]:
+            accountant.compose(to_dp_event(event))
+        expected = accountant.get_epsilon(1e-6)
+        assert epsilon(events[:count], 1e-6).pld == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 1000, 1001, 2000])
+def test_blocks_of_steps_are_composed_like_steps(steps):
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
+    one = pld.from_gaussian_mechanism(2.0, sampling_prob=0.01, value_discretization_interval=0.01)
+    exact = one.self_compose(steps).get_epsilon_for_delta(1e-6)
+    found = accounting._compose(fold([PoissonGaussian(0.01, 2.0, steps)]), 0.01)
+    assert found.get_epsilon_for_delta(1e-6) == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize(("rate", "noise"), [(0.01, 0.1), (0.5, 0.1), (0.3, 0.5), (0.9, 3.0)])
+def test_moments_of_fractional_orders_are_the_integrals(rate, noise):
+    found = renyi._fractional(rate, noise)
+    assert renyi._FRACTIONAL_ORDERS[[0, 9, -1]] == pytest.approx([1.1, 2.1, 11.9])
+    assert len(found) == 99
+    x = np.arange(-20, 20 + 12 / noise, 0.002)
+    ratio = np.logaddexp(math.log1p(-rate), math.log(rate) + x / noise - 0.5 / noise**2)
+    for order, moment in zip(renyi._FRACTIONAL_ORDERS[::14], found[::14], strict=True):
+        terms = order * ratio - 0.5 * x**2
+        top = terms.max()
+        exact = top + math.log(np.exp(terms - top).sum() * 0.002 / math.sqrt(2 * math.pi))
+        assert moment == pytest.approx(exact, rel=1e-11, abs=1e-11)
+
+
+def test_moments_of_whole_orders_are_the_sums():
+    rate, noise = 0.3, 1.7
+    found = renyi._whole(rate, noise)
+    for order, moment in list(zip(renyi._WHOLE_ORDERS, found, strict=True))[:40:7]:
+        exact = sum(
+            math.comb(order, k) * rate**k * (1 - rate) ** (order - k)
+            * math.exp(k * (k - 1) / (2 * noise**2))
+            for k in range(order + 1)
+        )  # fmt: skip
+        assert moment == pytest.approx(math.log(exact), rel=1e-9, abs=1e-12)
+
+
+def test_orders_are_dense_where_they_matter_most():
+    orders = renyi._WHOLE_ORDERS
+    assert orders[:63] == list(range(2, 65))
+    assert orders[63:79] == list(range(68, 129, 4))
+    assert orders[79:] == [*range(144, 513, 16), 640, 768, 1024]
+
+
+def test_little_noise_has_no_fractional_orders_since_their_grid_would_be_large():
+    assert np.isinf(renyi._fractional(0.5, 0.0999)).all()
+    assert np.isfinite(renyi._fractional(0.5, 0.1)).all()
+
+
+@pytest.mark.parametrize(
+    ("steps", "interval"), [(1, 1e-3), (10**4, 1e-3), (4 * 10**4, 5e-4), (10**6, 1e-4)]
+)
+def test_the_grid_is_finer_for_more_steps(steps, interval):
+    """Its error, about ``steps * interval**2 / 4``, stays below 0.0025."""
+    folded = fold([PoissonGaussian(1e-4, 2.0, steps)])
+    assert accounting._grid_interval(folded) == pytest.approx(interval, rel=1e-12)
+
+
+def test_the_grid_spans_one_step_and_all_of_them(monkeypatch):
+    """Where the losses are large, they decide how far its points lie apart."""
+    folded = fold([PoissonGaussian(1e-9, 0.05, 1), PoissonGaussian(1e-9, 0.5, 1)])
+    for everything, larger in ((1.0, 10 / 0.05 + 0.5 / 0.05**2), (1000.0, 1000.0)):
+        monkeypatch.setattr(accounting, "renyi_epsilon", lambda *_, value=everything: value)
+        assert accounting._grid_interval(folded) == pytest.approx(2 * larger / 200_000)
+
+
+def test_a_grid_that_would_say_nothing_is_none(monkeypatch):
+    folded = fold([PoissonGaussian(0.1, 1.0, 1)])
+    for everything, interval in ((50_000.0, 0.5), (50_001.0, None)):
+        monkeypatch.setattr(accounting, "renyi_epsilon", lambda *_, value=everything: value)
+        assert accounting._grid_interval(folded) == interval
+
+
+def test_many_distinct_events_share_the_points_of_the_grid(monkeypatch):
+    monkeypatch.setattr(accounting, "renyi_epsilon", lambda *_: 100.0)
+    events = [PoissonGaussian(1e-9, 1 + i / 1e6, 1) for i in range(2000)]
+    for count, points in ((9, 200_000), (39, 50_000), (1999, 1000)):
+        interval = accounting._grid_interval(fold(events[:count]))
+        assert interval == pytest.approx(2 * 100 / points)
+    assert accounting._grid_interval(fold(events)) is None
+
+
+def asked_of_prv(monkeypatch, support: float, scale: float, steps: int = 1) -> float | None:
+    """Return the error that PRV is asked for, or None where it is not asked."""
+    asked: list[float] = []
+    monkeypatch.setattr(accounting, "renyi_epsilon", lambda *_: support)
+    monkeypatch.setattr(
+        accounting, "_opacus_interval", lambda events, delta, error: asked.append(error) or (1, 2)
+    )
+    folded = fold([PoissonGaussian(0.1, 1.0, steps)])
+    found = accounting._prv_interval(folded, 1e-5, scale)
+    assert found == ((1, 2) if asked else (0.0, None))
+    return asked[0] if asked else None
+
+
+def test_the_cross_check_has_the_mesh_that_memory_allows(monkeypatch):
+    """As in Gopi et al. 2021, remark 5.6: the mesh falls with the root of the steps."""
+    for steps, support, scale in ((1, 1000.0, 1.0), (9, 10.0, 2000.0), (4, 900.0, 2.0)):
+        mesh = 1 / math.sqrt(steps * math.log(12_000 / 1e-5) / 2)
+        error = 2 * (max(support, scale) + 3) / (mesh * 400_000)
+        found = asked_of_prv(monkeypatch, support, scale, steps)
+        assert found == pytest.approx(error, rel=1e-7)
+    assert asked_of_prv(monkeypatch, 5.0, 5.0) == 0.01
+    assert asked_of_prv(monkeypatch, 5.0, 0.01) is None, "an error as large as the figure"
+    assert asked_of_prv(monkeypatch, 5.0, 0.011) == 0.01
+    assert asked_of_prv(monkeypatch, 7000.0, 1.1) is None, "0.113, more than a tenth"
+    assert asked_of_prv(monkeypatch, 7000.0, 1.2) == pytest.approx(0.1133, abs=1e-3)
+    assert asked_of_prv(monkeypatch, 6000.0, 0.5) == pytest.approx(0.0971, abs=1e-3)
+    assert asked_of_prv(monkeypatch, math.inf, 1.0) is None
+
+
+def test_a_lower_bound_leaves_room_for_its_own_rounding(monkeypatch):
+    monkeypatch.setattr(accounting, "_prv_interval", lambda *_: (5.0, 9.0))
+    monkeypatch.setattr(accounting, "one_step_epsilon", lambda *_: 1.0)
+    lower = 5.0 * (1 - 1e-5) - 1e-9
+    agreed = [PoissonGaussian(0.1, 1.0, 103)]
+    for pld, value in ((lower, lower), (6.0, 6.0), (lower * (1 - 1e-12), 9.0)):
+        monkeypatch.setattr(accounting, "_bounds", lambda *_, found=pld: (found, 7.0, 8.0))
+        accounting._estimate.cache_clear()
+        estimate = epsilon(agreed, 1e-5)
+        assert estimate.value == value
+        assert estimate.lower == lower
+    accounting._estimate.cache_clear()
+
+
+def test_what_is_too_large_or_too_small_for_numbers_is_on_the_safe_side():
+    assert gaussian_log_delta(1e-9, 10.0) == -math.inf
+    assert gaussian_epsilon(1e200, 1e-5) == math.inf
+    assert gaussian_epsilon(0.0, 1e-5) == 0.0
+    assert renyi_epsilon(fold([NonPrivate()]), 1e-5) == math.inf
+    assert accounting.quick_bound(fold([NonPrivate()]), 1e-5) == math.inf
+    empty = accounting.EpsilonEstimate(1.0)
+    assert (empty.lower, empty.pld, empty.prv, empty.rdp, empty.closed_form) == (0.0, *[None] * 4)
+
+
+@pytest.mark.parametrize(
+    ("rate", "noise", "steps"), [(0.1, 0.5, 3), (0.1, 0.011, 1), (0.5, 1e4, 11), (0.9, 0.3, 50)]
+)
+def test_no_librarys_warning_reaches_whoever_asks(rate, noise, steps):
+    """They speak of orders and of overflows that the bounds are made for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert epsilon([PoissonGaussian(rate, noise, steps)], 1e-5).value > 0
+    alone = fold([PoissonGaussian(rate, noise, steps)])
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        accounting._opacus_interval(list(alone.sampled), 1e-5, 1.0)
+    assert heard == []

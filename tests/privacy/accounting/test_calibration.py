@@ -1,14 +1,16 @@
 """Noise and steps that the accountant confirms afterwards."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from fedllm.config import load_run_config
 from fedllm.errors import BudgetError, ConfigError
+from fedllm.privacy.accounting import calibration
 from fedllm.privacy.accounting.accountants import epsilon
 from fedllm.privacy.accounting.calibration import solve_noise_multiplier
-from fedllm.privacy.accounting.events import Gaussian, NonPrivate, PoissonGaussian
+from fedllm.privacy.accounting.events import Gaussian, NonPrivate, PoissonGaussian, fold
 
 SPENT = (PoissonGaussian(0.1, 1.2, 50), Gaussian(10.0, 20))
 
@@ -156,3 +158,40 @@ def test_what_is_left_after_most_is_spent_can_still_be_used():
     noise = solve_noise_multiplier(2.0, 1e-5, 0.2, 4, spent)
     assert noise > 1.524
     assert 1.9 < epsilon([*spent, PoissonGaussian(0.2, noise, 4)], 1e-5).value <= 2.0
+
+
+def test_noise_that_the_last_check_refuses_is_raised_digit_by_digit(monkeypatch):
+    """The slower check may find a little more than the bound that was solved for."""
+    bare = solve_noise_multiplier(8.0, 1e-5, 0.1, 100)
+
+    def checked(events, delta):
+        return SimpleNamespace(value=1.002 * calibration.upper_bound(fold(events), delta))
+
+    monkeypatch.setattr(calibration, "account", checked)
+    noise = solve_noise_multiplier(8.0, 1e-5, 0.1, 100)
+    assert bare < noise <= bare * 1.004
+    assert checked([PoissonGaussian(0.1, noise, 100)], 1e-5).value <= 8.0
+    assert float(f"{noise:.4g}") == noise
+
+
+def test_noise_that_no_check_accepts_is_not_returned(monkeypatch):
+    monkeypatch.setattr(
+        calibration, "account", lambda events, delta: SimpleNamespace(value=9.0 if events else 0.0)
+    )
+    with pytest.raises(BudgetError) as refused:
+        solve_noise_multiplier(8.0, 1e-5, 0.1, 100)
+    assert refused.value.message == (
+        "no noise multiplier keeps epsilon 8 at delta 1e-05 for these steps"
+    )
+    assert "raise epsilon" in refused.value.remedy
+
+
+def test_more_steps_than_any_noise_hides_are_refused():
+    with pytest.raises(BudgetError) as refused:
+        solve_noise_multiplier(1e-6, 1e-10, 1.0, 10**12)
+    assert refused.value.message.startswith("no noise multiplier keeps epsilon 1e-06 for these")
+
+
+def test_digits_are_rounded_up():
+    for value, rounded in ((1.2341, 1.235), (1.234, 1.234), (0.00100001, 0.001001), (2e9, 2e9)):
+        assert calibration._round_up(value) == rounded

@@ -14,12 +14,14 @@ from fedllm.privacy.accounting.events import (
     Folded,
     Gaussian,
     NonPrivate,
+    PoissonDiscreteGaussian,
     PoissonGaussian,
     Stated,
     fold,
     from_json,
     to_json,
 )
+from fedllm.privacy.discrete import LARGEST_SHARE
 
 noises = st.floats(0, 1e6)
 events = st.one_of(
@@ -137,3 +139,66 @@ def test_dp_accounting_understands_our_events():
 def test_canonical_bytes_refuse_what_json_cannot_say(value):
     with pytest.raises(ConfigError):
         canonical_json(value)
+
+
+def test_hardly_any_noise_hides_nothing_and_nothing_else_is_told_of_it():
+    """Below 1e-100 the square of the noise is no number; what cannot be computed stays out."""
+    assert fold([PoissonGaussian(0.5, 1e-100, 1), Gaussian(1e-100)]).non_private is False
+    tiny = 0.99e-100
+    assert fold([PoissonGaussian(0.5, tiny, 1), Gaussian(3.0)]) == Folded(non_private=True)
+    assert fold([Gaussian(tiny), PoissonGaussian(0.5, 1.0, 1)]) == Folded(non_private=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "least", "most"),
+    [
+        (PoissonGaussian, "sampling_rate", 0.0, 1.0),
+        (PoissonGaussian, "noise_multiplier", 0.0, 1e150),
+        (PoissonGaussian, "steps", 0, 10**12),
+        (Gaussian, "noise_multiplier", 0.0, 1e150),
+        (Gaussian, "count", 0, 10**12),
+        (Stated, "epsilon", 0.0, 1e6),
+        (Stated, "delta", 0.0, 1.0),
+        (PoissonDiscreteGaussian, "sampling_rate", 0.0, 1.0),
+        (PoissonDiscreteGaussian, "steps", 0, 10**12),
+        (PoissonDiscreteGaussian, "shares", 1, 1024),
+        (PoissonDiscreteGaussian, "length", 1, None),
+        (PoissonDiscreteGaussian, "clipping_steps", 0.0, None),
+        (PoissonDiscreteGaussian, "share_deviation", None, LARGEST_SHARE),
+    ],
+)
+def test_the_ends_of_every_range_are_within_it_and_what_is_beyond_is_not(kind, field, least, most):
+    values = {
+        PoissonGaussian: {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 2},
+        Gaussian: {"noise_multiplier": 1.0, "count": 2},
+        Stated: {"epsilon": 1.0, "delta": 0.1},
+        PoissonDiscreteGaussian: {
+            "sampling_rate": 0.1,
+            "noise_multiplier": 1.0,
+            "steps": 2,
+            "shares": 3,
+            "share_deviation": 1000,
+            "clipping_steps": 9.0,
+            "length": 4,
+        },
+    }[kind]
+    for end, step in ((least, -1), (most, 1)):
+        if end is None:
+            continue
+        assert getattr(kind(**{**values, field: end}), field) == end
+        beyond = end + step if isinstance(end, int) else end + step * max(1e-9, abs(end) / 1e9)
+        with pytest.raises(ConfigError):
+            kind(**{**values, field: beyond})
+
+
+def test_the_largest_clipping_norm_in_grid_steps_is_a_range_of_its_own():
+    """Shares worth their noise at such a norm would be too large, so only the words can tell."""
+    for steps, words in ((1e15, "not worth"), (1.01e15, "clipping_steps")):
+        with pytest.raises(ConfigError, match=words):
+            PoissonDiscreteGaussian(0.1, 1.0, 2, 3, 1000, steps, 4)
+
+
+def test_an_event_happens_once_unless_more_is_said_and_nothing_is_nothing():
+    assert Gaussian(1.0).count == 1
+    assert Folded() == Folded((), 0.0, False, 0.0, 0.0, 0.0)
+    assert fold([]) == Folded()
