@@ -220,7 +220,7 @@ class Ledger:
     def _of_one_configuration(self, run: str, config: str) -> None:
         if self._chain.state.differs(run, config):
             raise LedgerRefusal(
-                f"run '{run}' was begun with another configuration than this one",
+                f"the run '{run}' was begun with another configuration than this one",
                 "start a new run; a run keeps the configuration that its sites agreed to",
             )
 

@@ -76,9 +76,14 @@ def party(kit, port: int, said: list[str], app: ClientApp | None = None) -> Part
     return PartyNode(address, kit.ca_certificate, kit.node_key, app or app_of(), said.append)
 
 
-def test_a_node_answers_survives_what_fails_and_leaves_when_told(kits, tmp_path):
+def test_a_node_answers_survives_what_fails_and_leaves_when_told(kits, tmp_path, monkeypatch):
     said: list[str] = []
     stop = threading.Event()
+    pushed: list[dict[str, object]] = []
+    request = module.PushMessagesRequest
+    monkeypatch.setattr(
+        module, "PushMessagesRequest", lambda **parts: pushed.append(parts) or request(**parts)
+    )
     with running_superlink(tmp_path, kits) as link:
         serving = party(read_kit(kits / "anne", "site"), link.port, said)
         thread = threading.Thread(target=serving.serve, args=(stop,), daemon=True)
@@ -101,6 +106,8 @@ def test_a_node_answers_survives_what_fails_and_leaves_when_told(kits, tmp_path)
                 "for this machine's log",
             ]
             assert from_content(ask("query.echo").content)[0] == "hello!"
+        # How long an answer took to compute, which follows records, is not said.
+        assert [parts["clientapp_runtime_list"] for parts in pushed] == [[0.0]] * 3
         stop.set()
         thread.join(timeout=300)
         assert not thread.is_alive()
@@ -219,13 +226,13 @@ def test_an_answer_that_nobody_takes_is_told_and_no_fault_of_the_connection(monk
     parts, link = message_to(7).use(monkeypatch), link_of(7, said)
     sent = []
 
-    def refuse(reply, seconds):
-        sent.append((reply.metadata.src_node_id, reply.metadata.dst_node_id, seconds >= 0))
+    def refuse(reply):
+        sent.append((reply.metadata.src_node_id, reply.metadata.dst_node_id))
         raise module.ObjectPushError("the run has ended", run_id=1, session_id="s")
 
     monkeypatch.setattr(link, "_send", refuse)
     link._handle(parts.envelope, parts.tree)
-    assert sent == [(7, 1, True)]
+    assert sent == [(7, 1)]
     (words,) = said
     assert words.startswith("the answer to 'query.echo' was not taken (ObjectPushError")
 
