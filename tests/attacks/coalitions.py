@@ -250,6 +250,7 @@ class Stage:
         self.plan = make_plan(scheme, shape.bits, len(self.names), shape.length, True)
         self._secrets = [SecretRoundKey.generate(self.plan) for _ in range(2)]
         self._sealing = SealingKey()
+        self._other_sealing = SealingKey()
         self._adapter = federation.model().adapter().astype("<f4").tobytes()
         # A colluding site may show another mask key in another statement.
         self._second = {
@@ -352,6 +353,10 @@ class Stage:
             raise header.refusal.to_error("the key authority")
         return header.statement, header.signature
 
+    def other_reveal_key(self) -> str:
+        """Return a second key of the authority, for which sites may be told to seal."""
+        return self._other_sealing.public_bytes().hex()
+
     def null_adapter(self) -> bytes:
         """Return an adapter that stands for one at which nobody has gradients."""
         values = np.frombuffer(self._adapter, dtype="<f4") + np.float32(1.0)
@@ -389,7 +394,9 @@ class Stage:
 
     def reveal(self, sealed: str, signed: Signed, name: str) -> Reveal:
         """Read what a site sealed for the authority."""
-        blob = self._sealing.open(bytes.fromhex(sealed), reveal_purpose(signed.statement, name))
+        other = signed.statement.reveal_key == self.other_reveal_key()
+        key = self._other_sealing if other else self._sealing
+        blob = key.open(bytes.fromhex(sealed), reveal_purpose(signed.statement, name))
         return Reveal.from_bytes(blob, mask_scope(signed.statement, self.plan))
 
     def words(self, signed: Signed, survivors: Sequence[str]) -> bytes:

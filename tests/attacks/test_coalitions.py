@@ -124,7 +124,9 @@ OTHER = {
     "another round": Case(with_the_first(round=2)),
     "another round, later": Case(with_the_first(round=2, attempt=2)),
     "another key": Case(with_the_first(other_key=True)),
-    "another key to reveal for": Case(with_the_first(reveal_key="11" * 32)),
+    "another key to reveal for": Case(
+        lambda stage: [stage.signed(), stage.signed(reveal_key=stage.other_reveal_key())]
+    ),
     "another purpose": Case(with_the_first(purpose="evaluation")),
     "other noise": Case(with_the_first(noise_multiplier=1.0)),
     "other labels": Case(with_the_first(labels="00" * 32)),
