@@ -1,6 +1,6 @@
 """No coalition that the trust table names learns a single update; without the mends one does.
 
-``coalitions.py`` says how this is searched for, and what the search covers.
+The folder ``coalitions`` says how this is searched for, and what the search covers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from attacks.coalitions import Found, Signed, Stage, follows, leaks, nothing_computed, search
+from attacks.coalitions.algebra import follows, leaks
+from attacks.coalitions.recording import nothing_computed
+from attacks.coalitions.searching import Found, search
+from attacks.coalitions.staging import Signed, Stage
 from support.federation import build, records, small_config
 
 from fedllm.canonical import sha256_hex, signing_bytes
