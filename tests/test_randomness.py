@@ -63,5 +63,17 @@ def test_poisson_sample_includes_each_item_at_the_rate() -> None:
     assert len(stream.poisson_sample(0, 0.5)) == 0
 
 
+def test_no_item_is_chosen_more_often_than_its_rate_says(monkeypatch) -> None:
+    """A rate below the grid of the random numbers is never drawn, and charged all the same."""
+    stream = RandomStream.seeded(1)
+    grid = np.arange(4) * 2.0**-53
+    monkeypatch.setattr(stream, "uniform", lambda count: grid[:count])
+    for rate, chosen in ((0.5, 0), (1.0, 1), (1.5, 1), (2.0, 2), (3.999, 3)):
+        assert len(stream.poisson_sample(4, rate * 2.0**-53)) == chosen
+    grid = 1.0 - np.arange(1, 5) * 2.0**-53
+    assert len(stream.poisson_sample(4, 1.0)) == 4
+    assert len(stream.poisson_sample(4, 1.0 - 2.0**-53)) == 3
+
+
 def test_permutation() -> None:
     assert sorted(RandomStream.seeded(1).permutation(100)) == list(range(100))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 from fedllm.errors import ConfigError
 
@@ -12,7 +14,89 @@ if TYPE_CHECKING:
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
 
 # Stands for a text while the template around it is looked at.
-_PLACE = "fedllmplaceholder"
+_PLACE, _OTHER = "fedllmplaceholder", "Other words: <FILL_ME> {{ 1 }} SECRET"
+_DATE = datetime(2024, 7, 26, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Template:
+    """What stands around a prompt, whatever the prompt is.
+
+    A template that saw the prompts could carry something of one into the text of the next, by a
+    clock, a random number or the place of an object in memory: it is run once, without any.
+
+    Attributes
+    ----------
+    before, after : str
+        Text around the prompt; the response follows.
+    trims : bool
+        Whether white space around a prompt is left out.
+    """
+
+    before: str
+    after: str
+    trims: bool = False
+
+    def around(self, prompt: str) -> str:
+        """Put a prompt in."""
+        return f"{self.before}{prompt.strip() if self.trims else prompt}{self.after}"
+
+    def span(self, text: str) -> tuple[int, int]:
+        """Return the first character of the prompt in a result of `around`, and the one after."""
+        return len(self.before), len(text) - len(self.after)
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
+    """Return what a tokenizer's template puts around a prompt; see `prompt_text`.
+
+    Raises
+    ------
+    ConfigError
+        If its chat template does more with a prompt than to put text around it.
+    """
+    if not tokenizer.chat_template:
+        start = _beginning(tokenizer)
+        if _has_turn_tokens(tokenizer):
+            return Template(f"{start}{USER}", ASSISTANT)
+        return Template(f"{start}Question: ", "\nAnswer:")
+    before, found, after = _rendered(tokenizer, _PLACE).partition(_PLACE)
+    plain, padded = (_rendered(tokenizer, text) for text in (_OTHER, f" {_OTHER}\n"))
+    for trims in (False, True):
+        template = Template(before, after, trims)
+        fits = plain == template.around(_OTHER) and padded == template.around(f" {_OTHER}\n")
+        if found and _PLACE not in after and fits:
+            return template
+    raise ConfigError(
+        "the chat template of the model's tokenizer does more with a prompt than to put text "
+        "around it",
+        "give a simpler chat_template in a copy of the model that all parties use",
+    )
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    return _turns(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
+
+
+def _turns(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: list[dict[str, str]],
+    *,
+    add_generation_prompt: bool = False,
+) -> str:
+    # transformers' own sandbox, which knows what templates of its models use.
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    template = _compile_jinja_template(tokenizer.get_chat_template())
+    # What a template is given takes the place of what the sandbox has: one that writes a date
+    # writes the same one everywhere and always.
+    given: dict[str, Any] = {
+        "strftime_now": _DATE.strftime,
+        "lipsum": None,
+        "cycler": None,
+        "joiner": None,
+    }
+    given |= {"add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
+    return str(template.render(messages=turns, **given, **tokenizer.special_tokens_map))
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
@@ -24,13 +108,7 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     is in the text already: tokenise it with ``add_special_tokens=False``, as `prompt_ids`
     does.
     """
-    if tokenizer.chat_template:
-        turns = [{"role": "user", "content": prompt}]
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    start = _beginning(tokenizer)
-    if _has_turn_tokens(tokenizer):
-        return f"{start}{USER}{prompt}{ASSISTANT}"
-    return f"{start}Question: {prompt}\nAnswer:"
+    return template_of(tokenizer).around(prompt)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
@@ -70,21 +148,6 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def content_span(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, int]:
-    """Find where in the result of `prompt_text` the prompt itself stands.
-
-    Returns
-    -------
-    (int, int)
-        First character and the one after the last; all of ``text`` if the template does
-        more with a prompt than to put text around it.
-    """
-    before, _, after = prompt_text(tokenizer, _PLACE).partition(_PLACE)
-    if text.startswith(before) and text.endswith(after):
-        return len(before), len(text) - len(after)
-    return 0, len(text)
-
-
 def _has_turn_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
     vocabulary = tokenizer.get_added_vocab()
     return all(token in vocabulary for token in (USER, ASSISTANT, END))
@@ -98,4 +161,4 @@ def _beginning(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _after_response(tokenizer: PreTrainedTokenizerBase) -> str:
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PLACE}]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False)).partition(_PLACE)[2]
+    return _turns(tokenizer, turns).partition(_PLACE)[2]

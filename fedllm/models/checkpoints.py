@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,7 +89,6 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 _VOCABULARY = re.compile(r"^tokenizer\.json$|vocab|merges|tekken|tiktoken|spm|bpe|\.model$")
-_PLAIN_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def checkpoint_folder(location: str) -> Path:
@@ -201,14 +201,22 @@ def _quietly() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _tokenizer_class(folder: Path) -> Any:
-    # For some kinds of model AutoTokenizer puts a class of its own in place of the folder's
-    # tokenizer.json, which then cuts text in other places and has a token more.
-    settings = folder / "tokenizer_config.json"
-    if not (folder / "tokenizer.json").is_file() or not settings.is_file():
-        return AutoTokenizer
-    plain = read_object(settings).get("tokenizer_class") in _PLAIN_TOKENIZERS
-    return PreTrainedTokenizerFast if plain else AutoTokenizer
+def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Read the folder's tokenizer as one that is its tokenizer.json and nothing else.
+
+    A class that transformers has for a kind of model may cut text in other places, and one of
+    them keeps something of a text from one call to the next: a record would change the tokens
+    of others.
+    """
+    whole = (folder / "tokenizer.json").is_file()
+    kind = PreTrainedTokenizerFast if whole else AutoTokenizer
+    read = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if whole or not read.is_fast:
+        return read
+    # Made of older files by a class of its own; from here on it is what they come to.
+    with tempfile.TemporaryDirectory() as made:
+        read.save_pretrained(made)
+        return PreTrainedTokenizerFast.from_pretrained(made, local_files_only=True)
 
 
 def load_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizerBase:
@@ -237,9 +245,7 @@ def load_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizer
         ),
         _quietly(),
     ):
-        tokenizer = _tokenizer_class(folder).from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        tokenizer = _read_tokenizer(folder)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:

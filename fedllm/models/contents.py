@@ -94,22 +94,22 @@ def files_that_count(folder: Path) -> dict[str, Path]:
     root = folder.resolve()
     with reading(f"{folder} cannot be listed", "let the user that runs fedllm read it"):
         for place, folders, names in os.walk(root, onerror=_give_up):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            counted = [
-                n for n in sorted(names) if not n.startswith(".") and not _UNREAD.fullmatch(n)
-            ]
-            for name in (*folders, *counted):
+            # Below folders that transformers searches by pattern, hidden files are read too.
+            searched = Path(place) != root
+            for name in sorted((*folders, *names)):
                 path = Path(place, name)
                 inner = path.relative_to(root).as_posix()
                 if path.is_symlink():
                     _check_link(path, root, inner, folder)
-                if name in folders:
+                hidden = name.startswith(".") and not (searched and name in names)
+                if name in folders or hidden or _UNREAD.fullmatch(name):
                     continue
                 if not stat.S_ISREG(path.stat().st_mode):
                     raise CheckpointError(
                         f"{folder}: {inner} is no regular file", "remove it from the folder"
                     )
                 found[inner] = path
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
     return dict(sorted(found.items()))
 
 

@@ -234,9 +234,19 @@ def clipped(gradient: NDArray[np.float64], clipping_norm: float) -> ClippedGradi
         return ClippedGradient(np.zeros(len(gradient)), np.inf)
     scaled = torch.from_numpy(gradient / largest) if largest else torch.zeros(1)
     norm = largest * float(torch.linalg.vector_norm(scaled))
-    upper = norm * (1.0 + (len(gradient) + 8) * _ROUNDING)
-    weight = clipping_norm / max(upper, clipping_norm)
-    return ClippedGradient(gradient * weight, norm)
+    return ClippedGradient(gradient * clipping_weight(norm, len(gradient), clipping_norm), norm)
+
+
+def clipping_weight(norm: float, length: int, clipping_norm: float) -> float:
+    """Return by what a float64 vector is multiplied so that its L2 norm is not above a bound.
+
+    Parameters
+    ----------
+    norm : float
+        The vector's, as it was computed in float64: wrong by a part of ``length`` roundings.
+    """
+    upper = norm * (1.0 + (length + 8) * _ROUNDING)
+    return clipping_norm / max(upper, clipping_norm)
 
 
 def noised_mean(

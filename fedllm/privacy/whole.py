@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedllm.privacy.dpsgd import clipping_weight
 from fedllm.privacy.noise import gaussian_noise
 from fedllm.randomness import RandomStream
 
@@ -45,6 +46,6 @@ def private_update(
     """
     values = np.asarray(update, dtype=np.float64)
     norm = float(np.linalg.norm(values))
-    values = values * (clipping_norm / max(norm, clipping_norm))
+    values = values * clipping_weight(norm, len(values), clipping_norm)
     deviation = site_deviation(noise_multiplier, clipping_norm, noise_share)
     return values + gaussian_noise(noise, len(values), deviation)

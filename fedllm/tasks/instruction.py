@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from fedllm.config import DataSection, Task
 from fedllm.data.columns import Column, task_columns
 from fedllm.data.records import Record
-from fedllm.data.template import content_span, end_token_id, prompt_text, response_text
+from fedllm.data.template import Template, end_token_id, response_text, template_of
 from fedllm.errors import ConfigError
 from fedllm.randomness import RandomStream
 from fedllm.tasks.base import Words
@@ -73,6 +74,14 @@ class Turns:
 
         return labels_of_tokens
 
+    @cached_property
+    def _template(self) -> Template:
+        return template_of(self.tokenizer)
+
+    @cached_property
+    def _end(self) -> int:
+        return end_token_id(self.tokenizer)
+
     def sequences(self, records: Sequence[Record]) -> Iterator[TokenSequence]:
         """Tokenise prompts and responses.
 
@@ -83,8 +92,8 @@ class Turns:
         """
         from fedllm.data.encode import TokenSequence
 
-        end = end_token_id(self.tokenizer)
-        prompts = [prompt_text(self.tokenizer, record.values["prompt"]) for record in records]
+        end = self._end
+        prompts = [self._template.around(record.values["prompt"]) for record in records]
         answers = [response_text(self.tokenizer, record.values["response"]) for record in records]
         tokens = zip(self._token_ids(prompts), self._token_ids(answers), strict=True)
         for record, text, (before, after) in zip(records, prompts, tokens, strict=True):
@@ -113,7 +122,7 @@ class Turns:
         encoded = self.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
-        first, last = content_span(self.tokenizer, text)
+        first, last = self._template.span(text)
         inside = [
             number
             for number, (start, stop) in enumerate(encoded["offset_mapping"])

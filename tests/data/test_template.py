@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import jinja2
 import pytest
+from support.tasks import encode
 
+from fedllm.data.records import Record
 from fedllm.data.template import (
-    content_span,
+    Template,
     end_token_id,
     prompt_ids,
     prompt_text,
     response_text,
+    template_of,
 )
 from fedllm.errors import ConfigError
 
@@ -43,11 +47,65 @@ def test_prompt_ids_decode_to_the_prompt_with_one_beginning(kind, request):
 
 @pytest.mark.parametrize("kind", ["plain", "turns", "chat"])
 @pytest.mark.parametrize("prompt", ["Is it flu?", "user", "assistant\n", "Answer:", " trimmed "])
-def test_content_span_finds_the_prompt(kind, prompt, request):
-    tokenizer = request.getfixturevalue(kind)
-    text = prompt_text(tokenizer, prompt)
-    first, last = content_span(tokenizer, text)
+def test_the_span_of_a_prompt_is_found(kind, prompt, request):
+    template = template_of(request.getfixturevalue(kind))
+    text = template.around(prompt)
+    first, last = template.span(text)
     assert text[first:last].strip() == prompt.strip()
+
+
+@pytest.mark.parametrize("end", ["", "<|im_end|>"])
+def test_a_template_that_trims_trims_every_prompt_alike(chat, end):
+    chat.chat_template = "<s>{{ messages[0]['content'] | trim }}" + end
+    assert template_of(chat) == Template("<s>", end, trims=True)
+    assert prompt_text(chat, "  a b\n") == f"<s>a b{end}"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{{ messages[0]['content'] | upper }}",
+        "{{ messages[0]['content'] }}{{ messages[0]['content'] }}",
+        "{{ messages[0]['content'] | replace('SECRET', '<FILL_ME>') }}",
+        "{% if 'SECRET' in messages[0]['content'] %}late{% endif %}{{ messages[0]['content'] }}",
+        "{{ messages[0]['content'] | length }}{{ messages[0]['content'] }}",
+        "no words of the user",
+    ],
+)
+def test_a_template_that_does_more_with_a_prompt_is_refused(chat, content):
+    """It could carry something of one record into the text of another."""
+    chat.chat_template = content
+    with pytest.raises(ConfigError, match="does more with a prompt"):
+        template_of(chat)
+
+
+def test_no_template_reads_a_clock(chat):
+    """A record that made it wait would change what is written around all records after it."""
+    chat.chat_template = "{{ strftime_now('%d %b %Y %H:%M:%S') }} {{ messages[0]['content'] }}"
+    assert prompt_text(chat, "a") == "26 Jul 2024 00:00:00 a"
+    assert template_of(chat) == Template("26 Jul 2024 00:00:00 ", "")
+
+
+def test_a_template_sees_no_record(chat, monkeypatch):
+    """It is run on words of ours alone, however many records there are."""
+    seen = []
+    render = jinja2.Template.render
+
+    def watched(self, **given):
+        seen.append(str(given))
+        return render(self, **given)
+
+    monkeypatch.setattr(jinja2.Template, "render", watched)
+    rows = [
+        Record({"prompt": f"private {i}", "response": "private"}, None, None, f"x:{i}")
+        for i in range(40)
+    ]
+    encode(rows, "instruction", chat, 64, ())
+    assert seen
+    assert not any("private" in turns for turns in seen)
+    few = len(seen)
+    encode(rows[:2], "instruction", chat, 64, ())
+    assert len(seen) == 2 * few
 
 
 def test_tokenizer_without_an_end_is_refused(tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
 
 from fedllm.errors import CheckpointError
 from fedllm.models.checkpoints import checkpoint_folder, fingerprint, load_tokenizer, read_config
@@ -275,3 +276,47 @@ def test_what_models_commonly_hold_is_no_reason_to_refuse_them(folder):
     path.write_text(json.dumps(json.loads(path.read_text()) | common))
     checkpoint_folder(str(folder))
     assert load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("name", ["CodeLlamaTokenizer", "LlamaTokenizer", "GPT2Tokenizer", None])
+def test_a_tokenizer_is_its_file_and_no_class_of_a_model(folder, name):
+    """One class keeps something of a text for the next: a record changed the tokens of others."""
+    path = folder / "tokenizer_config.json"
+    before = load_tokenizer(folder)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": name}))
+    found = load_tokenizer(folder)
+    assert type(found) is type(before) is PreTrainedTokenizerFast
+    assert found("my card 12")["input_ids"] == before("my card 12")["input_ids"]
+
+
+def test_a_tokenizer_of_older_files_is_what_they_come_to(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "card", "fee"]
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    found = load_tokenizer(tmp_path)
+    assert type(found) is PreTrainedTokenizerFast
+    assert found("Card fee late")["input_ids"] == [2, 5, 6, 1, 3]
+    assert found.pad_token_id == 0
+
+
+@pytest.mark.parametrize("name", [".x.jinja", ".jinja", "x.jinja"])
+def test_a_template_counts_hidden_or_not_and_a_link_that_leaves_is_refused(folder, name):
+    """transformers takes whatever fits its pattern, and said whether a file was there."""
+    before = fingerprint(folder)
+    path = folder / "additional_chat_templates" / name
+    path.parent.mkdir()
+    path.write_text("{{ messages[0]['content'] }}")
+    assert fingerprint(folder) != before
+    private = folder.parent / "private.txt"
+    private.write_text("x")
+    path.unlink()
+    path.symlink_to(private)
+    with pytest.raises(CheckpointError, match="link to what lies elsewhere"):
+        checkpoint_folder(str(folder))
+
+
+@pytest.mark.parametrize("name", ["README.md", "notes.bin", ".hidden"])
+def test_links_that_leave_are_refused_though_nothing_reads_them(folder, name):
+    (folder / name).symlink_to(folder.parent)
+    with pytest.raises(CheckpointError, match="link to what lies elsewhere"):
+        checkpoint_folder(str(folder))

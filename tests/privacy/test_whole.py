@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -29,3 +31,12 @@ def test_an_update_within_the_norm_is_left_as_it_is():
 def test_noise_is_counted_in_units_of_twice_the_norm():
     noised = private_update(np.zeros(40_000), 0.25, 3.0, 0.5, RandomStream.seeded(2))
     assert noised.std() == pytest.approx(3.0 * 2 * 0.25 * 0.5, rel=6 / np.sqrt(2 * 40_000))
+
+
+def test_no_rounding_lifts_an_update_over_its_norm():
+    update = np.full(2**20, 0.7e-8)
+    update[0] = 1.0
+    values = private_update(update, 1e-3, 0.0, 1.0, RandomStream.seeded(1))
+    square = Fraction(values[0]) ** 2 + Fraction(values[-1]) ** 2 * (len(values) - 1)
+    assert square <= Fraction(1e-3) ** 2
+    assert float(square) == pytest.approx(1e-6, rel=1e-8)

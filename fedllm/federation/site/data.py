@@ -48,6 +48,7 @@ class SiteData:
         self._read = read
         self._identity = identity
         self._records: dict[Task, list[Record]] = {}
+        self._offered: tuple[Task, ...] | None = None
         self._encoded: tuple[SharedModel, float, Datasets] | None = None
 
     def read_all(self, tasks: Iterable[Task]) -> tuple[Task, ...]:
@@ -68,10 +69,23 @@ class SiteData:
                 first = first or error
         if first is not None and not self._records:
             raise first
-        return tuple(self._records)
+        self._offered = tuple(self._records)
+        return self._offered
 
     def records(self, task: Task) -> list[Record]:
-        """Return all of them, in the roles of a task."""
+        """Return all of them, in the roles of a task.
+
+        Raises
+        ------
+        RefusedError
+            If `read_all` did not find the task's columns. What the source holds by now is not
+            looked at: an error in it would be an answer about a record.
+        """
+        if self._offered is not None and task not in self._offered:
+            raise RefusedError(
+                f"this site's records had no columns for the task '{task}' when it started",
+                "restart the site after its source has them",
+            )
         if task not in self._records:
             self._records[task] = self._read(task)
         return self._records[task]

@@ -153,7 +153,8 @@ def make_entry(
         "sequence": previous.sequence + 1 if previous else 1,
         "previous": previous.hash if previous else NO_PREVIOUS,
         "site": site,
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        # No finer: between two entries stands how long records took to compute.
+        "time": datetime.now(UTC).isoformat(timespec="minutes"),
         "body": body,
     }
     digest = entry_hash(content)

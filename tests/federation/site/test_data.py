@@ -33,6 +33,9 @@ def test_a_site_offers_the_tasks_whose_columns_it_has():
     tasks = ("instruction", "classification", "causal")
     assert data.read_all(tasks) == ("classification", "causal")
     assert [len(data.records(task)) for task in ("causal", "classification")] == [3, 3]
+    # By now the source may have the columns, and an error in it would be about a record.
+    with pytest.raises(RefusedError, match="no columns for the task 'instruction'"):
+        data.records("instruction")
     assert asked == list(tasks), "nothing is read twice"
     with pytest.raises(MissingColumnError, match="prompt"):
         SiteData(read, ANNE).read_all(("instruction",))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 
 import pytest
-from support.ledger import SIGNER
+from support.ledger import CEILING, SIGNER
 
 from fedllm.errors import FedllmError
+from fedllm.privacy.accounting.events import Gaussian
+from fedllm.privacy.ledger.budget import Charge
 from fedllm.privacy.ledger.entries import NoLedgerError, TamperedError
 from fedllm.privacy.ledger.ledger import Ledger
 from fedllm.privacy.ledger.store import Store
@@ -82,3 +85,14 @@ def test_two_ledgers_of_one_key_are_told_apart_by_32_random_bytes(path, tmp_path
         found.append(bytes.fromhex(body["nonce"]))
     assert [len(nonce) for nonce in found] == [32, 32]
     assert found[0] != found[1]
+
+
+def test_an_entry_says_the_minute_and_no_finer_time(tmp_path):
+    """Between the entries of a round stands how long records took to compute."""
+    ledger = Ledger.open(tmp_path / "ledger.sqlite", "site-00", SIGNER)
+    charge = Charge("run", 1, "", (Gaussian(10.0, 1),))
+    ledger.commit(ledger.reserve(charge, CEILING))
+    with Store(tmp_path / "ledger.sqlite").read() as view:
+        times = [entry.content["time"] for entry in view.entries()]
+    assert len(times) == 3
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d\+00:00", time) for time in times)
