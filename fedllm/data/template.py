@@ -95,7 +95,8 @@ def _turns(
         "cycler": None,
         "joiner": None,
     }
-    given |= {"add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
+    given |= {"add_generation_prompt": add_generation_prompt}
+    given |= {"tools": None, "documents": None}
     return str(template.render(messages=turns, **given, **tokenizer.special_tokens_map))
 
 

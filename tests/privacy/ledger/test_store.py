@@ -93,6 +93,6 @@ def test_an_entry_says_the_minute_and_no_finer_time(tmp_path):
     charge = Charge("run", 1, "", (Gaussian(10.0, 1),))
     ledger.commit(ledger.reserve(charge, CEILING))
     with Store(tmp_path / "ledger.sqlite").read() as view:
-        times = [entry.content["time"] for entry in view.entries()]
+        times = [json.loads(entry.content)["time"] for entry in view.entries()]
     assert len(times) == 3
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d\+00:00", time) for time in times)
