@@ -83,3 +83,25 @@ def test_slow_tokenizer_is_refused(plain, monkeypatch):
     monkeypatch.setattr(type(plain), "is_fast", False)
     with pytest.raises(ConfigError, match="slow"):
         encode([record(text="x")], "causal", plain, 8)
+
+
+@pytest.mark.parametrize("task", ["classification", "causal", "instruction"])
+@pytest.mark.parametrize("kind", ["turns", "chat", "plain"])
+def test_the_tokens_of_a_record_are_the_same_in_any_company(request, task, kind):
+    """A tokenizer or a template that kept something of one text would change the next."""
+    tokenizer = request.getfixturevalue(kind)
+    words = ["flu?", "my <FILL_ME> card", "fever " * 60, "", "<|user|>", "\u0301\u200b", "SECRET"]
+    rows = [
+        record(text=f"{text} {i}", label="a", prompt=f"{text} {i}", response=text or "yes")
+        for i, text in enumerate(words * 3)
+    ]
+
+    def tokens(some):
+        dataset = encode(some, task, tokenizer, 32, ("a",))
+        ends = zip(dataset.offsets[:-1], dataset.offsets[1:], strict=True)
+        return [dataset.tokens[first:last].tolist() for first, last in ends]
+
+    alone = [tokens([row])[0] for row in rows]
+    assert tokens(rows) == alone
+    assert tokens(rows[::-1]) == alone[::-1]
+    assert [tokens([row])[0] for row in rows] == alone
