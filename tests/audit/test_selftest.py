@@ -423,7 +423,6 @@ PLANTED = [
     (shuffled_sampling, "sampling"),
     (batches_of_fixed_size, "sampling"),
     (fixed_seed, "noise of a step"),
-    (fixed_seed_of_the_sampling, "chance"),
     (charged_at_half_the_rate, "sampling as charged"),
     (ledger_skips_a_step, "ledger"),
     (update_sent_unencrypted, "encryption"),
@@ -434,13 +433,14 @@ PLANTED = [
     (no_discrete_noise, "discrete noise"),
     (half_the_discrete_noise, "discrete noise"),
     (rounding_to_a_coarser_grid, "discrete noise"),
-    (no_noise_of_the_count, "moving norm"),
     (count_is_not_charged, "moving norm"),
     (sites_are_not_clipped, "whole sites"),
     (half_the_noise_of_sites, "whole sites"),
 ]
 # The same bugs seen by a second check that is independent of the first, and near relatives.
 SLOW = [
+    (no_noise_of_the_count, "moving norm"),
+    (fixed_seed_of_the_sampling, "chance"),
     (no_noise, "noise of a round"),
     (half_the_noise, "noise of a round"),
     (noise_reused_in_every_call, "noise of a round"),

@@ -182,7 +182,7 @@ def test_which_rounds_are_evaluated(every, count, rounds):
     assert EvaluationSums(config).rounds == rounds
 
 
-@pytest.mark.parametrize("noise", ["local", "distributed"])
+@pytest.mark.parametrize("noise", [pytest.param("local", marks=pytest.mark.slow), "distributed"])
 def test_training_and_evaluation_together_keep_the_runs_epsilon(tiny_checkpoint, tmp_path, noise):
     config = small_config(
         tiny_checkpoint("bert"),
