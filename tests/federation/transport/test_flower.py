@@ -120,7 +120,7 @@ class Forgetful(LocalGrid):
         return sent
 
 
-def ask(grid: LocalGrid, presence: Comings, timeout_s: float = 60.0):
+def ask(grid: LocalGrid, presence: Comings | None, timeout_s: float = 60.0):
     contents = {100: to_content("n", {})}
     with task_identity(1, SERVER_NODE):
         (reply,) = exchange(grid, "query.echo", contents, timeout_s, presence)
@@ -137,6 +137,34 @@ def test_a_node_that_was_started_anew_is_asked_again():
 def test_a_node_that_left_is_not_waited_for():
     reply = ask(Forgetful(lost=9), Comings("monday", "monday", None))
     assert "not connected any more" in reply.failure
+
+
+class Clock:
+    """Time that passes in sleep alone; a loop that goes on past the deadline is a failure."""
+
+    def __init__(self, ends_s: float) -> None:
+        self.now, self.ends_s = 0.0, ends_s
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        assert self.now < self.ends_s, "still waiting"
+
+
+def test_a_node_is_silent_from_its_deadline_on_and_gone_until_then(monkeypatch):
+    """Whichever of the two comes first is the reason, however short the time that is left."""
+    for presence, failure, ends_s in (
+        (None, "no answer within 3 s", 4.0),
+        (Comings("monday"), "no answer within 3 s", 4.0),
+        (Comings("monday", "monday", None), "it is not connected any more", 0.4),
+        (Comings(*["monday"] * 28, None), "it is not connected any more", 4.0),
+    ):
+        clock = Clock(ends_s)
+        monkeypatch.setattr("fedllm.federation.transport.flower.time", clock)
+        reply = ask(Forgetful(lost=9), presence, timeout_s=3.0)
+        assert (reply.content, reply.failure) == (None, failure)
 
 
 def test_a_message_that_was_not_taken_is_a_failure():
