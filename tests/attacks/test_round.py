@@ -265,6 +265,7 @@ def test_masks_come_off_only_with_every_survivors_own_signature(federation):
     federation.tamper = forge
     with pytest.raises(PeerError, match="signature of 'site-1'"):
         federation.round()
+    assert "unmask" not in {kind for kind, _ in federation.heard}, "nobody is asked in vain"
 
 
 def test_the_coordinator_carries_reveals_that_it_cannot_read(federation):

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 import pytest
 from support.federation import build, small_config
 
 from fedllm.encryption.schemes import SecretRoundKey
-from fedllm.errors import FedllmError, PeerError, RefusedError, RepeatError, StorageError
+from fedllm.errors import (
+    DataError,
+    FedllmError,
+    PeerError,
+    RefusedError,
+    RepeatError,
+    StorageError,
+)
+from fedllm.federation.authority.authority import Authority
 from fedllm.federation.authority.round_log import RoundLog
 from fedllm.federation.protocol.messages import OpenRound, OpenRoundHeader
+from fedllm.federation.site.files import SiteFiles
+from fedllm.federation.site.site import Site
 
 
 @pytest.fixture
@@ -170,3 +181,54 @@ def test_a_sum_of_as_many_sites_as_the_authority_asks_for_is_opened(
             federation.round()
     else:
         assert federation.round().survivors == ("site-1", "site-2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"survivors": ("site-1", "site-0", "site-2")}, "the survivors are not in order"),
+        ({"survivors": ("site-0", "site-1", "site-1")}, "the survivors are not in order"),
+        ({"survivors": ("site-0", "site-1", "site-9")}, "a survivor is not in the cohort"),
+        ({"survivors": ("site-0", "site-1")}, "a survivor's reveal is missing"),
+    ],
+    ids=["exchanged", "twice", "stranger", "left out"],
+)
+def test_only_survivors_of_the_cohort_in_their_order_have_their_sum_opened(
+    deployed, changes, words
+):
+    federation, said = deployed
+    original = federation.authority.open_sum
+
+    def other(request):
+        return original(replace(request, header=request.header.model_copy(update=changes)))
+
+    federation.authority.open_sum = other
+    with pytest.raises(PeerError):
+        federation.round()
+    assert said[-1] == f"{ROUND}: its sum was not opened: PeerError: {words}"
+
+
+def test_texts_of_errors_leave_only_where_a_simulation_asks_for_them(deployed):
+    federation, _ = deployed
+    identity, requests = federation.identities["site-0"], []
+    federation.tamper = lambda kind, name, message: requests.append(message) or message
+    federation.round()
+    authority = Authority(federation.identities["authority"], federation.roster, 2)
+    nonsense = OpenRound(OpenRoundHeader(statement="nonsense"), b"")
+    assert authority.open_round(nonsense).header.refusal.message == "PeerError"
+
+    def unreadable(task):
+        raise DataError("row 7: 'secret of a patient'")
+
+    site = Site(
+        identity=identity,
+        roster=federation.roster,
+        policy=federation.sites["site-0"]._policy,
+        files=SiteFiles(*(federation.folder / f"other.{end}" for end in ("sqlite", "json", "log"))),
+        model_path=federation.config.model.path,
+        records=unreadable,
+        models=federation.models,
+    )
+    refusal = site.join(requests[0]).header.refusal
+    assert (refusal.kind, "secret" in str(refusal)) == ("DataError", False)
+    assert "secret of a patient" in (federation.folder / "other.log").read_text()
