@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -261,3 +262,25 @@ def test_both_apps_run_in_one_process_and_the_sender_is_the_server():
     assert seen[:2] == [(1, 0, 1, SERVER_NODE), [100, 101]]
     assert from_content(seen[2].content) == ("n0", {})
     assert (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id) == before
+
+
+@pytest.mark.parametrize(("cores", "threads", "enough"), [(2, 8, 8), (8, 2, 8), (None, 1, 1)])
+def test_ray_has_cores_for_one_site_at_least_and_all_of_the_machine(
+    monkeypatch, cores, threads, enough
+):
+    """An actor that asks for more than there is would wait for ever."""
+    from fedllm.federation.transport import engines
+
+    asked: list[dict] = []
+    module = SimpleNamespace(run_simulation=lambda *_, backend_config: asked.append(backend_config))
+    monkeypatch.setitem(sys.modules, "flwr.simulation.run_simulation", module)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(engines, "os", SimpleNamespace(cpu_count=lambda: cores, environ={}))
+    engines.run_with_ray(None, None, 3, threads)
+    environ = {"RAY_ADDRESS": "ray://there"}
+    monkeypatch.setattr(engines, "os", SimpleNamespace(cpu_count=lambda: cores, environ=environ))
+    engines.run_with_ray(None, None, 3, threads)
+    alone, joined = asked
+    assert alone["init_args"]["num_cpus"] == enough
+    assert "num_cpus" not in joined["init_args"]
+    assert alone["client_resources"] == {"num_cpus": threads, "num_gpus": 0.0}
