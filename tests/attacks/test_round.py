@@ -265,6 +265,16 @@ def test_masks_come_off_only_with_every_survivors_own_signature(federation):
     federation.tamper = forge
     with pytest.raises(PeerError, match="signature of 'site-1'"):
         federation.round()
+    assert "unmask" not in {kind for kind, _ in federation.heard}, "nobody is asked in vain"
+
+
+@pytest.mark.parametrize("kind", ["settle", "unmask"])
+def test_a_site_does_not_answer_in_anothers_name(federation, kind):
+    federation.tamper = lambda asked, name, message: (
+        changed(message, site="site-2") if (asked, name) == (kind, "site-1") else message
+    )
+    with pytest.raises(PeerError, match="'site-1' answered as 'site-2'"):
+        federation.round()
 
 
 def test_the_coordinator_carries_reveals_that_it_cannot_read(federation):

@@ -100,5 +100,6 @@ def test_every_file_that_is_made_or_installed_is_its_owners_alone(tmp_path):
         ), kit
         assert found["keys"] == "700"
         assert f"{kit.stat().st_mode & 0o777:o}" == "700"
+    assert (tmp_path / "fed" / "federation.json").stat().st_mode & 0o777 == 0o600
     secret = {name: mode for name, mode in modes(tmp_path / "fed").items() if "key" in name}
     assert set(secret.values()) <= {"600", "700"}

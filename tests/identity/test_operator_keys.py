@@ -12,7 +12,7 @@ from support.kits import federation_config, make_federation
 from fedllm.errors import ConfigError
 from fedllm.identity import operator_keys
 from fedllm.identity.enrolment import enroll
-from fedllm.identity.operator_keys import load_root
+from fedllm.identity.operator_keys import is_protected, load_root, make_root
 from fedllm.identity.provisioning import (
     change_passphrase,
     inspect,
@@ -135,3 +135,9 @@ def test_a_certificate_that_is_no_ca_is_not_taken_for_one(folder):
     path.write_bytes((folder / "server.pem").read_bytes())
     with pytest.raises(ConfigError, match="not the certificate of a federation's CA"):
         operator_keys.ca_certificates(folder)
+
+
+def test_a_root_key_is_made_where_a_crash_left_its_folder(tmp_path):
+    (tmp_path / "root").mkdir(mode=0o700)
+    make_root(tmp_path, None)
+    assert not is_protected(tmp_path)

@@ -25,9 +25,10 @@ from fedllm.identity.enrolment import (
     spoken_fingerprint,
 )
 from fedllm.identity.issuing import server_certificate
-from fedllm.identity.kits import Kit, read_kit, split_address, update_roster
+from fedllm.identity.keys import Identity
+from fedllm.identity.kits import Kit, check_membership, read_kit, split_address, update_roster
 from fedllm.identity.provisioning import inspect, provision, renew, revoke, sign
-from fedllm.identity.roster import verify_roster
+from fedllm.identity.roster import Roster, verify_roster
 
 
 def newest_roster(folder: Path) -> str:
@@ -516,3 +517,27 @@ def test_provision_leaves_a_lost_roster_whole(tmp_path):
     first = provision(config, tmp_path).roster
     (tmp_path / "roster.json").unlink()
     assert provision(config, tmp_path).roster.version == first.version + 1
+
+
+def test_a_party_is_told_what_became_of_its_key(tmp_path):
+    for role, name in (("site", "anne"), ("authority", "authority")):
+        identity = Identity.generate(name)
+        own, who = identity.public_bytes(), "site 'anne'" if role == "site" else "authority"
+        keys = {"anne": own} if role == "site" else {}
+        listed = Roster(own if role == "authority" else b"", keys, version=7)
+        check_membership(listed, role, name, identity, tmp_path)
+        for roster, message, remedy in (
+            (
+                replace(listed, revoked=(b"another", own)),
+                f"the operator revoked the {who}: its key is not accepted any more",
+                "ask the operator why; enroll again with a new kit if the key was lost",
+            ),
+            (
+                Roster(b"", {"bob": own}, version=7, revoked=(b"another",)),
+                f"the roster (version 7) does not list the {who} with the key of {tmp_path}",
+                "ask the operator to sign this kit's request, and install the answer",
+            ),
+        ):
+            with pytest.raises(ConfigError) as refused:
+                check_membership(roster, role, name, identity, tmp_path)
+            assert (refused.value.message, refused.value.remedy) == (message, remedy)

@@ -96,6 +96,18 @@ def test_bits_that_are_named_are_enough_and_fewer_are_not(enough):
     room.require_fine(8, room.least_deviation(8))
 
 
+@pytest.mark.parametrize("bits", [8, 12, 16, 20])
+@pytest.mark.parametrize("times", [0.9995, 1.0, 1.0005, 1.0007])
+def test_bits_that_are_named_are_enough_also_at_the_edge(bits, times):
+    room = Room(signal=1.0, deviation=1e-3)
+    deviation = room.least_deviation(bits) / 8 / times
+    with pytest.raises(ConfigError) as refused:
+        room.require_fine(bits, deviation)
+    named = int(refused.value.remedy.removeprefix("set encryption.bits = "))
+    room.require_fine(named, deviation)
+    assert named <= bits + 4
+
+
 def test_values_are_cut_off_before_they_have_noise():
     room = Room(signal=2.0, deviation=1.0)
     stream = RandomStream.seeded(1)

@@ -32,6 +32,7 @@ from fedllm.privacy.accounting.events import (
     PoissonDiscreteGaussian,
     PoissonGaussian,
 )
+from fedllm.privacy.discrete import TAIL_DEVIATIONS
 from fedllm.randomness import RandomStream
 
 SEGMENTS = AdapterManifest.of([("a.lora_A.w", (4, 8), "lora"), ("head.weight", (3, 8), "head")])
@@ -318,6 +319,32 @@ def test_the_report_has_words_for_it(case):
         texts = read_texts(language)
         assert wording.clipping in texts["what"]
         assert wording.noise == "none" or f"noise_{wording.noise}" in texts["protected"]
+
+
+@pytest.mark.parametrize("norm", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("batch", [8, 200])
+def test_gradients_that_all_point_the_same_way_fit_beside_the_largest_noise(batch, norm):
+    privacy = {**DISTRIBUTED, "distribution": "discrete_gaussian", "clipping_norm": norm}
+    case = config(privacy, {**SHARED, "batch_size": batch}, encryption={"bits": 20})
+    mechanism = mechanism_of(case)
+    grid, noise = mechanism.grid(56), mechanism._most_noise
+    # So many gradients does a batch have at most, but for six standard deviations of its size.
+    total = sum(norm for _ in range(int(batch + 6 * np.sqrt(batch))))
+    assert grid.bound * batch > total
+    sent = grid.noised_levels(np.array([total, -total]), norm, noise, RandomStream.seeded(1))
+    found = (grid.half - sent.astype(float)) / grid.clipping_steps * norm
+    most = TAIL_DEVIATIONS * grid.share(noise) / grid.clipping_steps * norm
+    assert np.abs(found - [total, -total]).max() < most
+    room = grid.half - TAIL_DEVIATIONS * grid.share(noise) - 1
+    assert room * norm / grid.clipping_steps > total, "nothing of it is cut off"
+    assert grid.bound * batch == pytest.approx(grid.half * norm / grid.clipping_steps)
+
+
+@every
+def test_a_sampling_rate_is_told_where_it_counts(case):
+    mechanism = mechanism_of(case)
+    counts = case.private and mechanism.sampling_rate(40) < 1
+    assert mechanism.wording.sampled == counts
 
 
 @private

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from fedllm.config import RunConfig, parse
+from fedllm.identity.roster import Roster
 from fedllm.privacy.ledger.entries import Head
 from fedllm.privacy.ledger.heads import keep_heads
 from fedllm.runs import names
 from fedllm.runs.metrics import RoundReport, append_report
+from fedllm.runs.summary import read_summary
+from fedllm_server import finishing
 from fedllm_server.finishing import known_sites, make_summary
 
 
@@ -95,3 +98,19 @@ def test_what_a_private_run_spent_without_a_bound_is_never_what_it_promised(summ
     assert "NONE: this run was not private" in summary_of([RoundReport(round=1)]).describe(
         Path("run")
     )
+
+
+def test_titles_are_those_of_the_runs_own_sites(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(finishing, "write_report", lambda out: None)
+    model = tiny_model()
+    values = {"name": "bank", "task": "classification", "model": {"path": "m"}}
+    config = parse(
+        RunConfig, {**values, "data": {"train": "t", "labels": ["one", "two", "three"]}}, "test"
+    )
+    titles = {"anne": "Sankt Änne", "carl": "Another one's"}
+    roster = Roster(b"", dict.fromkeys(("anne", "bob", "carl"), b""), titles=titles)
+    append_report(tmp_path / names.METRICS, RoundReport(round=1))
+    sites = ("anne", "bob")
+    summary = finishing.finish(tmp_path, config, model, "run-1", sites, 0.0, roster)
+    assert summary.site_titles == {"anne": "Sankt Änne"}
+    assert read_summary(tmp_path).site_titles == {"anne": "Sankt Änne"}

@@ -44,6 +44,16 @@ def test_who_comes_and_who_is_lost_is_told_once():
     ]
 
 
+def test_parties_that_are_lost_at_once_are_told_in_the_order_of_their_names():
+    said: list[str] = []
+    comings, names = Comings(said.append), [f"site-{number}" for number in range(8)]
+    roster = Roster(b"", dict.fromkeys(names, b""))
+    comings.look([node(name, "9:00") for name in reversed(names)], roster)
+    comings.look([], roster)
+    what = ("is connected", "is not connected any more")
+    assert said == [f"site {name} {words}" for words in what for name in names]
+
+
 def test_a_run_that_begins_or_goes_on_is_told_with_its_size(tiny_checkpoint):
     said: list[str] = []
     observer = JournalObserver("bank", said.append)

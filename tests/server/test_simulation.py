@@ -23,6 +23,7 @@ from fedllm.privacy.ledger.audit import read_state
 from fedllm.privacy.ledger.entries import Head
 from fedllm.privacy.ledger.heads import keep_heads, read_heads
 from fedllm.privacy.ledger.ledger import Ledger
+from fedllm.runs import names
 from fedllm.runs.names import HEADS as HEADS_FILE
 from fedllm.runs.terminal import PlainObserver
 from fedllm_server.protections import given_up, odd_batch, weak_delta
@@ -682,3 +683,19 @@ def test_what_a_site_has_is_counted_in_the_runs_unit(config):
     people = SimpleNamespace(unit="person")
     assert _units(people, own) == [2, 1]
     assert _units(SimpleNamespace(unit="site"), own) == [2]
+
+
+def test_progress_of_an_attempt_without_a_checkpoint_is_forgotten_and_no_other(
+    tiny_checkpoint, tmp_path
+):
+    from fedllm_server.simulation import _write_request
+
+    config, policy = small_config(tiny_checkpoint("bert")), SitePolicy()
+    progress = tmp_path / names.PROGRESS
+    for state, kept in ((object(), True), (None, False)):
+        progress.write_text("{}\n")
+        _write_request(SimpleNamespace(out=tmp_path, state=state, config=config, policy=policy))
+        assert progress.exists() is kept
+    # Also where there never was one.
+    _write_request(SimpleNamespace(out=tmp_path, state=None, config=config, policy=policy))
+    assert (tmp_path / names.POLICY_TOML).exists()

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 import pytest
 from support.federation import build, small_config
 
+from fedllm.encryption.plan import make_plan
 from fedllm.encryption.schemes import SecretRoundKey
-from fedllm.errors import FedllmError, PeerError, RefusedError, RepeatError, StorageError
+from fedllm.errors import (
+    DataError,
+    FedllmError,
+    PeerError,
+    RefusedError,
+    RepeatError,
+    StorageError,
+)
+from fedllm.federation.authority.authority import Authority
 from fedllm.federation.authority.round_log import RoundLog
 from fedllm.federation.protocol.messages import OpenRound, OpenRoundHeader
+from fedllm.federation.protocol.statements import parse_statement
+from fedllm.federation.site.files import SiteFiles
+from fedllm.federation.site.site import Site
 
 
 @pytest.fixture
@@ -170,3 +183,126 @@ def test_a_sum_of_as_many_sites_as_the_authority_asks_for_is_opened(
             federation.round()
     else:
         assert federation.round().survivors == ("site-1", "site-2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"survivors": ("site-1", "site-0", "site-2")}, "the survivors are not in order"),
+        ({"survivors": ("site-0", "site-1", "site-1")}, "the survivors are not in order"),
+        ({"survivors": ("site-0", "site-1", "site-9")}, "a survivor is not in the cohort"),
+        ({"survivors": ("site-0", "site-1")}, "a survivor's reveal is missing"),
+        ({"signatures": ()}, "a survivor's signature is missing"),
+    ],
+    ids=["exchanged", "twice", "stranger", "left out", "unsigned"],
+)
+def test_only_survivors_of_the_cohort_in_their_order_have_their_sum_opened(
+    deployed, changes, words
+):
+    federation, said = deployed
+    original = federation.authority.open_sum
+
+    def other(request):
+        return original(replace(request, header=request.header.model_copy(update=changes)))
+
+    federation.authority.open_sum = other
+    with pytest.raises(PeerError):
+        federation.round()
+    assert said[-1] == f"{ROUND}: its sum was not opened: PeerError: {words}"
+
+
+def test_texts_of_errors_leave_only_where_a_simulation_asks_for_them(deployed):
+    federation, _ = deployed
+    identity, requests = federation.identities["site-0"], []
+    federation.tamper = lambda kind, name, message: requests.append(message) or message
+    federation.round()
+    authority = Authority(federation.identities["authority"], federation.roster, 2)
+    nonsense = OpenRound(OpenRoundHeader(statement="nonsense"), b"")
+    assert authority.open_round(nonsense).header.refusal.message == "PeerError"
+
+    def unreadable(task):
+        raise DataError("row 7: 'secret of a patient'")
+
+    site = Site(
+        identity=identity,
+        roster=federation.roster,
+        policy=federation.sites["site-0"]._policy,
+        files=SiteFiles(*(federation.folder / f"other.{end}" for end in ("sqlite", "json", "log"))),
+        model_path=federation.config.model.path,
+        records=unreadable,
+        models=federation.models,
+    )
+    refusal = site.join(requests[0]).header.refusal
+    assert (refusal.kind, "secret" in str(refusal)) == ("DataError", False)
+    assert "secret of a patient" in (federation.folder / "other.log").read_text()
+
+
+def test_a_key_is_made_for_the_plan_of_the_round_alone(deployed):
+    federation, said = deployed
+    plans = []
+    make_key = federation.authority._make_key
+    federation.authority._make_key = lambda plan: plans.append(plan) or make_key(plan)
+    federation.round()
+    (plan,) = plans
+    small = make_plan(plan.scheme, plan.bits, 2, plan.length, plan.masked)
+    finer = make_plan(plan.scheme, plan.bits - 1, 3, plan.length, plan.masked)
+    original = federation.authority.open_round
+    for asked, sent, words in (
+        (small, small, "the plan is for a smaller cohort"),
+        (finer, plan, "the plan is not that of the round"),
+    ):
+
+        def other(request, asked=asked, sent=sent):
+            statement = parse_statement(request.header.statement)
+            text = statement.model_copy(update={"plan": asked.fingerprint()}).model_dump_json()
+            return original(OpenRound(OpenRoundHeader(statement=text), sent.to_bytes()))
+
+        federation.authority.open_round = other
+        with pytest.raises(PeerError):
+            federation.round(attempt=2)
+        assert said[-1].endswith(f"not opened: PeerError: {words}")
+    assert plans == [plan]
+
+
+def test_a_coordinator_goes_on_with_the_round_that_it_asked_for_alone(deployed):
+    federation, _ = deployed
+    original = federation.authority.open_round
+
+    def other(request):
+        statement = parse_statement(request.header.statement)
+        text = statement.model_copy(update={"attempt": 9}).model_dump_json()
+        return original(OpenRound(OpenRoundHeader(statement=text), request.plan))
+
+    federation.authority.open_round = other
+    with pytest.raises(PeerError, match="signed another round than was asked for"):
+        federation.round()
+    assert "train" not in {kind for kind, _ in federation.heard}
+
+
+def test_a_sum_of_fewer_sites_than_were_promised_is_not_opened(deployed):
+    federation, _ = deployed
+    original = federation.authority.open_sum
+
+    def fewer(request):
+        header = request.header.model_copy(update={"survivors": ("site-0",)})
+        return original(replace(request, header=header))
+
+    federation.authority.open_sum = fewer
+    with pytest.raises(RefusedError) as caught:
+        federation.round()
+    assert caught.value.message.endswith("the sum holds 1 sites; at least 2 are needed")
+    assert caught.value.remedy == "repeat the round with more sites"
+
+
+def test_reveals_of_masks_that_a_round_has_not_are_refused(tiny_checkpoint, tmp_path):
+    config = small_config(tiny_checkpoint("bert"), encryption={"masks": False})
+    federation = build(tmp_path, config)
+    original = federation.authority.open_sum
+
+    def more(request):
+        header = request.header.model_copy(update={"reveals": ("00",) * 3})
+        return original(replace(request, header=header))
+
+    federation.authority.open_sum = more
+    with pytest.raises(PeerError, match="a round without masks came with reveals of masks"):
+        federation.round()

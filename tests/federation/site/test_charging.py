@@ -14,6 +14,8 @@ from fedllm.federation.site.charging import SiteAccount
 from fedllm.federation.site.files import SiteFiles
 from fedllm.identity.keys import Identity
 from fedllm.privacy.ledger.audit import read_state
+from fedllm.privacy.ledger.budget import Charge
+from fedllm.privacy.ledger.ledger import Ledger
 
 PERSONS = DataSection(train="there is no such file", unit="patient")
 
@@ -101,3 +103,29 @@ def test_a_declared_account_is_what_is_charged(files, identity):
     assert other.left() == 2.0
     with pytest.raises(BudgetError):
         SiteAccount(files, identity, policy(PERSONS)).check_run("run-2", 1, config(), 40, 100)
+
+
+def test_a_round_is_charged_for_the_units_and_not_for_the_length_of_the_adapter(files, identity):
+    account = SiteAccount(files, identity, policy())
+    account.reserve(statement(), config(), 40, 100)
+    (reservation,) = read_state(files.ledger).reservations.values()
+    (event,) = reservation.events
+    assert event.sampling_rate == 8 / 40
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_all_that_a_run_has_still_to_spend_is_checked_when_a_site_joins(
+    files, identity, monkeypatch, number
+):
+    """The evaluation after the very round that a site joins at is still to come."""
+    planned: list[Charge] = []
+    monkeypatch.setattr(Ledger, "check", lambda self, charges, ceiling: planned.extend(charges))
+    asked = config(rounds={"count": 5}, evaluation={"every": 2, "epsilon": 0.5})
+    SiteAccount(files, identity, policy()).check_run("run-1", number, asked, 40, 100)
+    found = [(charge.purpose, charge.round) for charge in planned]
+    assert found == [
+        *(("training", one) for one in range(number, 6)),
+        *(("evaluation", one) for one in (2, 4, 5) if one in range(number, 6)),
+    ]
+    training = [event for charge in planned[: 6 - number] for event in charge.events]
+    assert {event.sampling_rate for event in training} == {8 / 40}

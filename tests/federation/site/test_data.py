@@ -190,3 +190,9 @@ def test_an_entry_of_another_kind_of_run_is_refused_before_anything_is_charged(
     outcome = federation.round()
     assert "another kind of run" in outcome.dropped["site-0"]
     assert events(federation) == []
+
+
+def test_a_site_that_starts_says_which_tasks_it_can_do(tiny_checkpoint, tmp_path):
+    site = build(tmp_path, small_config(tiny_checkpoint("bert"))).sites["site-0"]
+    assert site.start() == site._data.read_all(site._policy.allow.tasks)
+    assert "classification" in site.start()

@@ -12,6 +12,7 @@ from support.federation import build, records, small_config
 from fedllm.config import AllowSection, BudgetSection, SitePolicy
 from fedllm.data.records import Record
 from fedllm.errors import FedllmError, PeerError, StorageError
+from fedllm.federation.protocol.messages import Settle, SettleHeader
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.site import telling
 from fedllm.federation.site.journal import Asked, Journal, Spent, asked_by
@@ -301,3 +302,14 @@ def test_a_journal_that_fails_loses_no_answer(watched):
     assert outcome.survivors == ("site-0", "site-1", "site-2")
     log = (federation.folder / "site-0.log").read_text()
     assert '"journal": "BrokenPipeError"' in log
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [(0, 0), (10**9 - 1, 10**9 - 1), (10**9, "?"), (-1, "?"), (True, "?"), (1.0, "?"), ("1", "?")],
+)
+def test_a_number_that_no_round_has_is_not_told(said, shown):
+    statement = json.dumps({"run": "run-1", "round": said, "rounds": said, "attempt": said})
+    asked = asked_by(Settle(SettleHeader(statement=statement, signature="", survivors=()), b""))
+    assert {asked.round, asked.rounds, asked.attempt} == {shown}
+    assert asked.run == "run-1"

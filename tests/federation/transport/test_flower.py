@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -120,7 +121,7 @@ class Forgetful(LocalGrid):
         return sent
 
 
-def ask(grid: LocalGrid, presence: Comings, timeout_s: float = 60.0):
+def ask(grid: LocalGrid, presence: Comings | None, timeout_s: float = 60.0):
     contents = {100: to_content("n", {})}
     with task_identity(1, SERVER_NODE):
         (reply,) = exchange(grid, "query.echo", contents, timeout_s, presence)
@@ -137,6 +138,34 @@ def test_a_node_that_was_started_anew_is_asked_again():
 def test_a_node_that_left_is_not_waited_for():
     reply = ask(Forgetful(lost=9), Comings("monday", "monday", None))
     assert "not connected any more" in reply.failure
+
+
+class Clock:
+    """Time that passes in sleep alone; a loop that goes on past the deadline is a failure."""
+
+    def __init__(self, ends_s: float) -> None:
+        self.now, self.ends_s = 0.0, ends_s
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        assert self.now < self.ends_s, "still waiting"
+
+
+def test_a_node_is_silent_from_its_deadline_on_and_gone_until_then(monkeypatch):
+    """Whichever of the two comes first is the reason, however short the time that is left."""
+    for presence, failure, ends_s in (
+        (None, "no answer within 3 s", 4.0),
+        (Comings("monday"), "no answer within 3 s", 4.0),
+        (Comings("monday", "monday", None), "it is not connected any more", 0.4),
+        (Comings(*["monday"] * 28, None), "it is not connected any more", 4.0),
+    ):
+        clock = Clock(ends_s)
+        monkeypatch.setattr("fedllm.federation.transport.flower.time", clock)
+        reply = ask(Forgetful(lost=9), presence, timeout_s=3.0)
+        assert (reply.content, reply.failure) == (None, failure)
 
 
 def test_a_message_that_was_not_taken_is_a_failure():
@@ -233,3 +262,25 @@ def test_both_apps_run_in_one_process_and_the_sender_is_the_server():
     assert seen[:2] == [(1, 0, 1, SERVER_NODE), [100, 101]]
     assert from_content(seen[2].content) == ("n0", {})
     assert (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id) == before
+
+
+@pytest.mark.parametrize(("cores", "threads", "enough"), [(2, 8, 8), (8, 2, 8), (None, 1, 1)])
+def test_ray_has_cores_for_one_site_at_least_and_all_of_the_machine(
+    monkeypatch, cores, threads, enough
+):
+    """An actor that asks for more than there is would wait for ever."""
+    from fedllm.federation.transport import engines
+
+    asked: list[dict] = []
+    module = SimpleNamespace(run_simulation=lambda *_, backend_config: asked.append(backend_config))
+    monkeypatch.setitem(sys.modules, "flwr.simulation.run_simulation", module)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(engines, "os", SimpleNamespace(cpu_count=lambda: cores, environ={}))
+    engines.run_with_ray(None, None, 3, threads)
+    environ = {"RAY_ADDRESS": "ray://there"}
+    monkeypatch.setattr(engines, "os", SimpleNamespace(cpu_count=lambda: cores, environ=environ))
+    engines.run_with_ray(None, None, 3, threads)
+    alone, joined = asked
+    assert alone["init_args"]["num_cpus"] == enough
+    assert "num_cpus" not in joined["init_args"]
+    assert alone["client_resources"] == {"num_cpus": threads, "num_gpus": 0.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import threading
 from types import SimpleNamespace
@@ -122,6 +123,31 @@ def test_who_is_not_there_is_tried_again_ever_less_often_and_complained_of_once(
     (words,) = said
     assert words.startswith(f"no connection to 127.0.0.1:{port}: ConnectError")
     assert words.endswith("; trying again for ever")
+
+
+def test_a_connection_that_was_there_and_is_lost_is_tried_again_at_once_and_told_again(
+    kits, monkeypatch
+):
+    """As after the start: what was tried before it came about says nothing of what is next."""
+    said: list[str] = []
+    tries = iter([False, False, False, True, False, True, True, False])
+
+    @contextlib.contextmanager
+    def link(self, stop):
+        if not next(tries):
+            raise httpx.ConnectError("refused")
+        yield SimpleNamespace(work=lost)
+
+    def lost():
+        raise httpx.ConnectError("refused")
+
+    monkeypatch.setattr(PartyNode, "_link", link)
+    stop = Stop(8)
+    party(read_kit(kits / "anne", "site"), 9, said).serve(stop)
+    assert stop.waits == [1.0, 2.0, 4.0, 1.0, 2.0, 1.0, 1.0, 2.0]
+    came, gone = "connected to 127.0.0.1:9", "no connection to 127.0.0.1:9: "
+    kinds = [came if words == came else words[: len(gone)] for words in said]
+    assert kinds == [gone, came, gone, came, gone, came, gone]
 
 
 def test_who_was_told_to_stop_does_not_even_connect(kits):

@@ -417,6 +417,20 @@ def test_the_cross_check_has_the_mesh_that_memory_allows(monkeypatch):
     assert asked_of_prv(monkeypatch, math.inf, 1.0) is None
 
 
+@pytest.mark.parametrize(
+    "interval", [(math.inf, 2.0), (1.0, math.inf), (math.nan, 2.0), (1, math.nan)]
+)
+def test_a_cross_check_with_one_end_that_is_no_number_is_left_out(monkeypatch, interval):
+    folded = fold([PoissonGaussian(0.1, 1.0, 5)])
+    monkeypatch.setattr(accounting, "_opacus_interval", lambda *_: (1.0, 2.0))
+    assert accounting._prv_interval(folded, 1e-5, 5.0) == (1.0, 2.0)
+    smallest = accounting.SMALLEST_NUMERIC_DELTA
+    assert accounting._prv_interval(folded, smallest, 9.0) == (1.0, 2.0)
+    assert accounting._prv_interval(folded, smallest * 0.99, 9.0) == (0.0, None)
+    monkeypatch.setattr(accounting, "_opacus_interval", lambda *_: interval)
+    assert accounting._prv_interval(folded, 1e-5, 5.0) == (0.0, None)
+
+
 def test_a_lower_bound_leaves_room_for_its_own_rounding(monkeypatch):
     monkeypatch.setattr(accounting, "_prv_interval", lambda *_: (5.0, 9.0))
     monkeypatch.setattr(accounting, "one_step_epsilon", lambda *_: 1.0)

@@ -195,3 +195,21 @@ def test_more_steps_than_any_noise_hides_are_refused():
 def test_digits_are_rounded_up():
     for value, rounded in ((1.2341, 1.235), (1.234, 1.234), (0.00100001, 0.001001), (2e9, 2e9)):
         assert calibration._round_up(value) == rounded
+
+
+def test_no_noise_is_tried_that_is_far_from_the_one_that_is_found():
+    """Each try is an accountant's work, and there is an end to the tries."""
+    for wanted, high in ((3.0, 4.0), (3.0, 16.0), (0.75, 1.0)):
+        asked: list[float] = []
+
+        def cost(noise: float, wanted: float = wanted, asked: list[float] = asked) -> float:
+            asked.append(noise)
+            assert noise >= min(1.0, wanted / 2), "even twice as much is too little"
+            assert len(asked) < 50
+            return (wanted / noise) ** 2
+
+        found = calibration._bisect_noise(cost, 1.0, high)
+        assert wanted <= found <= wanted * 1.001
+        asked.clear()
+        assert wanted <= calibration._bracket_noise(cost, 1.0) < 2 * wanted
+        assert max(asked) < 4 * wanted
