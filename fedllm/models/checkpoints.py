@@ -248,6 +248,11 @@ def load_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizer
         tokenizer = _read_tokenizer(folder)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.is_fast and getattr(tokenizer.backend_tokenizer.model, "dropout", None):
+        raise CheckpointError(
+            f"the tokenizer in {folder} cuts words at random (dropout)",
+            "set dropout to null in tokenizer.json, in a copy that all parties use",
+        )
     if tokenizer.pad_token_id is None:
         raise CheckpointError(
             f"the tokenizer in {folder} has neither a padding nor an end token",

@@ -320,3 +320,15 @@ def test_links_that_leave_are_refused_though_nothing_reads_them(folder, name):
     (folder / name).symlink_to(folder.parent)
     with pytest.raises(CheckpointError, match="link to what lies elsewhere"):
         checkpoint_folder(str(folder))
+
+
+def test_a_tokenizer_that_draws_is_refused(tiny_checkpoint, tmp_path):
+    """The made-up step would hang on chance, and records' tokens on how many were read before."""
+    folder = shutil.copytree(tiny_checkpoint("qwen2"), tmp_path / "model")
+    path = folder / "tokenizer.json"
+    values = json.loads(path.read_text())
+    assert values["model"]["type"] == "BPE"
+    values["model"]["dropout"] = 0.5
+    path.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="cuts words at random"):
+        load_tokenizer(folder)

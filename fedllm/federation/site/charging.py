@@ -62,7 +62,8 @@ class SiteAccount:
         self._memory = SiteMemory(files.memory)
         self._ledger = Ledger.open(files.ledger, identity.name, identity, self._memory.head())
         # Before the first charge, so that a ledger with charges and no memory is an old copy.
-        self._memory.remember(self._ledger.head())
+        if not self._memory.used():
+            self._memory.remember(self._ledger.head())
 
     @property
     def ledger(self) -> str:
