@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from fedllm.errors import CheckpointError
@@ -322,13 +323,16 @@ def test_links_that_leave_are_refused_though_nothing_reads_them(folder, name):
         checkpoint_folder(str(folder))
 
 
-def test_a_tokenizer_that_draws_is_refused(tiny_checkpoint, tmp_path):
+def test_a_tokenizer_that_draws_is_refused(tmp_path):
     """The made-up step would hang on chance, and records' tokens on how many were read before."""
-    folder = shutil.copytree(tiny_checkpoint("qwen2"), tmp_path / "model")
-    path = folder / "tokenizer.json"
-    values = json.loads(path.read_text())
-    assert values["model"]["type"] == "BPE"
-    values["model"]["dropout"] = 0.5
-    path.write_text(json.dumps(values))
-    with pytest.raises(CheckpointError, match="cuts words at random"):
-        load_tokenizer(folder)
+    words = {"<unk>": 0, "</s>": 1, "a": 2, "b": 3, "ab": 4}
+    for chance in (None, 0.0, 0.5):
+        model = models.BPE(words, [("a", "b")], unk_token="<unk>", dropout=chance)
+        Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+        settings = {"eos_token": "</s>", "unk_token": "<unk>"}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        if not chance:
+            assert load_tokenizer(tmp_path)("ab")["input_ids"] == [4]
+            continue
+        with pytest.raises(CheckpointError, match="cuts words at random"):
+            load_tokenizer(tmp_path)
