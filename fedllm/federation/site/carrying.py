@@ -52,7 +52,7 @@ def require_carried(files: SiteFiles, identity: Identity, roster: Roster) -> Non
         return
     head = memory.head()
     state = read_state(ledger, identity.public_bytes(), () if head is None else (head,))
-    if state.statements and not memory.used():
+    if state.statements and head is None:
         raise RefusedError(
             f"the site's memory of its ledger ({files.memory.name}) is gone: nothing tells whether "
             "the ledger is the newest",

@@ -62,7 +62,7 @@ class SiteAccount:
         self._memory = SiteMemory(files.memory)
         self._ledger = Ledger.open(files.ledger, identity.name, identity, self._memory.head())
         # Before the first charge, so that a ledger with charges and no memory is an old copy.
-        if not self._memory.used():
+        if self._memory.head() is None:
             self._memory.remember(self._ledger.head())
 
     @property
