@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
 
 # Stands for a text while the template around it is looked at.
-_PLACE, _OTHER = "fedllmplaceholder", "Other words: <FILL_ME> {{ 1 }} SECRET"
+_PLACE, _OTHER = "fedllmplaceholder", "Other words of nobody"
 _DATE = datetime(2024, 7, 26, tzinfo=UTC)
 
 
@@ -52,7 +52,8 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
     Raises
     ------
     ConfigError
-        If its chat template does more with a prompt than to put text around it.
+        If its chat template does more with two prompts of ours than to put text around them. What
+        it would do with others does not matter: it never sees them.
     """
     if not tokenizer.chat_template:
         start = _beginning(tokenizer)

@@ -66,8 +66,6 @@ def test_a_template_that_trims_trims_every_prompt_alike(chat, end):
     [
         "{{ messages[0]['content'] | upper }}",
         "{{ messages[0]['content'] }}{{ messages[0]['content'] }}",
-        "{{ messages[0]['content'] | replace('SECRET', '<FILL_ME>') }}",
-        "{% if 'SECRET' in messages[0]['content'] %}late{% endif %}{{ messages[0]['content'] }}",
         "{{ messages[0]['content'] | length }}{{ messages[0]['content'] }}",
         "no words of the user",
     ],
@@ -77,6 +75,11 @@ def test_a_template_that_does_more_with_a_prompt_is_refused(chat, content):
     chat.chat_template = content
     with pytest.raises(ConfigError, match="does more with a prompt"):
         template_of(chat)
+
+
+def test_what_a_template_would_do_with_a_record_does_not_matter(chat):
+    chat.chat_template = "a {{ messages[0]['content'] | replace('SECRET', '<FILL_ME>') }}"
+    assert prompt_text(chat, "SECRET") == "a SECRET"
 
 
 def test_no_template_reads_a_clock(chat):
