@@ -209,8 +209,8 @@ class SiteMasks:
             before: a site settles once.
         """
         chosen = tuple(sorted(set(survivors)))
-        known = set(chosen) <= set(self.scope.cohort) and self.site in chosen
-        known = known and chosen == tuple(survivors)
+        known = chosen == tuple(survivors) and set(chosen) <= set(self.scope.cohort)
+        known = known and self.site in chosen
         if self._own_seed is None or not known or len(chosen) < self._min_survivors:
             raise RefusedError(
                 "these survivors of a round are not a set that this site lets anybody open",

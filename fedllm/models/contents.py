@@ -82,13 +82,13 @@ def read_object(path: Path) -> dict[str, Any]:
 def files_that_count(folder: Path) -> dict[str, Path]:
     """List the files by their names below ``folder``, sorted.
 
-    All files count, in sub-folders too, but hidden ones, documentation and pictures, code, and
-    weights in other formats than safetensors.
+    All files count, in sub-folders too (there also hidden ones), but documentation and pictures,
+    code, weights in other formats than safetensors, and hidden files of the folder itself.
 
     Raises
     ------
     CheckpointError
-        If one is a link that leaves the folder, or no regular file.
+        If any entry is a link that leaves the folder, or a file that counts is no regular one.
     """
     found: dict[str, Path] = {}
     root = folder.resolve()
