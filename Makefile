@@ -20,11 +20,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/fedllm demo
 
+# A process for each core: tests compute with one thread.
+ALL_CORES := -n logical --dist loadfile
+
 test: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest $(ALL_CORES)
 
 test-all: $(STAMP)
-	$(BIN)/pytest --run-slow
+	$(BIN)/pytest $(ALL_CORES) --run-slow
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -43,6 +46,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/private_step.py
 	$(BIN)/python benchmarks/private_step.py --batch 16 --length 256
 	$(BIN)/python benchmarks/round.py
+	$(BIN)/python benchmarks/protocol.py
 	$(BIN)/python benchmarks/encryption.py
 	$(BIN)/python benchmarks/discrete_noise.py
 	$(BIN)/python benchmarks/pretraining.py

@@ -3,7 +3,9 @@
     python benchmarks/encryption.py --sizes 10k 100k 1M --sites 10 100 --json out.json
     python benchmarks/encryption.py --quick
 
-Each line is a process of its own, so that its peak memory is its own. Peers: `platform`
+Each line is a process of its own, so that its peak memory is its own. `bfv` is what a run with
+masks does: long vectors under a lattice mask whose secret is masked and encrypted. `direct` masks
+and encrypts the levels themselves, as runs did before. Peers: `platform`
 encrypts each LoRA tensor into its own CKKS vector with the settings of NVIDIA FLARE's
 homomorphic encryption (TenSEAL, N = 8192, [60, 40, 40], scale 2**40); `packed` is that with all
 tensors in one vector, as ours are, so that its ratio is what is left without that packing;
@@ -25,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +36,7 @@ import numpy as np
 
 BOUND = 0.05
 REAL_SITES = 10
-VARIANTS = ("bfv-16", "bfv-8", "ckks-16", "platform", "packed", "masks", "fp32")
+VARIANTS = ("bfv-16", "bfv-8", "direct-16", "ckks-16", "platform", "packed", "masks", "fp32")
 # Rank and hidden size of the LoRA whose tensors make up a vector of at most this length.
 LORA_SHAPES = ((30_000, 8, 384), (300_000, 8, 768), (2_000_000, 16, 2048), (1 << 40, 16, 4096))
 
@@ -60,37 +63,46 @@ def lora_tensors(vector: np.ndarray) -> list[np.ndarray]:
 
 
 def ours(length: int, sites: int, scheme: str, bits: int) -> dict[str, Any]:
-    """Measure this package, masks of the whole cohort included where the scheme has them."""
+    """Measure this package, masks of the whole cohort included where the scheme has them.
+
+    "direct" is BFV with the levels themselves in its slots.
+    """
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-    from fedllm.encryption.masks import MaskScope, SiteMasks
+    from fedllm.encryption.masks import SiteMasks
     from fedllm.encryption.plan import make_plan
     from fedllm.encryption.quantise import Quantiser
     from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
+    from fedllm.encryption.survivors import MaskScope
     from fedllm.encryption.update import encrypt_update, open_sum
     from fedllm.randomness import RandomStream
 
-    plan = make_plan(scheme, bits, sites, length, False)  # type: ignore[arg-type]
+    plan = make_plan("ckks" if scheme == "ckks" else "bfv", bits, sites, length, scheme == "bfv")
+    if scheme == "direct":
+        plan = replace(plan, masked=True)
     quantiser = Quantiser([(length, BOUND)], bits)
     (secret, public), keys_s = cpu(lambda: _keys(SecretRoundKey, PublicRoundKey, plan))
     vectors = updates(length, sites)
     total, client_s, add_s = EncryptedSum(plan, public), [], 0.0
     for vector in vectors:
         random = RandomStream.secure()
-        encrypt = partial(encrypt_update, vector, plan, quantiser, public, None, random)
+        # What masks cost is measured below; adding them is not more work than adding zeros.
+        mask = np.zeros(plan.slots, dtype=np.uint64) if plan.masked else None
+        encrypt = partial(encrypt_update, vector, plan, quantiser, public, mask, random, "bench")
         blob, seconds = cpu(encrypt)
         client_s.append(seconds)
         add_s += cpu(partial(total.add, blob))[1]
     # Adding costs the same whatever is added; the other sites send encryptions of nothing.
-    nothing = bytes(plan.update_bytes)
     for _ in range(sites - len(vectors)):
-        add_s += cpu(lambda: _add_nothing(total, nothing))[1]
+        add_s += cpu(lambda: _add_nothing(total))[1]
     summed, serialise_s = cpu(total.to_bytes)
-    opened, decrypt_s = cpu(lambda: open_sum(summed, plan, quantiser, secret, len(vectors)))
+    opened, decrypt_s = cpu(
+        lambda: open_sum(summed, plan, quantiser, secret, len(vectors), statement="bench")
+    )
     mask_s = 0.0
-    if scheme == "bfv":
+    if plan.masked:
         names = tuple(f"site-{i:04d}" for i in range(sites))
-        scope = MaskScope("bench", names, make_plan("bfv", bits, sites, length, True))
+        scope = MaskScope("bench", names, plan)
         own, *others = (X25519PrivateKey.generate() for _ in names)
         peers = {
             name: key.public_key().public_bytes_raw()
@@ -112,10 +124,12 @@ def _keys(secret_type: Any, public_type: Any, plan: Any) -> tuple[Any, Any]:
     return secret, public_type.from_bytes(plan, secret.public_context())
 
 
-def _add_nothing(total: Any, nothing: bytes) -> None:
-    from fedllm.encryption.schemes import _ciphertexts
+def _add_nothing(total: Any) -> None:
+    from fedllm.encryption.schemes import _ciphertexts, hidden_levels
 
+    nothing = bytes(total.plan.update_bytes)
     total._add_residues(list(_ciphertexts(total.plan, nothing)))
+    total._hidden += hidden_levels(total.plan, nothing)
 
 
 def platform(length: int, sites: int, one_vector: bool = False) -> dict[str, Any]:
@@ -175,13 +189,14 @@ def masks(length: int, sites: int) -> dict[str, Any]:
     """Measure pairwise masks alone, at 16 bits."""
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-    from fedllm.encryption.masks import MaskScope, SiteMasks
+    from fedllm.encryption.masks import SiteMasks
     from fedllm.encryption.pack import pack, unpack
     from fedllm.encryption.plan import make_plan
     from fedllm.encryption.quantise import Quantiser
+    from fedllm.encryption.survivors import MaskScope
     from fedllm.randomness import RandomStream
 
-    plan = make_plan("bfv", 16, sites, length, True)
+    plan = replace(make_plan("bfv", 16, sites, length, False), masked=True)
     quantiser = Quantiser([(length, BOUND)], 16)
     vectors = updates(length, sites)
     names = tuple(f"site-{i:04d}" for i in range(sites))
@@ -249,7 +264,7 @@ def _row(
 def measure(variant: str, length: int, sites: int) -> dict[str, Any]:
     """Measure one variant in this process."""
     _silence_tenseal()
-    if variant in ("bfv-16", "bfv-8", "ckks-16"):
+    if "-" in variant:
         scheme, _, bits = variant.partition("-")
         row = ours(length, sites, scheme, int(bits))
     else:
@@ -332,12 +347,28 @@ def main() -> None:
                     f"{row['peak_mb']:8.0f}  {row['largest_error_over_bound']:.1e}",
                     flush=True,
                 )
+            if {"bfv-16", "direct-16"} <= set(group):
+                print_against_direct(group["bfv-16"], group["direct-16"])
             for peer in sorted({"platform", "packed", "released"} & set(group)):
                 if "bfv-16" in group:
                     print_ratios(group["bfv-16"], group[peer])
             rows += group.values()
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def print_against_direct(mine: dict[str, Any], direct: dict[str, Any]) -> None:
+    """Print what `bfv-16` costs as a part of levels that are masked and encrypted themselves."""
+    ratios = {
+        "bytes": mine["times_fp32"] / direct["times_fp32"],
+        "client CPU, masks included": (mine["client_s"] + mine["mask_s"])
+        / (direct["client_s"] + direct["mask_s"]),
+        "masks": mine["mask_s"] / direct["mask_s"],
+        "add": mine["add_s"] / direct["add_s"],
+        "decrypt": mine["decrypt_s"] / direct["decrypt_s"],
+    }
+    told = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
+    print(f"{'':17}bfv-16 / direct-16: {told}")
 
 
 def print_ratios(mine: dict[str, Any], peer: dict[str, Any]) -> None:

@@ -243,6 +243,7 @@ class Bench:
                 method.place(adapter)
                 asked = SiteRound(
                     TrainingAtSite(model, method, site),
+                    mechanism_of(config).announced_units(site.number_of_units),
                     noise(config, site),
                     quantiser.quantise,
                     quantiser.quantise_parts,

@@ -82,13 +82,16 @@ def read_json(content: str | bytes, *, nan: bool = False) -> Any:
         `MAX_DEPTH`.
     """
     text = content if isinstance(content, str) else str(content, "utf-8")
+    if not text.isascii():
+        text.encode()
     try:
         value = json.loads(
             text, object_pairs_hook=_object, parse_constant=_none if nan else _refuse_constant
         )
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    _check(value, MAX_DEPTH)
+    # Text that is UTF-8 has half of a surrogate pair in such escapes alone.
+    _check(value, MAX_DEPTH, strings="\\ud" in text or "\\uD" in text)
     return value
 
 
@@ -115,9 +118,10 @@ def _none(name: str) -> None:
     return None
 
 
-def _check(value: Any, depth: int) -> None:
+def _check(value: Any, depth: int, strings: bool) -> None:
+    """Look at a value and all inside it; at strings where they have to be looked at."""
     if isinstance(value, str):
-        if not value.isascii():
+        if strings:
             value.encode()
     elif isinstance(value, float):
         if not math.isfinite(value):
@@ -128,11 +132,12 @@ def _check(value: Any, depth: int) -> None:
     elif isinstance(value, dict | list):
         if depth == 0:
             raise ValueError("nested too deeply")
-        if isinstance(value, dict):
+        if strings and isinstance(value, dict):
             for key in value:
-                _check(key, depth)
+                key.encode()
         for inner in value.values() if isinstance(value, dict) else value:
-            _check(inner, depth - 1)
+            if strings or not isinstance(inner, str):
+                _check(inner, depth - 1, strings)
 
 
 def from_hex(text: object, size: int | None = None) -> bytes:
@@ -178,7 +183,7 @@ def signing_bytes(label: str, *bodies: bytes | str | int) -> bytes:
     Parameters
     ----------
     label : str
-        Type and version of the statement, such as "fedllm.survivors.v2".
+        Type and version of the statement, such as "fedllm.survivors.v3".
     bodies : bytes, str or int
         What it says, in an order that the type fixes; text as UTF-8, numbers in decimal.
     """

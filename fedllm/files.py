@@ -77,7 +77,7 @@ def explained(error: BaseException) -> BaseException:
 
 
 @contextmanager
-def atomic_file(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, mode: int = 0o644, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a temporary file that replaces ``path`` only when the block ends well.
 
     Parameters
@@ -86,6 +86,8 @@ def atomic_file(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
         The file to replace; its folder is created.
     mode : int
         Permission bits of the new file.
+    durable : bool
+        Whether it is on disk when the block has ended, or when the system writes it.
 
     Raises
     ------
@@ -102,10 +104,12 @@ def atomic_file(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         temporary.chmod(mode)
         temporary.replace(path)
-        _sync_directory(path.parent)
+        if durable:
+            _sync_directory(path.parent)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
@@ -116,21 +120,21 @@ def atomic_file(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
         raise
 
 
-def write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Replace ``path`` by ``content``, durably; see `atomic_file` for the errors."""
-    with atomic_file(path, mode) as stream:
+def write_bytes(path: Path, content: bytes, mode: int = 0o644, durable: bool = True) -> None:
+    """Replace ``path`` by ``content``; see `atomic_file`."""
+    with atomic_file(path, mode, durable) as stream:
         stream.write(content)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace ``path`` by ``value`` as indented JSON, durably; NaN is refused.
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
+    """Replace ``path`` by ``value`` as indented JSON; NaN is refused. See `atomic_file`.
 
     What would steer a terminal stands in it as JSON's own escapes.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str)
     if not text.replace("\n", "").isprintable():
         text = "".join(json.dumps(c)[1:-1] if is_hidden(c) and c != "\n" else c for c in text)
-    write_bytes(path, text.encode() + b"\n")
+    write_bytes(path, text.encode() + b"\n", durable=durable)
 
 
 @contextmanager
@@ -224,8 +228,8 @@ def missing_end(path: Path) -> bytes:
         return b""
 
 
-def append_line(path: Path, line: str) -> None:
-    """Append one line and force it to disk.
+def append_line(path: Path, line: str, durable: bool = True) -> None:
+    """Append one line and, if it is to be ``durable``, force it to disk.
 
     Raises
     ------
@@ -239,7 +243,8 @@ def append_line(path: Path, line: str) -> None:
             try:
                 stream.write(missing_end(path) + line.encode() + b"\n")
                 stream.flush()
-                os.fsync(stream.fileno())
+                if durable:
+                    os.fsync(stream.fileno())
             except OSError:
                 with suppress(OSError):
                     os.truncate(path, start)

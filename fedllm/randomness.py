@@ -96,13 +96,19 @@ class RandomStream:
 
         Each is the scaled sum of ``parts`` independent Box-Muller normals, which leaves an
         attacker on the floating-point grid far too many pre-images to search (Holohan and
-        Braghin 2021, "Secure random sampling in differential privacy").
+        Braghin 2021, "Secure random sampling in differential privacy"). No two numbers share
+        one: four that were mixed from the same four could be taken apart again.
         """
-        total = np.zeros(count, dtype=np.float64)
         pairs = (count + 1) // 2
+        total = np.zeros(2 * pairs, dtype=np.float64)
+        cosines, sines = total[:pairs], total[pairs:]
         for _ in range(parts):
-            radius = np.sqrt(-2.0 * np.log1p(-self.uniform(pairs)))
-            angle = 2.0 * np.pi * self.uniform(pairs)
-            both = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
-            total += both[:count]
-        return total / np.sqrt(parts)
+            # One minus a multiple of 2**-53 is exact, and above zero.
+            radius = np.sqrt(-2.0 * np.log(1.0 - self.uniform(pairs)))
+            # Cosine and sine of an angle from the tangent of its half: one function, not two.
+            tangent = np.tan(np.pi * (self.uniform(pairs) - 0.5))
+            square = tangent * tangent
+            radius /= 1.0 + square
+            cosines += radius * (1.0 - square)
+            sines += 2.0 * radius * tangent
+        return total[:count] / np.sqrt(parts)

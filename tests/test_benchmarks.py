@@ -11,18 +11,20 @@ import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 # Modules that benchmarks use; the package of `released_platform.py` is not installed here.
-HELPERS = {"plain_llama", "released_platform"}
+HELPERS = {"plain_llama", "protocol_cohort", "protocol_round", "released_platform"}
 RATIO = {
     "deployment": r"times plain Flower's round looking as often",
     "discrete_noise": r"times NumPy's normals",
     "encryption": r"packed / bfv-16: bytes \d",
+    "poisoning": r"local +10 +signal( +\d+\.\d){4}",
     "pretraining": r"fedllm, adamw .* ratio \d",
     "pretraining_quality": r"ratio to the best plain loop \d",
     "privacy_utility": r"CPU of round over plain step +\d",
     "private_step": r"takes \d\S* times the CPU time",
+    "protocol": r"times fp32 \|\n.*\n(\| 1k \| \d.* \d+\.\d\d \|\n){2}",
     "round": r"encrypted / clear +\d",
 }
-NEEDS_DATA = {"discrete_noise", "privacy_utility"}
+NEEDS_DATA = {"discrete_noise", "poisoning", "privacy_utility"}
 
 
 def test_no_benchmark_is_left_out():
@@ -45,3 +47,18 @@ def test_runs_quickly_and_prints_a_ratio(name, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(RATIO[name], done.stdout), done.stdout
+
+
+@pytest.mark.slow
+def test_the_protocol_is_compared_with_another_checkout(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "protocol.py"), "--quick", "--against"]
+    done = subprocess.run(
+        [*command, str(BENCHMARKS.parent)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    ratios = re.findall(r"^\| 1k \|.* (\d+\.\d\d) \|$", done.stdout, re.MULTILINE)
+    assert "other / this" in done.stdout and len(ratios) == 2, done.stdout
+    # Not the code that is installed in place of the one that was asked for.
+    (tmp_path / "fedllm").mkdir()
+    refused = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert refused.returncode != 0 and "which is not of" in refused.stderr, refused.stderr[-2000:]

@@ -71,6 +71,8 @@ def test_what_json_cannot_say_has_no_form(value):
         b"1" * 5000,
         b'"\\ud800"',
         b'{"\\udfff": 1}',
+        b'{"a": [{"b": ["c", "\\uDc00"]}]}',
+        '["\ud800"]',
         b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1),
         b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
         "\ud800",

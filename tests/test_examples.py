@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -107,10 +108,35 @@ def test_what_scripts_read_from_commands_is_there(outputs):
         assert said in done.stdout
 
 
-def test_what_scripts_look_for_in_files_is_there(tmp_path):
-    (pattern,) = re.findall(
-        r'grep -q "(.*)" .*metrics\.jsonl', (EXAMPLES / "deployment/run.sh").read_text()
-    )
-    append_report(tmp_path / "metrics.jsonl", RoundReport(round=3, sites=2))
-    expected = pattern.replace('\\"', '"').replace("$1", "3")
-    assert re.search(expected.replace("{", r"\{"), (tmp_path / "metrics.jsonl").read_text())
+def test_the_deployment_says_how_far_it_is(tmp_path):
+    """The script's own functions, over a run whose rounds come while it sleeps."""
+    script = (EXAMPLES / "deployment/run.sh").read_text()
+    functions = re.search(r"^rounds=.*?^}\nwait_for_round.*?^}\n", script, re.MULTILINE | re.DOTALL)
+    folder = tmp_path / "state" / "runs" / "banks"
+    folder.mkdir(parents=True)
+    lines = []
+    for number in range(3):
+        append_report(tmp_path / "one", RoundReport(round=number, sites=2))
+        lines.append((tmp_path / "one").read_text().splitlines()[-1])
+    (tmp_path / "lines").write_text("\n".join(lines) + "\n")
+    program = f"""
+set -euo pipefail
+here={shlex.quote(str(EXAMPLES / "deployment"))}
+name=banks out={shlex.quote(str(tmp_path))} step=0
+kit() {{ echo "$out"; }}
+sleep() {{ step=$((step + 1)); case $step in 1|40|41)
+  head -n "$((step < 40 ? 1 : step - 38))" "$out/lines" >"$out/state/runs/banks/metrics.jsonl"
+esac; }}
+{functions[0]}
+wait_for_round 2
+finished_round
+"""
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    words = "0 min: {} of 20 rounds are finished, waiting for round 2"
+    assert done.stdout.splitlines() == [words.format(n) for n in (0, 0, 1)] + ["2"]
+
+
+def test_the_deployment_says_first_how_long_it_takes():
+    script = (EXAMPLES / "deployment/run.sh").read_text()
+    assert script.index("ten to twenty minutes on two free cores") < script.index('say "provision')

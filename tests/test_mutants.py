@@ -76,6 +76,10 @@ def test_a_small_program_has_these_mutants_and_no_other() -> None:
     )
 
 
+def test_a_number_that_stays_the_same_is_no_mutant() -> None:
+    assert mutants_of("p", b"x = 1e150\n") == []
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -127,6 +131,15 @@ async def most(): return _MOST
 
 async def later(x):
     return x + 5
+
+class Door:
+    width: int = 7
+
+    def wide(self):
+        return self.width > 8
+
+def door():
+    return Door()
 """
 
 
@@ -139,6 +152,8 @@ async def later(x):
         ("3", {4, 5, 6}, None),
         ("4", {9}, None),
         ("5", {14}, None),
+        ("7", {19, 20, 23}, None),
+        ("8", {20}, None),
     ],
 )
 def test_which_lines_use_what_changes(number: str, lines: set[int], constant: str | None) -> None:
@@ -167,6 +182,37 @@ def test_a_test_that_reads_a_constant_executes_no_line_that_uses_it(tmp_path: Pa
     tests = [running.CoveredTest("reads::it", 2.0, {}), running.CoveredTest("else::x", 1.0, {})]
     mutant = next(m for m in mutants_of("p", USES) if m.first_line == 2)
     assert running.tests_for(mutant, tmp_path, tests) == [tests[0]]
+
+
+def test_what_an_import_executes_is_tried_by_who_reads_it_and_then_by_the_whole_module(
+    tmp_path: Path,
+) -> None:
+    """The import is traced in the first test alone; a class may have no line of its own at all."""
+    (tmp_path / "uses.py").write_bytes(USES)
+    (tmp_path / "other.py").write_text("import uses\n\ndef open():\n    return uses.Door\n")
+    (tmp_path / "test_names.py").write_text("uses.Door()\n")
+    (tmp_path / "test_doors.py").write_text("Doors\n")
+    (tmp_path / "test_uses.py").write_text("")
+    own, other = "uses.py", "other.py"
+    traced: dict[str, tuple[float, dict[str, set[int]]]] = {
+        "test_a.py::method": (8.0, {own: {20}}),
+        "test_a.py::elsewhere": (7.0, {other: {4}}),
+        "test_names.py::names": (6.0, {}),
+        "test_uses.py::own": (5.0, {}),
+        "test_a.py::module": (4.0, {own: {14}}),
+        "test_a.py::imports": (3.0, {own: {17}}),
+        "test_doors.py::nothing": (1.0, {other: {3}}),
+    }
+    tests = [
+        running.CoveredTest(name, seconds, {path: frozenset(n) for path, n in lines.items()})
+        for name, (seconds, lines) in traced.items()
+    ]
+    inside, outside = (
+        next(m for m in mutants_of(own, USES) if m.first_line == line) for line in (20, 17)
+    )
+    assert running.tests_for(inside, tmp_path, tests) == [tests[0]]
+    found = [test.name.partition("::")[2] for test in running.tests_for(outside, tmp_path, tests)]
+    assert found == ["own", "names", "elsewhere", "method", "imports", "module"]
 
 
 def test_what_is_explained_is_still_there() -> None:

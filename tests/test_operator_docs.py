@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -171,6 +172,34 @@ def test_the_image_holds_all_that_the_package_is_made_of():
     assert all("--constraint" in words or "--no-deps" in words for words in installs)
     (entry,) = (line for line in lines if line.startswith("ENTRYPOINT"))
     assert json.loads(entry.removeprefix("ENTRYPOINT "))[0] in project["project"]["scripts"]
+
+
+@pytest.mark.slow
+def test_what_is_collected_with_internet_installs_without(tmp_path):
+    """The page's own lines of pip, for fedllm alone: what it depends on is left out."""
+    text = (REPOSITORY / "docs" / "operators" / "offline.md").read_text()
+    lines = [shlex.split(line) for line in re.findall(r"^.*/bin/(pip .*)$", text, re.MULTILINE)]
+    collect, _, install, _ = lines
+    assert collect[-1].removeprefix(".") == install[-1].removeprefix("fedllm")
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = re.search(r"\[(.*)\]", collect[-1])[1].split(",")
+    assert set(extras) <= set(project["optional-dependencies"])
+    assert all("--no-index" in line for line in lines if line[1] == "install")
+    pinned = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    assert all(line[-1] in pinned for line in lines if line not in (collect, install))
+
+    def pip(line: list[str], *more: str) -> None:
+        given = [str(tmp_path / "wheels") if word == "wheels" else word for word in line[1:]]
+        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *given, *more]
+        done = subprocess.run(
+            command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+    # The builder is in this environment; a page's reader lets pip fetch it.
+    pip(collect, "--no-deps", "--no-build-isolation", "--no-index")
+    pip(install, "--no-deps", "--target", str(tmp_path / "there"))
+    assert (tmp_path / "there" / "fedllm_server" / "app.py").exists()
 
 
 def test_the_commands_of_the_image_are_those_of_the_package():

@@ -43,6 +43,28 @@ def test_normal_numbers_follow_the_normal_distribution(parts: int) -> None:
     assert abs(halves) < 0.015
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 1000])
+def test_normal_numbers_are_sums_of_box_muller_pairs(count: int) -> None:
+    stream, pairs = RandomStream.seeded(6), (count + 1) // 2
+    expected = np.zeros(2 * pairs)
+    for _ in range(4):
+        radius = np.sqrt(-2 * np.log1p(-stream.uniform(pairs)))
+        # Half a turn on, as good as any.
+        angle = 2 * np.pi * stream.uniform(pairs) - np.pi
+        expected += np.concatenate([radius * np.cos(angle), radius * np.sin(angle)]) / 2
+    found = RandomStream.seeded(6).normal(count)
+    np.testing.assert_allclose(found, expected[:count], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("end", [0.0, 0.25, 0.5, 0.75, 1 - 2.0**-53])
+def test_normal_numbers_are_finite_at_the_ends_of_the_uniform_ones(end: float, monkeypatch) -> None:
+    for radius in (0.0, 1 - 2.0**-53):
+        drawn = iter([np.array([radius]), np.array([end])])
+        monkeypatch.setattr(RandomStream, "uniform", lambda *_, drawn=drawn: next(drawn))
+        found = RandomStream.secure().normal(2, parts=1)
+        assert np.linalg.norm(found) == pytest.approx(np.sqrt(-2 * np.log(1 - radius)), abs=1e-12)
+
+
 def test_below_is_uniform_even_where_a_remainder_would_favour_small_numbers() -> None:
     bound = 3 * 2**62
     sample = RandomStream.seeded(3).below(bound, 30_000)

@@ -9,7 +9,17 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedllm.federation.authority.authority import Authority
-from fedllm.federation.protocol.messages import Join, OpenRound, OpenSum, Settle, Train, Unmask
+from fedllm.federation.protocol.messages import (
+    Draw,
+    Join,
+    OpenRound,
+    OpenSum,
+    Ready,
+    Recover,
+    Settle,
+    Train,
+    Unmask,
+)
 from fedllm.federation.protocol.wire import Wire
 from fedllm.federation.transport.flower import answer
 
@@ -33,9 +43,17 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
     def join(message: Message, context: Context) -> Message:
         return _answer(message, Join, site_of(context).join)
 
+    @app.query("draw")
+    def draw(message: Message, context: Context) -> Message:
+        return _answer(message, Draw, site_of(context).draw)
+
     @app.train("round")
     def train(message: Message, context: Context) -> Message:
         return _answer(message, Train, site_of(context).train)
+
+    @app.query("ready")
+    def ready(message: Message, context: Context) -> Message:
+        return _answer(message, Ready, site_of(context).ready)
 
     @app.query("settle")
     def settle(message: Message, context: Context) -> Message:
@@ -44,6 +62,10 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
     @app.query("unmask")
     def unmask(message: Message, context: Context) -> Message:
         return _answer(message, Unmask, site_of(context).unmask)
+
+    @app.query("recover")
+    def recover(message: Message, context: Context) -> Message:
+        return _answer(message, Recover, site_of(context).recover)
 
     return app
 

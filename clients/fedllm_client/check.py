@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from fedllm.config import SitePolicy, Task, load_site_policy
 from fedllm.data.records import Record
-from fedllm.errors import ConfigError, FedllmError, RefusedError
+from fedllm.errors import BudgetError, ConfigError, FedllmError, RefusedError
 from fedllm.identity.kits import Kit, read_kit
 from fedllm.tasks import task_of
 from fedllm_client.checking import CheckResult, DoubtError, SkippedError, carry_out
@@ -139,17 +139,26 @@ class _SiteCheck:
 
     def policy(self) -> str:
         self._policy = policy = load_site_policy(self._policy_path)
+        sites = policy.allow.min_cohort
+        if self._kit:
+            # Before so many have joined no round begins, which `roster` says.
+            sites = max(len(self._kit.roster.sites), self._kit.roster.min_cohort)
+        if policy.allow.min_cohort > sites:
+            raise RefusedError(
+                f"allow.min_cohort is {policy.allow.min_cohort}, and the federation has {sites} "
+                "sites: this site will refuse every round",
+                "wait for more sites, or lower allow.min_cohort",
+            )
+        if policy.allow.colluders and policy.allow.colluders + 2 > sites:
+            raise RefusedError(
+                f"allow.colluders is {policy.allow.colluders}, which takes sums of two sites more, "
+                f"and the federation has {sites} sites: this site will refuse every round",
+                "wait for more sites, or lower allow.colluders",
+            )
         if self._policy_path.stat().st_mode & 0o022:
             raise DoubtError(
                 "other users of this machine can change the policy",
                 f"run: chmod go-w {self._policy_path}",
-            )
-        sites = len(self._kit.roster.sites) if self._kit else policy.allow.min_cohort
-        if policy.allow.min_cohort > sites:
-            raise DoubtError(
-                f"allow.min_cohort is {policy.allow.min_cohort}, and the roster has {sites} "
-                "sites: this site will refuse every round",
-                "wait for more sites, or lower allow.min_cohort",
             )
         if policy.allow.min_cohort == 1:
             raise DoubtError(
@@ -157,9 +166,13 @@ class _SiteCheck:
                 "coordinator then sees",
                 "set allow.min_cohort to 2, or to as many as were agreed on",
             )
+        against_all = policy.budget.colluders_epsilon
+        unlimited = "not limited (budget.colluders_epsilon is not set)"
         return (
             f"at most epsilon {policy.budget.epsilon:g} at delta {policy.budget.delta:g}, sums "
-            f"of at least {policy.allow.min_cohort} sites"
+            f"of at least {policy.allow.min_cohort} sites; what everyone else together could learn "
+            f"where noise is shared is "
+            + (unlimited if against_all is None else f"at most epsilon {against_all:g}")
         )
 
     def data(self) -> str:
@@ -202,7 +215,10 @@ class _SiteCheck:
             own = _needed(self._policy, "the policy").model
             path = own.path if own is not None else None
         if path is None:
-            raise SkippedError("no base model is named", "add [model] path to the policy")
+            raise ConfigError(
+                "the policy names no base model, without which the client does not start",
+                "add [model] path to the policy",
+            )
         return check_training(path, self._policy.allow.models if self._policy else ())
 
 
@@ -244,7 +260,7 @@ def _check_ledger(kit: Kit, policy: SitePolicy) -> str:
     unit: Unit = "record" if policy.data is None or policy.data.unit is None else "person"
     others = {charge.unit for charge in state.charges(name)} - {unit}
     if others:
-        raise DoubtError(
+        raise RefusedError(
             f"{found.head.sequence} entries hold; they protect each {others.pop()}, and by the "
             f"policy's data.unit each {unit} is to be protected",
             "set data.unit as it was: any run with a ceiling will be refused",
@@ -255,8 +271,13 @@ def _check_ledger(kit: Kit, policy: SitePolicy) -> str:
         f"{found.head.sequence} entries hold; epsilon {epsilon_text(spent)} of "
         f"{policy.budget.epsilon:g} is spent"
     )
+    if spent >= policy.budget.epsilon:
+        raise BudgetError(
+            f"{text}: nothing is left, and this site will refuse every private run",
+            "stop here, or let whoever answers for the records decide on a larger budget.epsilon",
+        )
     if spent >= 0.9 * policy.budget.epsilon:
-        raise DoubtError(text, "little or nothing is left; further runs will be refused")
+        raise DoubtError(text, "little is left: runs that ask for more will be refused")
     return text
 
 

@@ -53,6 +53,8 @@ class SimulatedSites:
             ledger=self.home / names.LEDGERS / f"{name}.sqlite",
             memory=self.home / names.LEDGERS / f"{name}.memory.json",
             log=self.folder / names.SITES / f"{name}.jsonl",
+            # Ledgers of their own folder outlive the run, and keep every guarantee.
+            at_once=self.home != self.folder,
         )
 
     def keys(self, name: str) -> Path:

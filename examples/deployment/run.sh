@@ -3,6 +3,8 @@
 # and the coordinator on the way (kill -9), finish, check every ledger.
 #
 #   examples/deployment/run.sh [FOLDER]          needs a folder that is empty or not there
+#
+# Roughly ten to twenty minutes on two cores, which five parties share.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -45,8 +47,26 @@ nodes = json.load(open(sys.argv[1]))["nodes"]
 sys.exit(sum(n["online"] for n in nodes) < int(sys.argv[2]))' \
     "$(kit coordinator)/state/status.json" "$1"
 }
-finished_round() { grep -q "^{\"round\": $1," "$(kit coordinator)/state/runs/$name/metrics.jsonl"; }
+rounds=$(sed -n 's/^count = //p' "$here/run.toml")
+finished_round() { # the last one; before there is any, 0
+  local lines
+  lines=$(grep -c '^{"round": [1-9]' "$(kit coordinator)/state/runs/$name/metrics.jsonl" 2>/dev/null) || true
+  echo "${lines:-0}"
+}
+wait_for_round() { # ROUND: says how far the run is after each round, and every half minute
+  local seconds=0 said=-1 now
+  while now=$(finished_round); ((now < $1)); do
+    if ((now != said || seconds % 30 == 0)); then
+      echo "$((SECONDS / 60)) min: $now of $rounds rounds are finished, waiting for round $1"
+      said=$now
+    fi
+    ((seconds++ < 1500)) || { echo "not in time: round $1" >&2; tail -n 5 "$out"/*.log >&2; exit 1; }
+    sleep 1
+  done
+}
 
+echo "This takes roughly ten to twenty minutes on two free cores, longer on slower or busy ones: each"
+echo "of $rounds rounds is computed by all three banks, on the same cores. Ctrl-C stops everybody."
 say "provision a federation of three banks in $out"
 mkdir -p "$out/records"
 sed "/^hosts/a port = $port" "$here/banks.toml" >"$out/federation.toml"
@@ -63,14 +83,14 @@ fedllm server status --kit "$(kit coordinator)"
 
 say "hand over the run"
 fedllm run "$here/run.toml" --kit "$(kit coordinator)" --detach
-wait_for 1500 finished_round 3
+wait_for_round 3
 
 say "kill -9 bank-c in the middle of the run"
 kill -9 "${process[bank-c]}"; wait "${process[bank-c]}" 2>/dev/null || true
-wait_for 1500 finished_round 6
+wait_for_round 6
 say "bank-c comes back"
 start bank-c
-wait_for 1500 finished_round 9
+wait_for_round 9
 
 say "kill -9 the coordinator, and start it again"
 kill -9 "${process[coordinator]}"; wait "${process[coordinator]}" 2>/dev/null || true

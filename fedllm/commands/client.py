@@ -42,8 +42,9 @@ def check(
 
     Tries everything that a run needs, and says what to do where something is wrong: network, clock,
     registration, certificates, records, disk, memory, ledger, and one training step on made-up
-    text. Shows counts, names of columns and labels that look misspelt, never a record. The exit
-    code is 0 if nothing failed, otherwise that of the first failure.
+    text. Shows counts, names of columns and labels that look misspelt, never a record. A setting
+    with which this site would refuse every round has failed, too. The exit code is 0 if nothing
+    failed, otherwise that of the first failure (3: this site would refuse).
     """
     from rich.console import Console
 
@@ -72,10 +73,12 @@ def _print_results(results: list[CheckResult], kit: Path, policy: Path) -> None:
     if failed:
         console.print(f"Not ready: {', '.join(failed)}.")
     else:
+        doubtful = [result.check for result in results if result.state != "ok"]
         command = shlex.join(
             ["fedllm", "client", "start", "--kit", str(kit), "--policy", str(policy)]
         )
-        print(f"Ready: {visible(command)}")
+        see_to = f", but see to {', '.join(doubtful)}" if doubtful else ""
+        print(f"Ready{see_to}: {visible(command)}")
 
 
 @app.command()

@@ -231,10 +231,14 @@ def _account_json(account: AccountReport) -> dict[str, Any]:
         "unit": account.unit,
         "epsilon": _finite(account.spent.value),
         "epsilon_against_colluders": _finite(account.spent_against_colluders.value),
+        "adaptive_epsilon": None
+        if account.spent_adaptively is None
+        else _finite(account.spent_adaptively),
         "ceiling": {
             "epsilon": _finite(ceiling.epsilon),
             "delta": ceiling.delta,
             "colluders_epsilon": _finite(ceiling.colluders_epsilon),
+            "adaptive_epsilon": _finite(ceiling.adaptive_limit("sums")),
         }
         if ceiling
         else None,
@@ -288,6 +292,13 @@ def _print_tables(found: Verification, path: Path) -> None:
             + (f" of {_shown(ceiling.colluders_epsilon)}" if ceiling else ""),
         )
     console.print(accounts)
+    for account in found.accounts:
+        if account.ceiling and account.spent_adaptively:
+            console.print(
+                f"If the coordinator chose each charge by what it had seen, the spent ε of "
+                f"{_account_name(account)} is at most {_shown(account.spent_adaptively)} of "
+                f"{_shown(account.ceiling.adaptive_limit('sums'))}."
+            )
     runs = table("Run", "Identifier", "Account", "Released", "Charged only", "ε of the run alone")
     for account in found.accounts:
         for run in account.runs:

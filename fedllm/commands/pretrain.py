@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import typer
 
+from fedllm.errors import InterruptedRunError
 from fedllm.pretraining.config import load_pretrain_config
 from fedllm.pretraining.folder import check_output
 from fedllm.pretraining.selection import check_corpus
@@ -49,5 +51,13 @@ def pretrain(
     from fedllm.pretraining.run import run_pretraining
     from fedllm.runs.terminal import terminal_observer
 
-    model = run_pretraining(config, folder, [terminal_observer()], resume)
+    try:
+        model = run_pretraining(config, folder, [terminal_observer()], resume)
+    except KeyboardInterrupt:
+        words = ["fedllm", "pretrain", str(run), *(w for one in override for w in ("--set", one))]
+        words += ["--out", str(out)] if out else []
+        raise InterruptedRunError(
+            f"interrupted; text that was read and states that were saved are kept in {folder}",
+            f"go on with: {shlex.join([*words, '--resume'])}",
+        ) from None
     print(model)

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import typer
 
-from fedllm.commands import options
+from fedllm.commands import assumptions, options
 from fedllm.commands.help import CommandGroup
 from fedllm.config import RunConfig, load_run_config
 from fedllm.errors import ConfigError
@@ -39,6 +39,9 @@ class PlanRow:
         For those who see opened sums and the model; None where it is infinite.
     colluders_epsilon : float, optional
         For everyone else colluding against the site; None where it is no other.
+    adaptive_epsilon : float, optional
+        At a site whose ceiling ``epsilon`` is, whatever a coordinator chose the charges by; None
+        where it is infinite.
     """
 
     records: int
@@ -48,6 +51,7 @@ class PlanRow:
     noise_multiplier: float
     epsilon: float | None
     colluders_epsilon: float | None = None
+    adaptive_epsilon: float | None = None
 
 
 @app.callback()
@@ -91,14 +95,15 @@ def plan(
 
     For each number of records and of rounds: how much noise keeps a run within --epsilon. With
     RUN.toml, what that very run will spend at a site of each size, evaluations included, in the
-    eyes of those who see sums and, with shared noise, of everyone else colluding.
+    eyes of those who see sums and, with shared noise, of everyone else colluding. Ends with all
+    that it assumes.
     """
     if run is not None:
         _refuse_beside_a_run(context)
         from fedllm.mechanisms import mechanism_of
 
-        config = load_run_config(run, overrides)
-        planned = _rows_of_run(config, _numbers("--records", records, int))
+        config, sizes = load_run_config(run, overrides), _numbers("--records", records, int)
+        planned = _rows_of_run(config, sizes)
         neighbours = f"one {config.unit} emptied"
         _show(
             planned,
@@ -106,6 +111,7 @@ def plan(
             neighbours,
             json_output,
             plot,
+            assumptions.of_run(config, sizes, _given(context, "records")),
             sites=mechanism_of(config).shares,
         )
         if config.private and not config.encryption.masked and not json_output:
@@ -130,7 +136,19 @@ def plan(
             _numbers("--noise", noise, float) if noise else (),
         )
     ]
-    _show(rows, delta, "one record emptied", json_output, plot, solved=not noise)
+    values = {
+        "epsilon": epsilon,
+        "delta": delta,
+        "records": records,
+        "batch": batch,
+        "rounds": rounds,
+        "steps": steps,
+    }
+    if noise:
+        del values["epsilon"]
+    assumed = {name: value for name, value in values.items() if not _given(context, name)}
+    taken = assumptions.of_options(assumed)
+    _show(rows, delta, "one record emptied", json_output, plot, taken, solved=not noise)
 
 
 # Gradients are clipped: a sum of so many is never longer.
@@ -139,6 +157,20 @@ _BEYOND_USE = (
     "single value of the model is larger than all that the batch can add. Such a run learns next "
     "to nothing, or stops. Plan a larger epsilon, more records or fewer rounds"
 )
+_OPEN_TO_CHOICE = (
+    "WARNING: so few records in a step, under so little noise, cost far more against a coordinator "
+    "that chooses each charge by what it has seen. Sites whose ceiling is no higher than this "
+    "epsilon refuse such a run. Plan larger batches or more steps (docs/privacy-accounting.md)"
+)
+
+
+def _open_to_choice(row: PlanRow) -> bool:
+    """Whether a site whose ceiling the run uses up would refuse it; see `BudgetGuard`."""
+    from fedllm.privacy.accounting.adaptive import adaptive_limit
+
+    if not row.epsilon:
+        return False
+    return row.adaptive_epsilon is None or row.adaptive_epsilon > adaptive_limit(row.epsilon)
 
 
 def _show(
@@ -147,23 +179,33 @@ def _show(
     neighbours: str,
     json_output: bool,
     plot: Path | None,
+    assumed: Sequence[str],
     solved: bool = True,
     sites: int = 1,
 ) -> None:
     if json_output:
-        print(json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False))
+        beside = {"delta": delta, "neighbours": neighbours, "assumptions": list(assumed)}
+        told = [asdict(row) | beside for row in rows]
+        print(json.dumps(told, indent=2, allow_nan=False))
     else:
         _print_table(rows, delta, neighbours)
+        print("Assumptions:", *assumed, sep="\n- ")
         if any(row.noise_multiplier > row.records * row.sampling_rate * sites for row in rows):
             print(_BEYOND_USE)
+        if any(map(_open_to_choice, rows)):
+            print(_OPEN_TO_CHOICE)
     if plot:
         _draw(rows, plot, delta, solved=solved)
 
 
+def _given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _refuse_beside_a_run(context: typer.Context) -> None:
     for name in ("epsilon", "delta", "batch", "rounds", "steps", "noise"):
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if _given(context, name):
             raise ConfigError(
                 f"--{name} does not go with a RUN.toml, which says it itself",
                 "change a key of the run with --set, e.g. --set privacy.epsilon=3",
@@ -171,17 +213,13 @@ def _refuse_beside_a_run(context: typer.Context) -> None:
 
 
 def _rows_of_run(config: RunConfig, sizes: Sequence[int]) -> list[PlanRow]:
-    from fedllm.mechanisms import mechanism_of
-    from fedllm.privacy.accounting.accountants import epsilon
+    from fedllm.mechanisms import mechanism_of, planned_cost
 
     mechanism = mechanism_of(config)
     rows = []
     for units in sizes:
-        # What discrete noise costs depends on the adapter's length by less than 1e-20.
-        costs = mechanism.planned(units, length=1)
-        seen = [event for cost in costs for event in cost.events]
-        alone = [event for cost in costs for event in cost.alone or cost.events]
-        delta = config.privacy.delta
+        cost = planned_cost(config, units)
+        against_all = cost.colluders_epsilon
         rows.append(
             PlanRow(
                 units,
@@ -189,8 +227,9 @@ def _rows_of_run(config: RunConfig, sizes: Sequence[int]) -> list[PlanRow]:
                 config.rounds.count,
                 config.rounds.count * mechanism.releases_per_round,
                 mechanism.needed_noise(units, 1, ()) or 0.0,
-                _finite(epsilon(seen, delta).value),
-                None if alone == seen else _finite(epsilon(alone, delta).value),
+                _finite(cost.epsilon),
+                None if against_all is None else _finite(against_all),
+                None if cost.adaptive_epsilon is None else _finite(cost.adaptive_epsilon),
             )
         )
     return rows
@@ -218,14 +257,19 @@ def _rows(
     noises: Sequence[float],
 ) -> list[PlanRow]:
     from fedllm.privacy.accounting.accountants import epsilon
+    from fedllm.privacy.accounting.adaptive import adaptive_epsilon
     from fedllm.privacy.accounting.calibration import solve_noise_multiplier
-    from fedllm.privacy.accounting.events import PoissonGaussian
+    from fedllm.privacy.accounting.events import PoissonGaussian, fold
 
     (records, rate), (rounds, steps) = site, length
     rows = []
     for noise in noises or (solve_noise_multiplier(budget, delta, rate, steps),):
-        cost = epsilon([PoissonGaussian(rate, noise, steps)], delta).value
-        rows.append(PlanRow(records, rate, rounds, steps, noise, _finite(cost)))
+        events = [PoissonGaussian(rate, noise, steps)]
+        cost = epsilon(events, delta).value
+        chosen = adaptive_epsilon(fold(events), delta, cost) if 0 < cost < math.inf else cost
+        rows.append(
+            PlanRow(records, rate, rounds, steps, noise, _finite(cost), None, _finite(chosen))
+        )
     return rows
 
 

@@ -11,6 +11,7 @@ from fedllm.commands import options
 from fedllm.commands.base_model import with_base_model
 from fedllm.config import load_run_config
 from fedllm.errors import ConfigError, InterruptedRunError
+from fedllm.visible import visible
 
 
 def run(
@@ -58,6 +59,8 @@ def run(
         folder = jobs.submit(kit.absolute(), with_base_model(config), resume)
     if not is_held(jobs.coordinator_lock(kit)):
         typer.echo(f"no coordinator is running: fedllm server start --kit {kit}", err=True)
+    elif not follow and (words := jobs.who_is_connected(kit)):
+        typer.echo(visible(f"{words}; the run needs {config.rounds.min_sites} sites"), err=True)
     if not detach:
         _watch(folder, json_output)
     elif json_output:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from enum import StrEnum
 from pathlib import Path
 
@@ -54,8 +55,8 @@ def simulate(
     folder = out or Path("runs") / config.name
     # Before a base model is pretrained for it.
     check_folder(folder, resume)
-    config = with_base_model(config)
     try:
+        config = with_base_model(config)
         summary = run_simulation(
             config,
             folder,
@@ -74,9 +75,30 @@ def simulate(
         raise InterruptedRunError(
             f"interrupted; finished rounds are kept in {folder}, a round that was begun stays "
             "charged",
-            "go on with the same command and --resume",
+            f"go on with: {_resuming(run, override, out, engine, policy, ledgers)}",
         ) from None
     if json_output:
         print(json.dumps(summary.model_dump(mode="json"), indent=2))
     else:
         print(summary.describe(folder))
+
+
+def _resuming(
+    run: Path,
+    overrides: list[str],
+    out: Path | None,
+    engine: Engine,
+    policy: Path | None,
+    ledgers: Path | None,
+) -> str:
+    """Return the command that goes on with a run, whole: without its policy it would be another."""
+    words = ["fedllm", "simulate", str(run)]
+    for override in overrides:
+        key, _, value = override.partition("=")
+        # A database's address may hold a password.
+        words += ["--set", f"{key}=..." if "://" in value else override]
+    given = {"--out": out, "--policy": policy, "--ledgers": ledgers}
+    for option, path in given.items():
+        words += [option, str(path)] if path is not None else []
+    words += ["--engine", engine.value] if engine is not Engine.inprocess else []
+    return shlex.join([*words, "--resume"])

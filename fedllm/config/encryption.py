@@ -24,14 +24,22 @@ class EncryptionSection(Section):
         schemes cannot have them. Without them each update must be private by itself, so
         ``privacy.noise = "distributed"`` demands them.
     recover_dropouts : bool
-        With masks, finish a round without the sites that failed in it, at the price of two
-        more short exchanges a round. Otherwise such a round is repeated and charged again.
+        With masks, finish a round without the sites that failed in it, and with those that went
+        away once all had agreed on the sum, at the price of two more short exchanges a round.
+        Otherwise such a round is repeated and charged again.
+    colluding_share : float
+        In cohorts of more than 200 sites, in which each site shares masks with some others alone:
+        part of the cohort that may be in league with coordinator and key authority.
+    lost_share : float
+        In such cohorts, part that may be missing from a sum without costing the attempt.
     """
 
     scheme: Literal["bfv", "ckks", "none"] = "bfv"
     bits: Annotated[int, Field(ge=4, le=24)] = 16
     masks: bool | None = None
     recover_dropouts: bool = True
+    colluding_share: Annotated[float, Field(ge=0, le=0.5)] = 0.2
+    lost_share: Annotated[float, Field(ge=0, le=0.5)] = 0.1
 
     @model_validator(mode="after")
     def _masks_need_modular_arithmetic(self) -> Self:

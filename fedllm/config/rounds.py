@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fedllm.config.section import PositiveFloat, PositiveInt, Section
+from fedllm.limits import MAX_SITES
 
 
 class RoundsSection(Section):
@@ -18,11 +19,11 @@ class RoundsSection(Section):
         Rounds of the run, at most 99,999.
     min_sites : int
         A round with fewer finished sites fails; at least 2, since the sum of one site's update
-        is that update.
+        is that update; at most 16,384.
     sites : int, optional
         So many of the sites that take part, drawn anew each time, are in a round; all when
-        left out. Saves time and traffic; no privacy is claimed for the draw, which the
-        coordinator knows.
+        left out; at most 16,384. Saves time and traffic; no privacy is claimed for the draw,
+        which the coordinator knows.
     optimizer : {"average", "momentum", "adam"}
         What is done with the mean of the sites' updates (Reddi et al. 2021).
     learning_rate : float
@@ -35,18 +36,23 @@ class RoundsSection(Section):
         How long a round waits for a site.
     evaluate_every : int
         Rounds between two evaluations on the public test file.
+    rollback_rise : float
+        Where an evaluation on the public test file gives a loss that is more than this above the
+        best so far (nats), the run goes on from the last adapter that was not rolled back; 0 for
+        never. What the rounds between cost stays charged.
     """
 
     # Five digits name a checkpoint.
     count: Annotated[int, Field(ge=1, le=99_999)] = 10
-    min_sites: Annotated[int, Field(ge=2)] = 2
-    sites: PositiveInt | None = None
+    min_sites: Annotated[int, Field(ge=2, le=MAX_SITES)] = 2
+    sites: Annotated[int, Field(ge=1, le=MAX_SITES)] | None = None
     optimizer: Literal["average", "momentum", "adam"] = "average"
     learning_rate: PositiveFloat = 1.0
     head_learning_rate: PositiveFloat | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     timeout_s: PositiveFloat = 3600.0
     evaluate_every: PositiveInt = 1
+    rollback_rise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
 
     @model_validator(mode="after")
     def _a_round_can_be_opened(self) -> Self:

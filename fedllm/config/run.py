@@ -16,6 +16,8 @@ from fedllm.config.rounds import RoundsSection
 from fedllm.config.section import Section, Task
 from fedllm.config.task import smallest_unit, trains_a_head
 from fedllm.config.training import TrainingSection
+from fedllm.errors import ConfigError
+from fedllm.limits import MAX_SITES
 
 
 class RunConfig(Section):
@@ -89,6 +91,27 @@ class RunConfig(Section):
                 "raise the second"
             )
         return self
+
+    def require_room(self, sites: int) -> None:
+        """Refuse a run whose largest sum would hold more sites than any parameters have room for.
+
+        Parameters
+        ----------
+        sites : int
+            Those that take part.
+
+        Raises
+        ------
+        ConfigError
+            If a round, or an evaluation at the sites, would have too many.
+        """
+        drawn = self.rounds.sites is not None and not self.evaluation.every
+        if sites > MAX_SITES and not drawn:
+            raise ConfigError(
+                f"{sites} sites take part, and one sum holds at most {MAX_SITES}",
+                f"set rounds.sites = {MAX_SITES} or less, so that each round is for some of them, "
+                "without evaluation.every",
+            )
 
     def _sends_one_gradient(self) -> None:
         if self.training.local_steps != 1:

@@ -22,6 +22,8 @@ class BudgetSection(Section):
     colluders_epsilon : float, optional
         The same for what everyone else could learn together, who then know all noise but
         the site's own share (distributed noise). Left out, it is written down but not limited.
+        `fedllm privacy plan RUN.toml` shows what a run takes; a ceiling a little above the sum of
+        the runs that are wanted keeps others out.
     account : str, optional
         The site's word that nobody whom ``data.unit`` names in this source is in a source of
         another account; such accounts have budgets of their own. Nothing checks it. Left out,
@@ -60,6 +62,13 @@ class AllowSection(Section):
         So many other sites may be in league with the coordinator and the key authority: two
         more than them have to be in every sum that may be opened, and shared noise has to count
         on them (``privacy.colluders``).
+    colluding_share : float
+        The same in cohorts of more than 200 sites, as a part of the cohort: a run whose masks
+        allow for fewer (``encryption.colluding_share``; where all share masks with all,
+        ``rounds.min_sites`` - 2) is refused. What counts is the larger of both keys.
+    lost_share : float
+        In such cohorts, most that may be missing of a sum (``encryption.lost_share``): the more
+        may be, the fewer of a site's neighbours have to be in a sum that it helps to open.
     encryption : {"required", "optional"}
         Whether a run without encryption is refused.
     masks : {"required", "optional"}
@@ -75,6 +84,8 @@ class AllowSection(Section):
     models: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = ()
     min_cohort: Annotated[int, Field(ge=1)] = 2
     colluders: Annotated[int, Field(ge=0)] = 0
+    colluding_share: Annotated[float, Field(ge=0, le=0.5)] = 0.2
+    lost_share: Annotated[float, Field(ge=0, le=0.5)] = 0.1
     encryption: Literal["required", "optional"] = "required"
     masks: Literal["required", "optional"] = "required"
     non_private: bool = False

@@ -18,7 +18,8 @@ class TrainingSection(Section):
         Optimiser steps a site takes in a round.
     batch_size : int
         Expected records of a Poisson-sampled batch. With distributed noise it is the
-        public constant that the sum is divided by, for each site.
+        public constant that the sum is divided by, for each site. With local noise and "sgd"
+        a site that expects less than half of it divides by that half.
     sampling_rate : float, optional
         Probability of each record to be in a batch. Left out, a site takes
         ``batch_size`` divided by the number of its records (at most 1).

@@ -10,6 +10,7 @@ from fedllm.data.columns import ColumnMap, Row
 from fedllm.data.text_files import opened
 from fedllm.data.values import NOT_UTF8, Unreadable
 from fedllm.errors import DataError
+from fedllm.extras import remedy_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -32,7 +33,7 @@ def parquet_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
     except ImportError:
         raise DataError(
             f"{path}: reading Parquet needs the package pyarrow",
-            "pip install 'fedllm[parquet]'",
+            remedy_of("parquet"),
         ) from None
     del pyarrow
     number = 0

@@ -20,6 +20,7 @@ from fedllm.data.columns import ColumnMap, Row
 from fedllm.data.query import single_select
 from fedllm.data.values import text_or_unreadable
 from fedllm.errors import DataError
+from fedllm.extras import remedy_of
 
 _FETCH_ROWS = 2000
 _CONNECT_TIMEOUT_S = 10
@@ -177,7 +178,7 @@ def _engine(url: URL) -> Engine:
     except (ModuleNotFoundError, NoSuchModuleError):
         raise DataError(
             f"{_shown(url)}: the driver of '{url.drivername}' is not installed",
-            "write postgresql+psycopg:// and run: pip install 'fedllm[postgres]'",
+            f"write postgresql+psycopg://, and {remedy_of('postgres')}",
         ) from None
 
 

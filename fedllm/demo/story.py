@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,10 +23,10 @@ from fedllm.config import (
     TrainingSection,
 )
 from fedllm.demo.corpus import DemoData, DemoSize, Question, make_demo_data
+from fedllm.demo.folder import claim
 from fedllm.demo.lexicon import HOSPITALS, WARDS
 from fedllm.demo.measuring import examples, measure
 from fedllm.demo.telling import Teller
-from fedllm.errors import ConfigError
 from fedllm.files import write_bytes
 from fedllm.pretraining.config import (
     CorpusSection,
@@ -37,14 +36,14 @@ from fedllm.pretraining.config import (
     TokenizerSection,
 )
 from fedllm.privacy.accounting.words import epsilon_text
+from fedllm.runs.names import RUN_TOML
 from fedllm.runs.record import read_run_folder
 from fedllm.tasks.instruction import Instruction
 
-Pretrain = Callable[[PretrainConfig, Path], Path]
-Simulate = Callable[[RunConfig, Path], Any]
+Pretrain = Callable[[PretrainConfig, Path, bool], Path]
+Simulate = Callable[[RunConfig, Path, bool], Any]
 
 _TASK = Instruction()
-_MARK = "made-by-fedllm-demo"
 _MAX_LENGTH = 56
 
 
@@ -70,6 +69,11 @@ class DemoSettings:
         Questions whose answers are shown.
     threads : int, optional
         CPU threads; all cores when left out.
+    telling : bool
+        Whether that is enough to learn from. Otherwise the models are measured, to show that it
+        works, and no figure of them is shown: it would be one of chance.
+    length : str
+        How long it takes, in words.
     """
 
     size: DemoSize = field(default_factory=DemoSize)
@@ -80,6 +84,8 @@ class DemoSettings:
     candidates: int = 256
     shown: int = 3
     threads: int | None = None
+    telling: bool = True
+    length: str = "five to ten minutes on two free cores"
 
 
 FULL = DemoSettings()
@@ -89,6 +95,8 @@ QUICK = DemoSettings(
     rounds=3,
     batch_size=64,
     candidates=32,
+    telling=False,
+    length="about a minute on two free cores",
 )
 
 
@@ -179,6 +187,7 @@ def tell(
     simulate: Simulate,
     teller: Teller,
     seed: int = 0,
+    resume: bool = False,
 ) -> Path:
     """Run the whole demo.
 
@@ -189,13 +198,17 @@ def tell(
     settings : DemoSettings
         `FULL` or `QUICK`.
     pretrain : callable
-        Takes a configuration and a folder, returns the checkpoint's folder.
+        Takes a configuration, a folder, and whether to go on with what is there; returns the
+        checkpoint's folder.
     simulate : callable
-        Takes a configuration and a run folder, and leaves the finished run there.
+        Takes a configuration, a run folder, and whether to go on with the run in it; leaves the
+        finished run there.
     teller : Teller
         Hears what happens.
     seed : int
         Of the made-up data and the models' first values; noise and sampling stay secret.
+    resume : bool
+        Go on with the demo in ``out`` instead of replacing it.
 
     Returns
     -------
@@ -205,17 +218,17 @@ def tell(
     Raises
     ------
     ConfigError
-        If ``out`` holds something else.
+        If ``out`` holds something else, or no demo to go on with.
     FedllmError
         If a step fails.
     """
     started = time.perf_counter()
-    _claim(out)
+    claim(out, not settings.telling, resume)
     data = make_demo_data(out / "data", seed, settings.size)
-    _introduce(teller, data, settings)
+    _introduce(teller, data, settings, out)
 
     teller.chapter("2. Pretraining on public text")
-    model = pretrain(pretraining_config(data, settings, seed), out / "base")
+    model = pretrain(pretraining_config(data, settings, seed), out / "base", resume)
 
     def configure(name: str, epsilon: float | None) -> RunConfig:
         return run_config(name, model, data, settings, epsilon, seed)
@@ -223,44 +236,55 @@ def tell(
     def judge(
         name: str, config: RunConfig, private: bool | None, adapter: Path | None
     ) -> _Measured:
+        teller.say(f"Asking it {len(data.questions)} questions, and for the secrets.")
         shared = _TASK.load_model(config)
         if adapter is not None:
             shared.load_adapter(adapter)
         answering = _TASK.answering()(shared, _MAX_LENGTH)
-        return _Measured(*measure(answering, data, name, private, settings.candidates, seed))
+        found = _Measured(*measure(answering, data, name, private, settings.candidates, seed))
+        teller.say(_in_words(found, data, settings.telling))
+        return found
+
+    def train(config: RunConfig, folder: Path) -> None:
+        simulate(config, folder, resume and (folder / RUN_TOML).exists())
 
     private, twin = configure("demo-private", settings.epsilon), configure("demo-twin", None)
     before = judge("before training", private, None, None)
-    teller.say(_in_words(before, data))
 
     teller.chapter(f"3. Fine-tuning across hospitals, private (epsilon {settings.epsilon:g})")
-    simulate(private, out / "private")
+    train(private, out / "private")
     released = judge("released (private)", private, True, out / "private" / "adapter")
-    teller.say(_in_words(released, data))
 
     teller.chapter("4. The same without privacy, for comparison only")
     teller.say("No noise, no clipping, and every record counts, whoever it belongs to.")
-    simulate(twin, out / "twin")
+    train(twin, out / "twin")
     leaking = judge("twin (no privacy)", twin, False, out / "twin" / "adapter")
-    teller.say(_in_words(leaking, data))
 
     comparison = _compare(data, settings, [before, leaking, released])
-    save_comparison(comparison, out / "private")
+    if settings.telling:
+        save_comparison(comparison, out / "private")
     report = _publish(out)
-    _conclude(teller, out, comparison, time.perf_counter() - started, report)
+    teller.chapter("5. What came out")
+    _show_examples(teller, comparison)
+    if settings.telling:
+        _show_figures(teller, comparison)
+    else:
+        teller.say(
+            "Three rounds teach a model nothing, so its answers are noise and no figure of the "
+            "models is shown: this demo shows that all parts work. `fedllm demo` without --quick "
+            "shows what they do."
+        )
+    _show_spending(teller, out)
+    teller.say(f"Report: {report}  ({time.perf_counter() - started:.0f} s)")
     return report
 
 
-def _claim(out: Path) -> None:
-    if out.exists() and any(out.iterdir()):
-        if not (out / _MARK).exists():
-            raise ConfigError(f"{out} is not empty and no earlier demo", "choose another --out")
-        shutil.rmtree(out)
-    write_bytes(out / _MARK, b"This folder is replaced by the next demo.\n")
-
-
-def _introduce(teller: Teller, data: DemoData, settings: DemoSettings) -> None:
+def _introduce(teller: Teller, data: DemoData, settings: DemoSettings, out: Path) -> None:
     size = settings.size
+    teller.say(
+        f"This takes {settings.length}, longer on busy ones. Everything is kept in {out}; it may "
+        "be stopped at any time, and --resume goes on."
+    )
     teller.chapter("1. Made-up hospitals")
     teller.say(
         f"Four hospitals ({', '.join(HOSPITALS)}) hold {size.people:,} patients' records each: "
@@ -276,8 +300,10 @@ def _show_question(teller: Teller, question: Question) -> None:
     teller.say(f"A question: {question.prompt}  ->  {question.response}")
 
 
-def _in_words(measured: _Measured, data: DemoData) -> str:
+def _in_words(measured: _Measured, data: DemoData, telling: bool) -> str:
     figures = measured.figures
+    if not telling:
+        return f"{figures.name}: measured; after so short a training its figures tell nothing"
     return (
         f"{figures.name}: right ward {figures.accuracy:.0%} (guessing {1 / len(WARDS):.0%}); "
         f"secrets that come out {figures.extracted} of {len(data.secrets)}; mean exposure "
@@ -303,15 +329,15 @@ def _publish(out: Path) -> Path:
     return report
 
 
-def _conclude(
-    teller: Teller, out: Path, comparison: Comparison, seconds: float, report: Path
-) -> None:
-    teller.chapter("5. What came out")
+def _show_examples(teller: Teller, comparison: Comparison) -> None:
     for example in comparison.examples:
         teller.say(f"Question: {example.prompt}")
         teller.say(f"  right answer: {example.right}")
         for figures, reply in zip(comparison.models, example.answers, strict=True):
             teller.say(f"  {figures.name}: {reply}")
+
+
+def _show_figures(teller: Teller, comparison: Comparison) -> None:
     teller.table(
         ["model", "right ward", "word for word", "secrets out", "ranked first", "exposure (bits)"],
         [
@@ -331,6 +357,8 @@ def _conclude(
         f"Without memorisation the mean is about {comparison.expected_exposure:.2f} bits; "
         f"{comparison.maximum_exposure:.0f} means that every true code ranks first."
     )
+
+
+def _show_spending(teller: Teller, out: Path) -> None:
     spent = read_run_folder(out / "private").epsilon
     teller.table(["hospital", "epsilon spent"], [[s, epsilon_text(e)] for s, e in spent.items()])
-    teller.say(f"Report: {report}  ({seconds:.0f} s)")

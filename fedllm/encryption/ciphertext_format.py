@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.errors import FedllmError
+from fedllm.extras import OFFLINE
 
 # SEALHeader: magic, header size, version major and minor, compression, reserved, total size.
 _HEADER = struct.Struct("<HBBBBHQ")
@@ -79,7 +80,7 @@ def _field(number: int, kind: int, content: bytes) -> bytes:
 def _unknown_layout() -> FedllmError:
     return FedllmError(
         "this TenSEAL writes ciphertexts in a layout that fedllm does not know",
-        "install the pinned version: pip install tenseal==0.3.18",
+        f"install the pinned version: pip install tenseal==0.3.18 ({OFFLINE})",
     )
 
 

@@ -32,11 +32,7 @@ def pack(levels: NDArray[np.uint64], plan: EncryptionPlan) -> NDArray[np.uint64]
     FedllmError
         If there are not P levels or one of them is too large.
     """
-    if levels.shape != (plan.length,) or levels.max() > plan.top_level:
-        raise FedllmError(
-            "levels do not fit the encryption plan",
-            "quantise with the number of bits and the length of the plan",
-        )
+    check_levels(levels, plan)
     columns = plan.slots - 1
     padded = np.zeros(plan.fields_per_slot * columns, dtype=np.uint64)
     padded[: plan.length] = levels
@@ -45,6 +41,21 @@ def pack(levels: NDArray[np.uint64], plan: EncryptionPlan) -> NDArray[np.uint64]
     for place, part in enumerate(padded.reshape(plan.fields_per_slot, columns)):
         slots[:-1] |= part << np.uint64(place * plan.field_bits)
     return slots
+
+
+def check_levels(levels: NDArray[np.uint64], plan: EncryptionPlan) -> None:
+    """Refuse levels (P,) that are not as many as the plan has, or one that is too large.
+
+    Raises
+    ------
+    FedllmError
+        If they do not fit.
+    """
+    if levels.shape != (plan.length,) or levels.max() > plan.top_level:
+        raise FedllmError(
+            "levels do not fit the encryption plan",
+            "quantise with the number of bits and the length of the plan",
+        )
 
 
 def unpack(slots: NDArray[np.uint64], plan: EncryptionPlan, sites: int) -> NDArray[np.uint64]:
@@ -75,7 +86,7 @@ def unpack(slots: NDArray[np.uint64], plan: EncryptionPlan, sites: int) -> NDArr
     if plan.scheme == "ckks":
         return slots[:-1]
     if slots[-1] != sites:
-        raise _wrong_sum()
+        raise wrong_sum()
     mask = np.uint64((1 << plan.field_bits) - 1)
     places = [np.uint64(place * plan.field_bits) for place in range(plan.fields_per_slot)]
     levels = np.concatenate([(slots[:-1] >> place) & mask for place in places])
@@ -85,11 +96,12 @@ def unpack(slots: NDArray[np.uint64], plan: EncryptionPlan, sites: int) -> NDArr
         or levels[plan.length :].any()
         or (slots[:-1] >> top).any()
     ):
-        raise _wrong_sum()
+        raise wrong_sum()
     return levels[: plan.length]
 
 
-def _wrong_sum() -> PeerError:
+def wrong_sum() -> PeerError:
+    """Return the error of an opened sum that is not what it should be."""
     return PeerError(
         "an opened sum is not the sum of the updates it should hold",
         "a site used another key or plan, or masks of a dropped site were not corrected; "

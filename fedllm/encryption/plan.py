@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any, Literal, get_args
 
 from fedllm.canonical import canonical_json, read_object, reading, sha256_hex
+from fedllm.encryption.lattice import LatticeMask, lattice_masks
 from fedllm.encryption.numbers import coefficient_primes, transform_prime
 from fedllm.errors import ConfigError, PeerError
+from fedllm.limits import MAX_SITES
 
 Scheme = Literal["bfv", "ckks", "none"]
 
@@ -20,7 +22,6 @@ Scheme = Literal["bfv", "ckks", "none"]
 SECURITY_BITS = 128
 MODULUS_BITS_LIMIT = {2048: 53, 4096: 106, 8192: 214}
 
-MAX_SITES = 1024
 MAX_LENGTH = 1 << 28
 # Microsoft SEAL allows 60 bits for the plaintext modulus and for one prime.
 _WORD_BITS = 60
@@ -54,15 +55,19 @@ class EncryptionPlan:
     plain_modulus : int
         Modulus t of a slot; 0 for CKKS.
     fields_per_slot, field_bits : int
-        Levels packed in one slot, and the bits that each has, head-room included.
+        Levels packed in one slot, and the bits that each has, head-room included. With a
+        lattice mask, coefficients of its secret.
     slots : int
-        Slots in use, S: the packed levels and one slot that counts updates.
+        Slots in use, S: the packed levels and one slot that counts updates. With a lattice
+        mask, the packed secret alone.
     ciphertexts : int
         Ciphertexts of one update, C.
     scale_bits : int
         Binary logarithm of the CKKS scale; 0 otherwise.
     security_bits : int
         Bits of security of the parameters; 0 for scheme "none".
+    lattice : LatticeMask, optional
+        How the levels are hidden where only a short secret is masked and encrypted.
     """
 
     scheme: Scheme
@@ -79,6 +84,7 @@ class EncryptionPlan:
     ciphertexts: int
     scale_bits: int
     security_bits: int
+    lattice: LatticeMask | None = None
 
     @property
     def top_level(self) -> int:
@@ -103,6 +109,12 @@ class EncryptionPlan:
     @property
     def update_bytes(self) -> int:
         """Length of one update or sum on the wire, without its envelope."""
+        hidden = self.lattice.hidden_bytes if self.lattice else 0
+        return self.ciphertext_bytes + hidden
+
+    @property
+    def ciphertext_bytes(self) -> int:
+        """Length of the ciphertexts of one update or sum, with which it begins."""
         if self.scheme == "none":
             return 8 * self.slots
         widths = sum(prime_width(bits) for bits in self.coeff_bits[:-1])
@@ -114,39 +126,60 @@ class EncryptionPlan:
         return self.update_bytes / (4 * self.length)
 
     def to_bytes(self) -> bytes:
-        """Write the plan as canonical JSON (sorted keys, no spaces, ASCII)."""
-        return canonical_json(asdict(self))
+        """Write the plan as canonical JSON (sorted keys, no spaces, ASCII).
+
+        A plan without a lattice mask does not mention it, as before there were any.
+        """
+        return self._written
+
+    @cached_property
+    def _written(self) -> bytes:
+        values = asdict(self)
+        if self.lattice is None:
+            del values["lattice"]
+        return canonical_json(values)
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> EncryptionPlan:
         """Read a plan, and accept it only if this planner would choose exactly the same.
+
+        Every message of an attempt brings its plan: bytes that were read before are known.
 
         Raises
         ------
         PeerError
             If the bytes are not the canonical form of a plan of this version.
         """
-        with reading(_foreign_plan()):
-            if len(blob) > 4096:
-                raise ValueError
-            values = read_object(bytes(blob))
-            request = {name: values[name] for name in _REQUEST}
-            if any(type(request[name]) is not kind for name, kind in _REQUEST.items()):
-                raise ValueError
-        try:
-            plan = make_plan(**request)
-        except ConfigError:
-            raise _foreign_plan() from None
-        if plan.to_bytes() != bytes(blob):
-            raise _foreign_plan()
-        return plan
+        return _read(bytes(blob))
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the plan's bytes, in hex."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         return sha256_hex(self.to_bytes())
 
 
 _REQUEST = {"scheme": str, "bits": int, "max_sites": int, "length": int, "masked": bool}
+
+
+@lru_cache(maxsize=64)
+def _read(blob: bytes) -> EncryptionPlan:
+    with reading(_foreign_plan()):
+        if len(blob) > 4096:
+            raise ValueError
+        values = read_object(blob)
+        request = {name: values[name] for name in _REQUEST}
+        if any(type(request[name]) is not kind for name, kind in _REQUEST.items()):
+            raise ValueError
+    try:
+        plan = make_plan(**request)
+    except ConfigError:
+        raise _foreign_plan() from None
+    if plan.to_bytes() != blob:
+        raise _foreign_plan()
+    return plan
 
 
 def _foreign_plan() -> PeerError:
@@ -199,6 +232,9 @@ def make_plan(
 ) -> EncryptionPlan:
     """Choose the parameters with the fewest bytes that hold the sum of ``max_sites`` updates.
 
+    A masked vector gets a lattice mask where that takes fewer bytes, and where its secret is
+    shorter than the vector.
+
     Parameters
     ----------
     scheme : {"bfv", "ckks", "none"}
@@ -206,7 +242,7 @@ def make_plan(
     bits : int
         Bits of one quantised parameter, 4 to 24.
     max_sites : int
-        Most updates in one sum, 1 to 1024.
+        Most updates in one sum, 1 to 16,384.
     length : int
         Parameters of the vector.
     masked : bool
@@ -254,7 +290,9 @@ def _planned(
     }
     if scheme == "none":
         return _clear_plan(request)
-    candidates = _ckks_plans(request) if scheme == "ckks" else _bfv_plans(request)
+    candidates = list(_ckks_plans(request) if scheme == "ckks" else _bfv_plans(request))
+    if masked:
+        candidates += _lattice_plans(request)
     best = min(candidates, key=lambda plan: (plan.update_bytes, plan.poly_degree), default=None)
     if best is None:
         raise ConfigError(
@@ -290,34 +328,54 @@ def _clear_plan(request: dict[str, Any]) -> EncryptionPlan:
 
 
 def _bfv_plans(request: dict[str, Any]) -> Iterator[EncryptionPlan]:
-    width = _field_bits(request)
-    for degree in MODULUS_BITS_LIMIT:
+    width, field = _field_bits(request), request["max_sites"] * ((1 << request["bits"]) - 2)
+    for packed in range(1, _WORD_BITS // width + 1):
+        largest_sum = sum(field << (width * place) for place in range(packed))
+        # One slot more counts updates.
+        slots = _slots(request, packed)
+        yield from _in_bfv(request, packed, width, slots, max(largest_sum, request["max_sites"]))
+
+
+def _lattice_plans(request: dict[str, Any]) -> Iterator[EncryptionPlan]:
+    top_level = (1 << request["bits"]) - 2
+    for lattice in lattice_masks(
+        request["length"], request["max_sites"], top_level, MODULUS_BITS_LIMIT
+    ):
+        width = lattice.secret_bits
         for packed in range(1, _WORD_BITS // width + 1):
-            modulus = _plain_modulus(request, degree, packed, width)
-            slots = _slots(request, packed)
-            ciphertexts = -(-slots // degree)
-            coeff_bits = _bfv_coeff_bits(request, degree, modulus, ciphertexts)
-            if modulus and coeff_bits:
-                yield EncryptionPlan(
-                    **request,
-                    poly_degree=degree,
-                    coeff_bits=coeff_bits,
-                    plain_modulus=modulus,
-                    fields_per_slot=packed,
-                    field_bits=width,
-                    slots=slots,
-                    ciphertexts=ciphertexts,
-                    scale_bits=0,
-                    security_bits=SECURITY_BITS,
-                )
+            slots = -(-lattice.degree // packed)
+            largest_sum = (1 << (width * packed)) - 1
+            for plan in _in_bfv(request, packed, width, slots, largest_sum):
+                yield replace(plan, lattice=lattice)
 
 
-def _plain_modulus(request: dict[str, Any], degree: int, packed: int, width: int) -> int:
-    field = request["max_sites"] * ((1 << request["bits"]) - 2)
-    largest_sum = sum(field << (width * place) for place in range(packed))
+def _in_bfv(
+    request: dict[str, Any], packed: int, width: int, slots: int, largest_sum: int
+) -> Iterator[EncryptionPlan]:
+    """Yield the smallest parameters of each ring in which slots up to a largest sum fit."""
+    for degree in MODULUS_BITS_LIMIT:
+        modulus = _plain_modulus(degree, largest_sum)
+        ciphertexts = -(-slots // degree)
+        coeff_bits = _bfv_coeff_bits(request, degree, modulus, ciphertexts)
+        if modulus and coeff_bits:
+            yield EncryptionPlan(
+                **request,
+                poly_degree=degree,
+                coeff_bits=coeff_bits,
+                plain_modulus=modulus,
+                fields_per_slot=packed,
+                field_bits=width,
+                slots=slots,
+                ciphertexts=ciphertexts,
+                scale_bits=0,
+                security_bits=SECURITY_BITS,
+            )
+
+
+def _plain_modulus(degree: int, largest_sum: int) -> int:
     for bits in range(largest_sum.bit_length(), _WORD_BITS + 1):
         modulus = transform_prime(bits, degree)
-        if modulus > largest_sum and modulus > request["max_sites"]:
+        if modulus > largest_sum:
             return modulus
     return 0
 

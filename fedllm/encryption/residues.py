@@ -1,4 +1,4 @@
-"""Residues on the wire: fixed positions, whole bytes, nothing that could lie about a size."""
+"""Residues on the wire: in fixed positions, and nothing that could lie about a size."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fedllm.encryption.lattice import packed_length
 from fedllm.encryption.plan import prime_width
 from fedllm.errors import PeerError
 
@@ -69,3 +70,53 @@ def from_wire(blob: memoryview, primes: Sequence[int], poly_degree: int) -> NDAr
             raise PeerError("a peer sent a residue that is not below its modulus")
         start = stop
     return residues
+
+
+def numbers_to_wire(numbers: NDArray[np.uint64], bits: int) -> bytes:
+    """Write numbers below ``2**bits``: the whole bytes of all, then the bits left of all.
+
+    Parameters
+    ----------
+    numbers : uint64 (count,)
+        Little endian on the wire.
+    bits : int
+        1 to 64.
+    """
+    whole, rest = divmod(bits, 8)
+    octets = numbers.astype("<u8", copy=False).view(np.uint8).reshape(-1, 8)
+    written = octets[:, :whole].tobytes()
+    if rest:
+        left = np.unpackbits(octets[:, whole : whole + 1], axis=1, count=rest, bitorder="little")
+        written += np.packbits(left, bitorder="little").tobytes()
+    return written
+
+
+def numbers_from_wire(blob: memoryview, count: int, bits: int) -> NDArray[np.uint64]:
+    """Read numbers; the whole check of foreign ones.
+
+    Returns
+    -------
+    uint64 (count,)
+        Each below ``2**bits``: there is no way to write more.
+
+    Raises
+    ------
+    PeerError
+        If the length is wrong, or there is something beyond the last bit.
+    """
+    if len(blob) != packed_length(count, bits):
+        raise PeerError("a peer sent hidden levels of the wrong length")
+    whole, rest = divmod(bits, 8)
+    numbers = np.zeros(count, dtype=np.uint64)
+    octets = numbers.view(np.uint8).reshape(count, 8)
+    octets[:, :whole] = np.frombuffer(blob[: count * whole], dtype=np.uint8).reshape(count, whole)
+    if rest:
+        left = np.unpackbits(
+            np.frombuffer(blob[count * whole :], dtype=np.uint8), bitorder="little"
+        )
+        if left[count * rest :].any():
+            raise PeerError("a peer sent hidden levels with something behind them")
+        octets[:, whole] = np.packbits(
+            left[: count * rest].reshape(count, rest), axis=1, bitorder="little"
+        )[:, 0]
+    return numbers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import numpy as np
@@ -13,7 +14,13 @@ from fedllm.canonical import sha256, sha256_hex
 from fedllm.encryption.ciphertext_format import layout_of, new_context
 from fedllm.encryption.flooding import flood_and_round
 from fedllm.encryption.plan import EncryptionPlan
-from fedllm.encryption.residues import from_wire, to_wire, wire_length
+from fedllm.encryption.residues import (
+    from_wire,
+    numbers_from_wire,
+    numbers_to_wire,
+    to_wire,
+    wire_length,
+)
 from fedllm.errors import FedllmError, PeerError, RefusedError
 from fedllm.randomness import RandomStream
 
@@ -65,7 +72,8 @@ class SecretRoundKey:
         Returns
         -------
         uint64 (S,)
-            Summed slots. CKKS sums are flooded and rounded (Li and Micciancio 2021).
+            Summed slots. CKKS sums are flooded and rounded (Li and Micciancio 2021). Levels
+            under a lattice mask stay hidden: `fedllm.encryption.update.opened_levels`.
 
         Raises
         ------
@@ -131,17 +139,18 @@ class PublicRoundKey:
 
     @classmethod
     def from_bytes(cls, plan: EncryptionPlan, public_context: bytes) -> PublicRoundKey:
-        """Read a public key.
+        """Read a public key; the same bytes again give the same object, which never changes.
 
         The format has room for the public polynomials of this plan alone: a secret key or
-        other parameters cannot be expressed.
+        other parameters cannot be expressed. The last key is kept, since the sites of a
+        simulation share a process and a round, and a site reads its key once for each order.
 
         Raises
         ------
         PeerError
             If the length is wrong or a residue is not below its prime.
         """
-        return cls(plan, public_context)
+        return _public_key(plan, bytes(public_context))
 
     def __repr__(self) -> str:
         return f"PublicRoundKey({self.fingerprint[:16]})"
@@ -160,7 +169,7 @@ class PublicRoundKey:
         Returns
         -------
         bytes
-            ``plan.update_bytes`` of them.
+            ``plan.ciphertext_bytes`` of them.
 
         Raises
         ------
@@ -195,11 +204,17 @@ class PublicRoundKey:
                 yield native.BFVVector(self._context, signed.tolist())
 
 
+@lru_cache(maxsize=1)
+def _public_key(plan: EncryptionPlan, public_context: bytes) -> PublicRoundKey:
+    return PublicRoundKey(plan, public_context)
+
+
 class EncryptedSum:
     """The sum of encrypted updates, added up as they arrive.
 
     Adding ciphertexts of BFV or CKKS is adding their residues (Fan and Vercauteren 2012),
-    which needs no key and no foreign parser. Memory is that of one sum and one update.
+    which needs no key and no foreign parser; one that was added can be taken out again as exactly.
+    Memory is that of one sum and one update.
 
     Parameters
     ----------
@@ -219,6 +234,7 @@ class EncryptedSum:
         if plan.scheme != "none":
             shape = (plan.ciphertexts, 2, len(plan.ciphertext_primes), plan.poly_degree)
         self._total = np.zeros(shape, dtype=np.uint64)
+        self._hidden = np.zeros(plan.lattice.coefficients if plan.lattice else 0, dtype=np.uint64)
 
     def add(self, blob: bytes) -> None:
         """Add one update. A refused one leaves the sum as it was.
@@ -226,7 +242,7 @@ class EncryptedSum:
         Parameters
         ----------
         blob : bytes
-            What `PublicRoundKey.encrypt` returned at a site.
+            What `fedllm.encryption.update.encrypt_levels` returned at a site.
 
         Raises
         ------
@@ -247,23 +263,44 @@ class EncryptedSum:
         else:
             # All of it is checked before anything is added.
             arrived = list(_ciphertexts(self.plan, blob))
+            hidden = hidden_levels(self.plan, blob)
             self._seen |= self._new_digests(blob)
             self._add_residues(arrived)
+            # Modulo 2**64, of which the modulus is a part.
+            self._hidden += hidden
         self.count += 1
+
+    def remove(self, blob: bytes) -> None:
+        """Take out an update that was added: what is left is as if it had never come."""
+        if self.plan.scheme == "none":
+            self._total -= _clear_slots(self.plan, blob)
+        else:
+            moduli = np.array(self.plan.ciphertext_primes, dtype=np.uint64)[None, :, None]
+            for total, residues in zip(self._total, _ciphertexts(self.plan, blob), strict=True):
+                # Of both, the one that wrapped around is huge.
+                np.minimum(total - residues, total + (moduli - residues), out=total)
+            self._hidden -= hidden_levels(self.plan, blob)
+        self.count -= 1
 
     def to_bytes(self) -> bytes:
         """Return the sum in the form of an update."""
         if self.plan.scheme == "none":
             return self._total.astype("<u8").tobytes()
-        primes = self.plan.ciphertext_primes
-        return b"".join(to_wire(ciphertext, primes) for ciphertext in self._total)
+        primes, lattice = self.plan.ciphertext_primes, self.plan.lattice
+        ciphertexts = b"".join(to_wire(ciphertext, primes) for ciphertext in self._total)
+        if lattice is None:
+            return ciphertexts
+        return ciphertexts + numbers_to_wire(self._hidden, lattice.modulus_bits)
 
     def _new_digests(self, blob: bytes) -> set[bytes]:
         step = wire_length(self.plan.ciphertext_primes, self.plan.poly_degree)
         view = memoryview(blob)
-        starts = range(0, len(blob), step)
-        digests = {sha256(view[start : start + step]) for start in starts}
-        if len(digests) < len(starts) or not self._seen.isdisjoint(digests):
+        end = self.plan.ciphertext_bytes
+        parts = [view[start : start + step] for start in range(0, end, step)]
+        if self.plan.lattice:
+            parts.append(view[end:])
+        digests = {sha256(part) for part in parts}
+        if len(digests) < len(parts) or not self._seen.isdisjoint(digests):
             raise PeerError(
                 "a peer sent a ciphertext twice, or one that another site sent",
                 "leave the site out of the round",
@@ -286,8 +323,34 @@ def _ciphertexts(plan: EncryptionPlan, blob: bytes) -> Iterator[NDArray[np.uint6
         )
     view = memoryview(blob)
     step = wire_length(plan.ciphertext_primes, plan.poly_degree)
-    for start in range(0, len(blob), step):
+    for start in range(0, plan.ciphertext_bytes, step):
         yield from_wire(view[start : start + step], plan.ciphertext_primes, plan.poly_degree)
+
+
+def hidden_levels(plan: EncryptionPlan, blob: bytes) -> NDArray[np.uint64]:
+    """Read the levels of an update or sum that are under a lattice mask.
+
+    Parameters
+    ----------
+    plan : EncryptionPlan
+        Parameters of the round.
+    blob : bytes
+        An update or a sum.
+
+    Returns
+    -------
+    uint64 (coefficients,)
+        None without a lattice mask.
+
+    Raises
+    ------
+    PeerError
+        If the length is wrong, or there is something beyond the last bit.
+    """
+    if plan.lattice is None:
+        return np.zeros(0, dtype=np.uint64)
+    view = memoryview(blob)[plan.ciphertext_bytes :]
+    return numbers_from_wire(view, plan.lattice.coefficients, plan.lattice.modulus_bits)
 
 
 def _clear_slots(plan: EncryptionPlan, blob: bytes) -> NDArray[np.uint64]:

@@ -6,10 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedllm.encryption.key_process import SecretKeyProcess
+from fedllm.encryption.lattice_mask import hide, reveal
 from fedllm.encryption.pack import pack, unpack
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.quantise import Quantiser
-from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
+from fedllm.encryption.residues import numbers_to_wire
+from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey, hidden_levels
 from fedllm.errors import ConfigError, RefusedError
 from fedllm.randomness import RandomStream
 
@@ -21,6 +23,7 @@ def encrypt_update(
     public_key: PublicRoundKey,
     masks: NDArray[np.uint64] | None,
     random: RandomStream,
+    statement: str = "",
 ) -> bytes:
     """Quantise, pack, mask and encrypt a site's update.
 
@@ -38,6 +41,8 @@ def encrypt_update(
         The site's masks, below ``plan.plain_modulus``; needed when the plan is masked.
     random : RandomStream
         Decides the stochastic rounding.
+    statement : str
+        Digest of the round's signed statement; needed when the plan is masked.
 
     Returns
     -------
@@ -47,14 +52,15 @@ def encrypt_update(
     Raises
     ------
     RefusedError
-        If masks are missing where the plan has them, or given where it has none.
+        If masks or the statement are missing where the plan has masks, or masks are given where
+        it has none.
     TrainingError
         If the vector is not finite or has another length.
     ConfigError
         If the quantiser has other bits than the plan.
     """
     _check_bits(plan, quantiser)
-    return encrypt_levels(quantiser.quantise(vector, random), plan, public_key, masks)
+    return encrypt_levels(quantiser.quantise(vector, random), plan, public_key, masks, statement)
 
 
 def encrypt_levels(
@@ -62,6 +68,7 @@ def encrypt_levels(
     plan: EncryptionPlan,
     public_key: PublicRoundKey,
     masks: NDArray[np.uint64] | None,
+    statement: str = "",
 ) -> bytes:
     """Pack, mask and encrypt what is quantised already.
 
@@ -69,7 +76,7 @@ def encrypt_levels(
     ----------
     levels : uint64 (P,)
         From 0 to ``plan.top_level``.
-    plan, public_key, masks
+    plan, public_key, masks, statement
         As of `encrypt_update`; the same result and `RefusedError`.
 
     Raises
@@ -82,10 +89,66 @@ def encrypt_levels(
             "an update must be masked exactly when the round's plan says so",
             "use the masks of this round, or a plan without masks",
         )
-    slots = pack(levels, plan)
-    if masks is not None:
-        slots = (slots + masks) % np.uint64(plan.plain_modulus)
-    return public_key.encrypt(slots)
+    if plan.lattice is None:
+        return public_key.encrypt(_masked(pack(levels, plan), masks, plan))
+    _require_statement(statement)
+    hidden, secret = hide(levels, plan, statement, RandomStream.secure())
+    ciphertexts = public_key.encrypt(_masked(secret, masks, plan))
+    return ciphertexts + numbers_to_wire(hidden, plan.lattice.modulus_bits)
+
+
+def _masked(
+    slots: NDArray[np.uint64], masks: NDArray[np.uint64] | None, plan: EncryptionPlan
+) -> NDArray[np.uint64]:
+    return slots if masks is None else (slots + masks) % np.uint64(plan.plain_modulus)
+
+
+def opened_levels(
+    slots: NDArray[np.uint64],
+    total: bytes,
+    plan: EncryptionPlan,
+    sites: int,
+    statement: str = "",
+) -> NDArray[np.uint64]:
+    """Take a decrypted sum apart into summed levels.
+
+    Parameters
+    ----------
+    slots : uint64 (S,)
+        `SecretRoundKey.decrypt_sum`, without pairwise masks.
+    total : bytes
+        `EncryptedSum.to_bytes`, which holds what is under a lattice mask.
+    plan : EncryptionPlan
+        The round's plan.
+    sites : int
+        Updates in the sum.
+    statement : str
+        As at the sites.
+
+    Returns
+    -------
+    uint64 (P,)
+        Sums of levels.
+
+    Raises
+    ------
+    PeerError
+        If the sum does not hold exactly ``sites`` updates under this key and plan.
+    RefusedError
+        If the statement is missing where the plan has a lattice mask.
+    """
+    if plan.lattice is None:
+        return unpack(slots, plan, sites)
+    _require_statement(statement)
+    return reveal(hidden_levels(plan, total), slots, plan, statement, sites)
+
+
+def _require_statement(statement: str) -> None:
+    if not statement:
+        raise RefusedError(
+            "an update is hidden only in a round that has a signed statement",
+            "give the statement's digest, or use a plan without masks",
+        )
 
 
 def open_sum(
@@ -95,6 +158,7 @@ def open_sum(
     secret_key: SecretRoundKey | SecretKeyProcess,
     sites: int,
     correction: NDArray[np.uint64] | None = None,
+    statement: str = "",
 ) -> NDArray[np.float64]:
     """Decrypt a sum and return the sum of the updates.
 
@@ -112,6 +176,8 @@ def open_sum(
         Updates in the sum.
     correction : uint64 (S,), optional
         `correction_for` of the survivors' reveals, when sites added masks of their own.
+    statement : str
+        As at the sites.
 
     Returns
     -------
@@ -128,10 +194,9 @@ def open_sum(
         If the quantiser has other bits than the plan.
     """
     _check_bits(plan, quantiser)
-    slots = secret_key.decrypt_sum(blob)
-    if correction is not None:
-        slots = (slots + correction) % np.uint64(plan.plain_modulus)
-    return quantiser.dequantise_sum(unpack(slots, plan, sites), sites)
+    slots = _masked(secret_key.decrypt_sum(blob), correction, plan)
+    levels = opened_levels(slots, blob, plan, sites, statement)
+    return quantiser.dequantise_sum(levels, sites)
 
 
 def _check_bits(plan: EncryptionPlan, quantiser: Quantiser) -> None:

@@ -30,8 +30,8 @@ class Room:
     sum is cut off before it has noise. Putting each value into an interval is a projection: it
     brings no two vectors further apart, so neighbours' sums stay as near as clipping left them.
     Noise leaves its own room once in more than 1e55 values (`TAIL_DEVIATIONS`), for which no
-    event has a place: all values of all rounds that a site can ever take part in together add
-    less than 1e-35 times 1 + exp(epsilon) to delta.
+    event has a place: all values of all rounds and sites of a thousand of the largest runs that
+    can be configured add less than 1e-34 times 1 + exp(epsilon) to delta.
 
     Attributes
     ----------
@@ -117,7 +117,7 @@ def update_bounds(settings: LocalSettings, segments: Sequence[Segment]) -> tuple
     ``clipping_norm`` stands for the largest mean gradient of a coordinate. With 16 bits the
     rounding of a typical step is then still some hundred times smaller than the noise.
     """
-    step = _adam_steps(settings.steps) if settings.optimizer == "adam" else _sgd_steps(settings)
+    step = _adam_steps(settings.steps) if settings.optimizer == "adam" else sgd_reach(settings)
     rates = {"lora": settings.learning_rate, "head": settings.head_learning_rate}
     return tuple(step * rates[segment.group] for segment in segments)
 
@@ -133,7 +133,8 @@ def _adam_steps(steps: int) -> float:
     return total
 
 
-def _sgd_steps(settings: LocalSettings) -> float:
+def sgd_reach(settings: LocalSettings) -> float:
+    """Return the bound of a value after steps of SGD, over the learning rate."""
     if settings.noise_multiplier is None:
         return settings.steps * settings.clipping_norm
     expected = settings.expected_batch_size

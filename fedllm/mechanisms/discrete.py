@@ -21,6 +21,7 @@ from fedllm.mechanisms.cost import Cost, noise_shares
 from fedllm.mechanisms.local import required
 from fedllm.mechanisms.mechanism import Contribution, Segment, SiteRound
 from fedllm.mechanisms.shared import SharedNoise
+from fedllm.mechanisms.sums import SumLaw, rounding_variance
 from fedllm.privacy.accounting.events import (
     Event,
     PoissonDiscreteGaussian,
@@ -82,6 +83,16 @@ class DiscreteSharedNoise(SharedNoise):
     def bounds(self, segments: Sequence[Segment]) -> tuple[float, ...]:
         """Return the bound that makes the quantiser's levels the grid; see the base class."""
         return (self.grid(sum(segment.size for segment in segments)).bound,) * len(segments)
+
+    def sum_law(
+        self, cohort: Sequence[int], number: int, noise: Sequence[float], length: int
+    ) -> SumLaw | None:
+        """Bound a sum of rounded gradients and integer shares; see the base class."""
+        grid = self.grid(length)
+        share = grid.share(noise[-1]) / grid.half
+        rounding = rounding_variance(len(cohort), self._config.encryption.bits)
+        signal = self._most_units(len(cohort)) * grid.clipping_steps / grid.half
+        return SumLaw(signal, len(cohort) * share**2 + rounding)
 
     def contribute(self, asked: SiteRound) -> Contribution:
         """Sum clipped gradients, round the sum, then add the site's integer share of the noise."""

@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedllm.config import RunConfig
+from fedllm.errors import BudgetError
 from fedllm.mechanisms.bounds import update_bounds
 from fedllm.mechanisms.calibrating import choose_noise_multiplier
 from fedllm.mechanisms.cost import Cost, noise_shares
 from fedllm.mechanisms.evaluation import EvaluationSums
+from fedllm.mechanisms.sums import SumLaw
 from fedllm.mechanisms.work import LocalSettings, LocalStatistics, LocalWork
 from fedllm.privacy.accounting.calibration import solve_noise_multiplier
-from fedllm.privacy.accounting.events import Event
+from fedllm.privacy.accounting.events import Event, PoissonGaussian
 from fedllm.randomness import RandomStream
 
 Quantise = Callable[[NDArray[np.floating[Any]], RandomStream], NDArray[np.uint64]]
@@ -159,6 +161,11 @@ class Mechanism(ABC):
         RefusedError
             Says nothing of how many units there are.
         """
+
+    @property
+    def _held_out(self) -> float:
+        """Part of a site's units that it does not train on."""
+        return self._config.evaluation.holdout if self._config.evaluation.every else 0.0
 
     def sampling_rate(self, units: int) -> float:
         """Return the probability of one of a site's ``units`` to be in a step that is charged."""
@@ -351,6 +358,49 @@ class Mechanism(ABC):
             If what leaves does not fit the run's levels.
         """
         return update_bounds(self.public_settings, segments)
+
+    def sum_law(
+        self, cohort: Sequence[int], number: int, noise: Sequence[float], length: int
+    ) -> SumLaw | None:
+        """Return what the opened sum of an honest cohort stays within.
+
+        None where nothing tighter holds for honest sites than the bounds of their updates: a
+        site may have records whose update is at the bound in every value.
+
+        Parameters
+        ----------
+        cohort : sequence of int
+            What each site in the sum announced of its size; see `announced_units`.
+        number : int
+            The round.
+        noise : sequence of float
+            Noise multipliers announced for all attempts so far, this one's last; 0 where sites
+            choose their own.
+        length : int
+            Values of an update.
+        """
+        return None
+
+    def _chosen_noise(self, rate: float, number: int, attempts: int) -> float | None:
+        """Return the most noise that a site of this sampling rate chooses for itself.
+
+        As if it was charged for every attempt before, each with as little noise as in the first
+        round: whatever it was charged, it needs no more noise now. For a site whose size is the
+        same in the whole run. None where such a site could not go on.
+        """
+        least = self._solve(rate, 1, ())
+        if least is None:
+            return None
+        event = PoissonGaussian(rate, least, self.releases_per_round)
+        try:
+            return self._solve(rate, number, (event,) * attempts)
+        except BudgetError:
+            return None
+
+    @property
+    def _opens_exactly(self) -> bool:
+        """Whether what is opened is the sum of the levels and nothing else."""
+        return self._config.encryption.scheme != "ckks"
 
     def random(self, *purpose: str | int) -> RandomStream:
         """Return what batches and rounding are drawn from; nobody can foresee it."""

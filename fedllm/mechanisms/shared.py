@@ -8,9 +8,10 @@ from functools import cached_property
 from fedllm.errors import RefusedError
 from fedllm.mechanisms.bounds import Room, largest_sum
 from fedllm.mechanisms.cost import Cost
-from fedllm.mechanisms.local import required
+from fedllm.mechanisms.local import largest_units, required
 from fedllm.mechanisms.mechanism import Contribution, Segment, SiteRound, Wording
 from fedllm.mechanisms.shares import SharedShares
+from fedllm.mechanisms.sums import SumLaw, most_drawn, rounding_variance
 from fedllm.privacy.accounting.events import PoissonGaussian
 from fedllm.randomness import RandomStream
 
@@ -46,7 +47,10 @@ class SharedNoise(SharedShares):
         return Cost((PoissonGaussian(rate, noise, steps),), (alone,))
 
     def require_size(self, units: int) -> None:
-        """Refuse a run in which this site would be cut off most of the time.
+        """Refuse a run in which this site might be cut off most of the time.
+
+        ``units`` is rounded down; what counts is the largest size that it may stand for, which
+        `_most_units` relies on.
 
         Raises
         ------
@@ -54,9 +58,10 @@ class SharedNoise(SharedShares):
             Says nothing of how many records there are.
         """
         batch = self._config.training.batch_size
-        if self.sampling_rate(units) * units > _LARGEST_BATCH * batch:
+        largest = largest_units(units, self._held_out)
+        if self.sampling_rate(units) * largest > _LARGEST_BATCH * batch:
             raise RefusedError(
-                f"this site's batches would be more than {_LARGEST_BATCH} times as large as "
+                f"this site's batches might be more than {_LARGEST_BATCH} times as large as "
                 f"training.batch_size = {batch}, and what its records agree on would be cut off",
                 "the coordinator raises training.batch_size to what the largest site expects, or "
                 "lowers training.sampling_rate",
@@ -80,6 +85,23 @@ class SharedNoise(SharedShares):
         norm = settings.clipping_norm * self._room.reach / settings.expected_batch_size
         rates = {"lora": settings.learning_rate, "head": settings.head_learning_rate}
         return tuple(norm * rates[segment.group] for segment in segments)
+
+    def sum_law(
+        self, cohort: Sequence[int], number: int, noise: Sequence[float], length: int
+    ) -> SumLaw | None:
+        """Bound a sum of clipped gradients and shares; see the base class."""
+        share = noise[-1] * self.noise_share / self._room.reach
+        rounding = rounding_variance(len(cohort), self._config.encryption.bits)
+        signal = self._most_units(len(cohort)) / self._room.reach
+        return SumLaw(signal, len(cohort) * share**2 + rounding)
+
+    def _most_units(self, sites: int) -> float:
+        """Return how many units the batches of an honest cohort have together; see `require_size`.
+
+        Sites say nothing of their sizes, so each may be as large as is allowed.
+        """
+        expected = float(sites * _LARGEST_BATCH * self._config.training.batch_size)
+        return most_drawn(expected, expected * (1 - self.sampling_rate(1)))
 
     def contribute(self, asked: SiteRound) -> Contribution:
         """Sum clipped gradients, cut the sum off, and only then add the site's share.

@@ -21,6 +21,7 @@ from fedllm.mechanisms.mechanism import (
     Wording,
 )
 from fedllm.mechanisms.shares import SharedShares
+from fedllm.mechanisms.sums import SumLaw, noise_variance, rounding_variance
 from fedllm.mechanisms.work import LocalResult, LocalStatistics
 from fedllm.privacy.accounting.events import PoissonGaussian
 from fedllm.privacy.whole import private_update, site_deviation
@@ -56,6 +57,22 @@ class WholeSite(Mechanism):
     def bounds(self, segments: Sequence[Segment]) -> tuple[float, ...]:
         """Return what a clipped and noised update stays within; see the base class."""
         return (self._config.privacy.clipping_norm * self._room.reach,) * len(segments)
+
+    def sum_law(
+        self, cohort: Sequence[int], number: int, noise: Sequence[float], length: int
+    ) -> SumLaw | None:
+        """Bound a sum of clipped updates, whatever the local steps were; see the base class."""
+        used = self._used_noise(number, noise)
+        if used is None or not self._opens_exactly:
+            return None
+        sites, reach = len(cohort), self._room.reach
+        share = site_deviation(used, 1.0, self.noise_share) / reach
+        rounding = rounding_variance(sites, self._config.encryption.bits)
+        return SumLaw(sites / reach, sites * noise_variance(share) + rounding)
+
+    def _used_noise(self, number: int, noise: Sequence[float]) -> float | None:
+        """Return the largest noise multiplier that a site of this attempt has; None if unknown."""
+        return self._chosen_noise(1.0, number, len(noise) - 1)
 
     def contribute(self, asked: SiteRound) -> Contribution:
         """Train without noise, then clip and noise the update as one unit.
@@ -99,6 +116,9 @@ class WholeSiteShared(SharedShares, WholeSite):
     def wording(self) -> Wording:
         """Noise in the sum of whole updates."""
         return replace(super().wording, noise="distributed")
+
+    def _used_noise(self, number: int, noise: Sequence[float]) -> float | None:
+        return noise[-1]
 
     @property
     def _least_noise(self) -> float:

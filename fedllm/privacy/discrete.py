@@ -41,7 +41,7 @@ LARGEST_SHARE = 1 << 26
 SMOOTHING_VARIANCE = 4.0
 # Probability of each step that rounding moves the sum further than `sensitivity` says.
 ROUNDING_FAILURE = 1e-18
-# Below 10 n exp(-pi**2 s**2) + 5 exp(-2 pi**2 t**2) for n <= 1024, s >= 4, t = 2.
+# Below 10 n exp(-pi**2 s**2) + 5 exp(-2 pi**2 t**2) for n <= 16,384, s >= 4, t = 2.
 DIVERGENCE_PER_VALUE = 1e-33
 # A share beyond so many deviations has probability below 2 exp(-128) = 6e-56. Sums that would
 # not fit are never sent; that costs this much delta times 1 + exp(epsilon), epsilon up to 50.

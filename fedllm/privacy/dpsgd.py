@@ -24,6 +24,8 @@ from fedllm.randomness import RandomStream
 
 # A float64's largest relative error in one operation.
 _ROUNDING = 2.0**-53
+# Below it a float64 has fewer digits.
+_SMALLEST_NORMAL = 2.0**-1022
 
 
 def poisson_batch(
@@ -240,13 +242,17 @@ def clipped(gradient: NDArray[np.float64], clipping_norm: float) -> ClippedGradi
 def clipping_weight(norm: float, length: int, clipping_norm: float) -> float:
     """Return by what a float64 vector is multiplied so that its L2 norm is not above a bound.
 
+    Zero where the vector is so long that float64 has no weight for it in full precision: a
+    rounded one could leave it longer than the bound.
+
     Parameters
     ----------
     norm : float
         The vector's, as it was computed in float64: wrong by a part of ``length`` roundings.
     """
     upper = norm * (1.0 + (length + 8) * _ROUNDING)
-    return clipping_norm / max(upper, clipping_norm)
+    weight = clipping_norm / max(upper, clipping_norm)
+    return weight if weight >= _SMALLEST_NORMAL else 0.0
 
 
 def noised_mean(

@@ -26,6 +26,28 @@ _KEEP = 2
 
 
 @dataclass(frozen=True)
+class Good:
+    """The last adapter that the public test file did not object to.
+
+    Attributes
+    ----------
+    round : int
+        That it is from.
+    loss : float
+        The best on the public test file so far, of this adapter or one before.
+    adapter : float32 array (P,)
+        Where the run goes on after a rollback.
+    optimizer : dict of str to arrays
+        State of the coordinator's optimiser then.
+    """
+
+    round: int
+    loss: float
+    adapter: NDArray[np.float32]
+    optimizer: dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
 class RunState:
     """Everything a coordinator needs to go on.
 
@@ -53,6 +75,8 @@ class RunState:
     test : str, optional
         SHA-256 of what the public test file holds, empty without one; None in checkpoints of
         earlier versions.
+    good : Good, optional
+        None before the first evaluation on the public test file, and without one.
     """
 
     run: str
@@ -65,6 +89,7 @@ class RunState:
     report: RoundReport | None = None
     labels: tuple[str, ...] | None = None
     test: str | None = None
+    good: Good | None = None
 
 
 def save_checkpoint(folder: Path, state: RunState) -> Path:
@@ -76,8 +101,11 @@ def save_checkpoint(folder: Path, state: RunState) -> Path:
         If the disk is full; earlier checkpoints are untouched.
     """
     buffer = io.BytesIO()
-    named: dict[str, Any] = {f"optimizer.{name}": array for name, array in state.optimizer.items()}
-    np.savez(buffer, adapter=state.adapter, **named)
+    good = state.good
+    named: dict[str, Any] = {"adapter": state.adapter, **_named("optimizer.", state.optimizer)}
+    if good is not None and good.round != state.round:
+        named |= {"good.adapter": good.adapter, **_named("good.optimizer.", good.optimizer)}
+    np.savez(buffer, **named)
     arrays = buffer.getvalue()
     target = folder / f"round-{state.round:05d}"
     with atomic_directory(target) as temporary:
@@ -93,6 +121,8 @@ def save_checkpoint(folder: Path, state: RunState) -> Path:
                 "report": finite(state.report.model_dump()) if state.report else None,
                 "labels": None if state.labels is None else list(state.labels),
                 "test": state.test,
+                # Left out without one, as before there was any.
+                **({"good": {"round": good.round, "loss": good.loss}} if good else {}),
                 "sha256": hashlib.sha256(arrays).hexdigest(),
             },
         )
@@ -123,12 +153,8 @@ def load_checkpoint(folder: Path) -> RunState | None:
         if hashlib.sha256(arrays).hexdigest() != header["sha256"]:
             raise ValueError("its checksum does not fit")
         with np.load(io.BytesIO(arrays), allow_pickle=False) as stored:
-            adapter = stored["adapter"]
-            optimizer = {
-                name.removeprefix("optimizer."): stored[name]
-                for name in stored.files
-                if name.startswith("optimizer.")
-            }
+            named = {name: stored[name] for name in stored.files}
+        adapter, optimizer = named["adapter"], _inside("optimizer.", named)
         return RunState(
             run=str(header["run"]),
             round=int(header["round"]),
@@ -140,6 +166,7 @@ def load_checkpoint(folder: Path) -> RunState | None:
             report=None if report is None else RoundReport.parse(report, "report"),
             labels=None if labels is None else tuple(str(label) for label in labels),
             test=None if test is None else str(test),
+            good=_good(header, named),
         )
     except (OSError, EOFError, *UNREADABLE, FedllmError) as error:
         raise CheckpointError(
@@ -147,6 +174,27 @@ def load_checkpoint(folder: Path) -> RunState | None:
             f"remove that folder to go on from the one before (round "
             f"{rounds[-2] if len(rounds) > 1 else 0}); a round that is repeated is charged again",
         ) from None
+
+
+def _good(header: dict[str, Any], named: dict[str, Any]) -> Good | None:
+    told = header.get("good")
+    if told is None:
+        return None
+    number, loss = int(told["round"]), float(told["loss"])
+    # Where the last round was good, its arrays are there once.
+    prefix = "" if number == header["round"] else "good."
+    optimizer = _inside(f"{prefix}optimizer.", named)
+    return Good(number, loss, named[f"{prefix}adapter"], optimizer)
+
+
+def _named(prefix: str, arrays: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+    return {prefix + name: array for name, array in arrays.items()}
+
+
+def _inside(prefix: str, named: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name.removeprefix(prefix): array for name, array in named.items() if name.startswith(prefix)
+    }
 
 
 def begun_with(folder: Path) -> str | None:

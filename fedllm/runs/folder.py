@@ -64,7 +64,7 @@ def check_folder(out: Path, resume: bool) -> None:
     if not resume and (begun or (not known and _holds_more(out))):
         raise ConfigError(
             f"the run folder {out} is not empty",
-            "go on with --resume, or choose another folder with --out",
+            "go on with the command that began it and --resume, or name another --out",
         )
 
 
@@ -141,7 +141,7 @@ def require_same_run(
     raise ConfigError(
         f"{out} was begun with another configuration than the one given now"
         f"{_differing(config, out)}",
-        f"resume with {own}, or {anew}",
+        f"resume with {own} and --out {out}, or {anew}",
     )
 
 

@@ -7,16 +7,28 @@ from math import inf
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from fedllm.files import append_line, write_bytes
 from fedllm.runs.plain_json import damaged, finite, read_objects, to_line
 
 Figures = dict[str, float | None]
+# What is written only where it says something, as before there was any of it.
+_LATER = ("rejected", "kept_round", "norm_ratio")
 
 
 class RoundReport(BaseModel):
     """One line of ``metrics.jsonl``; a figure that was not finite is None.
+
+    The last three are left out where they say nothing.
 
     Attributes
     ----------
@@ -27,10 +39,10 @@ class RoundReport(BaseModel):
     dropped : dict of str to str
         Sites that are not, and why.
     metrics : dict, optional
-        Test metrics of the shared model on the coordinator's public file.
+        Test metrics on the coordinator's public file, of the shared model that the round gave.
     site_metrics : dict, optional
-        The same on records that the sites hold out, from noised sums; with the standard
-        deviations that the noise gives them.
+        The same, of the model that the run went on with, on records that the sites hold out, from
+        noised sums; with the standard deviations that the noise gives them.
     epsilon : dict of str to float
         Spent so far by this run at each site; known to the coordinator in a simulation only.
     update_norm : float
@@ -41,6 +53,14 @@ class RoundReport(BaseModel):
         Wall time by phase; "train" and "encrypt" are sums over sites.
     started, finished : str
         When the round was begun and when this line was written; UTC, ISO 8601.
+    rejected : dict of str to str
+        Why the round did not count: "norm", its sum was no honest cohort's and was not applied;
+        "test", the public test file found its model much worse and it was rolled back.
+    kept_round : int, optional
+        The round whose model the run went on with, where it was rolled back.
+    norm_ratio : float, optional
+        The sum's norm over the most that an honest cohort's has, of the whole sum or of the
+        tensor where it is largest; None where no such limit is known.
     """
 
     model_config = ConfigDict(frozen=True, strict=True)
@@ -57,8 +77,24 @@ class RoundReport(BaseModel):
     seconds: Figures = {}
     started: str = ""
     finished: str = ""
+    rejected: dict[str, str] = {}
+    kept_round: int | None = Field(default=None, ge=0)
+    norm_ratio: float | None = None
 
-    @field_validator("metrics", "site_metrics", "epsilon", "update_norm", "seconds", mode="before")
+    @model_serializer(mode="wrap")
+    def _without_what_says_nothing(self, inner: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = inner(self)
+        return {k: v for k, v in values.items() if k not in _LATER or v not in ({}, None)}
+
+    @field_validator(
+        "metrics",
+        "site_metrics",
+        "epsilon",
+        "update_norm",
+        "seconds",
+        "norm_ratio",
+        mode="before",
+    )
     @classmethod
     def _only_finite(cls, value: Any) -> Any:
         return finite(value)
@@ -95,13 +131,16 @@ class RoundReport(BaseModel):
 
 def _explain(error: ValidationError) -> str:
     key, *inner = error.errors()[0]["loc"]
-    if inner:
+    if inner and key != "rejected":
         return f"'{key}' holds under '{inner[0]}' something that is not a number"
     if key == "dropped":
         return "'dropped' is neither a list nor a table of reasons"
     if key in ("metrics", "site_metrics", "epsilon", "seconds"):
         return f"'{key}' is not a table of numbers"
-    return f"'{key}' is not a {'number' if key == 'update_norm' else 'whole number'}"
+    if key == "rejected":
+        return "'rejected' is not a table of reasons"
+    numbers = ("update_norm", "norm_ratio")
+    return f"'{key}' is not a {'number' if key in numbers else 'whole number'}"
 
 
 def append_report(path: Path, report: RoundReport) -> None:

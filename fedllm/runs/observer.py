@@ -82,6 +82,21 @@ class Observer:
     def site_answered(self, round: int, site: str, answered: int, sites: int) -> None:
         """Hear that one site's update is in the sum."""
 
+    def answering(self, round: int, phase: str, answered: int, asked: int | None) -> None:
+        """Hear how many sites have answered in a part of a round, at its start and at each answer.
+
+        Parameters
+        ----------
+        round : int
+            Which round.
+        phase : str
+            "join", "draw", "train", "evaluate", "ready", "settle", "unmask" or "recover".
+        answered : int
+            Answers so far, refusals and failures among them.
+        asked : int, optional
+            Sites that were asked, where that is known.
+        """
+
     def finished_round(self, report: RoundReport) -> None:
         """Hear the figures of a finished round."""
 
@@ -120,6 +135,10 @@ class Observers(Observer):
     def site_answered(self, round: int, site: str, answered: int, sites: int) -> None:
         """Tell all."""
         self._tell(lambda one: one.site_answered(round, site, answered, sites))
+
+    def answering(self, round: int, phase: str, answered: int, asked: int | None) -> None:
+        """Tell all."""
+        self._tell(lambda one: one.answering(round, phase, answered, asked))
 
     def finished_round(self, report: RoundReport) -> None:
         """Tell all."""

@@ -5,6 +5,8 @@ The lines serve watchers alone: nothing is resumed or audited from them.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,10 @@ from fedllm.files import missing_end
 from fedllm.runs.metrics import RoundReport
 from fedllm.runs.names import PROGRESS
 from fedllm.runs.observer import Observer, Start, StepReport
+from fedllm.runs.pace import Pace
 from fedllm.runs.plain_json import damaged, parse_object, to_line, to_text
+
+_ANSWERING_S = 5.0
 
 
 class ProgressFile(Observer):
@@ -26,10 +31,13 @@ class ProgressFile(Observer):
     ----------
     folder : Path
         The run folder.
+    clock : callable, optional
+        Tells the seconds: how many have answered is written every five seconds at most.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = folder / PROGRESS
+        self._pace = Pace(_ANSWERING_S, clock)
 
     def _write(self, kind: str, **values: Any) -> None:
         # Not forced to disk: a line lost in a power cut is missed by nobody.
@@ -51,6 +59,12 @@ class ProgressFile(Observer):
     def site_answered(self, round: int, site: str, answered: int, sites: int) -> None:
         """Note who answered."""
         self._write("site_answered", round=round, site=site, answered=answered, sites=sites)
+
+    def answering(self, round: int, phase: str, answered: int, asked: int | None) -> None:
+        """Note how many have answered, if it is time."""
+        if self._pace.due:
+            self._pace.told()
+            self._write("answering", round=round, phase=phase, answered=answered, asked=asked)
 
     def finished_round(self, report: RoundReport) -> None:
         """Note the round's figures."""
@@ -101,6 +115,10 @@ def replay(line: bytes, where: str, config: RunConfig, observer: Observer) -> No
         elif kind == "site_answered":
             counts = (int(value[name]) for name in ("answered", "sites"))
             observer.site_answered(int(value["round"]), str(value["site"]), *counts)
+        elif kind == "answering":
+            asked = None if value["asked"] is None else int(value["asked"])
+            told = int(value["round"]), str(value["phase"]), int(value["answered"])
+            observer.answering(*told, asked)
         elif kind == "finished_round":
             observer.finished_round(RoundReport.parse(dict(value["report"]), where))
         elif kind == "advanced":

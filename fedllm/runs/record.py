@@ -35,6 +35,10 @@ class Round:
         Spent so far by site; infinite where a private run's has no bound.
     not_finite : tuple of str
         Test metrics that were measured and were no number.
+    rejected : tuple of str
+        Why the round did not count; see `RoundReport.rejected`.
+    norm_ratio : float, optional
+        The sum's norm over an honest cohort's largest; None where that is not known.
     """
 
     number: int
@@ -44,6 +48,8 @@ class Round:
     epsilon: Mapping[str, float]
     seconds: Mapping[str, float]
     not_finite: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
+    norm_ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +235,8 @@ def _round(report: RoundReport, private: bool) -> Round:
         epsilon=report.spent if private else _known(report.epsilon),
         seconds=_known(report.seconds),
         not_finite=tuple(name for name, value in (report.metrics or {}).items() if value is None),
+        rejected=tuple(report.rejected),
+        norm_ratio=report.norm_ratio,
     )
 
 

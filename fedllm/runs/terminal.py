@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedllm.identity.titles import shown
 from fedllm.privacy.accounting.words import epsilon_text
 from fedllm.runs.metrics import RoundReport
 from fedllm.runs.observer import Observer, Start, StepReport
+from fedllm.runs.pace import Pace
 from fedllm.visible import visible
 from fedllm.words import safe
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+_SILENCE_S = 15.0
+_PHASES = {
+    "join": "joining",
+    "draw": "drawing neighbours",
+    "train": "training",
+    "evaluate": "evaluating at the sites",
+    "ready": "seeing who is still there",
+    "settle": "settling on the sum",
+    "unmask": "taking masks off",
+    "recover": "taking masks of lost sites off",
+}
 
 
 def describe_start(start: Start) -> str:
@@ -31,6 +45,10 @@ def describe_round(report: RoundReport, rounds: int) -> str:
         parts.append(f"{report.sites} sites")
     if report.dropped:
         parts.append(f"{len(report.dropped)} dropped")
+    if report.kept_round is not None:
+        parts.append(f"REJECTED, back to round {report.kept_round}")
+    elif report.rejected:
+        parts.append("REJECTED")
     for name in ("loss", "accuracy"):
         if report.metrics and name in report.metrics:
             parts.append(f"{name} {_number(report.metrics[name], 4)}")
@@ -45,6 +63,17 @@ def describe_round(report: RoundReport, rounds: int) -> str:
     if report.seconds.get("total") is not None:
         parts.append(f"{report.seconds['total']:.1f} s")
     return "  ".join(parts)
+
+
+def describe_phase(phase: str) -> str:
+    """Say what sites are asked for in a part of a round."""
+    return _PHASES.get(phase, phase)
+
+
+def describe_answers(round: int, phase: str, answered: int, asked: int | None) -> str:
+    """Say in a line how far a part of a round is."""
+    of = "" if asked is None else f" of {asked}"
+    return f"round {round}, {describe_phase(phase)}: {answered}{of} sites have answered"
 
 
 def describe_step(report: StepReport) -> str:
@@ -76,14 +105,19 @@ def _duration(seconds: float) -> str:
 class PlainObserver(Observer):
     """Writes one line a round; of pretraining one at each evaluation, and one in ten reports.
 
+    While sites answer, one line each time that nothing was written for fifteen seconds.
+
     Parameters
     ----------
     stream : text stream, optional
         Standard error when left out.
+    clock : callable, optional
+        Tells the seconds.
     """
 
-    def __init__(self, stream: Any = None) -> None:
+    def __init__(self, stream: Any = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
+        self._pace = Pace(_SILENCE_S, clock)
         self._total = 0
         self._reports = 0
 
@@ -97,6 +131,12 @@ class PlainObserver(Observer):
     def note(self, text: str) -> None:
         """Write the message."""
         print(visible(text, keep="\n"), file=self._stream or sys.stderr, flush=True)
+        self._pace.told()
+
+    def answering(self, round: int, phase: str, answered: int, asked: int | None) -> None:
+        """Write a line if nothing was written for a while."""
+        if self._pace.due:
+            self.note(describe_answers(round, phase, answered, asked))
 
     def finished_round(self, report: RoundReport) -> None:
         """Write the round's line."""
@@ -110,11 +150,20 @@ class PlainObserver(Observer):
 
 
 class RichObserver(Observer):
-    """Shows progress bars: rounds and the sites of the current one, or steps."""
+    """Shows progress bars: rounds and the sites of the current one, or steps.
 
-    def __init__(self) -> None:
+    Before there are bars, while sites join, lines as `PlainObserver` writes them.
+
+    Parameters
+    ----------
+    clock : callable, optional
+        Tells the seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         from rich.console import Console
 
+        self._pace = Pace(_SILENCE_S, clock)
         self._console = Console(stderr=True)
         self._bars: Progress | None = None
         self._main: TaskID | None = None
@@ -141,10 +190,19 @@ class RichObserver(Observer):
         """Write the message above the bars."""
         console = self._bars.console if self._bars else self._console
         console.print(visible(text, keep="\n"), highlight=False, markup=False)
+        self._pace.told()
 
     def site_answered(self, round: int, site: str, answered: int, sites: int) -> None:
         """Move the bar of sites."""
         self._move(self._sites, answered, safe(shown(site, self._titles)), sites)
+
+    def answering(self, round: int, phase: str, answered: int, asked: int | None) -> None:
+        """Move the bar of sites, and say what they are asked for."""
+        if self._bars is not None and self._sites is not None:
+            words = safe(describe_phase(phase))
+            self._bars.update(self._sites, description=words, completed=answered, total=asked)
+        elif self._pace.due:
+            self.note(describe_answers(round, phase, answered, asked))
 
     def finished_round(self, report: RoundReport) -> None:
         """Write the round's line and move the bar of rounds."""

@@ -10,8 +10,14 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedllm.errors import FedllmError, PeerError
 from fedllm.federation.protocol.messages import (
+    Draw,
+    Drawn,
     Join,
     Joined,
+    Readied,
+    Ready,
+    Recover,
+    Recovered,
     Settle,
     Settled,
     Train,
@@ -66,23 +72,41 @@ class GridSites:
         self._node_of.clear()
         yield from self._ask("query.join", request, self._nodes, Joined)
 
+    def draw(
+        self, request: Draw, names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Drawn | FedllmError]]:
+        """Let the named sites draw their neighbours; yields each of them once."""
+        yield from self._ask("query.draw", request, self._known(names), Drawn)
+
     def train(
-        self, request: Train, names: tuple[str, ...]
+        self, order: Callable[[str], Train], names: tuple[str, ...]
     ) -> Iterator[tuple[str, Trained | FedllmError]]:
-        """Order the named sites to train; yields each of them once."""
-        yield from self._ask("train.round", request, self._known(names), Trained)
+        """Order each of the named sites to train; yields each of them once."""
+        yield from self._ask("train.round", order, self._known(names), Trained)
+
+    def ready(
+        self, request: Ready, names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Readied | FedllmError]]:
+        """Ask the named sites whether they are still there; yields each of them once."""
+        yield from self._ask("query.ready", request, self._known(names), Readied)
 
     def settle(
-        self, request: Settle, names: tuple[str, ...]
+        self, question: Callable[[str], Settle], names: tuple[str, ...]
     ) -> Iterator[tuple[str, Settled | FedllmError]]:
-        """Ask the named sites to agree on the survivors; yields each of them once."""
-        yield from self._ask("query.settle", request, self._known(names), Settled)
+        """Ask each of the named sites to agree on the survivors; yields each of them once."""
+        yield from self._ask("query.settle", question, self._known(names), Settled)
 
     def unmask(
-        self, request: Unmask, names: tuple[str, ...]
+        self, question: Callable[[str], Unmask], names: tuple[str, ...]
     ) -> Iterator[tuple[str, Unmasked | FedllmError]]:
-        """Ask the named sites to take their masks off; yields each of them once."""
-        yield from self._ask("query.unmask", request, self._known(names), Unmasked)
+        """Ask each of the named sites to take its masks off; yields each of them once."""
+        yield from self._ask("query.unmask", question, self._known(names), Unmasked)
+
+    def recover(
+        self, question: Callable[[str], Recover], names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Recovered | FedllmError]]:
+        """Ask each of the named sites for its shares of what others left; yields each once."""
+        yield from self._ask("query.recover", question, self._known(names), Recovered)
 
     def _known(self, names: tuple[str, ...]) -> dict[str, int]:
         for name in names:
@@ -91,14 +115,23 @@ class GridSites:
         return {name: self._node_of[name] for name in names}
 
     def _ask(
-        self, kind: str, request: Wire, nodes: dict[str, int], answer: type[Answer]
+        self,
+        kind: str,
+        request: Wire | Callable[[str], Wire],
+        nodes: dict[str, int],
+        answer: type[Answer],
     ) -> Iterator[tuple[str, Answer | FedllmError]]:
         names = {node: name for name, node in nodes.items()}
-        contents = {node: to_content(*request.to_wire()) for node in names}
+        if isinstance(request, Wire):
+            # The same for all is written once.
+            written = request.to_wire()
+            contents = {node: to_content(*written) for node in names}
+        else:
+            contents = {node: to_content(*request(name).to_wire()) for node, name in names.items()}
         for reply in exchange(self._grid, kind, contents, self._timeout_s, self._presence):
             name = names[reply.node]
             if reply.content is None:
-                yield name, PeerError(f"{name}: {reply.failure}", "see the site's own log")
+                yield name, PeerError(f"{name}: {reply.failure}", reply.remedy)
                 continue
             try:
                 yield name, answer.from_wire(*from_content(reply.content))

@@ -79,6 +79,10 @@ def make_summary(
     """Put the figures of all rounds together."""
     method = adapter_of(model)
     measured = [report for report in reports if report.metrics]
+    last = measured[-1] if measured else None
+    if last is not None and last.kept_round is not None:
+        # The final model is the one that the run went back to.
+        last = next((r for r in measured if r.round == last.kept_round), last)
     at_sites = [report.site_metrics for report in reports if report.site_metrics]
     first = next((r for r in measured if r.round == 0), None)
     rounds = [report for report in reports if report.round]
@@ -89,7 +93,7 @@ def make_summary(
     plan = make_plan(
         config.encryption.scheme,
         config.encryption.bits,
-        max(1, len(names)),
+        max(1, min(len(names), config.rounds.sites or len(names))),
         method.up.length,
         config.encryption.masked,
     )
@@ -101,7 +105,7 @@ def make_summary(
         sites=len(names),
         site_names=list(names),
         site_titles=titles or {},
-        metrics=(measured[-1].metrics if measured else None) or {},
+        metrics=(last.metrics if last else None) or {},
         metrics_before=(first.metrics if first else None) or {},
         site_metrics=at_sites[-1] if at_sites else {},
         privacy={

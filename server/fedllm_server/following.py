@@ -11,14 +11,22 @@ from fedllm.errors import ConfigError, FedllmError
 from fedllm.runs.job import ACTIVE, Job, read_job
 from fedllm.runs.names import PROGRESS
 from fedllm.runs.observer import Observer
+from fedllm.runs.pace import Pace
 from fedllm.runs.progress import replay
 from fedllm.runs.record import read_config
 
-_POLL_S = 0.3
+_POLL_S, _QUIET_S = 0.3, 60.0
+_STILL = {
+    "queued": "the coordinator has not begun the run: either none is running, or another run is "
+    "under way",
+    "running": "nothing new for a minute; the run goes on",
+}
 
 
 def follow(folder: Path, observer: Observer) -> Job:
     """Tell an observer all that a run has to say until it ends, and return how it ended.
+
+    After each minute without a word, it hears how the run stands.
 
     Raises
     ------
@@ -28,6 +36,7 @@ def follow(folder: Path, observer: Observer) -> Job:
     path = folder / PROGRESS
     stream: BinaryIO | None = None
     kept, number = b"", 0
+    quiet = Pace(_QUIET_S, time.monotonic)
     try:
         while True:
             job = read_job(folder)
@@ -41,8 +50,12 @@ def follow(folder: Path, observer: Observer) -> Job:
             for line in lines:
                 number += 1
                 _tell(line, f"{path}, line {number}", read_config(folder), observer)
+                quiet.told()
             if job.status not in ACTIVE:
                 return job
+            if quiet.due:
+                observer.note(f"{_STILL[job.status]}: see `fedllm server status`")
+                quiet.told()
             time.sleep(_POLL_S)
     finally:
         observer.close()

@@ -6,10 +6,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fedllm.canonical import read_object
 from fedllm.config import RunConfig
 from fedllm.errors import ConfigError, FedllmError
+from fedllm.federation.coordinator.answers import some_of
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.files import make_output_folder
+from fedllm.identity.titles import shown
 from fedllm.locks import is_held
 from fedllm.runs import names
 from fedllm.runs.checkpoints import load_checkpoint
@@ -39,6 +42,24 @@ def runs_folder(kit: Path) -> Path:
 def coordinator_lock(kit: Path) -> Path:
     """Return the lock file of the running coordinator."""
     return kit / "state" / "server.lock"
+
+
+def who_is_connected(kit: Path) -> str:
+    """Say which parties were connected when the running coordinator last looked, and which not.
+
+    Empty where it has not said so yet.
+    """
+    try:
+        nodes = list(read_object((kit / "state" / "status.json").read_bytes())["nodes"])
+        there: dict[bool, list[str]] = {True: [], False: []}
+        for node in nodes:
+            name, title = str(node["name"]), node.get("title")
+            who = "the key authority" if name == "authority" else shown(name, {name: title or ""})
+            there[bool(node["online"])].append(who)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    words = ((True, "connected"), (False, "not connected"))
+    return "; ".join(f"{said}: {some_of(there[online])}" for online, said in words if there[online])
 
 
 def all_jobs(kit: Path) -> list[tuple[Path, Job]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 from fedllm.errors import one_line
@@ -9,7 +10,10 @@ from fedllm.federation.transport.superlink import NodeState
 from fedllm.identity.roster import Roster
 from fedllm.runs.metrics import RoundReport
 from fedllm.runs.observer import Observer, Start
-from fedllm.runs.terminal import describe_round, describe_start
+from fedllm.runs.pace import Pace
+from fedllm.runs.terminal import describe_answers, describe_round, describe_start
+
+_SILENCE_S = 60.0
 
 
 def party(name: str, roster: Roster) -> str:
@@ -20,15 +24,25 @@ def party(name: str, roster: Roster) -> str:
 class JournalObserver(Observer):
     """Tells the journal what happens in a run, a line each; not each site's answer.
 
+    While sites answer, one line each time that nothing was told for a minute.
+
     Parameters
     ----------
     run : str
         The run's name.
     say : callable
         Takes one line; the service's standard error, which systemd keeps.
+    clock : callable, optional
+        Tells the seconds.
     """
 
-    def __init__(self, run: str, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        run: str,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pace = Pace(_SILENCE_S, clock)
         self._run = run
         self._say = say
         self._rounds = 0
@@ -42,6 +56,11 @@ class JournalObserver(Observer):
         """Say the message."""
         self._line(text)
 
+    def answering(self, round: int, phase: str, answered: int, asked: int | None) -> None:
+        """Say how far a part of a round is, if nothing was said for a while."""
+        if self._pace.due:
+            self._line(describe_answers(round, phase, answered, asked))
+
     def finished_round(self, report: RoundReport) -> None:
         """Say the round's figures."""
         self._line(describe_round(report, self._rounds))
@@ -49,6 +68,7 @@ class JournalObserver(Observer):
     def _line(self, text: str) -> None:
         # Words of other parties may stand in it.
         self._say(one_line(f"run '{self._run}': {text}"))
+        self._pace.told()
 
 
 class Comings:

@@ -26,8 +26,9 @@ from fedllm.federation.coordinator.rounds import (
     run_round,
     statement_of,
 )
+from fedllm.federation.protocol.cohorts import CohortMember
 from fedllm.federation.protocol.evaluating import read_sum
-from fedllm.federation.protocol.messages import CohortMember, RoundStatement
+from fedllm.federation.protocol.round_statement import RoundStatement
 from fedllm.federation.protocol.terms import Terms
 from fedllm.federation.site.orders import LARGEST_VALUE
 from fedllm.identity.roster import Roster
@@ -42,6 +43,8 @@ from fedllm.runs.metrics import Figures, RoundReport, append_report, cut_reports
 from fedllm.runs.observer import Observer, Start
 from fedllm.training.evaluate import evaluate
 from fedllm.training.server_optimizer import ServerOptimizer
+from fedllm_server.verdicts import judge_test, norm_verdict, require_progress
+from fedllm_server.watched import WatchedSites
 
 _MAX_ATTEMPTS = 3
 
@@ -96,6 +99,11 @@ def starting_state(
     )
 
 
+def acceptable(config: RunConfig, state: RunState) -> bool:
+    """Tell whether sites accept the state's adapter; all do in a run without privacy."""
+    return not config.private or bool(np.abs(state.adapter).max(initial=0.0) <= LARGEST_VALUE)
+
+
 def require_acceptable(config: RunConfig, state: RunState) -> None:
     """Refuse an adapter that every site of a private run would refuse, before one is asked.
 
@@ -104,7 +112,7 @@ def require_acceptable(config: RunConfig, state: RunState) -> None:
     TrainingError
         If a value is beyond what a site accepts.
     """
-    if not config.private or np.abs(state.adapter).max(initial=0.0) <= LARGEST_VALUE:
+    if acceptable(config, state):
         return
     raise TrainingError(
         f"after round {state.round} the adapter has values beyond {LARGEST_VALUE:g}, which no site "
@@ -156,6 +164,7 @@ class RoundLoop:
         self._heads: dict[str, Head] = {}
         self._method = adapter_of(place.model)
         self._optimizer = ServerOptimizer(config.rounds, self._method.up)
+        self._reports: list[RoundReport] = []
 
     def run(self, state: RunState) -> RunState:
         """Run all rounds that are left and return the last state.
@@ -164,11 +173,11 @@ class RoundLoop:
         ------
         TrainingError
             If the adapter has become one that no site accepts; nobody is asked, nothing charged.
+            Or if several rounds in a row were rejected; see `require_progress`.
         FedllmError
             If a round fails; finished rounds are kept. A peer's misbehaviour is forgiven twice.
         """
-        if state.round:
-            self._optimizer.load(state.optimizer)
+        self._restore(state)
         kept = self._place.out / names.HEADS
         if kept.exists():
             self._heads = {site: heads[-1] for site, heads in read_heads(kept).items()}
@@ -187,12 +196,19 @@ class RoundLoop:
             )
         )
         fresh = newest_round(self._checkpoints) is None
-        reports = cut_reports(self._place.out / names.METRICS, -1 if fresh else state.round)
-        if not reports or reports[-1].round < state.round:
+        self._reports = cut_reports(self._place.out / names.METRICS, -1 if fresh else state.round)
+        if not self._reports or self._reports[-1].round < state.round:
             state = self._complete(state)
         while state.round < rounds:
             state = self._next(state)
         return state
+
+    def _restore(self, state: RunState) -> None:
+        if state.optimizer:
+            self._optimizer.load(state.optimizer)
+        else:
+            # Before its first step it has no state.
+            self._optimizer = ServerOptimizer(self._config.rounds, self._method.up)
 
     def _next(self, state: RunState) -> RunState:
         started, began = time.perf_counter(), utc_now()
@@ -201,7 +217,13 @@ class RoundLoop:
         if self._sites.changed():
             self._members = self._gather(number)
         state, outcome = self._attempts(state, number)
-        adapter = self._method.next(state.adapter, outcome.mean, self._optimizer.apply)
+        found = norm_verdict(
+            self._mechanism, self._terms, self._members, outcome, state, self._method.up
+        )
+        rejected = {"norm": found.reason} if found is not None and found.reason else {}
+        adapter = state.adapter
+        if not rejected:
+            adapter = self._method.next(adapter, outcome.mean, self._optimizer.apply)
         report = RoundReport(
             round=number,
             started=began,
@@ -211,6 +233,8 @@ class RoundLoop:
             bytes_up=outcome.bytes_up,
             bytes_down=outcome.bytes_down,
             seconds={**outcome.seconds, "total": time.perf_counter() - started},
+            rejected=rejected,
+            norm_ratio=None if found is None else found.ratio,
         )
         optimizer = self._optimizer.state()
         state = replace(state, round=number, adapter=adapter, optimizer=optimizer, report=report)
@@ -221,11 +245,12 @@ class RoundLoop:
         """Evaluate after a finished round and write its line, also when a crash came between."""
         began, started = time.perf_counter(), utc_now()
         number = state.round
+        report = (state.report if number else None) or RoundReport(round=number, started=started)
+        if report.metrics is None and (number == 0 or self._due(number)):
+            state, report = self._judge(state, report)
         if number == 0:
-            metrics = self._evaluate(state.adapter)
-            self._report(RoundReport(round=0, metrics=metrics, started=started))
+            self._report(report.model_copy(update={"seconds": {}}))
             return state
-        report = state.report or RoundReport(round=number, started=started)
         if report.site_metrics is None and number in self._mechanism.evaluation.rounds:
             site_metrics = self._evaluate_at_sites(state)
             report = report.model_copy(update={"site_metrics": site_metrics})
@@ -233,18 +258,38 @@ class RoundLoop:
             # Each evaluation is charged once: what came out of it must not be lost.
             save_checkpoint(self._checkpoints, state)
         at_sites, epsilon = self._place.site_figures(state.run, number)
-        before = time.perf_counter()
-        metrics = self._evaluate(state.adapter) if self._due(number) else None
-        now = time.perf_counter()
-        seconds = {
-            **at_sites,
-            **report.seconds,
-            "evaluate": now - before,
-            "total": (report.seconds.get("total") or 0.0) + now - began,
-        }
-        found = {"metrics": metrics, "epsilon": epsilon, "seconds": seconds}
+        total = (report.seconds.get("total") or 0.0) + time.perf_counter() - began
+        seconds = {"evaluate": 0.0, **at_sites, **report.seconds, "total": total}
+        found = {"epsilon": epsilon, "seconds": seconds}
         self._report(RoundReport.model_validate(report.model_dump() | found))
+        if number < self._config.rounds.count:
+            require_progress(self._reports)
         return state
+
+    def _judge(self, state: RunState, report: RoundReport) -> tuple[RunState, RoundReport]:
+        """Evaluate on the public test file, and go back where that says so."""
+        before = time.perf_counter()
+        metrics = self._evaluate(state.adapter)
+        seconds = {**report.seconds, "evaluate": time.perf_counter() - before}
+        report = report.model_copy(update={"seconds": seconds})
+        if metrics is None:
+            return state, report
+        report = RoundReport.model_validate(report.model_dump() | {"metrics": metrics})
+        reason = ""
+        # Otherwise the next round stops the run, and says why.
+        if acceptable(self._config, state) or state.round == self._config.rounds.count:
+            rise = self._config.rounds.rollback_rise
+            state, reason = judge_test(state, report.metrics or {}, rise)
+        if reason and state.good is not None:
+            self._restore(state)
+            rejected = {**report.rejected, "test": reason}
+            update = {"rejected": rejected, "kept_round": state.good.round}
+            report = report.model_copy(update=update)
+        if state.round:
+            state = replace(state, report=report)
+            # Decided once: the adapter that was judged may not be there any more.
+            save_checkpoint(self._checkpoints, state)
+        return state, report
 
     def _attempts(self, state: RunState, number: int) -> tuple[RunState, RoundOutcome]:
         for left in reversed(range(_MAX_ATTEMPTS)):
@@ -268,7 +313,7 @@ class RoundLoop:
         attempt = len(state.noise)
         cohort = choose_cohort(self._config, self._members, number, attempt)
         statement = statement_of(self._terms, cohort, number, attempt, noise)
-        return self._run_round(statement, state.adapter)
+        return self._run_round(statement, cohort, state.adapter)
 
     def _evaluate_at_sites(self, state: RunState) -> dict[str, float] | None:
         number = state.round
@@ -280,7 +325,7 @@ class RoundLoop:
         statement = statement_of(self._terms, self._members, number, number, None, "evaluation")
         try:
             require_acceptable(self._config, state)
-            outcome = self._run_round(statement, state.adapter)
+            outcome = self._run_round(statement, self._members, state.adapter)
         except FedllmError as error:
             # A figure less is no reason to lose a run; and each evaluation is charged once.
             self._place.observer.note(f"no evaluation at the sites after round {number}: {error}")
@@ -288,18 +333,29 @@ class RoundLoop:
         count = len(outcome.survivors)
         return read_sum(self._config, outcome.mean * count, count)
 
-    def _run_round(self, statement: RoundStatement, adapter: NDArray[np.float32]) -> RoundOutcome:
+    def _run_round(
+        self,
+        statement: RoundStatement,
+        members: tuple[CohortMember, ...],
+        adapter: NDArray[np.float32],
+    ) -> RoundOutcome:
+        observer = self._place.observer
         outcome = run_round(
-            self._sites,
+            WatchedSites(self._sites, observer, statement.round, statement.purpose),
             self._authority,
             self._terms,
             self._place.roster,
             statement,
+            members,
             adapter,
-            partial(self._place.observer.site_answered, statement.round),
+            partial(observer.site_answered, statement.round),
         )
         for who, why in who_and_why(sorted(outcome.dropped.items()), self._place.roster):
-            self._place.observer.note(f"round {statement.round} goes on without {who}: {why}")
+            observer.note(f"round {statement.round} goes on without {who}: {why}")
+        for who, why in who_and_why(sorted(outcome.recovered.items()), self._place.roster):
+            observer.note(
+                f"round {statement.round} counts {who}, whose masks the others took off: {why}"
+            )
         self._keep_heads(statement, outcome.heads)
         return outcome
 
@@ -315,7 +371,8 @@ class RoundLoop:
 
     def _gather(self, number: int) -> tuple[CohortMember, ...]:
         place = self._place
-        cohort = gather_cohort(self._sites, self._terms, number, place.roster, place.observer.note)
+        sites = WatchedSites(self._sites, place.observer, number)
+        cohort = gather_cohort(sites, self._terms, number, place.roster, place.observer.note)
         self.names.update(member.name for member in cohort)
         return cohort
 
@@ -332,4 +389,7 @@ class RoundLoop:
     def _report(self, report: RoundReport) -> None:
         report = report.model_copy(update={"finished": utc_now()})
         append_report(self._place.out / names.METRICS, report)
+        self._reports.append(report)
+        for why in report.rejected.values():
+            self._place.observer.note(f"round {report.round} is rejected: {why}")
         self._place.observer.finished_round(report)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fedllm.config import RunConfig
+from fedllm.config import RunConfig, SitePolicy
+from fedllm.errors import RefusedError
+from fedllm.privacy.accounting.words import epsilon_text
 
 # A batch that is larger by as much is refused by the site.
 _FAR = 4
@@ -23,6 +25,38 @@ def given_up(config: RunConfig) -> list[str]:
             "it, can read every site's update"
         )
     return warnings
+
+
+def against_all_others(config: RunConfig, policy: SitePolicy | None = None) -> list[str]:
+    """Say what all others together could learn of a unit, where no ceiling is known to limit it.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run. With shared noise, sampling rate and noise are public, and the same at all sites.
+    policy : SitePolicy, optional
+        That of all sites, in a simulation; a coordinator does not know the sites'.
+    """
+    # Imports torch, before which other things are refused.
+    from fedllm.mechanisms import mechanism_of, planned_cost
+
+    mechanism = mechanism_of(config)
+    if mechanism.colluders is None or (policy and policy.budget.colluders_epsilon is not None):
+        return []
+    try:
+        cost = planned_cost(config, config.training.batch_size)
+    except RefusedError:
+        # The sites say so themselves.
+        return []
+    if cost.colluders_epsilon is None:
+        return []
+    limit = "no ceiling of these sites limits that" if policy else "unless a site limits that"
+    return [
+        f"the noise is shared: against those who see sums a {config.unit} has epsilon "
+        f"{epsilon_text(cost.epsilon)}, against everyone else together, other sites included, "
+        f"epsilon {epsilon_text(cost.colluders_epsilon)}; {limit} (budget.colluders_epsilon in "
+        "site.toml)"
+    ]
 
 
 def odd_batch(config: RunConfig, units: Iterable[int]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TypeVar
 from flwr.serverapp import Grid
 
 from fedllm.errors import FedllmError, PeerError
+from fedllm.federation.coordinator.answers import some_of
 from fedllm.federation.protocol.messages import (
     Join,
     Joined,
@@ -19,10 +20,15 @@ from fedllm.federation.protocol.messages import (
 )
 from fedllm.federation.protocol.wire import Wire
 from fedllm.federation.transport.flower import GridPresence, exchange, from_content, to_content
+from fedllm.runs.pace import Pace
 from fedllm_server.app import GridSites
 
 Answer = TypeVar("Answer", bound=Wire)
-_POLL_S = 0.3
+_POLL_S, _REMIND_S = 0.3, 60.0
+_CHECK_SITES = (
+    "at those, see whether `fedllm client start` runs and what `fedllm client check` says"
+)
+_CHECK_AUTHORITY = "see whether `fedllm authority start` runs, and what its log says"
 
 
 class RemoteSites(GridSites):
@@ -41,7 +47,9 @@ class RemoteSites(GridSites):
     timeout_s : float
         How long it waits, and each exchange.
     say : callable
-        Hears what is being waited for.
+        Hears what is being waited for, again every minute.
+    shown : callable, optional
+        Returns how a site is called for people; its name when left out.
     """
 
     def __init__(
@@ -52,12 +60,14 @@ class RemoteSites(GridSites):
         min_sites: int,
         timeout_s: float,
         say: Callable[[str], None],
+        shown: Callable[[str], str] = str,
     ) -> None:
         super().__init__(grid, {}, timeout_s, presence)
         self._there = presence
         self._keys = dict(keys)
         self._min_sites = min_sites
         self._say = say
+        self._shown = shown
         self._asked: dict[int, str | None] = {}
 
     def changed(self) -> bool:
@@ -79,21 +89,23 @@ class RemoteSites(GridSites):
 
     def _gathered(self) -> dict[str, int]:
         deadline = time.monotonic() + self._timeout_s
-        said = ""
+        said, pace = "", Pace(_REMIND_S, time.monotonic)
         while True:
             there = self._connected()
             if len(there) >= self._min_sites:
                 return there
-            missing = ", ".join(sorted(set(self._keys) - set(there)))
+            missing = some_of([self._shown(name) for name in sorted(set(self._keys) - set(there))])
             words = (
                 f"{len(there)} sites are connected, {self._min_sites} are needed; "
                 f"not there: {missing}"
             )
             if time.monotonic() > deadline:
                 raise PeerError(words, "start the others, then resume the run")
-            if words != said:
-                self._say(f"waiting: {words}")
+            if words != said or pace.due:
+                left = max(0.0, deadline - time.monotonic()) / 60
+                self._say(f"waiting: {words}; {_CHECK_SITES}, {left:.0f} minutes are left")
                 said = words
+                pace.told()
             time.sleep(_POLL_S)
 
     def _connected(self) -> dict[str, int]:
@@ -113,7 +125,7 @@ class RemoteAuthority:
     timeout_s : float
         How long to wait for it to be connected, and for an answer.
     say : callable
-        Hears what is being waited for.
+        Hears what is being waited for, again every minute.
     """
 
     def __init__(
@@ -148,19 +160,19 @@ class RemoteAuthority:
         contents = {self._node(): to_content(*request.to_wire())}
         (reply,) = exchange(self._grid, kind, contents, self._timeout_s, self._presence)
         if reply.content is None:
-            raise PeerError(f"the key authority: {reply.failure}", "see the authority's own log")
+            raise PeerError(f"the key authority: {reply.failure}", reply.remedy)
         return answer.from_wire(*from_content(reply.content))
 
     def _node(self) -> int:
         deadline = time.monotonic() + self._timeout_s
-        waiting = False
+        pace: Pace | None = None
         while True:
             node = self._presence.keys().get(self._key)
             if node is not None:
                 return node
             if time.monotonic() > deadline:
                 raise PeerError("the key authority is not connected", "start it, then resume")
-            if not waiting:
-                self._say("waiting: the key authority is not connected")
-            waiting = True
+            if pace is None or pace.due:
+                self._say(f"waiting: the key authority is not connected; {_CHECK_AUTHORITY}")
+                pace = Pace(_REMIND_S, time.monotonic)
             time.sleep(_POLL_S)

@@ -27,7 +27,7 @@ from fedllm.runs.job import write_outcome
 from fedllm.runs.observer import Observers
 from fedllm.runs.progress import ProgressFile
 from fedllm.runs.record import read_config
-from fedllm_server.protections import given_up
+from fedllm_server.protections import against_all_others, given_up
 from fedllm_server.public_part import public_digest, public_labels, public_part, public_records
 
 
@@ -63,6 +63,8 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
                 return
             for warning in given_up(config):
                 watching.note(f"WARNING: {warning}")
+            for words in against_all_others(config):
+                watching.note(words)
             records, tested = public_records(config), public_digest(config)
             if found is not None:
                 require_same_public(found, public_labels(config, records), tested, folder)
@@ -78,7 +80,13 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
                 grid, presence, keys.pop("authority"), wait_s, watching.note
             )
             sites = RemoteSites(
-                grid, presence, keys, config.rounds.min_sites, wait_s, watching.note
+                grid,
+                presence,
+                keys,
+                config.rounds.min_sites,
+                wait_s,
+                watching.note,
+                kit.roster.shown,
             )
             loop = RoundLoop(config, place, make_terms(config, model, state.run), sites, authority)
             final = loop.run(state)

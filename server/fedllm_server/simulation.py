@@ -14,6 +14,7 @@ from fedllm.config import (
     BudgetSection,
     RunConfig,
     SitePolicy,
+    load_site_policy,
     to_toml,
     with_absolute_locations,
 )
@@ -40,7 +41,7 @@ from fedllm.runs.terminal import PlainObserver
 from fedllm.tasks import task_of
 from fedllm.visible import visible
 from fedllm_client.dividing import divide
-from fedllm_server.protections import given_up, odd_batch, weak_delta
+from fedllm_server.protections import against_all_others, given_up, odd_batch, weak_delta
 from fedllm_server.public_part import public_digest, public_labels, public_part, public_records
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def simulate(
     resume : bool
         Go on after the last finished round.
     policy : SitePolicy, optional
-        What each site allows; by default what the run asks for and no more.
+        What each site allows; by default what the run asks for and no more, or, for a run
+        that goes on, what it has been until now.
     ledgers : Path, optional
         Folder of the sites' ledgers and keys, to share budgets between runs; by default the
         run folder.
@@ -116,13 +118,15 @@ def simulate(
             # Of what may still be refused, nothing is written.
             people.note("reading the records")
             sites = divide(config)
+            config.require_room(len(sites))
             test, tested = public_records(config), public_digest(config)
             if state is not None:
                 require_same_public(state, public_labels(config, test), tested, out)
             home = ledgers.absolute() if ledgers else out
             make_output_folder(home, "--ledgers")
             people.note(f"loading the model {config.model.path}")
-            task = _Task(config, policy or _open_policy(config), out, home, engine, state, tested)
+            policy = policy or _policy_of(config, out, resumed=state is not None)
+            task = _Task(config, policy, out, home, engine, state, tested)
             return _simulate(task, sites, test, watching, started)
         finally:
             watching.close()
@@ -176,6 +180,8 @@ def _simulate(
     for warning in (*given_up(config), *weak_delta(config, units), *odd_batch(config, units)):
         watching.note(f"WARNING: {warning}")
     if state.round < config.rounds.count:
+        for words in against_all_others(config, task.policy):
+            watching.note(words)
         watching.note(
             f"asking {len(names)} sites to join: each encodes its records and works out its noise"
         )
@@ -265,6 +271,12 @@ def _parties(
     write_bytes(source.folder / files.ROSTER, roster.to_json().encode())
     minimum = config.rounds.min_sites
     return roster, Authority(identities[_AUTHORITY], roster, minimum, full_errors=True)
+
+
+def _policy_of(config: RunConfig, out: Path, resumed: bool) -> SitePolicy:
+    """Return the policy of a run for which none is given: its own, if it has begun already."""
+    kept = out / files.POLICY_TOML
+    return load_site_policy(kept) if resumed and kept.exists() else _open_policy(config)
 
 
 def _open_policy(config: RunConfig) -> SitePolicy:

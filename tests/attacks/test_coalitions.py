@@ -6,6 +6,7 @@ The folder ``coalitions`` says how this is searched for, and what the search cov
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +19,16 @@ from attacks.coalitions.staging import Signed, Stage
 from support.federation import build, records, small_config
 
 from fedllm.canonical import sha256_hex, signing_bytes
-from fedllm.encryption.masks import SiteMasks, survivor_statement
+from fedllm.encryption.masks import SiteMasks
+from fedllm.encryption.survivors import survivor_statement
 from fedllm.errors import RepeatError
-from fedllm.federation.protocol.messages import RoundStatement
+from fedllm.federation.protocol import masks, neighbours, statements
+from fedllm.federation.protocol.round_statement import RoundStatement
 from fedllm.federation.protocol.statements import read_statement
 from fedllm.federation.site import orders
 from fedllm.federation.site.charging import SiteAccount
 from fedllm.federation.site.memory import SiteMemory
-from fedllm.federation.site.site import Site
+from fedllm.federation.site.orders import OrderReader
 from fedllm.identity.keys import Identity
 from fedllm.mechanisms.none import NoPrivacy
 from fedllm.privacy.ledger.ledger import Ledger
@@ -117,9 +120,12 @@ CASES = {
     "one site: fewer sites": Case(with_the_first(min_sites=1), colluders=1),
     "one site: other mask keys": Case(with_the_first(other_mask_keys=True), colluders=1),
     "one site: too small a run": Case(one, colluders=1, min_sites=2),
+    "one site: told of other cohorts": Case(one, colluders=1, also=("tell",)),
     "two sites of five: one statement": Case(one, sites=5, colluders=2, also=("steal",)),
 }
 OTHER = {
+    "told of other cohorts": Case(one, also=("tell", "steal")),
+    "two sites of five: told of other cohorts": Case(one, sites=5, colluders=2, also=("tell",)),
     "two attempts, no authority": Case(with_the_first(attempt=2), authority=False, private=False),
     "a null attempt first": Case(lambda stage: null_adapter(2)(stage)[::-1]),
     "part of the cohort": Case(part_of_the_cohort(1)),
@@ -199,7 +205,7 @@ def masks_of_the_attempt(patch):
 
 
 def _attempt(statement):
-    which = (statement.series, statement.attempt, statement.key, statement.plan, *statement.names)
+    which = (statement.series, statement.attempt, statement.key, statement.plan, *statement.cohort)
     return sha256_hex(signing_bytes("before", *which))
 
 
@@ -221,9 +227,9 @@ def the_smallest_sum_counts_in_training_alone(patch):
     masks_of_the_attempt(patch)
 
     def statement(self, header):
-        return read_statement(header.statement, header.signature, self._roster)
+        return read_statement(header.statement, header.signature, self.roster)
 
-    patch.setattr(Site, "_statement", statement)
+    patch.setattr(OrderReader, "asked", statement)
 
 
 def attempts_draw_the_same(patch):
@@ -279,7 +285,7 @@ def signatures_of_survivors_are_not_read(patch):
     def believed(scope, survivors, signatures, roster):
         return dict.fromkeys(survivors, survivor_statement(scope, survivors))
 
-    patch.setattr("fedllm.federation.site.site.check_settled", believed)
+    patch.setattr("fedllm.federation.site.sums.check_settled", believed)
 
 
 def any_sum_is_settled(patch):
@@ -293,6 +299,46 @@ def any_sum_is_settled(patch):
     patch.setattr(SiteMasks, "statement", words)
 
 
+def a_cohort_is_not_compared_with_its_digest(patch):
+    class Equal(str):
+        def __eq__(self, other):
+            return True
+
+        __hash__ = str.__hash__
+
+    patch.setattr(neighbours, "opened_digest", lambda found, sites: Equal())
+
+
+def entries_are_not_read(patch):
+    patch.setattr(neighbours, "check_member", lambda *_: None)
+
+
+def any_entries_will_do(patch):
+    a_cohort_is_not_compared_with_its_digest(patch)
+    entries_are_not_read(patch)
+
+
+def sites_read_a_part_of_a_cohort(patch):
+    def require(condition, complaint):
+        if "leaves out" not in complaint:
+            statements.require(condition, complaint)
+
+    patch.setattr(neighbours, "require", require)
+
+
+def sites_mask_for_a_part_of_a_cohort(patch):
+    """As sites would that share no masks with whom they were not told of."""
+    sites_read_a_part_of_a_cohort(patch)
+
+    class Partly(SiteMasks):
+        def __init__(self, scope, site, key, peers, **rest):
+            unknown = {name: os.urandom(32) for name in scope.cohort if name != site}
+            super().__init__(scope, site, key, unknown | dict(peers), **rest)
+            self._peers = tuple(peers)
+
+    patch.setattr(masks, "SiteMasks", Partly)
+
+
 WITHOUT = [
     (orders_are_not_compared, "one statement, no authority"),  # 1
     (masks_of_the_attempt, "another configuration"),  # 2
@@ -304,9 +350,22 @@ WITHOUT = [
     (sums_are_settled_as_often_as_asked, "one statement"),
     (signatures_of_survivors_are_not_read, "one statement"),
     (any_sum_is_settled, "one statement"),
+    (any_entries_will_do, "one site: told of other cohorts"),
+    (sites_mask_for_a_part_of_a_cohort, "one site: told of other cohorts"),
+]
+ONE_IS_ENOUGH = [
+    a_cohort_is_not_compared_with_its_digest,
+    entries_are_not_read,
+    sites_read_a_part_of_a_cohort,
 ]
 
 
 @pytest.mark.parametrize(("mend", "name"), WITHOUT)
 def test_without_a_mend_the_search_finds_the_attack(searched, mend, name):
     assert searched((CASES | OTHER)[name], mend).target is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mend", ONE_IS_ENOUGH)
+def test_one_of_two_checks_of_a_cohort_is_enough(searched, mend):
+    assert searched(CASES["one site: told of other cohorts"], mend) == Found(None, opened=True)

@@ -72,14 +72,15 @@ def hostile(tiny_checkpoint, tmp_path_factory):
 
 
 def play(hostile, *, authority=None, sites=None, roster=None, cohort=None, **changes):
-    attempt = next(hostile.attempts)
-    statement = statement_of(hostile.terms, cohort or hostile.cohort, 1, attempt, None)
+    attempt, members = next(hostile.attempts), cohort or hostile.cohort
+    statement = statement_of(hostile.terms, members, 1, attempt, None)
     return run_round(
         sites or hostile.sites,
         authority or hostile.authority,
         hostile.terms,
         roster or hostile.roster,
         statement.model_copy(update=changes),
+        members,
         hostile.adapter,
         lambda *_: None,
     )
@@ -155,8 +156,8 @@ class Tampering:
     def __getattr__(self, name):
         return getattr(self._sites, name)
 
-    def train(self, request, names):
-        for name, answer in self._sites.train(self._order(request), names):
+    def train(self, order, names):
+        for name, answer in self._sites.train(lambda name: self._order(order(name)), names):
             yield name, answer if isinstance(answer, FedllmError) else self._answer(name, answer)
 
 

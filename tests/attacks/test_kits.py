@@ -88,6 +88,23 @@ def test_an_old_roster_cannot_bring_back_a_revoked_site(federation, site):
     assert "bob" not in read_kit(site, "site").roster.sites
 
 
+def test_a_roster_that_was_put_back_does_not_make_the_kit_forget_a_newer_one(federation, site):
+    old, root = roster_of(federation), load_root(federation)
+    update_roster(site, forged(federation, root, version=3))
+    (site / "roster.json").write_text(old)
+    with pytest.raises(RefusedError, match="has version 2, and this kit has seen version 3"):
+        update_roster(site, forged(federation, root, version=2))
+
+
+def test_a_new_roster_that_is_out_of_date_is_refused_with_what_to_do(federation, site):
+    root = load_root(federation)
+    past = forged(federation, root, version=9, expires=datetime.now(UTC) - timedelta(days=1))
+    with pytest.raises(RefusedError) as caught:
+        update_roster(site, past)
+    assert caught.value.message.startswith("the new roster expired at ")
+    assert caught.value.remedy.startswith("ask the operator for a new one")
+
+
 def test_two_rosters_of_one_version_are_noticed(federation, site):
     root = load_root(federation)
     with pytest.raises(PeerError, match="two different rosters") as caught:

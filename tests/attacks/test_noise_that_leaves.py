@@ -25,7 +25,9 @@ from fedllm.mechanisms import (
     LocalStatistics,
     SiteRound,
     mechanism_of,
+    rounded_size,
 )
+from fedllm.mechanisms.local import largest_units
 from fedllm.models.manifest import AdapterManifest
 from fedllm.randomness import RandomStream
 from fedllm.tasks.cache import ModelCache
@@ -174,11 +176,14 @@ def test_levels_that_are_coarser_than_a_share_are_refused(kind):
 def test_a_site_far_larger_than_the_run_is_made_for_does_not_take_part(kind):
     mechanism = mechanism_of(config_of(kind))
     noise = mechanism.announced_noise(1, ())
-    assert mechanism.cost(4 * BATCH, LENGTH, noise)
+    # A site counts as fewer than it has, and may have up to four times a batch.
+    most = max(n for n in range(1, 9 * BATCH) if largest_units(rounded_size(n), 0.0) <= 4 * BATCH)
+    assert mechanism.cost(rounded_size(most), LENGTH, noise)
     with pytest.raises(RefusedError, match="more than 4 times as large") as caught:
-        mechanism.cost(4 * BATCH + 1, LENGTH, noise)
+        mechanism.cost(rounded_size(most + 1), LENGTH, noise)
+    assert 3 * BATCH < most <= 4 * BATCH
     # The size of the site is not the coordinator's to know.
-    assert str(4 * BATCH + 1) not in str(caught.value)
+    assert str(rounded_size(most + 1)) not in str(caught.value)
 
 
 @pytest.mark.parametrize("noise", ["local", "distributed"])

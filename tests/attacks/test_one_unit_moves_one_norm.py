@@ -63,3 +63,5 @@ def test_an_adapter_at_which_rounding_decides_is_refused_in_a_private_run():
         with pytest.raises(PeerError, match="beyond 1000"):
             _read_adapter(blob, 2, private=True)
         assert _read_adapter(blob, 2, private=False)[1] == np.float32(value)
+    largest = np.array([LARGEST_VALUE, -LARGEST_VALUE], dtype="<f4")
+    assert _read_adapter(largest.tobytes(), 2, private=True).tolist() == largest.tolist()

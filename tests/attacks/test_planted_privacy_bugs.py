@@ -415,6 +415,15 @@ def test_the_selftest_catches_a_planted_bug(plant, name, material, tmp_path):
     assert planting.noticed(found), found.problem
 
 
+@pytest.mark.parametrize(
+    "plant", [plant for plant, _ in planting.PLANTS], ids=lambda plant: plant.__name__
+)
+def test_every_bug_can_still_be_planted(plant):
+    """What it changes is where it was; whether it is noticed the slow tests say."""
+    with pytest.MonkeyPatch.context() as patch:
+        plant(patch)
+
+
 def test_no_plant_is_there_twice_and_every_kind_is():
     names = [plant.__name__ for plant, _ in planting.PLANTS]
     assert len(set(names)) == len(names) >= 31

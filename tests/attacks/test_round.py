@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 from support.chance import FALSE_ALARM, uniform_below
-from support.federation import build, records, small_config
+from support.federation import addressed, build, records, small_config
 
 from fedllm.config import AllowSection, BudgetSection, SitePolicy
 from fedllm.data.records import Record
@@ -24,14 +24,9 @@ from fedllm.errors import (
     RepeatError,
 )
 from fedllm.federation.authority import authority as authority_module
-from fedllm.federation.protocol.messages import (
-    OpenSum,
-    OpenSumHeader,
-    Settle,
-    Train,
-    round_statement,
-)
+from fedllm.federation.protocol.messages import OpenSum, OpenSumHeader, Settle, Train
 from fedllm.federation.protocol.refusals import Refusal
+from fedllm.federation.protocol.round_statement import round_statement
 from fedllm.federation.site.site import Site
 from fedllm.privacy.ledger.ledger import Ledger
 
@@ -47,7 +42,7 @@ def changed(message, **header):
 
 
 def capture_order(federation, number=1, attempt=1) -> Train:
-    """Run a round and return the order that the sites were sent."""
+    """Run a round and return the order that the first site was sent."""
     orders = []
 
     def listen(kind, name, message):
@@ -145,23 +140,29 @@ def test_a_cohort_of_one_is_refused_by_authority_and_site(federation):
 
 def test_a_cohort_filled_up_with_invented_sites_is_refused(federation):
     from fedllm.federation.coordinator.cohort import gather_cohort
-    from fedllm.federation.coordinator.rounds import run_round, statement_of
+    from fedllm.federation.coordinator.rounds import statement_of
     from fedllm.federation.protocol.statements import make_member
     from fedllm.identity.keys import Identity
 
     cohort = gather_cohort(federation, federation.terms, 1, federation.roster, print)
     ghosts = tuple(make_member(Identity.generate(f"zz-{i}"), "", "run-1", 0) for i in range(2))
-    statement = statement_of(federation.terms, (cohort[0], *ghosts), 1, 1, None)
+    filled = (cohort[0], *ghosts)
+    statement = statement_of(federation.terms, filled, 1, 1, None)
     with pytest.raises(PeerError, match="not in the roster"):
-        run_round(
-            federation,
-            federation.authority,
-            federation.terms,
-            federation.roster,
-            statement,
-            federation.model().adapter(),
-            lambda *_: None,
-        )
+        federation.run(statement, filled)
+    # In the names of sites that are in the roster: no site has signed these entries.
+    named = tuple(
+        ghost.model_copy(update={"name": name})
+        for ghost, name in zip(ghosts, ("site-1", "site-2"), strict=True)
+    )
+    filled = (cohort[0], *named)
+    statement = statement_of(federation.terms, filled, 1, 2, None)
+    with pytest.raises(PeerError, match="signature of 'site-1' does not fit"):
+        federation.run(statement, filled)
+    # Nor does it help to show the authority other entries than it signs.
+    with pytest.raises(PeerError, match="the cohort's digest is of other entries"):
+        federation.run(statement, cohort)
+    assert charged(federation) == 0
 
 
 def test_the_same_attempt_is_not_trained_twice(federation):
@@ -237,7 +238,9 @@ def test_a_site_settles_on_one_set_of_survivors_only(federation):
     site: Site = federation.sites["site-0"]
     from fedllm.federation.protocol.messages import SettleHeader
 
-    other = Settle(SettleHeader(**about, survivors=("site-0", "site-1")), order.plan)
+    said = ("site-0", "site-1")
+    header = SettleHeader(**about, survivors=said, around=order.header.around)
+    other = addressed(Settle(header, order.plan), "site-0")
     answer = site.settle(other)
     assert answer.header.signature == ""
     assert "settled on other survivors" in answer.header.refusal.message
@@ -268,13 +271,39 @@ def test_masks_come_off_only_with_every_survivors_own_signature(federation):
     assert "unmask" not in {kind for kind, _ in federation.heard}, "nobody is asked in vain"
 
 
-@pytest.mark.parametrize("kind", ["settle", "unmask"])
-def test_a_site_does_not_answer_in_anothers_name(federation, kind):
+def test_a_site_does_not_settle_in_anothers_name(federation):
     federation.tamper = lambda asked, name, message: (
-        changed(message, site="site-2") if (asked, name) == (kind, "site-1") else message
+        changed(message, site="site-2") if (asked, name) == ("settle", "site-1") else message
     )
     with pytest.raises(PeerError, match="'site-1' answered as 'site-2'"):
         federation.round()
+
+
+def test_a_site_that_reveals_in_anothers_name_has_gone_away(federation):
+    federation.tamper = lambda asked, name, message: (
+        changed(message, site="site-2") if (asked, name) == ("unmask", "site-1") else message
+    )
+    assert federation.round().recovered == {"site-1": "'site-1' answered as 'site-2'"}
+
+
+@pytest.mark.parametrize("owner", ["site-0", "site-9"], ids=["itself", "nobody"])
+def test_a_site_has_no_share_of_what_is_no_others(federation, owner):
+    refusals = []
+
+    def ask(kind, name, message):
+        if (kind, name) == ("unmask", "site-1"):
+            return None
+        if (kind, name) == ("recover request", "site-0"):
+            return changed(message, owners=(owner,))
+        if (kind, name) == ("recover", "site-0"):
+            refusals.append(message.header.refusal)
+        return message
+
+    federation.tamper = ask
+    with pytest.raises(PeerError, match="the others could not take its masks off"):
+        federation.round()
+    (refusal,) = refusals
+    assert (refusal.kind, "not in its neighbourhood" in refusal.message) == ("PeerError", True)
 
 
 def test_the_coordinator_carries_reveals_that_it_cannot_read(federation):
@@ -504,7 +533,7 @@ def test_a_site_that_lost_its_memory_does_not_train_an_attempt_again(federation)
     order = capture_order(federation)
     (federation.folder / "site-0.json").unlink()
     for name in ("site-0", "site-1"):
-        again = federation.sites[name].train(order)
+        again = federation.sites[name].train(addressed(order, name))
         assert (again.update, again.header.refusal.kind) == (b"", "RepeatError")
     assert charged(federation) == 1
 

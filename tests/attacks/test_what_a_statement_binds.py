@@ -10,24 +10,26 @@ import pytest
 from support.federation import build, small_config
 
 from fedllm.config import AllowSection
+from fedllm.encryption.masks import SiteMasks
 from fedllm.encryption.pack import unpack
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
 from fedllm.errors import PeerError, RefusedError
 from fedllm.federation.coordinator.cohort import gather_cohort
-from fedllm.federation.coordinator.rounds import run_round, statement_of, with_order
+from fedllm.federation.coordinator.rounds import statement_of, with_order
+from fedllm.federation.protocol.cohorts import Neighbourhood
 from fedllm.federation.protocol.envelopes import verified_update
 from fedllm.federation.protocol.masks import site_masks
 from fedllm.federation.protocol.messages import (
-    RoundStatement,
     Settle,
     SettleHeader,
     Train,
     TrainHeader,
     Unmask,
     UnmaskHeader,
-    round_statement,
 )
+from fedllm.federation.protocol.neighbours import Around, Neighbourhoods
+from fedllm.federation.protocol.round_statement import RoundStatement, round_statement
 from fedllm.federation.protocol.statements import parse_statement
 from fedllm.federation.protocol.terms import make_terms
 from fedllm.federation.site.carrying import carry_ledger
@@ -47,9 +49,9 @@ class InLeague:
 
     def __init__(self, federation, attempt=1) -> None:
         self.federation, terms = federation, federation.terms
-        cohort = gather_cohort(federation, terms, 1, federation.roster, print)
+        self.members = gather_cohort(federation, terms, 1, federation.roster, print)
         self.adapter = federation.model().adapter()
-        proposal = statement_of(terms, cohort, 1, attempt, None)
+        proposal = statement_of(terms, self.members, 1, attempt, None)
         orders: list[Train] = []
         federation.tamper = lambda kind, name, m: orders.append(m) if kind == "train request" else m
         with pytest.raises(PeerError):
@@ -80,6 +82,7 @@ class InLeague:
                 labels=terms.labels,
                 bounds=terms.bounds,
                 model=terms.model,
+                around=self.around(name),
             ),
             self.plan.to_bytes(),
             self.public,
@@ -92,6 +95,19 @@ class InLeague:
             raise answer.header.refusal.to_error(name)
         return verified_update(answer.update, said, self.plan, name, self.federation.roster)
 
+    def around(self, name: str) -> Neighbourhood:
+        return Neighbourhoods(self.statement, self.members, {}).of(name)
+
+    def near(self, name: str, statement: RoundStatement) -> Around:
+        """Return what a site takes the cohort for that accepts what it is told."""
+        others = {member.name: member for member in self.members}
+        return Around(others.pop(name), others, tuple(others)[: statement.neighbours])
+
+    def masks(self, name: str, statement: RoundStatement, recover: bool, ledger="") -> SiteMasks:
+        """Make a site's masks from its own keys, whatever it would say to the statement."""
+        identity, near = self.federation.identities[name], self.near(name, statement)
+        return site_masks(identity, ledger, statement, near, self.plan, recover)
+
     def slots(self, payloads) -> np.ndarray:
         """Open each update with the round's secret key, and add them up, (S,)."""
         modulus = np.uint64(self.plan.plain_modulus)
@@ -102,11 +118,17 @@ class InLeague:
         return total
 
     def settle(self, name: str, statement: RoundStatement, survivors=NAMES):
-        header = SettleHeader(**self.signed(statement), survivors=survivors)
+        around = self.around(name)
+        header = SettleHeader(**self.signed(statement), survivors=survivors, around=around)
         return self.federation.sites[name].settle(Settle(header, self.plan.to_bytes())).header
 
     def unmask(self, name: str, statement, survivors, signatures):
-        header = UnmaskHeader(**self.signed(statement), survivors=survivors, signatures=signatures)
+        header = UnmaskHeader(
+            **self.signed(statement),
+            survivors=survivors,
+            signatures=signatures,
+            around=self.around(name),
+        )
         return self.federation.sites[name].unmask(Unmask(header, self.plan.to_bytes())).header
 
 
@@ -150,20 +172,21 @@ FIELDS = [name for name in RoundStatement.model_fields if name not in ("kind", "
 def test_masks_of_two_statements_have_nothing_in_common(federation, field):
     """Whatever the authority signs a second time, pair masks and own masks are other ones."""
     league = InLeague(federation)
-    before = getattr(league.statement, field)
+    first = league.statement
+    if field == "missing":
+        # Of neighbours that were drawn; where none are, none can be missing.
+        first = first.model_copy(update={"neighbours": 1})
+    before = getattr(first, field)
     other = {str: lambda: f"0{before[1:]}" if before != "update" else "evaluation"}
     kinds = {int: lambda: before + 1, type(None): lambda: 1.0, **other}
     value = kinds[type(before)]()
     # The plan says how many slots there are, and stays; its digest is what is signed.
-    second = league.statement.model_copy(update={field: value if value != before else "1" * 64})
-    assert second != league.statement
+    second = first.model_copy(update={field: value if value != before else "1" * 64})
+    assert second != first
     for recover in (True, False):
         for name in NAMES[:2]:
-            one, two = (
-                site_masks(federation.identities[name], "", said, league.plan, recover)
-                for said in (league.statement, second)
-            )
-            assert set(one._pair_seeds.values()).isdisjoint(two._pair_seeds.values())
+            one, two = (league.masks(name, said, recover) for said in (first, second))
+            assert pair_seeds(one).isdisjoint(pair_seeds(two))
             assert not recover or one._own_seed != two._own_seed
 
 
@@ -182,11 +205,15 @@ def test_two_statements_for_one_key_open_nothing(tiny_checkpoint, tmp_path, reco
         # Even with every own mask taken off, which no site would reveal.
         for name, said in zip(NAMES, (text, quiet, quiet), strict=True):
             told = league.statement.model_copy(update={"config": digest_of(said)})
-            ledger = federation.ledger_id(name)
-            masks = site_masks(federation.identities[name], ledger, told, league.plan, True)
+            masks = league.masks(name, told, True, federation.ledger_id(name))
             total = (total + opposite(masks._own_seed, league.plan)) % modulus(league.plan)
     with pytest.raises(PeerError, match="updates"):
         unpack(total, league.plan, len(NAMES))
+
+
+def pair_seeds(masks: SiteMasks) -> set[bytes]:
+    """Return the seeds that a site shares with the others."""
+    return {masks._pairs.seed(name) for name in masks._peers}
 
 
 def digest_of(text: str) -> str:
@@ -228,12 +255,13 @@ def test_the_sites_own_smallest_cohort_holds_in_every_exchange(tiny_checkpoint, 
     league = InLeague(federation)
     for name in NAMES:
         league.train(name)
-    orders: OrderReader = federation.sites[TARGET]._orders
+    site = federation.sites[TARGET]
+    orders: OrderReader = site._orders
     stricter = orders.allow.model_copy(update={"min_cohort": 3})
-    federation.sites[TARGET]._orders = dataclasses.replace(orders, allow=stricter)
+    site._orders = site._sums._orders = dataclasses.replace(orders, allow=stricter)
     for answer in (
         league.settle(TARGET, league.statement),
-        league.unmask(TARGET, league.statement, NAMES, ("00",) * 3),
+        league.unmask(TARGET, league.statement, NAMES, dict.fromkeys(NAMES, "00")),
     ):
         assert answer.refusal is not None
         assert "the minimum here is 3" in answer.refusal.message
@@ -244,9 +272,9 @@ def test_other_survivors_are_not_revealed_than_were_settled_on(federation):
     for name in NAMES:
         league.train(name)
     for survivors in (NAMES, NAMES[:2]):
-        signatures = tuple(
-            league.settle(name, league.statement, survivors).signature for name in survivors
-        )
+        signatures = {
+            name: league.settle(name, league.statement, survivors).signature for name in survivors
+        }
         refused = league.unmask(TARGET, league.statement, survivors, signatures).refusal
         assert (refused is None) == (survivors == NAMES)
 
@@ -321,7 +349,8 @@ def test_an_order_of_before_a_carry_over_is_not_carried_out_again(
     league = InLeague(federation)
     league.train(TARGET)
     site = federation.sites[TARGET]
-    seeds = site._masks(league.statement, league.plan, recover)._pair_seeds
+    about = (league.statement, league.near(TARGET, league.statement), league.plan, recover)
+    seeds = pair_seeds(site._sums.masks(*about))
     export = tmp_path / "export.jsonl"
     export_ledger(site._files.ledger, export)
     site._files.ledger.unlink()
@@ -329,8 +358,7 @@ def test_an_order_of_before_a_carry_over_is_not_carried_out_again(
     site._opened = None
     with pytest.raises(PeerError, match="entry in the cohort is not its own"):
         league.train(TARGET)
-    masks = site._masks(league.statement, league.plan, recover)
-    assert set(masks._pair_seeds.values()).isdisjoint(seeds.values())
+    assert pair_seeds(site._sums.masks(*about)).isdisjoint(seeds)
     refusal = league.settle(TARGET, league.statement).refusal
     assert refusal is not None
     # In a cohort gathered anew it takes part.
@@ -406,15 +434,7 @@ def test_a_run_keeps_the_configuration_of_its_first_round(tiny_checkpoint, tmp_p
     federation.terms = make_terms(second, federation.model(), "run-1")
     statement = statement_of(federation.terms, cohort, 2, 2, None, purpose)
     with pytest.raises(RefusedError, match="begun with another configuration"):
-        run_round(
-            federation,
-            federation.authority,
-            federation.terms,
-            federation.roster,
-            statement,
-            federation.model().adapter(),
-            lambda *_: None,
-        )
+        federation.run(statement, cohort)
     with pytest.raises(RefusedError, match="begun with another configuration"):
         gather_cohort(federation, federation.terms, 2, federation.roster, print)
     assert federation.sites[TARGET]._account().spent() == before

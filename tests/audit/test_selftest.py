@@ -15,7 +15,7 @@ from fedllm.audit.selftest.checks import CHECKS, QUICK, WHOLE, Subject
 from fedllm.audit.selftest.material import Material
 from fedllm.audit.selftest.run import MOST_TESTS, false_alarm, perform
 from fedllm.commands.audit import app
-from fedllm.encryption import masks
+from fedllm.encryption import lattice_mask, masks
 from fedllm.encryption.schemes import PublicRoundKey
 from fedllm.errors import FedllmError
 from fedllm.federation.site import charging
@@ -382,6 +382,15 @@ def update_sent_unencrypted(patch):
     patch.setattr(PublicRoundKey, "encrypt", clear)
 
 
+def levels_not_hidden(patch):
+    """The secret is masked and encrypted, and the levels travel without it."""
+    patch.setattr(
+        lattice_mask,
+        "_masks",
+        lambda secret, plan, statement: np.zeros(plan.lattice.coefficients, dtype=np.uint64),
+    )
+
+
 def masks_all_zero(patch):
     patch.setattr(masks, "_expand", lambda parts, plan: np.zeros(plan.slots, dtype=np.uint64))
 
@@ -390,7 +399,7 @@ def pairwise_masks_zero(patch):
     right = masks.SiteMasks.mask_for_update
 
     def own_alone(self):
-        self._pair_seeds = {}
+        self._peers = ()
         return right(self)
 
     patch.setattr(masks.SiteMasks, "mask_for_update", own_alone)
@@ -426,6 +435,7 @@ PLANTED = [
     (charged_at_half_the_rate, "sampling as charged"),
     (ledger_skips_a_step, "ledger"),
     (update_sent_unencrypted, "encryption"),
+    (levels_not_hidden, "encryption"),
     (masks_all_zero, "masks"),
     (pairwise_masks_zero, "masks"),
     (adapters_unchanged, "adapters"),

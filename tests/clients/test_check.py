@@ -294,7 +294,21 @@ def test_a_policy_in_error_is_not_said_to_name_no_model(place):
         "cannot be tried before the policy is in order",
     )
     place.write_policy()
-    assert place.check()["training"].found == "no base model is named"
+    found = place.check()["training"]
+    assert (found.state, found.exit_code) == ("failed", 2)
+    assert "the policy names no base model" in found.found
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "words"),
+    [
+        ("", "is not limited (budget.colluders_epsilon is not set)"),
+        ("[budget]\ncolluders_epsilon = 40\n", "is at most epsilon 40"),
+    ],
+)
+def test_what_everyone_else_together_could_learn_is_told(place, ceiling, words):
+    place.write_policy(ceiling)
+    assert place.check()["policy"].found.endswith(words)
 
 
 def test_a_cohort_of_one_is_a_warning(place):
@@ -359,14 +373,35 @@ def test_what_is_left_is_the_declared_accounts(place):
         ledger.reserve(charge, Ceiling(8.0, 1e-5))
     place.write_records([{"text": PRIVATE, "label": 1, "who": i} for i in range(120)])
     place.write_policy('unit = "who"\n')
-    assert (everything := place.check()["ledger"]).state == "warning"
-    assert "further runs will be refused" in everything.remedy
+    everything = place.check()["ledger"]
+    assert (everything.state, everything.exit_code) == ("failed", 3)
+    assert "will refuse every private run" in everything.found
     place.write_policy('unit = "who"\n[budget]\naccount = "oncology"\n')
     assert place.check()["ledger"].state == "ok"
     place.write_policy("")
     result = place.check()["ledger"]
-    assert result.state == "warning"
+    assert (result.state, result.exit_code) == ("failed", 3)
     assert "they protect each person" in result.found
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "state", "code", "words"),
+    [(1e6, "ok", 0, ""), (1.05, "warning", 0, "little is left"), (1.0, "failed", 3, "stop here")],
+)
+def test_a_site_that_has_spent_all_is_not_ready(place, ceiling, state, code, words):
+    from fedllm.privacy.accounting.accountants import epsilon
+    from fedllm.privacy.accounting.events import Gaussian
+    from fedllm.privacy.ledger.budget import Ceiling, Charge
+    from fedllm.privacy.ledger.ledger import Ledger
+
+    path, event = place.kit / "state" / "ledger.sqlite", Gaussian(0.8)
+    ledger = Ledger.open(path, "anne", Identity.load("anne", place.kit / "keys"))
+    ledger.reserve(Charge("run", 1, "", (event,)), Ceiling(1e6, 1e-5))
+    spent = epsilon([event], 1e-5).value
+    place.write_policy(f"[budget]\nepsilon = {spent * ceiling!r}\n")
+    result = place.check()["ledger"]
+    assert (result.state, result.exit_code) == (state, code)
+    assert words in result.remedy
 
 
 def test_a_site_that_enrolled_anew_owes_its_earlier_spending(place, tmp_path):
@@ -427,7 +462,6 @@ def test_a_policy_with_an_earlier_fingerprint_says_which_to_list(place, tiny_che
 def test_a_model_that_is_not_there(place):
     result = place.check(str(place.kit / "model"))["training"]
     assert result.state == "failed"
-    assert place.check()["training"].state == "skipped"
 
 
 def test_a_full_disk_and_little_memory(place, monkeypatch):
@@ -456,6 +490,31 @@ def test_a_policy_that_others_can_change(place):
     assert "chmod" in result.remedy
 
 
-def test_min_cohort_above_the_number_of_sites(place):
-    place.write_policy("[allow]\nmin_cohort = 3\n")
-    assert "will refuse every round" in place.check()["policy"].found
+@pytest.mark.parametrize(
+    ("setting", "refuses"),
+    [("min_cohort = 3", True), ("min_cohort = 2", False), ("colluders = 1", True)],
+)
+def test_a_site_that_will_refuse_every_round_is_not_ready(place, setting, refuses):
+    place.policy.chmod(0o666)
+    place.write_policy(f"[allow]\n{setting}\n")
+    result = place.check()["policy"]
+    assert (result.state, result.exit_code) == (("failed", 3) if refuses else ("warning", 0))
+    assert ("will refuse every round" in result.found) == refuses
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "words"),
+    [
+        ("ok", 0, "Ready: fedllm client start"),
+        ("warning", 0, "Ready, but see to policy: fedllm client start"),
+        ("skipped", 0, "Ready, but see to policy: fedllm client start"),
+        ("failed", 3, "Not ready: policy."),
+    ],
+)
+def test_the_verdict_follows_what_was_found(place, monkeypatch, state, code, words):
+    found = [CheckResult("kit", "ok", "there"), CheckResult("policy", state, "x", "y", code)]
+    monkeypatch.setattr(check, "check_site", lambda *_: found)
+    arguments = ["client", "check", "--kit", str(place.kit), "--policy", str(place.policy)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == code
+    assert done.output.splitlines()[-1].startswith(words)

@@ -107,7 +107,8 @@ def test_the_ceiling_before_the_first_charge(path):
     (data,) = json.loads(fedllm("ledger", "show", str(path), "--policy", "site.toml", "--json"))[
         "accounts"
     ]
-    assert data["ceiling"] == {"epsilon": 3.25, "delta": 1e-6, "colluders_epsilon": 9.0}
+    limits = {"epsilon": 3.25, "colluders_epsilon": 9.0, "adaptive_epsilon": 8.5}
+    assert data["ceiling"] == {"delta": 1e-6, **limits}
 
 
 def test_what_is_spent_counts_at_the_policys_delta(path):

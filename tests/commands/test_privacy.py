@@ -36,6 +36,14 @@ def test_an_epsilon_that_takes_noise_beyond_use_is_told():
     assert "beyond use" not in plan("--epsilon", "1", "--records", "300", "--rounds", "10")
 
 
+def test_a_run_that_sites_refuse_since_its_charges_may_be_chosen_is_told():
+    rare = ("--records", "500000", "--batch", "1", "--steps", "1", "--epsilon", "7.9")
+    assert "chooses each charge by what it has seen" in plan(*rare, "--rounds", "9")
+    for usual in (("--records", "5000", "--epsilon", "8"), ("--records", "300", "--epsilon", "1")):
+        assert "chooses each charge" not in plan(*usual, "--rounds", "20")
+    assert "chooses each charge" not in plan(*rare, "--rounds", "9", "--json")
+
+
 @pytest.mark.parametrize(
     ("noise", "epsilon", "beyond"),
     [("local", 0.001, True), ("local", 1.0, False), ("distributed", 0.001, True)],
@@ -56,3 +64,54 @@ def test_shared_noise_is_held_against_all_sites_batches(tmp_path):
     # One site's batch of 30 could not stand against it, three sites' batches can.
     assert 30 < row["noise_multiplier"] < 90
     assert "beyond use" not in plan(str(path), "--records", "300")
+
+
+def run_toml(folder, **sections) -> str:
+    path = folder / "run.toml"
+    path.write_text(to_toml(parse(RunConfig, config_values("base", **sections), "test")))
+    return str(path)
+
+
+def assumed(*arguments: str) -> list[str]:
+    """What the plan assumes: the same in the text and with each row of the JSON."""
+    rows = json.loads(plan(*arguments, "--json"))
+    (words,) = {tuple(row["assumptions"]) for row in rows}
+    said = plan(*arguments)
+    for one in words:
+        assert f"- {one}" in said
+    return list(words)
+
+
+def test_numbers_of_records_that_nobody_gave_are_named_as_assumed(tmp_path):
+    run = run_toml(tmp_path, privacy={"epsilon": 3.0})
+    sizes, repeats, rate = assumed(run)
+    assert sizes.startswith("a site holds 300, 1000 records (assumed")
+    assert "change it with --records" in sizes
+    assert "300 as " in sizes
+    assert "repeated" in repeats
+    assert rate.startswith("delta is 1e-05")
+    assert assumed(run, "--records", "77")[0].startswith("a site holds 77 records (given")
+
+
+def test_shared_noise_names_whose_shares_it_counts_on_and_what_colluders_see(tmp_path):
+    values = {**SHARED, "rounds": {"count": 4, "min_sites": 3, "sites": 3}}
+    privacy = {"epsilon": 8.0, "noise": "distributed", "colluders": 1}
+    words = assumed(run_toml(tmp_path, privacy=privacy, evaluation={"every": 2}, **values))
+    assert "a site is in all 4 rounds" in words[1]
+    shares, colluders, evaluations = words[4:]
+    assert shares == (
+        "2 sites add their shares of the noise: rounds.min_sites = 3 less privacy.colluders = 1"
+    )
+    assert "budget.colluders_epsilon" in colluders
+    assert evaluations.startswith("2 evaluations")
+
+
+def test_options_that_were_not_given_are_named(tmp_path):
+    taken, *_ = assumed("--epsilon", "3", "--rounds", "1")
+    assert taken.startswith(
+        "not given, and taken as --delta 1e-05, --records 300,1000, --batch 64, --steps 10:"
+    )
+    given = ["--epsilon", "3", "--rounds", "1", "--delta", "1e-6"]
+    given += ["--records", "300", "--batch", "30", "--steps", "1"]
+    assert "not given" not in " ".join(assumed(*given))
+    assert "--epsilon" not in assumed("--noise", "1.5", "--rounds", "1")[0]

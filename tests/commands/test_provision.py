@@ -143,6 +143,6 @@ def test_check_prints_a_table_and_an_exit_code(call, tmp_path):
     (tmp_path / "site.toml").write_text('[data]\ntrain = "nowhere.jsonl"\n')
     arguments = ("client", "check", "--kit", "north/kits/anne", "--policy", "site.toml")
     output = call(*arguments, code=1)
-    assert "Not ready: network, data." in output
+    assert "Not ready: network, data, training." in output
     found = json.loads(call(*arguments, "--json", code=1))
     assert [f["check"] for f in found][:3] == ["kit", "roster", "network"]

@@ -9,7 +9,7 @@ from support.tasks import read_records
 from fedllm.config import DataSection
 from fedllm.errors import DataError
 
-psycopg = pytest.importorskip("psycopg", reason="needs the extra: pip install 'fedllm[postgres]'")
+psycopg = pytest.importorskip("psycopg", reason="needs the extra 'postgres'")
 
 QUERY = "SELECT note, code, person FROM notes ORDER BY id"
 

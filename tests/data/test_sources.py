@@ -120,7 +120,11 @@ def test_parquet_reads_only_the_columns_it_needs(tmp_path):
 def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert "pip install 'fedllm[parquet]'" in refusal(tmp_path / "a.parquet")
+    said = refusal(tmp_path / "a.parquet")
+    assert "pip install --constraint constraints.txt '.[parquet]'" in said
+    assert "docs/operators/offline.md" in said
+    # By its name pip would ask an index, where it may be something else.
+    assert "fedllm[" not in said
 
 
 def test_pattern_reads_files_in_sorted_order(tmp_path):

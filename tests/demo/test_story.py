@@ -1,3 +1,5 @@
+import contextlib
+import dataclasses
 import io
 import json
 import sys
@@ -30,15 +32,18 @@ class Stage:
 
     def __init__(self):
         self.configs = []
+        self.resumed = []
         self.pretraining = None
 
-    def pretrain(self, config, folder):
+    def pretrain(self, config, folder, resume):
+        self.resumed.append((folder.name, resume))
         self.pretraining = config
         return write_model(folder / "model", folder.parent / "data" / "public.jsonl")
 
-    def simulate(self, config, folder):
+    def simulate(self, config, folder, resume):
         self.configs.append(config)
-        folder.mkdir(parents=True)
+        self.resumed.append((folder.name, resume))
+        folder.mkdir(parents=True, exist_ok=resume)
         (folder / "run.toml").write_text(to_toml(config))
         (folder / "summary.json").write_text(json.dumps({"sites": 4}))
         spent = {site: 7.5 for site in HOSPITALS} if config.private else {}
@@ -116,6 +121,67 @@ def test_an_earlier_demo_is_replaced_and_nothing_else_is(told, tmp_path):
         )
     assert (tmp_path / "mine.txt").read_text() == "keep"
     assert stage.pretraining is None
+
+
+def staged(out, stage, settings=SMALL, resume=False):
+    """Tell the story on a stage; returns its lines."""
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+        tell(
+            out,
+            settings,
+            pretrain=stage.pretrain,
+            simulate=stage.simulate,
+            teller=PlainTeller(),
+            resume=resume,
+        )
+    return stdout.getvalue()
+
+
+def test_a_demo_that_was_stopped_goes_on_where_it_was(tmp_path):
+    class Stops(Stage):
+        def simulate(self, config, folder, resume):
+            super().simulate(config, folder, resume)
+            if folder.name == "private":
+                raise KeyboardInterrupt
+
+    out, again = tmp_path / "out", Stage()
+    with pytest.raises(KeyboardInterrupt):
+        staged(out, Stops())
+    (out / "private" / "kept").touch()
+    staged(out, again, resume=True)
+    assert again.resumed == [("base", True), ("private", True), ("twin", False)]
+    assert (out / "private" / "kept").exists()
+    anew = Stage()
+    staged(out, anew)
+    assert anew.resumed == [("base", False), ("private", False), ("twin", False)]
+    assert not (out / "private" / "kept").exists()
+
+
+def test_only_a_demo_of_the_same_length_goes_on(tmp_path):
+    out, short = tmp_path / "out", dataclasses.replace(SMALL, telling=False)
+    with pytest.raises(ConfigError, match="no demo to resume"):
+        staged(out, Stage(), resume=True)
+    staged(out, Stage(), short)
+    data = (out / "data" / "public.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match="was begun with --quick"):
+        staged(out, Stage(), FULL, resume=True)
+    assert (out / "data" / "public.jsonl").read_bytes() == data
+    (out / "made-by-fedllm-demo").write_text("This folder is replaced by the next demo.\n")
+    with pytest.raises(ConfigError, match="by an earlier version"):
+        staged(out, Stage(), short, resume=True)
+
+
+def test_figures_that_tell_nothing_are_not_shown(told, tmp_path):
+    _, _, whole, _ = told
+    assert "right ward" in whole
+    said = staged(tmp_path / "out", Stage(), dataclasses.replace(SMALL, telling=False))
+    for claim in ("right ward", "%", "exposure", "secrets out", "ranked first"):
+        assert claim not in said, claim
+    assert "no figure of the models is shown" in said
+    assert "epsilon spent" in said
+    assert load_comparison(tmp_path / "out" / "private") is None
+    assert not QUICK.telling
+    assert FULL.telling
 
 
 @pytest.mark.parametrize("settings", [FULL, QUICK, SMALL])

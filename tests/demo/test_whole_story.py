@@ -20,14 +20,14 @@ def out(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("demo") / "out"
     settings = dataclasses.replace(
-        QUICK, pretraining_tokens=30_000, rounds=2, candidates=8, threads=1
+        QUICK, pretraining_tokens=30_000, rounds=2, candidates=8, threads=1, telling=True
     )
     with contextlib.redirect_stdout(io.StringIO()):
         tell(
             folder,
             settings,
-            pretrain=run_pretraining,
-            simulate=simulate,
+            pretrain=lambda config, out, resume: run_pretraining(config, out, resume=resume),
+            simulate=lambda config, out, resume: simulate(config, out, resume=resume),
             teller=PlainTeller(),
         )
     return folder

@@ -2,16 +2,19 @@
 
 import itertools
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from scipy import stats
 
-from fedllm.encryption.masks import MaskScope, Reveal, SiteMasks, _uniform, correction_for
+from fedllm.encryption.masks import SiteMasks, _expand, _uniform, correction_for
 from fedllm.encryption.plan import make_plan
 from fedllm.encryption.quantise import Quantiser
+from fedllm.encryption.reveals import Reveal
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
+from fedllm.encryption.survivors import MaskScope
 from fedllm.encryption.update import encrypt_update, open_sum
 from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.randomness import RandomStream
@@ -196,7 +199,7 @@ def test_keys_of_the_round_must_be_the_cohorts():
         good | {NAMES[2]: b"short"},
     ):
         with pytest.raises(PeerError):
-            SiteMasks(scope, NAMES[0], PRIVATE[NAMES[0]], keys)
+            SiteMasks(scope, NAMES[0], PRIVATE[NAMES[0]], keys).mask_for_update()
 
 
 def test_cohort_below_the_minimum_is_refused():
@@ -229,3 +232,30 @@ def test_mask_values_are_uniform_below_the_modulus(modulus):
 def test_masks_of_both_ends_agree_on_every_platform():
     """AES-256 in counter mode under a zero key, little endian words, ten low bits."""
     assert _uniform(RandomStream(bytes(32)), 1000, 5).tolist() == [476, 173, 851, 937, 974]
+
+
+@pytest.mark.parametrize("modulus", [5, 1000, 12_289, 2**33 + 17, 2**63 - 25])
+@pytest.mark.parametrize("count", [1, 7, 4096])
+def test_what_is_drawn_again_takes_the_next_words_in_order(modulus, count):
+    """Word by word; what no modulus or length may change, or the masks of a pair differ."""
+    for seed in range(50 if count < 10 else 1):
+        words = iter(RandomStream.seeded(seed).uint64(4 * count + 200).tolist())
+        expected, waiting = [0] * count, list(range(count))
+        while waiting:
+            place, low = waiting.pop(0), next(words) % (1 << modulus.bit_length())
+            expected[place] = low
+            if low >= modulus:
+                waiting.append(place)
+        assert _uniform(RandomStream.seeded(seed), modulus, count).tolist() == expected
+
+
+@pytest.mark.parametrize("modulus", [5, 12_289, 2**60 - 93])
+def test_streams_of_both_signs_add_up_without_a_carry(modulus):
+    plan = replace(scope_of().plan, plain_modulus=modulus)
+    # So many that their sum is beyond 64 bits where slots are wide.
+    seeds = [bytes([number]) * 32 for number in range(1, 65)]
+    signs = [1] * 40 + [-1] * 24
+    columns = [_uniform(RandomStream(seed), plan.plain_modulus, plan.slots) for seed in seeds]
+    sums = sum(sign * c.astype(object) for sign, c in zip(signs, columns, strict=True))
+    found = _expand(zip(signs, seeds, strict=True), plan)
+    assert found.tolist() == (sums % plan.plain_modulus).tolist()

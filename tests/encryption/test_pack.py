@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from fedllm.encryption.pack import pack, unpack
 from fedllm.encryption.plan import make_plan
 from fedllm.errors import FedllmError, PeerError
+from fedllm.limits import MAX_SITES
 
 SCHEMES = st.sampled_from(["bfv", "none"])
 
 
-@given(SCHEMES, st.integers(4, 24), st.integers(1, 1024), st.integers(1, 300), st.data())
+@given(SCHEMES, st.integers(4, 24), st.integers(1, MAX_SITES), st.integers(1, 300), st.data())
 @settings(max_examples=60)
 def test_sum_of_slots_unpacks_to_the_sum_of_levels(scheme, bits, sites, length, data):
     plan = make_plan(scheme, bits, sites, length, False)
@@ -23,7 +24,7 @@ def test_sum_of_slots_unpacks_to_the_sum_of_levels(scheme, bits, sites, length, 
     assert (unpack(total, plan, count) == levels.sum(axis=0)).all()
 
 
-@given(SCHEMES, st.integers(4, 24), st.integers(1, 1024))
+@given(SCHEMES, st.integers(4, 24), st.integers(1, MAX_SITES))
 @settings(max_examples=60)
 def test_no_overflow_when_every_site_sends_the_top_level(scheme, bits, sites):
     plan = make_plan(scheme, bits, sites, 50, False)

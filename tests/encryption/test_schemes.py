@@ -7,10 +7,12 @@ import pytest
 import tenseal
 
 from fedllm.encryption.ciphertext_format import layout_of
+from fedllm.encryption.pack import unpack
 from fedllm.encryption.plan import make_plan
 from fedllm.encryption.residues import from_wire, to_wire
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
 from fedllm.errors import FedllmError, PeerError, RefusedError
+from fedllm.limits import MAX_SITES
 
 
 def keys(plan):
@@ -59,7 +61,7 @@ def test_wire_bytes_are_tenseals_own_ciphertext():
 
 
 def test_sum_wraps_modulo_the_plaintext_modulus():
-    plan = make_plan("bfv", 16, 10, 40_000, True)
+    plan = make_plan("bfv", 16, 10, 40_000, False)
     secret, public = keys(plan)
     total = EncryptedSum(plan, public)
     slots = [random_slots(plan, seed) for seed in range(10)]
@@ -81,6 +83,26 @@ def test_largest_cohort_at_the_top_level_decrypts_exactly(bits, sites):
     assert (secret.decrypt_sum(total.to_bytes()) == slots * np.uint64(sites)).all()
     with pytest.raises(PeerError, match="and no more"):
         total.add(public.encrypt(slots))
+
+
+@pytest.mark.parametrize(("bits", "fresh"), [(16, 1024), (24, 1024)])
+def test_as_many_sites_as_a_sum_may_hold_decrypt_exactly(bits, fresh):
+    """Each ciphertext counts several times: noisier than as many that are independent."""
+    plan = make_plan("bfv", bits, MAX_SITES, 30, True)
+    secret, public = keys(plan)
+    total = EncryptedSum(plan, public)
+    slots = np.full(plan.slots, plan.top_level, dtype=np.uint64)
+    for place in range(1, plan.fields_per_slot):
+        slots[:-1] |= np.uint64(plan.top_level << place * plan.field_bits)
+    slots[-1] = 1
+    for _ in range(fresh):
+        total.add(public.encrypt(slots))
+    primes = plan.ciphertext_primes
+    residues = from_wire(memoryview(total.to_bytes()), primes, plan.poly_degree)
+    moduli = np.array(primes, dtype=np.uint64)[None, :, None]
+    whole = to_wire(residues * np.uint64(MAX_SITES // fresh) % moduli, primes)
+    opened = unpack(secret.decrypt_sum(whole), plan, MAX_SITES)
+    assert (opened == MAX_SITES * plan.top_level).all()
 
 
 def test_same_slots_never_give_the_same_ciphertext():
@@ -137,6 +159,22 @@ def test_context_that_holds_more_or_less_than_a_public_key_is_refused(scheme):
     ):
         with pytest.raises(PeerError):
             PublicRoundKey.from_bytes(plan, blob)
+
+
+def test_a_key_is_read_once_however_many_sites_of_a_process_are_sent_it():
+    plan = make_plan("bfv", 8, 4, 10, False)
+    blob = SecretRoundKey.generate(plan).public_context()
+    key = PublicRoundKey.from_bytes(plan, blob)
+    assert PublicRoundKey.from_bytes(plan, bytes(bytearray(blob))) is key
+    # The same parameters for another vector, and another key of the same plan.
+    other = make_plan("bfv", 8, 4, 11, False)
+    assert other.coeff_bits == plan.coeff_bits
+    assert PublicRoundKey.from_bytes(other, blob).plan == other
+    fresh = SecretRoundKey.generate(plan).public_context()
+    assert PublicRoundKey.from_bytes(plan, fresh).fingerprint != key.fingerprint
+    for _ in range(2):
+        with pytest.raises(PeerError):
+            PublicRoundKey.from_bytes(plan, blob[:-1])
 
 
 def test_key_of_another_plan_is_refused():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fedllm.encryption.plan import make_plan
 from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
-from fedllm.encryption.update import encrypt_update, open_sum
+from fedllm.encryption.update import encrypt_levels, encrypt_update, open_sum
 from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.randomness import RandomStream
 
@@ -46,6 +46,30 @@ def test_sum_is_exact_to_one_step_a_site(scheme, bits, sites, length):
     opened = summed(plan, vectors, quantiser)
     error = np.abs(opened - np.sum(vectors, axis=0, dtype=np.float64))
     assert (error < len(vectors) * quantiser.step).all()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "length", "masked"),
+    [("bfv", 5000, False), ("bfv", 2100, True), ("none", 30, False)],
+    ids=["encrypted", "under a lattice mask", "in clear"],
+)
+def test_what_is_taken_out_of_a_sum_again_leaves_no_trace(scheme, length, masked):
+    plan = make_plan(scheme, 16, 3, length, masked)
+    assert (plan.lattice is not None) == masked
+    public = PublicRoundKey.from_bytes(plan, SecretRoundKey.generate(plan).public_context())
+    total, masks = EncryptedSum(plan, public), np.zeros(plan.slots, dtype=np.uint64)
+    levels = RandomStream.seeded(1).below(plan.top_level, 3 * length).astype(np.uint64)
+    parts = [
+        encrypt_levels(part, plan, public, masks if masked else None, "00" * 32)
+        for part in levels.reshape(3, length)
+    ]
+    total.add(parts[0])
+    one = total.to_bytes()
+    for part in parts[1:]:
+        total.add(part)
+    total.remove(parts[2])
+    total.remove(parts[1])
+    assert (total.to_bytes(), total.count) == (one, 1)
 
 
 def test_encryption_changes_nothing_but_who_can_read():

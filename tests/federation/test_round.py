@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,16 +50,17 @@ def test_ckks_gives_the_mean_up_to_its_flooding(tiny_checkpoint, tmp_path):
     assert np.linalg.norm(error) < 0.05 * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("asked", ["train", "ready"])
 @pytest.mark.parametrize("lost", [["site-1"], ["site-0", "site-3"]])
 def test_a_round_goes_on_exactly_without_the_sites_that_dropped_out(
-    tiny_checkpoint, tmp_path, lost
+    tiny_checkpoint, tmp_path, lost, asked
 ):
     config = small_config(tiny_checkpoint("bert"), data={"sites": 4})
     data = {f"site-{i}": records(40, seed=i) for i in range(4)}
     federation = build(tmp_path, config, data)
     left = [name for name in sorted(federation.sites) if name not in lost]
     expected = plain_means(federation, left)
-    federation.tamper = lambda kind, name, m: None if kind == "train" and name in lost else m
+    federation.tamper = lambda kind, name, m: None if kind == asked and name in lost else m
     outcome = federation.round()
     assert outcome.survivors == tuple(left)
     assert set(outcome.dropped) == set(lost)
@@ -502,3 +504,21 @@ def test_a_round_with_the_secret_key_in_a_process_of_its_own(tiny_checkpoint, tm
     outcome = federation.round()
     step = quantisation_step(federation)
     assert (np.abs(outcome.mean - expected) <= step).all()
+
+
+def test_a_survivor_that_signed_something_else_is_named_before_masks_are_asked_for(
+    tiny_checkpoint, tmp_path
+):
+    federation = build(tmp_path, small_config(tiny_checkpoint("bert"), rounds={"count": 1}))
+
+    def other(kind, name, message):
+        if (kind, name) == ("settle", "site-1"):
+            header = message.header.model_copy(update={"signature": "00" * 64})
+            return replace(message, header=header)
+        return message
+
+    federation.tamper = other
+    with pytest.raises(PeerError, match="the signature of 'site-1' does not fit"):
+        federation.round()
+    assert ("settle", "site-2") in federation.heard
+    assert "unmask" not in {kind for kind, _ in federation.heard}

@@ -15,11 +15,13 @@ from fedllm.data.records import Record
 from fedllm.identity.keys import Identity
 
 HERE = Path(__file__).resolve().parent
-V1, V2, V3, V4, V5 = (HERE / f"v{number}" for number in (1, 2, 3, 4, 5))
+V1, V2, V3, V4, V5, V6 = (HERE / f"v{number}" for number in (1, 2, 3, 4, 5, 6))
 PASSPHRASE = b"a passphrase for tests alone"
 # Of the kept rounds: carl's update never arrives.
 COHORT = ("anne", "bob", "carl")
 SURVIVORS = ("anne", "bob")
+# Of the kept draw of neighbours, which no cohort as small as this one has in fact.
+MANY = (*COHORT, "dora", "emil", "frida", "gus")
 
 
 def seed(purpose: str) -> bytes:

@@ -9,18 +9,26 @@ from pathlib import Path
 import pytest
 from golden.kept import COHORT, SURVIVORS, V1, V2, identity, read, read_lines
 from golden.kept_rounds import (
+    DRAW,
     EARLIER,
     EARLIER_CLEAR,
+    FIFTH,
+    FOURTH,
+    FOURTH_CLEAR,
     LEDGERS,
+    MEMBERS,
     PLAN,
     ROSTER,
+    ROUND,
     SECOND,
     SECOND_CLEAR,
     STATEMENT,
     THIRD,
     THIRD_CLEAR,
     TRAIN,
+    digest_of_before,
     message,
+    said,
     sealing_key,
 )
 from golden.test_rounds import site
@@ -31,23 +39,20 @@ from fedllm.errors import PeerError, RefusedError
 from fedllm.federation.authority.authority import Authority
 from fedllm.federation.protocol.envelopes import verified_update
 from fedllm.federation.protocol.masks import check_settled, mask_scope, reveal_purpose
-from fedllm.federation.protocol.messages import (
-    OpenRoundHeader,
-    OrderDigests,
-    RoundStatement,
-    Train,
-    round_statement,
-)
+from fedllm.federation.protocol.messages import OrderDigests, Train
 from fedllm.federation.protocol.refusals import Refusal
+from fedllm.federation.protocol.round_statement import RoundStatement, round_statement
 from fedllm.federation.protocol.statements import check_member, parse_statement, read_statement
 from fedllm.federation.protocol.wire import parse_header
 from fedllm.federation.site.orders import OrderReader
 from fedllm.tasks.cache import ModelCache
 
 UPDATE = "-> update fedllm"
-SIGNED = ("Train", "Settle", "Unmask", "RoundOpened", "OpenSum")
-STATEMENT_BEFORE = message("Train", EARLIER).header.statement
-BEFORE = [EARLIER, EARLIER_CLEAR, SECOND, SECOND_CLEAR, THIRD, THIRD_CLEAR]
+SIGNED = ("Train", "Settle", "Unmask", "RoundOpened", "OpenSum", "OpenRound")
+IN_CLEAR = (EARLIER_CLEAR, SECOND_CLEAR, THIRD_CLEAR, FOURTH_CLEAR)
+MASKED = (EARLIER, SECOND, THIRD, FOURTH, FIFTH)
+FIRST_TWO = [EARLIER, EARLIER_CLEAR, SECOND, SECOND_CLEAR]
+BEFORE = [*FIRST_TWO, THIRD, THIRD_CLEAR, FOURTH, FOURTH_CLEAR, FIFTH]
 
 
 def _id(folder: Path) -> str:
@@ -59,47 +64,74 @@ FOLDERS = pytest.mark.parametrize("folder", BEFORE, ids=_id)
 FIRST = pytest.mark.parametrize("folder", BEFORE[:2], ids=lambda folder: folder.name)
 
 
+def statement_of(folder: Path) -> str:
+    """Return the text of a statement of before."""
+    return said("Train", folder)["statement"]
+
+
+def signed_before(folder: Path) -> dict[str, str]:
+    """Return a statement of before with the key authority's signature."""
+    return {name: said("Train", folder)[name] for name in ("statement", "signature")}
+
+
 @FOLDERS
-@pytest.mark.parametrize("name", [*SIGNED, "OpenRound"])
+@pytest.mark.parametrize("name", SIGNED)
 def test_a_statement_in_any_message(folder, name):
     if not (folder / "messages" / f"{name}.json").exists():
-        assert folder in (EARLIER_CLEAR, SECOND_CLEAR, THIRD_CLEAR), "without masks nobody settles"
+        assert folder in IN_CLEAR, "without masks nobody settles"
         return
-    header = message(name, folder).header
-    if not isinstance(header, OpenRoundHeader):
+    header = said(name, folder)
+    kind = json.loads(header["statement"])["kind"]
+    # What version 5 of the kept files changed is never sent.
+    assert kind == f"fedllm.round.{'v4' if folder == FIFTH else folder.parent.name}"
+    if name != "OpenRound":
         with pytest.raises(PeerError, match=UPDATE):
-            read_statement(header.statement, header.signature, ROSTER)
-    with pytest.raises(
-        PeerError, match=f"as 'fedllm.round.{folder.parent.name}', and .*\n.*{UPDATE}"
-    ):
-        parse_statement(header.statement)
+            read_statement(header["statement"], header["signature"], ROSTER)
+    with pytest.raises(PeerError, match=f"as '{kind}', and this is .*v5'\n.*{UPDATE}"):
+        parse_statement(header["statement"])
+
+
+@FOLDERS
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("Train", "around"), ("Settle", "around"), ("Unmask", "around"), ("OpenRound", "members")],
+)
+def test_a_message_that_lacks_what_it_says_today(folder, name, part):
+    if folder in IN_CLEAR and name in ("Settle", "Unmask"):
+        return
+    with pytest.raises(PeerError, match=f"malformed at .*{part}.*\n.*-> install the same version"):
+        message(name, folder)
 
 
 def under_the_new_name(folder) -> str:
     """Return a statement of before with all that today's says, and its name."""
-    said = json.loads(message("Train", folder).header.statement)
+    before = json.loads(statement_of(folder))
     digests = {name: getattr(STATEMENT, name) for name in OrderDigests.model_fields}
-    return json.dumps({**said, **digests, "kind": STATEMENT.kind})
+    cohort = {"cohort": COHORT, "members": STATEMENT.members}
+    return json.dumps({**before, **digests, **cohort, "kind": STATEMENT.kind})
 
 
 @FOLDERS
 def test_a_statement_under_the_new_name_is_still_not_signed(folder):
-    header = message("Train", folder).header
-    renamed = header.statement.replace(f"fedllm.round.{folder.parent.name}", STATEMENT.kind)
-    with pytest.raises(PeerError, match="labels"):
+    text, signed = statement_of(folder), signed_before(folder)["signature"]
+    renamed = text.replace(json.loads(text)["kind"], STATEMENT.kind)
+    assert renamed != text
+    with pytest.raises(PeerError, match=r"malformed at .*cohort\.0"):
         parse_header(RoundStatement, renamed)
     text = under_the_new_name(folder)
-    assert parse_header(RoundStatement, text).kind == "fedllm.round.v4"
-    for signature in (header.signature, identity("authority").sign(text.encode()).hex()):
+    assert parse_header(RoundStatement, text).kind == "fedllm.round.v5"
+    for signature in (signed, identity("authority").sign(text.encode()).hex()):
         with pytest.raises(PeerError, match="signature"):
             read_statement(text, signature, ROSTER)
 
 
-@pytest.mark.parametrize("name", ["Train", "Settle", "Unmask"])
-def test_a_site_says_so_in_its_log(tmp_path, name):
+@pytest.mark.parametrize("folder", [EARLIER, FIFTH], ids=_id)
+@pytest.mark.parametrize("name", ["Draw", "Train", "Settle", "Unmask"])
+def test_a_site_says_so_in_its_log(tmp_path, name, folder):
     # What travels of an error that is not the policy's is its kind alone.
-    anne = site(tmp_path, EARLIER)
-    assert getattr(anne, name.lower())(message(name, EARLIER)).header.refusal.kind == "PeerError"
+    anne, order = site(tmp_path, folder), message(name, DRAW if name == "Draw" else ROUND)
+    before = replace(order, header=order.header.model_copy(update=signed_before(folder)))
+    assert getattr(anne, name.lower())(before).header.refusal.kind == "PeerError"
     line = read_lines(tmp_path / "anne.log")[-1]
     assert (line["error"], "update fedllm" in line["text"]) == ("PeerError", True)
 
@@ -132,12 +164,15 @@ def test_a_policy_that_names_a_base_model_by_its_earlier_fingerprint():
 @pytest.mark.parametrize(("ask", "name"), [("open_round", "OpenRound"), ("open_sum", "OpenSum")])
 def test_the_key_authority_says_so(folder, ask, name):
     authority = Authority(identity("authority"), ROSTER, 2, full_errors=True)
-    refusal = getattr(authority, ask)(message(name, folder)).header.refusal
+    request = message(name)
+    told = {k: v for k, v in said(name, folder).items() if k in ("statement", "signature")}
+    before = replace(request, header=request.header.model_copy(update=told))
+    refusal = getattr(authority, ask)(before).header.refusal
     assert isinstance(refusal, Refusal)
     assert (refusal.kind, "update fedllm" in refusal.remedy) == ("PeerError", True)
 
 
-@pytest.mark.parametrize("folder", BEFORE[:4], ids=_id)
+@pytest.mark.parametrize("folder", FIRST_TWO, ids=_id)
 @pytest.mark.parametrize("name", COHORT)
 def test_a_member(folder, name):
     member = message(f"Joined-{name}", folder).header.member
@@ -153,7 +188,7 @@ def test_an_update(folder, name):
         verified_update(message(f"Trained-{name}", folder).update, STATEMENT, PLAN, name, ROSTER)
 
 
-@pytest.mark.parametrize("folder", [SECOND, THIRD], ids=_id)
+@pytest.mark.parametrize("folder", MASKED[1:], ids=_id)
 @pytest.mark.parametrize("name", SURVIVORS)
 def test_an_update_for_a_statement_of_before(folder, name):
     with pytest.raises(PeerError, match="not for this round, key and plan"):
@@ -162,21 +197,32 @@ def test_an_update_for_a_statement_of_before(folder, name):
 
 def test_signatures_of_survivors():
     scope = mask_scope(STATEMENT, PLAN)
-    signatures = [message(f"Settled-{name}").header.signature for name in SURVIVORS]
-    assert check_settled(scope, SURVIVORS, signatures, ROSTER)
-    for folder in (EARLIER, SECOND, THIRD):
-        older = [message(f"Settled-{name}", folder).header.signature for name in SURVIVORS]
+
+    def signatures(folder: Path) -> dict[str, str]:
+        return {name: said(f"Settled-{name}", folder)["signature"] for name in SURVIVORS}
+
+    assert check_settled(scope, SURVIVORS, signatures(ROUND), ROSTER)
+    for folder in MASKED:
         with pytest.raises(PeerError, match="signature of 'anne'"):
-            check_settled(scope, SURVIVORS, older, ROSTER)
+            check_settled(scope, SURVIVORS, signatures(folder), ROSTER)
 
 
-@pytest.mark.parametrize("folder", [EARLIER, THIRD], ids=_id)
+def sealed_about(folder: Path, name: str) -> bytes:
+    """Return what a reveal of before was bound to."""
+    text = statement_of(folder)
+    whole = canonical_json(json.loads(text))
+    if folder == EARLIER:
+        return json.dumps(["fedllm.reveal.v1", sha256_hex(whole), name]).encode()
+    if folder == THIRD:
+        return signing_bytes("fedllm.reveal.v2", whole, name)
+    return signing_bytes("fedllm.reveal.v3", digest_of_before(text), name)
+
+
+@pytest.mark.parametrize("folder", [EARLIER, THIRD, FIFTH], ids=_id)
 @pytest.mark.parametrize("name", SURVIVORS)
 def test_a_reveal(folder, name):
     older = bytes.fromhex(message(f"Unmasked-{name}", folder).header.reveal)
-    said = canonical_json(json.loads(message("Train", folder).header.statement))
-    first = json.dumps(["fedllm.reveal.v1", sha256_hex(said), name]).encode()
-    about = first if folder == EARLIER else signing_bytes("fedllm.reveal.v2", said, name)
+    about = sealed_about(folder, name)
     assert read_object(sealing_key(folder).open(older, about))["site"] == name
     statement = parse_header(RoundStatement, under_the_new_name(folder))
     with pytest.raises(PeerError, match="does not open"):
@@ -184,8 +230,8 @@ def test_a_reveal(folder, name):
 
 
 def test_mask_keys_are_others_than_before():
-    before = {m["name"]: m["mask_key"] for m in json.loads(STATEMENT_BEFORE)["cohort"]}
-    now = {member.name: member.mask_key for member in STATEMENT.cohort}
+    before = {m["name"]: m["mask_key"] for m in json.loads(statement_of(EARLIER))["cohort"]}
+    now = {member.name: member.mask_key for member in MEMBERS}
     assert set(before) == set(now) == set(COHORT)
     assert not set(before.values()) & set(now.values())
     # The same secret: the label makes the difference, and since version 5 the ledger.
@@ -195,7 +241,7 @@ def test_mask_keys_are_others_than_before():
 
 def test_an_order_whose_bounds_leave_no_room_for_a_share_of_the_noise(tmp_path):
     # Those of version 2: noise was cut off where records agreed.
-    narrow = message("Train", SECOND).header.bounds
+    narrow = tuple(map(tuple, said("Train", SECOND)["bounds"]))
     header = TRAIN.header.model_copy(update={"bounds": narrow})
     order = Train(header, TRAIN.plan, TRAIN.public_key, TRAIN.adapter)
     # An authority signs what its coordinator proposes; the site asks for its own bounds.

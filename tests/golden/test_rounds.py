@@ -7,14 +7,18 @@ import shutil
 from pathlib import Path
 
 import pytest
-from golden.kept import COHORT, SURVIVORS, V1, V2, damaged, identity, read, read_lines, records
+from golden.kept import COHORT, SURVIVORS, V1, V2, V6, damaged, identity, read, read_lines, records
 from golden.kept_rounds import (
     CLEAR,
+    DRAW,
     EARLIER,
     EARLIER_CLEAR,
+    FIFTH,
     FOURTH,
+    FOURTH_CLEAR,
     IN_CLEAR,
     LEDGERS,
+    MEMBERS,
     PLAN,
     ROSTER,
     ROUND,
@@ -24,37 +28,33 @@ from golden.kept_rounds import (
     THIRD,
     THIRD_CLEAR,
     TRAIN,
+    digest_of_before,
     message,
+    said,
     sealing_key,
 )
 from support.tasks import encode
 from typer.testing import CliRunner
 
-from fedllm.canonical import sha256_hex, signing_bytes
+from fedllm.canonical import canonical_json, sha256, sha256_hex, signing_bytes
 from fedllm.commands.audit import app as audit_commands
 from fedllm.commands.ledger import app as ledger_commands
 from fedllm.config import AllowSection, BudgetSection, SitePolicy, parse
 from fedllm.config.run import RunConfig
-from fedllm.encryption.masks import survivor_statement
-from fedllm.encryption.plan import EncryptionPlan
+from fedllm.encryption.escrow import Escrow
+from fedllm.encryption.survivors import survivor_statement
 from fedllm.errors import FedllmError, PeerError, RefusedError
 from fedllm.federation.authority.round_log import LogEntry, RoundLog, read_log
 from fedllm.federation.protocol import messages
-from fedllm.federation.protocol.envelopes import verified_update
+from fedllm.federation.protocol.cohorts import CohortMember, member_statement
 from fedllm.federation.protocol.masks import mask_scope, reveal_purpose
-from fedllm.federation.protocol.messages import (
-    CohortMember,
-    RoundStatement,
-    Settle,
-    Wire,
-    member_statement,
-    round_statement,
-)
+from fedllm.federation.protocol.messages import Settle, Wire
 from fedllm.federation.protocol.refusals import Refusal
+from fedllm.federation.protocol.round_statement import RoundStatement, round_statement
 from fedllm.federation.protocol.statements import (
     check_member,
+    check_members,
     make_member,
-    parse_statement,
     read_statement,
 )
 from fedllm.federation.protocol.wire import digest
@@ -74,28 +74,44 @@ from fedllm.tasks.cache import ModelCache
 ANSWERS = [
     *(path for path in sorted(V1.glob("refusal/[A-Z]*.json")) if path.stem != "Joined"),
     *V2.glob("refusal/[A-Z]*.json"),
+    *V6.glob("refusal/[A-Z]*.json"),
 ]
 # What a site and the key authority keep is read whichever version wrote it.
 STORED = pytest.mark.parametrize(
-    "stored", [ROUND, FOURTH, THIRD, SECOND, EARLIER], ids=["v5", "v4", "v3", "v2", "v1"]
+    "stored",
+    [ROUND, FIFTH, FOURTH, THIRD, SECOND, EARLIER],
+    ids=["v6", "v5", "v4", "v3", "v2", "v1"],
 )
 EARLIER_STORED = pytest.mark.parametrize("stored", [THIRD, SECOND, EARLIER], ids=["v3", "v2", "v1"])
 # Of the kept statement: masks and ledgers hang on it.
-DIGEST = "fa28b1a5fce6374db57edf4095798a0c05f477e2fc55a1c723644bb1dfbf0829"
+DIGEST = "a8328fb2e8ee0e6c4e63e8d0583be6c3441fa9821c3a351769180286b067cfc6"
 HELD_OUT = [f"anne.jsonl:{n}" for n in (1, 2, 4, 6, 8, 9, 10)]
-ENCRYPTED = (ROUND, FOURTH, THIRD, SECOND, EARLIER)
+SETTLED = (ROUND, FIFTH, FOURTH)
+ENCRYPTED = (ROUND, FIFTH, FOURTH, THIRD, SECOND, EARLIER)
+IN_THE_CLEAR = (CLEAR, FOURTH_CLEAR, THIRD_CLEAR, SECOND_CLEAR, EARLIER_CLEAR)
 NAMES = [
     (folder, path.stem)
-    for folder in (*ENCRYPTED, CLEAR, THIRD_CLEAR, SECOND_CLEAR, EARLIER_CLEAR)
+    for folder in (*ENCRYPTED, *IN_THE_CLEAR, DRAW)
     for path in sorted(folder.glob("messages/[A-Z]*.json"))
 ]
+# What they say has other parts since version 6; `test_refused` has those of before.
+OTHER_SINCE = ("Train", "Settle", "Settled", "Unmask", "OpenRound")
+READ = [
+    (folder, name)
+    for folder, name in NAMES
+    if name.partition("-")[0] not in OTHER_SINCE or folder in (ROUND, CLEAR, DRAW)
+]
+# Of large cohorts alone, and only since version 6.
+DRAWING = {"Draw", "Drawn"}
+# For sites that go away, since version 6.
+RECOVERING = {"Ready", "Readied", "Recover", "Recovered"}
 
 
 def _id(value: Path | str) -> str:
     return value if isinstance(value, str) else str(value.relative_to(V1.parent))
 
 
-@pytest.mark.parametrize(("folder", "name"), NAMES, ids=_id)
+@pytest.mark.parametrize(("folder", "name"), READ, ids=_id)
 def test_each_message_is_read_and_written_as_it_was(folder, name):
     found = message(name, folder)
     header, blobs = found.to_wire()
@@ -117,7 +133,9 @@ def test_every_kind_of_message_is_kept():
         if isinstance(kind, type) and issubclass(kind, Wire) and kind is not Wire
     }
     for folder in ENCRYPTED:
-        assert {name.partition("-")[0] for kept, name in NAMES if kept == folder} == kinds
+        found = {name.partition("-")[0] for kept, name in NAMES if kept == folder}
+        assert found == kinds - DRAWING - (set() if folder == ROUND else RECOVERING)
+    assert {name.partition("-")[0] for kept, name in NAMES if kept == DRAW} == DRAWING
     assert {path.stem for path in ANSWERS} < kinds
 
 
@@ -130,7 +148,12 @@ def test_large_parts_travel_in_arrays_of_this_type():
 @pytest.mark.parametrize("path", ANSWERS, ids=_id)
 def test_each_refusal_is_read_and_written_as_it_was(path):
     kind = getattr(messages, path.stem)
-    blobs = {"Trained": "update", "RoundOpened": "public_key", "SumOpened": "levels"}
+    blobs = {
+        "Trained": "update",
+        "Settled": "escrow",
+        "RoundOpened": "public_key",
+        "SumOpened": "levels",
+    }
     parts = {blobs[path.stem]: b""} if path.stem in blobs else {}
     found = kind.from_wire(path.read_text(), parts)
     no = Refusal(kind="RefusedError", message="the policy forbids it", remedy="ask the site")
@@ -151,10 +174,11 @@ def test_refusals_are_told_as_they_were():
 
 
 def test_the_signed_statement_says_what_it_said():
-    assert (STATEMENT.kind, STATEMENT.run, STATEMENT.round) == ("fedllm.round.v4", "run-1", 1)
+    assert (STATEMENT.kind, STATEMENT.run, STATEMENT.round) == ("fedllm.round.v5", "run-1", 1)
     assert RoundStatement.model_fields["kind"].default == STATEMENT.kind
     assert (STATEMENT.attempt, STATEMENT.purpose, STATEMENT.rounds) == (1, "update", 2)
-    assert (STATEMENT.names, STATEMENT.min_sites, STATEMENT.series) == (COHORT, 2, "run-1")
+    assert (STATEMENT.cohort, STATEMENT.min_sites, STATEMENT.series) == (COHORT, 2, "run-1")
+    assert (STATEMENT.neighbours, STATEMENT.missing, STATEMENT.colluders) == (0, 0, 0)
     evaluation = STATEMENT.model_copy(update={"purpose": "evaluation"})
     assert evaluation.series == "run-1/evaluation", "in logs"
     assert STATEMENT.digest == DIGEST
@@ -178,9 +202,25 @@ def test_the_signed_statement_says_what_it_said():
             read_statement(changed.decode(), signature, ROSTER)
 
 
+def test_the_cohorts_entries_have_the_digest_that_they_had():
+    check_members(STATEMENT, MEMBERS, ROSTER)
+    leaves = [
+        sha256(signing_bytes("fedllm.cohort-leaf.v1", canonical_json(member)))
+        for member in said("OpenRound", ROUND)["members"]
+    ]
+    # The third has nobody beside it, and goes up as it is.
+    pair = sha256(signing_bytes("fedllm.cohort-node.v1", *leaves[:2]))
+    both = sha256(signing_bytes("fedllm.cohort-node.v1", pair, leaves[2]))
+    assert STATEMENT.members == both.hex()
+    for name in COHORT:
+        changed = [m.model_copy(update={"units": 1}) if m.name == name else m for m in MEMBERS]
+        with pytest.raises(PeerError, match="digest is of other entries"):
+            check_members(STATEMENT, changed, ROSTER)
+
+
 @pytest.mark.parametrize("name", COHORT)
 def test_a_member_is_signed_as_it_was(name):
-    member = next(m for m in STATEMENT.cohort if m.name == name)
+    member = next(m for m in MEMBERS if m.name == name)
     assert member == message(f"Joined-{name}").header.member
     assert make_member(identity(name), LEDGERS[name], "run-1", 0) == member
     check_member(member, "run-1", ROSTER)
@@ -216,11 +256,14 @@ def site(folder, stored=ROUND, name="anne") -> Site:
     )
 
 
-@pytest.mark.parametrize(("order", "scheme"), [(TRAIN, "bfv"), (IN_CLEAR, "none")])
-def test_a_kept_order_is_accepted(order, scheme):
+@pytest.mark.parametrize(
+    ("order", "folder", "scheme"), [(TRAIN, ROUND, "bfv"), (IN_CLEAR, CLEAR, "none")]
+)
+def test_a_kept_order_is_accepted(order, folder, scheme):
     allow = AllowSection(encryption="optional", non_private=True)
     reader = OrderReader(identity("anne"), ROSTER, allow, ModelCache(), str(V1 / "model"))
-    found = reader.order(order)
+    found = reader.order(order, read(folder / "ledgers.json")["anne"])
+    assert (found.around.own.name, set(found.around.others)) == ("anne", {"bob", "carl"})
     assert found.config == parse(RunConfig, found.config.model_dump(mode="json"), "again")
     assert (found.plan.scheme, found.plan.length) == (scheme, 31)
     assert found.model.initial.tobytes() == order.adapter == found.adapter.tobytes()
@@ -229,7 +272,11 @@ def test_a_kept_order_is_accepted(order, scheme):
 def test_a_site_with_its_kept_ledger_answers_as_it_did(tmp_path):
     anne = site(tmp_path)
     # Its last attempt was an evaluation; the ledger tells both apart.
-    assert anne.settle(message("Settle")).to_wire() == message("Settled-anne").to_wire()
+    settled, was = anne.settle(message("Settle")), message("Settled-anne")
+    assert settled.header == was.header
+    # What is locked is sealed anew each time; with the same shares it opens.
+    left = [Escrow.from_bytes(found.escrow) for found in (settled, was)]
+    assert left[0].points == left[1].points
     again = anne.train(TRAIN).header.refusal
     assert again is not None
     assert again.kind == "RepeatError"
@@ -243,12 +290,13 @@ def test_a_site_with_its_kept_ledger_answers_as_it_did(tmp_path):
     assert opened[0] == opened[1]
 
 
-@EARLIER_STORED
+@pytest.mark.parametrize("stored", ENCRYPTED[1:], ids=["v5", "v4", "v3", "v2", "v1"])
 def test_a_site_with_a_ledger_of_before_settles_on_nothing(tmp_path, stored):
     anne = site(tmp_path, stored)
     before = SiteAccount(files(tmp_path), identity("anne"), SitePolicy()).head()
     for ask, name in ((anne.settle, "Settle"), (anne.unmask, "Unmask")):
-        assert ask(message(name)).header.refusal.kind == "RefusedError"
+        # Its entry in the cohort is of another ledger.
+        assert ask(message(name)).header.refusal.kind == "PeerError"
     assert SiteAccount(files(tmp_path), identity("anne"), SitePolicy()).head() == before
 
 
@@ -269,6 +317,13 @@ def test_a_memory_of_before_says_that_the_site_has_trained(tmp_path, stored):
         require_carried(files(tmp_path), identity("anne"), ROSTER)
 
 
+def words_of_before(statement: str) -> bytes:
+    """Return what survivors signed under versions 4 and 5."""
+    about = (digest_of_before(statement), PLAN.fingerprint())
+    scope = signing_bytes("fedllm.mask-scope.v3", *about, *COHORT)
+    return signing_bytes("fedllm.survivors.v2", scope, *SURVIVORS)
+
+
 @STORED
 def test_the_ledger_of_a_kept_site_knows_its_rounds(tmp_path, stored):
     for name in ("anne.sqlite", "anne.json"):
@@ -279,7 +334,7 @@ def test_the_ledger_of_a_kept_site_knows_its_rounds(tmp_path, stored):
     path = tmp_path / "anne.sqlite"
     state = read_state(path, ROSTER.sites["anne"], heads["anne"])
     # Since version 4 it also says on which sum the site settled, after its update left.
-    kept = heads["anne"][-1].sequence + (stored in (ROUND, FOURTH))
+    kept = heads["anne"][-1].sequence + (stored in SETTLED)
     assert account.head().sequence == kept == state.head.sequence
     training, evaluation = state.reservations.values()
     assert (training.run, training.purpose, evaluation.purpose) == (
@@ -288,16 +343,17 @@ def test_the_ledger_of_a_kept_site_knows_its_rounds(tmp_path, stored):
         "evaluation",
     )
     assert {c.name for c in (training, evaluation)} == {"" if stored == EARLIER else "kept"}
-    theirs = message("Train", stored).header.statement
+    theirs = said("Train", stored)["statement"]
     assert training.events[0].noise_multiplier == json.loads(theirs)["noise_multiplier"]
     assert training.colluder_events != training.events
     named = [(c.statement, c.order_attempt) for c in (training, evaluation)]
-    if stored not in (ROUND, FOURTH):
+    if stored not in SETTLED:
         assert (named, state.settled) == ([("", 0)] * 2, {})
         return
-    statement = parse_statement(theirs)
-    assert (named[0], named[1][1]) == ((statement.digest, 1), 2)
-    words = survivor_statement(mask_scope(statement, PLAN), SURVIVORS)
+    assert (named[0], named[1][1]) == ((digest_of_before(theirs), 1), 2)
+    words = survivor_statement(mask_scope(STATEMENT, PLAN), SURVIVORS)
+    if stored != ROUND:
+        words = words_of_before(theirs)
     assert state.settled[training.sequence] == SettledOn(sha256_hex(words), 2)
     assert state.settled[evaluation.sequence].sites == 3
 
@@ -331,20 +387,10 @@ def test_a_ledger_with_sums_settled_on_is_exported_and_verified(tmp_path):
     assert found[0] == found[1]
 
 
-def test_a_round_of_version_4_is_read():
-    order = message("Train", FOURTH)
-    statement = read_statement(order.header.statement, order.header.signature, ROSTER)
-    assert statement.kind == STATEMENT.kind
-    plan = EncryptionPlan.from_bytes(order.plan)
-    for name in SURVIVORS:
-        update = message(f"Trained-{name}", FOURTH).update
-        assert verified_update(update, statement, plan, name, ROSTER)
-
-
 def test_the_same_records_are_held_out():
     allow = AllowSection(encryption="optional", non_private=True)
     reader = OrderReader(identity("anne"), ROSTER, allow, ModelCache(), str(V1 / "model"))
-    order = reader.order(TRAIN)
+    order = reader.order(TRAIN, LEDGERS["anne"])
     rows = records(EARLIER / "records" / "anne.jsonl")
     held = SiteData(lambda task: rows, identity("anne")).datasets(order.config, order.model)
     expected = [row for row in rows if row.origin in HELD_OUT]

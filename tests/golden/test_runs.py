@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden.kept import V1, V2, V3, V4, damaged, read, read_lines
+from golden.kept import V1, V2, V3, V4, V6, damaged, read, read_lines
 
 from fedllm.audit.attacks import results
 from fedllm.audit.ledgers.comparison import load_comparison
@@ -251,6 +251,42 @@ def test_metrics_are_read_and_written_as_they_were(tmp_path):
     lines = read_lines(V1 / "progress" / "metrics.jsonl")
     times = {"started": "", "finished": ""}
     assert [line | times for line in lines] == [one.model_dump() for one in FIGURES_BEFORE]
+
+
+REJECTED = RoundReport(
+    round=2,
+    sites=2,
+    metrics={"loss": 9.5, "accuracy": 0.01},
+    update_norm=64.0,
+    rejected={"norm": "the norm is too large", "test": "the loss is 9.5"},
+    kept_round=1,
+    norm_ratio=1.5,
+)
+
+
+def test_a_round_that_was_rejected_is_read_and_written_as_it_was(tmp_path):
+    path = V6 / "progress" / "metrics.jsonl"
+    assert read_reports(path) == [*FIGURES, REJECTED]
+    for report in read_reports(path):
+        append_report(tmp_path / "again.jsonl", report)
+    assert (tmp_path / "again.jsonl").read_bytes() == path.read_bytes()
+    told = followed(tmp_path, V6 / "progress" / "progress.jsonl")
+    assert [event[1] for event in told if event[0] == "finished_round"] == [*FIGURES, REJECTED]
+
+
+def test_a_checkpoint_keeps_what_a_run_goes_back_to(tmp_path):
+    kept = V6 / "checkpoints"
+    state = load_checkpoint(kept)
+    assert (state.round, state.noise, state.labels) == (2, (0.0,) * 3, ("one", "two"))
+    assert (state.report.rejected, state.report.kept_round) == ({"test": "the loss is 9.5"}, 1)
+    assert (state.good.round, state.good.loss) == (1, 2.25)
+    assert state.good.adapter.tolist() == [0.5, -0.25, 0.125]
+    assert {name: values.tolist() for name, values in state.good.optimizer.items()} == {
+        "steps": [1.0], "mean": [0.5, 0.25, -1.0], "square": [0.0] * 3
+    }  # fmt: skip
+    again = save_checkpoint(tmp_path, state)
+    written = read(kept / "round-00002" / "state.json")
+    assert {**read(again / "state.json"), "sha256": written["sha256"]} == written
 
 
 class Heard:

@@ -10,25 +10,31 @@ from golden.kept_rounds import (
     CLEAR,
     IN_CLEAR,
     LEDGERS,
+    MEMBERS,
     PLAN,
     ROSTER,
     ROUND,
     STATEMENT,
     TRAIN,
+    around,
     message,
     sealing_key,
 )
 
-from fedllm.canonical import signing_bytes
-from fedllm.encryption.masks import MaskScope, Reveal, SiteMasks, survivor_statement
+from fedllm.canonical import sha256, sha256_hex, signing_bytes
+from fedllm.encryption.lattice_mask import hide, reveal
+from fedllm.encryption.masks import SiteMasks
 from fedllm.encryption.pack import pack
 from fedllm.encryption.plan import EncryptionPlan, make_plan
+from fedllm.encryption.residues import numbers_to_wire
+from fedllm.encryption.reveals import Reveal
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
+from fedllm.encryption.survivors import MaskScope, survivor_statement
 from fedllm.errors import PeerError
 from fedllm.federation.authority.authority import Authority
 from fedllm.federation.protocol.envelopes import signed_update, verified_update
 from fedllm.federation.protocol.masks import mask_scope, reveal_purpose, site_masks
-from fedllm.federation.protocol.messages import RoundStatement
+from fedllm.federation.protocol.round_statement import RoundStatement
 from fedllm.federation.protocol.statements import read_statement
 from fedllm.federation.protocol.wire import digest
 from fedllm.identity.keys import verify_signature
@@ -38,15 +44,24 @@ from fedllm.randomness import RandomStream
 # Known answers: what follows from keys that anybody can make.
 PACKED = "36adb83a1226f0b75892b14de719cd7d8e95efba210491726e6d91764d16fa78"
 STREAM = "f4100eb4b5599012a8b922e4a6ddf009"
-MASK = "ed2cb5af9abc0d5ce73072d0fd08f3f5ee81e7aa78ec419758f6fbfc8afd4543"
+MASK = "8979ba6a85b5f902713a0096be9ed53d75dd409f811a6e60a5b8077260cbda69"
+HIDING_PLAN = (
+    '{"bits":16,"ciphertexts":1,"coeff_bits":[24,20],"field_bits":8,"fields_per_slot":1,'
+    '"lattice":{"coefficients":1051,"degree":2048,"error_bound":103,"levels_per_coefficient":2,'
+    '"modulus_bits":43,"radix":196603,"secret_bound":104},"length":2100,"masked":true,'
+    '"max_sites":3,"plain_modulus":12289,"poly_degree":2048,"scale_bits":0,"scheme":"bfv",'
+    '"security_bits":128,"slots":2048}'
+)
+HIDDEN = "0f1c4516edcfdb3156136ad94cd025edf985742d943e5fa10233488a72deea5f"
+SECRET = "c4fad25afc43bc8527bf849dd10c552aaa1f9b1054ad62cf9a593f179eaa4672"
 CHOSEN = [
     (
         ("bfv", 16, 10, 54221, True),
-        "166e90b246dc2cc637b603e9768835d3c5fb7fedc105cd673233df8e4ef2201e",
+        "b436442a1f389e406d719d9f42df27444707703b57a5daa4654482919a58d396",
     ),
     (
         ("bfv", 16, 10, 1000000, True),
-        "8237dcb556cd307848cab64909105858802016aaf891b5bc6090461f526adc3b",
+        "2ddf1a3ebf28b96ae19a74f28610c23234c4b634d107a3a471cf430ed3d889bc",
     ),
     (("bfv", 24, 2, 3, True), "f26b2d6f47b6c325d9d17155bfa2bf6ffb0f1c2fbcca28c9c64892813669395a"),
     (
@@ -63,7 +78,7 @@ CHOSEN = [
     ),
     (
         ("bfv", 20, 50, 268435456, True),
-        "4f3bfc32e4aa24128ce037f126b56bd09ba2bfe4d2dd46e711c0e1689588ca05",
+        "79ae411f79fd6cf1c20642b875ec727be49caf581a8837073a6eb6d8ec5e2fb4",
     ),
 ]
 PLANS = [
@@ -162,11 +177,14 @@ def test_levels_in_clear_are_packed_as_they_were():
 
 @pytest.mark.parametrize("name", SURVIVORS)
 def test_masks_and_reveals_are_derived_as_they_were(name):
-    masks = site_masks(identity(name), LEDGERS[name], STATEMENT, PLAN, recover=True)
+    masks = site_masks(identity(name), LEDGERS[name], STATEMENT, around(name), PLAN, recover=True)
     scope = mask_scope(STATEMENT, PLAN)
     statement = masks.statement(SURVIVORS)
     assert statement == survivor_statement(scope, SURVIVORS)
-    assert statement == signing_bytes("fedllm.survivors.v2", scope.to_bytes(), *SURVIVORS)
+    names = [sha256(signing_bytes("fedllm.names.v1", *each)) for each in (SURVIVORS, COHORT)]
+    assert statement == signing_bytes("fedllm.survivors.v3", scope.to_bytes(), names[0])
+    about = (STATEMENT.digest, PLAN.fingerprint(), names[1])
+    assert scope.to_bytes() == signing_bytes("fedllm.mask-scope.v4", *about, 0, 0)
     settled = message(f"Settled-{name}").header.signature
     assert identity(name).sign(statement).hex() == settled
     verify_signature(ROSTER.sites[name], bytes.fromhex(settled), statement, name)
@@ -187,7 +205,9 @@ def test_masks_and_reveals_are_derived_as_they_were(name):
 
 def test_a_mask_is_the_stream_that_it_was():
     anne, plain = (
-        site_masks(identity("anne"), LEDGERS["anne"], STATEMENT, PLAN, recover).mask_for_update()
+        site_masks(
+            identity("anne"), LEDGERS["anne"], STATEMENT, around("anne"), PLAN, recover
+        ).mask_for_update()
         for recover in (True, False)
     )
     assert anne.shape == plain.shape == (PLAN.slots,)
@@ -198,8 +218,22 @@ def test_a_mask_is_the_stream_that_it_was():
         MaskScope("00" * 32, COHORT, PLAN),
         "anne",
         identity("anne").mask_key("run-1", "00" * 32),
-        {m.name: bytes.fromhex(m.mask_key) for m in STATEMENT.cohort if m.name != "anne"},
+        {m.name: bytes.fromhex(m.mask_key) for m in MEMBERS if m.name != "anne"},
         own_mask=True,
         own_seed=bytes(32),
     )
     assert digest(fixed.mask_for_update().astype("<u8").tobytes()) == MASK
+
+
+def test_levels_are_hidden_and_come_out_as_they_did():
+    """Plan, public part, secret, errors and their form on the wire, from known random bits."""
+    plan = make_plan("bfv", 16, 3, 2100, True)
+    assert plan.to_bytes().decode() == HIDING_PLAN
+    levels = np.arange(2100, dtype=np.uint64)
+    hidden, secret = hide(levels, plan, "00" * 32, RandomStream(bytes(range(32))))
+    assert sha256_hex(numbers_to_wire(hidden, plan.lattice.modulus_bits)) == HIDDEN
+    assert sha256_hex(secret.astype("<u8").tobytes()) == SECRET
+    assert hidden[:2].tolist() == [4195036844385, 5001979921826]
+    assert secret[:3].tolist() == [6, 0, 9]
+    assert (reveal(hidden, secret, plan, "00" * 32, 1) == levels).all()
+    assert EncryptionPlan.from_bytes(HIDING_PLAN.encode()) == plan

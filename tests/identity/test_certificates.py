@@ -112,3 +112,49 @@ def test_a_server_may_sign_messages_and_no_certificates():
     certificates.check_authority(ca, "x.pem")
     with pytest.raises(ConfigError, match="not the certificate of a federation's CA"):
         certificates.check_authority(certificate, "x.pem")
+
+
+def test_certificates_name_the_federation_and_whom_they_are_of():
+    """What openssl shows to a person who looks for the right one."""
+    now = datetime(2026, 3, 4, 5, 6, tzinfo=UTC)
+    key = certificates.new_tls_key()
+    ca = certificates.make_authority("north", key, now, 20)
+    server = certificates.make_server_certificate(
+        "north", certificates.new_tls_key().public_key(), ["h"], (ca, key), now, 10
+    )
+    own = "CN=north federation CA 2026-03-04,O=north"
+    assert (ca.issuer.rfc4514_string(), ca.subject.rfc4514_string()) == (own, own)
+    assert server.issuer.rfc4514_string() == own
+    assert server.subject.rfc4514_string() == "CN=north coordinator,O=north"
+    for certificate, days in ((ca, 20), (server, 10)):
+        assert certificate.not_valid_before_utc == now - timedelta(hours=1)
+        assert certificate.not_valid_after_utc == now + timedelta(days=days)
+
+
+def test_what_is_read_late_is_read_at_once(monkeypatch):
+    """A certificate whose extensions or key are damaged is named by where it came from."""
+    _, certificate, _ = made()
+
+    class Damaged:
+        def __init__(self, part: str) -> None:
+            self.part = part
+
+        @property
+        def extensions(self):
+            if self.part == "extensions":
+                raise x509.DuplicateExtension("twice", x509.ObjectIdentifier("2.5.29.15"))
+            return certificate.extensions
+
+        def public_key(self):
+            if self.part == "key":
+                raise ValueError("no such curve")
+            return certificate.public_key()
+
+    for part, readable in (("", True), ("extensions", False), ("key", False)):
+        found = [certificate, Damaged(part)]
+        monkeypatch.setattr(x509, "load_pem_x509_certificates", lambda text, found=found: found)
+        if readable:
+            assert certificates.read_certificates(b"", "ca.pem") == found
+        else:
+            with pytest.raises(ConfigError, match=r"ca\.pem holds no readable certificate"):
+                certificates.read_certificates(b"", "ca.pem")

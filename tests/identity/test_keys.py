@@ -12,11 +12,13 @@ from fedllm.identity.roster import Roster
 
 def test_a_saved_identity_is_the_same_and_private(tmp_path: Path) -> None:
     identity = Identity.generate("a")
-    identity.save(tmp_path / "k")
-    again = Identity.load("a", tmp_path / "k")
+    folder = tmp_path / "new" / "k"
+    identity.save(folder)
+    again = Identity.load("a", folder)
     assert again.public_bytes() == identity.public_bytes()
     assert again.derive("x") == identity.derive("x") != identity.derive("y")
-    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "k").iterdir()} == {0o600}
+    assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {0o600}
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_signatures_bind_message_and_signer() -> None:

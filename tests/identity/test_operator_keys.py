@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 import subprocess
+from datetime import UTC, datetime
 
 import pytest
 from support.kits import federation_config, make_federation
@@ -12,7 +13,13 @@ from support.kits import federation_config, make_federation
 from fedllm.errors import ConfigError
 from fedllm.identity import operator_keys
 from fedllm.identity.enrolment import enroll
-from fedllm.identity.operator_keys import is_protected, load_root, make_root
+from fedllm.identity.operator_keys import (
+    add_ca,
+    check_passphrase,
+    is_protected,
+    load_root,
+    make_root,
+)
 from fedllm.identity.provisioning import (
     change_passphrase,
     inspect,
@@ -141,3 +148,61 @@ def test_a_root_key_is_made_where_a_crash_left_its_folder(tmp_path):
     (tmp_path / "root").mkdir(mode=0o700)
     make_root(tmp_path, None)
     assert not is_protected(tmp_path)
+
+
+def test_the_newest_ca_signs_and_generations_are_numbers(tmp_path):
+    """The tenth comes after the ninth, whatever their names sort like."""
+    now = datetime.now(UTC)
+    assert not operator_keys.has_ca(tmp_path)
+    assert not operator_keys.has_root(tmp_path)
+    make_root(tmp_path, None)
+    for days in range(1, 12):
+        add_ca(tmp_path, federation_config(ca_validity_days=800 + days), now, None)
+    keys = operator_keys.OperatorKeys.of(tmp_path, None, None)
+    found = operator_keys.ca_certificates(tmp_path)
+    lasts = [certificate.not_valid_after_utc for certificate in found]
+    assert len(lasts) == 11
+    assert lasts == sorted(lasts)
+    certificate, key = keys.issuing_ca()
+    assert certificate == found[-1]
+    assert key.public_key().public_numbers() == certificate.public_key().public_numbers()
+    assert {path.name for path in (tmp_path / "ca").iterdir()} == {
+        f"ca-{number}.{kind}" for number in range(1, 12) for kind in ("key", "pem")
+    }
+    # What a crash left of an old one is no obstacle.
+    (tmp_path / "ca" / "ca-3.key").unlink()
+    operator_keys.drop_old_cas(tmp_path)
+    assert {path.name for path in (tmp_path / "ca").iterdir()} == {"ca-11.key", "ca-11.pem"}
+    assert operator_keys.has_ca(tmp_path)
+    assert operator_keys.has_root(tmp_path)
+
+
+def test_a_passphrase_is_changed_where_a_key_of_an_old_ca_is_gone(folder):
+    renew(folder, new_ca=True, passphrase=GOOD)
+    (folder / "ca" / "ca-1.key").unlink()
+    change_passphrase(folder, GOOD, OTHER)
+    assert load_root(folder, OTHER)
+
+
+def test_a_passphrase_of_sixteen_characters_is_enough(tmp_path):
+    check_passphrase(None)
+    check_passphrase(b"x" * 16)
+    with pytest.raises(ConfigError, match="has 15 characters; 16 are needed"):
+        check_passphrase(b"x" * 15)
+
+
+def test_the_folders_of_secrets_are_the_operators_alone(folder):
+    for name in ("root", "ca"):
+        assert (folder / name).stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("secret", "words"), [(None, "cannot be read"), (GOOD, "the passphrase does not open")]
+)
+def test_a_damaged_key_is_told_as_one(tmp_path, secret, words):
+    make_root(tmp_path, secret)
+    (path,) = secrets(tmp_path)
+    first, *_, last = path.read_text().splitlines()
+    path.write_text(f"{first}\nAAAA\n{last}\n")
+    with pytest.raises(ConfigError, match=words):
+        load_root(tmp_path, secret)

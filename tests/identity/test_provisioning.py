@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from dataclasses import replace
@@ -72,12 +73,28 @@ def test_every_party_has_a_kit(tmp_path):
 
 
 def test_all_is_private_to_the_owner(tmp_path):
-    make_federation(tmp_path / "fed")
-    for path in (tmp_path / "fed").rglob("*"):
+    folder = tmp_path / "new" / "fed"
+    make_federation(folder)
+    for path in folder.rglob("*"):
         private = path.is_dir() or path.suffix == ".key" or "keys" in path.parts
-        if "kits" in path.relative_to(tmp_path / "fed").parts[1:] or (private and path.is_file()):
+        if "kits" in path.relative_to(folder).parts[1:] or (private and path.is_file()):
             assert path.stat().st_mode & 0o077 == 0, path
-    assert (tmp_path / "fed").stat().st_mode & 0o777 == 0o700
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_people_may_look_at_is_written_for_them(tmp_path):
+    """Two spaces for each level, and an end of line."""
+    make_federation(tmp_path / "fed")
+    join(tmp_path / "fed", tmp_path / "kit", "carl")
+    found = [*(tmp_path / "fed").rglob("*.json"), *(tmp_path / "kit").rglob("*.json")]
+    names = {"federation.json", "kit.json", "request.json", "roster.json"}
+    assert names <= {path.name for path in found}
+    assert any(path.parent.name == "answers" for path in found)
+    for path in found:
+        text = path.read_text()
+        shown = [json.dumps(json.loads(text), indent=2, ensure_ascii=e) for e in (True, False)]
+        assert text.rstrip("\n") in shown, path
+        assert text.endswith("}\n"), path
 
 
 def test_again_it_adds_and_never_replaces(tmp_path):
@@ -179,6 +196,9 @@ def test_enrolling_twice_replaces_nothing(tmp_path):
     assert enroll(tmp_path / "kit", "site", "anne") == first
     with pytest.raises(ConfigError, match="already the kit of the site 'anne'"):
         enroll(tmp_path / "kit", "site", "bob")
+    (tmp_path / "kit" / "keys" / "secret.bin").chmod(0o640)
+    with pytest.raises(ConfigError, match=r"secret\.bin can be read by other users"):
+        enroll(tmp_path / "kit", "site", "anne")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("dear")
     with pytest.raises(ConfigError, match="no kit"):
@@ -200,6 +220,8 @@ def test_authority_and_coordinator_can_make_their_own_keys(tmp_path):
         accept(tmp_path / role, read_answer(answer.read_text()))
         kit = read_kit(tmp_path / role, role)
         assert kit.roster.key_of(role, role) == request.signing_key
+        made = [path for path in (tmp_path / role).rglob("*") if path.is_file()]
+        assert {path.stat().st_mode & 0o777 for path in made} == {0o600}
     assert kit.server_certificate.exists()
     assert not (folder / "kits" / "coordinator").exists()
     assert read_kit(folder / "kits" / "anne", "site").roster == kit.roster
@@ -242,10 +264,16 @@ def test_a_roster_names_the_keys_that_a_site_had_before(tmp_path):
 
 
 def test_a_site_taken_from_the_file_stays_until_revoked(tmp_path):
-    make_federation(tmp_path)
-    done = make_federation(tmp_path, sites=["anne"])
-    assert set(done.roster.sites) == {"anne", "bob"}
-    assert any("revoke bob" in note for note in done.notes)
+    folder = tmp_path / "fed"
+    make_federation(folder)
+    join(folder, tmp_path / "eve", "eve")
+    # Nobody asked for keys of eve's to be made.
+    assert list(make_federation(folder).notes) == []
+    done = make_federation(folder, sites=["anne"])
+    assert set(done.roster.sites) == {"anne", "bob", "eve"}
+    (note,) = done.notes
+    assert "site 'bob' is no longer in the file" in note
+    assert f"provision revoke bob --dir {folder}" in note
 
 
 def test_a_new_address_reaches_the_roster_and_the_certificate(tmp_path):
@@ -488,6 +516,14 @@ def test_addresses():
     assert split_address("fed.example.org:443") == ("fed.example.org", 443)
     assert split_address("[fd00::1]:9092") == ("fd00::1", 9092)
     assert federation_config(coordinator={"hosts": ["fd00::1"]}).address == "[fd00::1]:9092"
+
+
+def test_names_of_hosts_have_253_letters_at_most():
+    host = ".".join(["a" * 63, "b" * 63, "c" * 63, "d" * 61])
+    assert federation_config(coordinator={"hosts": [host]}).address == f"{host}:9092"
+    for wrong in (f"{host}d", f"{'a' * 64}.org", "a..org", "-a.org", "a_b.org", "a.org:1", ""):
+        with pytest.raises(ConfigError, match="is no host name and no address"):
+            federation_config(coordinator={"hosts": [wrong]})
 
 
 def test_fingerprints_as_people_type_them():

@@ -24,6 +24,7 @@ from fedllm.identity.roster import (
 )
 
 ROOT = Identity.generate("root")
+SIMPLE = Roster(b"a" * 32, {"anne": b"b" * 32})
 KEYS = st.binary(min_size=32, max_size=32)
 NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True).filter(is_site_name)
 TIMES = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1)).map(
@@ -219,3 +220,11 @@ def test_the_keys_of_parties_by_their_roles():
     assert roster.site_key("anne") == b"s" * 32
     with pytest.raises(PeerError, match="'eve' is not in the roster"):
         roster.site_key("eve")
+
+
+def test_a_roster_that_nobody_issued_is_older_than_every_issued_one():
+    assert Roster(b"", {}).version == 0
+
+
+def test_a_roster_is_written_for_people_to_read():
+    assert SIMPLE.to_json() == json.dumps(json.loads(SIMPLE.to_json()), indent=2)

@@ -28,8 +28,10 @@ def test_any_change_is_noticed(data):
     place = data.draw(st.integers(0, len(sealed) * 8 - 1))
     # X25519 ignores the highest bit of its 32-byte points (RFC 7748); HPKE binds the bytes.
     sealed[place // 8] ^= 1 << place % 8
-    with pytest.raises(PeerError):
+    with pytest.raises(PeerError) as caught:
         KEY.open(bytes(sealed), b"round 1")
+    assert caught.value.message == "a sealed message does not open with the key of this round"
+    assert caught.value.remedy == "it was altered, or sealed for another round"
 
 
 @given(st.binary(max_size=80))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from support.kits import federation_config, make_federation
 
 from fedllm.errors import ConfigError, PeerError, RefusedError
-from fedllm.identity import enrolment, issuing, kit_folder, kits, operator_keys
+from fedllm.identity import certificates, enrolment, issuing, kit_folder, kits, operator_keys
 from fedllm.identity.config import CoordinatorSection
 from fedllm.identity.enrolment import Request, enroll, read_request
 from fedllm.identity.federation_state import FederationState, load_state, save_state
@@ -24,7 +24,7 @@ from fedllm.identity.keys import Identity
 from fedllm.identity.kits import node_public_key, read_kit, split_address
 from fedllm.identity.operator_keys import OperatorKeys
 from fedllm.identity.provisioning import change_passphrase, inspect, provision, revoke
-from fedllm.identity.roster import sign_roster
+from fedllm.identity.roster import Roster, sign_roster
 
 PLAIN = serialization.NoEncryption()
 PEM, PKCS8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
@@ -242,3 +242,24 @@ def test_a_roster_and_a_kit_have_their_last_moment(tmp_path, monkeypatch):
     monkeypatch.setattr(kits, "current_time", lambda: end + timedelta(microseconds=1))
     with refused("x expired at"):
         kits.check_dates(made.roster, "x")
+
+
+def test_the_ca_that_lasts_longest_is_the_one_that_must_be_valid(monkeypatch):
+    """An old one stays in the roster for those who have nothing newer yet."""
+    now = datetime.now(UTC)
+    made = [
+        certificates.make_authority("north", certificates.new_tls_key(), now, days)
+        for days in (10, 20)
+    ]
+
+    def check(days, order):
+        moment = now + timedelta(days=days)
+        monkeypatch.setattr(certificates, "current_time", lambda: moment)
+        pem = "".join(certificates.pem(certificate) for certificate in order)
+        kits._check_authorities(Roster(b"", {}, authorities_pem=pem), "the CA")
+
+    for order in (made, made[::-1]):
+        check(9, order)
+        check(15, order)
+        with refused("the CA expired at"):
+            check(21, order)

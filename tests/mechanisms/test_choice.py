@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.mechanisms import DISTRIBUTED, PRIVATE, SHARED, config
 
-from fedllm.config import RunConfig, parse
-from fedllm.errors import ConfigError, RefusedError
+from fedllm.errors import ConfigError, RefusedError, TrainingError
 from fedllm.mechanisms import (
     Contribution,
     LocalResult,
@@ -36,25 +36,6 @@ from fedllm.privacy.discrete import TAIL_DEVIATIONS
 from fedllm.randomness import RandomStream
 
 SEGMENTS = AdapterManifest.of([("a.lora_A.w", (4, 8), "lora"), ("head.weight", (3, 8), "head")])
-SHARED = {"local_steps": 1, "optimizer": "sgd", "sampling_rate": 0.25, "learning_rate": 1.0}
-
-
-def config(privacy, training=None, **sections):
-    values = {
-        "name": "x",
-        "task": "classification",
-        "model": {"path": "m"},
-        "data": {"train": "t", "labels": ["a", "b"]},
-        "rounds": {"count": 4, "min_sites": 4},
-        "training": {"batch_size": 8, **(training or {})},
-        "privacy": {"delta": 1e-5, **privacy},
-        **sections,
-    }
-    return parse(RunConfig, values, "test")
-
-
-PRIVATE = {"epsilon": 4.0}
-DISTRIBUTED = {**PRIVATE, "noise": "distributed"}
 CASES = {
     NoPrivacy: config({}),
     LocalNoise: config(PRIVATE),
@@ -158,6 +139,27 @@ def test_noise_that_is_announced_too_small_is_refused_and_local_noise_is_nobodys
             mechanism.agreed_noise(needed, said)
     with pytest.raises(RefusedError):
         mechanism.agreed_noise(None, 1.0)
+
+
+@pytest.mark.parametrize("case", [SharedNoise, WholeSiteShared])
+def test_noise_of_which_a_share_does_not_fit_the_levels_is_refused(case):
+    mechanism = mechanism_of(CASES[case])
+    least, most = mechanism._least_noise, mechanism._most_noise
+    for said in (least * 1.001, most):
+        assert mechanism.agreed_noise(0.0, said) == said
+    for said in (least * 0.999, most * 1.001):
+        with pytest.raises(RefusedError, match="does not fit the run's levels, which hold"):
+            mechanism.agreed_noise(0.0, said)
+
+
+def test_what_counts_is_the_share_that_one_site_adds():
+    mechanism = mechanism_of(CASES[SharedNoise])
+    bits = mechanism._config.encryption.bits
+    share = mechanism._least_noise * mechanism.noise_share
+    assert share == pytest.approx(mechanism._room.least_deviation(bits))
+    mechanism = mechanism_of(CASES[WholeSiteShared])
+    share = 2 * mechanism._least_noise * mechanism.noise_share
+    assert share == pytest.approx(mechanism._room.least_deviation(bits))
 
 
 @private
@@ -286,6 +288,27 @@ def test_whole_updates_are_clipped_and_noised(monkeypatch):
     assert drawn == [4.0, 2.0]
 
 
+def test_whole_training_that_fails_is_an_update_of_nothing_and_told_by_its_kind():
+    class Broken(Work):
+        def __init__(self, error):
+            super().__init__()
+            self.error = error
+
+        def train(self, settings, sampling, noise):
+            raise self.error
+
+    for error, why in ((TrainingError("too large"), "too large"), (ValueError("a"), "ValueError")):
+        found = contribution(CASES[WholeSite], Broken(error))
+        said = found.statistics
+        assert np.isnan(said.loss)
+        assert (said.records_seen, said.empty_batches, said.norm_quantiles) == (0, 0, ())
+        assert (said.broken_units, said.problem, found.clipping_norm) == ({}, why, 1.0)
+        # Nothing, but for its noise of four, times a thousand.
+        assert 0 < np.abs(found.levels.astype(float) - 1_000_000).max() < 50_000
+    with pytest.raises(KeyboardInterrupt):
+        contribution(CASES[WholeSite], Broken(KeyboardInterrupt()))
+
+
 def test_random_numbers_are_secret_unless_nothing_is_promised():
     for kind, case in CASES.items():
         streams = [mechanism_of(case).random("sampling", "site-0", 1) for _ in range(2)]
@@ -406,35 +429,34 @@ def test_what_is_asked_of_a_mechanism_is_answered_by_yes_or_no(case):
     assert mechanism.needs_masks is (mechanism.shares > 1)
 
 
-def test_sums_of_evaluations_have_room_for_any_site():
-    from fedllm.mechanisms.evaluation import EvaluationSums
+def test_a_whole_sites_update_has_room_for_the_clipping_norm_and_its_noise():
+    """Two updates are at most two clipping norms apart; a shared run has room for more attempts."""
+    for kind, times in ((WholeSite, 1), (WholeSiteShared, 4)):
+        mechanism = mechanism_of(CASES[kind])
+        noise = times * mechanism.needed_noise(8, 1, ())
+        deviation = 2 * noise * mechanism.noise_share
+        bounds = mechanism.bounds(SEGMENTS.segments)
+        assert bounds == pytest.approx((1.0 + TAIL_DEVIATIONS * deviation,) * 2)
 
-    assert (EvaluationSums.LARGEST_SUM, EvaluationSums.BITS) == (262144.0, 24)
-    asked = config(PRIVATE, evaluation={"every": 3})
-    assert EvaluationSums(asked).rounds == (3, 4)
-    with pytest.raises(ConfigError, match="the run does not evaluate at the sites"):
-        _ = EvaluationSums(config(PRIVATE)).event
 
+def test_the_range_of_shared_noise_worked_out_by_hand():
+    """A batch that all points one way and six deviations of its size, beside four times the noise.
 
-def test_levels_without_room_or_with_too_much_noise_are_refused(monkeypatch):
-    from fedllm.errors import TrainingError
-    from fedllm.mechanisms import discrete as module
-
-    grid = module.IntegerGrid(half=10_000, clipping_steps=100.0, bound=1.0, shares=2, length=4)
-    total = np.array([0.0, 1.0, -1.0, 1e9])
-    levels = grid.noised_levels(total, 2.0, 1.0, RandomStream.seeded(1)).astype(np.int64)
-    deviation = grid.share(1.0)
-    room = grid.half - 16 * deviation - 1
-    noise = levels - grid.half - np.array([0, -50, 50, -room])
-    assert np.abs(noise).max() <= 16 * deviation
-    with pytest.raises(ConfigError, match="leaves no room"):
-        grid.noised_levels(total, 2.0, 1e6, RandomStream.seeded(1))
-    for drawn, fits in ((10_000, True), (10_001, False)):
-        monkeypatch.setattr(module, "discrete_gaussian", lambda *_, n=drawn: np.full(4, n))
-        if fits:
-            assert (
-                grid.noised_levels(np.zeros(4), 2.0, 1.0, RandomStream.seeded(1)) == 20_000
-            ).all()
-        else:
-            with pytest.raises(TrainingError, match="does not fit its levels"):
-                grid.noised_levels(np.zeros(4), 2.0, 1.0, RandomStream.seeded(1))
+    The head has another learning rate.
+    """
+    case = config({**DISTRIBUTED, "clipping_norm": 0.5}, {**SHARED, "head_learning_rate": 3.0})
+    mechanism = mechanism_of(case)
+    noise = 4 * mechanism._largest_noise / 2
+    reach = 0.5 * (8 + 6 * np.sqrt(8) + 16 * noise) / 8
+    assert mechanism.bounds(SEGMENTS.segments) == pytest.approx((reach, 3 * reach))
+    discrete = config(
+        {**DISTRIBUTED, "clipping_norm": 0.5, "distribution": "discrete_gaussian"},
+        SHARED,
+        encryption={"bits": 20},
+    )
+    grid = mechanism_of(discrete).grid(SEGMENTS.length)
+    # A quarter more noise, and a deviation, for what rounding costs.
+    reach = 0.5 * (8 + 6 * np.sqrt(8) + 17 * 1.25 * noise)
+    assert (grid.half, grid.shares) == (2**19 - 1, 4)
+    assert grid.clipping_steps == pytest.approx(0.5 * grid.half / reach)
+    assert grid.bound == pytest.approx(reach / 8)

@@ -80,30 +80,49 @@ def mutants_of(path: str, source: bytes) -> list[Mutant]:
 def lines_that_use(mutant: Mutant, source: bytes) -> set[int]:
     """The mutant's lines; outside of functions, where a module's import executes it, its readers'.
 
-    A constant is used where its name is read, a default in the body of its function.
+    A constant is used where its name is read, a default in the body of its function, a class
+    where its name is read and in its methods.
     """
     tree = ast.parse(source)
     lines = set(range(mutant.first_line, mutant.last_line + 1))
     for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and lines & _lines_of(node):
+        if isinstance(node, _FUNCTIONS) and lines & _lines_of(node):
             return lines if node.body[0].lineno <= mutant.first_line else _lines_of(node)
-    names = constants_of(mutant, source)
-    return {
+    names = names_at_import(mutant, source)
+    used = {
         node.lineno
         for node in ast.walk(tree)
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in names
     }
+    for kind in tree.body:
+        if isinstance(kind, ast.ClassDef) and lines & _lines_of(kind):
+            used.update(*(_lines_of(node) for node in kind.body if isinstance(node, _FUNCTIONS)))
+    return used
 
 
-def constants_of(mutant: Mutant, source: bytes) -> set[str]:
-    """The names that the statement of a module assigns in which the mutant is."""
-    return {
-        name.id
-        for node in ast.parse(source).body
-        if isinstance(node, (ast.Assign, ast.AnnAssign)) and mutant.first_line in _lines_of(node)
-        for name in ast.walk(node)
-        if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
-    }
+def names_at_import(mutant: Mutant, source: bytes) -> set[str]:
+    """The names that a module's import binds to what the mutant changes: constants, a class."""
+    for node in ast.parse(source).body:
+        if mutant.first_line not in _lines_of(node):
+            continue
+        if isinstance(node, (ast.Assign, ast.AnnAssign)):
+            return {
+                name.id
+                for name in ast.walk(node)
+                if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+            }
+        if isinstance(node, ast.ClassDef):
+            return {node.name}
+    return set()
+
+
+def at_import(mutant: Mutant, source: bytes) -> bool:
+    """Whether the import of the module executes the mutant, and no function does."""
+    return not any(
+        mutant.first_line in _lines_of(node)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, _FUNCTIONS)
+    )
 
 
 def constant_of(mutant: Mutant, source: bytes) -> str | None:
@@ -120,6 +139,9 @@ def constant_of(mutant: Mutant, source: bytes) -> str | None:
                 if start <= mutant.start and mutant.end <= end + (value.end_col_offset or 0):
                     return ast.unparse(target)
     return None
+
+
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def _lines_of(node: ast.stmt) -> set[int]:
@@ -177,8 +199,9 @@ def _of_expression(node: ast.expr) -> Iterator[tuple[ast.expr, str]]:
         case ast.Constant(float() as value) if abs(value) < 1:
             yield ast.Constant(value * 2 or 1.0), "constant"
         case ast.Constant(int() | float() as value):
-            yield ast.Constant(value + 1), "constant"
-            yield ast.Constant(value - 1), "constant"
+            # Of a large float one is no part.
+            for other in {value + 1, value - 1} - {value}:
+                yield ast.Constant(other), "constant"
         case ast.Call(ast.Name(name), [argument, *_], _) if name in FUNCTIONS:
             keywords = [] if name == "sorted" else node.keywords
             arguments = [argument] if name == "sorted" else node.args

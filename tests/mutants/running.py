@@ -10,15 +10,18 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from mutants.drawing import Mutant, constants_of, lines_that_use
+from mutants.drawing import Mutant, at_import, lines_that_use, names_at_import
 
 HEAVY = ("numpy", "scipy.stats", "torch", "opacus", "dp_accounting.pld", "peft", "flwr.serverapp")
 PACKAGES = ("fedllm", "fedllm_client", "fedllm_server")
@@ -60,19 +63,45 @@ def make_map(copy: Path, target: Path, paths: list[str], tests: list[str], limit
 
 
 def tests_for(mutant: Mutant, root: Path, tests: list[CoveredTest]) -> list[CoveredTest]:
-    """Tests that execute or name what the mutant changes, else any of its file; quickest first."""
+    """Tests that could notice a mutant, the likeliest first, and of these the quickest.
+
+    They execute the mutant. What a module's import executes is in no test's lines: it is tried by
+    tests that execute a line that reads it, in any module, or whose file names it or is the
+    module's own; then by all others that execute a function of the module.
+    """
     source = (root / mutant.path).read_bytes()
-    lines = lines_that_use(mutant, source)
-    names = {name.encode() for name in constants_of(mutant, source)}
-    naming = {
-        file
-        for file in {test.file for test in tests}
-        if names and (root / file).exists() and any(n in (root / file).read_bytes() for n in names)
-    }
+    lines = {mutant.path: lines_that_use(mutant, source)}
     touching = [test for test in tests if mutant.path in test.lines]
-    chosen = [test for test in touching if lines & test.lines[mutant.path]] or touching
-    chosen += [test for test in tests if test.file in naming and test not in chosen]
-    return sorted(chosen, key=lambda test: test.seconds)
+    if not at_import(mutant, source):
+        chosen = [test for test in touching if _execute(test, lines)] or touching
+        return sorted(chosen, key=lambda test: test.seconds)
+    names = names_at_import(mutant, source)
+    modules = {path for test in tests for path in test.lines} - lines.keys()
+    lines |= {path: _lines_with(names, root / path) for path in modules}
+    own = f"test_{Path(mutant.path).name}"
+    files = {file for file in {test.file for test in tests} if Path(file).name == own}
+    files |= {test.file for test in tests if _lines_with(names, root / test.file)}
+    near = [test for test in tests if test.file in files or _execute(test, lines)]
+    others = [test for test in touching if test not in near]
+    return [
+        *sorted(near, key=lambda test: test.seconds),
+        *sorted(others, key=lambda test: test.seconds),
+    ]
+
+
+def _execute(test: CoveredTest, lines: Mapping[str, Set[int]]) -> bool:
+    return any(test.lines[path] & lines.get(path, set()) for path in test.lines)
+
+
+@cache
+def _words(path: Path) -> list[frozenset[str]]:
+    """The words of each line of a file; none if there is no such file."""
+    text = path.read_text() if path.exists() else ""
+    return [frozenset(re.findall(r"\w+", line)) for line in text.splitlines()]
+
+
+def _lines_with(names: set[str], path: Path) -> set[int]:
+    return {number for number, words in enumerate(_words(path), 1) if names & words}
 
 
 def within(tests: list[CoveredTest], budget_s: float) -> list[CoveredTest]:

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedllm.errors import ConfigError
+from fedllm.limits import MAX_SITES
 from fedllm.privacy import discrete
 from fedllm.privacy.accounting.accountants import epsilon, upper_bound
 from fedllm.privacy.accounting.events import (
+    MAX_SHARES,
     Gaussian,
     PoissonDiscreteGaussian,
     PoissonGaussian,
@@ -117,10 +119,27 @@ def test_a_discrete_gaussian_is_something_done_to_a_continuous_one(smoothing):
 
 
 def test_the_constant_covers_both_distances():
-    shares, smallest = 1024, discrete.SMALLEST_SHARE
+    shares, smallest = MAX_SHARES, discrete.SMALLEST_SHARE
     of_sums = 10 * shares * math.exp(-(math.pi**2) * smallest**2)
     of_smoothing = 5 * math.exp(-2 * math.pi**2 * SMOOTHING_VARIANCE)
     assert of_sums + of_smoothing <= DIVERGENCE_PER_VALUE
+
+
+@pytest.mark.parametrize("sites", [*range(2, 40), 1024, 4096, MAX_SHARES])
+def test_rounding_each_share_takes_nothing_from_the_sum_however_many_they_are(sites):
+    """All Fourier coefficients together, but those of the sum; see docs/privacy-accounting.md.
+
+    Of the vectors that differ by the same whole number everywhere, one has a sum of at most half
+    the number of sites. At most ``(2 * sites)**w`` have w as the sum of their magnitudes, and
+    across the sum their squared length is at least ``w * (1 - w / sites)`` up to half the number
+    of sites, and ``w / 2`` beyond.
+    """
+    rate = 2 * math.pi**2 * discrete.SMALLEST_SHARE**2
+    all_of_them = sum(
+        math.exp(units * math.log(2 * sites) - rate * max(units * (1 - units / sites), units / 2))
+        for units in range(1, 4 * sites + 1)
+    )
+    assert all_of_them < 1e-65
 
 
 @pytest.mark.parametrize("multiplier", [0.7, 1.0, 3.0])
@@ -218,6 +237,12 @@ def test_a_reader_that_does_not_know_the_event_refuses_it(monkeypatch):
         from_json(value)
 
 
+def test_shares_no_larger_than_what_smooths_them_are_worth_nothing():
+    assert worth(1, 1, 10.0, 4) == 0.0
+    assert worth(2, 1, 10.0, 4) == 0.0
+    assert worth(3, 1, 10.0, 4) > 0.0
+
+
 def test_shares_are_worth_what_they_were_made_for():
     for noise in (0.5, 2.55, 40.0):
         for shares in (1, 2, 10):
@@ -233,6 +258,14 @@ def test_discrete_and_continuous_steps_of_one_run_compose():
     assert fold(mixed[1:]).within(folded)
     assert not fold([event(steps=20), Gaussian(5.0)]).within(folded)
     assert upper_bound(folded, 1e-5) == pytest.approx(epsilon(mixed, 1e-5).value)
+
+
+def test_every_share_of_the_largest_cohort_may_leave_its_range():
+    """Shares of sites that are in the sum and not counted on are cut off as well."""
+    tails = 2 * math.exp(-(discrete.TAIL_DEVIATIONS**2) / 2) * (1 + math.exp(50))
+    steps, length = 3, 1 << 28
+    failure = fold([PoissonDiscreteGaussian(0.3, 1.0, steps, 2, 10**6, 9.0, length)]).failure
+    assert failure - steps * discrete.ROUNDING_FAILURE >= steps * length * MAX_SITES * tails
 
 
 def test_a_delta_below_what_rounding_may_fail_with_is_no_privacy():

@@ -15,6 +15,7 @@ from fedllm.privacy.dpsgd import (
     OuterProducts,
     added_up,
     clipped,
+    clipping_weight,
     forget_step,
     noised_mean,
     per_sample_gradients,
@@ -118,7 +119,9 @@ def test_one_unit_adds_at_most_the_clipping_norm(scale, norm, seed):
     size = np.linalg.norm(found.values / norm)
     assert size <= 1 + 1e-14
     assert found.norm == pytest.approx(np.linalg.norm(gradient / (scale or 1.0)) * scale)
-    if found.norm >= norm:
+    if found.norm * 1e-307 > norm:
+        assert size == pytest.approx(1.0, abs=1e-14) or not size
+    elif found.norm >= norm:
         assert size == pytest.approx(1.0, abs=1e-14)
     else:
         np.testing.assert_array_equal(found.values, gradient)
@@ -252,3 +255,26 @@ def test_no_rounding_lifts_a_unit_over_its_norm(length, large):
     square += Fraction(values[-1]) ** 2 * max(length - large, 0)
     assert square <= Fraction(1e-3) ** 2
     assert float(square) == pytest.approx(1e-6, rel=1e-8)
+
+
+def test_the_margin_for_rounding_is_one_for_each_value_and_eight_more():
+    """Fewer would let a unit over its norm; more would lose what it may add."""
+    assert clipping_weight(1.0, 2, 1.0) == 1.0 / (1.0 + 10 * 2.0**-53)
+    assert 1.0 / clipping_weight(2.0, 2**20, 2.0) - 1.0 == pytest.approx(
+        (2**20 + 8) * 2.0**-53, rel=1e-5
+    )
+    assert clipping_weight(0.5, 2, 1.0) == 1.0
+
+
+@pytest.mark.parametrize("length", [1e295, 3e299, 7e302])
+def test_a_gradient_too_long_for_a_weight_in_full_precision_adds_nothing(length):
+    """A weight of few digits, rounded up, would let it over its norm."""
+    values = clipped(np.array([0.6 * length, 0.8 * length]), 1e-12).values
+    size = np.linalg.norm(values / 1e-12)
+    assert size == (0.0 if length > 1e298 else pytest.approx(1.0, abs=1e-14))
+    assert size <= 1 + 1e-14
+
+
+def test_the_smallest_weight_is_the_smallest_normal_number():
+    assert clipping_weight(2.0**1000, 2, 2.0**-21) > 0.0
+    assert clipping_weight(2.0**1000, 2, 2.0**-23) == 0.0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedllm.errors import CheckpointError
-from fedllm.runs.checkpoints import RunState, load_checkpoint, newest_round, save_checkpoint
+from fedllm.runs.checkpoints import Good, RunState, load_checkpoint, newest_round, save_checkpoint
 from fedllm.runs.metrics import RoundReport
 
 
@@ -57,6 +57,10 @@ def test_any_damage_is_noticed(tmp_path, name, damage):
         ("noise", "[1" + "0" * 400 + "]"),
         ("run", '"\\ud800"'),
         ("report", '{"round": 1, "update_norm": 1e999}'),
+        ("good", '{"round": 1, "loss": 1e999}'),
+        ("good", '{"round": 1}'),
+        ("good", '{"round": 0, "loss": 2.5}'),
+        ("good", "7"),
     ],
 )
 def test_numbers_and_texts_that_are_none_are_damage(tmp_path, key, value):
@@ -94,3 +98,18 @@ def test_a_crash_between_two_renames_loses_no_checkpoint(tmp_path):
     assert newest_round(tmp_path) == 2
     assert load_checkpoint(tmp_path).round == 2
     assert path.exists()
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_what_a_run_goes_back_to_comes_back_and_is_stored_once(tmp_path, number):
+    before = state(number)
+    good = Good(number, 1.25, before.adapter, before.optimizer)
+    path = save_checkpoint(tmp_path, replace(state(4), good=good))
+    found = load_checkpoint(tmp_path)
+    assert (found.good.round, found.good.loss) == (number, 1.25)
+    for kept, right in ((found.good, before), (found, state(4))):
+        assert np.array_equal(kept.adapter, right.adapter)
+        assert kept.optimizer.keys() == right.optimizer.keys()
+        assert np.array_equal(kept.optimizer["first"], right.optimizer["first"])
+    with np.load(path / "state.npz") as stored:
+        assert ("good.adapter" in stored.files) == (number != 4)

@@ -70,3 +70,33 @@ def test_whatever_is_written_is_read(tmp_path_factory, metrics, epsilon, norm, d
     append_report(path, report)
     assert read_reports(path) == [report]
     json.dumps(report.model_dump(), allow_nan=False)
+
+
+def test_why_a_round_was_rejected_is_written_where_it_was(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    plain = RoundReport(round=1, norm_ratio=float("inf"))
+    told = RoundReport(round=2, rejected={"test": "worse"}, kept_round=0, norm_ratio=0.0)
+    for report in (plain, told):
+        append_report(path, report)
+    assert read_reports(path) == [plain, told]
+    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    assert not {"rejected", "kept_round", "norm_ratio"} & set(first)
+    assert (second["rejected"], second["kept_round"], second["norm_ratio"]) == (
+        {"test": "worse"}, 0, 0.0
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ('"rejected": "worse"', "'rejected' is not a table of reasons"),
+        ('"rejected": {"test": 3}', "'rejected' is not a table of reasons"),
+        ('"kept_round": -1', "'kept_round' is not a whole number"),
+        ('"norm_ratio": "large"', "'norm_ratio' is not a number"),
+    ],
+)
+def test_a_verdict_that_cannot_be_read_is_named(tmp_path, value, words):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"round": 1, ' + value + "}\n")
+    with pytest.raises(FedllmError, match=words):
+        read_reports(path)

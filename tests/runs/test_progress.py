@@ -26,6 +26,9 @@ class Heard(Observer):
     def site_answered(self, round, site, answered, sites):
         self.heard.append((round, site, answered, sites))
 
+    def answering(self, round, phase, answered, asked):
+        self.heard.append((round, phase, answered, asked))
+
     def finished_round(self, report):
         self.heard.append(report)
 
@@ -72,6 +75,21 @@ def test_lines_of_an_earlier_version_are_read():
     assert first == RoundReport(round=1, sites=2, metrics={"loss": None}, update_norm=None)
 
 
+def test_how_many_have_answered_is_written_every_five_seconds_at_most(tmp_path):
+    seconds = iter([0, 4, 5, 5, 9, 10, 10])
+    progress, heard = ProgressFile(tmp_path, lambda: next(seconds)), Heard()
+    for told in (
+        (1, "join", 1, None),
+        (1, "join", 2, None),
+        (1, "train", 0, 2),
+        (1, "train", 1, 2),
+    ):
+        progress.answering(*told)
+    for line in (tmp_path / "progress.jsonl").read_bytes().splitlines():
+        replay(line, "here", run_config(), heard)
+    assert heard.heard == [(1, "join", 2, None), (1, "train", 1, 2)]
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -86,6 +104,8 @@ def test_lines_of_an_earlier_version_are_read():
         b'{"kind": "note", "text": "\\ud800"}',
         b'{"kind": "started"}',
         b'{"kind": "site_answered", "round": "x", "site": "a", "answered": 1, "sites": 2}',
+        b'{"kind": "answering", "round": 1, "phase": "join", "answered": 1}',
+        b'{"kind": "answering", "round": 1, "phase": "join", "answered": 1, "asked": "x"}',
         b'{"kind": "finished_round", "report": 3}',
         b'{"kind": "finished_round", "report": {"round": -1}}',
         b'{"kind": "advanced", "report": {"step": 1}}',

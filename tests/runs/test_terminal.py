@@ -43,6 +43,64 @@ def test_the_bar_takes_messages_before_and_after_it_is_shown(capsys):
     assert "bits per byte 1.500" in text
 
 
+class Clock:
+    """Tells the seconds that a test sets."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def answers(observer, clock, seconds_each, count=300):
+    """Let so many sites answer, each after so many seconds."""
+    for done in range(count + 1):
+        observer.answering(2, "train", done, count)
+        clock.now += seconds_each
+
+
+def test_a_long_round_is_told_every_fifteen_seconds_and_a_quick_one_is_not():
+    clock, stream = Clock(), io.StringIO()
+    observer = PlainObserver(stream, clock)
+    answers(observer, clock, 0.5)
+    lines = stream.getvalue().splitlines()
+    assert lines[:2] == [
+        "round 2, training: 30 of 300 sites have answered",
+        "round 2, training: 60 of 300 sites have answered",
+    ]
+    assert len(lines) == 10
+    observer.finished_round(RoundReport(round=2, sites=300))
+    stream.truncate(0)
+    for number in range(3, 60):
+        answers(observer, clock, 0.01)
+        observer.finished_round(RoundReport(round=number, sites=300))
+    assert "answered" not in stream.getvalue()
+
+
+def test_who_joins_is_counted_where_nobody_knows_how_many_will():
+    clock, stream = Clock(), io.StringIO()
+    observer = PlainObserver(stream, clock)
+    clock.now = 15.0
+    observer.answering(1, "join", 7, None)
+    observer.answering(1, "join", 8, None)
+    assert stream.getvalue() == "round 1, joining: 7 sites have answered\n"
+
+
+def test_the_bar_of_sites_says_what_they_are_asked_for(capsys):
+    clock = Clock()
+    bar = RichObserver(clock)
+    clock.now = 15.0
+    bar.answering(1, "join", 1, None)
+    bar.started(Start("run", RunConfig.model_construct(), "rounds", 2, 0, 2))
+    bar.answering(1, "settle", 1, 2)
+    bar.close()
+    text = capsys.readouterr().err
+    assert "round 1, joining: 1 sites have answered" in text
+    assert "settling on the sum" in text
+    assert "round 1, settling" not in text
+
+
 def test_a_small_epsilon_is_not_shown_as_nothing():
     assert "epsilon 1.001e-09" in describe_round(
         RoundReport(round=1, sites=2, epsilon={"a": 1.0001e-9, "b": 1e-10}), 3

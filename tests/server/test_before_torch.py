@@ -36,6 +36,8 @@ print(json.dumps(told))
 def place(tmp_path) -> Path:
     write_jsonl(tmp_path / "train.jsonl", records(12))
     (tmp_path / "corpus.jsonl").write_text('{"text": "some words"}\n')
+    rows = [json.dumps({"text": "card", "label": "one", "clinic": f"c{i}"}) for i in range(16385)]
+    (tmp_path / "many.jsonl").write_text("\n".join(rows))
     config = small_config(Path("model"), data={"train": "train.jsonl", "labels": None, "sites": 2})
     (tmp_path / "run.toml").write_text(to_toml(config))
     (tmp_path / "pretrain.toml").write_text('name = "base"\n[data]\ntrain = "corpus.jsonl"\n')
@@ -51,6 +53,7 @@ def place(tmp_path) -> Path:
 def test_all_that_can_be_is_refused_before_torch(place):
     simulate, pretrain = ["simulate", "run.toml"], ["pretrain", "pretrain.toml"]
     run = ["run", "run.toml", "--kit", "federation/kits/coordinator"]
+    many = ["--set", "data.train=many.jsonl", "--set", "data.site=clinic"]
     asked = [
         ([*simulate, "--out", "file"], "it is a file"),
         ([*simulate, "--out", "file/below"], "could not write into the folder"),
@@ -60,6 +63,10 @@ def test_all_that_can_be_is_refused_before_torch(place):
         ([*simulate, "--out", "new", "--set", "data.train=none.jsonl"], "none.jsonl"),
         ([*simulate, "--out", "new", "--set", "data.text=colour"], "colour"),
         ([*simulate, "--out", "new", "--set", "data.test=none.jsonl"], "none.jsonl"),
+        (
+            [*simulate, "--out", "new", *many],
+            "16385 sites take part, and one sum holds at most 16384",
+        ),
         ([*simulate, "--out", "new", "--ledgers", "file"], "could not write into the folder"),
         ([*run, "--resume"], "no run 'small' to resume"),
         ([*run, "--set", "data.test=none.jsonl"], "none.jsonl"),

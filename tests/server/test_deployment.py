@@ -212,9 +212,15 @@ def test_runs_are_handed_over_cancelled_and_refused_with_words(deployment, confi
     rounds = config.rounds.model_copy(update={"timeout_s": 3.0})
     short = config.model_copy(update={"rounds": rounds, "name": "short"})
     deployment.start("coordinator")
+    wait_until((deployment.kit("coordinator") / "state" / "status.json").exists)
     lonely = deployment.submit(short)
     assert lonely.returncode == 4
     assert "0 sites are connected, 3 are needed" in lonely.stderr
+    assert "not connected: " in lonely.stderr
+    assert "the run needs 3 sites" in lonely.stderr
+    # Who is awaited, and what to look at, before it gives up.
+    assert "waiting: 0 sites are connected, 3 are needed; not there: site-00, " in lonely.stderr
+    assert "fedllm client check" in lonely.stderr
 
 
 def test_a_site_that_is_cut_off_in_a_round_comes_back(tiny_checkpoint, tmp_path, config):

@@ -10,6 +10,7 @@ import pytest
 
 from fedllm.config import RunConfig, parse
 from fedllm.identity.keys import Identity
+from fedllm.privacy.accounting.accountants import epsilon
 from fedllm.privacy.accounting.events import PoissonGaussian, fold
 from fedllm_server import figures
 from fedllm_server.figures import SiteFigures
@@ -89,3 +90,29 @@ def test_only_the_last_round_pays_for_the_cross_checks(tmp_path, monkeypatch):
     assert read("r", 1)[1] == {"anne": 3}
     assert read("r", 2)[1] == {"anne": 2}
     assert opened == [(tmp_path / "anne.sqlite", "anne", identity)]
+
+
+def test_seconds_are_read_beside_figures_that_are_no_numbers(tmp_path, read):
+    write(tmp_path / "anne.jsonl", line(1, 2.0) | {"loss": float("nan")})
+    assert read("r", 1)[0]["train"] == 2.0
+
+
+def test_against_all_others_the_site_that_spent_most_counts(tmp_path, monkeypatch):
+    spent = {"anne": [PoissonGaussian(0.1, 1.0, 10)], "bob": [PoissonGaussian(0.1, 1.0, 99)]}
+
+    class Book:
+        def __init__(self, name):
+            self.name = name
+
+        def events_of_run(self, run, view):
+            return spent[self.name] if (run, view) == ("r", "colluders") else []
+
+    monkeypatch.setattr(figures.Identity, "load", lambda name, keys: None)
+    monkeypatch.setattr(figures.Ledger, "open", lambda path, name, signer: Book(name))
+    source = SimpleNamespace(files=lambda name: files(tmp_path, name), keys=lambda name: tmp_path)
+    read = SiteFigures(source, ("anne", "bob", "carl"), config(epsilon=4.0, delta=1e-5))
+    assert read.against_colluders("r") is None
+    for name in spent:
+        (tmp_path / f"{name}.sqlite").touch()
+    assert read.against_colluders("r") == epsilon(spent["bob"], 1e-5).value
+    assert SiteFigures(source, ("anne", "bob"), config()).against_colluders("r") is None

@@ -47,6 +47,22 @@ def test_the_first_and_the_last_figures_stand_beside_the_sums(summary_of):
     assert summary.seconds["encrypt"] == 0.0
 
 
+def test_bytes_are_those_of_the_sites_of_one_round(tiny_model):
+    def expansion(names, encryption=None, **rounds):
+        values = {"name": "bank", "task": "classification", "model": {"path": "m"}}
+        data = {"train": "t", "labels": ["one", "two", "three"]}
+        config = parse(
+            RunConfig, {**values, "data": data, "rounds": rounds} | (encryption or {}), "test"
+        )
+        found = make_summary(config, tiny_model(), "run-1", names, [], 9.5)
+        return found.encryption["bytes_up_per_parameter"]
+
+    many = tuple(f"site-{i}" for i in range(20_000))
+    assert expansion(many, sites=2) == expansion(many[:2]) < expansion(many[:5000])
+    plain = {"encryption": {"scheme": "none", "bits": 8}}
+    assert expansion(many[:1], plain) < expansion(many[:2], plain)
+
+
 def test_a_run_that_was_not_measured_before_says_so(summary_of):
     summary = summary_of([RoundReport(round=1, metrics={"accuracy": 0.6})])
     assert summary.metrics_before == {}
@@ -114,3 +130,15 @@ def test_titles_are_those_of_the_runs_own_sites(tiny_model, tmp_path, monkeypatc
     summary = finishing.finish(tmp_path, config, model, "run-1", sites, 0.0, roster)
     assert summary.site_titles == {"anne": "Sankt Änne"}
     assert read_summary(tmp_path).site_titles == {"anne": "Sankt Änne"}
+
+
+def test_a_run_that_ended_with_a_rollback_has_the_figures_of_the_model_it_went_back_to(summary_of):
+    reports = [
+        RoundReport(round=0, metrics={"loss": 3.0}),
+        RoundReport(round=1, metrics={"loss": 2.0}),
+        RoundReport(round=2, metrics={"loss": 9.0}, rejected={"test": "w"}, kept_round=1),
+        RoundReport(round=3),
+    ]
+    assert summary_of(reports).metrics == {"loss": 2.0}
+    # Its line may be lost; what is known is told.
+    assert summary_of([reports[2]]).metrics == {"loss": 9.0}

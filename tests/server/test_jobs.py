@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from fedllm.runs.checkpoints import RunState, save_checkpoint
 from fedllm.runs.folder import config_digest, write_config
 from fedllm.runs.job import Job, read_job, write_job
 from fedllm.runs.observer import Observer
-from fedllm_server import jobs
+from fedllm_server import following, jobs
 from fedllm_server.following import follow
 from fedllm_server.public_part import public_digest
 
@@ -135,6 +137,52 @@ def test_who_watches_is_told_of_a_line_that_a_crash_cut_off_and_hears_the_rest(t
     assert on == "on"
 
 
+def test_who_watches_hears_every_minute_how_a_silent_run_stands(tmp_path, config, monkeypatch):
+    folder = jobs.submit(tmp_path, config, resume=False)
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += 20.0
+        if now[0] == 80.0:
+            (folder / names.PROGRESS).write_bytes(b'{"kind": "note", "text": "on"}\n')
+            become(folder, "running")
+        if now[0] == 200.0:
+            become(folder, "finished")
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(following, "time", clock)
+    heard: list[tuple[float, str]] = []
+
+    class Heard(Observer):
+        def note(self, text):
+            heard.append((now[0], text.partition(":")[0]))
+
+    follow(folder, Heard())
+    assert heard == [
+        (60.0, "the coordinator has not begun the run"),
+        (80.0, "on"),
+        (140.0, "nothing new for a minute; the run goes on"),
+    ]
+
+
+def test_who_is_connected_is_read_from_what_the_coordinator_wrote(tmp_path):
+    assert jobs.who_is_connected(tmp_path) == ""
+    (tmp_path / "state").mkdir()
+    status = tmp_path / "state" / "status.json"
+    nodes = [
+        {"name": "authority", "online": False, "title": None},
+        {"name": "anne", "online": True, "title": "Sankt Änne"},
+        {"name": "bob", "online": False},
+    ]
+    status.write_text(json.dumps({"nodes": nodes}))
+    assert jobs.who_is_connected(tmp_path) == (
+        "connected: Sankt Änne (anne); not connected: the key authority, bob"
+    )
+    for damaged in ("{", "[]", '{"nodes": 3}', '{"nodes": [{"online": true}]}', '{"nodes": ["x"]}'):
+        status.write_text(damaged)
+        assert jobs.who_is_connected(tmp_path) == ""
+
+
 def test_what_is_resumed_with_other_data_is_refused_and_the_folder_stays_as_it_was(
     tmp_path, config, tiny_checkpoint
 ):
@@ -171,7 +219,7 @@ def test_what_is_resumed_with_other_data_is_refused_and_the_folder_stays_as_it_w
     for content, model, words in (
         (lines.replace('"b"', '"c"'), base, "another set of labels"),
         (lines + lines, base, "another public test file"),
-        (lines, tiny_checkpoint("llama"), "another base model"),
+        (lines, tiny_checkpoint("llama"), f"its fingerprint was {fingerprint(base)[:16]}, that"),
     ):
         with pytest.raises(ConfigError, match=words):
             jobs.submit(tmp_path, moved(content, model), resume=True)

@@ -7,13 +7,15 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from support.federation import build, small_config
+from support.federation import build, records, small_config
 
 from fedllm.errors import PeerError
 from fedllm.federation.protocol.messages import RoundOpened, RoundOpenedHeader
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.transport.superlink import NodeState
 from fedllm.identity.roster import Roster
+from fedllm.runs import names
+from fedllm.runs.metrics import RoundReport, append_report, read_reports
 from fedllm.runs.observer import Observer, Observers, Start
 from fedllm.runs.progress import ProgressFile
 from fedllm_server import jobs
@@ -66,13 +68,25 @@ def test_a_run_that_begins_or_goes_on_is_told_with_its_size(tiny_checkpoint):
     ]
 
 
+def test_a_round_that_takes_long_is_told_every_minute():
+    said: list[str] = []
+    seconds = iter(range(0, 1000, 30))
+    observer = JournalObserver("bank", said.append, lambda: next(seconds))
+    for done in range(4):
+        observer.answering(7, "train", done, 9)
+    assert said == [
+        f"run 'bank': round 7, training: {done} of 9 sites have answered" for done in (1, 3)
+    ]
+
+
 @pytest.fixture
 def loop_of(tiny_checkpoint, tmp_path):
-    """A run of three sites whose coordinator keeps a journal."""
+    """A run, of three sites unless told, whose coordinator keeps a journal."""
 
-    def make(**sections):
+    def make(sites=3, **sections):
         config = small_config(tiny_checkpoint("bert"), name="bank", **sections)
-        federation = build(tmp_path / "sites", config)
+        data = {f"site-{number}": records(40, seed=number) for number in range(sites)}
+        federation = build(tmp_path / "sites", config, data)
         said: list[str] = []
         out = tmp_path / "run"
         out.mkdir()
@@ -254,3 +268,21 @@ def test_a_new_run_has_a_name_of_its_own_and_an_old_one_keeps_it(tiny_checkpoint
     assert (one.model, one.labels) == (model.fingerprint, model.labels)
     again = starting_state(config, model, dataclasses.replace(one, round=1, labels=()), "new")
     assert (again.run, again.round, again.labels, again.test) == (one.run, 1, one.labels, "new")
+
+
+def test_figures_that_a_start_without_a_checkpoint_left_are_another_runs(loop_of):
+    """A crash before the first checkpoint: what begins then is a new run, with a new model."""
+    made = loop_of(rounds={"count": 1})
+    append_report(made.out / names.METRICS, RoundReport(round=0, metrics={"loss": 99.0}))
+    made.carry()
+    left = read_reports(made.out / names.METRICS)
+    assert [(report.round, report.metrics) for report in left] == [(0, None), (1, None)]
+
+
+def test_lost_sites_are_told_in_their_order_and_not_in_that_of_their_loss(loop_of):
+    made = loop_of(sites=5, rounds={"count": 1}, encryption={"masks": True})
+    lost = {("train", "site-4"), ("ready", "site-1")}
+    made.federation.tamper = lambda kind, name, m: None if (kind, name) in lost else m
+    made.carry()
+    told = [words for words in made.said if "goes on without" in words]
+    assert told == ["run 'bank': round 1 goes on without 2 sites (site-1, site-4): no answer"]

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from support.camera import Camera
 from support.cutting import attempt_under_way, with_a_failed_attempt
 from support.federation import records, small_config, write_jsonl
 
-import fedllm.files
 from fedllm.config import RunConfig
 from fedllm.errors import CheckpointError, ConfigError
 from fedllm.runs.checkpoints import newest_round
@@ -35,42 +35,6 @@ def config(tiny_checkpoint, tmp_path) -> RunConfig:
         rounds={"count": 2},
         training={"local_steps": 1, "learning_rate": 0.02, "batch_size": 4},
     )
-
-
-class Camera:
-    """Copies a run folder after each exchange of a file or folder, and each line."""
-
-    def __init__(self, out: Path, shots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._out, self._shots = out, shots
-        self.taken: list[tuple[str, Path]] = []
-        replace, append = Path.replace, fedllm.files.append_line
-
-        def replaced(path: Path, target: Path) -> Path:
-            done = replace(path, target)
-            self._take(Path(target))
-            return done
-
-        def appended(path: Path, line: str) -> None:
-            append(path, line)
-            self._take(path)
-            whole = path.read_bytes()
-            self._take(path, whole[:-9])
-
-        monkeypatch.setattr(Path, "replace", replaced)
-        for module in ("runs.metrics", "privacy.ledger.heads"):
-            monkeypatch.setattr(f"fedllm.{module}.append_line", appended)
-
-    def _take(self, path: Path, content: bytes | None = None) -> None:
-        if not path.is_relative_to(self._out):
-            return
-        inner = path.relative_to(self._out)
-        if inner.parts[0] in ("identities", "ledgers", "sites"):
-            return
-        folder = self._shots / f"{len(self.taken):02d}"
-        shutil.copytree(self._out, folder / "run")
-        if content is not None:
-            (folder / "run" / inner).write_bytes(content)
-        self.taken.append((str(inner), folder / "run"))
 
 
 def lines(out: Path) -> list[dict]:
@@ -180,7 +144,7 @@ def test_a_run_begun_with_another_model_is_refused(spent):
     header = json.loads(path.read_text())
     path.write_text(json.dumps(header | {"model": "0" * 64}))
     before = content(out)
-    with pytest.raises(CheckpointError, match="another base model"):
+    with pytest.raises(CheckpointError, match=r"another base model: its fingerprint was 0{16},"):
         simulate(config, out, resume=True, observers=[])
     assert content(out) == before
 

@@ -9,8 +9,8 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from fedllm.errors import PeerError
+from fedllm.federation.protocol.cohorts import CohortMember
 from fedllm.federation.protocol.messages import (
-    CohortMember,
     Join,
     Joined,
     JoinedHeader,
@@ -132,7 +132,9 @@ def test_too_few_sites_are_waited_for_and_named(monkeypatch):
     monkeypatch.setattr(remote_parties, "time", SimpleNamespace(monotonic=lambda: 0, sleep=sleep))
     assert len(joined(sites(presence, said=said))) == 2
     words = "1 sites are connected, 2 are needed; not there: bob"
-    assert said == [f"waiting: {words}"]
+    (told,) = said
+    assert told.startswith(f"waiting: {words}; at those, see whether `fedllm client start` runs")
+    assert told.endswith("1 minutes are left")
     assert len(waits) == 3
     monkeypatch.setattr(
         remote_parties,
@@ -142,6 +144,35 @@ def test_too_few_sites_are_waited_for_and_named(monkeypatch):
     with pytest.raises(PeerError) as refused:
         joined(sites(Presence(anne="monday"), timeout_s=5.0))
     assert refused.value.message == words
+
+
+def clock_of(monkeypatch, step_s: float) -> None:
+    """Each wait takes so many seconds."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += step_s
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(remote_parties, "time", clock)
+
+
+def test_who_is_waited_for_is_told_again_every_minute(monkeypatch):
+    clock_of(monkeypatch, 10.0)
+    said: list[str] = []
+    grid = LocalGrid(app_of({}), 3)
+    shown = {"anne": "Sankt Änne (anne)", "bob": "bob"}.__getitem__
+    remote = RemoteSites(grid, Presence(), KEYS, 2, 185.0, said.append, shown)
+    with pytest.raises(PeerError, match=r"not there: Sankt Änne \(anne\), bob"):
+        joined(remote)
+    assert [words.rpartition(", ")[2] for words in said] == [
+        f"{left} minutes are left" for left in (3, 2, 1, 0)
+    ]
+    assert all("0 sites are connected, 2 are needed; not there: Sankt" in words for words in said)
+    said = []
+    with pytest.raises(PeerError):
+        opened(authority(Presence(), {}, said, timeout_s=185.0))
+    assert len(said) == 4
 
 
 def test_who_came_anew_or_left_changes_who_takes_part():
@@ -167,7 +198,7 @@ def authority(presence, says, said, timeout_s=60.0) -> RemoteAuthority:
 
 def opened(remote):
     with task_identity(1, SERVER_NODE):
-        return remote.open_round(OpenRound(OpenRoundHeader(statement=""), b""))
+        return remote.open_round(OpenRound(OpenRoundHeader(statement="", members=()), b""))
 
 
 def test_the_authority_answers_through_its_node():
@@ -180,7 +211,7 @@ def test_an_authority_that_fails_is_a_peers_fault():
     with pytest.raises(PeerError) as refused:
         opened(authority(Presence(anne="monday"), {100: None}, []))
     assert refused.value.message == "the key authority: RuntimeError"
-    assert refused.value.remedy == "see the authority's own log"
+    assert refused.value.remedy == "see its own log"
 
 
 def test_an_authority_that_is_not_there_is_waited_for_and_told_once(monkeypatch):
@@ -194,7 +225,8 @@ def test_an_authority_that_is_not_there_is_waited_for_and_told_once(monkeypatch)
 
     monkeypatch.setattr(remote_parties, "time", SimpleNamespace(monotonic=lambda: 0, sleep=sleep))
     assert opened(authority(presence, {100: "signed"}, said)).public_key == b"key"
-    assert said == ["waiting: the key authority is not connected"]
+    (told,) = said
+    assert told.startswith("waiting: the key authority is not connected; see whether `fedllm auth")
     clock = SimpleNamespace(monotonic=iter(range(99)).__next__, sleep=lambda seconds: None)
     monkeypatch.setattr(remote_parties, "time", clock)
     with pytest.raises(PeerError, match="the key authority is not connected"):

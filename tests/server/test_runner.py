@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import sys
@@ -24,6 +25,7 @@ from fedllm.federation.transport.flower import SERVER_NODE
 from fedllm.federation.transport.superlink import Ticket
 from fedllm.identity.kits import read_kit
 from fedllm.runs import names
+from fedllm.runs.checkpoints import load_checkpoint
 from fedllm.runs.folder import locked, write_config
 from fedllm.tasks.cache import ModelCache
 from fedllm_client.app import make_authority_app, make_client_app
@@ -114,6 +116,18 @@ def test_a_run_is_carried_to_its_end_and_then_not_again(place):
     assert place.grid.asked == asked
 
 
+def test_what_a_run_leaves_is_its_last_adapter_also_where_nothing_was_measured(place):
+    data = place.config.data.model_copy(update={"test": None})
+    # The process keeps its base model, with the adapter of the run before this one.
+    changes = {"data": data, "seed": place.config.seed + 7}
+    write_config(place.folder, place.config.model_copy(update=changes))
+    runner.carry(place.kit, place.folder, TICKET)
+    summary = json.loads((place.folder / names.SUMMARY).read_text())
+    last = load_checkpoint(place.folder / names.CHECKPOINTS)
+    assert last.round == 2
+    assert summary["adapter_sha256"] == hashlib.sha256(last.adapter.tobytes()).hexdigest()
+
+
 @pytest.mark.parametrize(
     ("asked", "processors", "used"), [(3, 5, 3), (None, 5, 5), (None, None, 1)]
 )
@@ -157,6 +171,12 @@ def test_a_run_of_other_settings_or_other_public_records_is_not_gone_on_with(pla
     with pytest.raises(ConfigError):
         runner.carry(place.kit, place.folder, TICKET)
     write_config(place.folder, place.config)
+    state = place.folder / names.CHECKPOINTS / "round-00002" / "state.json"
+    whole = state.read_text()
+    state.write_text(json.dumps(json.loads(whole) | {"model": "0" * 64}))
+    with pytest.raises(ConfigError, match=r"another base model: its fingerprint was 0{16},"):
+        runner.carry(place.kit, place.folder, TICKET)
+    state.write_text(whole)
     more = place.config.rounds.model_copy(update={"count": 3})
     write_jsonl(tmp_path / "test.jsonl", records(11, seed=8))
     write_config(place.folder, place.config.model_copy(update={"rounds": more}))

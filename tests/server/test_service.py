@@ -326,13 +326,24 @@ def test_who_follows_a_run_hears_all_of_it_until_it_ends(tmp_path, monkeypatch):
             jobs.write_job(tmp_path, jobs.Job("bank", "finished", "2026-01-01"))
 
     jobs.write_job(tmp_path, jobs.Job("bank", "running", "2026-01-01"))
-    monkeypatch.setattr(following, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(following, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: 0.0))
     monkeypatch.setattr(following, "read_config", lambda folder: None)
     monkeypatch.setattr(
         following, "replay", lambda line, where, config, observer: told.append((line, where))
     )
     closed: list[bool] = []
+    opened: list = []
+    right = Path.open
+
+    def opens(path, *arguments, **keywords):
+        stream = right(path, *arguments, **keywords)
+        if path == tmp_path / PROGRESS and arguments == ("rb",):
+            opened.append(stream)
+        return stream
+
+    monkeypatch.setattr(Path, "open", opens)
     ended = following.follow(tmp_path, SimpleNamespace(close=lambda: closed.append(True)))
+    assert [stream.closed for stream in opened] == [True]
     assert (ended.status, closed, len(waits)) == ("finished", [True], 4)
     where = f"{tmp_path / PROGRESS}, line "
     assert told == [(b"one", f"{where}1"), (b"two", f"{where}2"), (b"three", f"{where}3")]
@@ -362,14 +373,18 @@ def test_a_service_listens_steps_and_ends_with_its_last_status(place, monkeypatc
 
         def wait(self, seconds: float) -> bool:
             self.waits += 1
+            if self.waits == 2:
+                # The operator's new roster arrives.
+                moment = os.stat(place.kit / "roster.json").st_mtime_ns + 1
+                os.utime(place.kit / "roster.json", ns=(moment, moment))
             return self.waits > 2
 
     monkeypatch.setattr(service, "SuperLink", Listening)
     said: list[str] = []
     made = Service(read_kit(place.kit, "coordinator"), ("127.0.0.1", 0), said.append)
     made.run(Stop())
-    assert calls == ["close_runs", "register", "start", "stop"]
-    assert said == ["listening on 127.0.0.1:4711", "stopped"]
+    assert calls == ["close_runs", "register", "start", "register", "stop"]
+    assert said == ["listening on 127.0.0.1:4711", "roster version 1 is in force", "stopped"]
     status = json.loads((place.kit / "state" / "status.json").read_text())
     assert status["running"] is False
     Listening.alive = False

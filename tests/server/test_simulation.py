@@ -16,8 +16,9 @@ from support.federation import records, small_config, write_jsonl
 from support.tasks import load_model
 
 from fedllm.audit.ledgers.epsilon import audit_ledgers, find_ledgers
-from fedllm.config import RunConfig, SitePolicy, load_run_config, to_toml
+from fedllm.config import RunConfig, SitePolicy, load_run_config, load_site_policy, to_toml
 from fedllm.errors import BudgetError, CheckpointError, ConfigError, DataError, TrainingError
+from fedllm.federation.site.site import Site
 from fedllm.identity.keys import Identity
 from fedllm.privacy.ledger.audit import read_state
 from fedllm.privacy.ledger.entries import Head
@@ -150,6 +151,32 @@ def test_a_round_may_be_for_a_part_of_the_sites_who_alone_are_charged(config, tm
     assert problems(out) == []
 
 
+def test_a_site_that_goes_away_before_it_reveals_costs_nothing(
+    config, tmp_path, monkeypatch, capsys
+):
+    """Through Flower's grid: the sum and all charges are as if it had stayed."""
+    out, other = tmp_path / "run", tmp_path / "other"
+    one = change(config, rounds={"count": 1, "min_sites": 3}, privacy={"epsilon": 8.0})
+    simulate(one, other)
+    unmask = Site.unmask
+
+    def gone(self, request):
+        if self.name == "site-01":
+            raise OSError("the machine went down")
+        return unmask(self, request)
+
+    monkeypatch.setattr(Site, "unmask", gone)
+    simulate(one, out)
+    assert "counts site site-01, whose masks the others took off" in capsys.readouterr().err
+    lines = [
+        json.loads((path / "metrics.jsonl").read_text().splitlines()[-1]) for path in (out, other)
+    ]
+    assert [line["sites"] for line in lines] == [3, 3]
+    assert [line["dropped"] for line in lines] == [{}, {}]
+    assert [line["epsilon"] for line in lines] == [lines[0]["epsilon"]] * 2
+    assert problems(out) == []
+
+
 def test_sites_evaluate_on_their_own_records(config, tmp_path):
     config = change(
         config,
@@ -165,7 +192,9 @@ def test_sites_evaluate_on_their_own_records(config, tmp_path):
     assert 19 < summary.privacy["epsilon"] <= 20
 
 
-def test_a_failed_evaluation_at_the_sites_does_not_lose_the_run(config, tmp_path, monkeypatch):
+def test_a_failed_evaluation_at_the_sites_does_not_lose_the_run(
+    config, tmp_path, monkeypatch, capsys
+):
     def fail(*args):
         raise RuntimeError("private words")
 
@@ -174,6 +203,7 @@ def test_a_failed_evaluation_at_the_sites_does_not_lose_the_run(config, tmp_path
     summary = simulate(config, tmp_path / "run")
     assert summary.rounds == 3
     assert summary.site_metrics == {}
+    assert "no evaluation at the sites after round 3: " in capsys.readouterr().err
 
 
 def test_relative_paths_count_from_the_working_directory(config, tmp_path, monkeypatch):
@@ -210,6 +240,16 @@ def uncut(config: RunConfig, cut: Path):
     """Return what a run comes to that was not cut off, and whose same attempt failed."""
     attempt, whole = attempt_under_way(cut), cut.with_name("whole")
     return with_a_failed_attempt(attempt, lambda: simulate(config, whole))
+
+
+def test_a_run_that_goes_on_keeps_its_policy_unless_another_is_given(config, tmp_path):
+    out = tmp_path / "cut"
+    allow = {"non_private": True, "min_cohort": 2, "masks": "optional", "encryption": "optional"}
+    policy = SitePolicy.model_validate({"allow": allow, "budget": {"epsilon": 7.5}})
+    with pytest.raises(KeyboardInterrupt):
+        simulate(config, out, policy=policy, observers=[StopAfter(1)])
+    simulate(config, out, resume=True)
+    assert load_site_policy(out / names.POLICY_TOML).budget == policy.budget
 
 
 def test_an_interrupted_run_goes_on_to_the_same_adapter(config, tmp_path):
@@ -377,6 +417,14 @@ def test_resume_refuses_another_configuration(config, tmp_path):
     with pytest.raises(ConfigError, match=r"run\.toml was changed after the run had begun") as one:
         simulate(load_run_config(written), tmp_path / "run", resume=True)
     assert "resume with the configuration file that the run was begun with" in one.value.remedy
+
+
+def test_ledgers_that_cannot_be_written_are_refused_before_the_model_is_loaded(config, tmp_path):
+    (tmp_path / "file").touch()
+    heard = Listener()
+    with pytest.raises(ConfigError, match="--ledgers"):
+        simulate(config, tmp_path / "out", ledgers=tmp_path / "file", observers=[heard])
+    assert [text.split()[0] for text in heard.said] == ["reading"]
 
 
 def test_a_used_folder_is_not_overwritten(config, tmp_path):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from fedllm.config import AllowSection, BudgetSection, RunConfig, SitePolicy, parse
 from fedllm.data.records import Record
+from fedllm.encryption.sparse import drawn_neighbours
 from fedllm.errors import PeerError
 from fedllm.federation.authority.authority import Authority
 from fedllm.federation.coordinator.cohort import gather_cohort
@@ -20,7 +21,11 @@ from fedllm.federation.coordinator.rounds import (
     run_round,
     statement_of,
 )
-from fedllm.federation.protocol.messages import Wire
+from fedllm.federation.protocol import neighbours
+from fedllm.federation.protocol.cohorts import CohortMember
+from fedllm.federation.protocol.messages import Settle, Train, Unmask, Wire
+from fedllm.federation.protocol.round_statement import RoundStatement
+from fedllm.federation.protocol.statements import parse_statement
 from fedllm.federation.protocol.terms import Terms, make_terms
 from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.site.site import Site
@@ -103,21 +108,40 @@ class Federation:
         return False
 
     def join(self, request: Wire) -> Iterator[tuple[str, Any]]:
-        yield from self._ask("join", request, tuple(self.sites))
+        yield from self._ask("join", lambda name: request, tuple(self.sites))
 
-    def train(self, request: Wire, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-        yield from self._ask("train", request, names)
+    def draw(self, request: Wire, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+        yield from self._ask("draw", lambda name: request, names)
 
-    def settle(self, request: Wire, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-        yield from self._ask("settle", request, names)
+    def train(
+        self, order: Callable[[str], Wire], names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Any]]:
+        yield from self._ask("train", order, names)
 
-    def unmask(self, request: Wire, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-        yield from self._ask("unmask", request, names)
+    def ready(self, request: Wire, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+        yield from self._ask("ready", lambda name: request, names)
 
-    def _ask(self, kind: str, request: Wire, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    def settle(
+        self, question: Callable[[str], Wire], names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Any]]:
+        yield from self._ask("settle", question, names)
+
+    def unmask(
+        self, question: Callable[[str], Wire], names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Any]]:
+        yield from self._ask("unmask", question, names)
+
+    def recover(
+        self, question: Callable[[str], Wire], names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Any]]:
+        yield from self._ask("recover", question, names)
+
+    def _ask(
+        self, kind: str, request: Callable[[str], Wire], names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Any]]:
         for name in names:
             self.heard.append((kind, name))
-            asked = self.tamper(f"{kind} request", name, request)
+            asked = self.tamper(f"{kind} request", name, request(name))
             answer = getattr(self.sites[name], kind)(asked) if asked is not None else None
             answer = self.tamper(kind, name, answer) if answer is not None else None
             yield name, PeerError(f"{name}: no answer") if answer is None else answer
@@ -136,11 +160,36 @@ class Federation:
         cohort = gather_cohort(self, self.terms, number, self.roster, lambda text: None)
         noise = changes.pop("noise_multiplier", None)
         statement = statement_of(self.terms, cohort, number, attempt, noise)
-        statement = statement.model_copy(update=changes)
+        return self.run(statement.model_copy(update=changes), cohort)
+
+    def run(self, statement: RoundStatement, cohort: Sequence[CohortMember]) -> RoundOutcome:
+        """Run the round of a statement from the model's present adapter."""
         adapter = self.model().adapter() if self.adapter is None else self.adapter
         return run_round(
-            self, self.authority, self.terms, self.roster, statement, adapter, lambda *_: None
+            self,
+            self.authority,
+            self.terms,
+            self.roster,
+            statement,
+            cohort,
+            adapter,
+            lambda *_: None,
         )
+
+
+def own_draw(identity: Identity, ledger: str, statement: RoundStatement) -> tuple[str, ...]:
+    """Return the neighbours that a site draws from a large cohort that it is in, by name."""
+    place = statement.cohort.index(identity.name)
+    seed = neighbours.own_seed(identity, ledger, statement)
+    about = (statement.digest, place, len(statement.cohort), statement.neighbours)
+    return tuple(statement.cohort[other] for other in drawn_neighbours(seed, *about))
+
+
+def addressed(message: Train | Settle | Unmask, name: str) -> Any:
+    """Return an order or a question as another site of a cohort without drawn neighbours has it."""
+    place = parse_statement(message.header.statement).cohort.index(name)
+    around = message.header.around.model_copy(update={"place": place})
+    return replace(message, header=message.header.model_copy(update={"around": around}))
 
 
 def build(

@@ -22,8 +22,8 @@ from fedllm.mechanisms.mechanism import Mechanism
 from fedllm.mechanisms.shares import SharedShares
 from fedllm.privacy.accounting import accountants, calibration, events
 from fedllm.privacy.ledger import audit as ledger_audit
+from fedllm.privacy.ledger import charges, state
 from fedllm.privacy.ledger import ledger as ledger_module
-from fedllm.privacy.ledger import state
 from fedllm.privacy.ledger.budget import BudgetGuard, Ceiling
 from fedllm.privacy.ledger.ledger import Ledger
 from fedllm.privacy.ledger.state import LedgerState
@@ -54,7 +54,7 @@ def rates_rounded_in_the_charge(patch):
 
 
 def rates_rounded_in_the_file(patch):
-    right = state.to_json
+    right = charges.to_json
 
     def rounded(event):
         return {
@@ -62,7 +62,7 @@ def rates_rounded_in_the_file(patch):
             for key, value in right(event).items()
         }
 
-    patch.setattr(state, "to_json", rounded)
+    patch.setattr(charges, "to_json", rounded)
 
 
 def batches_drawn_at_a_rounded_rate(patch):
@@ -236,13 +236,7 @@ def a_charge_after_the_work(patch):
 def the_delta_of_statements_lost(patch):
     right = events.fold
 
-    def fold(happened):
-        happened = list(happened)
-        lost = math.fsum(e.delta for e in happened if isinstance(e, events.Stated))
-        folded = right(happened)
-        return replace(folded, failure=max(0.0, folded.failure - lost))
-
-    _everywhere(patch, "fold", fold)
+    _everywhere(patch, "fold", lambda happened: replace(right(happened), stated_delta=0.0))
 
 
 def the_epsilon_of_statements_lost(patch):

@@ -75,6 +75,7 @@ class AuditParts:
             yield "note", texts["record"]
         if any(line.dropped for line in self._mine.run.rounds):
             yield "note", texts["dropped"]
+        yield from self._found_by_rejecting()
         if self._mine.run.simulated:
             yield "note", texts["simulated"]
         yield from found_by_looking_again(self._mine, self._stale, self._texts)
@@ -83,6 +84,15 @@ class AuditParts:
         yield from self._found_by_canaries()
         yield from self._found_by_membership()
         yield from self._found_by_extraction()
+
+    def _found_by_rejecting(self) -> Iterator[tuple[Severity, str]]:
+        """Yield which rounds did not count, by the reason."""
+        texts, lines = self._texts["findings"], self._mine.run.rounds
+        for reason, words in (("norm", "rejected_norm"), ("test", "rejected_test")):
+            rounds = [str(line.number) for line in lines if reason in line.rejected]
+            if rounds:
+                shown = ", ".join(rounds[:MOST_VALUES])
+                yield "warning", texts[words].format(rounds=shown)
 
     def _found_by_measuring(self) -> Iterator[tuple[Severity, str]]:
         """Yield what the test metrics say against the shared model."""

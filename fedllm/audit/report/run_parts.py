@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from math import inf
 from pathlib import PurePath
 from types import SimpleNamespace
@@ -16,8 +17,9 @@ from fedllm.audit.report.numbers import (
     number,
 )
 from fedllm.audit.report.plots import epsilon_plot, metric_plot
+from fedllm.errors import RefusedError
 from fedllm.identity.titles import shown as shown_name
-from fedllm.mechanisms import Wording, mechanism_of
+from fedllm.mechanisms import Wording, mechanism_of, planned_cost
 from fedllm.runs.record import RunFolder
 from fedllm.tasks import task_of
 
@@ -215,9 +217,7 @@ class RunParts:
             )
             yield texts[f"dp_unit_{config.unit}"]
             yield texts[f"noise_{self._words.noise}"].format(sharing=self._sharing())
-            colluding = self._run.section("privacy").get("colluders_epsilon")
-            if self._words.noise == "distributed" and isinstance(colluding, int | float):
-                yield texts["colluding"].format(epsilon=bound(colluding))
+            yield from self._colluding()
             yield texts["ledger"]
         elif self._largest_epsilon == inf:
             yield self._verdict()
@@ -231,6 +231,22 @@ class RunParts:
         if config.private and not config.encryption.masked:
             # Shared noise without masks is refused.
             yield texts["single_updates"]
+
+    def _colluding(self) -> Iterator[str]:
+        """Say what everyone else together could learn: as spent, or in a deployment as planned."""
+        texts = self._texts["protected"]
+        if self._words.noise != "distributed":
+            return
+        spent = self._run.section("privacy").get("colluders_epsilon")
+        if isinstance(spent, int | float):
+            yield texts["colluding"].format(epsilon=bound(spent))
+        elif not self._run.simulated:
+            # The sites' ledgers stay with them. Sampling rate and noise are public here.
+            with suppress(RefusedError):
+                planned = planned_cost(self._config, self._config.training.batch_size)
+                if planned.colluders_epsilon is not None:
+                    epsilon = bound(planned.colluders_epsilon)
+                    yield texts["colluding_planned"].format(epsilon=epsilon)
 
     def _sharing(self) -> str:
         """Say how many sites may give their shares of the noise away."""
@@ -283,4 +299,6 @@ class RunParts:
             yield texts["simulation"]
         if config.private:
             yield texts[config.unit]
+        if all(line.norm_ratio is None for line in self._run.rounds):
+            yield texts["norms_untested"]
         yield from texts["items"]

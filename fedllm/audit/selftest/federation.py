@@ -7,7 +7,7 @@ real federation nobody can.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from fedllm.audit.selftest.material import (
 )
 from fedllm.config import RunConfig
 from fedllm.encryption.ciphertext_format import new_context
-from fedllm.encryption.pack import unpack
 from fedllm.encryption.plan import EncryptionPlan, make_plan
 from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
+from fedllm.encryption.update import opened_levels
 from fedllm.federation.authority.authority import Authority
 from fedllm.federation.coordinator.cohort import gather_cohort
 from fedllm.federation.coordinator.rounds import (
@@ -31,23 +31,28 @@ from fedllm.federation.coordinator.rounds import (
     statement_of,
     with_order,
 )
+from fedllm.federation.protocol.cohorts import CohortMember
 from fedllm.federation.protocol.envelopes import verified_update
 from fedllm.federation.protocol.evaluating import sum_shape
 from fedllm.federation.protocol.masks import site_masks
 from fedllm.federation.protocol.messages import (
+    Draw,
     Join,
     JoinedHeader,
     JoinHeader,
     OpenRound,
     OpenRoundHeader,
-    Purpose,
-    RoundStatement,
+    Ready,
+    Recover,
+    Settle,
     Train,
     TrainHeader,
+    Unmask,
     Wire,
-    round_statement,
 )
-from fedllm.federation.protocol.statements import make_member, read_statement
+from fedllm.federation.protocol.neighbours import Neighbourhoods, read_neighbourhood
+from fedllm.federation.protocol.round_statement import Purpose, RoundStatement, round_statement
+from fedllm.federation.protocol.statements import make_member, parse_statement, read_statement
 from fedllm.federation.protocol.terms import Terms
 from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.site.site import Site
@@ -83,6 +88,8 @@ class Federation:
         Hears of every answer of a site: what it was asked, its name, and the answer.
     keys : dict of str to object
         Secret keys (TenSEAL contexts) of the orders that the self-test wrote, by purpose.
+    silent : (str, str), optional
+        What was asked, and of whom, in an answer that never arrives.
     """
 
     config: RunConfig
@@ -98,6 +105,7 @@ class Federation:
     announced: list[float] = field(default_factory=list)
     keys: dict[str, Any] = field(default_factory=dict)
     heard: Callable[[str, str, Any], None] = lambda kind, name, answer: None
+    silent: tuple[str, str] | None = None
 
     def admit(self, node: str, name: str) -> None:
         """Nodes have the names of sites already."""
@@ -108,27 +116,50 @@ class Federation:
 
     def join(self, request: Wire) -> Iterator[tuple[str, Any]]:
         """Ask every site whether it takes part."""
-        yield from self._ask("join", request, tuple(self.sites))
+        yield from self._ask("join", lambda name: request, tuple(self.sites))
 
-    def train(self, request: Wire, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    def draw(self, request: Draw, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+        """Let sites draw their neighbours."""
+        yield from self._ask("draw", lambda name: request, names)
+
+    def train(
+        self, order: Callable[[str], Train], names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Any]]:
         """Order sites to train."""
-        for name, answer in self._ask("train", request, names):
+        for name, answer in self._ask("train", order, names):
             self.updates.append(answer.update)
             yield name, answer
 
-    def settle(self, request: Wire, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    def ready(self, request: Ready, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+        """Ask sites whether they are still there."""
+        yield from self._ask("ready", lambda name: request, names)
+
+    def settle(
+        self, question: Callable[[str], Settle], names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Any]]:
         """Ask sites to agree on the survivors."""
-        yield from self._ask("settle", request, names)
+        yield from self._ask("settle", question, names)
 
-    def unmask(self, request: Wire, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    def unmask(
+        self, question: Callable[[str], Unmask], names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Any]]:
         """Ask sites to take their masks off."""
-        yield from self._ask("unmask", request, names)
+        yield from self._ask("unmask", question, names)
 
-    def _ask(self, kind: str, request: Wire, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    def recover(
+        self, question: Callable[[str], Recover], names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Any]]:
+        """Ask sites for their shares of what others left."""
+        yield from self._ask("recover", question, names)
+
+    def _ask(
+        self, kind: str, request: Callable[[str], Wire], names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Any]]:
         for name in names:
-            answer = getattr(self.sites[name], kind)(request)
+            answer = getattr(self.sites[name], kind)(request(name))
             self.heard(kind, name, answer)
-            yield name, answer
+            if self.silent != (kind, name):
+                yield name, answer
 
     def round(self, number: int, purpose: Purpose = "update") -> RoundOutcome:
         """Carry one round through, from the same adapter each time."""
@@ -144,6 +175,7 @@ class Federation:
             self.terms,
             self.roster,
             statement,
+            cohort,
             self.start,
             lambda *_: None,
         )
@@ -156,7 +188,7 @@ class Federation:
         noise: float | None = None,
         purpose: Purpose = "update",
     ) -> tuple[Train, Any]:
-        """Write the order of a round to which the self-test itself holds the key.
+        """Write the order of a round to which the self-test itself holds the key; see `addressed`.
 
         Parameters
         ----------
@@ -191,9 +223,8 @@ class Federation:
     def opened_order(self, number: int) -> Train:
         """Let the key authority open a round, and write its order."""
         proposal = self._proposal(number, number, None, "update")
-        request = OpenRound(
-            OpenRoundHeader(statement=proposal.model_dump_json()), self.plan.to_bytes()
-        )
+        asked = OpenRoundHeader(statement=proposal.model_dump_json(), members=self._members())
+        request = OpenRound(asked, self.plan.to_bytes())
         opened = self.authority.open_round(request)
         header = opened.header
         return self._order(header.statement, header.signature, opened.public_key, "update")
@@ -201,15 +232,17 @@ class Federation:
     def _proposal(
         self, number: int, attempt: int, noise: float | None, purpose: Purpose
     ) -> RoundStatement:
-        cohort = tuple(
+        statement = statement_of(self.terms, self._members(), number, attempt, noise, purpose)
+        statement = with_order(statement, self.terms, self.start)
+        return statement.model_copy(update={"plan": self.plan_of(purpose).fingerprint()})
+
+    def _members(self) -> tuple[CohortMember, ...]:
+        return tuple(
             make_member(
                 self.identities[name], self.ledger(name).id, self.terms.run, self.sizes[name]
             )
             for name in self.sites
         )
-        statement = statement_of(self.terms, cohort, number, attempt, noise, purpose)
-        statement = with_order(statement, self.terms, self.start)
-        return statement.model_copy(update={"plan": self.plan_of(purpose).fingerprint()})
 
     def _order(self, statement: str, signature: str, public_key: bytes, purpose: Purpose) -> Train:
         header = TrainHeader(
@@ -219,8 +252,17 @@ class Federation:
             labels=self.terms.labels,
             bounds=sum_shape(self.config, purpose, self.terms.bounds).bounds,
             model=self.terms.model,
+            around=self._around(statement).of(next(iter(self.sites))),
         )
         return Train(header, self.plan_of(purpose).to_bytes(), public_key, self.start.tobytes())
+
+    def _around(self, statement: str) -> Neighbourhoods:
+        return Neighbourhoods(parse_statement(statement), self._members(), {})
+
+    def addressed(self, order: Train, name: str) -> Train:
+        """Return an order, which is the first site's, as another site is given it."""
+        around = self._around(order.header.statement).of(name)
+        return replace(order, header=order.header.model_copy(update={"around": around}))
 
     def sent(
         self,
@@ -239,18 +281,23 @@ class Federation:
         """
         order, context = self.order(number, None, attempt, noise, purpose)
         plan = self.plan_of(purpose)
-        slots = SecretRoundKey(plan, context).decrypt_sum(self.payload(name, order))
+        payload = self.payload(name, order)
+        slots = SecretRoundKey(plan, context).decrypt_sum(payload)
         if plan.masked:
             modulus = np.uint64(plan.plain_modulus)
             slots = (slots + (modulus - self.mask(name, order))) % modulus
-        return self.quantiser(purpose).dequantise_sum(unpack(slots, plan, 1), 1)
+        statement = read_statement(order.header.statement, order.header.signature, self.roster)
+        levels = opened_levels(slots, payload, plan, 1, statement.digest)
+        return self.quantiser(purpose).dequantise_sum(levels, 1)
 
     def mask(self, name: str, order: Train) -> NDArray[np.uint64]:
         """Return the mask that is on a site's update in a masked round, (S,)."""
         statement = read_statement(order.header.statement, order.header.signature, self.roster)
         recover, plan = self.config.encryption.recover_dropouts, self.plan_of(statement.purpose)
-        masks = site_masks(self.identities[name], self.ledger(name).id, statement, plan, recover)
-        return masks.mask_for_update()
+        identity, ledger = self.identities[name], self.ledger(name).id
+        found = self._around(order.header.statement).of(name)
+        around = read_neighbourhood(found, statement, identity, ledger, self.roster)
+        return site_masks(identity, ledger, statement, around, plan, recover).mask_for_update()
 
     def joined(self, name: str) -> JoinedHeader:
         """Ask one site whether it takes part in the run."""
@@ -275,7 +322,7 @@ class Federation:
     ) -> bool:
         """Tell whether a site sends nothing in a round."""
         order, _ = self.order(number, None, attempt, noise, purpose)
-        return not self.sites[name].train(order).update
+        return not self.sites[name].train(self.addressed(order, name)).update
 
     def quantiser(self, purpose: Purpose = "update") -> Quantiser:
         """Return what turns levels into values."""
@@ -294,7 +341,7 @@ class Federation:
         FedllmError
             If the site refuses, or the envelope is not its own.
         """
-        answer = self.sites[name].train(order)
+        answer = self.sites[name].train(self.addressed(order, name))
         if answer.header.refusal is not None:
             raise answer.header.refusal.to_error(name)
         return self.verified(answer.update, name, order)

@@ -5,7 +5,9 @@ Each looks at a site from outside: a run that fits without that spending must be
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
@@ -19,6 +21,7 @@ from fedllm.config import BudgetSection
 from fedllm.data.records import Record
 from fedllm.errors import TrainingError
 from fedllm.federation.site.carrying import Statement, carry_ledger, carry_statement
+from fedllm.files import write_json
 from fedllm.identity.keys import Identity
 from fedllm.mechanisms import mechanism_of
 from fedllm.privacy.accounting.events import PoissonGaussian
@@ -144,11 +147,17 @@ def _another_unit(material: Material, records: _Run, persons: _Run) -> str | Non
 
 def _of_before(material: Material, run: _Run) -> str | None:
     """What an earlier version charged data set by data set counts, all of it together."""
-    ledger = _Ledger(material, _ceiling(2))
-    federation = ledger.begin(run)
-    for number in range(2):
-        _charge_a_data_set(federation, number)
-    return _refused(federation, "a run was taken above what an earlier version charged")
+    for runs, fits in ((2, False), (3, True)):
+        federation = _Ledger(material, _ceiling(runs)).begin(run)
+        for number in range(2):
+            _charge_a_data_set(federation, number)
+        # That version's memory; a charged ledger without any is refused whatever it holds.
+        write_json(federation.files(_NAME).memory, {"before": {"attempt": 1, "survivors": []}})
+        if not fits and (problem := _refused(federation, "what an earlier version charged")):
+            return f"{problem} does not count"
+        if fits and not (joins(federation) and pay(federation)):
+            return "a run was refused that fits beside what an earlier version charged"
+    return None
 
 
 def _charge_a_data_set(federation: Federation, number: int) -> None:
@@ -171,11 +180,15 @@ def _charge_a_data_set(federation: Federation, number: int) -> None:
         colluder_events=(event,),
         dataset=dataset.id,
     )
-    with Store(federation.ledger_file(_NAME)).write() as ledger:
+    path = federation.ledger_file(_NAME)
+    with Store(path).write() as ledger:
         for kind, body in (("dataset", known), ("reserve", reservation_body(charge))):
             entry = make_entry(identity, _NAME, head, kind, body)
             ledger.append(entry)
             head = entry.head
+    with closing(sqlite3.connect(path)) as connection, connection:
+        # Its records' fingerprints, of which it has none, stand before the charge.
+        connection.execute("INSERT INTO tags VALUES (?, ?, ?)", (head.sequence - 1, b"", b""))
 
 
 def spending_is_carried(material: Material, all_cases: bool = True) -> str | None:

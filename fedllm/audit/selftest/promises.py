@@ -17,9 +17,15 @@ from fedllm.audit.selftest.rounds import Observed
 from fedllm.audit.selftest.statistics import first, uniform
 from fedllm.config import BudgetSection
 from fedllm.encryption.residues import from_wire, wire_length
-from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey, SecretRoundKey
+from fedllm.encryption.schemes import (
+    EncryptedSum,
+    PublicRoundKey,
+    SecretRoundKey,
+    hidden_levels,
+)
 from fedllm.errors import BudgetError, PeerError, RefusedError
-from fedllm.federation.protocol.messages import OpenSum, OpenSumHeader, Train, round_statement
+from fedllm.federation.protocol.messages import OpenSum, OpenSumHeader, Train
+from fedllm.federation.protocol.round_statement import round_statement
 from fedllm.files import write_bytes
 from fedllm.privacy.accounting import accountants as accounting
 from fedllm.privacy.accounting import calibration
@@ -117,7 +123,7 @@ def updates_are_encrypted(observed: Observed) -> str | None:
         payload = memoryview(update)[-plan.update_bytes :]
         if len(payload) != plan.update_bytes:
             return "an update is shorter than its ciphertexts"
-        for start in range(0, len(payload), step):
+        for start in range(0, plan.ciphertext_bytes, step):
             try:
                 residues = from_wire(
                     payload[start : start + step], plan.ciphertext_primes, plan.poly_degree
@@ -125,6 +131,10 @@ def updates_are_encrypted(observed: Observed) -> str | None:
             except PeerError:
                 return "an update is not made of ciphertexts"
             if problem := _looks_random(residues, plan.ciphertext_primes):
+                return problem
+        if plan.lattice:
+            hidden = hidden_levels(plan, bytes(payload))
+            if problem := uniform(hidden, 1 << plan.lattice.modulus_bits, "hidden levels"):
                 return problem
     return None
 
@@ -205,10 +215,12 @@ def _foreign_orders(federation: Federation, order: Train, other: Train) -> str |
 
 
 def _opens_once(federation: Federation) -> str | None:
-    secret = SecretRoundKey.generate(federation.plan)
-    public = PublicRoundKey.from_bytes(federation.plan, secret.public_context())
-    total = EncryptedSum(federation.plan, public)
-    total.add(public.encrypt(np.ones(federation.plan.slots, dtype=np.uint64)))
+    plan = federation.plan
+    secret = SecretRoundKey.generate(plan)
+    public = PublicRoundKey.from_bytes(plan, secret.public_context())
+    total = EncryptedSum(plan, public)
+    hidden = bytes(plan.update_bytes - plan.ciphertext_bytes)
+    total.add(public.encrypt(np.ones(plan.slots, dtype=np.uint64)) + hidden)
     if (secret.decrypt_sum(total.to_bytes()) != 1).any():
         return "a key did not open what was encrypted with it"
     with suppress(RefusedError):

@@ -26,7 +26,7 @@ from fedllm.audit.selftest.material import RECORDS, SITES, Kind, Material, Vecto
 from fedllm.audit.selftest.probe import WAYS, Probe, Way, probes
 from fedllm.audit.selftest.statistics import first, unrelated, variance
 from fedllm.config import RunConfig, Task
-from fedllm.federation.protocol.messages import Purpose
+from fedllm.federation.protocol.round_statement import Purpose
 from fedllm.mechanisms import mechanism_of
 
 # The same entropy gives the same noise; what is left is rounding.

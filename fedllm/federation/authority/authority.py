@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedllm.encryption.pack import unpack
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
+from fedllm.encryption.update import opened_levels
 from fedllm.errors import FedllmError, PeerError, RefusedError, RepeatError, one_line
 from fedllm.federation.protocol.masks import hex_bytes, mask_scope, reveal_purpose, take_masks_off
 from fedllm.federation.protocol.messages import (
@@ -20,14 +20,14 @@ from fedllm.federation.protocol.messages import (
     OpenSumHeader,
     RoundOpened,
     RoundOpenedHeader,
-    RoundStatement,
     SumOpened,
     SumOpenedHeader,
-    round_statement,
 )
 from fedllm.federation.protocol.refusals import Refusal
+from fedllm.federation.protocol.round_statement import RoundStatement, round_statement
 from fedllm.federation.protocol.statements import (
     check_cohort,
+    check_members,
     parse_statement,
     read_statement,
     require,
@@ -178,6 +178,7 @@ class Authority:
     def _open_round(self, request: OpenRound) -> RoundOpened:
         proposal = parse_statement(request.header.statement)
         check_cohort(proposal, self._roster)
+        check_members(proposal, request.header.members, self._roster)
         require_cohort(proposal, self._min_cohort)
         plan = EncryptionPlan.from_bytes(request.plan)
         require(plan.fingerprint() == proposal.plan, "the plan is not that of the round")
@@ -203,7 +204,7 @@ class Authority:
             raise RepeatError("this round is not open", "open it, or go on to the next attempt")
         survivors = request.header.survivors
         require(list(survivors) == sorted(set(survivors)), "the survivors are not in order")
-        require(set(survivors) <= set(statement.names), "a survivor is not in the cohort")
+        require(set(survivors) <= set(statement.cohort), "a survivor is not in the cohort")
         if len(survivors) < max(statement.min_sites, self._min_cohort):
             raise RefusedError(
                 f"the sum holds {len(survivors)} sites; at least "
@@ -218,13 +219,19 @@ class Authority:
                 slots,
                 mask_scope(statement, plan),
                 survivors,
-                request.header.signatures,
+                self._signatures(request.header),
                 self._unsealed(self._sealing, statement, request.header),
                 self._roster,
             )
         self._opened.summed(statement, survivors)
-        levels = unpack(slots, plan, len(survivors))
+        levels = opened_levels(slots, request.total, plan, len(survivors), statement.digest)
         return SumOpened(SumOpenedHeader(count=len(survivors)), levels.astype("<u8").tobytes())
+
+    @staticmethod
+    def _signatures(header: OpenSumHeader) -> dict[str, str]:
+        count = len(header.survivors)
+        require(len(header.signatures) == count, "a survivor's signature is missing")
+        return dict(zip(header.survivors, header.signatures, strict=True))
 
     @staticmethod
     def _unsealed(key: SealingKey, statement: RoundStatement, header: OpenSumHeader) -> list[bytes]:

@@ -12,7 +12,7 @@ from typing import Any
 from fedllm.canonical import from_hex, read_object, reading, sha256_hex
 from fedllm.errors import PeerError
 from fedllm.federation.authority.authority import OpenedRounds
-from fedllm.federation.protocol.messages import RoundStatement
+from fedllm.federation.protocol.round_statement import RoundStatement
 from fedllm.files import append_line, write_bytes
 from fedllm.identity.keys import Identity, verify_signature
 
@@ -90,7 +90,7 @@ class RoundLog(OpenedRounds):
     def add(self, statement: RoundStatement) -> None:
         """Note that a key for this attempt of a round is about to be made; see the base."""
         super().add(statement)
-        self._append("opened", statement, statement.names)
+        self._append("opened", statement, statement.cohort)
 
     def summed(self, statement: RoundStatement, survivors: Sequence[str]) -> None:
         """Note that the sum of these sites was opened."""

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from tempfile import TemporaryFile
 from typing import TypeVar
 
 from fedllm.encryption.schemes import EncryptedSum
 from fedllm.errors import FedllmError, PeerError
+from fedllm.federation.protocol.cohorts import CohortMember
 from fedllm.federation.protocol.envelopes import verified_update
 from fedllm.federation.protocol.messages import (
-    CohortMember,
+    Drawn,
     Joined,
-    RoundStatement,
+    Readied,
+    Recovered,
     Settled,
     Trained,
     Unmasked,
 )
+from fedllm.federation.protocol.round_statement import RoundStatement
 from fedllm.federation.protocol.statements import require
 from fedllm.identity.roster import Roster
 from fedllm.privacy.ledger.entries import Head
@@ -25,8 +30,8 @@ from fedllm.privacy.ledger.heads import signed_head
 
 _MOST_NAMES = 12
 
-Answer = TypeVar("Answer", Joined, Trained, Settled, Unmasked)
-Named = TypeVar("Named", Trained, Settled, Unmasked)
+Answer = TypeVar("Answer", Joined, Drawn, Trained, Readied, Settled, Unmasked, Recovered)
+Named = TypeVar("Named", Drawn, Trained, Readied, Settled, Unmasked, Recovered)
 
 
 def called(answer: Joined | FedllmError, node: str, roster: Roster) -> str:
@@ -53,12 +58,16 @@ def who_and_why(reasons: Iterable[tuple[str, str]], roster: Roster) -> list[tupl
     for name, reason in reasons:
         groups.setdefault(reason.removeprefix(f"{name}: "), []).append(roster.shown(name))
     return [
-        (f"site {names[0]}" if len(names) == 1 else f"{len(names)} sites ({_some(names)})", reason)
+        (
+            f"site {names[0]}" if len(names) == 1 else f"{len(names)} sites ({some_of(names)})",
+            reason,
+        )
         for reason, names in groups.items()
     ]
 
 
-def _some(names: list[str]) -> str:
+def some_of(names: Sequence[str]) -> str:
+    """Return names in a row, of very many the first and how many more there are."""
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return f"{', '.join(names[:_MOST_NAMES])}{more}"
 
@@ -78,24 +87,30 @@ def joined_member(answer: Joined | FedllmError, node: str) -> CohortMember:
 
 
 class UpdateCollector:
-    """Checks each site's answer and adds its update to the sum as it arrives."""
+    """Checks each site's answer and adds its update to the sum as it arrives.
+
+    With ``keep`` the updates are kept, too, for `leave_out`; they are masked then.
+    """
 
     def __init__(
         self,
         total: EncryptedSum,
         statement: RoundStatement,
+        failures: dict[str, FedllmError],
         roster: Roster,
         heard: Callable[[str, int, int], None],
+        keep: bool,
     ) -> None:
         self.total = total
         self.survivors: list[str] = []
-        self.failures: dict[str, FedllmError] = {}
+        self.failures = dict(failures)
         self.heads: dict[str, Head] = {}
         self.bytes_up = 0
         self.seconds = 0.0
         self._statement = statement
         self._roster = roster
         self._heard = heard
+        self._kept = _KeptUpdates() if keep else None
 
     def collect(self, answers: Iterator[tuple[str, Trained | FedllmError]]) -> None:
         """Take all answers; a site whose answer is refused, or that gave none, counts as dropped.
@@ -105,7 +120,8 @@ class UpdateCollector:
         PeerError
             If a site answered twice, or one that was not asked.
         """
-        for name, answer in _once(answers, self._statement.names):
+        asked = tuple(name for name in self._statement.cohort if name not in self.failures)
+        for name, answer in _once(answers, asked):
             started = time.perf_counter()
             try:
                 self._add(name, answer)
@@ -115,7 +131,7 @@ class UpdateCollector:
             self.seconds += time.perf_counter() - started
             done = len(self.survivors) + len(self.failures)
             self._heard(name, done, len(self._statement.cohort))
-        for name in self._statement.names:
+        for name in asked:
             if name not in self.failures and name not in self.survivors:
                 self.failures[name] = _silent(name)
 
@@ -125,10 +141,39 @@ class UpdateCollector:
         found = _from_site(answer, name)
         header, key = found.header, self._roster.site_key(name)
         head = signed_head(header.ledger, header.ledger_signature, key, name)
-        self.total.add(
-            verified_update(found.update, self._statement, self.total.plan, name, self._roster)
-        )
+        update = verified_update(found.update, self._statement, self.total.plan, name, self._roster)
+        self.total.add(update)
+        if self._kept is not None:
+            self._kept.add(name, update)
         self.heads[name] = head
+
+    def leave_out(self, gone: Mapping[str, FedllmError]) -> None:
+        """Take the updates of sites that went away since out of the sum."""
+        if self._kept is None:
+            raise RuntimeError("updates that were not kept cannot be taken out of a sum")
+        for name, error in gone.items():
+            self.total.remove(self._kept.read(name))
+            self.survivors.remove(name)
+            self.failures[name] = error
+
+
+class _KeptUpdates:
+    """Updates as they arrived, in a file without a name that goes away with the round."""
+
+    def __init__(self) -> None:
+        # Closed, and gone, with the round that it is of.
+        self._file = TemporaryFile()  # noqa: SIM115
+        self._places: dict[str, tuple[int, int]] = {}
+
+    def add(self, name: str, update: bytes) -> None:
+        self._file.seek(0, os.SEEK_END)
+        self._places[name] = self._file.tell(), len(update)
+        self._file.write(update)
+
+    def read(self, name: str) -> bytes:
+        start, length = self._places[name]
+        self._file.seek(start)
+        return self._file.read(length)
 
 
 def all_answers(
@@ -148,6 +193,27 @@ def all_answers(
         if name not in result:
             raise _silent(name)
     return result
+
+
+def good_answers(
+    answers: Iterator[tuple[str, Named | FedllmError]], names: tuple[str, ...]
+) -> tuple[dict[str, Named], dict[str, FedllmError]]:
+    """Collect the good answers, and what was wrong with each other one.
+
+    Raises
+    ------
+    PeerError
+        If a site answered twice, or was not asked.
+    """
+    found: dict[str, Named] = {}
+    failures: dict[str, FedllmError] = {name: _silent(name) for name in names}
+    for name, answer in _once(answers, names):
+        try:
+            found[name] = _from_site(answer, name)
+            del failures[name]
+        except FedllmError as error:
+            failures[name] = error
+    return found, failures
 
 
 def _once(

@@ -13,7 +13,8 @@ from fedllm.federation.coordinator.answers import (
     who_and_why,
 )
 from fedllm.federation.coordinator.parties import Sites
-from fedllm.federation.protocol.messages import CohortMember, Join, JoinHeader
+from fedllm.federation.protocol.cohorts import CohortMember
+from fedllm.federation.protocol.messages import Join, JoinHeader
 from fedllm.federation.protocol.statements import check_member, require
 from fedllm.federation.protocol.terms import Terms
 from fedllm.identity.roster import Roster
@@ -33,7 +34,8 @@ def gather_cohort(
     Raises
     ------
     FedllmError
-        If fewer than ``rounds.min_sites`` take part: the refusal that most sites gave.
+        If fewer than ``rounds.min_sites`` take part: the refusal that most sites gave. If more
+        take part than a sum holds.
     """
     header = JoinHeader(
         run=terms.run,
@@ -61,6 +63,7 @@ def gather_cohort(
     if len(members) < terms.config.rounds.min_sites:
         errors = [error for _, error in refusals]
         raise too_few(len(members), terms.config.rounds.min_sites, errors)
+    terms.config.require_room(len(members))
     return tuple(members[name] for name in sorted(members))
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from fedllm.errors import FedllmError
 from fedllm.federation.protocol.messages import (
+    Draw,
+    Drawn,
     Join,
     Joined,
     OpenRound,
     OpenSum,
+    Readied,
+    Ready,
+    Recover,
+    Recovered,
     RoundOpened,
     Settle,
     Settled,
@@ -29,22 +35,40 @@ class Sites(Protocol):
         """Ask every connected site; the first part of an answer says which node it is."""
         ...
 
+    def draw(
+        self, request: Draw, names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Drawn | FedllmError]]:
+        """Let the named sites draw their neighbours; yields each of them once."""
+        ...
+
     def train(
-        self, request: Train, names: tuple[str, ...]
+        self, order: Callable[[str], Train], names: tuple[str, ...]
     ) -> Iterator[tuple[str, Trained | FedllmError]]:
-        """Order the named sites to train; yields each of them once."""
+        """Order each of the named sites to train; yields each of them once."""
+        ...
+
+    def ready(
+        self, request: Ready, names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Readied | FedllmError]]:
+        """Ask the named sites whether they are still there; yields each of them once."""
         ...
 
     def settle(
-        self, request: Settle, names: tuple[str, ...]
+        self, question: Callable[[str], Settle], names: tuple[str, ...]
     ) -> Iterator[tuple[str, Settled | FedllmError]]:
-        """Ask the named sites to agree on the survivors; yields each of them once."""
+        """Ask each of the named sites to agree on the survivors; yields each of them once."""
         ...
 
     def unmask(
-        self, request: Unmask, names: tuple[str, ...]
+        self, question: Callable[[str], Unmask], names: tuple[str, ...]
     ) -> Iterator[tuple[str, Unmasked | FedllmError]]:
-        """Ask the named sites to take their masks off; yields each of them once."""
+        """Ask each of the named sites to take its masks off; yields each of them once."""
+        ...
+
+    def recover(
+        self, question: Callable[[str], Recover], names: tuple[str, ...]
+    ) -> Iterator[tuple[str, Recovered | FedllmError]]:
+        """Ask each of the named sites for its shares of what others left; yields each once."""
         ...
 
     def admit(self, node: str, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,30 +14,25 @@ from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey
 from fedllm.federation.coordinator.answers import (
     UpdateCollector,
-    all_answers,
     dropped_out,
     too_few,
 )
 from fedllm.federation.coordinator.parties import KeyAuthority, Sites
+from fedllm.federation.coordinator.unmasking import Attempt, Proofs
+from fedllm.federation.protocol.cohorts import CohortMember, cohort_digest
 from fedllm.federation.protocol.evaluating import sum_shape
-from fedllm.federation.protocol.masks import check_settled, mask_scope
+from fedllm.federation.protocol.graphs import planned_graph
 from fedllm.federation.protocol.messages import (
-    CohortMember,
     OpenRound,
     OpenRoundHeader,
     OpenSum,
     OpenSumHeader,
-    Purpose,
     RoundOpened,
-    RoundStatement,
-    Settle,
-    SettleHeader,
     Train,
     TrainHeader,
-    Unmask,
-    UnmaskHeader,
     order_digests,
 )
+from fedllm.federation.protocol.round_statement import Purpose, RoundStatement
 from fedllm.federation.protocol.statements import read_statement, require
 from fedllm.federation.protocol.terms import Terms
 from fedllm.identity.roster import Roster
@@ -56,6 +51,8 @@ class RoundOutcome:
         Sites in the sum.
     dropped : dict of str to str
         Sites of the cohort that are not, and why.
+    recovered : dict of str to str
+        Survivors that went away before they took their masks off, and why: others did.
     bytes_up, bytes_down : int
         Bytes from and to the sites.
     heads : dict of str to Head
@@ -67,6 +64,7 @@ class RoundOutcome:
     mean: NDArray[np.float64]
     survivors: tuple[str, ...]
     dropped: dict[str, str]
+    recovered: dict[str, str]
     bytes_up: int
     bytes_down: int
     heads: dict[str, Head] = field(default_factory=dict)
@@ -79,6 +77,7 @@ def run_round(
     terms: Terms,
     roster: Roster,
     statement: RoundStatement,
+    members: Sequence[CohortMember],
     adapter: NDArray[np.float32],
     heard: Callable[[str, int, int], None],
 ) -> RoundOutcome:
@@ -88,6 +87,8 @@ def run_round(
     ----------
     statement : RoundStatement
         The round as proposed, see `statement_of`; its purpose says what is summed.
+    members : sequence of CohortMember
+        The entries of its cohort.
     adapter : float32 array (P,)
         Where the sites start, or what they evaluate.
     heard : callable
@@ -108,41 +109,51 @@ def run_round(
         config.encryption.masked,
     )
     ordered = with_order(statement, terms, adapter)
-    opened, signed = _open_round(authority, ordered, plan, roster)
+    opened, signed = _open_round(authority, ordered, members, plan, roster)
     public = PublicRoundKey.from_bytes(plan, opened.public_key)
     require(public.fingerprint == signed.key, "the round's public key is not the signed one")
-    order = Train(
-        TrainHeader(
-            statement=opened.header.statement,
-            signature=opened.header.signature,
+    attempt = Attempt(sites, roster, signed, _about(opened), plan)
+    failures = attempt.draw(members)
+    started_from = _wire_bytes(adapter)
+
+    def order(name: str) -> Train:
+        header = TrainHeader(
+            **attempt.about,
             config=terms.config_text,
             labels=terms.labels,
             bounds=shape.bounds,
             model=terms.model,
-        ),
-        plan.to_bytes(),
-        opened.public_key,
-        _wire_bytes(adapter),
+            around=attempt.around.of(name),
+        )
+        return Train(header, plan.to_bytes(), opened.public_key, started_from)
+
+    ready = tuple(name for name in signed.cohort if name not in failures)
+    recovering = plan.masked and config.encryption.recover_dropouts
+    collector = UpdateCollector(
+        EncryptedSum(plan, public), signed, failures, roster, heard, recovering
     )
-    collector = UpdateCollector(EncryptedSum(plan, public), signed, roster, heard)
-    collector.collect(sites.train(order, signed.names))
-    down = sum(map(len, order.to_wire()[1].values())) * len(signed.names)
+    collector.collect(sites.train(order, ready))
+    header, blobs = order(ready[0]).to_wire()
+    down = (len(header) + sum(map(len, blobs.values()))) * len(ready)
+    if recovering and len(collector.survivors) >= signed.min_sites:
+        collector.leave_out(attempt.gone(tuple(collector.survivors)))
     survivors = tuple(sorted(collector.survivors))
     if len(survivors) < signed.min_sites:
         raise too_few(len(survivors), signed.min_sites, list(collector.failures.values()))
-    proofs = _Proofs()
-    if plan.masked and config.encryption.recover_dropouts:
-        proofs = _unmask(sites, order, signed, plan, survivors, roster)
+    proofs = Proofs()
+    if recovering:
+        proofs = attempt.unmask(survivors)
     elif plan.masked and collector.failures:
         raise dropped_out(collector.failures)
     started = time.perf_counter()
-    levels = _open_sum(authority, order, collector.total, survivors, proofs)
+    levels = _open_sum(authority, attempt.about, collector.total, survivors, proofs)
     decrypt = time.perf_counter() - started
     total = Quantiser(shape.bounds, plan.bits).dequantise_sum(levels, len(survivors))
     return RoundOutcome(
         mean=total / len(survivors),
         survivors=survivors,
         dropped={name: str(error.message) for name, error in collector.failures.items()},
+        recovered=proofs.recovered,
         bytes_up=collector.bytes_up,
         bytes_down=down,
         heads=collector.heads,
@@ -150,37 +161,20 @@ def run_round(
     )
 
 
-@dataclass(frozen=True)
-class _Proofs:
-    """What the survivors gave to open their sum, in their order."""
-
-    signatures: tuple[str, ...] = ()
-    reveals: tuple[str, ...] = ()
-
-
-def _unmask(
-    sites: Sites,
-    order: Train,
-    statement: RoundStatement,
-    plan: EncryptionPlan,
-    survivors: tuple[str, ...],
-    roster: Roster,
-) -> _Proofs:
-    about = {"statement": order.header.statement, "signature": order.header.signature}
-    settle = Settle(SettleHeader(**about, survivors=survivors), order.plan)
-    settled = all_answers(sites.settle(settle, survivors), survivors)
-    signatures = tuple(settled[name].header.signature for name in survivors)
-    check_settled(mask_scope(statement, plan), survivors, signatures, roster)
-    unmask = Unmask(UnmaskHeader(**about, survivors=survivors, signatures=signatures), order.plan)
-    unmasked = all_answers(sites.unmask(unmask, survivors), survivors)
-    return _Proofs(signatures, tuple(unmasked[name].header.reveal for name in survivors))
+def _about(opened: RoundOpened) -> dict[str, str]:
+    return {"statement": opened.header.statement, "signature": opened.header.signature}
 
 
 def _open_round(
-    authority: KeyAuthority, statement: RoundStatement, plan: EncryptionPlan, roster: Roster
+    authority: KeyAuthority,
+    statement: RoundStatement,
+    members: Sequence[CohortMember],
+    plan: EncryptionPlan,
+    roster: Roster,
 ) -> tuple[RoundOpened, RoundStatement]:
     proposal = statement.model_copy(update={"plan": plan.fingerprint()})
-    request = OpenRound(OpenRoundHeader(statement=proposal.model_dump_json()), plan.to_bytes())
+    header = OpenRoundHeader(statement=proposal.model_dump_json(), members=tuple(members))
+    request = OpenRound(header, plan.to_bytes())
     opened = authority.open_round(request)
     if opened.header.refusal is not None:
         raise opened.header.refusal.to_error("the key authority")
@@ -194,14 +188,13 @@ def _open_round(
 
 def _open_sum(
     authority: KeyAuthority,
-    order: Train,
+    about: dict[str, str],
     total: EncryptedSum,
     survivors: tuple[str, ...],
-    proofs: _Proofs,
+    proofs: Proofs,
 ) -> NDArray[np.uint64]:
     header = OpenSumHeader(
-        statement=order.header.statement,
-        signature=order.header.signature,
+        **about,
         survivors=survivors,
         signatures=proofs.signatures,
         reveals=proofs.reveals,
@@ -224,14 +217,22 @@ def statement_of(
     noise_multiplier: float | None,
     purpose: Purpose = "update",
 ) -> RoundStatement:
-    """Return the proposal of one round, before order, plan and key are known."""
+    """Return the proposal of one round, before order, plan and key are known.
+
+    ``cohort`` are the entries of its sites, by name.
+    """
+    graph = planned_graph(terms.config, len(cohort))
     return RoundStatement(
         run=terms.run,
         round=number,
         attempt=attempt,
         purpose=purpose,
         rounds=terms.config.rounds.count,
-        cohort=cohort,
+        cohort=tuple(member.name for member in cohort),
+        members=cohort_digest(cohort),
+        neighbours=graph.neighbours,
+        missing=graph.missing,
+        colluders=graph.colluders,
         min_sites=terms.config.rounds.min_sites,
         plan="",
         key="",

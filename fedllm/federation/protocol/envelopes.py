@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedllm.encryption.envelope import Expectation, open_envelope, sign_envelope
 from fedllm.encryption.plan import EncryptionPlan
-from fedllm.federation.protocol.messages import RoundStatement
+from fedllm.federation.protocol.round_statement import RoundStatement
 from fedllm.identity.keys import Identity, verify_signature
 from fedllm.identity.roster import Roster
 

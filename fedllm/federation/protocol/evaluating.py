@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedllm.config import RunConfig
 from fedllm.data.records import Record
-from fedllm.federation.protocol.messages import Purpose
+from fedllm.federation.protocol.round_statement import Purpose
 from fedllm.mechanisms import EvaluationSums
 from fedllm.randomness import RandomStream
 from fedllm.tasks import scores as bounded

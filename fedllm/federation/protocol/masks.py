@@ -7,34 +7,32 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedllm.canonical import from_hex, signing_bytes
-from fedllm.encryption.masks import (
-    MaskScope,
-    Reveal,
-    SiteMasks,
-    correction_for,
-    require_agreement,
-    survivor_statement,
-)
+from fedllm.canonical import from_hex, sha256_hex, signing_bytes
+from fedllm.encryption.masks import SiteMasks, correction_for
+from fedllm.encryption.pairs import PairSecrets
 from fedllm.encryption.plan import EncryptionPlan
+from fedllm.encryption.reveals import Reveal
+from fedllm.encryption.survivors import MaskScope, require_agreement, survivor_statement
 from fedllm.errors import PeerError
-from fedllm.federation.protocol.messages import RoundStatement
-from fedllm.federation.protocol.statements import require
+from fedllm.federation.protocol.neighbours import Around, graph_of
+from fedllm.federation.protocol.round_statement import RoundStatement
 from fedllm.identity.keys import Identity, verify_signature
 from fedllm.identity.roster import Roster
 
 
 def mask_scope(statement: RoundStatement, plan: EncryptionPlan) -> MaskScope:
     """Return what the masks of one attempt of a round are bound to."""
-    return MaskScope(statement.digest, statement.names, plan)
+    return MaskScope(statement.digest, statement.cohort, plan, graph_of(statement))
 
 
 def site_masks(
     identity: Identity,
     ledger: str,
     statement: RoundStatement,
+    around: Around,
     plan: EncryptionPlan,
     recover: bool,
+    pairs: PairSecrets | None = None,
 ) -> SiteMasks:
     """Return a site's masks of one attempt of a round; the same whenever it is asked.
 
@@ -49,13 +47,15 @@ def site_masks(
     ledger : str
         Id of the ledger that is charged for the attempt.
     statement : RoundStatement
-        With checked signatures.
+        With a checked signature.
+    around : Around
+        The site's neighbourhood in the round's cohort.
     recover : bool
         Whether the site adds a mask of its own, so that the round survives dropouts.
+    pairs : PairSecrets, optional
+        What `pair_secrets` returned for the same.
     """
-    others = {m.name: hex_bytes(m.mask_key) for m in statement.cohort}
-    require(identity.name in others, "this site is not in the cohort")
-    del others[identity.name]
+    others = _mask_keys(around)
     purpose = signing_bytes("fedllm.own-mask.v4", statement.digest, ledger)
     return SiteMasks(
         mask_scope(statement, plan),
@@ -65,31 +65,58 @@ def site_masks(
         min_survivors=statement.min_sites,
         own_mask=recover,
         own_seed=identity.derive(purpose) if recover else None,
+        drawn=around.drawn,
+        pairs=pairs or pair_secrets(identity, ledger, statement, around, plan),
+    )
+
+
+def pair_secrets(
+    identity: Identity,
+    ledger: str,
+    statement: RoundStatement,
+    around: Around,
+    plan: EncryptionPlan,
+) -> PairSecrets:
+    """Return what a site has in common with each other one in one attempt; see `site_masks`."""
+    own = identity.mask_key(statement.run, ledger)
+    return PairSecrets(mask_scope(statement, plan), identity.name, own, _mask_keys(around))
+
+
+def _mask_keys(around: Around) -> dict[str, bytes]:
+    return {name: hex_bytes(member.mask_key) for name, member in around.others.items()}
+
+
+def escrow_key(identity: Identity, ledger: str, statement: RoundStatement, words: bytes) -> bytes:
+    """Return the key under which a site leaves what it would reveal for one sum, 32 bytes.
+
+    ``words`` are what it signs of the survivors.
+    """
+    return identity.derive(
+        signing_bytes("fedllm.escrow.v1", statement.digest, ledger, sha256_hex(words))
     )
 
 
 def check_settled(
-    scope: MaskScope, survivors: Sequence[str], signatures: Sequence[str], roster: Roster
+    scope: MaskScope, survivors: Sequence[str], signatures: Mapping[str, str], roster: Roster
 ) -> Mapping[str, bytes]:
-    """Check every survivor's signature of the same statement and return the statements.
+    """Check signatures of the statement on the survivors and return the statements, by name.
 
     Raises
     ------
     PeerError
-        If a signature is missing or does not fit.
+        If a signature does not fit.
     """
-    require(len(signatures) == len(survivors), "a survivor's signature is missing")
     statement = survivor_statement(scope, survivors)
-    for name, signature in zip(survivors, signatures, strict=True):
+    for name, signature in signatures.items():
         verify_signature(roster.site_key(name), hex_bytes(signature), statement, name)
-    return dict.fromkeys(survivors, statement)
+    return dict.fromkeys(signatures, statement)
 
 
 def take_masks_off(
     slots: NDArray[np.uint64],
     scope: MaskScope,
     survivors: Sequence[str],
-    signatures: Sequence[str],
+    signatures: Mapping[str, str],
     reveals: Sequence[bytes],
     roster: Roster,
 ) -> NDArray[np.uint64]:
@@ -102,7 +129,8 @@ def take_masks_off(
     PeerError, RefusedError
         If the survivors do not all agree, or a reveal is missing or malformed.
     """
-    require_agreement(scope, survivors, check_settled(scope, survivors, signatures, roster))
+    statements = check_settled(scope, survivors, signatures, roster)
+    require_agreement(scope, survivors, statements, survivors)
     parsed = [Reveal.from_bytes(blob, scope) for blob in reveals]
     correction = correction_for(scope, survivors, parsed)
     return (slots + correction) % np.uint64(scope.plan.plain_modulus)

@@ -7,114 +7,12 @@ write the same bytes a second time.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-from pydantic import Field
 
 from fedllm.canonical import canonical_json, sha256_hex, signing_bytes
+from fedllm.federation.protocol.cohorts import CohortMember, Neighbourhood
 from fedllm.federation.protocol.refusals import Refusal
+from fedllm.federation.protocol.round_statement import RunId
 from fedllm.federation.protocol.wire import Header, Wire
-
-Purpose = Literal["update", "evaluation"]
-# The coordinator's random identifier of a run, which stands in ledgers and journals.
-RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-ROUND_LABEL: Literal["fedllm.round.v4"] = "fedllm.round.v4"
-
-
-class CohortMember(Header):
-    """What one site of a cohort says of itself for one run, signed by the site.
-
-    Attributes
-    ----------
-    name : str
-        The site's name in the roster.
-    mask_key : str
-        Public X25519 key, 64 hexadecimal digits.
-    units : int
-        About how many records or persons it has, where its sampling rate and noise follow from
-        that; 0 where nothing does. See `Mechanism.announced_units`.
-    signature : str
-        The site's Ed25519 signature of `member_statement`, in hexadecimal.
-    """
-
-    name: str
-    mask_key: str
-    units: Annotated[int, Field(ge=0, lt=2**53)] = 0
-    signature: str
-
-
-def member_statement(run: str, name: str, mask_key: str, units: int) -> bytes:
-    """Return the bytes that a site signs to bind its mask key and its size to one run."""
-    return signing_bytes("fedllm.member.v3", run, name, mask_key, units)
-
-
-class RoundStatement(Header):
-    """What every party of a round must agree on; signed by the key authority.
-
-    It names everything that a site's part in the sum depends on, and masks derive from it: sites
-    that were told different things have masks that do not cancel.
-
-    Attributes
-    ----------
-    run, round, attempt
-        Which round; a round that failed is tried again under the next attempt.
-    purpose : {"update", "evaluation"}
-        Whether the sites train, or send scores of their held-out records.
-    cohort : tuple of CohortMember
-        The sites whose updates may be summed, sorted by name.
-    min_sites : int
-        The sum of fewer sites is not opened.
-    plan, key : str
-        SHA-256 of the encryption plan and of the round's public key.
-    reveal_key : str
-        Public X25519 key of this round, in hexadecimal, for which the survivors seal what
-        takes their masks off.
-    config, labels, bounds, model, adapter : str
-        What the sites were sent beside it, see `OrderDigests`.
-    noise_multiplier : float, optional
-        Of the sum, with distributed noise; each site gives its share.
-    kind : str
-        Type and version of the statement.
-    """
-
-    kind: Literal["fedllm.round.v4"] = ROUND_LABEL
-    run: RunId
-    round: int
-    attempt: int
-    purpose: Purpose = "update"
-    rounds: int
-    cohort: tuple[CohortMember, ...]
-    min_sites: int
-    plan: str
-    key: str
-    reveal_key: str
-    config: str
-    labels: str
-    bounds: str
-    model: str
-    adapter: str
-    noise_multiplier: float | None = None
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of all of it, in hexadecimal: what masks and a site's ledger are bound to."""
-        said = canonical_json(self.model_dump(mode="json"))
-        return sha256_hex(signing_bytes("fedllm.round-digest.v1", said))
-
-    @property
-    def series(self) -> str:
-        """The run's attempts of one purpose, which are numbered on their own."""
-        return self.run if self.purpose == "update" else f"{self.run}/{self.purpose}"
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the cohort's sites, in order."""
-        return tuple(member.name for member in self.cohort)
-
-
-def round_statement(text: str) -> bytes:
-    """Return the bytes that the key authority signs for the JSON text of a `RoundStatement`."""
-    return signing_bytes(ROUND_LABEL, text)
 
 
 class SignedRound(Header):
@@ -175,6 +73,26 @@ class Joined(Wire):
     header: JoinedHeader
 
 
+@dataclass(frozen=True)
+class Draw(Wire):
+    """Coordinator to site, in a large cohort: this is the round; draw your neighbours."""
+
+    header: SignedRound
+
+
+class DrawnHeader(SiteAnswer):
+    """What a site draws its neighbours with, 64 hexadecimal digits, or its refusal."""
+
+    seed: str = ""
+
+
+@dataclass(frozen=True)
+class Drawn(Wire):
+    """Site to coordinator: the seed of its neighbours."""
+
+    header: DrawnHeader
+
+
 class TrainHeader(SignedRound):
     """The order to train one round.
 
@@ -188,12 +106,15 @@ class TrainHeader(SignedRound):
         For each segment of the adapter its length and the bound of one coordinate.
     model : str
         Fingerprint of the base model.
+    around : Neighbourhood
+        The site's own.
     """
 
     config: str
     labels: tuple[str, ...]
     bounds: tuple[tuple[int, float], ...]
     model: str
+    around: Neighbourhood
 
 
 @dataclass(frozen=True)
@@ -276,10 +197,25 @@ class Trained(Wire):
     update: bytes
 
 
+@dataclass(frozen=True)
+class Ready(Wire):
+    """Coordinator to site whose update arrived: say whether you are still there."""
+
+    header: SignedRound
+
+
+@dataclass(frozen=True)
+class Readied(Wire):
+    """Site to coordinator: still there."""
+
+    header: SiteAnswer
+
+
 class SettleHeader(SignedRound):
-    """The question to the survivors of a round whether they agree on who is in the sum."""
+    """The question to a survivor whether it agrees on who is in the sum; and its neighbourhood."""
 
     survivors: tuple[str, ...]
+    around: Neighbourhood
 
 
 @dataclass(frozen=True)
@@ -298,19 +234,25 @@ class SettledHeader(SiteAnswer):
 
 @dataclass(frozen=True)
 class Settled(Wire):
-    """Survivor to coordinator: agreed, once and for all."""
+    """Survivor to coordinator: agreed, once and for all.
+
+    ``escrow`` is what opens the sum should this site go away, see `encryption.escrow`; empty with
+    a refusal, or where too few would hold shares of it.
+    """
 
     header: SettledHeader
+    escrow: bytes
 
 
 class UnmaskHeader(SignedRound):
-    """The survivors' statements, and the question for what opens their sum.
+    """The survivors, what those that this site asks for signed of them, and its neighbourhood.
 
-    ``signatures`` are in the order of ``survivors``.
+    ``signatures`` are by name: of all survivors, or of those that the site drew.
     """
 
     survivors: tuple[str, ...]
-    signatures: tuple[str, ...]
+    signatures: dict[str, str]
+    around: Neighbourhood
 
 
 @dataclass(frozen=True)
@@ -334,10 +276,47 @@ class Unmasked(Wire):
     header: UnmaskedHeader
 
 
+class RecoverHeader(SignedRound):
+    """Which survivors went away, what was signed of the survivors, and a site's neighbourhood.
+
+    ``signatures`` are by name: of each one that went away, and of those that it would ask for.
+    """
+
+    survivors: tuple[str, ...]
+    owners: tuple[str, ...]
+    signatures: dict[str, str]
+    around: Neighbourhood
+
+
+@dataclass(frozen=True)
+class Recover(Wire):
+    """Coordinator to survivor: these went away; give your shares of what they left."""
+
+    header: RecoverHeader
+    plan: bytes
+
+
+class RecoveredHeader(SiteAnswer):
+    """A site's shares of what others left, in their order and in hexadecimal, or its refusal."""
+
+    shares: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recovered(Wire):
+    """Survivor to coordinator: shares of what was left for the sum of exactly the survivors."""
+
+    header: RecoveredHeader
+
+
 class OpenRoundHeader(Header):
-    """The coordinator's request for a round's key; the statement still lacks the key."""
+    """The coordinator's request for a round's key; the statement still lacks the key.
+
+    ``members`` are the entries of its cohort, sorted by name.
+    """
 
     statement: str
+    members: tuple[CohortMember, ...]
 
 
 @dataclass(frozen=True)

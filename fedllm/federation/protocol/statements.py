@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 from fedllm.canonical import from_hex, read_object
 from fedllm.errors import PeerError, RefusedError
-from fedllm.federation.protocol.messages import (
-    ROUND_LABEL,
-    CohortMember,
-    RoundStatement,
-    member_statement,
-    round_statement,
-)
+from fedllm.federation.protocol.cohorts import CohortMember, cohort_digest, member_statement
+from fedllm.federation.protocol.round_statement import ROUND_LABEL, RoundStatement, round_statement
 from fedllm.federation.protocol.wire import parse_header
 from fedllm.identity.keys import Identity, verify_signature
 from fedllm.identity.roster import Roster
@@ -28,33 +26,19 @@ def make_member(identity: Identity, ledger: str, run: str, units: int) -> Cohort
     return CohortMember(name=identity.name, mask_key=key, units=units, signature=signature)
 
 
-def own_member(statement: RoundStatement, name: str) -> CohortMember:
-    """Return a site's own entry in a cohort.
-
-    Raises
-    ------
-    PeerError
-        If it is not in the cohort.
-    """
-    mine = [member for member in statement.cohort if member.name == name]
-    require(bool(mine), "this site is not in the cohort")
-    return mine[0]
-
-
-def require_own_key(statement: RoundStatement, identity: Identity, ledger: str) -> None:
+def require_own_key(member: CohortMember, identity: Identity, ledger: str, run: str) -> None:
     """Refuse a cohort in which a site has another key than under its ledger of today.
 
     A ledger that was begun anew does not know what the one before was charged, and masks of then
-    must not serve again. ``ledger`` is the id of the site's ledger.
+    must not serve again. ``member`` is the site's own entry, ``ledger`` the id of its ledger.
 
     Raises
     ------
     PeerError
         If the key is another.
     """
-    key = own_member(statement, identity.name).mask_key
     require(
-        key == _mask_key(identity, ledger, statement.run),
+        member.mask_key == _mask_key(identity, ledger, run),
         "this site's entry in the cohort is not its own",
     )
 
@@ -87,28 +71,58 @@ def check_member(member: CohortMember, run: str, roster: Roster) -> None:
 
 
 def check_cohort(statement: RoundStatement, roster: Roster) -> None:
-    """Check that a cohort is sorted, without repeats, large enough, and signed by its sites.
+    """Check that a cohort is sorted, without repeats, large enough, and of sites in the roster.
 
     Raises
     ------
     PeerError
         If not.
     """
-    names = list(statement.names)
+    names = list(statement.cohort)
     if names != sorted(set(names)):
         raise PeerError("the cohort repeats a site or is not in order")
-    if len({member.mask_key for member in statement.cohort}) != len(names):
-        raise PeerError("two sites of the cohort show the same mask key")
     if not 1 <= statement.min_sites <= len(names):
         raise PeerError(
             f"a cohort of {len(names)} sites cannot give a sum of {statement.min_sites}"
         )
-    for member in statement.cohort:
+    if not statement.missing <= statement.neighbours < len(names):
+        raise PeerError("the numbers of neighbours in a round do not fit its cohort")
+    for name in names:
+        roster.site_key(name)
+
+
+def check_members(
+    statement: RoundStatement, members: Sequence[CohortMember], roster: Roster
+) -> None:
+    """Check that these are the entries of a cohort, each signed by its site.
+
+    Raises
+    ------
+    PeerError
+        If not.
+    """
+    names = tuple(member.name for member in members)
+    require(names == statement.cohort, "the entries are not those of the cohort")
+    require(cohort_digest(members) == statement.members, "the cohort's digest is of other entries")
+    check_keys(members)
+    for member in members:
         check_member(member, statement.run, roster)
 
 
+def check_keys(members: Sequence[CohortMember]) -> None:
+    """Refuse entries of which two show the same mask key.
+
+    Raises
+    ------
+    PeerError
+        If two do.
+    """
+    if len({member.mask_key for member in members}) != len(members):
+        raise PeerError("two sites of the cohort show the same mask key")
+
+
 def read_statement(text: str, signature: str, roster: Roster) -> RoundStatement:
-    """Read a round's statement and check the key authority's signature and the cohort's.
+    """Read a round's statement and check the key authority's signature, and its cohort's names.
 
     Raises
     ------
@@ -126,9 +140,9 @@ def read_statement(text: str, signature: str, roster: Roster) -> RoundStatement:
 
 
 class StatementReader:
-    """Reads statements as `read_statement` does, and the last one again without its signatures.
+    """Reads statements as `read_statement` does, and the last one again without its signature.
 
-    Every message of an attempt brings its statement, with the signatures of a whole cohort.
+    Every message of an attempt brings its statement.
 
     Parameters
     ----------
@@ -141,7 +155,7 @@ class StatementReader:
         self._last: tuple[str, str, RoundStatement] | None = None
 
     def read(self, text: str, signature: str) -> RoundStatement:
-        """Return a statement whose signatures were checked; see `read_statement`.
+        """Return a statement whose signature was checked; see `read_statement`.
 
         Known is what has the same text and the same signature, to the letter.
         """
@@ -152,8 +166,11 @@ class StatementReader:
         return last[2]
 
 
+@lru_cache(maxsize=2)
 def parse_statement(text: str) -> RoundStatement:
     """Read a round's statement, which nobody has to have signed yet.
+
+    The last ones are known: thousands of simulated sites have one, in one process.
 
     Raises
     ------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from fedllm.adapters import adapter_of
 from fedllm.config import RunConfig, to_toml
@@ -38,7 +39,7 @@ class Terms:
     adapter_length: int
     bounds: Bounds
 
-    @property
+    @cached_property
     def config_text(self) -> str:
         """The run configuration as the sites get it, as TOML."""
         return to_toml(self.config)

@@ -6,6 +6,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -44,11 +45,15 @@ class Wire:
         """
         if len(header) > MAX_HEADER_BYTES:
             raise PeerError(f"a {cls.__name__} message has a header of {len(header)} bytes")
-        hints = typing.get_type_hints(cls)
-        expected = {name for name in hints if name != "header"}
-        if set(blobs) != expected:
+        hints = _hints(cls)  # type: ignore[arg-type]
+        if set(blobs) != hints.keys() - {"header"}:
             raise PeerError(f"a {cls.__name__} message has the parts {sorted(blobs)}")
         return cls(header=parse_header(hints["header"], header), **blobs)  # type: ignore[call-arg]
+
+
+@lru_cache
+def _hints(message: type[Wire]) -> dict[str, Any]:
+    return typing.get_type_hints(message)
 
 
 H = typing.TypeVar("H", bound=Header)

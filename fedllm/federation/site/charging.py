@@ -9,7 +9,7 @@ from fedllm.canonical import sha256_hex
 from fedllm.config import RunConfig, SitePolicy
 from fedllm.config.task import smallest_unit
 from fedllm.errors import RefusedError
-from fedllm.federation.protocol.messages import RoundStatement
+from fedllm.federation.protocol.round_statement import RoundStatement
 from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.site.memory import SiteMemory
 from fedllm.identity.keys import Identity
@@ -59,8 +59,9 @@ class SiteAccount:
         self._data = policy.data
         self._persons = policy.allow.unit == "person"
         self._name = policy.budget.account or ""
-        self._memory = SiteMemory(files.memory)
-        self._ledger = Ledger.open(files.ledger, identity.name, identity, self._memory.head())
+        self._memory = SiteMemory(files.memory, files.at_once)
+        anchor = self._memory.head()
+        self._ledger = Ledger.open(files.ledger, identity.name, identity, anchor, files.at_once)
         # Before the first charge, so that a ledger with charges and no memory is an old copy.
         if self._memory.head() is None:
             self._memory.remember(self._ledger.head())

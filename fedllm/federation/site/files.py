@@ -19,11 +19,16 @@ class SiteFiles:
         What the site remembers of its ledger; see `SiteMemory`.
     log : Path
         The site's own log of rounds, with losses and timings; never sent.
+    at_once : bool
+        Whether each line and entry is on disk before anything else happens. A simulation alone
+        says no, of ledgers that end with its run: theirs are on disk before an update leaves, and
+        a loss of power may cost the run. No configuration can.
     """
 
     ledger: Path
     memory: Path
     log: Path
+    at_once: bool = True
 
     @classmethod
     def of_kit(cls, folder: Path) -> Self:

@@ -11,7 +11,9 @@ from typing import Any
 
 from fedllm.canonical import read_object
 from fedllm.errors import PeerError, RefusedError, StorageError, one_line
-from fedllm.federation.protocol.messages import Join, Settle, Train, Unmask
+from fedllm.federation.protocol.messages import Draw, Join, Ready, Recover, Settle, Train, Unmask
+
+Request = Join | Draw | Train | Ready | Settle | Unmask | Recover
 
 _MAX_NAMES = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -89,7 +91,7 @@ class Journal:
     def done(self, asked: Asked, seconds: float, spent: Spent | None) -> None:
         """Say that a message was carried out."""
         if asked.message == "join" and asked.name != "?":
-            # Settling and unmasking do not name the run.
+            # Later questions do not name the run.
             self._names = {**dict([*self._names.items()][-_MAX_NAMES:]), asked.run: asked.name}
         if asked.message in ("join", "train"):
             self._line(asked, f"done in {seconds:.1f} s", spent)
@@ -113,7 +115,7 @@ class Journal:
         return str(Asked(**{**vars(asked), "name": known}))
 
 
-def asked_by(request: Join | Train | Settle | Unmask) -> Asked:
+def asked_by(request: Request) -> Asked:
     """Read what a message is about, whoever sent it and whatever is wrong with it."""
     message = type(request).__name__.lower()
     header = request.header

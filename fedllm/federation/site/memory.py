@@ -23,10 +23,13 @@ class SiteMemory:
     ----------
     path : Path
         A JSON file of the site's own.
+    at_once : bool
+        As of `SiteFiles`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, at_once: bool = True) -> None:
         self._path = path
+        self._at_once = at_once
 
     def used(self) -> bool:
         """Tell whether a ledger ever stood beside it."""
@@ -43,13 +46,17 @@ class SiteMemory:
         with in_turn(self._path.with_suffix(".lock")):
             known = self.head()
             if known is None or known.sequence < head.sequence:
-                write_json(self._path, {"format": FORMAT, "ledger": str(head)})
+                self._write(head)
 
     def begin_anew(self, head: Head) -> None:
         """Go over to another ledger, which took over what the one before had spent."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with in_turn(self._path.with_suffix(".lock")):
-            write_json(self._path, {"format": FORMAT, "ledger": str(head)})
+            self._write(head)
+
+    def _write(self, head: Head) -> None:
+        said = {"format": FORMAT, "ledger": str(head)}
+        write_json(self._path, said, durable=self._at_once)
 
     def _read(self) -> dict[str, object]:
         if not self._path.exists():

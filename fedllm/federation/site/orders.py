@@ -16,14 +16,17 @@ from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.schemes import PublicRoundKey
 from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.federation.protocol.evaluating import Bounds, sum_shape
-from fedllm.federation.protocol.messages import RoundStatement, Train
+from fedllm.federation.protocol.graphs import planned_graph
+from fedllm.federation.protocol.messages import SignedRound, Train
+from fedllm.federation.protocol.neighbours import Around, NeighbourhoodReader, graph_of
+from fedllm.federation.protocol.round_statement import RoundStatement
 from fedllm.federation.protocol.statements import (
     StatementReader,
-    own_member,
     require,
     require_cohort,
+    require_own_key,
 )
-from fedllm.federation.site.policy import check_allowed
+from fedllm.federation.site.policy import check_allowed, check_large
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.mechanisms import mechanism_of
@@ -41,8 +44,8 @@ class Order:
 
     Attributes
     ----------
-    units : int
-        What this site announced of its size for this run; see `Mechanism.announced_units`.
+    around : Around
+        The sites that this one shares masks with.
     method : AdapterMethod
         What goes down, is trained and comes up in this model.
     adapter : float32 array (D,)
@@ -51,13 +54,18 @@ class Order:
 
     statement: RoundStatement
     config: RunConfig
-    units: int
+    around: Around
     plan: EncryptionPlan
     key: PublicRoundKey
     model: SharedModel
     method: AdapterMethod
     adapter: NDArray[np.float32]
     quantiser: Quantiser
+
+    @property
+    def units(self) -> int:
+        """What this site announced of its size for this run; see `Mechanism.announced_units`."""
+        return self.around.own.units
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,11 @@ class OrderReader:
     def statements(self) -> StatementReader:
         """Reads the statements that orders and all later questions about a round come with."""
         return StatementReader(self.roster)
+
+    @cached_property
+    def neighbourhoods(self) -> NeighbourhoodReader:
+        """Reads what the site is told of its cohorts."""
+        return NeighbourhoodReader(self.identity, self.roster)
 
     def configuration(self, text: str, model_fingerprint: str) -> RunConfig:
         """Read a run's configuration, with the site's own base model, if the policy allows it.
@@ -144,8 +157,25 @@ class OrderReader:
         # The operator signed the roster's; an authority that forgets it is not enough.
         require_cohort(statement, max(self.allow.min_cohort, self.roster.min_cohort))
 
-    def order(self, request: Train) -> Order:
+    def asked(self, header: SignedRound) -> RoundStatement:
+        """Read a statement of which something may be revealed, with what `order` asks of it.
+
+        Raises
+        ------
+        PeerError
+            If it is not what the key authority signed, or this site is not in its cohort.
+        RefusedError
+            If this site takes part in no cohort so small.
+        """
+        statement = self.statements.read(header.statement, header.signature)
+        require(self.identity.name in statement.cohort, "this site is not in the cohort")
+        self.require_cohort(statement)
+        return statement
+
+    def order(self, request: Train, ledger: str) -> Order:
         """Check an order to train or evaluate.
+
+        ``ledger`` is the id of the site's ledger of today.
 
         Raises
         ------
@@ -162,9 +192,11 @@ class OrderReader:
         require(statement.min_sites == config.rounds.min_sites, "the minimum cohort differs")
         require(statement.rounds == config.rounds.count, "the number of rounds differs")
         require(1 <= statement.round <= statement.rounds, "there is no such round")
-        member = own_member(statement, self.identity.name)
+        self._require_graph(statement, config)
+        around = self.neighbourhoods.read(header.around, statement, ledger)
+        require_own_key(around.own, self.identity, ledger, statement.run)
         require(
-            bool(member.units) == bool(mechanism_of(config).announced_units(1)),
+            bool(around.own.units) == bool(mechanism_of(config).announced_units(1)),
             "this site's entry in the cohort is of another kind of run",
         )
         plan = read_plan(request.plan, statement)
@@ -179,7 +211,15 @@ class OrderReader:
         method = adapter_of(model)
         adapter = _read_adapter(request.adapter, method.down.length, config.private)
         quantiser = _quantiser(config, statement, plan, header.bounds, method.up)
-        return Order(statement, config, member.units, plan, key, model, method, adapter, quantiser)
+        return Order(statement, config, around, plan, key, model, method, adapter, quantiser)
+
+    def _require_graph(self, statement: RoundStatement, config: RunConfig) -> None:
+        graph = graph_of(statement)
+        require(
+            graph == planned_graph(config, len(statement.cohort)),
+            "who shares masks with whom does not follow from the run's configuration",
+        )
+        check_large(config, graph, len(statement.cohort), self.allow)
 
 
 def require_ordered(request: Train, statement: RoundStatement) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedllm.config import AllowSection, RunConfig
+from fedllm.encryption.sparse import MaskGraph, is_large
 from fedllm.errors import RefusedError
 from fedllm.mechanisms import mechanism_of
 
@@ -63,6 +64,53 @@ def check_allowed(config: RunConfig, allow: AllowSection, model_fingerprint: str
         f"sums of {config.rounds.min_sites} sites may be opened, and allow.min_cohort is "
         f"{allow.min_cohort}",
     )
+
+
+def check_large(config: RunConfig, graph: MaskGraph, sites: int, allow: AllowSection) -> None:
+    """Refuse masks of a large cohort that protect against less than the site's policy asks for.
+
+    Whoever writes the configuration would else choose masks that a handful of sites take off:
+    by a graph that allows for few, or by one so demanding that all share masks with all, where
+    any sum of ``rounds.min_sites`` sites may be opened.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run's.
+    graph : MaskGraph
+        Who shares masks with whom in the cohort.
+    sites : int
+        Size of the cohort.
+    allow : AllowSection
+        The site's.
+
+    Raises
+    ------
+    RefusedError
+        Names the policy's key.
+    """
+    encryption = config.encryption
+    if not is_large(sites) or not encryption.masked:
+        return
+    colluders, remedy = graph.colluders, "raise encryption.colluding_share"
+    expected = max(allow.colluders, int(allow.colluding_share * sites))
+    if graph.complete:
+        # Where nobody may be missing the only sum is that of all.
+        smallest = config.rounds.min_sites if encryption.recover_dropouts else sites
+        colluders, remedy = smallest - 2, f"set rounds.min_sites = {expected + 2} or more"
+    if colluders < expected:
+        raise RefusedError(
+            f"the round's masks allow for {colluders} of {sites} sites in league, and this site "
+            f"expects {expected} (allow.colluding_share = {allow.colluding_share:g}, "
+            f"allow.colluders = {allow.colluders})",
+            remedy,
+        )
+    if encryption.lost_share > allow.lost_share:
+        raise RefusedError(
+            f"encryption.lost_share is {encryption.lost_share:g}, and allow.lost_share "
+            f"{allow.lost_share:g}",
+            "lower encryption.lost_share",
+        )
 
 
 def refuse(condition: bool, reason: str) -> None:

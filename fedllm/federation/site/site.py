@@ -12,27 +12,29 @@ from numpy.typing import NDArray
 from fedllm.adapters import adapter_of
 from fedllm.config import RunConfig, SitePolicy, Task
 from fedllm.data.records import Record
-from fedllm.encryption.masks import SiteMasks, survivor_statement
-from fedllm.encryption.plan import EncryptionPlan
+from fedllm.encryption.survivors import survivor_statement
 from fedllm.encryption.update import encrypt_levels
 from fedllm.errors import STOPPING, FedllmError
 from fedllm.federation.protocol.envelopes import signed_update
 from fedllm.federation.protocol.masks import (
-    check_settled,
-    hex_bytes,
     mask_scope,
-    reveal_purpose,
-    site_masks,
 )
 from fedllm.federation.protocol.messages import (
+    Draw,
+    Drawn,
+    DrawnHeader,
     Join,
     Joined,
     JoinedHeader,
-    RoundStatement,
+    Readied,
+    Ready,
+    Recover,
+    Recovered,
+    RecoveredHeader,
     Settle,
     Settled,
     SettledHeader,
-    SignedRound,
+    SiteAnswer,
     Train,
     Trained,
     TrainedHeader,
@@ -40,21 +42,23 @@ from fedllm.federation.protocol.messages import (
     Unmasked,
     UnmaskedHeader,
 )
+from fedllm.federation.protocol.neighbours import own_seed
 from fedllm.federation.protocol.refusals import Refusal
-from fedllm.federation.protocol.statements import make_member, require, require_own_key
+from fedllm.federation.protocol.statements import make_member, require
 from fedllm.federation.protocol.wire import digest
 from fedllm.federation.site.carrying import require_carried
 from fedllm.federation.site.charging import SiteAccount
 from fedllm.federation.site.data import Datasets, SiteData
+from fedllm.federation.site.draws import Draws
 from fedllm.federation.site.files import SiteFiles
-from fedllm.federation.site.journal import Asked, Journal, Spent
-from fedllm.federation.site.orders import Order, OrderReader, read_plan
+from fedllm.federation.site.journal import Asked, Journal, Request, Spent
+from fedllm.federation.site.orders import Order, OrderReader
+from fedllm.federation.site.sums import SiteSums
 from fedllm.federation.site.telling import SiteTelling
 from fedllm.federation.site.work import SiteWork
 from fedllm.files import explained
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
-from fedllm.identity.sealing import seal_for
 from fedllm.mechanisms import mechanism_of
 from fedllm.tasks.cache import ModelCache
 
@@ -110,8 +114,10 @@ class Site:
         self._data = SiteData(records, identity)
         self._orders = OrderReader(identity, roster, policy.allow, models, model_path)
         self._work = SiteWork(self.name)
+        self._draws = Draws()
+        self._sums = SiteSums(identity, roster, self._orders, self._account)
         self._full_errors = full_errors
-        self._telling = SiteTelling(files.log, journal, self._spent)
+        self._telling = SiteTelling(files.log, journal, self._spent, files.at_once)
         self._clock = clock
         self._opened: SiteAccount | None = None
 
@@ -165,8 +171,7 @@ class Site:
         """Do one round's work: check, reserve, train or evaluate, encrypt, sign, commit, answer."""
 
         def work() -> Trained:
-            order = self._orders.order(request)
-            require_own_key(order.statement, self._identity, self._account().ledger)
+            order = self._orders.order(request, self._account().ledger)
             self._require_data(order.config)
             self._work.require_trainable(order.config, order.model, order.method, order.adapter)
             if order.statement.purpose == "evaluation":
@@ -185,45 +190,53 @@ class Site:
             lambda refusal: Trained(TrainedHeader(site=self.name, refusal=refusal), b""),
         )
 
-    def settle(self, request: Settle) -> Settled:
-        """Agree, once, on the sites whose updates are in the sum."""
+    def draw(self, request: Draw) -> Drawn:
+        """Say with what this site draws its neighbours in a large cohort."""
 
-        def agree() -> Settled:
-            header = request.header
-            statement = self._statement(header)
-            masks = self._masks(statement, read_plan(request.plan, statement), True)
-            words = masks.statement(header.survivors)
-            self._account().settle(statement, words, len(header.survivors))
-            signature = self._identity.sign(words).hex()
-            return Settled(SettledHeader(site=self.name, signature=signature))
+        def seed() -> Drawn:
+            statement = self._orders.asked(request.header)
+            require(statement.neighbours > 0, "every two sites of this cohort share a mask")
+            self._draws.add(statement)
+            drawn = own_seed(self._identity, self._account().ledger, statement)
+            return Drawn(DrawnHeader(site=self.name, seed=drawn.hex()))
 
         return self._guarded(
-            request, agree, lambda refusal: Settled(SettledHeader(site=self.name, refusal=refusal))
+            request, seed, lambda refusal: Drawn(DrawnHeader(site=self.name, refusal=refusal))
+        )
+
+    def ready(self, request: Ready) -> Readied:
+        """Say that this site is still there; who is not stays out of the sum."""
+
+        def answer() -> Readied:
+            self._orders.asked(request.header)
+            return Readied(SiteAnswer(site=self.name))
+
+        return self._guarded(
+            request, answer, lambda refusal: Readied(SiteAnswer(site=self.name, refusal=refusal))
+        )
+
+    def settle(self, request: Settle) -> Settled:
+        """Agree, once, on the sites whose updates are in the sum."""
+        return self._guarded(
+            request,
+            lambda: self._sums.settle(request),
+            lambda refusal: Settled(SettledHeader(site=self.name, refusal=refusal), b""),
         )
 
     def unmask(self, request: Unmask) -> Unmasked:
         """Reveal what opens the sum of the survivors, when all of them agree on who they are."""
-
-        def reveal() -> Unmasked:
-            header = request.header
-            statement = self._statement(header)
-            plan = read_plan(request.plan, statement)
-            masks = self._masks(statement, plan, True)
-            self._account().require_settled(statement, masks.statement(header.survivors))
-            statements = check_settled(
-                mask_scope(statement, plan), header.survivors, header.signatures, self._roster
-            )
-            sealed = seal_for(
-                hex_bytes(statement.reveal_key),
-                masks.reveal(statements).to_bytes(),
-                reveal_purpose(statement, self.name),
-            )
-            return Unmasked(UnmaskedHeader(site=self.name, reveal=sealed.hex()))
-
         return self._guarded(
             request,
-            reveal,
+            lambda: self._sums.unmask(request),
             lambda refusal: Unmasked(UnmaskedHeader(site=self.name, refusal=refusal)),
+        )
+
+    def recover(self, request: Recover) -> Recovered:
+        """Give shares of what survivors left that went away, where they would reveal it."""
+        return self._guarded(
+            request,
+            lambda: self._sums.recover(request),
+            lambda refusal: Recovered(RecoveredHeader(site=self.name, refusal=refusal)),
         )
 
     def _require_data(self, config: RunConfig) -> None:
@@ -231,15 +244,9 @@ class Site:
         self._data.require_unit(config)
         mechanism_of(config).require_size(self._data.units(config))
 
-    def _statement(self, header: SignedRound) -> RoundStatement:
-        """Read a statement of which something may be revealed, with what `train` asks of it."""
-        statement = self._orders.statements.read(header.statement, header.signature)
-        self._orders.require_cohort(statement)
-        return statement
-
     def _guarded(
         self,
-        request: Join | Train | Settle | Unmask,
+        request: Request,
         work: Callable[[], Answer],
         refuse: Callable[[Refusal], Answer],
     ) -> Answer:
@@ -306,14 +313,11 @@ class Site:
             if not recover:
                 # Pair masks alone hide this update: no seed of theirs may ever be revealed, so
                 # that the whole cohort is settled on before the update leaves.
-                words = survivor_statement(mask_scope(statement, order.plan), statement.names)
-                self._account().settle(statement, words, len(statement.names))
-            masks = self._masks(statement, order.plan, recover).mask_for_update()
-        payload = encrypt_levels(levels, order.plan, order.key, masks)
+                words = survivor_statement(mask_scope(statement, order.plan), statement.cohort)
+                self._account().settle(statement, words, len(statement.cohort))
+            masks = self._sums.masks(statement, order.around, order.plan, recover).mask_for_update()
+        payload = encrypt_levels(levels, order.plan, order.key, masks, order.statement.digest)
         return signed_update(payload, order.statement, order.plan, self._identity)
-
-    def _masks(self, statement: RoundStatement, plan: EncryptionPlan, recover: bool) -> SiteMasks:
-        return site_masks(self._identity, self._account().ledger, statement, plan, recover)
 
     def _account(self) -> SiteAccount:
         if self._opened is None:

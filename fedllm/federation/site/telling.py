@@ -15,13 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from fedllm.errors import FedllmError
-from fedllm.federation.protocol.messages import Join, RoundStatement, Settle, Train, Unmask
+from fedllm.federation.protocol.round_statement import RoundStatement
 from fedllm.federation.site.data import Datasets
-from fedllm.federation.site.journal import Asked, Journal, Spent, asked_by
+from fedllm.federation.site.journal import Asked, Journal, Request, Spent, asked_by
 from fedllm.files import append_line
 from fedllm.mechanisms import LocalStatistics
-
-Request = Join | Train | Settle | Unmask
 
 
 class SiteTelling:
@@ -35,12 +33,19 @@ class SiteTelling:
         Of the service; holds no text of a record.
     spent : callable
         What the journal says of the budget after a message.
+    at_once : bool
+        As of `SiteFiles`.
     """
 
     def __init__(
-        self, log: Path, journal: Journal | None, spent: Callable[[Asked], Spent | None]
+        self,
+        log: Path,
+        journal: Journal | None,
+        spent: Callable[[Asked], Spent | None],
+        at_once: bool = True,
     ) -> None:
         self._path = log
+        self._at_once = at_once
         self._journal = journal
         self._spent = spent
         self._told: Datasets | None = None
@@ -105,7 +110,7 @@ class SiteTelling:
 
     def _append(self, line: dict[str, object]) -> None:
         try:
-            append_line(self._path, json.dumps(line))
+            append_line(self._path, json.dumps(line), durable=self._at_once)
         except FedllmError as error:
             self._warn(error.message)
 

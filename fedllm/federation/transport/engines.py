@@ -18,6 +18,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedllm.errors import FedllmError
+from fedllm.extras import remedy_of
 from fedllm.federation.transport.flower import SERVER_NODE
 
 _LOG = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def run_with_ray(server_app: ServerApp, client_app: ClientApp, nodes: int, threa
     import importlib.util
 
     if importlib.util.find_spec("ray") is None:
-        raise FedllmError("the engine 'ray' needs Ray", "pip install 'fedllm[ray]'")
+        raise FedllmError("the engine 'ray' needs Ray", remedy_of("ray"))
     from flwr.simulation.run_simulation import run_simulation
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -136,7 +137,8 @@ class LocalGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Run the next queued message among ``message_ids`` and return its reply."""
-        wanted = set(message_ids)
+        # Asked for in the order in which they wait: a set of all, for each, would cost more.
+        wanted = list(message_ids)
         while self._queue:
             message = self._queue.popleft()
             if message.metadata.message_id in wanted:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedllm.errors import PeerError
@@ -20,6 +21,29 @@ _REMOTE_POLL_S, _MAX_POLL_S, _LOOK_S = 0.1, 1.0, 2.0
 _NOBODY = -1
 # Whose messages are Flower's own, and the coordinator's.
 SERVER_NODE = 1
+
+_ITS_LOG = "see its own log"
+_LOST = (
+    "see whether its service runs, whether its machine sleeps, and whether its network reaches the "
+    "coordinator"
+)
+# Flower's words name its own parts; these say what a person can look at.
+_FLOWERS = {
+    ErrorCode.CLIENT_APP_CRASHED: ("its working process ended", _ITS_LOG),
+    ErrorCode.MESSAGE_UNAVAILABLE: (
+        "the question was not fetched in time, or the coordinator does not hold it any more",
+        _LOST,
+    ),
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: (
+        "the answer came too late",
+        "raise rounds.timeout_s if it trains for so long; see its own log",
+    ),
+    ErrorCode.NODE_UNAVAILABLE: (
+        "the connection to it was lost (no sign of life in time): its service stopped, its machine "
+        "sleeps, or its network is down",
+        _LOST,
+    ),
+}
 
 
 def to_content(header: str, blobs: Mapping[str, bytes]) -> RecordDict:
@@ -68,11 +92,19 @@ def from_content(content: RecordDict) -> tuple[str, dict[str, bytes]]:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back from one node: content, or the reason why there is none."""
+    """What came back from one node: content, or why there is none and what to look at."""
 
     node: int
     content: RecordDict | None
     failure: str = ""
+    remedy: str = _ITS_LOG
+
+
+def _failed(node: int, error: Error) -> Reply:
+    words = _FLOWERS.get(error.code)
+    if words is None:
+        return Reply(node, None, error.reason or f"code {error.code}")
+    return Reply(node, None, *words)
 
 
 class Presence(Protocol):
@@ -115,7 +147,7 @@ def exchange(
                 continue
             open_nodes.pop(node)
             if message.has_error():
-                yield Reply(node, None, message.error.reason or f"code {message.error.code}")
+                yield _failed(node, message.error)
             else:
                 yield Reply(node, message.content)
         if not open_nodes or arrived:
@@ -127,7 +159,9 @@ def exchange(
             if left < 0 or mark is None:
                 open_nodes.pop(node)
                 silent = f"no answer within {timeout_s:.0f} s"
-                yield Reply(node, None, silent if left < 0 else "it is not connected any more")
+                yield Reply(
+                    node, None, silent if left < 0 else "it is not connected any more", _LOST
+                )
             elif presence and mark != marks[node]:
                 marks[node] = mark
                 unsent += _push(grid, kind, contents, [node], left, waiting)

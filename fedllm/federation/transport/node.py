@@ -208,13 +208,14 @@ class _Link:
             # Whatever a hostile coordinator sent, the node goes on to the next message.
             self._say(f"a message of kind {kind!r} could not be fetched ({type(error).__name__})")
             return
+        # No longer than it takes to make the answer: the identity is the whole process's.
         with task_identity(run, self._node.node_id):
             reply = self._answer(message)
-            try:
-                self._insist(lambda: self._send(reply))
-            except (ObjectPushError, httpx.HTTPStatusError) as error:
-                # The run has ended, or waits no longer: that is no fault of the connection.
-                self._say(f"the answer to {kind!r} was not taken ({_reason(error)})")
+        try:
+            self._insist(lambda: self._send(reply))
+        except (ObjectPushError, httpx.HTTPStatusError) as error:
+            # The run has ended, or waits no longer: that is no fault of the connection.
+            self._say(f"the answer to {kind!r} was not taken ({_reason(error)})")
 
     def _answer(self, message: Message) -> Message:
         context = Context(

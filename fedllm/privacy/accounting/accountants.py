@@ -123,12 +123,12 @@ def _idealised(folded: Folded, delta: float) -> tuple[Folded, float, float]:
     divergence d of an (epsilon, delta) mechanism but for probability f, it is
     (epsilon + 2 d, exp(d) delta + f) differentially private.
     """
-    if folded.failure == 0 and folded.divergence == 0 and folded.stated == 0:
+    ideal = replace(folded, failure=0.0, divergence=0.0, stated=0.0, stated_delta=0.0)
+    if folded == ideal:
         return folded, delta, 0.0
-    left = (delta - folded.failure) * math.exp(-folded.divergence)
+    left = (delta - folded.failure - folded.stated_delta) * math.exp(-folded.divergence)
     if left <= 0:
         return Folded(non_private=True), delta, 0.0
-    ideal = replace(folded, failure=0.0, divergence=0.0, stated=0.0)
     return ideal, left, 2 * folded.divergence + folded.stated
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedllm.errors import ConfigError
+from fedllm.limits import MAX_SITES
 from fedllm.privacy.discrete import (
     DIVERGENCE_PER_VALUE,
     LARGEST_SHARE,
@@ -23,7 +24,8 @@ from fedllm.privacy.discrete import (
 )
 
 MAX_STEPS = 10**12
-MAX_SHARES = 1024
+# One share a site.
+MAX_SHARES = MAX_SITES
 
 
 def _number(name: str, value: object, low: float, high: float) -> float:
@@ -262,7 +264,9 @@ class Folded:
         Max divergence between discrete noise and the Gaussian that stands for it, over all
         steps; adds to epsilon.
     stated : float
-        Sum of the epsilons that were only stated; their deltas are in ``failure``.
+        Sum of the epsilons that were only stated.
+    stated_delta : float
+        Sum of their deltas.
     """
 
     sampled: tuple[tuple[float, float, int], ...] = ()
@@ -271,6 +275,7 @@ class Folded:
     failure: float = 0.0
     divergence: float = 0.0
     stated: float = 0.0
+    stated_delta: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -282,8 +287,8 @@ class Folded:
         if self.non_private and not other.non_private:
             return False
         steps = {(rate, noise): count for rate, noise, count in other.sampled}
-        mine = (self.failure, self.divergence, self.stated)
-        theirs = (other.failure, other.divergence, other.stated)
+        mine = (self.failure, self.divergence, self.stated, self.stated_delta)
+        theirs = (other.failure, other.divergence, other.stated, other.stated_delta)
         less_exact = any(a > b for a, b in zip(mine, theirs, strict=True))
         return (
             not less_exact
@@ -343,8 +348,12 @@ def fold(events: Iterable[Event]) -> Folded:
         unsampled.clear()
     squares = [count / noise**2 for noise, count in unsampled.items()]
     triples = tuple((rate, noise, count) for (rate, noise), count in sorted(sampled.items()))
-    failure = discrete_failure(sum(inexact), sum(values))
-    failure += math.fsum(event.delta for event in stated)
-    divergence = sum(values) * DIVERGENCE_PER_VALUE
-    spent = math.fsum(event.epsilon for event in stated)
-    return Folded(triples, math.fsum(squares), non_private, failure, divergence, spent)
+    return Folded(
+        triples,
+        math.fsum(squares),
+        non_private,
+        failure=discrete_failure(sum(inexact), sum(values)),
+        divergence=sum(values) * DIVERGENCE_PER_VALUE,
+        stated=math.fsum(event.epsilon for event in stated),
+        stated_delta=math.fsum(event.delta for event in stated),
+    )

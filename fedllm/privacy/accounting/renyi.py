@@ -19,6 +19,7 @@ from fedllm.privacy.accounting.events import Folded
 
 _FRACTIONAL_ORDERS = np.array([tenths for tenths in range(11, 120) if tenths % 10]) / 10
 _WHOLE_ORDERS = [*range(2, 65), *range(68, 129, 4), *range(144, 513, 16), 640, 768, 1024]
+ORDERS = np.concatenate([_FRACTIONAL_ORDERS, _WHOLE_ORDERS])
 _DRAWS = np.arange(_WHOLE_ORDERS[-1] + 1)
 _LOG_BINOMIALS = np.array(
     [
@@ -63,8 +64,8 @@ def _log_sum(terms: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _fractional(rate: float, noise: float) -> NDArray[np.float64]:
     """Integrate by the trapezoid rule, whose error on this integrand falls exponentially."""
-    if noise < 0.1:  # the grid would be large; these orders are then left out
-        return np.full(len(_FRACTIONAL_ORDERS), np.inf)
+    if noise < 0.1:  # the grid would be large; sampling only helps
+        return _FRACTIONAL_ORDERS * (_FRACTIONAL_ORDERS - 1) / (2 * noise**2)
     # Noise of standard deviation 1, a contribution of 1 / noise. The integrand is a mixture
     # of Gaussians with means between 0 and order / noise, and has its nearest complex
     # singularity pi * noise away from the real line.
@@ -90,11 +91,22 @@ def renyi_epsilon(folded: Folded, delta: float) -> float:
     if folded.non_private:
         return math.inf
     with np.errstate(over="ignore", invalid="ignore"):
-        orders = np.concatenate([_FRACTIONAL_ORDERS, _WHOLE_ORDERS])
-        moments = np.zeros(len(orders))
-        for rate, noise, steps in folded.sampled:
-            moments = moments + steps * _log_moments(rate, noise)
-        divergence = moments / (orders - 1) + orders * folded.mu_squared / 2
-        bounds = divergence + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
+        bounds = renyi_divergences(folded) + (
+            np.log1p(-1 / ORDERS) - np.log(delta * ORDERS) / (ORDERS - 1)
+        )
     finite = bounds[np.isfinite(bounds)]
     return max(0.0, float(finite.min())) if len(finite) else math.inf
+
+
+def renyi_divergences(folded: Folded) -> NDArray[np.float64]:
+    """Return the Rényi divergence of all steps together at each of `ORDERS`, rounded up.
+
+    What was only stated, and what discrete noise adds, is not in it; infinite or not a number
+    where the divergence is too large for float64.
+    """
+    moments = np.zeros(len(ORDERS))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for rate, noise, steps in folded.sampled:
+            moments = moments + steps * _log_moments(rate, noise)
+        divergences: NDArray[np.float64] = moments / (ORDERS - 1) + ORDERS * folded.mu_squared / 2
+    return divergences

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from fedllm.canonical import from_hex
 from fedllm.errors import ConfigError
 from fedllm.files import given_path, write_bytes
 from fedllm.privacy.accounting.accountants import EpsilonEstimate, epsilon
+from fedllm.privacy.accounting.events import Event, fold
 from fedllm.privacy.ledger.budget import Ceiling
 from fedllm.privacy.ledger.charges import Carried
 from fedllm.privacy.ledger.entries import (
@@ -52,6 +54,9 @@ class AccountReport:
     spent, spent_against_colluders : EpsilonEstimate
         At the ceiling's delta, or at 1e-5 where nothing was charged; with all that counts for
         the account.
+    spent_adaptively : float or None
+        Upper bound on ``spent`` whatever the coordinator chose its charges by; None where there
+        is no ceiling, which says near which epsilon it is sharp.
     runs : tuple of RunReport
         In the order of their first charge; their epsilons do not add up to ``spent``.
     """
@@ -61,6 +66,7 @@ class AccountReport:
     ceiling: Ceiling | None
     spent: EpsilonEstimate
     spent_against_colluders: EpsilonEstimate
+    spent_adaptively: float | None
     runs: tuple[RunReport, ...]
 
 
@@ -86,8 +92,8 @@ class Verification:
     public_key: str
     head: Head
     accounts: tuple[AccountReport, ...]
-    carried: tuple[Carried, ...] = ()
-    by_dataset: int = 0
+    carried: tuple[Carried, ...]
+    by_dataset: int
 
 
 def verify_ledger(
@@ -242,8 +248,15 @@ def _account_report(state: LedgerState, account: str, ceiling: Ceiling | None) -
         ceiling=ceiling,
         spent=epsilon(state.spent(account, unit), delta),
         spent_against_colluders=epsilon(state.spent(account, unit, "colluders"), delta),
+        spent_adaptively=_adaptively(state.spent(account, unit), ceiling),
         runs=tuple(runs),
     )
+
+
+def _adaptively(spent: Sequence[Event], ceiling: Ceiling | None) -> float | None:
+    if ceiling is None or math.isinf(ceiling.epsilon):
+        return None
+    return ceiling.adaptive(fold(spent), "sums")
 
 
 def spending_of(path: Path) -> tuple[str, list[Carried]]:

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from fedllm.errors import BudgetError, ConfigError
 from fedllm.privacy.accounting.accountants import epsilon
+from fedllm.privacy.accounting.adaptive import adaptive_epsilon, adaptive_limit
 from fedllm.privacy.accounting.events import Event, Folded, fold
 from fedllm.privacy.ledger.fingerprints import Unit
 
@@ -55,6 +56,14 @@ class Ceiling:
     def limit(self, view: View) -> float:
         """Return the largest epsilon in the eyes of one kind of observer."""
         return self.epsilon if view == "sums" else self.colluders_epsilon
+
+    def adaptive_limit(self, view: View) -> float:
+        """Return the largest epsilon whatever a coordinator chose its charges by."""
+        return adaptive_limit(self.limit(view))
+
+    def adaptive(self, folded: Folded, view: View) -> float:
+        """Return what charges cost whatever they were chosen by; see `adaptive_epsilon`."""
+        return adaptive_epsilon(folded, self.delta, self.limit(view))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +166,9 @@ class BudgetGuard:
         Raises
         ------
         BudgetError
-            If they exceed it; the message says how much is spent, asked for and allowed.
+            If they exceed it; the message says how much is spent, asked for and allowed. Also if
+            a coordinator could exceed twice the ceiling, and 2, by choosing each charge by what it
+            has seen; only unusual runs come near that.
         """
         limit, delta = ceiling.limit(view), ceiling.delta
         if math.isinf(limit):
@@ -169,6 +180,9 @@ class BudgetGuard:
         if after > limit:
             before = epsilon(spent, delta).value
             raise _refusal(before, after, limit, delta, what, view)
+        chosen, most = ceiling.adaptive(total, view), ceiling.adaptive_limit(view)
+        if chosen > most:
+            raise _adaptive_refusal(chosen, most, what)
         self._known = [*self._known[-15:], (total, limit, delta)]
 
 
@@ -180,8 +194,18 @@ def _refusal(
         f"{what} would bring the site's account to epsilon {_shown(after)}{eyes}; its ceiling is "
         f"{_shown(limit)} at delta {delta:g}, of which {_shown(before)} is spent and "
         f"{_shown(max(0.0, limit - before))} is left",
-        "plan fewer rounds, more noise or a lower sampling rate (fedllm privacy plan); "
-        "only the site can raise its ceiling, in site.toml",
+        "plan the run with a smaller privacy.epsilon, which fewer rounds alone do not change "
+        "(fedllm privacy plan); only the site can raise its ceiling, in site.toml",
+    )
+
+
+def _adaptive_refusal(chosen: float, limit: float, what: str) -> BudgetError:
+    return BudgetError(
+        f"{what} would let a coordinator that chooses each charge by what it has seen bring the "
+        f"site's account to epsilon {_shown(chosen)}; the most is {_shown(limit)}, twice the "
+        "ceiling and 2 more",
+        "plan the run with larger batches or more steps, and so with more noise: rare samples "
+        "under little noise cost most here (docs/privacy-accounting.md)",
     )
 
 

@@ -42,9 +42,11 @@ class Chain:
         self._signer = signer
 
     @classmethod
-    def open(cls, path: Path, site: str, signer: Signer, anchor: Head | None) -> Self:
+    def open(
+        cls, path: Path, site: str, signer: Signer, anchor: Head | None, at_once: bool
+    ) -> Self:
         """Open the file, or make it; errors and parameters are those of `Ledger.open`."""
-        store = Store(path)
+        store = Store(path, at_once)
         if not path.exists():
             if anchor is not None:
                 raise TamperedError(f"the ledger {path} is gone: entry {anchor.sequence} is known")
@@ -94,6 +96,10 @@ class Chain:
             yield append
         for entry in written:
             self.state.apply(entry)
+
+    def flush(self) -> None:
+        """See that all entries are on disk."""
+        self._store.flush()
 
     def _catch_up(self, view: Transaction) -> None:
         """Take in what was appended, and see that the past is as it was."""

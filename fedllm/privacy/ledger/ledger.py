@@ -50,7 +50,14 @@ class Ledger:
         self._lock = threading.RLock()
 
     @classmethod
-    def open(cls, path: Path, site: str, signer: Signer, anchor: Head | None = None) -> Self:
+    def open(
+        cls,
+        path: Path,
+        site: str,
+        signer: Signer,
+        anchor: Head | None = None,
+        at_once: bool = True,
+    ) -> Self:
         """Open a site's ledger, or make it; every entry and signature is checked.
 
         Parameters
@@ -64,6 +71,10 @@ class Ledger:
         anchor : Head, optional
             A head that another party kept. With it, a ledger that was cut, replaced by an
             older copy or begun anew is found.
+        at_once : bool
+            Whether every entry is on disk when it is written. Without, entries are in the system's
+            hands, which outlives this process and not a loss of power, and are on disk when
+            `commit` returns; a simulation's ledgers alone are written so.
 
         Raises
         ------
@@ -74,7 +85,7 @@ class Ledger:
         LedgerError
             If the file cannot be used.
         """
-        return cls(Chain.open(path, site, signer, anchor))
+        return cls(Chain.open(path, site, signer, anchor, at_once))
 
     def __repr__(self) -> str:
         return f"Ledger({str(self._chain.path)!r}, site={self._chain.state.site!r})"
@@ -182,6 +193,7 @@ class Ledger:
                     "reserve again: every release is charged",
                 )
             append("commit", {"reserve": reservation})
+        self._chain.flush()
 
     def require_new(self, run: str, purpose: str, statement: str, order_attempt: int) -> None:
         """Refuse what `reserve` would refuse as a repetition, before anything else is asked.

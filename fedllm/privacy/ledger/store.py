@@ -102,10 +102,18 @@ class Store:
     """The file of a ledger.
 
     Every operation opens its own connection, so that threads and forks never share one.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    at_once : bool
+        Whether what is written is on disk at once, or by `flush`; see `Ledger.open`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, at_once: bool = True) -> None:
         self.path = path
+        self._at_once = at_once
 
     def create(self, first: Entry) -> bool:
         """Make the file with its first entry; False if it exists already.
@@ -123,7 +131,7 @@ class Store:
             descriptor, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
             os.close(descriptor)
             try:
-                connection = _connect(f"file:{_quoted(Path(name))}?mode=rw")
+                connection = _connect(f"file:{_quoted(Path(name))}?mode=rw", self._at_once)
                 try:
                     connection.executescript(_SCHEMA)
                     connection.execute("BEGIN IMMEDIATE")
@@ -138,12 +146,16 @@ class Store:
                 for leftover in (name, f"{name}-journal"):
                     with suppress(OSError):
                         os.unlink(leftover)
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            if self._at_once:
+                _sync(self.path.parent)
         return True
+
+    def flush(self) -> None:
+        """See that what was written is on disk; errors as in `write`."""
+        if not self._at_once:
+            with _explained(self.path):
+                _sync(self.path)
+                _sync(self.path.parent)
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
@@ -156,7 +168,7 @@ class Store:
         TamperedError
             If the file is not a ledger or is damaged.
         """
-        with _explained(self.path), _opened(self.path, "rw") as connection:
+        with _explained(self.path), _opened(self.path, "rw", self._at_once) as connection:
             # A transaction that was not committed ends with its connection.
             connection.execute("BEGIN IMMEDIATE")
             yield Transaction(connection)
@@ -167,7 +179,7 @@ class Store:
         """Hold one consistent view of the file; errors as in `write`."""
         # A journal left by a crash must be rolled back first, which needs write access.
         mode = "rw" if os.access(self.path, os.W_OK) else "ro"
-        with _explained(self.path), _opened(self.path, mode) as connection:
+        with _explained(self.path), _opened(self.path, mode, self._at_once) as connection:
             connection.execute("PRAGMA query_only = ON")
             connection.execute("BEGIN")
             yield Transaction(connection)
@@ -179,13 +191,21 @@ def _quoted(path: Path) -> str:
     return quote(str(path.absolute()))
 
 
-def _connect(uri: str) -> sqlite3.Connection:
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _connect(uri: str, at_once: bool) -> sqlite3.Connection:
     connection = sqlite3.connect(uri, uri=True, timeout=_WAIT_S, isolation_level=None)
     try:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA journal_mode = DELETE")
-        connection.execute("PRAGMA synchronous = EXTRA")
+        connection.execute(f"PRAGMA synchronous = {'EXTRA' if at_once else 'OFF'}")
     except BaseException:
         connection.close()
         raise
@@ -193,13 +213,13 @@ def _connect(uri: str) -> sqlite3.Connection:
 
 
 @contextmanager
-def _opened(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
+def _opened(path: Path, mode: str, at_once: bool) -> Iterator[sqlite3.Connection]:
     if not path.is_file():
         raise NoLedgerError(
             f"there is no ledger at {path}",
             "check the path; a site that was never charged has none yet",
         )
-    connection = _connect(f"file:{_quoted(path)}?mode={mode}")
+    connection = _connect(f"file:{_quoted(path)}?mode={mode}", at_once)
     try:
         if connection.execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):
             raise TamperedError(f"{path} is not a fedllm ledger")

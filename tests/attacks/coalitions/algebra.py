@@ -26,6 +26,13 @@ def follows(equation: Equation, known: Iterable[Equation]) -> bool:
     return not _Rows(known, lambda unknown: True).reduced(equation)
 
 
+def left_without_streams(known: Iterable[Equation]) -> list[Equation]:
+    """Return what equations say of updates alone, each of the result about another."""
+    left = _Rows(known, lambda unknown: unknown[0] == "s").left
+    rows = _Rows(left, lambda unknown: True)
+    return [row for _, row in rows.solved()]
+
+
 class _Rows:
     """Equations in a triangle, each with an unknown of its own that ``may`` be eliminated.
 
@@ -59,3 +66,19 @@ class _Rows:
                 else:
                     row.pop(unknown, None)
         return row
+
+    def solved(self) -> list[tuple[Unknown, Equation]]:
+        """Return the rows with each pivot in its own alone."""
+        result: list[tuple[Unknown, Equation]] = []
+        for number, (pivot, row) in enumerate(self._rows):
+            found = dict(row)
+            for other, kept in self._rows[number + 1 :]:
+                factor = found.get(other, 0)
+                for unknown, value in kept.items() if factor else ():
+                    left = (found.get(unknown, 0) - factor * value) % PRIME
+                    if left:
+                        found[unknown] = left
+                    else:
+                        found.pop(unknown, None)
+            result.append((pivot, found))
+        return result

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from attacks.coalitions.algebra import Unknown
 from attacks.coalitions.staging import Signed, Stage
 
+from fedllm.encryption.reveals import Reveal
+from fedllm.federation.protocol.cohorts import Neighbourhood
 from fedllm.federation.protocol.messages import (
+    Recover,
+    RecoverHeader,
     Settle,
     SettleHeader,
     Train,
@@ -23,6 +27,8 @@ from fedllm.federation.site.site import Site
 
 # Far above what a search of the tests takes: one that grows without end says so.
 MOST_EXCHANGES = 60_000
+# For a site that is not in a cohort.
+NOBODY = Neighbourhood(place=0, near=())
 
 State = tuple[bytes | None, bytes | None]
 
@@ -39,23 +45,43 @@ class Shown:
 
 
 @dataclass(frozen=True)
+class Left:
+    """What a site left for a sum: it is shown with ``needed`` shares of its holders."""
+
+    shown: Shown
+    owner: str
+    holders: tuple[str, ...]
+    needed: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """A site's share of what another left, once all that are honest of ``needs`` have signed."""
+
+    words: bytes
+    owner: str
+    holder: str
+    needs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Given:
     """What one site gave on one path, in no order."""
 
     updates: frozenset[tuple[tuple[Unknown, int], ...]] = frozenset()
     signed: frozenset[bytes] = frozenset()
     shown: frozenset[Shown] = frozenset()
+    left: frozenset[Left] = frozenset()
+    shares: frozenset[Share] = frozenset()
+
+    def _parts(self) -> tuple[frozenset[Any], ...]:
+        return (self.updates, self.signed, self.shown, self.left, self.shares)
 
     def __or__(self, other: Given) -> Given:
-        return Given(
-            self.updates | other.updates, self.signed | other.signed, self.shown | other.shown
-        )
+        return Given(*(a | b for a, b in zip(self._parts(), other._parts(), strict=True)))
 
     def __le__(self, other: Given) -> bool:
-        mine = (self.updates, self.signed, self.shown)
-        return all(
-            a <= b for a, b in zip(mine, (other.updates, other.signed, other.shown), strict=True)
-        )
+        return all(a <= b for a, b in zip(self._parts(), other._parts(), strict=True))
 
 
 @dataclass
@@ -74,6 +100,8 @@ class Player:
 
     def __init__(self, stage: Stage, name: str, site: Site, files: SiteFiles) -> None:
         self.stage, self.name, self.site, self.files = stage, name, site, files
+        self._first: State = (None, None)
+        self._tried: dict[tuple[State, tuple[str, ...], str], tuple[Any, State]] = {}
 
     # --- moves
 
@@ -82,9 +110,7 @@ class Player:
         if self.stage.exchanges > MOST_EXCHANGES:
             raise RuntimeError("the search does not end")
 
-    def train(
-        self, signed: Signed, order: Train, null: bool, at: Standing
-    ) -> tuple[Given, str] | None:
+    def train(self, order: Train, null: bool, at: Standing) -> tuple[Given, str] | None:
         """Order it to train; return the equation of its update."""
         self._count()
         recorder = self.stage.recorder
@@ -100,36 +126,78 @@ class Player:
             equation["s", "", seed] = equation.get(("s", "", seed), 0) + sign
         return Given(updates=frozenset([tuple(sorted(equation.items()))])), recorder.update
 
-    def settle(self, signed: Signed, survivors: tuple[str, ...]) -> tuple[Given, str] | None:
-        """Name a sum; return what it signs."""
+    def settle(
+        self, place: int, signed: Signed, survivors: tuple[str, ...], around: Neighbourhood
+    ) -> tuple[Given, str] | None:
+        """Name a sum; return what it signs, and what it leaves."""
         self._count()
-        header = SettleHeader(**signed.about, survivors=survivors)
+        recorder = self.stage.recorder
+        recorder.left = None
+        header = SettleHeader(**signed.about, survivors=survivors, around=around)
         answer = self.site.settle(Settle(header, signed.order.plan)).header
         if answer.refusal is not None:
             return None
-        return Given(signed=frozenset([self.stage.words(signed, survivors)])), ""
+        words, left = self.stage.words(signed, survivors), set()
+        if recorder.left is not None:
+            reveal, holders, needed = recorder.left
+            shown = Shown(words, survivors, place, (), seeds_of(reveal))
+            left.add(Left(shown, self.name, holders, needed))
+        return Given(signed=frozenset([words]), left=frozenset(left)), ""
 
     def unmask(
-        self, place: int, signed: Signed, survivors: tuple[str, ...], stolen: bool
+        self,
+        place: int,
+        signed: Signed,
+        survivors: tuple[str, ...],
+        around: Neighbourhood,
+        stolen: bool,
     ) -> tuple[Given, str] | None:
         """Show signatures, or with ``stolen`` the site's own in place of the others', for seeds."""
         self._count()
         stage = self.stage
         words, identities = stage.words(signed, survivors), stage.federation.identities
         own = identities[self.name].sign(words).hex()
-        right = {name: identities[name].sign(words).hex() for name in survivors}
-        honest = tuple(n for n in survivors if n in stage.honest and n != self.name)
+        asked = self.answering(signed, survivors)
+        right = {name: identities[name].sign(words).hex() for name in asked}
+        honest = tuple(n for n in asked if n in stage.honest and n != self.name)
         shown = right | dict.fromkeys(honest, own) if stolen else right
-        header = UnmaskHeader(
-            **signed.about, survivors=survivors, signatures=tuple(shown[n] for n in survivors)
-        )
+        header = UnmaskHeader(**signed.about, survivors=survivors, signatures=shown, around=around)
         answer = self.site.unmask(Unmask(header, signed.order.plan)).header
         if answer.refusal is not None:
             return None
         reveal = stage.reveal(answer.reveal, signed, self.name)
-        pairs = tuple(sorted(reveal.pair_seeds.items()))
-        seeds = Shown(words, survivors, place, () if stolen else honest, (reveal.own_seed, pairs))
-        return Given(shown=frozenset([seeds])), ""
+        needs = () if stolen else honest
+        return Given(shown=frozenset([Shown(words, survivors, place, needs, seeds_of(reveal))])), ""
+
+    def recover(
+        self, signed: Signed, survivors: tuple[str, ...], around: Neighbourhood, stolen: bool
+    ) -> tuple[Given, str] | None:
+        """Ask for its share of what each other honest site left; ``stolen`` as in `unmask`."""
+        stage, shares = self.stage, set()
+        words, identities = stage.words(signed, survivors), stage.federation.identities
+        own = identities[self.name].sign(words).hex()
+        for owner in stage.honest:
+            if owner == self.name or owner not in survivors:
+                continue
+            self._count()
+            asked = {owner, *self.asked_of(owner, signed, survivors)}
+            others = [name for name in asked if name in stage.honest and name != self.name]
+            shown = {name: identities[name].sign(words).hex() for name in sorted(asked)}
+            shown |= dict.fromkeys(others, own) if stolen else {}
+            about = {"survivors": survivors, "owners": (owner,), "signatures": shown}
+            header = RecoverHeader(**signed.about, **about, around=around)
+            if self.site.recover(Recover(header, signed.order.plan)).header.refusal is None:
+                needs = () if stolen else tuple(sorted(others))
+                shares.add(Share(words, owner, self.name, needs))
+        return (Given(shares=frozenset(shares)), "") if shares else None
+
+    def asked_of(self, owner: str, signed: Signed, survivors: Sequence[str]) -> tuple[str, ...]:
+        """Return whose signatures another site asks for."""
+        return tuple(survivors)
+
+    def answering(self, signed: Signed, survivors: Sequence[str]) -> tuple[str, ...]:
+        """Return whose signatures this site asks for."""
+        return tuple(survivors)
 
     # --- paths
 
@@ -139,7 +207,8 @@ class Player:
         seen: dict[tuple[State, tuple[str, ...]], list[Given]] = {}
         # Its ledger is begun; else each first question would begin another one.
         self.site._account()
-        waiting = [Standing(self._read())]
+        self._first, self._tried = self._read(), {}
+        waiting = [Standing(self._first)]
         moves = list(self._moves(statements, also))
         later: list[Standing] = []
         while waiting or later:
@@ -159,20 +228,17 @@ class Player:
     ) -> list[Standing]:
         """Make every move from one place; what leaves the site as it was is taken in at once."""
         onward: list[tuple[str, State, Given, str]] = []
-        self._write(at.state)
         for name, move in moves:
             if at.moves.count(name) >= (2 if twice and name.startswith("train") else 1):
                 continue
-            done = move(at)
-            after = self._read()
-            if done is None and after == at.state:
+            done, after = self._tried_from(at, name, move)
+            if not done and after == at.state:
                 continue
             given, batch = done or (Given(), "")
             if after == at.state and not batch:
                 at.given |= given
                 continue
             onward.append((name, after, given, batch))
-            self._write(at.state)
         result = [
             Standing(
                 after,
@@ -186,6 +252,14 @@ class Player:
         if not onward:
             found.append(at.given)
         return result
+
+    def _tried_from(self, at: Standing, name: str, move: Any) -> tuple[Any, State]:
+        """Make a move, or remember what it gave from the same files."""
+        key = (at.state, at.batches, name)
+        if key not in self._tried:
+            self._write(at.state)
+            self._tried[key] = move(at), self._read()
+        return self._tried[key]
 
     def _restored(self, at: Standing) -> list[Standing]:
         """Put back what its memory was, or its ledger; both at once nobody at the site can tell."""
@@ -211,26 +285,48 @@ class Player:
             if self.name in chosen
         ]
 
-        def training(signed: Signed, order: Train, null: bool) -> Any:
-            return lambda at: self.train(signed, order, null, at)
+        def training(order: Train, null: bool) -> Any:
+            return lambda at: self.train(order, null, at)
 
-        def settling(signed: Signed, chosen: tuple[str, ...]) -> Any:
-            return lambda at: self.settle(signed, chosen)
+        def settling(place: int, signed: Signed, chosen: tuple[str, ...], around: Any) -> Any:
+            return lambda at: self.settle(place, signed, chosen, around)
 
-        def unmasking(place: int, signed: Signed, chosen: tuple[str, ...], stolen: bool) -> Any:
-            return lambda at: self.unmask(place, signed, chosen, stolen)
+        def recovering(signed: Signed, chosen: tuple[str, ...], around: Any, stolen: bool) -> Any:
+            return lambda at: self.recover(signed, chosen, around, stolen)
+
+        def unmasking(
+            place: int, signed: Signed, chosen: tuple[str, ...], around: Any, stolen: bool
+        ) -> Any:
+            return lambda at: self.unmask(place, signed, chosen, around, stolen)
 
         for place, signed in enumerate(statements):
-            yield f"train {place}", training(signed, signed.order, signed.null)
+            right, *others = signed.arounds.get(self.name, (NOBODY,))
+            yield f"train {place}", training(signed.ordered(right), signed.null)
             if "swap" in also:
                 for number, order in enumerate(self._swapped(signed)):
-                    yield f"train {place} swapped {number}", training(signed, order, True)
+                    swapped = signed.ordered(right, order)
+                    yield f"train {place} swapped {number}", training(swapped, True)
+            told = others if "tell" in also else []
+            for number, around in enumerate(told):
+                yield f"train {place} told {number}", training(signed.ordered(around), signed.null)
             for chosen in sets:
-                yield f"settle {place} {chosen}", settling(signed, chosen)
+                yield f"settle {place} {chosen}", settling(place, signed, chosen, right)
+                for number, around in enumerate(told):
+                    yield (
+                        f"settle {place} {chosen} told {number}",
+                        settling(place, signed, chosen, around),
+                    )
             for chosen in sets:
-                yield f"unmask {place} {chosen}", unmasking(place, signed, chosen, False)
+                yield f"unmask {place} {chosen}", unmasking(place, signed, chosen, right, False)
+                yield f"recover {place} {chosen}", recovering(signed, chosen, right, False)
                 if "steal" in also:
-                    yield f"stolen {place} {chosen}", unmasking(place, signed, chosen, True)
+                    yield f"stolen {place} {chosen}", unmasking(place, signed, chosen, right, True)
+                    yield f"stolen shares {place} {chosen}", recovering(signed, chosen, right, True)
+                for number, around in enumerate(told):
+                    yield (
+                        f"unmask {place} {chosen} told {number}",
+                        unmasking(place, signed, chosen, around, False),
+                    )
 
     def _swapped(self, signed: Signed) -> Iterator[Train]:
         """Exchange each part of an order for one that could silence a site."""
@@ -263,7 +359,41 @@ class Player:
         self.site._opened = None
 
 
-def player(stage: Stage, name: str) -> Player:
+def seeds_of(reveal: Reveal) -> tuple[bytes, tuple[tuple[str, bytes], ...]]:
+    """Return what a reveal holds, in a form that can be compared."""
+    return reveal.own_seed, tuple(sorted(reveal.pair_seeds.items()))
+
+
+def all_shown(given: Mapping[str, Given], colluders: Sequence[str]) -> Iterator[tuple[str, Shown]]:
+    """Yield which seeds sites showed for a sum that all signed who should, or left for it."""
+    for name, site in given.items():
+        for shown in site.shown:
+            if all(shown.words in given[other].signed for other in shown.needs):
+                yield name, shown
+    yield from _opened_by_shares(given, colluders)
+
+
+def _opened_by_shares(
+    given: Mapping[str, Given], colluders: Sequence[str]
+) -> Iterator[tuple[str, Shown]]:
+    """Yield what sites left, where enough of its holders are in league or gave their shares."""
+    for owner, site in given.items():
+        for left in site.left:
+            theirs = [
+                holder
+                for holder in left.holders
+                if holder in given
+                and any(
+                    (share.words, share.owner) == (left.shown.words, owner)
+                    and all(share.words in given[name].signed for name in share.needs)
+                    for share in given[holder].shares
+                )
+            ]
+            if len(theirs) + len({*left.holders} & {*colluders}) >= left.needed:
+                yield owner, left.shown
+
+
+def player(stage: Stage, name: str, kind: type[Player] = Player) -> Player:
     """Return a site that was never used."""
     files = stage.files(name)
     site = Site(
@@ -276,4 +406,4 @@ def player(stage: Stage, name: str) -> Player:
         models=stage.federation.models,
         full_errors=True,
     )
-    return Player(stage, name, site, files)
+    return kind(stage, name, site, files)

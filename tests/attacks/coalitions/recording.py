@@ -11,7 +11,9 @@ import pytest
 from fedllm.canonical import sha256_hex
 from fedllm.encryption import masks as mask_streams
 from fedllm.encryption.plan import EncryptionPlan
+from fedllm.encryption.reveals import Reveal
 from fedllm.encryption.schemes import PublicRoundKey
+from fedllm.encryption.survivors import holders_of
 from fedllm.federation.site.data import Datasets
 from fedllm.federation.site.site import Site
 from fedllm.federation.site.work import SiteWork, TrainingAtSite
@@ -27,6 +29,7 @@ class Recorder:
     def __init__(self) -> None:
         self.adapter, self.update = b"", ""
         self.parts: list[tuple[int, bytes]] | None = None
+        self.left: tuple[Reveal, tuple[str, ...], int] | None = None
 
     def expand(self, parts: Iterable[tuple[int, bytes]], plan: EncryptionPlan) -> Any:
         """Instead of the sum of streams, the list of them."""
@@ -38,7 +41,14 @@ class Recorder:
         zeros = np.zeros(length, dtype=np.float32)
         return LocalResult(zeros, LocalStatistics(0.0, 0, 0, ()), 1.0)
 
-    def encrypt(self, levels: Any, plan: EncryptionPlan, key: PublicRoundKey, masks: Any) -> bytes:
+    def encrypt(
+        self,
+        levels: Any,
+        plan: EncryptionPlan,
+        key: PublicRoundKey,
+        masks: Any,
+        statement: str = "",
+    ) -> bytes:
         """Note the masks that are added."""
         self.parts = masks
         return b""
@@ -48,6 +58,16 @@ def nothing_computed(patch: pytest.MonkeyPatch) -> Recorder:
     """Leave out what sites compute of records, and the encryption, which is not what is tried."""
     recorder, keys = Recorder(), dict[bytes, PublicRoundKey]()
     read, work = PublicRoundKey.from_bytes, SiteWork.train
+    escrow = mask_streams.SiteMasks.escrow
+
+    def left(self: mask_streams.SiteMasks, *about: Any) -> Any:
+        found = escrow(self, *about)
+        if found is not None:
+            survivors = self._settled()
+            holders = holders_of(self.answering(survivors), self.site)
+            needed = len(holders) + 1 - len(found.points)
+            recorder.left = self._reveal(survivors), holders, needed
+        return found
 
     def train(self: SiteWork, order: Any, *rest: Any) -> Any:
         recorder.adapter = order.adapter.tobytes()
@@ -68,5 +88,6 @@ def nothing_computed(patch: pytest.MonkeyPatch) -> Recorder:
     patch.setattr(TrainingAtSite, "units", property(lambda work: UNITS))
     patch.setattr(TrainingAtSite, "train", recorded)
     patch.setattr(mask_streams, "_expand", recorder.expand)
+    patch.setattr(mask_streams.SiteMasks, "escrow", left)
     patch.setattr("fedllm.federation.site.site.encrypt_levels", recorder.encrypt)
     return recorder

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from attacks.coalitions.algebra import Equation, Unknown, follows, leaks
-from attacks.coalitions.players import Given, player
+from attacks.coalitions.players import Given, all_shown, player
 from attacks.coalitions.staging import Signed, Stage
 
-from fedllm.encryption.masks import Reveal, correction_for
+from fedllm.encryption.masks import correction_for
+from fedllm.encryption.reveals import Reveal
 from fedllm.errors import FedllmError
 from fedllm.federation.protocol.masks import mask_scope
 
@@ -58,18 +59,16 @@ def _seen(
         for seed in signed.known:
             yield {("s", "", seed): 1}
     sums: dict[tuple[int, tuple[str, ...]], dict[str, Reveal]] = {}
-    for name, site in given.items():
+    for site in given.values():
         yield from map(dict, site.updates)
-        for shown in site.shown:
-            if any(shown.words not in given[other].signed for other in shown.needs):
-                continue
-            own, pairs = shown.reveal
-            if stage.authority:
-                for seed in (own, *dict(pairs).values()):
-                    yield {("s", "", seed): 1}
-            else:
-                reveal = Reveal(name, own, dict(pairs))
-                sums.setdefault((shown.place, shown.survivors), {})[name] = reveal
+    for name, shown in all_shown(given, stage.colluders):
+        own, pairs = shown.reveal
+        if stage.authority:
+            for seed in (own, *dict(pairs).values()):
+                yield {("s", "", seed): 1}
+        else:
+            reveal = Reveal(name, own, dict(pairs))
+            sums.setdefault((shown.place, shown.survivors), {})[name] = reveal
     for (place, survivors), reveals in sums.items():
         if set(reveals) == set(survivors) & set(stage.honest):
             yield _corrections(stage, statements[place], survivors, reveals)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,23 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 from attacks.coalitions.recording import UNITS, Recorder
+from attacks.coalitions.telling import arounds_of
 
 from fedllm.config import AllowSection, BudgetSection, SitePolicy
-from fedllm.encryption.masks import Reveal, survivor_statement
 from fedllm.encryption.plan import make_plan
+from fedllm.encryption.reveals import Reveal
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
+from fedllm.encryption.survivors import survivor_statement
 from fedllm.federation.authority.authority import Authority
 from fedllm.federation.coordinator.rounds import statement_of
+from fedllm.federation.protocol.cohorts import CohortMember, Neighbourhood
 from fedllm.federation.protocol.evaluating import sum_shape
 from fedllm.federation.protocol.masks import mask_scope, reveal_purpose, site_masks
-from fedllm.federation.protocol.messages import (
-    OpenRound,
-    OpenRoundHeader,
-    RoundStatement,
-    Train,
-    TrainHeader,
-    round_statement,
-)
+from fedllm.federation.protocol.messages import OpenRound, OpenRoundHeader, Train, TrainHeader
+from fedllm.federation.protocol.neighbours import Around
+from fedllm.federation.protocol.round_statement import RoundStatement, round_statement
 from fedllm.federation.protocol.statements import make_member, parse_statement
 from fedllm.federation.site.files import SiteFiles
 from fedllm.identity.keys import Identity
@@ -42,7 +40,11 @@ class Signed:
     Attributes
     ----------
     order : Train
-        As it was signed.
+        As it was signed, with nobody's neighbourhood.
+    members : tuple of CohortMember
+        The entries of its cohort.
+    arounds : mapping of str to sequence of Neighbourhood
+        What each honest site may be told of the cohort; first what is right.
     null : bool
         Whether nothing is left of an update that follows it.
     known : tuple of bytes
@@ -51,6 +53,8 @@ class Signed:
 
     order: Train
     statement: RoundStatement
+    members: tuple[CohortMember, ...]
+    arounds: Mapping[str, Sequence[Neighbourhood]]
     null: bool
     known: tuple[bytes, ...]
 
@@ -59,6 +63,11 @@ class Signed:
         """The statement and its signature, as every message has them."""
         header = self.order.header
         return {"statement": header.statement, "signature": header.signature}
+
+    def ordered(self, around: Neighbourhood, order: Train | None = None) -> Train:
+        """Return an order, this one when left out, for the site that has this neighbourhood."""
+        asked = order or self.order
+        return replace(asked, header=asked.header.model_copy(update={"around": around}))
 
 
 class Stage:
@@ -101,6 +110,8 @@ class Stage:
             name: Identity(name, federation.identities[name]._signing_key, os.urandom(32))
             for name in self.colluders
         }
+        # In place of an honest site, but with keys of the coalition's own.
+        self.posing = {name: Identity.generate(name) for name in self.honest}
         minimum = min(config.rounds.min_sites, 2)
         allow = AllowSection(
             min_cohort=minimum,
@@ -128,6 +139,7 @@ class Stage:
         cohort: Sequence[str] | None = None,
         other_key: bool = False,
         other_mask_keys: bool = False,
+        entries: Mapping[str, CohortMember] | None = None,
         **changes: Any,
     ) -> Signed:
         """Sign a statement as an authority in league does, or have the honest one sign it.
@@ -140,12 +152,9 @@ class Stage:
         terms, identities = self.federation.terms, dict(self.federation.identities)
         if other_mask_keys:
             identities |= self._second
-        units = UNITS if self.federation.config.private else 0
         chosen = self.names if cohort is None else tuple(cohort)
-        ledgers = {name: self._ledger(name) for name in chosen}
-        members = tuple(
-            make_member(identities[name], ledgers[name], terms.run, units) for name in chosen
-        )
+        right = {name: self.member(identities[name]) for name in chosen}
+        members = tuple((right | dict(entries or {})).values())
         public = self._secrets[int(other_key)].public_context()
         header = TrainHeader(
             statement="",
@@ -154,26 +163,55 @@ class Stage:
             labels=terms.labels,
             bounds=terms.bounds,
             model=terms.model,
+            around=Neighbourhood(place=0, near=()),
         )
         order = Train(header, self.plan.to_bytes(), public, adapter or self._adapter)
         said = statement_of(terms, members, 1, 1, None).model_copy(
             update={"plan": self.plan.fingerprint(), **order.digests().model_dump(), **changes}
         )
-        text, signature = self._sign(said, public)
+        text, signature = self._sign(said, members, public)
         order = replace(
             order, header=header.model_copy(update={"statement": text, "signature": signature})
         )
         signed = parse_statement(text)
-        known = {
-            seed
-            for name in set(chosen) & set(self.colluders)
-            for peer, seed in site_masks(
-                identities[name], ledgers[name], signed, self.plan, True
-            )._pair_seeds.items()
-        }
-        return Signed(order, signed, null, tuple(sorted(known)))
+        return Signed(
+            order, signed, members, self.arounds(signed, members), null, self._known(signed)
+        )
 
-    def _sign(self, said: RoundStatement, public: bytes) -> tuple[str, str]:
+    def arounds(
+        self, statement: RoundStatement, members: Sequence[CohortMember]
+    ) -> Mapping[str, Sequence[Neighbourhood]]:
+        """Return what each honest site may be told of a cohort; first what is right."""
+        return arounds_of(self, statement, members)
+
+    def member(self, identity: Identity) -> CohortMember:
+        """Return an entry as a site of this name signs it, or whoever poses as that site."""
+        units = UNITS if self.federation.config.private else 0
+        ledger = self._ledger(identity.name)
+        return make_member(identity, ledger, self.federation.terms.run, units)
+
+    def entries(self, name: str) -> dict[str, CohortMember]:
+        """Return what the coalition can show as the entry of a site, beside the right one."""
+        if name in self.colluders:
+            return {"second": self.member(self._second[name])}
+        return {"posing": self.member(self.posing[name])}
+
+    def _known(self, signed: RoundStatement) -> tuple[bytes, ...]:
+        """Return the seeds of all pairs of which the coalition has one side."""
+        identities = self.federation.identities
+        theirs = [*(identities[name] for name in self.colluders), *self._second.values()]
+        known = set[bytes]()
+        for mine in (*theirs, *self.posing.values()):
+            others = {n: self.member(identities[n]) for n in signed.cohort if n != mine.name}
+            if len(others) < len(signed.cohort):
+                around = Around(self.member(mine), others, tuple(others)[: signed.neighbours])
+                masks = site_masks(mine, self._ledger(mine.name), signed, around, self.plan, True)
+                known |= {masks._pairs.seed(name) for name in others}
+        return tuple(sorted(known))
+
+    def _sign(
+        self, said: RoundStatement, members: tuple[CohortMember, ...], public: bytes
+    ) -> tuple[str, str]:
         if self.authority:
             keys = {
                 "key": PublicRoundKey.from_bytes(self.plan, public).fingerprint,
@@ -189,9 +227,8 @@ class Stage:
             patch.setattr("fedllm.federation.authority.authority.SealingKey", lambda: self._sealing)
             # The one key is used for every statement, and outlives them.
             patch.setattr(SecretRoundKey, "wipe", lambda key: None)
-            asked = OpenRound(
-                OpenRoundHeader(statement=said.model_dump_json()), self.plan.to_bytes()
-            )
+            asked = OpenRoundHeader(statement=said.model_dump_json(), members=members)
+            asked = OpenRound(asked, self.plan.to_bytes())
             header = self._honest_authority.open_round(asked).header
         if header.refusal is not None:
             raise header.refusal.to_error("the key authority")

@@ -523,6 +523,24 @@ def test_how_many_sites_may_collude_is_said_in_words(tmp_path, colluders, words)
     assert "0 " not in words
 
 
+@pytest.mark.parametrize("simulated", [False, True])
+def test_a_deployments_report_says_what_all_others_could_learn_as_planned(tmp_path, simulated):
+    from fedllm.mechanisms import planned_cost
+
+    config = run_config(
+        privacy={"noise": "distributed"},
+        rounds={"min_sites": 4},
+        training={"local_steps": 1, "optimizer": "sgd"},
+    )
+    figures = summary() | {"simulated": simulated}
+    figures["privacy"] |= {"noise": "distributed"}
+    text = page(write_run(tmp_path, config, figures=figures)).text
+    epsilon = planned_cost(config, config.training.batch_size).colluders_epsilon
+    said = f"the bound is then an epsilon of {bound(epsilon)}."
+    assert (said in text) == (not simulated)
+    assert ("budget.colluders_epsilon" in text) == (not simulated)
+
+
 def test_the_parts_of_the_time_add_up_to_the_whole(tmp_path):
     folder = write_run(tmp_path)
     write_report(folder)
@@ -583,3 +601,17 @@ def test_a_ledger_is_compared_with_what_a_run_says_without_a_bound(tmp_path):
     claims = read_claims(write_run(tmp_path, figures=figures))
     assert (claims.run, claims.problems) == ("0123456789abcdef", ())
     assert claims.sites == {SITES[0]: math.inf, SITES[1]: 2.0}
+
+
+def test_rounds_that_did_not_count_are_told_by_their_reasons(tmp_path):
+    plain = page(write_run(tmp_path / "a")).text
+    assert "were not tested" in plain
+    assert "The public test file found the model much worse" not in plain
+    lines = rounds()
+    lines[1] |= {"norm_ratio": 0.5}
+    lines[2] |= {"rejected": {"norm": "too large"}, "norm_ratio": 2.0}
+    lines[3] |= {"rejected": {"test": "much worse"}, "kept_round": 1}
+    told = page(write_run(tmp_path / "b", lines=lines)).text
+    assert "in rounds: 2." in told
+    assert "went back to an earlier model, after rounds: 3." in told
+    assert "were not tested" not in told

@@ -19,7 +19,8 @@ from fedllm.errors import (
     StorageError,
 )
 from fedllm.federation.authority.authority import Authority
-from fedllm.federation.authority.round_log import RoundLog
+from fedllm.federation.authority.round_log import RoundLog, read_log
+from fedllm.federation.protocol.cohorts import cohort_digest
 from fedllm.federation.protocol.messages import OpenRound, OpenRoundHeader
 from fedllm.federation.protocol.statements import parse_statement
 from fedllm.federation.site.files import SiteFiles
@@ -43,6 +44,10 @@ def test_what_it_does_stands_in_its_journal(deployed):
     federation, said = deployed
     federation.round()
     assert said == [f"{ROUND}: a key was made", f"{ROUND}: the sum of 3 sites was opened"]
+    authority = federation.identities["authority"]
+    logged = read_log(federation.authority._opened._path, authority.public_bytes())
+    assert [entry.event for entry in logged] == ["opened", "summed"]
+    assert logged[1].sites == ("site-0", "site-1", "site-2")
 
 
 def test_a_round_asked_twice_is_refused_in_public_words(deployed):
@@ -95,7 +100,7 @@ def test_a_full_disk_is_told_by_its_kind_and_no_key_is_made(deployed, monkeypatc
 def test_nonsense_does_not_steer_the_journal(deployed):
     federation, said = deployed
     answer = federation.authority.open_round(
-        OpenRound(OpenRoundHeader(statement="{\n2026-01-01 all is well\n"), b"")
+        OpenRound(OpenRoundHeader(statement="{\n2026-01-01 all is well\n", members=()), b"")
     )
     assert answer.header.refusal.kind == "PeerError"
     (line,) = said
@@ -191,10 +196,11 @@ def test_a_sum_of_as_many_sites_as_the_authority_asks_for_is_opened(
         ({"survivors": ("site-1", "site-0", "site-2")}, "the survivors are not in order"),
         ({"survivors": ("site-0", "site-1", "site-1")}, "the survivors are not in order"),
         ({"survivors": ("site-0", "site-1", "site-9")}, "a survivor is not in the cohort"),
-        ({"survivors": ("site-0", "site-1")}, "a survivor's reveal is missing"),
+        ({"survivors": ("site-0", "site-1")}, "a survivor's signature is missing"),
+        ({"reveals": ("00", "00")}, "a survivor's reveal is missing"),
         ({"signatures": ()}, "a survivor's signature is missing"),
     ],
-    ids=["exchanged", "twice", "stranger", "left out", "unsigned"],
+    ids=["exchanged", "twice", "stranger", "left out", "unrevealed", "unsigned"],
 )
 def test_only_survivors_of_the_cohort_in_their_order_have_their_sum_opened(
     deployed, changes, words
@@ -217,7 +223,7 @@ def test_texts_of_errors_leave_only_where_a_simulation_asks_for_them(deployed):
     federation.tamper = lambda kind, name, message: requests.append(message) or message
     federation.round()
     authority = Authority(federation.identities["authority"], federation.roster, 2)
-    nonsense = OpenRound(OpenRoundHeader(statement="nonsense"), b"")
+    nonsense = OpenRound(OpenRoundHeader(statement="nonsense", members=()), b"")
     assert authority.open_round(nonsense).header.refusal.message == "PeerError"
 
     def unreadable(task):
@@ -255,13 +261,47 @@ def test_a_key_is_made_for_the_plan_of_the_round_alone(deployed):
         def other(request, asked=asked, sent=sent):
             statement = parse_statement(request.header.statement)
             text = statement.model_copy(update={"plan": asked.fingerprint()}).model_dump_json()
-            return original(OpenRound(OpenRoundHeader(statement=text), sent.to_bytes()))
+            header = request.header.model_copy(update={"statement": text})
+            return original(OpenRound(header, sent.to_bytes()))
 
         federation.authority.open_round = other
         with pytest.raises(PeerError):
             federation.round(attempt=2)
         assert said[-1].endswith(f"not opened: PeerError: {words}")
     assert plans == [plan]
+
+
+def test_no_key_is_made_for_entries_that_their_sites_did_not_sign(deployed):
+    federation, said = deployed
+    plans: list[object] = []
+    make_key = federation.authority._make_key
+    federation.authority._make_key = lambda plan: plans.append(plan) or make_key(plan)
+    original = federation.authority.open_round
+
+    def asked_with(members, digest):
+        def other(request):
+            found = members(request.header.members)
+            statement = parse_statement(request.header.statement)
+            if digest:
+                statement = statement.model_copy(update={"members": cohort_digest(found)})
+            update = {"members": found, "statement": statement.model_dump_json()}
+            return original(OpenRound(request.header.model_copy(update=update), request.plan))
+
+        return other
+
+    def larger(members):
+        return (members[0].model_copy(update={"units": 9}), *members[1:])
+
+    for members, digest, words in (
+        (lambda members: members[:2], True, "the entries are not those of the cohort"),
+        (larger, False, "the cohort's digest is of other entries"),
+        (larger, True, "the signature of 'site-0' does not fit what arrived"),
+    ):
+        federation.authority.open_round = asked_with(members, digest)
+        with pytest.raises(PeerError):
+            federation.round()
+        assert f"not opened: PeerError: {words}" in said[-1]
+    assert plans == []
 
 
 def test_a_coordinator_goes_on_with_the_round_that_it_asked_for_alone(deployed):
@@ -271,7 +311,8 @@ def test_a_coordinator_goes_on_with_the_round_that_it_asked_for_alone(deployed):
     def other(request):
         statement = parse_statement(request.header.statement)
         text = statement.model_copy(update={"attempt": 9}).model_dump_json()
-        return original(OpenRound(OpenRoundHeader(statement=text), request.plan))
+        header = request.header.model_copy(update={"statement": text})
+        return original(OpenRound(header, request.plan))
 
     federation.authority.open_round = other
     with pytest.raises(PeerError, match="signed another round than was asked for"):

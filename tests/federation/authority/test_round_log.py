@@ -8,18 +8,18 @@ import pytest
 
 from fedllm.errors import PeerError, RepeatError
 from fedllm.federation.authority.round_log import RoundLog, read_log
-from fedllm.federation.protocol.messages import CohortMember, RoundStatement
+from fedllm.federation.protocol.round_statement import RoundStatement
 from fedllm.identity.keys import Identity
 
 
 def statement(round: int, attempt: int = 1, run: str = "ab") -> RoundStatement:
-    cohort = tuple(CohortMember(name=name, mask_key=name, signature="") for name in ("anne", "bob"))
     return RoundStatement(
         run=run,
         round=round,
         attempt=attempt,
         rounds=9,
-        cohort=cohort,
+        cohort=("anne", "bob"),
+        members="",
         min_sites=2,
         plan="",
         key="",

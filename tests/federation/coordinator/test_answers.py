@@ -8,22 +8,25 @@ import pytest
 from support.federation import build, small_config
 
 from fedllm.errors import PeerError, RefusedError
+from fedllm.federation.coordinator import answers
 from fedllm.federation.coordinator.answers import (
     all_answers,
     called,
     dropped_out,
+    good_answers,
     joined_member,
     too_few,
     who_and_why,
 )
 from fedllm.federation.protocol.messages import Joined, JoinedHeader, Settled, SettledHeader
+from fedllm.federation.protocol.refusals import Refusal
 from fedllm.identity.roster import Roster
 
 NAMES = ("anne", "bob")
 
 
 def settled(name: str) -> tuple[str, Settled]:
-    return name, Settled(SettledHeader(site=name, signature="00"))
+    return name, Settled(SettledHeader(site=name, signature="00"), b"")
 
 
 def test_one_answer_of_each_is_what_is_wanted():
@@ -84,26 +87,32 @@ def odd_round(tiny_checkpoint, tmp_path):
         sites = Odd(federation, kind, change)
         statement = statement_of(terms, cohort, 1, 1, None)
         adapter = federation.model().adapter()
-        return run_round(
-            sites, federation.authority, terms, roster, statement, adapter, lambda *_: None
-        )
+        about = (terms, roster, statement, cohort, adapter)
+        return run_round(sites, federation.authority, *about, lambda *_: None)
 
     return carry
 
 
-@pytest.mark.parametrize("kind", ["settle", "unmask"])
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("kind", "change", "words"),
     [
-        (lost_first, "'site-0' did not answer"),
-        (first_twice, "'site-0' answered twice"),
-        (one_more, "'site-9' answered and was not asked"),
+        ("settle", lost_first, "'site-0' did not answer"),
+        ("settle", first_twice, "'site-0' answered twice"),
+        ("settle", one_more, "'site-9' answered and was not asked"),
+        ("unmask", first_twice, "'site-0' answered twice"),
+        ("unmask", one_more, "'site-9' answered and was not asked"),
     ],
 )
 def test_a_round_is_lost_to_a_peer_in_each_later_exchange(odd_round, kind, change, words):
     with pytest.raises(PeerError) as caught:
         odd_round(kind, change)
     assert caught.value.message == words
+
+
+def test_a_survivor_that_goes_away_before_it_reveals_is_still_in_the_sum(odd_round):
+    outcome = odd_round("unmask", lost_first)
+    assert outcome.survivors == ("site-0", "site-1", "site-2")
+    assert outcome.recovered == {"site-0": "'site-0' did not answer"}
 
 
 @pytest.mark.parametrize(
@@ -122,18 +131,42 @@ def test_a_site_that_never_answers_has_dropped_out(odd_round):
     assert outcome.dropped == {"site-0": "'site-0' did not answer"}
 
 
+def test_without_recovery_nobody_is_asked_whether_it_is_still_there(odd_round):
+    def unasked(answers):
+        raise AssertionError(answers)
+
+    outcome = odd_round("ready", unasked, recover_dropouts=False)
+    assert (outcome.survivors, outcome.recovered) == (("site-0", "site-1", "site-2"), {})
+
+
+@pytest.mark.parametrize(
+    ("encryption", "kept"),
+    [({}, 3), ({"recover_dropouts": False}, 0), ({"masks": False}, 0), ({"scheme": "none"}, 0)],
+    ids=["recovering", "not recovering", "without masks", "in clear"],
+)
+def test_updates_are_kept_only_under_masks_and_to_be_taken_out_again(
+    odd_round, monkeypatch, encryption, kept
+):
+    seen = []
+    monkeypatch.setattr(answers._KeptUpdates, "add", lambda self, name, update: seen.append(name))
+    odd_round("train", list, **encryption)
+    assert len(seen) == kept
+
+
 def test_without_recovery_a_silent_site_loses_the_attempt(odd_round):
     with pytest.raises(PeerError, match="dropped out of a round whose masks need all of them"):
         odd_round("train", lost_first, recover_dropouts=False)
 
 
 def test_a_site_that_is_no_longer_there_is_a_peers_fault():
+    from fedllm.federation.protocol.cohorts import Neighbourhood
     from fedllm.federation.protocol.messages import Settle, SettleHeader
     from fedllm_server.app import GridSites
 
-    header = SettleHeader(statement="", signature="", survivors=NAMES)
+    around = Neighbourhood(place=0, near=())
+    header = SettleHeader(statement="", signature="", survivors=NAMES, around=around)
     with pytest.raises(PeerError, match="'anne' is not connected any more"):
-        list(GridSites(None, {}, 1.0).settle(Settle(header, b""), NAMES))
+        list(GridSites(None, {}, 1.0).settle(lambda name: Settle(header, b""), NAMES))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +195,7 @@ def test_the_bytes_that_came_up_and_went_down_are_those_of_the_messages(odd_roun
     assert len(came) == 3
     assert min(came) > 0
     assert outcome.bytes_up == sum(came)
-    assert outcome.bytes_down > 3 * 1000
+    assert outcome.bytes_down > 3 * max(came), "with each order a key, larger than an update"
     assert outcome.bytes_down % 3 == 0
     assert set(outcome.heads) == set(outcome.survivors) == {"site-0", "site-1", "site-2"}
     assert set(outcome.seconds) == {"aggregate", "decrypt"}
@@ -243,3 +276,23 @@ def test_an_opened_sum_is_of_all_survivors_and_all_values(tiny_checkpoint, tmp_p
     with pytest.raises(PeerError) as caught:
         federation.round()
     assert caught.value.message == words
+
+
+def test_good_answers_are_parted_from_those_that_are_not():
+    """One bad or missing answer costs nobody else its place."""
+    good = Settled(SettledHeader(site="anne", signature="00"), b"")
+    late = PeerError("late")
+    refusal = Refusal(kind="RefusedError", message="no")
+    refused = Settled(SettledHeader(site="carl", refusal=refusal), b"")
+    other = Settled(SettledHeader(site="anne", signature="00"), b"")
+    answers = [("anne", good), ("bob", late), ("carl", refused), ("dora", other)]
+    found, failures = good_answers(iter(answers), ("anne", "bob", "carl", "dora", "emil"))
+    assert found == {"anne": good}
+    assert sorted(failures) == ["bob", "carl", "dora", "emil"]
+    assert failures["bob"] is late
+    assert type(failures["carl"]) is RefusedError
+    assert failures["dora"].message == "'dora' answered as 'anne'"
+    assert failures["emil"].message == "'emil' did not answer"
+    for names, words in (((), "was not asked"), (("anne",), "answered twice")):
+        with pytest.raises(PeerError, match=words):
+            good_answers(iter([("anne", good)] * 2), names)

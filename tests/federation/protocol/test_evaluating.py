@@ -16,12 +16,13 @@ from fedllm.config import RunConfig, parse
 from fedllm.data.records import Record
 from fedllm.errors import ConfigError, FedllmError, RefusedError
 from fedllm.federation.coordinator.cohort import gather_cohort
-from fedllm.federation.coordinator.rounds import run_round, statement_of
+from fedllm.federation.coordinator.rounds import statement_of
 from fedllm.federation.protocol.envelopes import signed_update, verified_update
 from fedllm.federation.protocol.evaluating import (
     Holdout,
     noised_sum,
     read_sum,
+    sum_shape,
 )
 from fedllm.mechanisms import EvaluationSums, mechanism_of
 from fedllm.privacy.accounting.accountants import epsilon
@@ -39,16 +40,7 @@ def evaluated(federation, number=1, attempt=None):
     cohort = gather_cohort(federation, federation.terms, number, federation.roster, lambda _: None)
     attempt = attempt or number
     statement = statement_of(federation.terms, cohort, number, attempt, None, "evaluation")
-    adapter = federation.model().adapter()
-    return run_round(
-        federation,
-        federation.authority,
-        federation.terms,
-        federation.roster,
-        statement,
-        adapter,
-        lambda *_: None,
-    )
+    return federation.run(statement, cohort)
 
 
 def sequences(dataset):
@@ -259,7 +251,7 @@ def test_scores_cannot_pass_for_an_update(tiny_checkpoint, tmp_path):
     federation.tamper = listen
     evaluated(federation)
     from fedllm.encryption.plan import EncryptionPlan
-    from fedllm.federation.protocol.messages import RoundStatement
+    from fedllm.federation.protocol.round_statement import RoundStatement
     from fedllm.federation.protocol.wire import parse_header
 
     plan = EncryptionPlan.from_bytes(held["plan"])
@@ -299,3 +291,14 @@ def test_who_is_held_out_follows_from_the_key_alone():
         assert held == below
         assert kept == [row for row in rows if row not in below]
         assert held
+
+
+def test_evaluations_without_room_are_refused_before_the_first_round(tiny_checkpoint, tmp_path):
+    asked = {"every": 1, "holdout": 0.3, "epsilon": 1e-4}
+    privacy = {**PRIVATE, "delta": 1e-9}
+    config = small_config(tiny_checkpoint("bert"), privacy=privacy, evaluation=asked)
+    for ask in (lambda: sum_shape(config, "evaluation", ()), lambda: build(tmp_path, config)):
+        with pytest.raises(ConfigError, match="leaves no room for the sums of evaluation"):
+            ask()
+    without = small_config(tiny_checkpoint("bert"), privacy=PRIVATE)
+    assert sum_shape(without, "evaluation", ()).bits == 24

@@ -7,28 +7,47 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedllm.errors import PeerError
+from fedllm.federation.protocol.cohorts import CohortMember, Neighbour, Neighbourhood
 from fedllm.federation.protocol.messages import (
-    CohortMember,
+    Drawn,
+    DrawnHeader,
     Join,
-    RoundStatement,
+    OpenRound,
+    OpenRoundHeader,
     Train,
     Trained,
     TrainedHeader,
     TrainHeader,
+    Unmask,
+    UnmaskHeader,
 )
 from fedllm.federation.protocol.refusals import Refusal
+from fedllm.federation.protocol.round_statement import RoundStatement
 from fedllm.federation.protocol.statements import parse_statement
 from fedllm.federation.protocol.wire import parse_header
 
 text = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30)
-members = st.builds(CohortMember, name=text, mask_key=text, signature=text)
+numbers = st.integers(0, 1 << 40)
+members = st.builds(CohortMember, name=text, mask_key=text, units=numbers, signature=text)
+neighbourhoods = st.builds(
+    Neighbourhood,
+    place=st.integers(),
+    near=st.lists(
+        st.builds(Neighbour, place=st.integers(), member=members, seed=text), max_size=3
+    ).map(tuple),
+    siblings=st.lists(text, max_size=3).map(tuple),
+)
 statements = st.builds(
     RoundStatement,
     run=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True),
     round=st.integers(),
     attempt=st.integers(),
     rounds=st.integers(),
-    cohort=st.lists(members, max_size=4).map(tuple),
+    cohort=st.lists(text, max_size=4).map(tuple),
+    members=text,
+    neighbours=numbers,
+    missing=numbers,
+    colluders=numbers,
     min_sites=st.integers(),
     plan=text,
     key=text,
@@ -48,11 +67,32 @@ orders = st.builds(
             st.tuples(st.integers(), st.floats(allow_nan=False, allow_infinity=False)), max_size=3
         ).map(tuple),
         model=text,
+        around=neighbourhoods,
     ),
     plan=st.binary(max_size=40),
     public_key=st.binary(max_size=40),
     adapter=st.binary(max_size=40),
 )
+questions = st.builds(
+    Unmask,
+    header=st.builds(
+        UnmaskHeader,
+        statement=text,
+        signature=text,
+        survivors=st.lists(text, max_size=3).map(tuple),
+        signatures=st.dictionaries(text, text, max_size=3),
+        around=neighbourhoods,
+    ),
+    plan=st.binary(max_size=40),
+)
+proposals = st.builds(
+    OpenRound,
+    header=st.builds(
+        OpenRoundHeader, statement=text, members=st.lists(members, max_size=3).map(tuple)
+    ),
+    plan=st.binary(max_size=40),
+)
+draws = st.builds(Drawn, header=st.builds(DrawnHeader, site=text, seed=text))
 
 
 @pytest.mark.parametrize(
@@ -76,6 +116,7 @@ def test_a_run_that_no_journal_could_name_is_refused(run):
     with pytest.raises(PeerError, match="JoinHeader is malformed at run"):
         Join.from_wire(json.dumps({**header, "run": run}), {})
     texts = ("plan", "key", "reveal_key", "config", "labels", "bounds", "model", "adapter")
+    texts += ("members",)
     statement = dict.fromkeys(texts, "") | {
         **{name: 1 for name in ("round", "attempt", "rounds", "min_sites")},
         "run": "a",
@@ -86,9 +127,9 @@ def test_a_run_that_no_journal_could_name_is_refused(run):
         parse_statement(json.dumps({**statement, "run": run}))
 
 
-@given(orders)
-def test_a_message_survives_the_wire(order):
-    assert Train.from_wire(*order.to_wire()) == order
+@given(orders | questions | proposals | draws)
+def test_a_message_survives_the_wire(message):
+    assert type(message).from_wire(*message.to_wire()) == message
 
 
 @given(statements)

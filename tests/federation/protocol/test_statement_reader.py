@@ -7,6 +7,8 @@ from support.federation import build, small_config
 
 from fedllm.errors import PeerError
 from fedllm.federation.protocol import statements
+from fedllm.federation.protocol.cohorts import cohort_digest
+from fedllm.federation.protocol.neighbours import NeighbourhoodReader
 from fedllm.federation.protocol.statements import StatementReader
 
 
@@ -39,12 +41,19 @@ def test_a_site_checks_a_statement_once_an_attempt(round_, monkeypatch):
     federation, messages = round_
     assert [kind for kind, _ in messages] == [
         "train request",
+        "ready request",
         "settle request",
         "unmask request",
     ]
     checked = counted(monkeypatch)
     site = federation.sites["site-0"]
-    object.__setattr__(site._orders, "statements", StatementReader(federation.roster))
+    identity = federation.identities["site-0"]
+    readers = {
+        "statements": StatementReader(federation.roster),
+        "neighbourhoods": NeighbourhoodReader(identity, federation.roster),
+    }
+    for name, reader in readers.items():
+        object.__setattr__(site._orders, name, reader)
     for kind, message in messages:
         getattr(site, kind.split()[0])(message)
     assert sorted(checked) == sorted(["the key authority", *federation.sites])
@@ -69,6 +78,34 @@ def test_another_text_or_signature_is_checked_for_itself(round_):
             with pytest.raises(PeerError):
                 reader.read(*forged)
         assert reader.read(text, signature) is right
+
+
+def test_another_neighbourhood_or_ledger_is_checked_for_itself(round_):
+    federation, messages = round_
+    header = messages[0][1].header
+    statement = federation.sites["site-0"]._orders.statements.read(
+        header.statement, header.signature
+    )
+    reader = NeighbourhoodReader(federation.identities["site-0"], federation.roster)
+    right = reader.read(header.around, statement, "ledger")
+    near = header.around.near
+    forged = near[1].model_copy(
+        update={"member": near[1].member.model_copy(update={"signature": near[2].member.signature})}
+    )
+    others = (near[0], forged, near[2])
+    # An authority that signs anew, over entries that their sites did not sign.
+    second = statement.model_copy(update={"members": cohort_digest([one.member for one in others])})
+    for _ in range(2):
+        for found, said in (
+            (header.around.model_copy(update={"near": others}), statement),
+            (header.around.model_copy(update={"near": others}), second),
+            (header.around.model_copy(update={"place": 1}), statement),
+            (header.around, second),
+        ):
+            with pytest.raises(PeerError):
+                reader.read(found, said, "ledger")
+        assert reader.read(header.around, statement, "ledger") is right
+    assert reader.read(header.around, statement, "another") is not right
 
 
 def test_nothing_is_known_of_one_that_was_refused(round_, monkeypatch):

@@ -10,7 +10,8 @@ from fedllm.canonical import signing_bytes
 from fedllm.encryption.envelope import Expectation, open_envelope, sign_envelope
 from fedllm.encryption.plan import make_plan
 from fedllm.errors import PeerError
-from fedllm.federation.protocol.messages import RoundStatement, member_statement, round_statement
+from fedllm.federation.protocol.cohorts import cohort_digest, member_statement
+from fedllm.federation.protocol.round_statement import RoundStatement, round_statement
 from fedllm.federation.protocol.statements import check_member, make_member, read_statement
 from fedllm.federation.protocol.wire import parse_header
 from fedllm.identity.keys import Identity
@@ -18,12 +19,14 @@ from fedllm.identity.roster import Roster
 
 ANNE, AUTHORITY = Identity.generate("anne"), Identity.generate("authority")
 ROSTER = Roster(AUTHORITY.public_bytes(), {"anne": ANNE.public_bytes()})
+MEMBER = make_member(ANNE, "", "run", 0)
 STATEMENT = RoundStatement(
     run="run",
     round=1,
     attempt=1,
     rounds=1,
-    cohort=(make_member(ANNE, "", "run", 0),),
+    cohort=("anne",),
+    members=cohort_digest((MEMBER,)),
     min_sites=1,
     plan="",
     key="",
@@ -51,8 +54,9 @@ def test_a_statement_of_this_version_is_read():
         "fedllm.round.v1",
         "fedllm.round.v2",
         "fedllm.round.v3",
-        "fedllm.round.v5",
-        "fedllm.survivors.v2",
+        "fedllm.round.v4",
+        "fedllm.round.v6",
+        "fedllm.survivors.v3",
         "",
     ],
 )
@@ -78,7 +82,7 @@ def test_the_bare_text_is_no_longer_what_the_authority_signs():
 
 
 def test_a_mask_key_that_an_older_site_signed_is_refused():
-    member = STATEMENT.cohort[0]
+    member = MEMBER
     check_member(member, "run", ROSTER)
     old = json.dumps(["fedllm.mask-key.v1", "run", "anne", member.mask_key]).encode()
     second = signing_bytes("fedllm.mask-key.v2", "run", "anne", member.mask_key)

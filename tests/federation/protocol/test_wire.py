@@ -7,13 +7,9 @@ from pydantic import ValidationError
 
 from fedllm.errors import PeerError
 from fedllm.federation.protocol import wire
+from fedllm.federation.protocol.cohorts import CohortMember
 from fedllm.federation.protocol.masks import hex_bytes
-from fedllm.federation.protocol.messages import (
-    CohortMember,
-    Settled,
-    SettledHeader,
-    SumOpenedHeader,
-)
+from fedllm.federation.protocol.messages import Drawn, DrawnHeader, SumOpenedHeader
 
 
 def test_digits_that_are_none_are_a_peers_fault():
@@ -23,15 +19,15 @@ def test_digits_that_are_none_are_a_peers_fault():
 
 
 def test_a_header_may_be_as_long_as_is_allowed_and_no_longer(monkeypatch):
-    text, blobs = Settled(SettledHeader(site="anne", signature="00")).to_wire()
+    text, blobs = Drawn(DrawnHeader(site="anne", seed="00")).to_wire()
     monkeypatch.setattr(wire, "MAX_HEADER_BYTES", len(text))
-    assert Settled.from_wire(text, blobs).header.site == "anne"
+    assert Drawn.from_wire(text, blobs).header.site == "anne"
     monkeypatch.setattr(wire, "MAX_HEADER_BYTES", len(text) - 1)
-    with pytest.raises(PeerError, match=f"a Settled message has a header of {len(text)} bytes"):
-        Settled.from_wire(text, blobs)
+    with pytest.raises(PeerError, match=f"a Drawn message has a header of {len(text)} bytes"):
+        Drawn.from_wire(text, blobs)
     with pytest.raises(PeerError, match=r"has the parts \['x'\]"):
         monkeypatch.undo()
-        Settled.from_wire(text, {"x": b""})
+        Drawn.from_wire(text, {"x": b""})
 
 
 def test_headers_are_strict_closed_and_never_changed():

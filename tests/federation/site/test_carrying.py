@@ -21,7 +21,7 @@ from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.privacy.accounting.accountants import epsilon
 from fedllm.privacy.accounting.events import Gaussian, NonPrivate, PoissonGaussian, Stated
-from fedllm.privacy.ledger.audit import export_ledger, verify_ledger
+from fedllm.privacy.ledger.audit import export_ledger, spending_of, verify_ledger
 from fedllm.privacy.ledger.budget import Ceiling, Charge
 from fedllm.privacy.ledger.ledger import Ledger
 
@@ -124,11 +124,22 @@ def test_an_earlier_ledger_without_spending_is_covered(place):
     place.require()
 
 
+def test_the_keys_that_are_covered_stand_in_one_order(place):
+    """So that two who state the same sign the same."""
+    keys = tuple(Identity.generate("anne").public_bytes() for _ in range(8))
+    roster = dataclasses.replace(place.roster, revoked=keys, former={"anne": keys})
+    (carried,) = carry_statement(STATED, place.files, place.new, roster)
+    assert carried.covers == tuple(sorted(key.hex() for key in keys))
+    _, (again,) = spending_of(place.after)
+    assert again.covers == tuple(sorted([*carried.covers, place.new.public_bytes().hex()]))
+
+
 def test_neither_twice_nor_anothers(place):
     place.spend(place.before, place.old)
     carry_ledger(place.before, place.files, place.new, place.roster)
-    with pytest.raises(RefusedError, match="taken over before"):
+    with pytest.raises(RefusedError, match="taken over before") as refused:
         carry_ledger(place.before, place.files, place.new, place.roster)
+    assert refused.value.remedy == "nothing has to be done: it counts"
     stranger = place.folder / "eve.sqlite"
     place.spend(stranger, Identity.generate("anne"))
     with pytest.raises(RefusedError, match="not an earlier ledger of 'anne'"):

@@ -8,8 +8,8 @@ import pytest
 from support.federation import small_config
 
 from fedllm.config import AllowSection, BudgetSection, DataSection, SitePolicy
-from fedllm.errors import BudgetError, RefusedError
-from fedllm.federation.protocol.messages import RoundStatement
+from fedllm.errors import BudgetError, RefusedError, RepeatError
+from fedllm.federation.protocol.round_statement import RoundStatement
 from fedllm.federation.site.charging import SiteAccount
 from fedllm.federation.site.files import SiteFiles
 from fedllm.identity.keys import Identity
@@ -38,6 +38,7 @@ def statement(number: int = 1) -> RoundStatement:
         attempt=number,
         rounds=9,
         cohort=(),
+        members="",
         min_sites=2,
         noise_multiplier=None,
         **dict.fromkeys(texts, ""),
@@ -129,3 +130,65 @@ def test_all_that_a_run_has_still_to_spend_is_checked_when_a_site_joins(
     ]
     training = [event for charge in planned[: 6 - number] for event in charge.events]
     assert {event.sampling_rate for event in training} == {8 / 40}
+
+
+def test_whoever_asks_again_hears_that_and_nothing_of_budget_noise_or_evaluations(files, identity):
+    """Each was asked before, so that all that could be refused about it was not."""
+    asked = config(rounds={"count": 1}, evaluation={"every": 1, "epsilon": 0.5})
+    account = SiteAccount(files, identity, policy())
+    training = statement().model_copy(update={"config": "ab" * 32})
+    account.reserve(training, asked, 40, 100)
+    evaluation = training.model_copy(update={"purpose": "evaluation"})
+    account.reserve_evaluation(evaluation, asked)
+    again = "attempt 1 of run run-1 was carried out before"
+    with pytest.raises(RepeatError, match=again):
+        account.reserve(training, asked, 40, 100)
+    with pytest.raises(RepeatError, match=again):
+        account.reserve_evaluation(evaluation, asked)
+    # The same attempt of another order is none that is new.
+    with pytest.raises(RepeatError, match=again):
+        account.reserve(training.model_copy(update={"plan": "other"}), asked, 40, 100)
+    changed = statement(2).model_copy(update={"config": "cd" * 32})
+    for ask in (
+        lambda: account.reserve(changed, asked, 40, 100),
+        lambda: account.reserve_evaluation(changed, asked),
+    ):
+        with pytest.raises(RefusedError, match="begun with another configuration"):
+            ask()
+    assert account.head().sequence == 3
+
+
+def test_an_evaluation_that_was_not_agreed_on_is_refused_in_words(files, identity):
+    asked = config(rounds={"count": 4}, evaluation={"every": 2, "epsilon": 0.5})
+    account = SiteAccount(files, identity, policy())
+
+    def evaluate(number, attempt):
+        changes = {"purpose": "evaluation", "attempt": attempt}
+        return account.reserve_evaluation(statement(number).model_copy(update=changes), asked)
+
+    def refused(number, attempt):
+        with pytest.raises(RefusedError) as caught:
+            evaluate(number, attempt)
+        return caught.value.message, caught.value.remedy
+
+    words = (
+        "the run has no evaluation at the sites left for this round",
+        "what the run may spend on evaluation was fixed before it began",
+    )
+    assert refused(1, 1) == words
+    # No step has noise of its own.
+    assert evaluate(2, 2).noise_multiplier is None
+    # A round that comes again takes the place of a later one.
+    assert evaluate(2, 3).reservation == 3
+    assert refused(4, 4) == words
+
+
+def test_a_sum_that_was_not_settled_on_is_refused_in_words(files, identity):
+    account = SiteAccount(files, identity, policy())
+    account.reserve(statement(), config(), 40, 100)
+    account.settle(statement(), b"these", 2)
+    account.require_settled(statement(), b"these")
+    with pytest.raises(RefusedError, match="these are not the survivors settled on"):
+        account.require_settled(statement(), b"those")
+    (settled,) = read_state(files.ledger).settled.values()
+    assert settled.sites == 2

@@ -16,6 +16,7 @@ from fedllm.federation.site.data import SiteData
 from fedllm.identity.keys import Identity
 from fedllm.mechanisms import mechanism_of
 from fedllm.privacy.ledger.ledger import Ledger
+from fedllm.tasks.cache import ModelCache
 
 ANNE = Identity.generate("anne")
 
@@ -47,6 +48,19 @@ def test_a_row_that_cannot_be_used_keeps_a_site_from_starting():
 
     with pytest.raises(DataError):
         SiteData(read, ANNE).read_all(("classification", "causal"))
+
+
+def test_records_are_encoded_once_for_a_model_and_a_part_that_is_held_out(tiny_checkpoint):
+    config = small_config(tiny_checkpoint("bert"))
+    data = SiteData(lambda task: records(20), ANNE)
+    data.read_all(("classification",))
+    models = ModelCache()
+    model = models.get(config, LABELS)
+    first = data.datasets(config, model)
+    assert data.datasets(config, model) is first
+    held_out = small_config(tiny_checkpoint("bert"), evaluation={"every": 1, "holdout": 0.25})
+    assert data.datasets(held_out, model) is not first
+    assert data.datasets(config, models.get(config, LABELS[:2])) is not first
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from support.federation import build, records, small_config
 from fedllm.config import AllowSection, BudgetSection, SitePolicy
 from fedllm.data.records import Record
 from fedllm.errors import FedllmError, PeerError, StorageError
-from fedllm.federation.protocol.messages import Settle, SettleHeader
+from fedllm.federation.protocol.messages import Draw, SignedRound
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.site import telling
 from fedllm.federation.site.journal import Asked, Journal, Spent, asked_by
@@ -139,6 +139,44 @@ def test_nonsense_is_told_as_such(federation_order, statement):
     )
 
 
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [(0, "0"), (10**9 - 1, "999999999"), (10**9, "?"), (-1, "?"), (True, "?"), (1.0, "?")],
+)
+def test_numbers_are_told_in_nine_digits_at_most(federation_order, number, shown):
+    header = federation_order.header.model_copy(
+        update={"statement": json.dumps({"round": number, "rounds": 3, "attempt": number})}
+    )
+    asked = asked_by(type(federation_order)(header, b"", b"", b""))
+    assert str(asked).endswith(f"round {shown} of 3, attempt {shown}, training")
+
+
+@pytest.mark.parametrize(
+    ("privacy", "delta"),
+    [("delta = 0.5", 0.5), ("delta = 0.0", None), ("delta = 1.0", None), ("delta = 1", None)],
+)
+def test_a_delta_that_is_none_is_not_accounted_at(federation_order, privacy, delta):
+    header = federation_order.header.model_copy(update={"config": f"[privacy]\n{privacy}"})
+    assert asked_by(type(federation_order)(header, b"", b"", b"")).delta == delta
+
+
+def test_the_name_of_a_run_is_remembered_until_many_others_have_begun():
+    said: list[str] = []
+    journal = Journal(said.append)
+    for number in range(66):
+        journal.done(Asked("join", f"name-{number}", f"run-{number}"), 0.0, None)
+    for number in (0, 1, 65):
+        journal.done(Asked("train", run=f"run-{number}"), 0.0, None)
+    shown = ("?", "name-1", "name-65")
+    assert [line.split("'")[1] for line in said[66:]] == list(shown)
+    # What does not say its name changes nothing.
+    journal.done(Asked("join", run="run-65"), 0.0, None)
+    journal.done(Asked("settle", "x", "run-65"), 0.0, None)
+    journal.done(Asked("train", run="run-65"), 0.0, None)
+    assert said[-1].startswith("run 'name-65' (run-65)")
+    assert len(said) == 71
+
+
 @pytest.fixture
 def federation_order(watched):
     federation, _ = watched()
@@ -235,7 +273,7 @@ def test_a_log_that_cannot_be_written_loses_neither_a_round_nor_a_refusal(watche
     """The round is paid for and trained; a line of figures is not worth it."""
     federation, said = watched()
 
-    def full(path, line):
+    def full(path, line, durable=True):
         raise StorageError(f"could not write {path.name}: No space left on device")
 
     monkeypatch.setattr(telling, "append_line", full)
@@ -310,6 +348,82 @@ def test_a_journal_that_fails_loses_no_answer(watched):
 )
 def test_a_number_that_no_round_has_is_not_told(said, shown):
     statement = json.dumps({"run": "run-1", "round": said, "rounds": said, "attempt": said})
-    asked = asked_by(Settle(SettleHeader(statement=statement, signature="", survivors=()), b""))
+    asked = asked_by(Draw(SignedRound(statement=statement, signature="")))
     assert {asked.round, asked.rounds, asked.attempt} == {shown}
     assert asked.run == "run-1"
+
+
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        ("1e-6", 1e-6),
+        ("0.999", 0.999),
+        ("0.0", None),
+        ("1.0", None),
+        ("-0.1", None),
+        ("1", None),
+        ("nan", None),
+        ('"1e-6"', None),
+    ],
+)
+def test_a_delta_is_taken_from_a_configuration_if_it_is_one(federation_order, said, read):
+    """A refusal is told before anybody looked at the configuration."""
+    assert told_of(federation_order, f"[privacy]\ndelta = {said}\n").delta == read
+    assert told_of(federation_order, "privacy = 3\n").delta is None
+
+
+def told_of(order, config="", **said):
+    statement = json.dumps(json.loads(order.header.statement) | said)
+    header = order.header.model_copy(update={"config": config, "statement": statement})
+    return asked_by(type(order)(header, b"", b"", b""))
+
+
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [(0, 0), (1, 1), (10**9 - 1, 10**9 - 1), (10**9, "?"), (-1, "?"), (True, "?"), (1.0, "?")],
+)
+def test_numbers_of_a_message_are_told_if_they_are_some(federation_order, said, read):
+    names = ("round", "rounds", "attempt")
+    asked = told_of(federation_order, **dict.fromkeys(names, said))
+    assert [getattr(asked, name) for name in names] == [read] * 3
+
+
+@pytest.mark.parametrize(
+    ("said", "read"), [("a" * 64, "a" * 64), ("a" * 65, "?"), (".a", "?"), ("a b", "?"), (7, "?")]
+)
+def test_names_of_a_message_are_told_if_they_are_some(federation_order, said, read):
+    config = f"name = {json.dumps(said)}\n"
+    asked = told_of(federation_order, config, run=said)
+    assert (asked.run, asked.name) == (read, read)
+
+
+def test_the_names_of_the_last_runs_are_known_and_no_more():
+    said: list[str] = []
+    journal = Journal(said.append)
+    for number in range(70):
+        journal.done(Asked("join", f"bank-{number}", f"run-{number}"), 0.0, None)
+    # One that nobody named, and one that did not join.
+    journal.done(Asked("join", "?", "run-69"), 0.0, None)
+    journal.done(Asked("train", "other", "run-69"), 0.0, None)
+    said.clear()
+    for number in (69, 5, 4):
+        journal.refused(Asked("settle", "?", f"run-{number}"), PeerError("no"), 1.0, None)
+    assert [line.split(",")[0] for line in said] == [
+        "run 'bank-69' (run-69)",
+        "run 'bank-5' (run-5)",
+        "run '?' (run-4)",
+    ]
+
+
+def test_only_what_trains_or_joins_is_told_when_it_is_done():
+    said: list[str] = []
+    journal = Journal(said.append)
+    for message in ("join", "draw", "train", "settle", "unmask"):
+        journal.done(Asked(message, "bank", "run-1"), 1.25, None)
+    journal.refused(Asked("unmask", "bank", "run-1"), ValueError("Mrs Example"), 1.25, None)
+    assert said == [
+        "run 'bank' (run-1), from round ? of ? on, joining: done in 1.2 s",
+        "run 'bank' (run-1), round ? of ?, attempt ?, ?: done in 1.2 s",
+        "run 'bank' (run-1), round ? of ?, attempt ?, ?, unmask: refused after 1.2 s: ValueError "
+        "(the site's log of rounds has the details)",
+    ]

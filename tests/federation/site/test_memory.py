@@ -63,3 +63,16 @@ def test_it_goes_forward_only_until_another_ledger_is_begun(path):
     assert memory.head() == Head(4, "0c" * 32)
     memory.begin_anew(Head(1, "0d" * 32))
     assert SiteMemory(path).head() == Head(1, "0d" * 32)
+
+
+def test_folders_of_a_new_memory_are_made(path):
+    for name, method in (("one", SiteMemory.remember), ("two", SiteMemory.begin_anew)):
+        memory = SiteMemory(path.parent / name / "memory.json")
+        method(memory, Head.parse(HEAD))
+        assert memory.head() == Head.parse(HEAD)
+
+
+def test_a_memory_that_cannot_be_read_is_refused(path):
+    path.mkdir(parents=True)
+    with pytest.raises(RefusedError, match="damaged"):
+        SiteMemory(path).head()

@@ -13,7 +13,27 @@ from support.federation import build, small_config
 from fedllm.encryption.plan import EncryptionPlan, make_plan
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
 from fedllm.errors import FedllmError
-from fedllm.federation.protocol.messages import Train, round_statement
+from fedllm.federation.protocol.cohorts import (
+    CohortMember,
+    CohortTree,
+    Neighbour,
+    Neighbourhood,
+    cohort_digest,
+)
+from fedllm.federation.protocol.messages import (
+    Draw,
+    Ready,
+    Recover,
+    RecoverHeader,
+    Settle,
+    SettleHeader,
+    SignedRound,
+    Train,
+    Unmask,
+    UnmaskHeader,
+    Wire,
+)
+from fedllm.federation.protocol.round_statement import round_statement
 from fedllm.federation.protocol.statements import make_member
 from fedllm.federation.site.orders import OrderReader
 from fedllm.privacy.ledger.ledger import Ledger
@@ -83,9 +103,39 @@ def configured(place, old: str, new: str) -> Train:
     return sent(place, config=text)
 
 
+def entries(place) -> list[dict[str, str]]:
+    """Return what the sites of the cohort say of themselves, by name."""
+    return [one.member.model_dump() for one in place.order.header.around.near]
+
+
 def cohort(place, change) -> Train:
-    members = json.loads(place.order.header.statement)["cohort"]
-    return signed(place, place.order, cohort=change(members))
+    """Return an order of a cohort with other entries, of which this site is told."""
+    members = [CohortMember(**entry) for entry in change(entries(place))]
+    names = tuple(member.name for member in members)
+    near = tuple(Neighbour(place=n, member=member) for n, member in enumerate(members))
+    around = Neighbourhood(place=names.index(SITE) if SITE in names else 0, near=near)
+    order = headed(place.order, around=around)
+    return signed(place, order, cohort=names, members=cohort_digest(members))
+
+
+def told(place, /, **changes) -> Train:
+    """Return an order that tells this site other things of the signed cohort."""
+    around = place.order.header.around.model_copy(update=changes)
+    return headed(place.order, around=around)
+
+
+def forged_entry(place) -> Train:
+    """Return an order with an entry in which another site's size was changed."""
+    near = list(place.order.header.around.near)
+    larger = near[1].member.model_copy(update={"units": 1})
+    near[1] = near[1].model_copy(update={"member": larger})
+    return told(place, near=tuple(near))
+
+
+def part_of_it(place) -> Train:
+    """Return an order that tells this site of the first two alone, as a large cohort would."""
+    members = [one.member for one in place.order.header.around.near]
+    return headed(place.order, around=CohortTree(members).open(0, {1: ""}))
 
 
 def own_entry(place, name: str, ledger: str) -> dict[str, str]:
@@ -93,8 +143,8 @@ def own_entry(place, name: str, ledger: str) -> dict[str, str]:
 
 
 def swapped_key(place) -> list[dict[str, str]]:
-    """Return the cohort with the site's own mask key of another run."""
-    members = json.loads(place.order.header.statement)["cohort"]
+    """Return the cohort with another site's mask key in this one's name."""
+    members = entries(place)
     other = own_entry(place, "site-1", place.federation.ledger_id("site-1"))
     return [{**other, "name": SITE}, *members[1:]]
 
@@ -208,6 +258,36 @@ ORDERS = {
         lambda p: cohort(p, lambda members: members[1:]),
         "this site is not in the cohort",
     ),
+    "what another site is told of the cohort": (
+        lambda p: told(p, place=1),
+        "a neighbourhood is another site's",
+    ),
+    "nothing of the cohort": (
+        lambda p: told(p, near=()),
+        "a neighbourhood names places that the cohort does not have",
+    ),
+    "a part of the cohort": (part_of_it, "a neighbourhood leaves out a part of its cohort"),
+    "a digest too many": (
+        lambda p: told(p, siblings=("00" * 32,)),
+        "a neighbourhood does not lead to the digest of its cohort",
+    ),
+    "an entry nobody signed": (forged_entry, "a neighbourhood is not that of the cohort"),
+    "drawn neighbours in a small cohort": (
+        lambda p: signed(p, p.order, neighbours=1),
+        "who shares masks with whom does not follow from the run's configuration",
+    ),
+    "sites in league that the configuration does not name": (
+        lambda p: signed(p, p.order, colluders=1),
+        "who shares masks with whom does not follow from the run's configuration",
+    ),
+    "as many neighbours as sites": (
+        lambda p: signed(p, p.order, neighbours=3),
+        "the numbers of neighbours in a round do not fit its cohort",
+    ),
+    "more missing neighbours than there are": (
+        lambda p: signed(p, p.order, missing=1),
+        "the numbers of neighbours in a round do not fit its cohort",
+    ),
     "with its key under another ledger": (
         lambda p: cohort(p, lambda members: [own_entry(p, SITE, "0" * 64), *members[1:]]),
         "this site's entry in the cohort is not its own",
@@ -261,8 +341,51 @@ def test_an_operators_minimum_is_named(place):
         reader, roster=dataclasses.replace(place.federation.roster, min_cohort=3)
     )
     with pytest.raises(FedllmError) as caught:
-        strict.order(place.order)
+        strict.order(place.order, place.federation.ledger_id(SITE))
     assert caught.value.message == "a sum of 2 sites could be opened; the minimum here is 3"
+
+
+def later(order: Train) -> list[Wire]:
+    """Return what else is asked about the round of an order."""
+    header = order.header
+    said = {"statement": header.statement, "signature": header.signature}
+    about = SignedRound(**said)
+    names = tuple(one.member.name for one in header.around.near)
+    said |= {"survivors": names, "around": header.around}
+    return [
+        Draw(about),
+        Ready(about),
+        Settle(SettleHeader(**said), order.plan),
+        Unmask(UnmaskHeader(**said, signatures={}), order.plan),
+        Recover(RecoverHeader(**said, signatures={}, owners=names[1:]), order.plan),
+    ]
+
+
+def answers(site, order: Train) -> list[str]:
+    asked = (getattr(site, type(one).__name__.lower())(one) for one in later(order))
+    return [answer.header.refusal and answer.header.refusal.message for answer in asked]
+
+
+def test_what_is_asked_after_an_order_meets_the_minimum_and_the_cohort_too(place, monkeypatch):
+    """A coordinator may ask a site for its masks without ever having ordered anything."""
+    without = cohort(place, lambda members: members[1:])
+    assert answers(place.site, without) == ["this site is not in the cohort"] * 5
+    draw, ready, settle, unmask, recover = answers(place.site, place.order)
+    assert "every two sites of this cohort share a mask" in draw
+    assert ready is None
+    assert settle == unmask == recover
+    assert "this site did not take part in this attempt of the round" in settle
+    reader: OrderReader = place.site._orders
+    for strict in (
+        dataclasses.replace(reader, allow=reader.allow.model_copy(update={"min_cohort": 3})),
+        dataclasses.replace(
+            reader, roster=dataclasses.replace(place.federation.roster, min_cohort=3)
+        ),
+    ):
+        monkeypatch.setattr(place.site, "_orders", strict)
+        monkeypatch.setattr(place.site._sums, "_orders", strict)
+        few = "a sum of 2 sites could be opened; the minimum here is 3"
+        assert answers(place.site, place.order) == [few] * 5
 
 
 def test_the_order_itself_is_good(place):

@@ -4,10 +4,12 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
 from fedllm.errors import PeerError
+from fedllm.federation.transport import flower
 from fedllm.federation.transport.engines import LocalGrid, partition_of, task_identity
 from fedllm.federation.transport.flower import (
     SERVER_NODE,
@@ -133,6 +135,51 @@ def test_a_node_that_was_started_anew_is_asked_again():
     reply = ask(grid, Comings("monday", "monday", "tuesday", "tuesday", "wednesday"))
     assert from_content(reply.content) == ("n0", {})
     assert grid.pushed == 3
+
+
+class Meddling(LocalGrid):
+    """Where another node says of each message that it has failed."""
+
+    def __init__(self) -> None:
+        super().__init__(make_app([]), 2)
+
+    def pull_messages(self, message_ids):
+        failed = []
+        for message in self._queue:
+            with task_identity(1, 101):
+                failed.append(Message(Error(code=ErrorCode.UNKNOWN, reason="I"), reply_to=message))
+            failed[-1].metadata.__dict__["_src_node_id"] = 101
+        self._queue.clear()
+        return failed
+
+
+def test_a_nodes_failure_is_its_own_to_tell():
+    reply = ask(Meddling(), None, timeout_s=0.2)
+    assert reply.content is None
+    assert "no answer within" in reply.failure
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "hint"),
+    [
+        (ErrorCode.NODE_UNAVAILABLE, "connection to it was lost", "its network"),
+        (ErrorCode.MESSAGE_UNAVAILABLE, "not fetched in time", "its service runs"),
+        (ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "came too late", "rounds.timeout_s"),
+        (ErrorCode.CLIENT_APP_CRASHED, "working process ended", "its own log"),
+        (ErrorCode.UNKNOWN, "Error: Node Unavailable", "its own log"),
+    ],
+)
+def test_flowers_own_failures_are_told_in_words_with_a_hint(code, told, hint):
+    class Fails(LocalGrid):
+        def _answer(self, message):
+            with task_identity(1, message.metadata.dst_node_id):
+                return Message(Error(code, "Error: Node Unavailable"), reply_to=message)
+
+    reply = ask(Fails(make_app([]), 1), None)
+    assert reply.content is None
+    assert told in reply.failure
+    assert hint in reply.remedy
+    assert ("Unavailable" in reply.failure) == (code == ErrorCode.UNKNOWN)
 
 
 def test_a_node_that_left_is_not_waited_for():
@@ -284,3 +331,22 @@ def test_ray_has_cores_for_one_site_at_least_and_all_of_the_machine(
     assert alone["init_args"]["num_cpus"] == enough
     assert "num_cpus" not in joined["init_args"]
     assert alone["client_resources"] == {"num_cpus": threads, "num_gpus": 0.0}
+
+
+def test_nodes_are_waited_for_and_returned_in_order(monkeypatch):
+    now, there = [0.0], [7, 3]
+
+    def sleep(seconds: float) -> None:
+        now[0] += 1.0
+        if now[0] == 3.0:
+            there.append(5)
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(flower, "time", clock)
+    grid = SimpleNamespace(get_node_ids=lambda: there)
+    assert flower.nodes_of(grid, 2, 0.0) == [3, 7]
+    assert now == [0.0]
+    assert flower.nodes_of(grid, 3, 10.0) == [3, 5, 7]
+    with pytest.raises(PeerError, match="3 of 4 sites are connected"):
+        flower.nodes_of(grid, 4, 10.0)
+    assert now == [14.0], "at ten seconds it is looked once more"

@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from golden.kept import COHORT, identity, records
+from golden.kept import COHORT, MANY, identity, read, records
 from golden.making.models import LABELS, WORDS
 from support.federation import Federation, build
 
 from fedllm.config import AllowSection, BudgetSection, RunConfig, SitePolicy, parse
 from fedllm.data.records import Record
+from fedllm.encryption.plan import make_plan
 from fedllm.encryption.schemes import SecretRoundKey
 from fedllm.federation.authority.authority import Authority
 from fedllm.federation.authority.round_log import RoundLog
 from fedllm.federation.coordinator.cohort import gather_cohort
 from fedllm.federation.coordinator.rounds import run_round, statement_of
+from fedllm.federation.protocol.cohorts import cohort_digest
 from fedllm.federation.protocol.messages import (
+    Draw,
+    Drawn,
+    DrawnHeader,
     Joined,
     JoinedHeader,
+    Readied,
+    Recovered,
+    RecoveredHeader,
     RoundOpened,
     RoundOpenedHeader,
     Settled,
     SettledHeader,
+    SignedRound,
+    SiteAnswer,
     SumOpened,
     SumOpenedHeader,
     Train,
@@ -37,7 +48,10 @@ from fedllm.federation.protocol.messages import (
     UnmaskedHeader,
     Wire,
 )
+from fedllm.federation.protocol.neighbours import Neighbourhoods, own_seed
 from fedllm.federation.protocol.refusals import Refusal
+from fedllm.federation.protocol.round_statement import round_statement
+from fedllm.federation.protocol.statements import make_member, parse_statement
 from fedllm.files import write_bytes, write_json
 from fedllm.identity.keys import Identity
 from fedllm.mechanisms import mechanism_of
@@ -67,13 +81,14 @@ def round_config(scheme: str) -> RunConfig:
 
 
 def make(folder: Path) -> None:
-    """Write ``keys``, ``round`` (encrypted and masked) and ``round-in-clear``."""
+    """Write ``keys``, ``round`` (encrypted and masked), ``round-in-clear`` and ``draw``."""
     for name in (*COHORT, "authority"):
         identity(name).save(folder / "keys" / name)
     # The configuration names the model; no path of this machine shall be kept.
     with contextlib.chdir(folder):
         _Recorder(folder / "round").make("bfv")
         _Recorder(folder / "round-in-clear").make("none")
+    draw(folder / "draw", folder / "round")
     for name, message in refused().items():
         write_bytes(folder / "refusal" / f"{name}.json", message.to_wire()[0].encode())
 
@@ -131,7 +146,7 @@ class _Recorder:
         statement = statement_of(terms, cohort, number, number, noise, purpose)
         adapter = federation.model().adapter()
         parties = (federation, self)
-        outcome = run_round(*parties, terms, roster, statement, adapter, lambda *_: None)
+        outcome = run_round(*parties, terms, roster, statement, cohort, adapter, lambda *_: None)
         keep_heads(self._folder / "ledger_heads.jsonl", terms.run, number, outcome.heads)
 
     def _make_key(self, plan: Any) -> SecretRoundKey:
@@ -169,6 +184,9 @@ class _Recorder:
             # carl is told of another model, refuses, and is not in the sum.
             header = message.header.model_copy(update={"model": "00" * 32})
             return replace(message, header=header)
+        if isinstance(message, Unmasked) and name == "bob" and not self._prefix:
+            # bob goes away, and anne has a share of what was left.
+            return None
         return message
 
     def _keep(self, name: str, message: Wire) -> None:
@@ -204,14 +222,45 @@ class _Recorder:
             (self._folder / "rounds.jsonl").unlink()
 
 
+def draw(folder: Path, kept_round: Path) -> None:
+    """Write the draw of neighbours in a cohort of a few sites, which has none of itself."""
+    ledgers = {name: f"{place:064x}" for place, name in enumerate(MANY)}
+    ledgers |= {name: read(kept_round / "ledgers.json")[name] for name in COHORT}
+    members = [make_member(identity(name), ledgers[name], "run-1", 0) for name in MANY]
+    told = parse_statement(read(kept_round / "messages" / "Train.json")["statement"])
+    plan = make_plan("bfv", 16, len(MANY), 31, True).fingerprint()
+    many = {"cohort": MANY, "members": cohort_digest(members), "plan": plan}
+    statement = told.model_copy(update={"neighbours": 2, "missing": 1, "colluders": 1} | many)
+    # Until anne has a neighbour that she did not draw.
+    for attempt in itertools.count(3):
+        statement = statement.model_copy(update={"attempt": attempt})
+        seeds = {name: own_seed(identity(name), ledgers[name], statement).hex() for name in MANY}
+        around = Neighbourhoods(statement, members, seeds).of("anne")
+        if len(around.near) > 3:
+            break
+    text = statement.model_dump_json()
+    signature = identity("authority").sign(round_statement(text)).hex()
+    kept: dict[str, Wire] = {"Draw": Draw(SignedRound(statement=text, signature=signature))}
+    for name in MANY:
+        kept[f"Drawn-{name}"] = Drawn(DrawnHeader(site=name, seed=seeds[name]))
+    for name, message in kept.items():
+        write_bytes(folder / "messages" / f"{name}.json", message.to_wire()[0].encode())
+    write_json(folder / "messages" / "index.json", {name: {} for name in kept})
+    write_json(folder / "ledgers.json", ledgers)
+    write_bytes(folder / "around-anne.json", around.model_dump_json().encode())
+
+
 def refused() -> dict[str, Wire]:
     """Return each answer as it is sent when its sender refuses."""
     no = Refusal(kind="RefusedError", message="the policy forbids it", remedy="ask the site")
     return {
         "Joined": Joined(JoinedHeader(site="carl", refusal=no)),
+        "Drawn": Drawn(DrawnHeader(site="carl", refusal=no)),
         "Trained": Trained(TrainedHeader(site="carl", refusal=no), b""),
-        "Settled": Settled(SettledHeader(site="carl", refusal=no)),
+        "Readied": Readied(SiteAnswer(site="carl", refusal=no)),
+        "Settled": Settled(SettledHeader(site="carl", refusal=no), b""),
         "Unmasked": Unmasked(UnmaskedHeader(site="carl", refusal=no)),
+        "Recovered": Recovered(RecoveredHeader(site="carl", refusal=no)),
         "RoundOpened": RoundOpened(RoundOpenedHeader(refusal=no), b""),
         "SumOpened": SumOpened(SumOpenedHeader(refusal=no), b""),
     }

@@ -7,16 +7,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from golden.making.models import LABELS, WORDS
 
 from fedllm.config import RunConfig, parse
 from fedllm.files import write_bytes
 from fedllm.randomness import RandomStream
+from fedllm.runs.checkpoints import Good, RunState, save_checkpoint
+from fedllm.runs.metrics import RoundReport
 from fedllm_server.simulation import simulate
 
 
 def make(folder: Path) -> None:
-    """Write ``simulation``; ``folder`` stands in its run.toml."""
+    """Write ``simulation``; ``folder`` stands in its run.toml. And ``checkpoints``."""
+    save_checkpoint(folder / "checkpoints", rolled_back())
     out = folder / "simulation"
     data = folder / "simulation.jsonl"
     stream = RandomStream.seeded(5, "kept run")
@@ -52,3 +56,33 @@ def make(folder: Path) -> None:
             path.unlink()
     shutil.rmtree(out / "identities" / "bob")
     data.unlink()
+
+
+def rolled_back() -> RunState:
+    """Return the state of a run after a round that was rolled back to the one before."""
+    adapter = np.array([0.5, -0.25, 0.125], dtype=np.float32)
+    optimizer = {
+        "steps": np.array([1.0]),
+        "mean": np.array([0.5, 0.25, -1.0]),
+        "square": np.zeros(3),
+    }
+    report = RoundReport(
+        round=2,
+        sites=2,
+        metrics={"loss": 9.5},
+        rejected={"test": "the loss is 9.5"},
+        kept_round=1,
+    )
+    return RunState(
+        "run-1",
+        2,
+        (0.0, 0.0, 0.0),
+        "c" * 64,
+        adapter,
+        optimizer,
+        "f" * 64,
+        report,
+        ("one", "two"),
+        "e" * 64,
+        Good(1, 2.25, adapter, optimizer),
+    )

@@ -150,7 +150,7 @@ def _coordinator(folder: Path, refusal: Refusal) -> None:
 
 
 def reports() -> list[RoundReport]:
-    """Return the figures of two rounds; a figure that is not finite is kept as null."""
+    """Return the figures of three rounds; a figure that is not finite is kept as null."""
     return [
         RoundReport(round=0, metrics={"loss": 2.75, "accuracy": 0.19}),
         RoundReport(
@@ -166,6 +166,15 @@ def reports() -> list[RoundReport]:
             seconds={"total": 1.5, "train": 1.0},
             started="2025-01-02T03:04:05.678+00:00",
             finished="2025-01-02T03:04:07.178+00:00",
+        ),
+        RoundReport(
+            round=2,
+            sites=2,
+            metrics={"loss": 9.5, "accuracy": 0.01},
+            update_norm=64.0,
+            rejected={"norm": "the norm is too large", "test": "the loss is 9.5"},
+            kept_round=1,
+            norm_ratio=1.5,
         ),
     ]
 

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import dp_accounting
 import numpy as np
@@ -22,7 +22,11 @@ from fedllm.privacy.accounting.events import (
     PoissonGaussian,
     fold,
 )
-from fedllm.privacy.accounting.gaussian import gaussian_epsilon, gaussian_log_delta
+from fedllm.privacy.accounting.gaussian import (
+    gaussian_epsilon,
+    gaussian_log_delta,
+    one_step_epsilon,
+)
 from fedllm.privacy.accounting.renyi import renyi_epsilon
 
 
@@ -142,7 +146,8 @@ def test_no_noise_is_infinite(events):
     [[], [PoissonGaussian(0.5, 1.0, 0)], [PoissonGaussian(0.0, 1.0, 10)], [Gaussian(1, 0)]],
 )
 def test_nothing_happened_costs_nothing(events):
-    assert epsilon(events, 1e-5).value == 0
+    nothing = dict.fromkeys(("value", "pld", "prv", "rdp", "closed_form", "lower"), 0.0)
+    assert asdict(epsilon(events, 1e-5)) == nothing
 
 
 @pytest.mark.parametrize(
@@ -232,6 +237,10 @@ def test_renyi_holds_for_tiny_divergences():
     assert renyi_epsilon(fold([PoissonGaussian(1e-9, 0.5, 10**6)]), 1e-12) > 0
 
 
+def test_renyi_is_small_where_noise_is_large():
+    assert renyi_epsilon(fold([PoissonGaussian(1.0, 100.0, 1)]), 1e-5) < 0.1
+
+
 def test_gaussian_bound_is_monotone_and_inverts_delta():
     for mu in (1e-6, 0.01, 1.0, 30.0, 1e4):
         for delta in (1e-3, 1e-9, 1e-100):
@@ -274,7 +283,11 @@ def test_a_tiny_mu_has_the_closed_form_or_a_bound():
 
 def test_what_is_charged_for_discrete_noise_and_statements_is_added_by_hand():
     folded = replace(
-        fold([PoissonGaussian(0.1, 1.0, 100)]), failure=1e-6, divergence=0.25, stated=0.5
+        fold([PoissonGaussian(0.1, 1.0, 100)]),
+        failure=2e-7,
+        divergence=0.25,
+        stated=0.5,
+        stated_delta=8e-7,
     )
     ideal, delta, extra = accounting._idealised(folded, 1e-5)
     assert ideal == fold([PoissonGaussian(0.1, 1.0, 100)])
@@ -350,9 +363,14 @@ def test_orders_are_dense_where_they_matter_most():
     assert orders[79:] == [*range(144, 513, 16), 640, 768, 1024]
 
 
-def test_little_noise_has_no_fractional_orders_since_their_grid_would_be_large():
-    assert np.isinf(renyi._fractional(0.5, 0.0999)).all()
-    assert np.isfinite(renyi._fractional(0.5, 0.1)).all()
+def test_little_noise_counts_at_fractional_orders_as_if_nothing_was_sampled():
+    """The grid would be large, and sampling only helps."""
+    orders = renyi._FRACTIONAL_ORDERS
+    unsampled = orders * (orders - 1) / (2 * 0.0999**2)
+    assert renyi._fractional(0.5, 0.0999) == pytest.approx(unsampled)
+    sampled = renyi._fractional(0.5, 0.1)
+    assert (sampled < unsampled).all()
+    assert sampled == pytest.approx(unsampled, rel=0.2, abs=1.0)
 
 
 @pytest.mark.parametrize(
@@ -417,6 +435,22 @@ def test_the_cross_check_has_the_mesh_that_memory_allows(monkeypatch):
     assert asked_of_prv(monkeypatch, math.inf, 1.0) is None
 
 
+def test_the_cross_check_is_of_all_that_happened(monkeypatch):
+    """Unsampled noise counts as one step with all records; two of 2 are one of the root of 2."""
+    asked: list[list[tuple[float, float, int]]] = []
+    monkeypatch.setattr(
+        accounting, "_opacus_interval", lambda events, *_: asked.append(events) or (1, 2)
+    )
+    sampled = PoissonGaussian(0.1, 3.0, 5)
+    accounting._prv_interval(fold([sampled]), 1e-5, 5.0)
+    accounting._prv_interval(fold([sampled, Gaussian(2.0), Gaussian(2.0)]), 1e-5, 5.0)
+    assert asked[0] == [(0.1, 3.0, 5)]
+    first, (rate, noise, steps) = asked[1]
+    assert first == (0.1, 3.0, 5)
+    assert (rate, steps) == (1.0, 1)
+    assert noise == pytest.approx(math.sqrt(2.0))
+
+
 @pytest.mark.parametrize(
     "interval", [(math.inf, 2.0), (1.0, math.inf), (math.nan, 2.0), (1, math.nan)]
 )
@@ -443,6 +477,19 @@ def test_a_lower_bound_leaves_room_for_its_own_rounding(monkeypatch):
         assert estimate.value == value
         assert estimate.lower == lower
     accounting._estimate.cache_clear()
+
+
+def test_one_sampled_step_has_the_closed_form_of_its_curve():
+    """At its epsilon the two curves of a sampled Gaussian step cross delta."""
+    for rate, noise, delta in ((0.1, 0.5, 1e-4), (0.3, 1.0, 1e-5), (0.01, 0.3, 1e-6)):
+        found = math.exp(one_step_epsilon(rate, noise, delta))
+        cut = noise * math.log((found - (1 - rate)) / rate) + 0.5 / noise
+        kept = rate * norm.sf(cut - 1 / noise) + (1 - rate) * norm.sf(cut) - found * norm.sf(cut)
+        assert kept == pytest.approx(delta, rel=1e-3)
+    assert one_step_epsilon(0.1, 0.5, 0.1) == 0.0
+    assert one_step_epsilon(0.1, 0.01, 1e-5) == pytest.approx(
+        gaussian_epsilon(100.0, 1e-4) + math.log(0.1)
+    )
 
 
 def test_what_is_too_large_or_too_small_for_numbers_is_on_the_safe_side():

@@ -10,7 +10,7 @@ from fedllm.errors import BudgetError, ConfigError
 from fedllm.privacy.accounting import calibration
 from fedllm.privacy.accounting.accountants import epsilon
 from fedllm.privacy.accounting.calibration import solve_noise_multiplier
-from fedllm.privacy.accounting.events import Gaussian, NonPrivate, PoissonGaussian, fold
+from fedllm.privacy.accounting.events import Gaussian, NonPrivate, PoissonGaussian, Stated, fold
 
 SPENT = (PoissonGaussian(0.1, 1.2, 50), Gaussian(10.0, 20))
 
@@ -42,7 +42,9 @@ def test_spent_budget_asks_for_more_noise():
     )
 
 
-@pytest.mark.parametrize("spent", [[NonPrivate()], [PoissonGaussian(0.5, 0.5, 100)]])
+@pytest.mark.parametrize(
+    "spent", [[NonPrivate()], [PoissonGaussian(0.5, 0.5, 100)], [Stated(8.0, 0.0)]]
+)
 def test_budget_that_is_gone_is_refused(spent):
     with pytest.raises(BudgetError, match="already spent"):
         solve_noise_multiplier(8.0, 1e-5, 0.1, 10, spent)
@@ -50,7 +52,7 @@ def test_budget_that_is_gone_is_refused(spent):
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, math.nan, math.inf])
 def test_impossible_budget_is_refused(budget):
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="is not a positive number"):
         solve_noise_multiplier(budget, 1e-5, 0.1, 10)
 
 
@@ -158,6 +160,10 @@ def test_what_is_left_after_most_is_spent_can_still_be_used():
     noise = solve_noise_multiplier(2.0, 1e-5, 0.2, 4, spent)
     assert noise > 1.524
     assert 1.9 < epsilon([*spent, PoissonGaussian(0.2, noise, 4)], 1e-5).value <= 2.0
+    # Here the quick bound finds that what is spent is too much already.
+    most = (PoissonGaussian(0.2, 1.418, 4),)
+    assert epsilon(most, 1e-5).value < 1.95 < 2.2 < calibration.quick_bound(fold(most), 1e-5)
+    assert solve_noise_multiplier(2.0, 1e-5, 0.2, 4, most) == 3.352
 
 
 def test_noise_that_the_last_check_refuses_is_raised_digit_by_digit(monkeypatch):
@@ -175,15 +181,22 @@ def test_noise_that_the_last_check_refuses_is_raised_digit_by_digit(monkeypatch)
 
 
 def test_noise_that_no_check_accepts_is_not_returned(monkeypatch):
-    monkeypatch.setattr(
-        calibration, "account", lambda events, delta: SimpleNamespace(value=9.0 if events else 0.0)
-    )
+    tried: list[float] = []
+
+    def refused_always(events, delta):
+        tried.extend(event.noise_multiplier for event in events)
+        return SimpleNamespace(value=9.0 if events else 0.0)
+
+    monkeypatch.setattr(calibration, "account", refused_always)
     with pytest.raises(BudgetError) as refused:
         solve_noise_multiplier(8.0, 1e-5, 0.1, 100)
     assert refused.value.message == (
         "no noise multiplier keeps epsilon 8 at delta 1e-05 for these steps"
     )
     assert "raise epsilon" in refused.value.remedy
+    # A thousandth more each time, in four digits.
+    assert len(tried) == 20
+    assert tried[1:] == [calibration._round_up(noise * 1.001) for noise in tried[:-1]]
 
 
 def test_more_steps_than_any_noise_hides_are_refused():

@@ -11,6 +11,8 @@ from support.dp_events import to_dp_event
 from fedllm.canonical import canonical_json
 from fedllm.errors import ConfigError
 from fedllm.privacy.accounting.events import (
+    MAX_SHARES,
+    MAX_STEPS,
     Folded,
     Gaussian,
     NonPrivate,
@@ -39,6 +41,16 @@ def test_json_round_trip(event):
     encoded = canonical_json(to_json(event))
     assert from_json(json.loads(encoded)) == event
     assert canonical_json(json.loads(encoded)) == encoded
+
+
+def test_what_is_wrong_with_a_number_of_steps_and_what_to_do():
+    for steps, words in (
+        (1.5, ("steps must be a whole number", "count every step that was taken")),
+        (-1, ("steps is out of range", f"give a number in [0, {MAX_STEPS}]")),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            PoissonGaussian(0.1, 1.0, steps)
+        assert (caught.value.message, caught.value.remedy) == words
 
 
 @pytest.mark.parametrize(
@@ -161,7 +173,7 @@ def test_hardly_any_noise_hides_nothing_and_nothing_else_is_told_of_it():
         (Stated, "delta", 0.0, 1.0),
         (PoissonDiscreteGaussian, "sampling_rate", 0.0, 1.0),
         (PoissonDiscreteGaussian, "steps", 0, 10**12),
-        (PoissonDiscreteGaussian, "shares", 1, 1024),
+        (PoissonDiscreteGaussian, "shares", 1, MAX_SHARES),
         (PoissonDiscreteGaussian, "length", 1, None),
         (PoissonDiscreteGaussian, "clipping_steps", 0.0, None),
         (PoissonDiscreteGaussian, "share_deviation", None, LARGEST_SHARE),
@@ -193,12 +205,13 @@ def test_the_ends_of_every_range_are_within_it_and_what_is_beyond_is_not(kind, f
 
 def test_the_largest_clipping_norm_in_grid_steps_is_a_range_of_its_own():
     """Shares worth their noise at such a norm would be too large, so only the words can tell."""
-    for steps, words in ((1e15, "not worth"), (1.01e15, "clipping_steps")):
+    assert PoissonDiscreteGaussian(0.1, 0.0, 2, 3, 4, 1e15, 4).clipping_steps == 1e15
+    for steps, words in ((1e15, "not worth"), (1e15 + 1, "clipping_steps")):
         with pytest.raises(ConfigError, match=words):
             PoissonDiscreteGaussian(0.1, 1.0, 2, 3, 1000, steps, 4)
 
 
 def test_an_event_happens_once_unless_more_is_said_and_nothing_is_nothing():
     assert Gaussian(1.0).count == 1
-    assert Folded() == Folded((), 0.0, False, 0.0, 0.0, 0.0)
+    assert Folded() == Folded((), 0.0, False, 0.0, 0.0, 0.0, 0.0)
     assert fold([]) == Folded()

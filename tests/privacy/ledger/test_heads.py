@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from support.ledger import SIGNER, THIEF, filled
 
@@ -48,12 +50,34 @@ def test_a_line_that_a_crash_cut_off_stops_nobody(head, tmp_path):
         assert read_heads(path) == {"a": [head, head]}
 
 
+GOOD = {"site": "a", "head": f"1:{'ab' * 32}", "signature": "cd" * 64}
+
+
+def with_change(**changes):
+    return json.dumps(GOOD | changes)
+
+
 @pytest.mark.parametrize(
-    "line", ["", "{}", "[]", '"x"', '{"site": "a", "head": "1:0", "signature": ""}', "\x00"]
+    "line",
+    [
+        "",
+        "{}",
+        "[]",
+        '"x"',
+        "\x00",
+        with_change(head="1:0"),
+        with_change(signature="zz"),
+        with_change(signature=None),
+        with_change(site=7),
+    ],
 )
 def test_damaged_files_are_refused_by_line(head, tmp_path, line):
     path = tmp_path / "heads.jsonl"
     keep_heads(path, "run", 1, {"a": head})
+    whole = path.read_bytes()
+    path.write_bytes(whole + json.dumps(GOOD).encode() + b"\n")
+    assert read_heads(path) == {"a": [head, Head(1, "ab" * 32, "cd" * 64)]}
+    path.write_bytes(whole)
     with path.open("a") as stream:
         stream.write(line + "\n")
     with pytest.raises(ConfigError, match="line 2"):

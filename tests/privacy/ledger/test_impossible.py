@@ -196,8 +196,9 @@ def test_a_ledger_is_made_once(path, tmp_path):
     before = path.read_bytes()
     assert Store(path).create(entry) is False
     assert path.read_bytes() == before
-    assert Store(tmp_path / "new" / "x.sqlite").create(entry) is True
-    assert [one.name for one in (tmp_path / "new").iterdir()] == ["x.sqlite"]
+    folder = tmp_path / "new" / "folder"
+    assert Store(folder / "x.sqlite").create(entry) is True
+    assert [one.name for one in folder.iterdir()] == ["x.sqlite"]
 
 
 def test_what_is_shown_of_a_ledger_says_whose_it_is_and_nothing_else(path):

@@ -422,6 +422,7 @@ def test_commands(ledger, path, tmp_path):
         "epsilon": 2.0,
         "delta": 1e-5,
         "colluders_epsilon": None,
+        "adaptive_epsilon": 6.0,
     }
     assert [run["reserved_only"] for run in values["accounts"][0]["runs"]] == [0, 1]
     key = SIGNER.public_bytes().hex()

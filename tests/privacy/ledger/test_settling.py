@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 from support.ledger import CEILING, SIGNER
 
-from fedllm.errors import RepeatError
+from fedllm.errors import FedllmError, RepeatError
+from fedllm.privacy.accounting.accountants import epsilon
 from fedllm.privacy.accounting.events import Gaussian
 from fedllm.privacy.ledger.audit import export_ledger, read_state, verify_ledger
-from fedllm.privacy.ledger.budget import Charge
+from fedllm.privacy.ledger.budget import Ceiling, Charge
 from fedllm.privacy.ledger.charges import SettledOn
 from fedllm.privacy.ledger.entries import LedgerRefusal
 from fedllm.privacy.ledger.ledger import Ledger
@@ -18,6 +19,8 @@ from fedllm.privacy.ledger.ledger import Ledger
 FIRST, SECOND, THIRD = "1" * 64, "2" * 64, "3" * 64
 WORDS, OTHERS = "a" * 64, "b" * 64
 CHARGE = Charge("run", 1, "", (Gaussian(20.0),), statement=FIRST, order_attempt=1)
+# Enough for one such charge, and too little for two.
+FOR_ONE = Ceiling(1.2 * epsilon(CHARGE.events, 1e-5).value, 1e-5)
 
 
 @pytest.fixture
@@ -68,6 +71,12 @@ def test_attempts_are_numbered_by_run_and_purpose(ledger):
         ledger.reserve(charge, CEILING)
 
 
+def test_attempts_are_numbered_from_1(ledger):
+    with pytest.raises(RepeatError):
+        ledger.reserve(replace(CHARGE, order_attempt=0), CEILING)
+    ledger.reserve(CHARGE, CEILING)
+
+
 def test_charges_that_belong_to_no_statement_may_be_alike(ledger):
     charge = replace(CHARGE, statement="", order_attempt=0)
     assert ledger.reserve(charge, CEILING) != ledger.reserve(charge, CEILING)
@@ -78,6 +87,29 @@ def test_another_program_with_the_same_ledger_sees_what_was_charged(path, ledger
     ledger.reserve(CHARGE, CEILING)
     with pytest.raises(RepeatError):
         other.reserve(CHARGE, CEILING)
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        lambda other: other.check([replace(CHARGE, statement=SECOND)], FOR_ONE),
+        lambda other: other.require_new("run", "training", FIRST, 1),
+        lambda other: other.require_config("run", "d" * 64),
+    ],
+    ids=["check", "require_new", "require_config"],
+)
+def test_who_only_asks_sees_what_another_program_has_just_written(path, ledger, refused):
+    asking = reopened(path)
+    ledger.reserve(replace(CHARGE, config="c" * 64), CEILING)
+    with pytest.raises(FedllmError):
+        refused(asking)
+    answering = reopened(path)
+    ledger.settle(FIRST, WORDS, 3)
+    assert answering.settled(FIRST).sites == 3
+    for method in (Ledger.head, lambda one: one.events(""), lambda one: one.events_of_run("run")):
+        asking = reopened(path)
+        ledger.reserve(replace(CHARGE, statement="", order_attempt=0, config="c" * 64), CEILING)
+        assert method(asking) == method(ledger)
 
 
 def test_one_sum_is_settled_on_however_often_it_is_asked(path, ledger):
