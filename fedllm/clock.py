@@ -8,3 +8,8 @@ from datetime import UTC, datetime
 def utc_now() -> str:
     """Return the time in UTC as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def utc_minute() -> str:
+    """Return the time in UTC as ISO 8601, to the minute."""
+    return datetime.now(UTC).isoformat(timespec="minutes")

@@ -11,15 +11,18 @@ import hashlib
 import os
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedllm import clock
 from fedllm.randomness import RandomStream
 
+# A ledger's first entry names the time, and masks have keys that follow from its hash.
+_MINUTE = "2000-01-01T00:00+00:00"
 # The smallest key that nobody can try out.
 SMALLEST_KEY_BYTES = 16
 
@@ -102,7 +105,8 @@ def watched(answer: Answer | None = None) -> Iterator[Seen]:
     Parameters
     ----------
     answer : callable
-        Answers in place of the operating system, which is asked when left out.
+        Answers in place of the operating system, which is asked when left out. With it the clock
+        of the ledgers stands, so that the same entropy gives the same bytes in any minute.
     """
     seen = Seen()
     system = os.urandom
@@ -118,6 +122,7 @@ def watched(answer: Answer | None = None) -> Iterator[Seen]:
         # Where `random.SystemRandom` and `secrets`, and so numpy, take it from.
         replaced(random, "_urandom", urandom),
         _noted_streams(seen),
+        nullcontext() if answer is None else replaced(clock, "utc_minute", lambda: _MINUTE),
     ):
         yield seen
 

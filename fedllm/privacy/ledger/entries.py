@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Protocol, Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from fedllm import clock
 from fedllm.canonical import UNREADABLE, canonical_json, from_hex, read_object, reading, sha256
 from fedllm.errors import ConfigError, PeerError, RefusedError, StorageError
 
@@ -154,7 +154,7 @@ def make_entry(
         "previous": previous.hash if previous else NO_PREVIOUS,
         "site": site,
         # No finer: between two entries stands how long records took to compute.
-        "time": datetime.now(UTC).isoformat(timespec="minutes"),
+        "time": clock.utc_minute(),
         "body": body,
     }
     digest = entry_hash(content)
