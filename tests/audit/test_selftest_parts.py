@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import secrets
@@ -10,6 +11,7 @@ from math import inf
 import numpy as np
 import pytest
 
+from fedllm import clock
 from fedllm.audit.selftest import accountant, statistics
 from fedllm.audit.selftest.entropy import (
     changed,
@@ -18,6 +20,8 @@ from fedllm.audit.selftest.entropy import (
     watched,
     weak_key,
 )
+from fedllm.audit.selftest.leaks import words_say_nothing
+from fedllm.audit.selftest.material import Material
 from fedllm.privacy.accounting.events import Gaussian, PoissonGaussian
 from fedllm.privacy.accounting.gaussian import gaussian_epsilon
 from fedllm.privacy.noise import gaussian_noise
@@ -70,6 +74,20 @@ def test_what_is_noted_is_given_back_after_an_error_too():
         raise KeyError
     assert os.urandom is before
     assert len(set(RandomStream.secure().normal(3))) == 3
+
+
+def test_the_ledgers_clock_stands_only_where_entropy_is_given():
+    with watched(known_answers("a")):
+        stands = clock.utc_minute()
+    with watched():
+        goes = clock.utc_minute()
+    assert stands < "2026" < goes
+
+
+def test_a_minute_that_begins_meanwhile_changes_no_word(tmp_path, monkeypatch):
+    minute = itertools.count(10)
+    monkeypatch.setattr(clock, "utc_minute", lambda: f"2026-01-01T00:{next(minute)}+00:00")
+    assert words_say_nothing(Material(tmp_path), all_cases=False) is None
 
 
 def test_one_answer_is_changed_in_one_byte_or_in_all():
