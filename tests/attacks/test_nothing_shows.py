@@ -100,19 +100,12 @@ def injected(monkeypatch):
     def urandom(size: int) -> bytes:
         return hashlib.shake_256(str(next(calls)).encode()).digest(size)
 
-    class Stopped:
-        @staticmethod
-        def now(zone):
-            import datetime
-
-            return datetime.datetime(2026, 1, 1, tzinfo=zone)
-
     def restart() -> None:
         nonlocal calls
         calls = count()
 
     monkeypatch.setattr("os.urandom", urandom)
-    monkeypatch.setattr("fedllm.privacy.ledger.entries.datetime", Stopped)
+    monkeypatch.setattr("fedllm.clock.utc_minute", lambda: "2026-01-01T00:00+00:00")
     return restart
 
 

@@ -6,12 +6,12 @@ import json
 import shutil
 import sqlite3
 from collections import Counter
-from datetime import datetime
 from math import inf
 
 import pytest
 from golden.kept import V1, V2, V3, V4, damaged, identity, read_lines
 
+from fedllm import clock
 from fedllm.canonical import canonical_json
 from fedllm.errors import BudgetError, FedllmError
 from fedllm.privacy.accounting.accountants import epsilon
@@ -24,7 +24,6 @@ from fedllm.privacy.accounting.events import (
     from_json,
     to_json,
 )
-from fedllm.privacy.ledger import entries as ledger_entries
 from fedllm.privacy.ledger.audit import export_ledger, read_state, spending_of, verify_ledger
 from fedllm.privacy.ledger.budget import VIEWS, Ceiling, Charge
 from fedllm.privacy.ledger.charges import Carried, carry_body, reservation_body
@@ -221,17 +220,8 @@ def test_today_every_entry_would_be_written_byte_for_byte_as_it_was(path, signer
     previous: Head | None = None
     for sequence, content, digest, signature in stored(path):
         entry = json.loads(content)
-
-        class Then(datetime):
-            @classmethod
-            def now(cls, zone=None, time=entry["time"]):
-                return cls.fromisoformat(time)
-
-            def isoformat(self, timespec, time=entry["time"]):
-                # To the millisecond until version 5.
-                return time
-
-        monkeypatch.setattr(ledger_entries, "datetime", Then)
+        # To the millisecond until version 5.
+        monkeypatch.setattr(clock, "utc_minute", lambda time=entry["time"]: time)
         site = entry["site"]
         made = make_entry(identity(signer), site, previous, entry["kind"], entry["body"])
         assert (made.sequence, made.hash, made.signature) == (sequence, digest, signature)
