@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import typer
 
 from fedllm import __version__
-from fedllm.commands import audit, authority, client, ledger, privacy, provision, server
+from fedllm.commands import audit, authority, client, ledger, model, privacy, provision, server
 from fedllm.commands.demo import demo
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.pretrain import pretrain
@@ -60,6 +60,7 @@ app.add_typer(authority.app, name="authority")
 app.add_typer(client.app, name="client")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(privacy.app, name="privacy")
+app.add_typer(model.app, name="model")
 app.add_typer(audit.app, name="audit")
 
 

@@ -165,7 +165,7 @@ def load_weights(
             f"the weights in {folder} cannot be loaded",
             "copy the checkpoint again; the files are cut short or do not fit config.json",
         ),
-        _quietly(),
+        quietly(),
     ):
         model, info = auto.from_pretrained(
             folder,
@@ -191,7 +191,7 @@ def load_weights(
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -243,7 +243,7 @@ def load_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizer
             f"the tokenizer in {folder} cannot be loaded",
             "the folder needs the tokenizer.json that came with the weights",
         ),
-        _quietly(),
+        quietly(),
     ):
         tokenizer = _read_tokenizer(folder)
         if tokenizer.pad_token_id is None:
