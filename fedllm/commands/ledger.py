@@ -138,13 +138,14 @@ def carry_over(
     ),
     kit: Path = typer.Option(..., metavar="KIT", help="The site's kit (the folder with its keys)."),
     epsilon: float | None = typer.Option(
-        None, help="Without OLD: the most that was spent; inf where nobody knows."
+        None,
+        help="The most that was spent without OLD, or since it was copied; inf where nobody knows.",
     ),
-    delta: float | None = typer.Option(None, help="Without OLD: the delta that belongs to it."),
+    delta: float | None = typer.Option(None, help="The delta that belongs to it."),
     colluders_epsilon: float = typer.Option(
-        math.inf, help="Without OLD: the same against all others colluding, if it was limited."
+        math.inf, help="The same against all others colluding, if it was limited."
     ),
-    unit: Unit = typer.Option("record", help="Without OLD: what was protected."),
+    unit: Unit = typer.Option("record", help="What was protected then."),
 ) -> None:
     """Charge to a new ledger what was spent before it.
 
@@ -159,21 +160,23 @@ def carry_over(
 
     found = read_kit(kit, "site")
     files = SiteFiles.of_kit(found.folder)
-    if old is not None and epsilon is None and delta is None:
-        carried = carry_ledger(old, files, found.identity, found.roster)
-    elif old is None and epsilon is not None and (delta is not None or math.isinf(epsilon)):
+    said = None
+    if epsilon is not None and (delta is not None or math.isinf(epsilon)):
         said = Statement(epsilon, delta or 0.0, colluders_epsilon, unit)
-        carried = carry_statement(said, files, found.identity, found.roster)
-    else:
+    if (old is None or epsilon is not None or delta is not None) and said is None:
         raise ConfigError(
             "what was spent before is not clear",
             "give the earlier ledger, or both --epsilon and --delta",
         )
+    if old is not None:
+        carried = carry_ledger(old, files, found.identity, found.roster, said)
+    elif said is not None:
+        carried = carry_statement(said, files, found.identity, found.roster)
     count = sum(len(one.events) for one in carried)
     accounts = sorted({f"account '{one.account}'" for one in carried if one.account})
     whose = accounts if all(one.account for one in carried) else ["all records of this site"]
     print(f"{files.ledger}: {count} earlier charges count from now on, for {' and '.join(whose)}")
-    if old is None:
+    if said is not None:
         print("note: to go on, budget.epsilon and budget.delta in site.toml must be above these")
 
 

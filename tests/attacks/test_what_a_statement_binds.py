@@ -361,8 +361,10 @@ def test_an_order_of_before_a_carry_over_is_not_carried_out_again(
     assert pair_seeds(site._sums.masks(*about)).isdisjoint(seeds)
     refusal = league.settle(TARGET, league.statement).refusal
     assert refusal is not None
-    # In a cohort gathered anew it takes part.
-    assert InLeague(federation, 2).train(TARGET)
+    # In a cohort gathered anew it takes part, in another run.
+    assert TARGET not in {member.name for member in InLeague(federation, 2).members}
+    federation.terms = dataclasses.replace(federation.terms, run="run-2")
+    assert InLeague(federation, 1).train(TARGET)
 
 
 def test_a_round_that_is_tried_again_draws_anew_without_privacy_too(tiny_checkpoint, tmp_path):

@@ -7,6 +7,7 @@ round. What is owed, the roster says (earlier keys of the site's name) and the s
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -19,6 +20,7 @@ from fedllm.identity.roster import Roster
 from fedllm.privacy.accounting.events import Event, NonPrivate, Stated
 from fedllm.privacy.ledger.audit import read_state, spending_of
 from fedllm.privacy.ledger.charges import Carried
+from fedllm.privacy.ledger.entries import Head, LedgerRefusal, TamperedError
 from fedllm.privacy.ledger.fingerprints import Unit
 from fedllm.privacy.ledger.ledger import Ledger
 
@@ -72,13 +74,25 @@ def owed_keys(name: str, roster: Roster) -> set[str]:
     return {key.hex() for key in roster.former.get(name, ())}
 
 
-def carry_ledger(old: Path, files: SiteFiles, identity: Identity, roster: Roster) -> list[Carried]:
+def carry_ledger(
+    old: Path,
+    files: SiteFiles,
+    identity: Identity,
+    roster: Roster,
+    since: Statement | None = None,
+) -> list[Carried]:
     """Take over all that an earlier ledger of this site, or an export of it, was charged.
+
+    Parameters
+    ----------
+    since : Statement, optional
+        What was spent at most after ``old`` was copied, where it is not the newest.
 
     Raises
     ------
     RefusedError
-        If it is another site's, or was taken over before.
+        If it is another site's, was taken over before, is the site's ledger of today, or lacks
+        the entry that the site remembers and nothing is stated of what was spent since.
     TamperedError, LedgerError
         If the earlier ledger does not hold.
     """
@@ -89,8 +103,35 @@ def carry_ledger(old: Path, files: SiteFiles, identity: Identity, roster: Roster
             f"{old} is not an earlier ledger of '{identity.name}'",
             "give the site's own, or an export of it",
         )
+    before = read_state(old)
+    if files.ledger.exists() and read_state(files.ledger).id == before.id:
+        raise RefusedError(
+            f"{old} is a copy of the ledger that lies at the site's place",
+            f"move {files.ledger} away, and keep it; what was spent goes over to a new one",
+        )
+    remembered = SiteMemory(files.memory).head()
+    if not _is_current(files.ledger, remembered) and remembered is not None:
+        if not _holds(old, remembered):
+            carried += [_stated(_of_what_is_missing(old, remembered, since), identity, roster)]
+        elif _is_empty(files.ledger):
+            # Begun by a carry-over that was cut off before the site remembered it.
+            with suppress(LedgerRefusal):
+                Ledger.open(files.ledger, identity.name, identity).carry(carried)
+            _remember(files, identity)
+            return carried
     _carry(carried, files, identity)
     return carried
+
+
+def _of_what_is_missing(old: Path, remembered: Head, since: Statement | None) -> Statement:
+    if since is None:
+        raise RefusedError(
+            f"{old} is older than the ledger that this site had: it lacks entry "
+            f"{remembered.sequence}, which the site remembers",
+            "give the newest copy or export; or, with it, --epsilon and --delta for the most that "
+            "was spent since it was made (what the policy allowed, if nobody knows)",
+        )
+    return since
 
 
 @dataclass(frozen=True)
@@ -123,18 +164,54 @@ def carry_statement(
     ConfigError
         If a value is out of range.
     """
+    carried = _stated(said, identity, roster)
+    _carry([carried], files, identity)
+    return [carried]
 
+
+def _stated(said: Statement, identity: Identity, roster: Roster) -> Carried:
     def event(epsilon: float) -> Event:
         return NonPrivate() if epsilon == inf else Stated(epsilon, said.delta)
 
     covers = owed_keys(identity.name, roster) or {identity.public_bytes().hex()}
     seen, alone = (event(said.epsilon),), (event(max(said.epsilon, said.colluders_epsilon)),)
-    carried = Carried(tuple(sorted(covers)), "", said.unit, seen, alone)
-    _carry([carried], files, identity)
-    return [carried]
+    return Carried(tuple(sorted(covers)), "", said.unit, seen, alone)
 
 
 def _carry(carried: list[Carried], files: SiteFiles, identity: Identity) -> None:
-    ledger = Ledger.open(files.ledger, identity.name, identity)
-    ledger.carry(carried)
-    SiteMemory(files.memory).begin_anew(ledger.head())
+    """Charge a new ledger, or the newest one there is."""
+    if files.ledger.exists() and not _is_current(files.ledger, SiteMemory(files.memory).head()):
+        # It would be gone on with, and nobody would remember what it forgot.
+        raise RefusedError(
+            f"{files.ledger} is not the ledger that this site remembers",
+            "move it away, and keep it; what was spent goes over to a new one",
+        )
+    Ledger.open(files.ledger, identity.name, identity).carry(carried)
+    _remember(files, identity)
+
+
+def _remember(files: SiteFiles, identity: Identity) -> None:
+    head = Ledger.open(files.ledger, identity.name, identity).head()
+    SiteMemory(files.memory).begin_anew(head)
+
+
+def _is_current(ledger: Path, remembered: Head | None) -> bool:
+    """Whether a ledger is there that holds all that the site remembers."""
+    if not ledger.exists():
+        return False
+    if remembered is None:
+        return not read_state(ledger).statements
+    return _holds(ledger, remembered)
+
+
+def _is_empty(ledger: Path) -> bool:
+    return ledger.exists() and not read_state(ledger).reservations
+
+
+def _holds(path: Path, head: Head) -> bool:
+    read_state(path)
+    try:
+        read_state(path, anchors=(head,))
+    except TamperedError:
+        return False
+    return True

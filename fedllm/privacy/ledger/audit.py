@@ -13,7 +13,7 @@ from fedllm.files import given_path, write_bytes
 from fedllm.privacy.accounting.accountants import EpsilonEstimate, epsilon
 from fedllm.privacy.accounting.events import Event, fold
 from fedllm.privacy.ledger.budget import Ceiling
-from fedllm.privacy.ledger.charges import Carried
+from fedllm.privacy.ledger.charges import Carried, Reservation
 from fedllm.privacy.ledger.entries import (
     Head,
     RawEntry,
@@ -276,11 +276,18 @@ def spending_of(path: Path) -> tuple[str, list[Carried]]:
         parts = [one for one in charges if (one.account, one.unit) == (account, unit)]
         events = tuple(event for part in parts for event in part.events)
         alone = tuple(event for part in parts for event in part.colluder_events)
-        carried.append(Carried(covers, str(found.head), unit, events, alone, account=account))
+        runs = tuple(dict.fromkeys(run for part in parts for run in _runs(part)))
+        carried.append(
+            Carried(covers, str(found.head), unit, events, alone, account=account, runs=runs)
+        )
     # One entry at least, so that an earlier ledger in which nothing was spent is covered.
     if not carried:
         carried.append(Carried(covers, str(found.head), "record", (), ()))
     return found.site, carried
+
+
+def _runs(charge: Carried | Reservation) -> tuple[str, ...]:
+    return charge.runs if isinstance(charge, Carried) else (charge.run,)
 
 
 def export_ledger(path: Path, out: Path, force: bool = False) -> Head:

@@ -110,6 +110,9 @@ class Carried:
         Last entry of the earlier ledger; empty where the spending is only stated.
     unit : {"record", "person"}
         What was protected.
+    runs : tuple of str
+        The runs that this was spent in, which end with the earlier ledger; empty in ledgers of
+        before.
     events, colluder_events, account
         As in `Reservation`.
     """
@@ -121,6 +124,7 @@ class Carried:
     colluder_events: tuple[Event, ...]
     sequence: int = 0
     account: str = ""
+    runs: tuple[str, ...] = ()
 
     def seen_by(self, view: View) -> tuple[Event, ...]:
         """Return the events in the eyes of one kind of observer."""
@@ -230,8 +234,10 @@ def carry_body(carried: Carried) -> dict[str, Any]:
     """Return what was carried over as plain values; `carried_of` reads them back."""
     # Ledgers of before have none.
     declared = {"account": carried.account} if carried.account else {}
+    ended = {"runs": list(carried.runs)} if carried.runs else {}
     return {
         **declared,
+        **ended,
         "covers": list(carried.covers),
         "head": carried.head,
         "unit": carried.unit,
@@ -252,6 +258,7 @@ def carried_of(entry: Entry) -> Carried:
         colluder_events=tuple(from_json(event) for event in body["colluder_events"]),
         sequence=entry.sequence,
         account=body.get("account", ""),
+        runs=tuple(str(run) for run in body.get("runs", ())),
     )
     if not isinstance(carried.account, str) or carry_body(carried) != body:
         raise ValueError("fields")

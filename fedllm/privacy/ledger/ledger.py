@@ -235,6 +235,11 @@ class Ledger:
                 f"the run '{run}' was begun with another configuration than this one",
                 "start a new run; a run keeps the configuration that its sites agreed to",
             )
+        if run in self._chain.state.ended():
+            raise LedgerRefusal(
+                f"the run '{run}' was begun under this site's earlier ledger, and ended with it",
+                "start a new run; what was spent in this one counts",
+            )
 
     def settle(self, statement: str, survivors: str, sites: int) -> None:
         """Note which sum of a round may be opened; on disk when this returns.

@@ -108,6 +108,8 @@ class LedgerState:
             raise ValueError("an order carried out twice")
         if self.differs(reservation.run, reservation.config):
             raise ValueError("a second configuration of a run")
+        if reservation.run in self.ended():
+            raise ValueError("a run of an earlier ledger")
         self.attempts[key] += 1
         self.reservations[entry.sequence] = reservation
         self.newest[reservation.run, reservation.purpose] = entry.sequence
@@ -172,6 +174,10 @@ class LedgerState:
     def covered(self) -> set[str]:
         """Return the public keys of earlier ledgers whose spending was taken over."""
         return {key for carried in self.carried for key in carried.covers}
+
+    def ended(self) -> set[str]:
+        """Return the runs that ended with an earlier ledger: what they promised is not known."""
+        return {run for carried in self.carried for run in carried.runs}
 
     def accounts(self) -> list[str]:
         """Return the accounts that were charged, in the order of their first charge."""

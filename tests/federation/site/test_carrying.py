@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 
 import pytest
 from support.federation import build, small_config
@@ -17,6 +18,7 @@ from fedllm.federation.site.carrying import (
     require_carried,
 )
 from fedllm.federation.site.files import SiteFiles
+from fedllm.federation.site.memory import SiteMemory
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.privacy.accounting.accountants import epsilon
@@ -53,10 +55,10 @@ class Place:
     def beside(self, ledger):
         return SiteFiles(ledger, self.folder / "memory.json", self.folder / "rounds.jsonl")
 
-    def spend(self, path, identity, events=SPENT, unit="record"):
+    def spend(self, path, identity, events=SPENT, unit="record", run="r"):
         ledger = Ledger.open(path, "anne", identity)
         for number, event in enumerate(events):
-            ledger.reserve(Charge("r", number, "", (event,), unit=unit), CEILING)
+            ledger.reserve(Charge(run, number, "", (event,), unit=unit), CEILING)
         return ledger
 
     def require(self, identity=None) -> None:
@@ -101,14 +103,14 @@ def test_another_unit_counts_as_not_private(place):
     ledger = Ledger.open(place.after, "anne", place.new)
     assert NonPrivate() in ledger.events("", unit="person")
     with pytest.raises(BudgetError, match="bounds nothing for a person"):
-        place.spend(place.after, place.new, unit="person")
+        place.spend(place.after, place.new, unit="person", run="s")
 
 
 def test_two_losses_in_a_row_add_up(place):
     third = Identity.generate("anne")
     place.spend(place.before, place.old)
     carry_ledger(place.before, place.files, place.new, place.roster)
-    place.spend(place.after, place.new, (Gaussian(3.0),))
+    place.spend(place.after, place.new, (Gaussian(3.0),), run="s")
     keys = (place.old.public_bytes(), place.new.public_bytes())
     roster = dataclasses.replace(place.roster, revoked=keys, former={"anne": keys})
     last = place.folder / "third.sqlite"
@@ -116,6 +118,9 @@ def test_two_losses_in_a_row_add_up(place):
     require_carried(place.beside(last), third, roster)
     ledger = place.spend(last, third, ())
     assert len(ledger.events("")) == len(SPENT) + 1
+    for run in ("r", "s"):
+        with pytest.raises(RefusedError, match="begun under this site's earlier ledger"):
+            place.spend(last, third, (Gaussian(100.0),), run=run)
 
 
 def test_an_earlier_ledger_without_spending_is_covered(place):
@@ -154,6 +159,98 @@ def test_a_changed_ledger_is_not_taken_over(place):
     with pytest.raises(PeerError):
         carry_ledger(export, place.files, place.new, place.roster)
     assert not place.after.exists()
+
+
+class Restored(Place):
+    """Anne, whose keys are the same, after her disk was restored from a copy."""
+
+    def __init__(self, folder, spent_at_the_copy=()) -> None:
+        super().__init__(folder)
+        self.old = self.new
+        self.roster = Roster(b"a" * 32, {"anne": self.new.public_bytes()})
+        self.copy, self.newest = folder / "copy.jsonl", folder / "newest.jsonl"
+        self.spend(self.after, self.new, spent_at_the_copy)
+        export_ledger(self.after, self.copy)
+        shutil.copy(self.after, self.before)
+        ledger = self.spend(self.after, self.new, run="s")
+        SiteMemory(self.files.memory).remember(ledger.head())
+        export_ledger(self.after, self.newest)
+        self.whole = ledger.events("")
+
+
+@pytest.mark.parametrize("spent", [(), SPENT[:1]])
+@pytest.mark.parametrize("what", ["itself", "copy", "newest", "stated"])
+def test_nothing_is_taken_over_into_an_older_copy(tmp_path, spent, what):
+    """It would be gone on with, and carry out again what it forgot, under the same masks."""
+    place = Restored(tmp_path, spent)
+    shutil.copy(place.before, place.after)
+    memory = place.files.memory.read_text()
+    given = {"itself": place.after, "copy": place.copy, "newest": place.newest}
+    with pytest.raises(
+        RefusedError, match=r"not the ledger that this site remembers|lies at the site's place"
+    ) as refused:
+        if what == "stated":
+            carry_statement(STATED, place.files, place.new, place.roster)
+        else:
+            carry_ledger(given[what], place.files, place.new, place.roster)
+    assert "away" in refused.value.remedy
+    assert place.files.memory.read_text() == memory
+    with pytest.raises(PeerError):
+        place.require()
+
+
+def test_an_older_copy_gives_nothing_back(tmp_path):
+    place = Restored(tmp_path, SPENT[:1])
+    place.after.unlink()
+    with pytest.raises(RefusedError, match="lacks entry 4, which the site remembers"):
+        carry_ledger(place.copy, place.files, place.new, place.roster)
+    assert not place.after.exists()
+    carry_ledger(place.newest, place.files, place.new, place.roster)
+    place.require()
+    assert Ledger.open(place.after, "anne", place.new).events("") == place.whole
+
+
+def test_what_an_older_copy_lacks_can_be_stated(tmp_path):
+    place = Restored(tmp_path, SPENT[:1])
+    place.after.unlink()
+    carry_ledger(place.copy, place.files, place.new, place.roster, STATED)
+    place.require()
+    ledger = Ledger.open(place.after, "anne", place.new)
+    assert ledger.events("") == [SPENT[0], Stated(3.0, 1e-6)]
+    assert math.isinf(ledger.spent("", 1e-5, "colluders").value)
+
+
+@pytest.mark.parametrize("after", ["carry", "open"])
+def test_a_carry_over_that_was_cut_off_is_finished_by_the_same_command(
+    tmp_path, monkeypatch, after
+):
+    place = Restored(tmp_path)
+    place.after.unlink()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    broken = (SiteMemory, "begin_anew") if after == "carry" else (Ledger, "carry")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(*broken, killed)
+        carry_ledger(place.newest, place.files, place.new, place.roster)
+    with pytest.raises(PeerError):
+        place.require()
+    carry_ledger(place.newest, place.files, place.new, place.roster)
+    place.require()
+    assert Ledger.open(place.after, "anne", place.new).events("") == place.whole
+
+
+def test_a_run_of_an_earlier_ledger_has_ended(place):
+    """What it promised and spent so far, the new ledger does not know."""
+    place.spend(place.before, place.old)
+    carry_ledger(place.before, place.files, place.new, place.roster)
+    ledger = Ledger.open(place.after, "anne", place.new)
+    with pytest.raises(RefusedError, match="ended with it"):
+        ledger.require_config("r", "")
+    with pytest.raises(RefusedError, match="ended with it"):
+        ledger.reserve(Charge("r", 9, "", (Gaussian(100.0),)), CEILING)
+    ledger.require_config("s", "")
 
 
 def test_a_statement_adds_up_with_what_comes(place):

@@ -21,8 +21,8 @@ ACCOUNTS = ("", "oncology", "surgery")
 ROUND = Gaussian(10.0)  # 25 of them fit under the ceiling
 
 
-def charge(account: str, count: int, number: int = 0) -> Charge:
-    return Charge("run", number, account, (Gaussian(10.0, count),), unit="person")
+def charge(account: str, count: int, number: int = 0, run: str = "run") -> Charge:
+    return Charge(run, number, account, (Gaussian(10.0, count),), unit="person")
 
 
 def cost(rounds: int) -> float:
@@ -115,8 +115,8 @@ def test_a_lost_ledger_is_carried_over_account_by_account(ledger, path, tmp_path
         assert set(later.events(account)) == set(ledger.events(account))
     ledger.carry(carried)
     with pytest.raises(BudgetError):
-        later.reserve(charge("oncology", 4), CEILING)
-    later.reserve(charge("surgery", 4), CEILING)
+        later.reserve(charge("oncology", 4, run="later"), CEILING)
+    later.reserve(charge("surgery", 4, run="later"), CEILING)
     assert {one.account for one in verify_ledger(tmp_path / "later.sqlite").accounts} == {*ACCOUNTS}
 
 
