@@ -51,6 +51,11 @@ def of_run(config: RunConfig, sizes: Sequence[int], given: bool) -> list[str]:
             + ("training.batch_size" if _own_rate(config) else "training.sampling_rate")
         )
         words += _shares(config)
+        if config.unit != "site":
+            words.append(
+                f"a {config.unit} is at one site alone; whoever has records at several of them is "
+                "protected less (docs/threat-model.md has numbers)"
+            )
     return words
 
 

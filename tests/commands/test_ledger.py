@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.privacy.accounting.events import Gaussian
 from fedllm.privacy.ledger.audit import export_ledger, verify_ledger
-from fedllm.privacy.ledger.budget import Charge
+from fedllm.privacy.ledger.budget import Ceiling, Charge
 from fedllm.privacy.ledger.entries import TamperedError, make_entry
 from fedllm.privacy.ledger.ledger import Ledger
 
@@ -292,3 +293,25 @@ def test_an_entry_by_another_key_is_no_wrong_key(path):
     with pytest.raises(TamperedError, match="entry 2 was not signed") as failed:
         verify_ledger(path, SIGNER.public_bytes())
     assert failed.value.remedy.startswith("spend nothing more")
+
+
+def test_verify_says_what_all_charges_together_exceed(path):
+    """Each kept to the ceiling of its data set, and all of them may have touched one record."""
+    Ledger.open(path, "site-00", SIGNER)
+    for number in range(12):
+        dataset = register(path, f"records-{number}")
+        charge_before(path, dataset, (Gaussian(10.0, 15),), CEILING, 0, run=f"run-{number}")
+    said = " ".join(fedllm("ledger", "verify", str(path)).split())
+    total = verify_ledger(path).accounts[0].spent.value
+    assert total > CEILING.epsilon
+    assert f"all charges together come to epsilon {total:.2f}" in said
+    assert "12 charges were made by data set" in said
+
+
+def test_verify_says_that_a_charge_had_no_ceiling(path):
+    ledger = Ledger.open(path, "site-00", SIGNER)
+    ledger.reserve(Charge("run", 1, "", (Gaussian(10.0),)), Ceiling(math.inf, 1e-5))
+    assert "the last charge had no ceiling" in fedllm("ledger", "verify", str(path))
+    ledger.reserve(Charge("run", 2, "", (Gaussian(10.0),)), CEILING)
+    said = fedllm("ledger", "verify", str(path))
+    assert "ceiling" not in said

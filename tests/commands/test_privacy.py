@@ -84,12 +84,13 @@ def assumed(*arguments: str) -> list[str]:
 
 def test_numbers_of_records_that_nobody_gave_are_named_as_assumed(tmp_path):
     run = run_toml(tmp_path, privacy={"epsilon": 3.0})
-    sizes, repeats, rate = assumed(run)
+    sizes, repeats, rate, one_site = assumed(run)
     assert sizes.startswith("a site holds 300, 1000 records (assumed")
     assert "change it with --records" in sizes
     assert "300 as " in sizes
     assert "repeated" in repeats
     assert rate.startswith("delta is 1e-05")
+    assert one_site.startswith("a record is at one site alone")
     assert assumed(run, "--records", "77")[0].startswith("a site holds 77 records (given")
 
 
@@ -98,7 +99,8 @@ def test_shared_noise_names_whose_shares_it_counts_on_and_what_colluders_see(tmp
     privacy = {"epsilon": 8.0, "noise": "distributed", "colluders": 1}
     words = assumed(run_toml(tmp_path, privacy=privacy, evaluation={"every": 2}, **values))
     assert "a site is in all 4 rounds" in words[1]
-    shares, colluders, evaluations = words[4:]
+    shares, colluders, evaluations, one_site = words[4:]
+    assert "at several" in one_site
     assert shares == (
         "2 sites add their shares of the noise: rounds.min_sites = 3 less privacy.colluders = 1"
     )

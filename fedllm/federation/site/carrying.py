@@ -86,7 +86,8 @@ def carry_ledger(
     Parameters
     ----------
     since : Statement, optional
-        What was spent at most after ``old`` was copied, where it is not the newest.
+        What was spent at most after ``old`` was copied, where it is not the newest; is charged
+        besides.
 
     Raises
     ------
@@ -109,11 +110,13 @@ def carry_ledger(
             f"{old} is a copy of the ledger that lies at the site's place",
             f"move {files.ledger} away, and keep it; what was spent goes over to a new one",
         )
+    if since is not None:
+        carried.append(_stated(since, identity, roster))
     remembered = SiteMemory(files.memory).head()
-    if not _is_current(files.ledger, remembered) and remembered is not None:
-        if not _holds(old, remembered):
-            carried += [_stated(_of_what_is_missing(old, remembered, since), identity, roster)]
-        elif _is_empty(files.ledger):
+    if remembered is not None and not _is_current(files.ledger, remembered):
+        if since is None:
+            _require_newest(old, remembered)
+        if _is_empty(files.ledger) and since is None:
             # Begun by a carry-over that was cut off before the site remembered it.
             with suppress(LedgerRefusal):
                 Ledger.open(files.ledger, identity.name, identity).carry(carried)
@@ -123,15 +126,14 @@ def carry_ledger(
     return carried
 
 
-def _of_what_is_missing(old: Path, remembered: Head, since: Statement | None) -> Statement:
-    if since is None:
+def _require_newest(old: Path, remembered: Head) -> None:
+    if not _holds(old, remembered):
         raise RefusedError(
             f"{old} is older than the ledger that this site had: it lacks entry "
             f"{remembered.sequence}, which the site remembers",
             "give the newest copy or export; or, with it, --epsilon and --delta for the most that "
             "was spent since it was made (what the policy allowed, if nobody knows)",
         )
-    return since
 
 
 @dataclass(frozen=True)
