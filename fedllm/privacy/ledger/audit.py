@@ -168,7 +168,10 @@ def read_state(
         raise TamperedError(f"{path} holds no entries")
     if public_key is not None and state.public_key != public_key:
         raise TamperedError("the ledger was begun with another key than the site's")
-    check_anchors(stored, anchors)
+    try:
+        check_anchors(stored, anchors)
+    except TamperedError as error:
+        raise _perhaps_of_before(error, state) from None
     for anchor in anchors:
         digest, signature = from_hex(anchor.hash), from_hex(anchor.signature)
         if signature and not signature_holds(state.public_key, digest, signature):
@@ -177,6 +180,18 @@ def read_state(
             )
     check_datasets(state, stored_tags)
     return state
+
+
+def _perhaps_of_before(error: TamperedError, state: LedgerState) -> TamperedError:
+    """Say that a head may be of a ledger that this one took over, which it cannot show."""
+    before = [one.head.partition(":")[0] for one in state.carried if one.head]
+    if not before:
+        return error
+    return TamperedError(
+        f"{error.message}; or it is of an earlier ledger, which this one took over",
+        f"the earlier one ended with entry {before[-1]}: check it by a copy or an export of it, "
+        "and this one by heads that came later",
+    )
 
 
 def _signs_any(public_key: bytes, stored: Sequence[RawEntry]) -> bool:

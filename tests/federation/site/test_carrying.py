@@ -23,7 +23,7 @@ from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.privacy.accounting.accountants import epsilon
 from fedllm.privacy.accounting.events import Gaussian, NonPrivate, PoissonGaussian, Stated
-from fedllm.privacy.ledger.audit import export_ledger, spending_of, verify_ledger
+from fedllm.privacy.ledger.audit import export_ledger, read_state, spending_of, verify_ledger
 from fedllm.privacy.ledger.budget import Ceiling, Charge
 from fedllm.privacy.ledger.ledger import Ledger
 
@@ -208,6 +208,19 @@ def test_an_older_copy_gives_nothing_back(tmp_path):
     carry_ledger(place.newest, place.files, place.new, place.roster)
     place.require()
     assert Ledger.open(place.after, "anne", place.new).events("") == place.whole
+
+
+def test_heads_of_the_ledger_that_was_taken_over_are_told_from_none(tmp_path):
+    place = Restored(tmp_path, SPENT[:1])
+    kept = [read_state(place.newest).head, read_state(place.copy).head]
+    place.after.unlink()
+    carry_ledger(place.newest, place.files, place.new, place.roster)
+    for head in kept:
+        with pytest.raises(PeerError, match="or it is of an earlier ledger") as refused:
+            verify_ledger(place.after, place.new.public_bytes(), [head])
+        assert f"ended with entry {kept[0].sequence}" in refused.value.remedy
+    verify_ledger(place.newest, place.new.public_bytes(), kept)
+    verify_ledger(place.after, place.new.public_bytes(), [read_state(place.after).head])
 
 
 def test_what_an_older_copy_lacks_can_be_stated(tmp_path):
