@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedllm.config import LoraSection
 from fedllm.errors import ConfigError
-from fedllm.models.checkpoints import Architecture
+from fedllm.models.architecture import Architecture
 from fedllm.randomness import RandomStream
 
 
