@@ -252,6 +252,6 @@ def check_padding(folder: Path, architecture: Architecture, pad: int) -> None:
     if architecture.counted_from is not None and pad != architecture.counted_from:
         raise CheckpointError(
             f"{folder}: the padding token is {pad} in the tokenizer and "
-            f"{architecture.counted_from} in config.json",
+            f"{architecture.counted_from} in the model, which counts positions by it",
             "use the config.json and the tokenizer that came with the weights",
         )

@@ -57,9 +57,14 @@ def target_names(
         and (match := place.match(name))
         and int(match[1]) >= first
     ]
-    wanted = (
-        architecture.query_value if section.target_modules == "auto" else section.target_modules
-    )
+    auto = section.target_modules == "auto"
+    wanted = architecture.query_value if auto else section.target_modules
+    if not wanted:
+        known = sorted({name.rpartition(".")[2] for name in linear})
+        raise ConfigError(
+            "lora.target_modules: no linear layer of this model looks like query or value",
+            f"choose from {', '.join(known)}" if known else "set lora.rank = 0",
+        )
     for target in wanted:
         if not any(f".{name}".endswith(f".{target}") for name in linear):
             known = sorted({name.rpartition(".")[2] for name in linear})
@@ -84,6 +89,7 @@ def add_adapters(
         If ``lora.target_modules`` or ``lora.last_layers`` does not fit the model.
     """
     names = target_names(backbone, architecture, section)
+    _check_rank(backbone, names, section.rank)
     config = LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,  # type: ignore[arg-type]
@@ -103,3 +109,14 @@ def add_adapters(
         elif "lora_B" in name:
             parameter.data = torch.zeros(parameter.shape, dtype=torch.float32)
     return adapted
+
+
+def _check_rank(backbone: PreTrainedModel, names: list[str], rank: int) -> None:
+    widths = {name: min(backbone.get_submodule(name).weight.shape) for name in names}
+    narrowest = min(widths, key=lambda name: widths[name])
+    if rank > widths[narrowest]:
+        raise ConfigError(
+            f"lora.rank = {rank} is more than the width {widths[narrowest]} of {narrowest}: such "
+            "an adapter has more values than the layer",
+            f"set it to {widths[narrowest]} or less",
+        )
