@@ -44,10 +44,11 @@ def observe(folder: Path, model: PreTrainedModel, architecture: Architecture) ->
         seen = _Layers(model.base_model.get_submodule(architecture.layers))  # type: ignore[arg-type]
         with seen:
             states = texts.run(model, texts.ids)
-        usable = states.dim() == 3 and states.shape[:2] == texts.ids.shape
-        if not usable or not bool(states.isfinite().all()):
-            raise CheckpointError(f"the model in {folder} gives NaN or infinity", _OTHER_CONFIG)
         seen.require_each_once(folder, texts.ids)
+        if states.dim() != 3 or states.shape[:2] != texts.ids.shape:
+            raise CheckpointError(f"the model in {folder} gives no states of its tokens", _REMEDY)
+        if not bool(states.isfinite().all()):
+            raise CheckpointError(f"the model in {folder} gives NaN or infinity", _OTHER_CONFIG)
         for wrong, found, expected in texts.comparisons(model, states, architecture.causal):
             if not close(found, expected):
                 raise CheckpointError(f"the model in {folder} {wrong}", _REMEDY)
@@ -71,8 +72,10 @@ def check_parts(
         whole: Any = module.backbone
         mask = torch.ones_like(texts.ids)
         batch = {"input_ids": texts.ids, "attention_mask": mask, "labels": texts.ids}
-        apart = batch | ({"states": module.prefix(batch)} if module.stack.first else {})
         expected = whole(input_ids=texts.ids, attention_mask=mask)
+        apart = batch | ({"states": module.prefix(batch)} if module.stack.first else {})
+        # What a layer finds of other texts is not what the whole model would have left there.
+        whole(input_ids=texts.other, attention_mask=mask)
         if isinstance(module, LanguageModel):
             found, wanted = module(apart)[0], expected.logits[:, :-1].flatten(0, 1).float()
         elif module.only_head:
@@ -123,19 +126,13 @@ class _Texts:
         self, model: PreTrainedModel, states: Tensor, causal: bool
     ) -> list[tuple[str, Tensor, Tensor]]:
         """Return pairs that must be equal, each with what is wrong if they are not."""
-        again = self.run(model, self.ids)
         beside = self.run(model, torch.cat([self.ids[:1], self.other[:1]]))
-        length = self.ids.shape[1]
-        size = min(_PADDED, length)
-        padded = self.ids.clone()
-        padded[0, size:] = self.pad
-        mask = torch.ones_like(padded)
-        mask[0, size:] = 0
-        short = self.run(model, padded, mask)[:1, :size]
+        # After another text, of which nothing may be left.
+        again = self.run(model, self.ids)
         found = [
             (
-                "gives other numbers when it is run again: dropout or noise that cannot be set to "
-                "zero",
+                "gives other numbers when it is run again: dropout, noise or a memory that cannot "
+                "be set to zero",
                 again,
                 states,
             ),
@@ -145,17 +142,20 @@ class _Texts:
                 beside[:1],
                 states[:1],
             ),
-            (
-                "lets a text's numbers depend on its padding",
-                short,
-                self.run(model, self.ids[:1, :size]),
-            ),
         ]
+        length = self.ids.shape[1]
         if causal and length > 1:
             last = torch.cat([self.ids[:, :-1], self.other[:, -1:]], dim=1)
             words = "sees tokens that come later, though models of its type predict them"
             found.append((words, self.run(model, last)[:, :-1], states[:, :-1]))
-        return found
+        size = min(_PADDED, length)
+        padded = self.ids.clone()
+        padded[0, size:] = self.pad
+        mask = torch.ones_like(padded)
+        mask[0, size:] = 0
+        short = self.run(model, padded, mask)[:1, :size]
+        bare = self.run(model, self.ids[:1, :size])
+        return [*found, ("lets a text's numbers depend on its padding", short, bare)]
 
 
 class _Layers:

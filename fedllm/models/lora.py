@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from math import sqrt
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -44,7 +45,8 @@ def target_names(
     Raises
     ------
     ConfigError
-        If a name of ``lora.target_modules`` matches no linear layer of the adapted layers.
+        If a name of ``lora.target_modules`` matches no linear layer of the adapted layers, or
+        none of them looks like query or value.
     """
     stack = backbone.base_model
     within = next((f"{n}." for n, m in backbone.named_modules() if m is stack and n), "")
@@ -86,7 +88,7 @@ def add_adapters(
     Raises
     ------
     ConfigError
-        If ``lora.target_modules`` or ``lora.last_layers`` does not fit the model.
+        If ``lora.target_modules``, ``lora.last_layers`` or ``lora.rank`` does not fit the model.
     """
     names = target_names(backbone, architecture, section)
     _check_rank(backbone, names, section.rank)
@@ -112,7 +114,7 @@ def add_adapters(
 
 
 def _check_rank(backbone: PreTrainedModel, names: list[str], rank: int) -> None:
-    widths = {name: min(backbone.get_submodule(name).weight.shape) for name in names}
+    widths = {n: min(cast(nn.Linear, backbone.get_submodule(n)).weight.shape) for n in names}
     narrowest = min(widths, key=lambda name: widths[name])
     if rank > widths[narrowest]:
         raise ConfigError(

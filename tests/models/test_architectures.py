@@ -1,6 +1,7 @@
 """Each architecture is run, cut, trained and saved as the model that transformers and peft know."""
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def test_gradients_are_those_of_a_loop_over_records(kind, task, shared, random_d
             same(found.sum(0), expected.sum(0))
         else:
             same(found, expected)
-        for one, other in zip(expected, expected[1:], strict=False):
+        for one, other in pairwise(expected):
             assert float((one - other).norm()) > 1e-3 * float(one.norm())
 
 
@@ -110,9 +111,7 @@ def test_a_private_step_adds_up_clipped_gradients_of_units(kind, task, shared, r
     units = [0, 1, 1, 1, 2]
     model, data = shared(kind, task), random_dataset(5, task, persons=units)
     with doubles():
-        total, statistics = clipped_gradient_sum(
-            model, data, settings, RandomStream.seeded(0, "sampling")
-        )
+        total, _ = clipped_gradient_sum(model, data, settings, RandomStream.seeded(0, "sampling"))
         alone = torch.stack([gradient_alone(model, data, index) for index in range(5)])
         mine = [alone[[i for i in range(5) if units[i] == unit]].sum(0) for unit in range(3)]
         clipped = [g * min(1.0, CLIPPING_NORM / float(g.norm())) for g in mine]
