@@ -160,6 +160,9 @@ def _reasons_of_config(config: PretrainedConfig) -> Iterator[str]:
         yield "an encoder and a decoder are not supported"
     if base_class(config)._is_stateful:
         yield "a state that they carry from token to token are not supported"
+    if getattr(config, "attention_type", None) == "block_sparse":
+        # One short text switches it off for all that come later.
+        yield "attention to blocks (attention_type = 'block_sparse') are not supported"
     kinds = getattr(config, "layer_types", None)
     for other in sorted({str(kind) for kind in kinds or ()} - set(_ATTENTION)):
         yield f"layers of type {other!r:.40} are not supported"

@@ -29,6 +29,7 @@ _SIZES = (
     "max_position_embeddings",
     "sliding_window",
 )
+_MAY_BE_NONE = ("type_vocab_size", "sliding_window")
 _ROTARY = ("default", "linear", "llama3", "yarn")
 _PROBE = "Zürich 2.50 € 你好 🙂\n\tx_y"
 _MOST = 2**31
@@ -104,7 +105,7 @@ def check_sizes(folder: Path, config: PretrainedConfig) -> int:
         value = getattr(config, name, None)
         if value is None or (name in counted and type(value) is not int):
             continue
-        least = 0 if name in counted or name == "type_vocab_size" else 1
+        least = 0 if name in counted or name in _MAY_BE_NONE else 1
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= bound:
             raise CheckpointError(
                 f"{path}: {name} = {value!r:.60} does not fit the weights beside it", remedy

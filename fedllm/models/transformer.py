@@ -215,6 +215,10 @@ class TextClassifier(nn.Module):
                 return self.features(batch).unsqueeze(1)
         return self.stack.below(batch)
 
+    def before_loss(self, batch: Batch) -> Tensor:
+        """Return what the Transformer itself gives: states (B, T, H)."""
+        return self.stack.last_states(batch)
+
     def forward(self, batch: Batch) -> Tensor:
         """Return logits (B, C), float32; ``batch["states"]`` may hold `prefix`'s result."""
         if self.only_head and "states" in batch:
@@ -263,8 +267,12 @@ class LanguageModel(nn.Module):
         """
         targets = batch["labels"][:, 1:]
         rows, places = torch.nonzero(targets != -100, as_tuple=True)
-        logits = self._logits(batch, slice(None, -1))[rows, places]
+        logits = self.before_loss(batch)[rows, places]
         return logits.float(), targets[rows, places], rows
+
+    def before_loss(self, batch: Batch) -> Tensor:
+        """Return what the Transformer itself gives: logits (B, T - 1, V) of the next tokens."""
+        return self._logits(batch, slice(None, -1))
 
     def following(self, batch: Batch) -> Tensor:
         """Return the logits (B, V) of what follows the last token of each row."""

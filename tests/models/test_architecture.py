@@ -94,10 +94,9 @@ def test_a_table_that_names_other_layers_gives_way_to_what_is_there(kind, names,
         ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1}, "a state that they carry"),
         ("mamba", {"state_size": 4}, "a state that they carry"),
         ("xlm", {"emb_dim": 16, "n_layers": 3, "n_heads": 4}, "cannot be found"),
-        ("squeezebert", {"embedding_size": 16}, None),
         ("qwen3", {"layer_types": [FULL, "linear_attention", FULL]}, "'linear_attention'"),
         ("llama", {"expert_capacity": 4}, "only so many tokens of a batch"),
-        ("nystromformer", {"num_landmarks": 4, "segment_means_seq_len": 4}, None),
+        ("big_bird", {}, "attention to blocks"),
     ],
 )
 def test_what_cannot_be_done_right_is_refused_before_weights_are_read(
@@ -109,11 +108,8 @@ def test_what_cannot_be_done_right_is_refused_before_weights_are_read(
     save_file({str(i): torch.zeros(100_000) for i in range(9)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError) as caught:
         load(tmp_path)
-    if words is None:
-        assert "lacks weights" in caught.value.message
-    else:
-        assert words in caught.value.message
-        assert "docs/models.md" in caught.value.remedy
+    assert words in caught.value.message
+    assert "docs/models.md" in caught.value.remedy
 
 
 @pytest.mark.parametrize(
@@ -177,8 +173,7 @@ def test_an_adapter_is_no_wider_than_its_layer(tmp_path):
 
 
 def test_a_model_without_query_and_value_trains_its_head_alone(tmp_path):
-    values = SIZE | {"vocab_size": save_tokenizer(tmp_path), "embedding_size": 16}
-    save_model("squeezebert", tmp_path, values, encoder=True)
+    save_model("ibert", tmp_path, SIZE | {"vocab_size": save_tokenizer(tmp_path)}, encoder=True)
     with pytest.raises(ConfigError, match="looks like query or value") as caught:
         load(tmp_path)
     assert "set lora.rank = 0" in caught.value.remedy

@@ -45,6 +45,10 @@ def drops(layer, given, states):
     return torch.nn.functional.dropout(states, 0.1, training=layer.training)
 
 
+def draws_now_and_then(layer, given, states):
+    return states * (1 + (torch.rand([]) < 0.2))
+
+
 def counts_padding(layer, given, states):
     return states + 0.1 * states.mean(1, keepdim=True)
 
@@ -77,6 +81,7 @@ def narrows(layer, given, states):
         ("bert", mixes_records, "depend on the other texts of its batch"),
         ("llama", mixes_records, "depend on the other texts of its batch"),
         ("bert", drops, "when it is run again"),
+        ("llama", draws_now_and_then, "when it is run again"),
         ("bert", counts_padding, "depend on its padding"),
         ("llama", looks_ahead, "tokens that come later"),
         ("bert", breaks, "no such kernel"),
