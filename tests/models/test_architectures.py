@@ -2,6 +2,7 @@
 
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,3 +193,21 @@ def test_layers_and_projections_are_found(kind, shared):
     assert all(f"backbone.{inside}.{LAYERS - 1}." in name for name in adapted)
     assert {name.rpartition(".")[2] for name in adapted} == set(ALL[kind].targets)
     assert model.module.pooling == ("mean" if kind in ENCODERS else "last")
+
+
+def test_the_documentation_lists_what_is_tested_here():
+    page = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+    rows = [
+        tuple(cell.strip() for cell in line.strip("|").split("|"))
+        for line in page.read_text().split("## Proven")[1].split("## ")[0].splitlines()
+        if line.startswith("| `") and not line.startswith("| `model_type`")
+    ]
+    assert rows == [
+        (
+            f"`{kind}`",
+            "decoder" if kind in DECODERS else "encoder",
+            f"`{tiny.layers}`",
+            ", ".join(f"`{name}`" for name in tiny.targets),
+        )
+        for kind, tiny in ALL.items()
+    ]
