@@ -103,6 +103,8 @@ def read_config(folder: Path) -> tuple[PretrainedConfig, Architecture]:
         for name, value in config.to_dict().items():
             if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
                 setattr(config, name, 0.0)
+        # A configuration may name other code for experts, which would be fetched.
+        config._experts_implementation = "eager"
         weights = check_sizes(folder, config)
     return config, find_architecture(path, config, weights)
 

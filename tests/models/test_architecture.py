@@ -87,6 +87,14 @@ def test_a_table_that_names_other_layers_gives_way_to_what_is_there(kind, names,
     assert query_value(kind, layers) == expected
 
 
+@pytest.mark.parametrize("named", ["deepgemm", "sonicmoe", "somebody/kernels"])
+def test_no_configuration_chooses_the_code_of_experts(named, tmp_path):
+    folder = save_tiny("mixtral", tmp_path)
+    change(folder, {"experts_implementation": named, "attn_implementation": named})
+    found = load(folder).module.backbone.config
+    assert (found._experts_implementation, found._attn_implementation) == ("eager", "sdpa")
+
+
 @pytest.mark.parametrize(
     ("kind", "values", "words"),
     [
