@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from support.tiny_models import WORDS, save_model, save_tokenizer
 
 if TYPE_CHECKING:
     from fedllm.data.encode import EncodedDataset
@@ -50,22 +51,6 @@ def public_data() -> Path:
     return folder
 
 
-WORDS = (
-    "card",
-    "cash",
-    "bank",
-    "loan",
-    "rate",
-    "fee",
-    "pay",
-    "send",
-    "lost",
-    "open",
-    "close",
-    "my",
-)
-
-
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Folders of random Transformers with three layers: "llama", "gpt2", "bert" and others."""
@@ -81,39 +66,16 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
 
 
 def _save_tiny_checkpoint(kind: str, folder: Path) -> None:
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
-
-    special = ["<pad>", "<unk>", "<s>", "</s>"]
-    vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-    ).save_pretrained(folder)
-    size = {"vocab_size": len(vocabulary), "hidden_size": 16, "num_attention_heads": 2}
+    tokens = save_tokenizer(folder)
+    size = {"vocab_size": tokens, "hidden_size": 16, "num_attention_heads": 2}
     if kind == "gpt2":
-        size = {"vocab_size": len(vocabulary), "n_embd": 16, "n_head": 2, "n_layer": 3}
+        size = {"vocab_size": tokens, "n_embd": 16, "n_head": 2, "n_layer": 3}
         size |= {"n_positions": 160}
     else:
         size |= {"num_hidden_layers": 3, "intermediate_size": 32, "max_position_embeddings": 160}
     if kind in ("llama", "mistral", "qwen2"):
         size |= {"num_key_value_heads": 1}
-    config = AutoConfig.for_model(kind, **size, pad_token_id=0, bos_token_id=2, eos_token_id=3)
-    encoder = kind in ("bert", "roberta")
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        model = (AutoModel if encoder else AutoModelForCausalLM).from_config(config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                # Larger than the usual start, so that layers and gradients differ clearly.
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
+    save_model(kind, folder, size, encoder=kind in ("bert", "roberta"))
 
 
 @pytest.fixture

@@ -75,7 +75,6 @@ def check_training(path: str, allowed: tuple[str, ...]) -> str:
         If the model is not one of the fingerprints that are ``allowed`` (empty allows any).
     """
     from fedllm.models.checkpoints import checkpoint_folder, fingerprints, read_config
-    from fedllm.models.fit import positions
 
     folder = checkpoint_folder(path)
     prints = fingerprints(folder)
@@ -91,9 +90,9 @@ def check_training(path: str, allowed: tuple[str, ...]) -> str:
             f"the model in {path} has the fingerprint {actual}, which allow.models does not list",
             "get the model that the federation agreed on, or add this fingerprint to allow.models",
         )
-    base, architecture = read_config(folder)
+    _, architecture = read_config(folder)
     task = task_for_base(architecture.causal)
-    seconds = _made_up_step(path, task, min(128, positions(base)))
+    seconds = _made_up_step(path, task, min(128, architecture.positions or 128))
     return f"a private step on made-up text took {seconds:.1f} s; model {actual}"
 
 

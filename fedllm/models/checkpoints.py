@@ -6,7 +6,6 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,13 @@ from transformers.utils import logging
 
 from fedllm.config import package_folder
 from fedllm.errors import CheckpointError
+from fedllm.models.architecture import (
+    Architecture,
+    attention,
+    check_kind,
+    find_architecture,
+    options,
+)
 from fedllm.models.contents import (
     Fingerprints,
     check_contents,
@@ -34,17 +40,9 @@ from fedllm.models.contents import (
     reading,
     state,
 )
-from fedllm.models.fit import (
-    check_model,
-    check_settings,
-    check_sizes,
-    check_tokenizer,
-    check_weights,
-)
+from fedllm.models.fit import check_settings, check_sizes, check_tokenizer, check_weights
 
 __all__ = [
-    "ARCHITECTURES",
-    "Architecture",
     "Fingerprints",
     "checkpoint_folder",
     "fingerprint",
@@ -54,38 +52,6 @@ __all__ = [
     "read_config",
     "state",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """What fedllm needs to know of a family of Transformers.
-
-    Attributes
-    ----------
-    layers : str
-        Dotted name of the list of layers inside the stack.
-    query_value : tuple of str
-        Names of the linear layers that compute query and value.
-    causal : bool
-        Whether tokens see only what comes before them.
-    """
-
-    layers: str
-    query_value: tuple[str, ...]
-    causal: bool
-
-
-_LLAMA = Architecture("layers", ("q_proj", "v_proj"), causal=True)
-_BERT = Architecture("encoder.layer", ("query", "value"), causal=False)
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "gpt2": Architecture("h", ("c_attn",), causal=True),
-    "bert": _BERT,
-    "roberta": _BERT,
-}
 
 
 _VOCABULARY = re.compile(r"^tokenizer\.json$|vocab|merges|tekken|tiktoken|spm|bpe|\.model$")
@@ -130,24 +96,26 @@ def read_config(folder: Path) -> tuple[PretrainedConfig, Architecture]:
     """
     path = folder / "config.json"
     values = read_object(path)
-    kind = values.get("model_type")
-    if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        raise CheckpointError(
-            f"{folder}: models of type {kind!r} are not supported",
-            f"use one of {', '.join(ARCHITECTURES)}",
-        )
+    check_kind(path, values.get("model_type"))
     check_settings(path, values)
     with reading(f"{path} is damaged", "use the config.json that came with the weights"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         for name, value in config.to_dict().items():
             if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
                 setattr(config, name, 0.0)
-    check_sizes(folder, config)
-    return config, ARCHITECTURES[kind]
+        # A configuration may name other code for experts, which would be fetched.
+        config._experts_implementation = "eager"
+        weights = check_sizes(folder, config)
+    return config, find_architecture(path, config, weights)
 
 
 def load_weights(
-    folder: Path, config: PretrainedConfig, dtype: torch.dtype, *, language_model: bool
+    folder: Path,
+    config: PretrainedConfig,
+    architecture: Architecture,
+    dtype: torch.dtype,
+    *,
+    language_model: bool,
 ) -> PreTrainedModel:
     """Load the Transformer, frozen, with its language model head or without.
 
@@ -157,9 +125,6 @@ def load_weights(
         If a file is damaged, or a weight is missing or of another shape.
     """
     auto: Any = AutoModelForCausalLM if language_model else AutoModel
-    options: dict[str, Any] = {}
-    if not language_model and config.model_type in ("bert", "roberta"):
-        options["add_pooling_layer"] = False
     with (
         reading(
             f"the weights in {folder} cannot be loaded",
@@ -175,18 +140,15 @@ def load_weights(
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
-            # A configuration may name others, down to kernels that would be fetched.
-            attn_implementation="sdpa",
             generation_config=GenerationConfig(),
-            **options,
+            **(attention(config) if language_model else options(config)),
         )
-    check_weights(folder, model, info, ARCHITECTURES[config.model_type].layers)
+    check_weights(folder, model, info, architecture.layers)
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
     model.requires_grad_(False)
     model.config.use_cache = False
-    check_model(folder, model)
     return model.train()
 
 
@@ -248,6 +210,8 @@ def load_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizer
         tokenizer = _read_tokenizer(folder)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        # As `fedllm.data.encode` pads: places are then counted from the first token.
+        tokenizer.padding_side = "right"
     if tokenizer.is_fast and getattr(tokenizer.backend_tokenizer.model, "dropout", None):
         raise CheckpointError(
             f"the tokenizer in {folder} cuts words at random (dropout)",

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fedllm.errors import CheckpointError, ConfigError
+from fedllm.models.architecture import Architecture, is_encoder
 from fedllm.models.contents import reading
 
 # Keys of config.json that say how a model is loaded instead of what it is.
@@ -28,6 +29,7 @@ _SIZES = (
     "max_position_embeddings",
     "sliding_window",
 )
+_MAY_BE_NONE = ("type_vocab_size", "sliding_window")
 _ROTARY = ("default", "linear", "llama3", "yarn")
 _PROBE = "Zürich 2.50 € 你好 🙂\n\tx_y"
 _MOST = 2**31
@@ -63,7 +65,7 @@ def check_settings(path: Path, values: dict[str, Any]) -> None:
                 f"remove {key}, and keep the weights in model.safetensors or behind "
                 "model.safetensors.index.json",
             )
-    encoder = values.get("model_type") in ("bert", "roberta")
+    encoder = is_encoder(values.get("model_type"))
     others = ("is_decoder", "add_cross_attention", "is_encoder_decoder")
     for key, plain in [(key, False) for key in others] + ([] if encoder else [("is_causal", True)]):
         if values.get(key, plain) not in (plain, None):
@@ -74,8 +76,13 @@ def check_settings(path: Path, values: dict[str, Any]) -> None:
             )
 
 
-def check_sizes(folder: Path, config: PretrainedConfig) -> None:
+def check_sizes(folder: Path, config: PretrainedConfig) -> int:
     """Compare the numbers of a configuration with the headers of the weights.
+
+    Returns
+    -------
+    int
+        How many numbers the weights hold.
 
     Raises
     ------
@@ -92,11 +99,14 @@ def check_sizes(folder: Path, config: PretrainedConfig) -> None:
         "sliding_window": _MOST,
         "max_position_embeddings": _MOST if hasattr(config, "rope_parameters") else values,
     }
-    for name, bound in most.items():
+    # Parts of which a family of models has any number, none included.
+    counted = {n for n in config.to_dict() if n.startswith(("num_", "n_"))} - most.keys()
+    for name, bound in (most | dict.fromkeys(sorted(counted), values)).items():
         value = getattr(config, name, None)
-        if value is None:
+        if value is None or (name in counted and type(value) is not int):
             continue
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= bound:
+        least = 0 if name in counted or name in _MAY_BE_NONE else 1
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= bound:
             raise CheckpointError(
                 f"{path}: {name} = {value!r:.60} does not fit the weights beside it", remedy
             )
@@ -116,6 +126,7 @@ def check_sizes(folder: Path, config: PretrainedConfig) -> None:
             f"{path}: rotary positions of type {other!r:.40} are not supported",
             f"use a model with one of {', '.join(_ROTARY)}",
         )
+    return values
 
 
 def _rope_types(parameters: Any) -> list[Any]:
@@ -184,24 +195,6 @@ def _few(names: list[str]) -> str:
     return f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
 
 
-@torch.no_grad()
-def check_model(folder: Path, model: PreTrainedModel) -> None:
-    """Run the model once on two tokens.
-
-    Raises
-    ------
-    CheckpointError
-        If it fails, or gives NaN or infinity.
-    """
-    remedy = "use the config.json that came with the weights"
-    with reading(f"the model in {folder} does not run", remedy):
-        ids = torch.tensor([[0, model.config.vocab_size - 1]])
-        states = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
-        usable = states.shape == (1, 2, model.config.hidden_size) and states.isfinite().all()
-    if not usable:
-        raise CheckpointError(f"the model in {folder} gives NaN or infinity", remedy)
-
-
 def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int | None) -> None:
     """Refuse a tokenizer that fails on some text, or has tokens beyond the model's embeddings.
 
@@ -234,14 +227,7 @@ def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int 
         )
 
 
-def positions(config: PretrainedConfig) -> int:
-    """Return how many tokens a text may have at most."""
-    longest = int(config.max_position_embeddings)
-    # RoBERTa counts positions from the one after the padding token's.
-    return longest - (config.pad_token_id or 0) - 1 if config.model_type == "roberta" else longest
-
-
-def check_length(config: PretrainedConfig, tokens: int, key: str = "model.max_length") -> None:
+def check_length(architecture: Architecture, tokens: int, key: str = "model.max_length") -> None:
     """Refuse texts that are longer than what the model was made for.
 
     Raises
@@ -249,14 +235,14 @@ def check_length(config: PretrainedConfig, tokens: int, key: str = "model.max_le
     ConfigError
         If they are; names ``key``, which sets their length.
     """
-    if tokens > positions(config):
+    longest = architecture.positions
+    if longest is not None and tokens > longest:
         raise ConfigError(
-            f"{key} = {tokens}: the model has {positions(config)} positions",
-            f"set it to {positions(config)} or less",
+            f"{key} = {tokens}: the model has {longest} positions", f"set it to {longest} or less"
         )
 
 
-def check_padding(folder: Path, config: PretrainedConfig, pad: int) -> None:
+def check_padding(folder: Path, architecture: Architecture, pad: int) -> None:
     """Refuse padding that the model would count as text.
 
     Raises
@@ -264,9 +250,9 @@ def check_padding(folder: Path, config: PretrainedConfig, pad: int) -> None:
     CheckpointError
         If the model counts positions by a padding token that is not the tokenizer's.
     """
-    if config.model_type == "roberta" and pad != config.pad_token_id:
+    if architecture.counted_from is not None and pad != architecture.counted_from:
         raise CheckpointError(
-            f"{folder}: the padding token is {pad} in the tokenizer and {config.pad_token_id} in "
-            "config.json",
+            f"{folder}: the padding token is {pad} in the tokenizer and "
+            f"{architecture.counted_from} in the model, which counts positions by it",
             "use the config.json and the tokenizer that came with the weights",
         )

@@ -222,9 +222,11 @@ def _model(file: GgufFile, dtype: torch.dtype) -> PreTrainedModel:
 @torch.no_grad()
 def _check_usable(folder: Path, model: PreTrainedModel) -> None:
     """Load the new folder as a run does, and compare it with what was read."""
-    config, *_ = checkpoints.read_config(folder)
+    config, architecture = checkpoints.read_config(folder)
     checkpoints.load_tokenizer(folder, config.vocab_size)
-    again = checkpoints.load_weights(folder, config, model.dtype, language_model=True).eval()
+    again = checkpoints.load_weights(
+        folder, config, architecture, model.dtype, language_model=True
+    ).eval()
     ids = torch.arange(min(8, config.vocab_size))[None]
     before, after = model(input_ids=ids).logits.float(), again(input_ids=ids).logits.float()
     if not torch.allclose(before, after, rtol=1e-2, atol=1e-3 * float(before.abs().max())):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from math import sqrt
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -13,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedllm.config import LoraSection
 from fedllm.errors import ConfigError
-from fedllm.models.checkpoints import Architecture
+from fedllm.models.architecture import Architecture
 from fedllm.randomness import RandomStream
 
 
@@ -44,7 +45,8 @@ def target_names(
     Raises
     ------
     ConfigError
-        If a name of ``lora.target_modules`` matches no linear layer of the adapted layers.
+        If a name of ``lora.target_modules`` matches no linear layer of the adapted layers, or
+        none of them looks like query or value.
     """
     stack = backbone.base_model
     within = next((f"{n}." for n, m in backbone.named_modules() if m is stack and n), "")
@@ -57,9 +59,14 @@ def target_names(
         and (match := place.match(name))
         and int(match[1]) >= first
     ]
-    wanted = (
-        architecture.query_value if section.target_modules == "auto" else section.target_modules
-    )
+    auto = section.target_modules == "auto"
+    wanted = architecture.query_value if auto else section.target_modules
+    if not wanted:
+        known = sorted({name.rpartition(".")[2] for name in linear})
+        raise ConfigError(
+            "lora.target_modules: no linear layer of this model looks like query or value",
+            f"choose from {', '.join(known)}" if known else "set lora.rank = 0",
+        )
     for target in wanted:
         if not any(f".{name}".endswith(f".{target}") for name in linear):
             known = sorted({name.rpartition(".")[2] for name in linear})
@@ -81,9 +88,10 @@ def add_adapters(
     Raises
     ------
     ConfigError
-        If ``lora.target_modules`` or ``lora.last_layers`` does not fit the model.
+        If ``lora.target_modules``, ``lora.last_layers`` or ``lora.rank`` does not fit the model.
     """
     names = target_names(backbone, architecture, section)
+    _check_rank(backbone, names, section.rank)
     config = LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,  # type: ignore[arg-type]
@@ -103,3 +111,14 @@ def add_adapters(
         elif "lora_B" in name:
             parameter.data = torch.zeros(parameter.shape, dtype=torch.float32)
     return adapted
+
+
+def _check_rank(backbone: PreTrainedModel, names: list[str], rank: int) -> None:
+    widths = {n: min(cast(nn.Linear, backbone.get_submodule(n)).weight.shape) for n in names}
+    narrowest = min(widths, key=lambda name: widths[name])
+    if rank > widths[narrowest]:
+        raise ConfigError(
+            f"lora.rank = {rank} is more than the width {widths[narrowest]} of {narrowest}: such "
+            "an adapter has more values than the layer",
+            f"set it to {widths[narrowest]} or less",
+        )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, assert_never, cast
 
 import numpy as np
 import torch
@@ -16,20 +16,21 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as format_safetensors
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedllm.config import RunConfig, Task
 from fedllm.config.task import trains_a_head
 from fedllm.errors import CheckpointError, ConfigError, TrainingError
 from fedllm.files import atomic_directory, write_bytes, write_json
 from fedllm.models import checkpoints
+from fedllm.models.behaviour import check_parts, observe
 from fedllm.models.contents import read_object
 from fedllm.models.fit import check_length, check_padding
 from fedllm.models.heads import Head, LabelHead, LanguageHead
 from fedllm.models.lora import add_adapters, first_trained_layer
 from fedllm.models.manifest import AdapterManifest, Group
 from fedllm.models.prefix import PrefixCache
-from fedllm.models.transformer import LanguageModel, Pooling, TextClassifier
+from fedllm.models.transformer import LanguageModel, LayerStack, Pooling, TextClassifier
 
 _ABOUT, _LORA, _LORA_CONFIG, _HEAD = (
     "shared_model.json",
@@ -109,7 +110,7 @@ class SharedModel:
         return {
             "architecture": str(stack.stack.config.model_type),
             "layers": len(stack.layers),
-            "hidden_size": int(stack.stack.config.hidden_size),
+            "hidden_size": stack.width,
         }
 
     def adapter(self) -> NDArray[np.float32]:
@@ -257,34 +258,36 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
     if own_head and not architecture.causal:
         raise ConfigError(
             f"task {config.task!r} needs a causal model; {base.model_type!r} is an encoder",
-            "use a Llama- or GPT-2-type model, or task = 'classification'",
+            "use a decoder, or task = 'classification'",
         )
-    check_length(base, config.model.max_length)
+    check_length(architecture, config.model.max_length)
     dtype = torch.bfloat16 if config.model.precision == "bfloat16" else torch.float32
-    backbone = checkpoints.load_weights(folder, base, dtype, language_model=own_head)
+    backbone = checkpoints.load_weights(folder, base, architecture, dtype, language_model=own_head)
     first = first_trained_layer(config.lora, base.num_hidden_layers)
+    behaviour = observe(folder, backbone, architecture)
+    base_model = cast(PreTrainedModel, backbone.base_model)
+    stack = LayerStack(base_model, architecture.layers, first, behaviour)
     adapted = (
         add_adapters(backbone, architecture, config.lora, config.seed) if config.lora.rank else None
     )
     tokenizer = checkpoints.load_tokenizer(folder, base.vocab_size)
-    check_padding(folder, base, tokenizer.pad_token_id)
+    check_padding(folder, architecture, tokenizer.pad_token_id)
     module: TextClassifier | LanguageModel
     match head:
         case LabelHead():
             pooling: Pooling = "last" if architecture.causal else config.model.pooling
             scale = config.model.feature_scale
-            module = TextClassifier(
-                backbone, architecture.layers, first, len(labels), pooling, scale
-            )
+            module = TextClassifier(backbone, stack, len(labels), pooling, scale)
             if config.model.feature_center == "label_names":
                 features = _name_features(module, tokenizer, labels)
                 module.center = nn.functional.normalize(features, dim=-1).mean(0)
             if config.model.head_start == "label_names":
                 _start_at_label_names(module, tokenizer, labels)
         case LanguageHead():
-            module = LanguageModel(backbone, architecture.layers, first)
+            module = LanguageModel(backbone, stack)
         case _:
             assert_never(head)
+    check_parts(folder, module, architecture)
     if checkpoints.state(folder) != before:
         raise CheckpointError(f"{folder} changed while it was read", "try again when it is whole")
     return SharedModel(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
 from typing import Any, Literal, cast
 
 import torch
@@ -12,6 +15,33 @@ from transformers import PreTrainedModel
 
 Batch = dict[str, Tensor]
 Pooling = Literal["mean", "cls", "last"]
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What the layers of a model take and give.
+
+    Attributes
+    ----------
+    width : int
+        Of the states after the last layer.
+    outputs : int
+        0 if a layer returns states alone; else how many values it returns, states first.
+    """
+
+    width: int
+    outputs: int
+
+
+def states_of(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the states that a layer is called with: its first argument."""
+    return args[0] if args else kwargs[first_argument(layer)]
+
+
+def first_argument(layer: nn.Module) -> str:
+    """Return the name under which a layer takes its states."""
+    names = signature(type(layer).forward).parameters
+    return next(name for name in names if name != "self")
 
 
 class _Reached(Exception):
@@ -30,12 +60,18 @@ class LayerStack:
         Dotted name of its list of layers.
     first : int
         Index of the first layer that is trained; everything below it is frozen.
+    behaviour : Behaviour
+        What its layers take and give.
     """
 
-    def __init__(self, stack: PreTrainedModel, layers: str, first: int) -> None:
+    def __init__(
+        self, stack: PreTrainedModel, layers: str, first: int, behaviour: Behaviour
+    ) -> None:
         self.stack = stack
         self.first = first
+        self.width = behaviour.width
         self._name = layers
+        self._outputs = behaviour.outputs
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -48,8 +84,8 @@ class LayerStack:
         if self.first == len(self.layers):
             return self.last_states(batch)
 
-        def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            raise _Reached(args[0] if args else kwargs["hidden_states"])
+        def stop(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise _Reached(states_of(layer, args, kwargs))
 
         handle = self.layers[self.first].register_forward_pre_hook(stop, with_kwargs=True)
         try:
@@ -70,35 +106,39 @@ class LayerStack:
             return self.stack(input_ids=ids, attention_mask=mask).last_hidden_state
         if self.first == len(self.layers):
             return batch["states"]
-        with self._entered_by(batch["states"]):
+        with self.entered_by(batch["states"]):
             return self.stack(input_ids=ids, attention_mask=mask).last_hidden_state
 
     @contextmanager
-    def _entered_by(self, states: Tensor) -> Iterator[None]:
-        # The model's own forward still builds masks and positions and goes through all layers,
-        # so that each gets those of its own place and kind. Those below hand on what they got,
-        # and the first that is trained reads the given states in place of it.
+    def entered_by(self, states: Tensor) -> Iterator[None]:
+        """Let the layers below ``first`` do nothing, and that one read ``states`` (B, T, H).
+
+        The model's own forward still builds masks and positions and goes through all layers, so
+        that each gets those of its own place and kind.
+        """
+
         def replace(
-            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+            layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             if args:
                 return (states, *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": states}
+            return args, {**kwargs, first_argument(layer): states}
 
         below = list(self.layers)[: self.first]
         handle = self.layers[self.first].register_forward_pre_hook(replace, with_kwargs=True)
         try:
             for layer in below:
-                layer.forward = _hand_on  # type: ignore[method-assign]
+                layer.forward = partial(self._hand_on, layer)  # type: ignore[method-assign]
             yield
         finally:
             for layer in below:
                 layer.__dict__.pop("forward", None)
             handle.remove()
 
-
-def _hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-    return hidden_states
+    def _hand_on(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        states = states_of(layer, args, kwargs)
+        # Of what else it would return, such as attention weights, nothing was asked for.
+        return (states, *[None] * (self._outputs - 1)) if self._outputs else states
 
 
 class TextClassifier(nn.Module):
@@ -108,8 +148,8 @@ class TextClassifier(nn.Module):
     ----------
     backbone : PreTrainedModel
         Transformer without a head.
-    layers, first
-        See `LayerStack`.
+    stack : LayerStack
+        Its layers.
     number_of_labels : int
         Classes of the head; it starts at zero, so that every class is equally likely.
     pooling : {"mean", "cls", "last"}
@@ -129,19 +169,18 @@ class TextClassifier(nn.Module):
     def __init__(
         self,
         backbone: PreTrainedModel,
-        layers: str,
-        first: int,
+        stack: LayerStack,
         number_of_labels: int,
         pooling: Pooling,
         feature_scale: float,
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.stack = LayerStack(backbone, layers, first)
+        self.stack = stack
         self.pooling = pooling
         self.feature_scale = feature_scale
         self.register_buffer("center", None, persistent=False)
-        self.head = nn.Linear(backbone.config.hidden_size, number_of_labels)
+        self.head = nn.Linear(stack.width, number_of_labels)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -176,6 +215,10 @@ class TextClassifier(nn.Module):
                 return self.features(batch).unsqueeze(1)
         return self.stack.below(batch)
 
+    def before_loss(self, batch: Batch) -> Tensor:
+        """Return what the Transformer itself gives: states (B, T, H)."""
+        return self.stack.last_states(batch)
+
     def forward(self, batch: Batch) -> Tensor:
         """Return logits (B, C), float32; ``batch["states"]`` may hold `prefix`'s result."""
         if self.only_head and "states" in batch:
@@ -188,12 +231,20 @@ class TextClassifier(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """A causal Transformer with its own, frozen, language model head."""
+    """A causal Transformer with its own, frozen, language model head.
 
-    def __init__(self, backbone: PreTrainedModel, layers: str, first: int) -> None:
+    Parameters
+    ----------
+    backbone : PreTrainedModel
+        Transformer with the head.
+    stack : LayerStack
+        Its layers; one of them at least is trained.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, stack: LayerStack) -> None:
         super().__init__()
         self.backbone = backbone
-        self.stack = LayerStack(cast(PreTrainedModel, backbone.base_model), layers, first)
+        self.stack = stack
 
     def prefix(self, batch: Batch) -> Tensor:
         """Run what is frozen; returns states (B, T, H)."""
@@ -214,8 +265,29 @@ class LanguageModel(nn.Module):
         rows : Tensor
             (N,), int64: the record of the batch that the token belongs to.
         """
-        states = self.stack.last_states(batch)
         targets = batch["labels"][:, 1:]
         rows, places = torch.nonzero(targets != -100, as_tuple=True)
-        logits = self.backbone.get_output_embeddings()(states[:, :-1])[rows, places]
+        logits = self.before_loss(batch)[rows, places]
         return logits.float(), targets[rows, places], rows
+
+    def before_loss(self, batch: Batch) -> Tensor:
+        """Return what the Transformer itself gives: logits (B, T - 1, V) of the next tokens."""
+        return self._logits(batch, slice(None, -1))
+
+    def following(self, batch: Batch) -> Tensor:
+        """Return the logits (B, V) of what follows the last token of each row."""
+        return self._logits(batch, slice(-1, None))[:, 0]
+
+    def _logits(self, batch: Batch, places: slice) -> Tensor:
+        # The model's own forward scales logits, cuts them off or leaves them as they are.
+        def cut(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (args[0][:, places], *args[1:])
+
+        entered = self.stack.entered_by(batch["states"]) if "states" in batch else nullcontext()
+        handle = self.backbone.get_output_embeddings().register_forward_pre_hook(cut)
+        try:
+            with entered:
+                ids, mask = batch["input_ids"], batch["attention_mask"]
+                return self.backbone(input_ids=ids, attention_mask=mask).logits
+        finally:
+            handle.remove()

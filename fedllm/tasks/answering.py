@@ -60,10 +60,9 @@ class Answering:
         end = end_token_id(self._model.tokenizer)
         start = ids.shape[1]
         ended = torch.zeros(len(ids), dtype=torch.bool)
-        head = self._module.backbone.get_output_embeddings()
         for _ in range(_MOST_TOKENS):
             batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            following = head(self._module.stack.last_states(batch)[:, -1]).argmax(-1)
+            following = self._module.following(batch).argmax(-1)
             ids = torch.cat([ids, following[:, None]], dim=1)
             ended |= following == end
             if bool(ended.all()):

@@ -20,8 +20,8 @@ TEXT = "the patient has a cough, Zürich 2.50 € 你好"
 
 
 def logits(folder, model):
-    config, *_ = read_config(checkpoint_folder(str(folder)))
-    read = load_weights(folder, config, torch.float32, language_model=True).eval()
+    config, architecture = read_config(checkpoint_folder(str(folder)))
+    read = load_weights(folder, config, architecture, torch.float32, language_model=True).eval()
     ids = torch.arange(5, 45)[None]
     with torch.no_grad():
         return read(input_ids=ids).logits, model(input_ids=ids).logits
