@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
 import typer
 
+from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
+from fedllm.visible import visible
 
 if TYPE_CHECKING:
     from fedllm.models.importing import Precision
 
-app = CommandGroup(help="Base models: make a checkpoint of a GGUF file.", no_args_is_help=True)
+app = CommandGroup(
+    help="Base models: show one, or make a checkpoint of a GGUF file.", no_args_is_help=True
+)
 
 
 @app.command("import")
@@ -37,3 +43,37 @@ def import_(
     print(f"{out}: {found.architecture}, {found.values:,} parameters")
     if found.licence:
         print(f"licence, in the words of the file: {found.licence}")
+
+
+@app.command()
+def show(
+    location: str = typer.Argument(
+        metavar="DIR", help="A checkpoint's folder, or what else model.path may name."
+    ),
+    json_output: bool = options.JSON,
+) -> None:
+    """Show what a base model is, and that a run could use it.
+
+    Its weights are not loaded. Sites allow models by the fingerprint.
+    """
+    from fedllm.models.about import facts_of
+
+    found = facts_of(location)
+    if json_output:
+        print(json.dumps(asdict(found), indent=2))
+        return
+    stored = ", ".join(f"{values:,} in {kind}" for kind, values in sorted(found.stored.items()))
+    limit = "no limit" if found.positions is None else f"{found.positions:,} tokens"
+    lines = {
+        "kind": f"{found.model_type}, {'decoder' if found.causal else 'encoder'}",
+        "parameters": f"{found.parameters:,} ({stored})",
+        "layers": f"{found.layers} of width {found.hidden_size:,}",
+        "adapted": ", ".join(found.query_value) or "name them in lora.target_modules",
+        "a text": limit,
+        "vocabulary": f"{found.vocabulary:,} rows, {found.tokens:,} tokens",
+        "licence": found.licence or "the folder does not say",
+        "fingerprint": found.fingerprint,
+    }
+    print(visible(found.folder))
+    for name, value in lines.items():
+        print(f"  {name:<12} {visible(value)}")
