@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from math import sqrt
+from math import fsum, sqrt
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
@@ -14,7 +16,13 @@ from transformers.pytorch_utils import Conv1D
 from fedllm.config import LoraSection
 from fedllm.errors import ConfigError
 from fedllm.models.checkpoints import Architecture
+from fedllm.models.core import add_cores, require_room
 from fedllm.randomness import RandomStream
+
+# Row length of an orthogonal A: with it the start has the same Frobenius norm as the usual one has
+# on average, so that learning rates keep their meaning.
+ORTHONORMAL_SCALE = 1 / sqrt(3)
+_ORTHONORMAL = ("ffa_orthonormal", "fedsvd")
 
 
 def first_trained_layer(section: LoraSection, number_of_layers: int) -> int:
@@ -76,14 +84,15 @@ def add_adapters(
     """Put float32 adapters into ``backbone``, in place; they change nothing at first.
 
     B is zero. A is uniform on plus or minus 1 / sqrt(inputs), drawn from ``seed`` alone, so
-    that every party starts from the same adapter.
+    that every party starts from the same adapter; some methods make its rows orthogonal. The
+    parameters that need a gradient are those of a run's first round.
 
     Raises
     ------
     ConfigError
-        If ``lora.target_modules`` or ``lora.last_layers`` does not fit the model.
+        If ``lora.target_modules``, ``lora.last_layers`` or ``lora.rank`` does not fit the model.
     """
-    names = target_names(backbone, architecture, section)
+    names, kind = target_names(backbone, architecture, section), section.kind
     config = LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,  # type: ignore[arg-type]
@@ -98,8 +107,29 @@ def add_adapters(
         if "lora_A" in name:
             uniform = RandomStream.seeded(seed, "adapter", name).uniform(parameter.numel())
             values = (2.0 * uniform - 1.0) / sqrt(parameter.shape[1])
+            if kind in _ORTHONORMAL:
+                require_room(kind, name, *parameter.shape)
+                rows = orthonormal_rows(values.reshape(parameter.shape))
+                values = ORTHONORMAL_SCALE * rows
             parameter.data = torch.from_numpy(values).float().reshape(parameter.shape)
-            parameter.requires_grad_(not section.freeze_a)
+            parameter.requires_grad_(kind == "lora")
         elif "lora_B" in name:
             parameter.data = torch.zeros(parameter.shape, dtype=torch.float32)
+    if kind == "core":
+        add_cores(adapted, seed)
     return adapted
+
+
+def orthonormal_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return rows (R, N) made orthonormal one after another, by Gram and Schmidt, twice.
+
+    Every operation is rounded as the standard for floating point says, sums exactly: so the same
+    rows give the same bits on every processor, and parties need not send each other the result.
+    """
+    done: list[NDArray[np.float64]] = []
+    for row in rows:
+        for _ in range(2):
+            for other in done:
+                row = row - fsum((row * other).tolist()) * other
+        done.append(row / sqrt(fsum((row * row).tolist())))
+    return np.stack(done)

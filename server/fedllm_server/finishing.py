@@ -135,7 +135,7 @@ def make_summary(
         },
         bytes_up=sum(r.bytes_up for r in rounds),
         bytes_down=sum(r.bytes_down for r in rounds),
-        adapter_sha256=hashlib.sha256(model.adapter().astype("<f4").tobytes()).hexdigest(),
+        adapter_sha256=hashlib.sha256(method.held().astype("<f4").tobytes()).hexdigest(),
         model={
             "path": config.model.path,
             "fingerprint": model.fingerprint,

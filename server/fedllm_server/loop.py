@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedllm.adapters import adapter_of
+from fedllm.adapters import adapter_of, sent_in_turn
 from fedllm.clock import utc_now
 from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset
@@ -162,8 +162,7 @@ class RoundLoop:
         self._members: tuple[CohortMember, ...] = ()
         self.names: set[str] = set()
         self._heads: dict[str, Head] = {}
-        self._method = adapter_of(place.model)
-        self._optimizer = ServerOptimizer(config.rounds, self._method.up)
+        self._optimizer = self._new_optimizer()
         self._reports: list[RoundReport] = []
 
     def run(self, state: RunState) -> RunState:
@@ -208,7 +207,10 @@ class RoundLoop:
             self._optimizer.load(state.optimizer)
         else:
             # Before its first step it has no state.
-            self._optimizer = ServerOptimizer(self._config.rounds, self._method.up)
+            self._optimizer = self._new_optimizer()
+
+    def _new_optimizer(self) -> ServerOptimizer:
+        return ServerOptimizer(self._config.rounds, *sent_in_turn(self._place.model))
 
     def _next(self, state: RunState) -> RunState:
         started, began = time.perf_counter(), utc_now()
@@ -217,13 +219,14 @@ class RoundLoop:
         if self._sites.changed():
             self._members = self._gather(number)
         state, outcome = self._attempts(state, number)
+        method = adapter_of(self._place.model, number)
         found = norm_verdict(
-            self._mechanism, self._terms, self._members, outcome, state, self._method.up
+            self._mechanism, self._terms, self._members, outcome, state, method.up
         )
         rejected = {"norm": found.reason} if found is not None and found.reason else {}
         adapter = state.adapter
         if not rejected:
-            adapter = self._method.next(adapter, outcome.mean, self._optimizer.apply)
+            adapter = method.advance(adapter, outcome.mean, self._optimizer)
         report = RoundReport(
             round=number,
             started=began,
@@ -383,7 +386,7 @@ class RoundLoop:
     def _evaluate(self, adapter: NDArray[np.float32]) -> Figures | None:
         if self._place.test is None:
             return None
-        self._method.place(adapter)
+        adapter_of(self._place.model).place(adapter)
         return {**evaluate(self._place.model, self._place.test)}
 
     def _report(self, report: RoundReport) -> None:
