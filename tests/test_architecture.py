@@ -222,7 +222,8 @@ NAMES_TASKS = {
 }
 # Where it matters what class the module has, whatever it is trained for.
 LOOKS_INTO_MODELS = {
-    "fedllm/models/shared.py",  # which tensors are saved
+    "fedllm/models/saved.py",  # which tensors are saved
+    "fedllm/models/shared.py",
     "fedllm/tasks/answering.py",
 }
 
