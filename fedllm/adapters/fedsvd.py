@@ -57,9 +57,7 @@ class FedSvd(PartOfAdapter):
         """
         return self._carried(moments, before, after, np.square)
 
-    def _carried(
-        self, moments: Moments, before: Vector, after: Vector, of: Any
-    ) -> Moments:
+    def _carried(self, moments: Moments, before: Vector, after: Vector, of: Any) -> Moments:
         carried, up = moments.copy(), {s.name: s for s in self.up.segments}
         for a, b in self._pairs():
             turn = _of(before, a) @ np.linalg.pinv(_of(after, a))

@@ -24,9 +24,7 @@ Moments = NDArray[np.float64]
 class CoordinatorOptimizer(Protocol):
     """What makes a step of an opened mean; see `fedllm.training.server_optimizer`."""
 
-    def apply(
-        self, adapter: Vector, mean_update: NDArray[np.floating[Any]], number: int
-    ) -> Vector:
+    def apply(self, adapter: Vector, mean_update: NDArray[np.floating[Any]], number: int) -> Vector:
         """Take the step of round ``number``."""
 
     def renamed(

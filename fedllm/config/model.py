@@ -33,6 +33,11 @@ class ModelSection(Section):
         Folder of a Hugging Face checkpoint; ``package:NAME/FOLDER`` for one that an installed
         Python package carries; or a pretraining configuration (``.toml``), whose model is
         made first if it is not there.
+    start : str, optional
+        A finished run's folder, or its adapter's: this run goes on from there instead of an
+        untrained adapter. The base model and the shape of the adapter must be the same; a
+        classification head is taken over where task, labels and features are. Read by the
+        coordinator alone.
     max_length : int
         Tokens kept of one record.
     pooling : {"mean", "cls"}
@@ -52,6 +57,7 @@ class ModelSection(Section):
     """
 
     path: str
+    start: str | None = None
     max_length: PositiveInt = 128
     pooling: Literal["mean", "cls"] = "mean"
     feature_scale: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 10.0

@@ -66,7 +66,7 @@ def read(model: SharedModel, folder: Path) -> None:
                 "load it with the run.toml that made it",
             )
     expected = _files(model)
-    tensors = {name: _read_tensors(folder / name, expected[name]) for name in expected}
+    tensors = {name: read_tensors(folder / name, expected[name]) for name in expected}
     if model.peft is not None:
         set_peft_model_state_dict(model.peft, tensors.get(CORE, tensors[LORA]))
     if isinstance(model.module, TextClassifier):
@@ -119,18 +119,32 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _read_tensors(path: Path, expected: Tensors) -> Tensors:
+def read_tensors(path: Path, expected: Tensors) -> Tensors:
+    """Read float32 tensors of the names and shapes that are expected.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing or damaged, or holds others, or NaN or infinity.
+    """
+    tensors = read_any_tensors(path)
+    same = tensors.keys() == expected.keys() and all(
+        tensors[key].shape == expected[key].shape for key in expected
+    )
+    if not same:
+        raise CheckpointError(f"{path} holds other tensors than this model's adapter")
+    return tensors
+
+
+def read_any_tensors(path: Path) -> Tensors:
+    """Read float32 tensors, whichever there are; errors as in `read_tensors`."""
     try:
         tensors = parse_safetensors(path.read_bytes())
     except Exception as error:
         raise CheckpointError(
             f"{path} is missing or damaged: {error}", "use an earlier checkpoint"
         ) from None
-    same = tensors.keys() == expected.keys() and all(
-        tensors[key].shape == expected[key].shape and tensors[key].dtype == torch.float32
-        for key in expected
-    )
-    if not same:
+    if not all(tensor.dtype == torch.float32 for tensor in tensors.values()):
         raise CheckpointError(f"{path} holds other tensors than this model's adapter")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise CheckpointError(f"{path} holds NaN or infinity", "use an earlier checkpoint")

@@ -130,9 +130,7 @@ def _part(
 ) -> _Part:
     sent = _together(turns)
     tensors = AdapterManifest.of(
-        (s.name, s.shape, s.group)
-        for s in turns[together[0]].segments
-        if sent[s.name] == together
+        (s.name, s.shape, s.group) for s in turns[together[0]].segments if sent[s.name] == together
     )
     head = rounds.head_learning_rate
     rates = tensors.per_value(rounds.learning_rate, rounds.learning_rate if head is None else head)

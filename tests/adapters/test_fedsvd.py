@@ -26,7 +26,11 @@ def products(method, adapter):
 
 
 @given(
-    st.integers(1, 6), st.integers(1, 9), st.integers(0, 6), st.integers(0, 2**32 - 1), st.booleans()
+    st.integers(1, 6),
+    st.integers(1, 9),
+    st.integers(0, 6),
+    st.integers(0, 2**32 - 1),
+    st.booleans(),
 )
 def test_a_turned_pair_has_the_same_product_and_orthogonal_rows(rank, out, left, seed, shrunk):
     random = np.random.default_rng(seed)

@@ -101,7 +101,9 @@ def test_what_is_placed_is_held_and_only_what_a_round_trains_needs_a_gradient(mo
 
 
 def test_what_goes_down_is_the_same_in_all_rounds(model):
-    spaces = {(adapter_of(model, n).down, adapter_of(model, n).start().tobytes()) for n in (1, 2, 3)}
+    spaces = {
+        (adapter_of(model, n).down, adapter_of(model, n).start().tobytes()) for n in (1, 2, 3)
+    }
     assert len(spaces) == 1
 
 
@@ -169,9 +171,7 @@ def test_halves_alternate_round_by_round(run):
         states.append(load_checkpoint(out / "checkpoints").adapter)
     for before, after, moves in zip(states, states[1:], ["B", "A", "B"], strict=False):
         moved = {
-            s.kind
-            for s in down.segments
-            if not np.array_equal(before[s.slice], after[s.slice])
+            s.kind for s in down.segments if not np.array_equal(before[s.slice], after[s.slice])
         }
         assert moved == {moves, "head"}
 

@@ -102,5 +102,5 @@ def shared_config(config: RunConfig) -> RunConfig:
             "sites": max(config.data.sites, config.rounds.min_sites),
         }
     )
-    model = config.model.model_copy(update={"path": "the site's own"})
+    model = config.model.model_copy(update={"path": "the site's own", "start": None})
     return config.model_copy(update={"data": data, "model": model})
