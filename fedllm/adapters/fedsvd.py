@@ -1,8 +1,8 @@
 """B is trained, and the coordinator turns A after every round (FedSVD, Lee et al. 2025).
 
 The opened sum moves B. Then B A = U S V' is written anew, with A = V' and B = U S: the same
-function, whose rows of A are orthogonal directions in the order of what was learned. That is made of
-sums that are noised already, so it costs no privacy; and what is sent is B alone.
+function, whose rows of A are orthogonal directions in the order of what was learned. That is made
+of sums that are noised already, so it costs no privacy; and what is sent is B alone.
 
 Whatever B is, the rows of B A lie where those of A lie. So all that a round does to A is to turn
 it within the space that it spans from the start (`docs/adapters.md` says what follows).

@@ -10,6 +10,7 @@ is sent in such a basis would depend on them beyond what its noise hides.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from peft import PeftModel
@@ -36,8 +37,9 @@ def add_cores(adapted: PeftModel, seed: int) -> None:
     for name, layer in adapted.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
-        into, out = layer.lora_A["default"], layer.lora_B["default"]
-        rank = into.weight.shape[0]
+        into = cast(nn.Linear, layer.lora_A["default"])
+        out = cast(nn.Linear, layer.lora_B["default"])
+        rank = into.out_features
         weights = _weights(layer, name)
         require_room("core", name, rank, min(weights.shape))
         basis_a, basis_b = basis(weights, rank, RandomStream.seeded(seed, "core", name))
@@ -47,7 +49,7 @@ def add_cores(adapted: PeftModel, seed: int) -> None:
         core = nn.Linear(rank, rank, bias=False, dtype=torch.float32)
         nn.init.zeros_(core.weight)
         # A name among peft's own, and a module that hooks for per-sample gradients see as any.
-        layer.lora_R = nn.ModuleDict({"default": core})
+        cast(nn.Module, layer).add_module("lora_R", nn.ModuleDict({"default": core}))
         into.register_forward_hook(_Through(core))
 
 
@@ -128,7 +130,7 @@ def folded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _weights(layer: LoraLayer, name: str) -> Tensor:
     base = layer.get_base_layer()
-    weights = base.weight
+    weights = cast(Tensor, base.weight)
     if not weights.dtype.is_floating_point or weights.dim() != 2:
         raise ConfigError(
             f"lora.method = 'core' needs the weights of {name} as numbers, and they are quantised",
@@ -136,7 +138,7 @@ def _weights(layer: LoraLayer, name: str) -> Tensor:
         )
     if not bool(weights.any()):
         raise ConfigError(
-            f"lora.method = 'core': the weights of {name} are all zero and have no singular vectors",
+            f"lora.method = 'core': the weights of {name} are all zero, without singular vectors",
             "leave that layer out of lora.target_modules",
         )
     values = weights.detach().double().cpu()

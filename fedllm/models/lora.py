@@ -128,8 +128,8 @@ def orthonormal_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     done: list[NDArray[np.float64]] = []
     for row in rows:
-        for _ in range(2):
-            for other in done:
-                row = row - fsum((row * other).tolist()) * other
-        done.append(row / sqrt(fsum((row * row).tolist())))
+        left = row
+        for other in (*done, *done):
+            left = left - fsum((left * other).tolist()) * other
+        done.append(left / sqrt(fsum((left * left).tolist())))
     return np.stack(done)

@@ -1,4 +1,4 @@
-"""Adapters in folders: what peft loads onto the base model, and beside it what it has no place for."""
+"""Adapters in folders: what peft loads onto the base, and beside it what it has no place for."""
 
 from __future__ import annotations
 

@@ -114,7 +114,8 @@ def test_sites_hear_nothing_of_where_it_lies(config, earlier):
     later = started(config, folder)
     terms = make_terms(later, load_model(later, LABELS), "run-1")
     assert str(folder) not in terms.config_text
-    assert "start" not in terms.config_text.partition("[model]")[2].partition("[data]")[0]
+    assert terms.config.model.start is None
+    assert "\nstart" not in terms.config_text
 
 
 def test_the_report_says_what_it_started_from_and_that_epsilons_add_up(config, earlier, tmp_path):
