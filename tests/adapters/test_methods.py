@@ -132,8 +132,17 @@ def test_half_of_the_adapter_is_half_of_the_bytes(run):
     assert 0.5 <= sizes["rolora"] / sizes["lora"] < 0.6
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("optimizer", ["average", "momentum", "adam"])
+@pytest.mark.parametrize(
+    ("method", "optimizer"),
+    [
+        ("ffa_orthonormal", "average"),
+        ("rolora", "momentum"),
+        ("rolora", "adam"),
+        ("fedsvd", "momentum"),
+        ("fedsvd", "adam"),
+        ("core", "momentum"),
+    ],
+)
 def test_a_run_that_was_cut_off_in_any_round_ends_as_it_would_have(
     run, monkeypatch, method, optimizer
 ):
@@ -143,7 +152,7 @@ def test_a_run_that_was_cut_off_in_any_round_ends_as_it_would_have(
     assert read_summary(out).adapter_sha256 == whole.adapter_sha256
     from fedllm_server import loop
 
-    for stop in (1, 2, 3):
+    for stop in (1, 2):
         cut = out.with_name(f"cut-{stop}")
 
         def dies(folder, state, stop=stop, right=loop.save_checkpoint):
@@ -218,3 +227,56 @@ def test_a_summary_names_the_whole_adapter(run):
     assert json.loads((out / "summary.json").read_text())["model"]["adapter_parameters"] == len(
         state.adapter
     )
+
+
+def test_a_half_that_can_learn_nothing_yet_is_no_reason_to_refuse_a_round(
+    tiny_checkpoint, random_dataset
+):
+    """B is still zero where the first round was rejected, and A has no gradient then."""
+    from fedllm.federation.site.work import SiteWork
+    from fedllm.mechanisms import mechanism_of
+    from fedllm.randomness import RandomStream
+    from fedllm.training.local import train_locally
+
+    model = model_of(tiny_checkpoint, "rolora")
+    config = small_config(tiny_checkpoint("bert"), lora={"rank": 2, "method": "rolora"})
+    for number in (1, 2):
+        method = adapter_of(model, number)
+        SiteWork("site").require_trainable(config, model, method, method.start())
+    adapter_of(model, 2).place(adapter_of(model, 2).start())
+    settings = mechanism_of(config).settings(8, None)
+    data = random_dataset(8)
+    update = train_locally(model, data, settings, RandomStream.seeded(1), RandomStream.seeded(2))
+    moved = {s.kind for s in model.manifest.segments if update.update[s.slice].any()}
+    assert moved == {"head"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_audits_train_a_copy_by_the_runs_own_method(tiny_checkpoint, method):
+    from fedllm.audit.attacks import canaries
+    from fedllm.audit.attacks.sandbox import Sandbox
+    from fedllm.errors import ConfigError
+    from fedllm.randomness import RandomStream
+
+    config = small_config(
+        tiny_checkpoint("bert"),
+        lora={"rank": 2, "method": method},
+        privacy={"epsilon": 2.0},
+        training={"sampling_rate": 1.0, "optimizer": "sgd", "local_steps": 1},
+    )
+    sandbox = Sandbox(config, load_model(config, LABELS), [])
+    stream = RandomStream.seeded(1)
+
+    def attack():
+        return canaries.white_box(sandbox, 20, 0.95, stream, lambda *_: None)
+
+    if method == "rolora":
+        with pytest.raises(ConfigError, match="sends others in turn"):
+            attack()
+    else:
+        assert attack().canaries >= 20
+    records = sandbox.encode([sandbox.made_up_record(stream) for _ in range(8)])
+    last = sandbox.train(records, sandbox.settings(8), lambda *_: None)
+    assert len(last) == adapter_of(sandbox.model).down.length
+    sandbox.reset()
+    assert np.array_equal(adapter_of(sandbox.model).held(), adapter_of(sandbox.model).start())

@@ -135,8 +135,8 @@ def test_the_report_says_what_it_started_from_and_that_epsilons_add_up(config, e
 
 def test_other_labels_have_a_head_of_their_own(config, earlier, tmp_path):
     asked, folder = earlier()
-    other = ("one", "three", "two")
-    model = load_model(asked, other)
+    # In another order they are other classes.
+    model = load_model(asked, LABELS)
     fresh = adapter_of(model).start()
     assert take_over(model, folder / "adapter") is False
     held = adapter_of(model).held()
