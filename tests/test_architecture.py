@@ -224,6 +224,7 @@ NAMES_TASKS = {
 LOOKS_INTO_MODELS = {
     "fedllm/models/saved.py",  # which tensors are saved
     "fedllm/models/shared.py",
+    "fedllm/models/start.py",  # which of them begin a run
     "fedllm/tasks/answering.py",
 }
 
