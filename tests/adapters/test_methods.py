@@ -100,6 +100,51 @@ def test_what_is_placed_is_held_and_only_what_a_round_trains_needs_a_gradient(mo
         assert {n for n, p in named.items() if p.requires_grad} == trained
 
 
+def test_a_look_at_another_round_leaves_nothing_behind(model):
+    first = adapter_of(model, 1)
+    first.place(first.start() + np.float32(0.5))
+    held, trained = first.held(), model.manifest
+    with model.unchanged():
+        adapter_of(model, 2).place(first.start())
+    assert np.array_equal(first.held(), held)
+    assert model.manifest == trained
+    assert [p.requires_grad for p in model.trained] == [True] * len(trained.segments)
+
+
+def test_sites_train_the_half_that_the_signed_round_names(run, monkeypatch):
+    """They keep no count: the round before may have been another coordinator's, or missed."""
+    from fedllm.federation.site.work import TrainingAtSite
+
+    seen, right = [], TrainingAtSite.train
+
+    def spied(self, *arguments):
+        seen.append({s.kind for s in self.model.manifest.segments} - {"head"})
+        result = right(self, *arguments)
+        assert len(result.update) == self.method.up.length
+        return result
+
+    monkeypatch.setattr(TrainingAtSite, "train", spied)
+    run("run", "rolora")
+    assert seen == [{"B"}] * 3 + [{"A"}] * 3 + [{"B"}] * 3
+
+
+def test_halves_of_different_sizes_take_turns(tiny_checkpoint, tmp_path):
+    train = write_jsonl(tmp_path / "train.jsonl", records(60))
+    config = small_config(
+        # One layer for query, key and value together: B is three times as large as A.
+        tiny_checkpoint("gpt2"),
+        data={"train": str(train)},
+        lora={"rank": 2, "method": "rolora"},
+        rounds={"count": 3, "optimizer": "adam", "learning_rate": 0.1},
+        privacy={"epsilon": 4.0},
+    )
+    model = load_model(config, LABELS)
+    assert len({up.length for up in sent_in_turn(model)}) == 2
+    summary = simulate(config, tmp_path / "run", observers=[])
+    assert summary.rounds == 3
+    assert summary.model["sent_parameters"] == max(up.length for up in sent_in_turn(model))
+
+
 def test_what_goes_down_is_the_same_in_all_rounds(model):
     spaces = {
         (adapter_of(model, n).down, adapter_of(model, n).start().tobytes()) for n in (1, 2, 3)
