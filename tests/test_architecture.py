@@ -222,7 +222,9 @@ NAMES_TASKS = {
 }
 # Where it matters what class the module has, whatever it is trained for.
 LOOKS_INTO_MODELS = {
-    "fedllm/models/shared.py",  # which tensors are saved
+    "fedllm/models/saved.py",  # which tensors are saved
+    "fedllm/models/shared.py",
+    "fedllm/models/start.py",  # which of them begin a run
     "fedllm/tasks/answering.py",
 }
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +18,23 @@ Floats = TypeVar("Floats", bound=np.floating[Any])
 # One step of the coordinator's optimiser in the space of what comes up: where it stands (U,), the
 # opened mean (U,), where it goes (U,).
 Step = Callable[[Vector, NDArray[np.floating[Any]]], Vector]
+Moments = NDArray[np.float64]
+
+
+class CoordinatorOptimizer(Protocol):
+    """What makes a step of an opened mean; see `fedllm.training.server_optimizer`."""
+
+    def apply(self, adapter: Vector, mean_update: NDArray[np.floating[Any]], number: int) -> Vector:
+        """Take the step of round ``number``."""
+
+    def renamed(
+        self, directions: Callable[[Moments], Moments], squares: Callable[[Moments], Moments]
+    ) -> None:
+        """Write what is remembered of earlier rounds in other coordinates."""
 
 
 class AdapterMethod(ABC):
-    """How one model is adapted; has no state but the model.
+    """How one model is adapted in one round; has no state but the model.
 
     The round is blind: what is opened is a sum over sites, and each site's part is only known to
     be small. So the way up must be linear. It must not lengthen a vector either, nor raise its
@@ -31,10 +45,14 @@ class AdapterMethod(ABC):
     ----------
     model : SharedModel
         Its trained tensors are what local steps move.
+    number : int
+        Of the round, from 1, as its signed statement says it: a method that does not do the same
+        in every round goes by that alone.
     """
 
-    def __init__(self, model: SharedModel) -> None:
+    def __init__(self, model: SharedModel, number: int = 1) -> None:
         self._model = model
+        self._number = number
 
     @property
     def trained(self) -> AdapterManifest:
@@ -57,13 +75,17 @@ class AdapterMethod(ABC):
 
     @abstractmethod
     def place(self, adapter: Vector) -> None:
-        """Put an adapter (D,) into the model.
+        """Put an adapter (D,) into the model, and have it train what this round trains.
 
         Raises
         ------
         TrainingError
             If it has another length, or holds NaN or infinity.
         """
+
+    def held(self) -> Vector:
+        """Return the adapter (D,) that the model holds: what `place` put there."""
+        return self._model.values(self.down)
 
     @abstractmethod
     def upward(self, change: NDArray[Floats]) -> NDArray[Floats]:
@@ -90,3 +112,33 @@ class AdapterMethod(ABC):
         TrainingError
             If a vector has another length, or something is not finite.
         """
+
+    def direction(self, moments: Moments, before: Vector, after: Vector) -> Moments:
+        """Return a direction (U,) in the coordinates of another adapter.
+
+        Parameters
+        ----------
+        moments : float64 array (U,)
+            A way that what comes up may go from ``before``.
+        before, after : float32 arrays (D,)
+            The adapter of this round, and of the next.
+        """
+        return moments
+
+    def squares(self, moments: Moments, before: Vector, after: Vector) -> Moments:
+        """Return variances (U,) along the coordinates of another adapter; see `direction`."""
+        return moments
+
+    def advance(
+        self, adapter: Vector, mean: NDArray[np.floating[Any]], optimizer: CoordinatorOptimizer
+    ) -> Vector:
+        """Return the adapter (D,) of the next round, and let the optimiser remember in its terms.
+
+        Errors as in `next`.
+        """
+        after = self.next(adapter, mean, partial(optimizer.apply, number=self._number))
+        optimizer.renamed(
+            partial(self.direction, before=adapter, after=after),
+            partial(self.squares, before=adapter, after=after),
+        )
+        return after

@@ -2,8 +2,9 @@
 
 LoRA (Hu et al. 2021): A and B of each adapted layer, and a classification's head. FFA-LoRA (Sun
 et al. 2024): A stays at its random start, which all parties derive from the run's seed, so B and
-the head alone are trained. Head only: no layer is adapted. The three differ in which tensors the
-model trains (`fedllm.models.lora`), and in nothing here.
+the head alone are trained; its rows may be orthogonal, which every party computes to the same
+bits. Head only: no layer is adapted. They differ in which tensors the model trains
+(`fedllm.models.lora`), and in nothing here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from fedllm.models.manifest import AdapterManifest
 
 
 class PlainAdapter(AdapterMethod):
-    """One space for all three."""
+    """One space for all of them."""
 
     @property
     def down(self) -> AdapterManifest:

@@ -43,6 +43,7 @@ def run(
 
     from fedllm.identity.kits import read_kit
     from fedllm.locks import is_held
+    from fedllm.runs.start import starting_point
     from fedllm_server import jobs
     from fedllm_server.public_part import public_records
 
@@ -56,6 +57,8 @@ def run(
         jobs.check_submission(kit, config.name, resume)
         # A run whose test file cannot be read is not handed over.
         public_records(config)
+        if not resume:
+            starting_point(config, None)
         folder = jobs.submit(kit.absolute(), with_base_model(config), resume)
     if not is_held(jobs.coordinator_lock(kit)):
         typer.echo(f"no coordinator is running: fedllm server start --kit {kit}", err=True)

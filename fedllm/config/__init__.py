@@ -10,7 +10,7 @@ from fedllm.config.engine import EngineSection
 from fedllm.config.evaluation import EvaluationSection
 from fedllm.config.files import load_run_config, load_site_policy, with_absolute_locations
 from fedllm.config.locations import resolve_location
-from fedllm.config.model import LoraSection, ModelSection
+from fedllm.config.model import AdapterKind, LoraSection, ModelSection
 from fedllm.config.overrides import apply_overrides
 from fedllm.config.packages import package_folder
 from fedllm.config.parsing import parse
@@ -23,6 +23,7 @@ from fedllm.config.toml import parse_toml, read_toml, to_toml
 from fedllm.config.training import TrainingSection
 
 __all__ = [
+    "AdapterKind",
     "AllowSection",
     "BudgetSection",
     "DataSection",

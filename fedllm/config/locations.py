@@ -10,6 +10,7 @@ from typing import Any
 from fedllm.errors import ConfigError
 
 _SQLITE = "sqlite:///"
+_PLACES = (("model", "path"), ("model", "start"), ("data", "train"), ("data", "test"))
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
@@ -63,7 +64,7 @@ def absolute_locations(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         If a variable without a default is not set.
     """
     result = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
-    for section, key in (("model", "path"), ("data", "train"), ("data", "test")):
+    for section, key in _PLACES:
         table = result.get(section)
         if isinstance(table, dict) and isinstance(table.get(key), str):
             table[key] = resolve_location(table[key], folder, f"{section}.{key}")

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from fedllm.config.section import PositiveFloat, PositiveInt, Section
+
+# How adapters are trained; "head" is no method of the file, but what rank 0 leaves.
+AdapterKind = Literal["lora", "ffa", "ffa_orthonormal", "rolora", "fedsvd", "core"]
+_NOT_LINEAR = ("flora", "fedex")
+
+
+def _one_of_a_blind_sum(value: object) -> object:
+    if isinstance(value, str) and value.lower().removesuffix("-lora") in _NOT_LINEAR:
+        raise ValueError(
+            "stacking and residual methods need every site's own A and B, for their product is not "
+            "linear in what a site sends, and all that is ever opened is the sum over sites; take "
+            "'ffa', 'ffa_orthonormal', 'rolora', 'fedsvd' or 'core', or 'lora' with "
+            "training.local_steps = 1"
+        )
+    return value
 
 
 class ModelSection(Section):
@@ -18,6 +33,11 @@ class ModelSection(Section):
         Folder of a Hugging Face checkpoint; ``package:NAME/FOLDER`` for one that an installed
         Python package carries; or a pretraining configuration (``.toml``), whose model is
         made first if it is not there.
+    start : str, optional
+        A finished run's folder, or its adapter's: this run goes on from there instead of an
+        untrained adapter. The base model and the shape of the adapter must be the same; a
+        classification head is taken over where task, labels and features are. Read by the
+        coordinator alone.
     max_length : int
         Tokens kept of one record.
     pooling : {"mean", "cls"}
@@ -37,6 +57,7 @@ class ModelSection(Section):
     """
 
     path: str
+    start: str | None = None
     max_length: PositiveInt = 128
     pooling: Literal["mean", "cls"] = "mean"
     feature_scale: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 10.0
@@ -64,13 +85,34 @@ class LoraSection(Section):
         Names of the linear layers that get an adapter; "auto" takes query and value.
     last_layers : int, optional
         Adapt only this many layers, counted from the output; all when left out.
+    method : {"lora", "ffa", "ffa_orthonormal", "rolora", "fedsvd", "core"}
+        What of an adapter is trained and sent, see docs/adapters.md. "lora": A and B. "ffa": B
+        alone, A stays at its random start (FFA-LoRA, Sun et al. 2024), so that averaged updates
+        are exactly the averaged product. "ffa_orthonormal": the same with orthogonal rows of
+        A. "rolora": B in odd rounds, A in even ones (Chen et al. 2024). "fedsvd": B, and the
+        coordinator makes A's rows the right singular vectors of the product after each round
+        (Lee et al. 2025). "core": a matrix of rank by rank between B and A, which stay at
+        singular vectors of the base's own weights (LoRA-XS, Balazy et al. 2024).
     freeze_a : bool
-        Train B alone and leave A at its random start (FFA-LoRA, Sun et al. 2024): half the
-        values to noise and to send, and averaged updates are exactly the averaged product.
+        The older way to ask for "ffa".
     """
 
     rank: Annotated[int, Field(ge=0)] = 8
     alpha: PositiveFloat = 16.0
     target_modules: Literal["auto"] | tuple[str, ...] = "auto"
     last_layers: PositiveInt | None = None
+    method: Annotated[AdapterKind, BeforeValidator(_one_of_a_blind_sum)] = "lora"
     freeze_a: bool = False
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        if self.freeze_a and self.method not in ("lora", "ffa"):
+            raise ValueError(
+                f"freeze_a means method = 'ffa', and not {self.method!r}: leave freeze_a out"
+            )
+        return self
+
+    @property
+    def kind(self) -> AdapterKind:
+        """The method, by whichever key it was asked for."""
+        return "ffa" if self.freeze_a else self.method

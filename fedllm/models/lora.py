@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from math import sqrt
+from math import fsum, sqrt
 from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
@@ -15,7 +17,13 @@ from transformers.pytorch_utils import Conv1D
 from fedllm.config import LoraSection
 from fedllm.errors import ConfigError
 from fedllm.models.architecture import Architecture
+from fedllm.models.core import add_cores
 from fedllm.randomness import RandomStream
+
+# Row length of an orthogonal A: with it the start has the same Frobenius norm as the usual one has
+# on average, so that learning rates keep their meaning.
+ORTHONORMAL_SCALE = 1 / sqrt(3)
+_ORTHONORMAL = ("ffa_orthonormal", "fedsvd")
 
 
 def first_trained_layer(section: LoraSection, number_of_layers: int) -> int:
@@ -83,14 +91,15 @@ def add_adapters(
     """Put float32 adapters into ``backbone``, in place; they change nothing at first.
 
     B is zero. A is uniform on plus or minus 1 / sqrt(inputs), drawn from ``seed`` alone, so
-    that every party starts from the same adapter.
+    that every party starts from the same adapter; some methods make its rows orthogonal. The
+    parameters that need a gradient are those of a run's first round.
 
     Raises
     ------
     ConfigError
         If ``lora.target_modules``, ``lora.last_layers`` or ``lora.rank`` does not fit the model.
     """
-    names = target_names(backbone, architecture, section)
+    names, kind = target_names(backbone, architecture, section), section.kind
     _check_rank(backbone, names, section.rank)
     config = LoraConfig(
         r=section.rank,
@@ -106,10 +115,15 @@ def add_adapters(
         if "lora_A" in name:
             uniform = RandomStream.seeded(seed, "adapter", name).uniform(parameter.numel())
             values = (2.0 * uniform - 1.0) / sqrt(parameter.shape[1])
+            if kind in _ORTHONORMAL:
+                rows = orthonormal_rows(values.reshape(parameter.shape))
+                values = ORTHONORMAL_SCALE * rows
             parameter.data = torch.from_numpy(values).float().reshape(parameter.shape)
-            parameter.requires_grad_(not section.freeze_a)
+            parameter.requires_grad_(kind == "lora")
         elif "lora_B" in name:
             parameter.data = torch.zeros(parameter.shape, dtype=torch.float32)
+    if kind == "core":
+        add_cores(adapted, seed)
     return adapted
 
 
@@ -122,3 +136,18 @@ def _check_rank(backbone: PreTrainedModel, names: list[str], rank: int) -> None:
             "an adapter has more values than the layer",
             f"set it to {widths[narrowest]} or less",
         )
+
+
+def orthonormal_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return rows (R, N) made orthonormal one after another, by Gram and Schmidt, twice.
+
+    Every operation is rounded as the standard for floating point says, sums exactly: so the same
+    rows give the same bits on every processor, and parties need not send each other the result.
+    """
+    done: list[NDArray[np.float64]] = []
+    for row in rows:
+        left = row
+        for other in (*done, *done):
+            left = left - fsum((left * other).tolist()) * other
+        done.append(left / sqrt(fsum((left * left).tolist())))
+    return np.stack(done)

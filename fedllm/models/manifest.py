@@ -42,6 +42,11 @@ class Segment:
         return prod(self.shape)
 
     @property
+    def kind(self) -> str:
+        """Which matrix of an adapter it is, "A", "B" or "R"; or "head"."""
+        return self.name.partition(".lora_")[2].partition(".")[0] or "head"
+
+    @property
     def slice(self) -> slice:
         """Where its values lie in the vector."""
         return slice(self.start, self.start + self.size)
@@ -72,6 +77,18 @@ class AdapterManifest:
         """SHA-256 of names, shapes and groups."""
         text = "\n".join(f"{s.name} {s.shape} {s.group}" for s in self.segments)
         return sha256_hex(text)
+
+    def only(self, *kinds: str) -> AdapterManifest:
+        """Lay out some of the tensors: ``"A"``, ``"B"``, ``"R"`` of adapters, ``"head"``."""
+        return AdapterManifest.of(
+            (s.name, s.shape, s.group) for s in self.segments if s.kind in kinds
+        )
+
+    def places(self, part: AdapterManifest) -> NDArray[np.int64]:
+        """Return where the values of ``part``, some of these tensors, lie in this vector."""
+        own = {segment.name: segment for segment in self.segments}
+        ranges = [np.arange(own[s.name].start, own[s.name].start + s.size) for s in part.segments]
+        return np.concatenate([np.empty(0, dtype=np.int64), *ranges])
 
     def per_value(self, lora: float, head: float) -> NDArray[np.float64]:
         """Return a float64 vector (length,) with one number for each group's values."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,36 +11,21 @@ from typing import Any, assert_never, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load as parse_safetensors
-from safetensors.torch import save as format_safetensors
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedllm.config import RunConfig, Task
+from fedllm.config import AdapterKind, RunConfig, Task
 from fedllm.config.task import trains_a_head
 from fedllm.errors import CheckpointError, ConfigError, TrainingError
-from fedllm.files import atomic_directory, write_bytes, write_json
-from fedllm.models import checkpoints
+from fedllm.models import checkpoints, saved
 from fedllm.models.behaviour import check_parts, observe
-from fedllm.models.contents import read_object
 from fedllm.models.fit import check_length, check_padding
 from fedllm.models.heads import Head, LabelHead, LanguageHead
 from fedllm.models.lora import add_adapters, first_trained_layer
 from fedllm.models.manifest import AdapterManifest, Group
 from fedllm.models.prefix import PrefixCache
 from fedllm.models.transformer import LanguageModel, LayerStack, Pooling, TextClassifier
-
-_ABOUT, _LORA, _LORA_CONFIG, _HEAD = (
-    "shared_model.json",
-    "adapter_model.safetensors",
-    "adapter_config.json",
-    "head.safetensors",
-)
-
-
-_LORA_SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora")
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -68,6 +52,12 @@ class SharedModel:
         (P,) float32, the untrained adapter from which every run starts.
     prefix : PrefixCache
         Outputs of the frozen part, kept by data set.
+    method : str
+        How the adapter is trained (``lora.method``); `fedllm.adapters` knows what that means.
+    tensors : AdapterManifest
+        All of adapter and head, also what is frozen now.
+    layout : AdapterManifest
+        What is trained in the first round, by which saved adapters are known.
     """
 
     module: TextClassifier | LanguageModel
@@ -77,13 +67,17 @@ class SharedModel:
     fingerprint: str
     peft: PeftModel | None
     earlier_fingerprint: str = ""
+    method: AdapterKind = "lora"
 
     def __post_init__(self) -> None:
-        self._parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
-        self.manifest = AdapterManifest.of(
-            (name, tuple(p.shape), _group(name)) for name, p in self._parameters.items()
-        )
-        self.initial = self.adapter()
+        self._parameters = {
+            name: p
+            for name, p in self.module.named_parameters()
+            if p.requires_grad or _group(name) == "lora"
+        }
+        self.tensors = self._laid_out(self._parameters)
+        self.manifest = self._laid_out(n for n, p in self._parameters.items() if p.requires_grad)
+        self.layout, self._start = self.manifest, self.values(self.tensors)
         self.prefix = PrefixCache(
             self.module, worthwhile=self.module.stack.first > 0, pooled=self.peft is None
         )
@@ -113,19 +107,53 @@ class SharedModel:
             "hidden_size": stack.width,
         }
 
+    @property
+    def initial(self) -> NDArray[np.float32]:
+        """The untrained values (P,), float32, of what is trained."""
+        return self.untrained(self.manifest)
+
+    @property
+    def frozen_zeros(self) -> frozenset[str]:
+        """Frozen tensors of the adapter that are zero, and so let no gradient through."""
+        frozen = self.tensors.segments if self.tensors != self.manifest else ()
+        trained = {segment.name for segment in self.manifest.segments}
+        return frozenset(
+            s.name
+            for s in frozen
+            if s.name not in trained and not bool(self._parameters[s.name].any())
+        )
+
     def adapter(self) -> NDArray[np.float32]:
         """Return a copy of all trained values (P,), float32, in manifest order."""
-        parts = [p.detach().cpu().reshape(-1) for p in self.trained]
+        return self.values(self.manifest)
+
+    def values(self, manifest: AdapterManifest) -> NDArray[np.float32]:
+        """Return a copy of the values that the model holds of some tensors, float32."""
+        parts = [self._parameters[s.name].detach().cpu().reshape(-1) for s in manifest.segments]
         return torch.cat(parts).numpy().copy()
+
+    def untrained(self, manifest: AdapterManifest) -> NDArray[np.float32]:
+        """Return the values of some tensors before any training, float32."""
+        return self._start[self.tensors.places(manifest)]
+
+    def train_only(self, manifest: AdapterManifest) -> None:
+        """From now on train these tensors, and leave the others as they are."""
+        if manifest == self.manifest:
+            return
+        trained = {segment.name for segment in manifest.segments}
+        for name, parameter in self._parameters.items():
+            parameter.requires_grad_(name in trained)
+        self.manifest = manifest
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Put the trained values back at the end that the model holds now."""
-        before = self.adapter()
+        """Put back at the end what the model holds now, and what of it is trained."""
+        before, trained = self.values(self.tensors), self.manifest
         try:
             yield
         finally:
-            self.set_adapter(before)
+            self.put(self.tensors, before)
+            self.train_only(trained)
 
     def set_adapter(self, vector: NDArray[np.floating[Any]]) -> None:
         """Put ``vector`` (P,) into the trained tensors.
@@ -135,19 +163,27 @@ class SharedModel:
         TrainingError
             If it has another length, or holds NaN or infinity.
         """
-        if vector.shape != (self.manifest.length,):
+        self.put(self.manifest, vector)
+
+    def put(self, manifest: AdapterManifest, vector: NDArray[np.floating[Any]]) -> None:
+        """Put ``vector`` into some tensors of adapter and head; errors as in `set_adapter`."""
+        if vector.shape != (manifest.length,):
             raise TrainingError(
                 f"an adapter of shape {vector.shape} was given; this model's is "
-                f"({self.manifest.length},)",
+                f"({manifest.length},)",
                 "use the same model, lora and labels for all parties",
             )
         values = np.asarray(vector, dtype=np.float32)
         if not np.isfinite(values).all():
             raise TrainingError("the adapter holds NaN or infinity", "lower the learning rate")
         with torch.no_grad():
-            for segment, parameter in zip(self.manifest.segments, self.trained, strict=True):
+            for segment in manifest.segments:
                 part = torch.from_numpy(values[segment.slice].copy())
-                parameter.copy_(part.reshape(segment.shape))
+                self._parameters[segment.name].copy_(part.reshape(segment.shape))
+
+    def _laid_out(self, names: Iterable[str]) -> AdapterManifest:
+        shapes = ((name, tuple(self._parameters[name].shape)) for name in names)
+        return AdapterManifest.of((name, shape, _group(name)) for name, shape in shapes)
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter so that peft can load it onto the base model, and the head beside it.
@@ -157,13 +193,7 @@ class SharedModel:
         FedllmError
             If the disk is full; the earlier folder is untouched.
         """
-        about = self._about()
-        with atomic_directory(folder) as new:
-            for name, tensors in self._tensors().items():
-                write_bytes(new / name, format_safetensors(tensors, {"format": "pt"}))
-            if self.peft is not None:
-                write_json(new / _LORA_CONFIG, _plain(self.peft.peft_config["default"].to_dict()))
-            write_json(new / _ABOUT, about)
+        saved.write(self, folder)
 
     def load_adapter(self, folder: Path) -> None:
         """Read what `save_adapter` wrote.
@@ -173,56 +203,7 @@ class SharedModel:
         CheckpointError
             If a file is missing or damaged, or belongs to another model, task or label set.
         """
-        about, wanted = read_object(folder / _ABOUT), self._about()
-        if self.earlier_fingerprint and about.get("base_fingerprint") == self.earlier_fingerprint:
-            about["base_fingerprint"] = self.fingerprint
-            _LOG.warning(
-                "%s names its base model by an earlier kind of fingerprint, which did not cover "
-                "all files: it fits this model as far as that tells",
-                folder,
-            )
-        if self.peft is not None:
-            # One trained at another scale is another function of the same numbers.
-            saved = read_object(folder / _LORA_CONFIG)
-            settings = self.peft.peft_config["default"].to_dict()
-            about |= {key: saved.get(key) for key in _LORA_SETTINGS}
-            wanted |= {key: settings.get(key) for key in _LORA_SETTINGS}
-        for key, value in wanted.items():
-            if about.get(key) != value:
-                raise CheckpointError(
-                    f"the adapter in {folder} was made for another model: {key} differs",
-                    "load it with the run.toml that made it",
-                )
-        expected = self._tensors()
-        read = {name: _read_tensors(folder / name, expected[name]) for name in expected}
-        if self.peft is not None:
-            set_peft_model_state_dict(self.peft, read[_LORA])
-        if isinstance(self.module, TextClassifier):
-            self.module.head.load_state_dict(read[_HEAD])
-
-    def _about(self) -> dict[str, Any]:
-        about: dict[str, Any] = {
-            "task": self.task,
-            "base_fingerprint": self.fingerprint,
-            "manifest": self.manifest.fingerprint,
-            "labels": list(self.labels),
-        }
-        if isinstance(self.module, TextClassifier):
-            about["pooling"] = self.module.pooling
-            about["feature_scale"] = self.module.feature_scale
-            about["feature_center"] = "zero" if self.module.center is None else "label_names"
-        return about
-
-    def _tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        files: dict[str, dict[str, torch.Tensor]] = {}
-        if self.peft is not None:
-            files[_LORA] = get_peft_model_state_dict(self.peft)
-        if isinstance(self.module, TextClassifier):
-            files[_HEAD] = self.module.head.state_dict()
-        return {
-            name: {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
-            for name, tensors in files.items()
-        }
+        saved.read(self, folder)
 
 
 def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> SharedModel:
@@ -298,6 +279,7 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
         fingerprint=prints.current,
         earlier_fingerprint=prints.earlier,
         peft=adapted,
+        method=config.lora.kind,
     )
 
 
@@ -329,30 +311,3 @@ def _start_at_label_names(
 
 def _group(name: str) -> Group:
     return "lora" if ".lora_" in name else "head"
-
-
-def _plain(value: Any) -> Any:
-    # peft keeps target modules in a set, whose order differs from process to process.
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in sorted(value.items())}
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    return value
-
-
-def _read_tensors(path: Path, expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    try:
-        tensors = parse_safetensors(path.read_bytes())
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} is missing or damaged: {error}", "use an earlier checkpoint"
-        ) from None
-    same = tensors.keys() == expected.keys() and all(
-        tensors[key].shape == expected[key].shape and tensors[key].dtype == torch.float32
-        for key in expected
-    )
-    if not same:
-        raise CheckpointError(f"{path} holds other tensors than this model's adapter")
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-        raise CheckpointError(f"{path} holds NaN or infinity", "use an earlier checkpoint")
-    return tensors

@@ -77,6 +77,9 @@ class RunState:
         earlier versions.
     good : Good, optional
         None before the first evaluation on the public test file, and without one.
+    started_from : dict, optional
+        What is said of the adapter that the run began with (`fedllm.runs.start`); None where it
+        was an untrained one.
     """
 
     run: str
@@ -90,6 +93,7 @@ class RunState:
     labels: tuple[str, ...] | None = None
     test: str | None = None
     good: Good | None = None
+    started_from: dict[str, Any] | None = None
 
 
 def save_checkpoint(folder: Path, state: RunState) -> Path:
@@ -123,6 +127,7 @@ def save_checkpoint(folder: Path, state: RunState) -> Path:
                 "test": state.test,
                 # Left out without one, as before there was any.
                 **({"good": {"round": good.round, "loss": good.loss}} if good else {}),
+                **({"started_from": state.started_from} if state.started_from else {}),
                 "sha256": hashlib.sha256(arrays).hexdigest(),
             },
         )
@@ -167,6 +172,7 @@ def load_checkpoint(folder: Path) -> RunState | None:
             labels=None if labels is None else tuple(str(label) for label in labels),
             test=None if test is None else str(test),
             good=_good(header, named),
+            started_from=dict(header["started_from"]) if "started_from" in header else None,
         )
     except (OSError, EOFError, *UNREADABLE, FedllmError) as error:
         raise CheckpointError(

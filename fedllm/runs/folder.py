@@ -82,6 +82,8 @@ def config_digest(config: RunConfig) -> str:
 def _digest_of_names(config: RunConfig, name: Callable[[str], str]) -> str:
     values = _decisive(config)
     values["model"].pop("path")
+    if "start" in values["model"]:
+        values["model"]["start"] = name(values["model"]["start"])
     for key in _FILES:
         if key in values["data"]:
             values["data"][key] = name(values["data"][key])

@@ -34,8 +34,8 @@ DIVERGED = (
 class Summary(BaseModel):
     """The figures of a finished run; written as ``summary.json``.
 
-    Every key is written, ``site_titles`` only where there are any; one that an older or newer
-    version lacks is empty when it is read.
+    Every key is written, ``site_titles`` and ``started_from`` only where there is any; one that an
+    older or newer version lacks is empty when it is read.
 
     Attributes
     ----------
@@ -57,6 +57,11 @@ class Summary(BaseModel):
         ``scheme``, ``bytes_up_per_parameter``, ``expansion_vs_fp32``, ``security_bits``.
     seconds : dict
         ``total`` of the command that wrote this; the others are sums over all rounds.
+    started_from : dict
+        Of a run that went on from an earlier run's adapter: ``adapter`` (SHA-256 of its files),
+        ``head`` (whether the head was taken over), and where they are known ``run``, ``run_id``,
+        ``epsilon`` and ``delta`` of the earlier run. A record that took part in both spent both;
+        the sites' ledgers add them up.
     started, finished : str
         When the run was first begun, and when this was written; UTC, ISO 8601.
     simulated : bool
@@ -83,15 +88,16 @@ class Summary(BaseModel):
     adapter_sha256: str = ""
     model: dict[str, Any] = {}
     versions: dict[str, str] = {}
+    started_from: dict[str, Any] = {}
     started: str = ""
     finished: str = ""
     simulated: bool = False
 
     @model_serializer(mode="wrap")
-    def _without_empty_titles(self, inner: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # As it was written before there were titles.
+    def _without_what_is_new(self, inner: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # As it was written before there were titles, and starts.
         values: dict[str, Any] = inner(self)
-        return {k: v for k, v in values.items() if k != "site_titles" or v}
+        return {k: v for k, v in values.items() if k not in ("site_titles", "started_from") or v}
 
     @model_validator(mode="before")
     @classmethod
@@ -124,6 +130,7 @@ class Summary(BaseModel):
             *self._sites(),
             f"  privacy     {self._privacy()}",
             *self._colluders(),
+            *self._start(),
             f"  encryption  {self._encryption()}",
             f"  folder      {folder}",
         ]
@@ -156,6 +163,15 @@ class Summary(BaseModel):
             return []
         words = f"epsilon {epsilon_text(value)}, if all others put what they have together"
         return [f"              against one site: {words}"]
+
+    def _start(self) -> list[str]:
+        if not self.started_from:
+            return []
+        name = self.started_from.get("run") or "an adapter"
+        words = f"from {name} ({str(self.started_from.get('adapter'))[:16]})"
+        if self.privacy.get("promised") is not None:
+            words += "; a record that took part in both spent the epsilon of both"
+        return [visible(f"  started     {words}")]
 
     def _encryption(self) -> str:
         told = self.encryption

@@ -25,7 +25,7 @@ class ModelCache:
     def get(self, config: RunConfig, labels: tuple[str, ...]) -> SharedModel:
         """Return the model of a run, loading it only if it is not the one in memory."""
         key = {
-            "model": config.model.model_dump(mode="json"),
+            "model": config.model.model_dump(mode="json", exclude={"start"}),
             "lora": config.lora.model_dump(mode="json"),
             "task": config.task,
             "seed": config.seed,

@@ -102,7 +102,7 @@ def train_locally(
         model.manifest.per_value(settings.learning_rate, settings.head_learning_rate),
     )
     vector = start.astype(np.float64)
-    record = StepRecord(model.manifest)
+    record = StepRecord(model.manifest, model.frozen_zeros)
     private = settings.noise_multiplier is not None
     clipping = None
     if settings.clipping_quantile is not None:
@@ -175,7 +175,7 @@ def clipped_gradient_sum(
         Private.
 
     """
-    record = StepRecord(model.manifest)
+    record = StepRecord(model.manifest, model.frozen_zeros)
     with per_sample_hooks(model.module, model.row_layers):
         indices = poisson_batch(
             dataset.units, dataset.number_of_units, settings.sampling_rate, sampling

@@ -77,7 +77,7 @@ class MadeUpTraining:
                 "the shared model gives no loss that is a number",
                 "the run has diverged: start again with lower learning rates",
             )
-        record = StepRecord(model.manifest)
+        record = StepRecord(model.manifest, model.frozen_zeros)
         record.losses.append(losses)
         record.end_of_step(model.adapter().astype(np.float64), reached, len(losses))
         record.check_connected()

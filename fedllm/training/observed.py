@@ -22,10 +22,13 @@ Vector = NDArray[np.float64]
 class StepRecord:
     """What happened in the steps, and whether the update is what training must give."""
 
-    def __init__(self, manifest: AdapterManifest) -> None:
+    def __init__(
+        self, manifest: AdapterManifest, frozen_zeros: frozenset[str] = frozenset()
+    ) -> None:
         self.losses: list[NDArray[np.float64]] = []
         self.norms: list[NDArray[np.float64]] = []
         self._manifest = manifest
+        self._zeros = dict.fromkeys(frozen_zeros, False)
         self._expected: set[str] = set()
         self._seen: set[str] = set()
         self._must_move: set[str] = set()
@@ -39,7 +42,8 @@ class StepRecord:
         """Note which tensors had a gradient, and which had to have one."""
         new, self._counted = self.losses[self._counted :], len(self.losses)
         self._empty += records == 0
-        nonzero = {s.name: bool(vector[s.slice].any()) for s in self._manifest.segments}
+        own = {s.name: bool(vector[s.slice].any()) for s in self._manifest.segments}
+        nonzero = {**self._zeros, **own}
         learned = any(part[np.isfinite(part)].any() for part in new)
         self._learned |= learned
         for segment in self._manifest.segments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -55,6 +56,12 @@ class Optimizer:
         mean = self._mean / (1 - self._momentum**self._steps)
         square = self._square / (1 - ADAM_BETA_2**self._steps)
         return vector - self._learning_rates * mean / (np.sqrt(square) + ADAM_STABILITY)
+
+    def renamed(
+        self, directions: Callable[[Vector], Vector], squares: Callable[[Vector], Vector]
+    ) -> None:
+        """Write the mean gradient (P,), and the mean of squares, in other coordinates."""
+        self._mean, self._square = directions(self._mean), squares(self._square)
 
     def state(self) -> dict[str, NDArray[np.float64]]:
         """Return a copy of what a resumed run needs, as arrays."""

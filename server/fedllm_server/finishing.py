@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fedllm import __version__
-from fedllm.adapters import adapter_of
+from fedllm.adapters import adapter_of, sent_in_turn
 from fedllm.audit.report.page import write_report
 from fedllm.clock import utc_now
 from fedllm.config import RunConfig
@@ -31,11 +33,12 @@ def finish(
     roster: Roster,
     simulated: bool = False,
     colluders_epsilon: float | None = None,
+    started_from: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Write adapter, summary and report of a run whose rounds are done; the report last.
 
     ``began`` is `time.perf_counter` at the start of the command; ``colluders_epsilon`` is known
-    in a simulation only.
+    in a simulation only; ``started_from`` stands in the run's state.
     """
     model.save_adapter(out / files.ADAPTER)
     reports = read_reports(out / files.METRICS)
@@ -50,6 +53,7 @@ def finish(
         simulated,
         {name: title for name, title in roster.titles.items() if name in names},
         colluders_epsilon,
+        started_from,
     )
     write_summary(out, summary)
     write_report(out)
@@ -75,6 +79,7 @@ def make_summary(
     simulated: bool = False,
     titles: dict[str, str] | None = None,
     colluders_epsilon: float | None = None,
+    started_from: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Put the figures of all rounds together."""
     method = adapter_of(model)
@@ -135,14 +140,16 @@ def make_summary(
         },
         bytes_up=sum(r.bytes_up for r in rounds),
         bytes_down=sum(r.bytes_down for r in rounds),
-        adapter_sha256=hashlib.sha256(model.adapter().astype("<f4").tobytes()).hexdigest(),
+        adapter_sha256=hashlib.sha256(method.held().astype("<f4").tobytes()).hexdigest(),
         model={
             "path": config.model.path,
             "fingerprint": model.fingerprint,
             "parameters": model.number_of_parameters,
             "adapter_parameters": method.down.length,
+            "sent_parameters": max(up.length for up in sent_in_turn(model)),
             **model.shape,
         },
+        started_from=dict(started_from or {}),
         versions=_versions(),
         started=reports[0].started if reports else "",
         finished=utc_now(),

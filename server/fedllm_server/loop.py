@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedllm.adapters import adapter_of
+from fedllm.adapters import adapter_of, sent_in_turn
 from fedllm.clock import utc_now
 from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset
@@ -34,6 +35,7 @@ from fedllm.federation.site.orders import LARGEST_VALUE
 from fedllm.identity.roster import Roster
 from fedllm.mechanisms import mechanism_of
 from fedllm.models.shared import SharedModel
+from fedllm.models.start import take_over
 from fedllm.privacy.ledger.entries import Head
 from fedllm.privacy.ledger.heads import keep_heads, read_heads, went_back
 from fedllm.runs import names
@@ -41,6 +43,7 @@ from fedllm.runs.checkpoints import RunState, newest_round, save_checkpoint
 from fedllm.runs.folder import config_digest
 from fedllm.runs.metrics import Figures, RoundReport, append_report, cut_reports
 from fedllm.runs.observer import Observer, Start
+from fedllm.runs.start import StartedFrom
 from fedllm.training.evaluate import evaluate
 from fedllm.training.server_optimizer import ServerOptimizer
 from fedllm_server.verdicts import judge_test, norm_verdict, require_progress
@@ -79,24 +82,47 @@ class Workplace:
 
 
 def starting_state(
-    config: RunConfig, model: SharedModel, found: RunState | None, test: str = ""
+    config: RunConfig,
+    model: SharedModel,
+    found: RunState | None,
+    test: str = "",
+    start: StartedFrom | None = None,
 ) -> RunState:
     """Return the state to begin from: the newest checkpoint, or a fresh run where there is none.
 
     ``test`` is the `public_digest` of the run; a checkpoint of an earlier version lacks it.
+    ``start`` is the adapter of an earlier run that a fresh one goes on from.
+
+    Raises
+    ------
+    ConfigError
+        If that adapter does not fit the run.
     """
     if found is not None:
         return replace(found, labels=model.labels, test=test)
+    adapter, told = _first_adapter(model, start)
     return RunState(
         secrets.token_hex(8),
         0,
         (),
         config_digest(config),
-        adapter_of(model).start(),
+        adapter,
         model=model.fingerprint,
         labels=model.labels,
         test=test,
+        started_from=told,
     )
+
+
+def _first_adapter(
+    model: SharedModel, start: StartedFrom | None
+) -> tuple[NDArray[np.float32], dict[str, Any] | None]:
+    method = adapter_of(model)
+    if start is None:
+        return method.start(), None
+    method.place(method.start())
+    head = take_over(model, start.folder)
+    return method.held(), {**start.about, "head": head}
 
 
 def acceptable(config: RunConfig, state: RunState) -> bool:
@@ -162,8 +188,7 @@ class RoundLoop:
         self._members: tuple[CohortMember, ...] = ()
         self.names: set[str] = set()
         self._heads: dict[str, Head] = {}
-        self._method = adapter_of(place.model)
-        self._optimizer = ServerOptimizer(config.rounds, self._method.up)
+        self._optimizer = self._new_optimizer()
         self._reports: list[RoundReport] = []
 
     def run(self, state: RunState) -> RunState:
@@ -208,7 +233,10 @@ class RoundLoop:
             self._optimizer.load(state.optimizer)
         else:
             # Before its first step it has no state.
-            self._optimizer = ServerOptimizer(self._config.rounds, self._method.up)
+            self._optimizer = self._new_optimizer()
+
+    def _new_optimizer(self) -> ServerOptimizer:
+        return ServerOptimizer(self._config.rounds, *sent_in_turn(self._place.model))
 
     def _next(self, state: RunState) -> RunState:
         started, began = time.perf_counter(), utc_now()
@@ -217,13 +245,12 @@ class RoundLoop:
         if self._sites.changed():
             self._members = self._gather(number)
         state, outcome = self._attempts(state, number)
-        found = norm_verdict(
-            self._mechanism, self._terms, self._members, outcome, state, self._method.up
-        )
+        method = adapter_of(self._place.model, number)
+        found = norm_verdict(self._mechanism, self._terms, self._members, outcome, state, method.up)
         rejected = {"norm": found.reason} if found is not None and found.reason else {}
         adapter = state.adapter
         if not rejected:
-            adapter = self._method.next(adapter, outcome.mean, self._optimizer.apply)
+            adapter = method.advance(adapter, outcome.mean, self._optimizer)
         report = RoundReport(
             round=number,
             started=began,
@@ -383,7 +410,7 @@ class RoundLoop:
     def _evaluate(self, adapter: NDArray[np.float32]) -> Figures | None:
         if self._place.test is None:
             return None
-        self._method.place(adapter)
+        adapter_of(self._place.model).place(adapter)
         return {**evaluate(self._place.model, self._place.test)}
 
     def _report(self, report: RoundReport) -> None:

@@ -27,6 +27,7 @@ from fedllm.runs.job import write_outcome
 from fedllm.runs.observer import Observers
 from fedllm.runs.progress import ProgressFile
 from fedllm.runs.record import read_config
+from fedllm.runs.start import starting_point
 from fedllm_server.protections import against_all_others, given_up
 from fedllm_server.public_part import public_digest, public_labels, public_part, public_records
 
@@ -72,7 +73,8 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
             place = Workplace(
                 folder, model, test, kit.roster, watching, lambda run, number: ({}, {})
             )
-            state = starting_state(config, model, found, tested)
+            start = starting_point(config, found)
+            state = starting_state(config, model, found, tested, start)
             require_same_model(state.model, model.fingerprint, folder)
             presence, wait_s = GridPresence(grid), config.rounds.timeout_s
             keys = dict(kit.roster.node_keys)
@@ -93,7 +95,16 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
             adapter_of(model).place(final.adapter)
             # Also those of earlier starts.
             answered = tuple(sorted(loop.names | known_sites(folder)))
-            finish(folder, config, model, state.run, answered, began, kit.roster)
+            finish(
+                folder,
+                config,
+                model,
+                state.run,
+                answered,
+                began,
+                kit.roster,
+                started_from=state.started_from,
+            )
 
 
 def main() -> None:

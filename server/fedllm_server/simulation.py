@@ -36,6 +36,7 @@ from fedllm.runs.folder import (
 )
 from fedllm.runs.observer import Observer, Observers
 from fedllm.runs.progress import ProgressFile
+from fedllm.runs.start import StartedFrom, starting_point
 from fedllm.runs.summary import Summary
 from fedllm.runs.terminal import PlainObserver
 from fedllm.tasks import task_of
@@ -122,11 +123,12 @@ def simulate(
             test, tested = public_records(config), public_digest(config)
             if state is not None:
                 require_same_public(state, public_labels(config, test), tested, out)
+            start = starting_point(config, state)
             home = ledgers.absolute() if ledgers else out
             make_output_folder(home, "--ledgers")
             people.note(f"loading the model {config.model.path}")
             policy = policy or _policy_of(config, out, resumed=state is not None)
-            task = _Task(config, policy, out, home, engine, state, tested)
+            task = _Task(config, policy, out, home, engine, state, tested, start)
             return _simulate(task, sites, test, watching, started)
         finally:
             watching.close()
@@ -141,6 +143,7 @@ class _Task:
     engine: Engine
     state: RunState | None
     tested: str
+    start: StartedFrom | None
 
 
 def _simulate(
@@ -168,7 +171,7 @@ def _simulate(
     torch.set_num_threads(threads)
     source, names = SimulatedSites(out, task.home, threads), tuple(records)
     model, encoded = public_part(config, test)
-    state = starting_state(config, model, task.state, task.tested)
+    state = starting_state(config, model, task.state, task.tested, task.start)
     require_same_model(state.model, model.fingerprint, out)
     _check_records(config, model, records)
     _write_request(task)
@@ -210,6 +213,7 @@ def _simulate(
         roster,
         simulated=True,
         colluders_epsilon=figures.against_colluders(state.run),
+        started_from=state.started_from,
     )
 
 

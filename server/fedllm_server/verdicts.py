@@ -89,8 +89,9 @@ def norm_verdict(
     law = mechanism.sum_law(sizes, state.round + 1, state.noise, up.length)
     if law is None:
         return None
-    lengths = [length for length, _ in terms.bounds]
-    bounds = np.repeat([bound for _, bound in terms.bounds], lengths)
+    told = terms.bounds_of(state.round + 1)
+    lengths = [length for length, _ in told]
+    bounds = np.repeat([bound for _, bound in told], lengths)
     ratios = law.ratios(outcome.mean * len(outcome.survivors) / bounds, lengths)
     worst = int(np.argmax(ratios))
     where = f"the tensor {up.segments[worst - 1].name}" if worst else "the sum"

@@ -44,6 +44,9 @@ class HeadAndCounter(AdapterMethod):
         assert len(adapter) == self.down.length
         self._model.set_adapter(adapter[:-3])
 
+    def held(self):
+        return np.concatenate([self._model.adapter(), np.zeros(3, dtype=np.float32)])
+
     def upward(self, change):
         assert len(change) == self.trained.length
         return change[self._inside()]

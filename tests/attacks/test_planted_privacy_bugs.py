@@ -373,6 +373,7 @@ SOON = {
     "numbers_in_half_precision",
     "discrete_noise_cut_at_three_deviations",
     "a_head_without_noise",
+    "a_basis_made_of_private_gradients",
     "evaluation_without_noise",
     "sensitivity_of_one_evaluation_entry",
     "an_empty_batch_takes_no_step",

@@ -487,6 +487,34 @@ def held_out_records_trained_on(patch):
     patch.setattr(Holdout, "split", lambda self, r: (list(r), right(self, r)[1]))
 
 
+def a_basis_made_of_private_gradients(patch):
+    """A core in the directions that the site's own records ask for, which no noise hides."""
+    from peft.tuners.lora import LoraLayer
+
+    right = site_work.TrainingAtSite.train
+
+    def train(self, settings, sampling, noise):
+        module = self.model.module
+        layers = [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
+        if self.model.method == "core":
+            weights = [layer.get_base_layer().weight for layer in layers]
+            for weight in weights:
+                weight.requires_grad_(True)
+            batch = self.dataset.batch(np.arange(len(self.dataset)))
+            loss = local.record_losses(self.model, batch).sum()
+            gradients = torch.autograd.grad(loss, weights)
+            for layer, weight, gradient in zip(layers, weights, gradients, strict=True):
+                weight.requires_grad_(False)
+                left, _, down = torch.linalg.svd(gradient)
+                a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+                with torch.no_grad():
+                    a.copy_(down[: len(a)])
+                    b.copy_(left[:, : len(a)])
+        return right(self, settings, sampling, noise)
+
+    patch.setattr(site_work.TrainingAtSite, "train", train)
+
+
 # Each with a check that must see it.
 NOISE = [
     (noise_from_the_rounds_public_key, "seeds of sites"),
@@ -528,6 +556,7 @@ NOISE = [
     (colluders_forgotten, "noise of every block"),
     (shares_that_suit_all_sites, "shared noise"),
     (a_head_with_the_noise_of_its_own_norm, "clipping of records"),
+    (a_basis_made_of_private_gradients, "noise as charged"),
     (clipping_by_microbatch, "clipping of records"),
     (small_gradients_scaled_up, "clipping of records"),
     (persons_clipped_record_by_record, "clipping of persons"),

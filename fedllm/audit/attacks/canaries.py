@@ -22,11 +22,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedllm.adapters import sent_in_turn
 from fedllm.audit.attacks.new_tokens import chosen, with_new_tokens
 from fedllm.audit.attacks.one_run import canaries_needed, largest_bound, lower_bound
 from fedllm.audit.attacks.results import CanaryAttack
 from fedllm.audit.attacks.sandbox import Sandbox
 from fedllm.data.encode import EncodedDataset
+from fedllm.errors import ConfigError
 from fedllm.mechanisms import LocalSettings
 from fedllm.models.shared import SharedModel
 from fedllm.privacy.dpsgd import Gradients, OuterProducts, per_sample_gradients
@@ -193,7 +195,18 @@ def white_box(
         Flips the coins; ``RandomStream.secure()`` outside tests.
     heard : callable
         Called with a word, the round and the number of rounds.
+
+    Raises
+    ------
+    ConfigError
+        If not all rounds send the same values.
     """
+    if len(sent_in_turn(sandbox.model)) > 1:
+        raise ConfigError(
+            "gradient canaries look at the same values in every round, and lora.method = "
+            f"{sandbox.model.method!r} sends others in turn",
+            "audit the same run with lora.method = 'ffa', or use `fedllm audit membership`",
+        )
     groups = groups_of(sandbox, "white-box", canaries, confidence)
     return _attack(sandbox, groups, confidence, lambda: _white_box(sandbox, groups, stream, heard))
 
@@ -222,7 +235,7 @@ def _white_box(
         heard("gradient canaries", number, sandbox.config.rounds.count)
 
     # No value may be zero: it would cut off the gradients of others.
-    start = (0.05 * stream.normal(model.manifest.length)).astype(np.float32)
+    start = sandbox.start_with((0.05 * stream.normal(model.manifest.length)).astype(np.float32))
     with planted.listening():
         sandbox.train(dataset, settings, watch, planted, start, hear)
     # Values with a larger step size move further: compare in units of it.
@@ -259,7 +272,7 @@ def _black_box(
     # What is left out counts as an empty unit in the settings, so that sampling does not depend
     # on the coins.
     dataset = chosen(everything, np.flatnonzero(trained))
-    model.set_adapter(model.initial)
+    sandbox.reset()
     before = sandbox.task.confidence(losses_of(model, canary_set))
 
     def watch(number: int, update: NDArray[np.float32]) -> None:

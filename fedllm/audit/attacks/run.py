@@ -126,7 +126,7 @@ def run_membership(
         sandbox, records, pairs, RandomStream.secure(), lambda n, of: heard("shadow models", n, of)
     )
     everyone = sandbox.encode(records)
-    sandbox.model.set_adapter(sandbox.model.initial)
+    sandbox.reset()
     control = membership.attack("before training", None, sandbox, everyone, member, shadows)
     attacks = []
     for number, (folder, config) in enumerate(zip(folders, configs, strict=True), 1):

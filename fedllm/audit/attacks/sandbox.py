@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedllm.adapters import adapter_of
+from fedllm.adapters import adapter_of, sent_in_turn
 from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset
 from fedllm.data.records import Record
@@ -60,6 +60,17 @@ class Sandbox:
         """Make a record that means nothing and occurs nowhere else."""
         return made_up_record(self.task, self.model.labels, stream, words)
 
+    def reset(self) -> None:
+        """Put the untrained adapter into the model."""
+        method = adapter_of(self.model)
+        method.place(method.start())
+
+    def start_with(self, trained: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return an untrained adapter (D,) but for what the first round trains, (P,)."""
+        self.reset()
+        self.model.set_adapter(trained)
+        return adapter_of(self.model).held()
+
     def settings(self, units: int, config: RunConfig | None = None) -> LocalSettings:
         """Return what one round does, with the whole noise, chosen as a site chooses it."""
         mechanism = mechanism_of(config or self.config)
@@ -87,7 +98,7 @@ class Sandbox:
         start: NDArray[np.float32] | None = None,
         released: Released | None = None,
     ) -> NDArray[np.float32]:
-        """Run all rounds and return the last adapter, (P,) float32; the model keeps it.
+        """Run all rounds and return the last adapter, (D,) float32; the model keeps it.
 
         Parameters
         ----------
@@ -96,12 +107,13 @@ class Sandbox:
         gradients, released : callable, optional
             As in `train_locally`.
         start : ndarray, optional
-            The first adapter (P,); the run's own when left out.
+            The first adapter (D,); the run's own when left out.
         """
+        optimizer = ServerOptimizer(self.config.rounds, *sent_in_turn(self.model))
         method = adapter_of(self.model)
-        optimizer = ServerOptimizer(self.config.rounds, method.up)
         adapter = method.start() if start is None else start
         for number in range(1, self.config.rounds.count + 1):
+            method = adapter_of(self.model, number)
             method.place(adapter)
             result = train_locally(
                 self.model,
@@ -115,7 +127,7 @@ class Sandbox:
             # A norm that moves goes on from where it was, as at a site.
             settings = replace(settings, clipping_norm=result.clipping_norm)
             mean = method.upward(result.update)
-            adapter = method.next(adapter, mean, optimizer.apply)
+            adapter = method.advance(adapter, mean, optimizer)
             heard(number, result.update)
         method.place(adapter)
         return adapter

@@ -81,7 +81,7 @@ def audit_extraction(
     parts.append(("without privacy", twin))
     measured, models = [], []
     for name, part in parts:
-        sandbox.model.set_adapter(sandbox.model.initial)
+        sandbox.reset()
         if part is not None:
             settings = sandbox.settings(dataset.number_of_units, part)
             sandbox.train(dataset, settings, _watch(heard, name, config.rounds.count))

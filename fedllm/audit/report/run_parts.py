@@ -133,13 +133,16 @@ class RunParts:
         texts, config = self._texts["what"], self._config
         model = self._run.section("model")
         task = self._texts["task"][config.task]
-        adapter = model.get("adapter_parameters")
+        adapter = model.get("sent_parameters", model.get("adapter_parameters"))
         rows = [(texts["task"], task), (texts["model"], self._model_text())]
         rows += [
             (texts[key], number(model[key]))
-            for key in ("parameters", "adapter_parameters")
+            for key in ("parameters", "adapter_parameters", "sent_parameters")
             if key in model
         ]
+        if started := self._run.section("started_from"):
+            run = str(started.get("run") or texts["started_unknown"])
+            rows.append((texts["started_from"], run))
         rows += [
             (texts["sites"], str(self._site_count)),
             (texts["rounds"], f"{self._finished_rounds} / {config.rounds.count}"),
@@ -219,6 +222,7 @@ class RunParts:
             yield texts[f"noise_{self._words.noise}"].format(sharing=self._sharing())
             yield from self._colluding()
             yield texts["ledger"]
+            yield from self._started()
         elif self._largest_epsilon == inf:
             yield self._verdict()
         elif not config.private:
@@ -231,6 +235,14 @@ class RunParts:
         if config.private and not config.encryption.masked:
             # Shared noise without masks is refused.
             yield texts["single_updates"]
+
+    def _started(self) -> Iterator[str]:
+        """Say what a record that took part in the run before this one has spent."""
+        started = self._run.section("started_from")
+        if started:
+            spent = started.get("epsilon")
+            key = "started" if is_number(spent) else "started_unbounded"
+            yield str(self._texts["protected"][key].format(epsilon=bound(spent or 0.0)))
 
     def _colluding(self) -> Iterator[str]:
         """Say what everyone else together could learn: as spent, or in a deployment as planned."""

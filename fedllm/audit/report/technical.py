@@ -81,6 +81,7 @@ class TechnicalParts:
         named = (
             ("model", model.get("fingerprint")),
             ("adapter", self._summary.get("adapter_sha256")),
+            ("started_from", self._run.section("started_from").get("adapter")),
             ("run_toml", _sha256(self._run.path / RUN_TOML)),
             ("summary", _sha256(self._run.path / SUMMARY)),
             ("seed", self._config.seed),

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fedllm.adapters import adapter_of
 from fedllm.audit.selftest.blocks import scripted
 from fedllm.audit.selftest.building import build, records_of
 from fedllm.audit.selftest.entropy import scripted_normals
@@ -26,7 +27,7 @@ from fedllm.audit.selftest.material import (
     gradients_of,
     plain_steps,
 )
-from fedllm.audit.selftest.probe import WAYS, Way
+from fedllm.audit.selftest.probe import METHODS, WAYS, Way
 from fedllm.audit.selftest.seeds import site_config, update_deviation
 from fedllm.config import Task
 from fedllm.mechanisms import mechanism_of
@@ -43,21 +44,28 @@ def noise_leaves_as_charged(material: Material, every_task: bool) -> str | None:
         for kind, task in models:
             if problem := _leaves(material, way, kind, task):
                 return f"{way.name} ({task}, {kind}): {problem}"
+    for method, number in METHODS:
+        if problem := _leaves(material, WAYS[0], *MODELS[0], method, number):
+            return f"adapters by {method}, round {number}: {problem}"
     return None
 
 
-def _leaves(material: Material, way: Way, kind: Kind, task: Task) -> str | None:
-    config = site_config(material, way, kind=kind, task=task, evaluation={"every": 0})
+def _leaves(
+    material: Material, way: Way, kind: Kind, task: Task, method: str = "lora", number: int = 1
+) -> str | None:
+    config = site_config(
+        material, way, kind=kind, task=task, lora={"method": method}, evaluation={"every": 0}
+    )
     federation = build(material, config)
     noise = mechanism_of(config).announced_noise(1, ())
     steps = way.releases(config)
     # Each step draws the same; so all together stay within what is drawn in one.
     script = scripted(federation.terms.update_length) / np.sqrt(steps)
     with scripted_normals(script):
-        found = federation.sent(_NAME, 1, noise=noise)
+        found = federation.sent(_NAME, number, noise=noise)
     event: Any = federation.charges(_NAME)[-1].events[0]
     deviations = update_deviation(federation, way, event)
-    left = (found - _reference(material, federation, way)) / deviations
+    left = (found - _reference(material, federation, way, number)) / deviations
     # Of standard deviations that hold for all steps together.
     worst = np.abs(left - way.sign * script * np.sqrt(steps))
     if worst.max() < _EXACT:
@@ -69,10 +77,11 @@ def _leaves(material: Material, way: Way, kind: Kind, task: Task) -> str | None:
     )
 
 
-def _reference(material: Material, federation: Federation, way: Way) -> Vector:
+def _reference(material: Material, federation: Federation, way: Way, number: int) -> Vector:
     """Return what the site's update must be without noise, by a plain loop, (P,)."""
     config = federation.config
     model = material.model(config)
+    adapter_of(model, number).place(federation.start)
     dataset = dataset_of(records_of(_NAME, config.task), config, model)
     norm, training = config.privacy.clipping_norm, config.training
     if way.divided == "not":

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedllm.adapters import adapter_of
 from fedllm.config import RunConfig, Task, parse
 from fedllm.config.task import trains_a_head
 from fedllm.data.encode import EncodedDataset
@@ -103,7 +104,7 @@ class Material:
     def model(self, config: RunConfig) -> SharedModel:
         """Load a base model with an adapter that is not at its start."""
         model = task_of(config.task).load_model(config, self.labels(config))
-        model.set_adapter(start_of(model))
+        adapter_of(model).place(start_of(model))
         return model
 
     @cached_property
@@ -229,9 +230,13 @@ def dataset_of(records: Sequence[Record], config: RunConfig, model: SharedModel)
 
 
 def start_of(model: SharedModel) -> NDArray[np.float32]:
-    """Return an adapter with no zeros in it, the same each time."""
-    values = RandomStream.seeded(5, "selftest adapter").normal(model.manifest.length)
-    return (0.3 * values).astype(np.float32)
+    """Return an adapter (D,) with no zeros in what the first round trains, the same each time."""
+    method = adapter_of(model)
+    with model.unchanged():
+        method.place(method.start())
+        values = RandomStream.seeded(5, "selftest adapter").normal(method.trained.length)
+        model.set_adapter(0.3 * values)
+        return method.held()
 
 
 def gradients_of(model: SharedModel, dataset: EncodedDataset) -> Vector:

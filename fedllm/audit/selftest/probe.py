@@ -28,6 +28,7 @@ from fedllm.audit.selftest.material import (
     dataset_of,
     made_up,
     some_persons,
+    start_of,
 )
 from fedllm.config import RunConfig, Task
 from fedllm.federation.site.work import TrainingAtSite
@@ -44,6 +45,8 @@ RECORDS_OF_A_PROBE = 12
 # Smallest sum, colluders assumed, and so shares of the noise.
 _SMALLEST, _COLLUDERS = 3, 1
 _SHARES = _SMALLEST - _COLLUDERS
+# Adapters of which a site is sent more than it trains, in rounds that train different tensors.
+METHODS = (("rolora", 1), ("rolora", 2), ("fedsvd", 1), ("core", 1))
 _NORM, _NOISE, _STEPS = 0.7, 1.3, 3
 _RATE, _HEAD_RATE = 1e-3, 3e-3
 _LOCAL: dict[str, dict[str, Any]] = {
@@ -293,8 +296,9 @@ def probe(
     task: Task,
     unit: Unit = by_itself,
     lora: Mapping[str, Any] | None = None,
+    number: int = 1,
 ) -> Probe:
-    """Make a probe of a mechanism, a task, and a base model."""
+    """Make a probe of a mechanism, a task, and a base model, in round ``number``."""
     training = {"learning_rate": _RATE, "head_learning_rate": _HEAD_RATE}
     sections = {name: dict(section) for name, section in way.sections.items()}
     sections["training"] = {**training, **sections.get("training", {})}
@@ -306,7 +310,8 @@ def probe(
     model = material.model(config)
     records = made_up(RECORDS_OF_A_PROBE, SITES[0], unit, task_of(task))
     dataset = dataset_of(records, config, model)
-    method = adapter_of(model)
+    method = adapter_of(model, number)
+    method.place(start_of(model))
     people = ", persons" if unit is not by_itself else ""
     shape = "".join(f", {key} {value}" for key, value in (lora or {}).items())
     name = f"{way.name} ({task}, {kind}{people}{shape})"
@@ -322,10 +327,17 @@ def probes(material: Material, all_of_them: bool) -> list[Probe]:
     if not all_of_them:
         few = [(way, *MODELS[2 * (place % 2)]) for place, way in enumerate(WAYS)]
         few += [(WAYS[1], *model) for model in MODELS[3:]]
-        return [probe(material, *one) for one in few]
+        made = [probe(material, *one) for one in few]
+        core = {"rank": 8, "method": "core"}
+        return [*made, probe(material, WAYS[0], *MODELS[0], lora=core)]
     made = [probe(material, way, *model) for way in WAYS for model in MODELS]
     made += [probe(material, way, *MODELS[0], some_persons) for way in WAYS]
     made += [probe(material, WAYS[0], *model, some_persons) for model in MODELS[1:]]
     for lora in ({"rank": 0}, {"rank": 8, "freeze_a": True}, {"rank": 4, "last_layers": 1}):
         made += [probe(material, way, *MODELS[0], lora=lora) for way in WAYS[:2]]
+    made += [
+        probe(material, way, *MODELS[0], lora={"rank": 8, "method": method}, number=number)
+        for method, number in METHODS
+        for way in WAYS[:3]
+    ]
     return made

@@ -100,7 +100,7 @@ def run_round(
         If too few sites finish, or the authority refuses or misbehaves.
     """
     config = terms.config
-    shape = sum_shape(config, statement.purpose, terms.bounds)
+    shape = sum_shape(config, statement.purpose, terms.bounds_of(statement.round))
     plan = make_plan(
         config.encryption.scheme,
         shape.bits,
@@ -250,7 +250,7 @@ def with_order(
     statement: RoundStatement, terms: Terms, adapter: NDArray[np.float32]
 ) -> RoundStatement:
     """Return a proposal that names what the sites are sent; ``adapter`` is float32 (P,)."""
-    bounds = sum_shape(terms.config, statement.purpose, terms.bounds).bounds
+    bounds = sum_shape(terms.config, statement.purpose, terms.bounds_of(statement.round)).bounds
     said = order_digests(terms.config_text, terms.labels, bounds, terms.model, _wire_bytes(adapter))
     return statement.model_copy(update=said.model_dump())
 

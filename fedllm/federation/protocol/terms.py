@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from fedllm.adapters import adapter_of
+from fedllm.adapters import adapter_of, sent_in_turn
 from fedllm.config import RunConfig, to_toml
 from fedllm.federation.protocol.evaluating import Bounds, sum_shape
 from fedllm.mechanisms import mechanism_of
+from fedllm.models.manifest import AdapterManifest
 from fedllm.models.shared import SharedModel
 
 
@@ -29,7 +30,10 @@ class Terms:
     adapter_length : int
         Values of the adapter that goes down.
     bounds : tuple of (int, float)
-        For each segment of what comes up its length and the bound of one coordinate.
+        For each segment of what comes up its length and the bound of one coordinate; in the first
+        round, where not all are alike.
+    later : tuple of tuple of (int, float)
+        The same in the rounds after it, until they begin again with the first.
     """
 
     run: str
@@ -38,6 +42,7 @@ class Terms:
     model: str
     adapter_length: int
     bounds: Bounds
+    later: tuple[Bounds, ...] = ()
 
     @cached_property
     def config_text(self) -> str:
@@ -48,6 +53,11 @@ class Terms:
     def update_length(self) -> int:
         """Values of what comes up from a site."""
         return sum(size for size, _ in self.bounds)
+
+    def bounds_of(self, number: int) -> Bounds:
+        """Return the bounds of what comes up in round ``number``."""
+        turns = (self.bounds, *self.later)
+        return turns[(number - 1) % len(turns)]
 
 
 def make_terms(config: RunConfig, model: SharedModel, run: str) -> Terms:
@@ -61,19 +71,24 @@ def make_terms(config: RunConfig, model: SharedModel, run: str) -> Terms:
         If no noise keeps the run's epsilon.
     """
     shared, method = shared_config(config), adapter_of(model)
-    bounds = mechanism_of(shared).bounds(method.up.segments)
+    turns = [_bounds(shared, up) for up in sent_in_turn(model)]
     if mechanism_of(shared).evaluation.rounds:
         # Now, and not after the first rounds.
         sum_shape(shared, "evaluation", ())
-    sizes = [segment.size for segment in method.up.segments]
     return Terms(
         run=run,
         config=shared,
         labels=model.labels,
         model=model.fingerprint,
         adapter_length=method.down.length,
-        bounds=tuple(zip(sizes, bounds, strict=True)),
+        bounds=turns[0],
+        later=tuple(turns[1:]),
     )
+
+
+def _bounds(config: RunConfig, up: AdapterManifest) -> Bounds:
+    sizes = [segment.size for segment in up.segments]
+    return tuple(zip(sizes, mechanism_of(config).bounds(up.segments), strict=True))
 
 
 def shared_config(config: RunConfig) -> RunConfig:
@@ -87,5 +102,5 @@ def shared_config(config: RunConfig) -> RunConfig:
             "sites": max(config.data.sites, config.rounds.min_sites),
         }
     )
-    model = config.model.model_copy(update={"path": "the site's own"})
+    model = config.model.model_copy(update={"path": "the site's own", "start": None})
     return config.model_copy(update={"data": data, "model": model})

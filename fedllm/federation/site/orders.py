@@ -208,7 +208,8 @@ class OrderReader:
         key = PublicRoundKey.from_bytes(plan, request.public_key)
         require(key.fingerprint == statement.key, "the public key is not the signed one")
         model = self.model(config, header.labels, header.model)
-        method = adapter_of(model)
+        # Of the signed round: nothing else says what it trains.
+        method = adapter_of(model, statement.round)
         adapter = _read_adapter(request.adapter, method.down.length, config.private)
         quantiser = _quantiser(config, statement, plan, header.bounds, method.up)
         return Order(statement, config, around, plan, key, model, method, adapter, quantiser)

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedllm.adapters import adapter_of
+from fedllm.adapters import adapter_of, sent_in_turn
 from fedllm.config import RunConfig, SitePolicy, Task
 from fedllm.data.records import Record
 from fedllm.encryption.survivors import survivor_statement
@@ -156,7 +156,7 @@ class Site:
             self._require_data(config)
             self._work.require_trainable(config, model, method, method.start())
             units = mechanism_of(config).announced_units(self._data.units(config))
-            length = method.up.length
+            length = max(up.length for up in sent_in_turn(model))
             self._account().check_run(header.run, header.round, config, units, length)
             member = make_member(self._identity, self._account().ledger, header.run, units)
             return Joined(JoinedHeader(site=self.name, member=member))

@@ -1,0 +1,101 @@
+"""The adapter of an earlier run that a run starts from (``model.start``), found without torch."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedllm.config import RunConfig
+from fedllm.errors import ConfigError, FedllmError
+from fedllm.runs.checkpoints import RunState
+from fedllm.runs.names import ADAPTER, RUN_TOML, SUMMARY
+from fedllm.runs.summary import read_summary
+
+_ABOUT = "shared_model.json"
+# What decides what an adapter does; in the order in which they are counted.
+_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "core.safetensors",
+    "head.safetensors",
+    _ABOUT,
+)
+
+
+@dataclass(frozen=True)
+class StartedFrom:
+    """An adapter to start from.
+
+    Attributes
+    ----------
+    folder : Path
+        As `SharedModel.save_adapter` wrote it.
+    about : dict
+        What is said of it ever after: ``adapter`` (SHA-256 of its files) and, where it lies in a
+        run folder, ``run`` (name), ``run_id``, and ``epsilon`` and ``delta`` (as that run spent
+        them at most; None without privacy).
+    """
+
+    folder: Path
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def find_start(location: str) -> StartedFrom:
+    """Find the adapter that ``model.start`` names: the folder of a finished run, or its adapter's.
+
+    Raises
+    ------
+    ConfigError
+        If there is none; says what to give instead.
+    """
+    path = Path(location)
+    if not path.is_dir():
+        raise ConfigError(
+            f"model.start: there is no folder {path}", "give the folder of a finished run"
+        )
+    if (path / RUN_TOML).exists() and not (path / SUMMARY).exists():
+        raise ConfigError(
+            f"model.start: the run in {path} is not finished", "finish it with --resume"
+        )
+    run = path if (path / SUMMARY).exists() else path.parent
+    folder = path if (path / _ABOUT).exists() else path / ADAPTER
+    if not (folder / _ABOUT).exists():
+        raise ConfigError(
+            f"model.start: {path} holds no adapter of fedllm (no {_ABOUT})",
+            "give the folder of a finished run, or its folder 'adapter'",
+        )
+    of_run = _run(run) if folder.parent == run and (run / SUMMARY).exists() else {}
+    return StartedFrom(folder, {"adapter": _fingerprint(folder), **of_run})
+
+
+def starting_point(config: RunConfig, state: RunState | None) -> StartedFrom | None:
+    """Return the adapter that a run begins with; None where it has begun, or begins untrained.
+
+    Raises
+    ------
+    ConfigError
+        See `find_start`.
+    """
+    if state is not None or config.model.start is None:
+        return None
+    return find_start(config.model.start)
+
+
+def _fingerprint(folder: Path) -> str:
+    found = hashlib.sha256()
+    for name in _FILES:
+        if (folder / name).exists():
+            content = (folder / name).read_bytes()
+            found.update(f"{name} {len(content)}\n".encode() + content)
+    return found.hexdigest()
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    try:
+        summary = read_summary(folder)
+    except FedllmError as error:
+        raise ConfigError(f"model.start: {error.message}", error.remedy) from None
+    told = {"run": summary.run, "run_id": summary.run_id}
+    return told | {key: summary.privacy.get(key) for key in ("epsilon", "delta")}
