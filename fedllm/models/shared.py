@@ -19,16 +19,17 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from fedllm.config import RunConfig, Task
-from fedllm.config.task import trains_a_head
+from fedllm.config.task import pools_text
 from fedllm.errors import CheckpointError, ConfigError, TrainingError
 from fedllm.files import atomic_directory, write_bytes, write_json
 from fedllm.models import checkpoints
 from fedllm.models.contents import read_object
 from fedllm.models.fit import check_length, check_padding
-from fedllm.models.heads import Head, LabelHead, LanguageHead
+from fedllm.models.heads import Head, LabelHead, LanguageHead, TokenHead
 from fedllm.models.lora import add_adapters, first_trained_layer
 from fedllm.models.manifest import AdapterManifest, Group
 from fedllm.models.prefix import PrefixCache
+from fedllm.models.token_head import TokenClassifier
 from fedllm.models.transformer import LanguageModel, Pooling, TextClassifier
 
 _ABOUT, _LORA, _LORA_CONFIG, _HEAD = (
@@ -49,7 +50,7 @@ class SharedModel:
 
     Attributes
     ----------
-    module : TextClassifier or LanguageModel
+    module : TextClassifier, TokenClassifier or LanguageModel
         Maps a batch to logits.
     tokenizer : PreTrainedTokenizerBase
         Of the base model.
@@ -57,6 +58,8 @@ class SharedModel:
         What the module is trained for.
     labels : tuple of str
         Names of the classes, in the head's order; empty without a head of labels.
+    tagging : str
+        By which scheme the outputs of a token's head say where spans of a label are; may be empty.
     fingerprint : str
         SHA-256 of the base model's files.
     earlier_fingerprint : str
@@ -69,13 +72,14 @@ class SharedModel:
         Outputs of the frozen part, kept by data set.
     """
 
-    module: TextClassifier | LanguageModel
+    module: TextClassifier | TokenClassifier | LanguageModel
     tokenizer: PreTrainedTokenizerBase
     task: Task
     labels: tuple[str, ...]
     fingerprint: str
     peft: PeftModel | None
     earlier_fingerprint: str = ""
+    tagging: str = ""
 
     def __post_init__(self) -> None:
         self._parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
@@ -84,7 +88,7 @@ class SharedModel:
         )
         self.initial = self.adapter()
         self.prefix = PrefixCache(
-            self.module, worthwhile=self.module.stack.first > 0, pooled=self.peft is None
+            self.module, worthwhile=self.module.stack.first > 0, pooled=self.module.one_vector
         )
 
     @property
@@ -196,7 +200,7 @@ class SharedModel:
         read = {name: _read_tensors(folder / name, expected[name]) for name in expected}
         if self.peft is not None:
             set_peft_model_state_dict(self.peft, read[_LORA])
-        if isinstance(self.module, TextClassifier):
+        if isinstance(self.module, TextClassifier | TokenClassifier):
             self.module.head.load_state_dict(read[_HEAD])
 
     def _about(self) -> dict[str, Any]:
@@ -210,13 +214,16 @@ class SharedModel:
             about["pooling"] = self.module.pooling
             about["feature_scale"] = self.module.feature_scale
             about["feature_center"] = "zero" if self.module.center is None else "label_names"
+        if isinstance(self.module, TokenClassifier):
+            about["tagging"] = self.tagging
+            about["feature_scale"] = self.module.feature_scale
         return about
 
     def _tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         files: dict[str, dict[str, torch.Tensor]] = {}
         if self.peft is not None:
             files[_LORA] = get_peft_model_state_dict(self.peft)
-        if isinstance(self.module, TextClassifier):
+        if isinstance(self.module, TextClassifier | TokenClassifier):
             files[_HEAD] = self.module.head.state_dict()
         return {
             name: {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
@@ -233,7 +240,7 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
         ``model``, ``lora``, ``task`` and ``seed`` are used; the adapter's first values depend
         on these and the head alone, so that every party starts from the same.
     head : Head or tuple of str
-        What the task puts on top; a script may give the labels alone.
+        What the task puts on top; a script may give the labels of whole texts alone.
 
     Raises
     ------
@@ -243,11 +250,11 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
         If the checkpoint is missing, damaged or not supported.
     """
     if isinstance(head, tuple):
-        head = LabelHead(head) if trains_a_head(config.task) else LanguageHead()
+        head = LabelHead(head) if pools_text(config.task) else LanguageHead()
     folder = checkpoints.checkpoint_folder(config.model.path)
     before, prints = checkpoints.state(folder), checkpoints.fingerprints(folder)
     base, architecture = checkpoints.read_config(folder)
-    labels = head.labels if isinstance(head, LabelHead) else ()
+    labels = () if isinstance(head, LanguageHead) else head.labels
     if isinstance(head, LabelHead) and len(labels) < 2:
         raise ConfigError(
             f"classification needs at least two labels; there are {len(labels)}",
@@ -268,7 +275,7 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
     )
     tokenizer = checkpoints.load_tokenizer(folder, base.vocab_size)
     check_padding(folder, base, tokenizer.pad_token_id)
-    module: TextClassifier | LanguageModel
+    module: TextClassifier | TokenClassifier | LanguageModel
     match head:
         case LabelHead():
             pooling: Pooling = "last" if architecture.causal else config.model.pooling
@@ -281,6 +288,9 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
                 module.center = nn.functional.normalize(features, dim=-1).mean(0)
             if config.model.head_start == "label_names":
                 _start_at_label_names(module, tokenizer, labels)
+        case TokenHead():
+            scale = config.model.feature_scale
+            module = TokenClassifier(backbone, architecture.layers, first, head.outputs, scale)
         case LanguageHead():
             module = LanguageModel(backbone, architecture.layers, first)
         case _:
@@ -294,6 +304,7 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
         labels=labels,
         fingerprint=prints.current,
         earlier_fingerprint=prints.earlier,
+        tagging=head.tagging if isinstance(head, TokenHead) else "",
         peft=adapted,
     )
 

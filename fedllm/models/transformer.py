@@ -150,6 +150,11 @@ class TextClassifier(nn.Module):
         """Whether the whole Transformer is frozen."""
         return self.stack.first == len(self.stack.layers)
 
+    @property
+    def one_vector(self) -> bool:
+        """Whether what is frozen ends in one vector a record instead of one a token."""
+        return self.only_head
+
     def features(self, batch: Batch) -> Tensor:
         """Return pooled features (B, H), float32."""
         states = self.stack.last_states(batch).float()
@@ -189,6 +194,8 @@ class TextClassifier(nn.Module):
 
 class LanguageModel(nn.Module):
     """A causal Transformer with its own, frozen, language model head."""
+
+    one_vector = False
 
     def __init__(self, backbone: PreTrainedModel, layers: str, first: int) -> None:
         super().__init__()
