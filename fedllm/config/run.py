@@ -52,8 +52,7 @@ class RunConfig(Section):
     def _parts_fit_together(self) -> Self:
         if self.lora.rank == 0 and not trains_a_head(self.task):
             raise ValueError("lora.rank = 0 leaves nothing to train in this task")
-        if trains_a_head(self.task) and not pools_text(self.task):
-            self._names_no_texts()
+        self._label_names_are_texts()
         if self.privacy.noise == "distributed":
             if self.privacy.unit == "record":
                 self._sends_one_gradient()
@@ -116,9 +115,10 @@ class RunConfig(Section):
                 "without evaluation.every",
             )
 
-    def _names_no_texts(self) -> None:
+    def _label_names_are_texts(self) -> None:
+        of_tokens = trains_a_head(self.task) and not pools_text(self.task)
         for key in ("head_start", "feature_center"):
-            if getattr(self.model, key) != "zero":
+            if of_tokens and getattr(self.model, key) != "zero":
                 raise ValueError(
                     f"model.{key} = 'label_names' compares texts with the labels' names, and this "
                     "task labels tokens: leave it out"

@@ -36,11 +36,11 @@ def owners(text: str, spans: Sequence[Span]) -> list[int]:
     word into its token, and a span that ends in a space would take the next word in.
     """
     found = [-1] * len(text)
-    for place, (start, end, _) in enumerate(spans):
-        part = text[start:end]
-        start += len(part) - len(part.lstrip())
-        end -= len(part) - len(part.rstrip())
-        found[start:end] = [place] * (end - start)
+    for place, span in enumerate(spans):
+        part = text[span.start : span.end]
+        first = span.start + len(part) - len(part.lstrip())
+        size = len(part.strip())
+        found[first : first + size] = [place] * size
     return found
 
 
