@@ -65,7 +65,8 @@ class TokenClassification(LearningTask):
     def counted(self, records: Sequence[Record]) -> str:
         """Count spans and their labels."""
         found = [span.label for record in records for span in _spans(record)]
-        return f"{len(found)} spans of {len(set(found))} labels"
+        kinds = len(set(found))
+        return f"{len(found)} spans of {kinds} label{'s' if kinds != 1 else ''}"
 
     def doubts(self, records: Sequence[Record]) -> Sequence[Doubt]:
         """Look for labels that may be misspelt."""
