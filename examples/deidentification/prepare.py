@@ -4,8 +4,8 @@
 
 writes OUT/train.jsonl and OUT/test.jsonl, one window a line: text, spans, visit, subset. The data
 set names each visit's patient; what is marked is where these names stand in its dialogue and its
-note, in any case. Nobody looked at the result: names of doctors and relatives are not marked, and a
-name that is a word of English is marked as the word too.
+note, in any case. Nobody looked at the result: names of doctors and relatives are not marked, a
+name that is a word of English is marked as the word too, and one patient's name is given as 33.
 """
 
 from __future__ import annotations
