@@ -81,6 +81,11 @@ def test_a_token_belongs_to_the_span_that_has_most_of_it():
     assert tags_of(text, [Span(4, 6, "0")], [(0, 4), (4, 6)]) == [0, 1], "the end is not included"
 
 
+def test_spans_side_by_side_stay_two():
+    two = [Span(0, 4, "1"), Span(4, 6, "1")]
+    assert tags_of("abcdef", two, [(0, 2), (2, 4), (4, 6)]) == [3, 4, 3]
+
+
 def test_white_space_at_the_edge_of_a_span_takes_no_word_in():
     text = "see  Anna May  now"
     spans = [Span(3, 15, "0")]
