@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, settings
 from support.tiny_models import WORDS, save_model, save_tokenizer
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from fedllm.data.encode import EncodedDataset
     from fedllm.models.shared import SharedModel
 
@@ -82,6 +84,7 @@ def _save_tiny_checkpoint(kind: str, folder: Path) -> None:
 def tiny_model(tiny_checkpoint: Callable[[str], Path]) -> Callable[..., SharedModel]:
     """Make a `SharedModel` of a tiny checkpoint, its adapter and head at random values."""
     from fedllm.config import RunConfig, parse
+    from fedllm.config.task import trains_a_head
     from fedllm.randomness import RandomStream
     from fedllm.tasks import task_of
 
@@ -93,7 +96,7 @@ def tiny_model(tiny_checkpoint: Callable[[str], Path]) -> Callable[..., SharedMo
             "data": {"train": "unused.jsonl"},
             "lora": {"rank": 2, "last_layers": 2, **sections.get("lora", {})},
         }
-        labels = ("one", "two", "three") if task == "classification" else ()
+        labels = ("one", "two", "three") if trains_a_head(task) else ()
         model = task_of(task).load_model(parse(RunConfig, values, "test"), labels)
         if sections.get("trained", True):
             values = RandomStream.seeded(3, kind, task).normal(model.manifest.length)
@@ -108,24 +111,40 @@ def random_dataset() -> Callable[..., EncodedDataset]:
     """Make an `EncodedDataset` of random tokens; ``persons`` gives each record's unit."""
     import numpy as np
 
-    from fedllm.data.encode import EncodedDataset, labels_of_sequences, labels_of_tokens
+    from fedllm.data.encode import (
+        EncodedDataset,
+        labels_as_given,
+        labels_of_sequences,
+        labels_of_tokens,
+    )
     from fedllm.randomness import RandomStream
+
+    labellings = {
+        "classification": labels_of_sequences,
+        "token_classification": labels_as_given,
+    }
+
+    def tags_of(stream: RandomStream, tokens: int) -> NDArray[np.int32]:
+        drawn = stream.below(12, tokens).astype(np.int32)
+        return np.where(drawn < 7, drawn, -100).astype(np.int32)
 
     def make(
         records: int, task: str = "classification", persons: list[int] | None = None, seed: int = 0
     ) -> EncodedDataset:
         stream = RandomStream.seeded(seed, "dataset")
         lengths = 3 + stream.below(9, records).astype(np.int64)
-        classify = task == "classification"
+        classify, tagged = task == "classification", task == "token_classification"
         return EncodedDataset(
             tokens=4 + stream.below(len(WORDS), int(lengths.sum())).astype(np.int32),
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             targets=stream.below(3 if classify else 2, records).astype(np.int32),
             units=np.asarray(persons if persons is not None else range(records), dtype=np.int64),
             number_of_units=records if persons is None else max(persons) + 1,
-            labelling=labels_of_sequences if classify else labels_of_tokens,
+            labelling=labellings.get(task, labels_of_tokens),
             pad_id=0,
             max_length=16,
+            # Every second token or so has no label, as a tokenizer's own.
+            tags=tags_of(stream, int(lengths.sum())) if tagged else None,
         )
 
     return make

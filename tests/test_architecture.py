@@ -215,6 +215,7 @@ NAMES_TASKS = {
     "fedllm/tasks/causal.py",
     "fedllm/tasks/classification.py",
     "fedllm/tasks/instruction.py",
+    "fedllm/tasks/token_classification.py",
     # Objectives of pretraining, one of which is called "causal" too.
     "fedllm/pretraining/card.py",
     "fedllm/pretraining/config.py",
@@ -272,7 +273,7 @@ def names_a_task(tree: ast.AST) -> bool:
 
 def looks_into_a_model(tree: ast.AST) -> bool:
     """Whether anything asks a value if it is one of the networks, by call or by pattern."""
-    networks = {"TextClassifier", "LanguageModel"}
+    networks = {"TextClassifier", "TokenClassifier", "LanguageModel"}
 
     def said(part: ast.AST | None) -> set[str]:
         inner = nodes(part) if part else ()
@@ -304,6 +305,7 @@ def nodes(tree: ast.AST) -> list[ast.AST]:
         ("isinstance(model.module, TextClassifier | None)", False, True),
         ("isinstance(m, transformer.LanguageModel)", False, True),
         ("type(m) is TextClassifier", False, True),
+        ("isinstance(m, TokenClassifier)", False, True),
         ("match m:\n    case TextClassifier(): pass", False, True),
         ("def f(m: TextClassifier) -> None: TextClassifier(1)", False, False),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
 import subprocess
@@ -16,10 +18,12 @@ from typer.testing import CliRunner
 
 from fedllm.cli import app
 from fedllm.config import load_run_config, load_site_policy
+from fedllm.data.spans import read_back
 from fedllm.federation.transport.superlink import NodeState
 from fedllm.identity.kits import read_kit
 from fedllm.runs.metrics import RoundReport, append_report
 from fedllm.runs.summary import Summary
+from fedllm.tasks import task_of
 from fedllm_server.service import Service
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -33,6 +37,48 @@ def test_runs_can_be_read_and_find_their_data(path, public_data, monkeypatch):
     config = load_run_config(path)
     for location in (config.data.train, config.data.test):
         assert Path(location).exists()
+
+
+@pytest.fixture(scope="module")
+def deidentified(public_data, tmp_path_factory) -> Path:
+    """The folder that the example's first command makes."""
+    folder = tmp_path_factory.mktemp("deidentification")
+    script = EXAMPLES / "deidentification/prepare.py"
+    environment = {**os.environ, "FEDLLM_DATA": str(public_data)}
+    done = subprocess.run(
+        [sys.executable, script, folder],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "train.jsonl: 1335 windows of 83 visits, 298 names" in done.stdout
+    assert "test.jsonl: 1648 windows of 101 visits, 385 names" in done.stdout
+    return folder
+
+
+@pytest.mark.parametrize("name", ["run", "clear"])
+def test_the_deidentification_marks_names_that_its_runs_can_read(deidentified, name, monkeypatch):
+    monkeypatch.setenv("DEIDENTIFICATION_DATA", str(deidentified))
+    config = load_run_config(EXAMPLES / f"deidentification/{name}.toml")
+    task = task_of(config.task)
+    records = task.read(config.data.train, config.data)
+    public = task.read_public(config.data)
+    assert len({record.unit for record in records}) == (83 if config.data.unit else 1)
+    assert task.labels(config.data, public) == ("NAME",)
+    assert {record.site for record in records} == {"aci", "virtassist", "virtscribe"}
+    visits = [
+        {json.loads(line)["visit"] for line in Path(location).read_text().splitlines()}
+        for location in (config.data.train, config.data.test)
+    ]
+    assert not visits[0] & visits[1]
+    marked = [
+        record.values["text"][span.start : span.end]
+        for record in [*records, *public]
+        for span in read_back(record.values["spans"])
+    ]
+    assert len(marked) == 298 + 385
+    assert all(text == text.strip() and text.replace(" ", "").isalnum() for text in marked)
 
 
 def test_pretraining_configurations_can_be_read(monkeypatch, tmp_path):

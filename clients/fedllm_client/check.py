@@ -177,13 +177,17 @@ class _SiteCheck:
 
     def data(self) -> str:
         policy = _needed(self._policy, "the policy")
-        task, records = _readable(policy)
+        read = _readable(policy)
+        (task, records), *others = read.items()
         persons = {record.unit for record in records if record.unit is not None}
         text = f"{len(records)} records for {task}"
         if persons:
             text += f" of {len(persons)} persons"
         if more := task_of(task).counted(records):
             text += f", {more}"
+        for other, rows in others:
+            if more := task_of(other).counted(rows):
+                text += f"; for {other}, {more}"
         if policy.allow.unit == "person" and not persons:
             raise ConfigError(
                 f"{text}, but allow.unit is 'person' and data.unit names no column",
@@ -196,7 +200,7 @@ class _SiteCheck:
         if policy.budget.delta * units > 1:
             found.append(f"budget.delta {policy.budget.delta:g} is above 1 / {units}")
             remedies.append("lower budget.delta: releasing one of them at random would satisfy it")
-        for doubt in task_of(task).doubts(records):
+        for doubt in (doubt for one, rows in read.items() for doubt in task_of(one).doubts(rows)):
             found.append(doubt.found)
             remedies.append(doubt.remedy)
         if remedies:
@@ -222,19 +226,22 @@ class _SiteCheck:
         return check_training(path, self._policy.allow.models if self._policy else ())
 
 
-def _readable(policy: SitePolicy) -> tuple[Task, list[Record]]:
-    """Read the records for the first allowed task whose columns are there."""
+def _readable(policy: SitePolicy) -> dict[Task, list[Record]]:
+    """Read the records for every allowed task whose columns are there, as a site that starts."""
     from fedllm.data.columns import MissingColumnError
 
     if policy.data is None:
         raise ConfigError("the policy names no records", "add a [data] section with train = ...")
     first: MissingColumnError | None = None
+    read: dict[Task, list[Record]] = {}
     for task in policy.allow.tasks:
         try:
-            return task, task_of(task).read(policy.data.train, policy.data)
+            read[task] = task_of(task).read(policy.data.train, policy.data)
         except MissingColumnError as error:
             first = first or error
-    raise first or ConfigError("allow.tasks is empty", "allow at least one task")
+    if not read:
+        raise first or ConfigError("allow.tasks is empty", "allow at least one task")
+    return read
 
 
 def _check_ledger(kit: Kit, policy: SitePolicy) -> str:

@@ -23,9 +23,13 @@ class DataSection(Section):
     query_timeout_s : float
         How long the database may work on that query before it is cancelled (PostgreSQL).
     text : str
-        Column of the text, in a classification and in a causal task.
+        Column of the text, in every task but instruction.
     label : str
         Column of the label, in a classification task.
+    spans : str
+        Column of the parts of the text that have a label, in a token classification: a JSON list of
+        ``{"start": 0, "end": 4, "label": "NAME"}``, in characters of the text (Unicode code
+        points) from 0, the end not included; none may overlap, and ``[]`` says that there is none.
     prompt : str
         Column of the prompt, in an instruction task.
     response : str
@@ -57,6 +61,7 @@ class DataSection(Section):
     query_timeout_s: Annotated[PositiveFloat, Field(le=86400)] = 600.0
     text: str = "text"
     label: str = "label"
+    spans: str = "spans"
     prompt: str = "prompt"
     response: str = "response"
     labels: tuple[str, ...] | None = None

@@ -43,8 +43,8 @@ class ModelSection(Section):
     pooling : {"mean", "cls"}
         How an encoder's token states become one vector (classification).
     feature_scale : float
-        Length of the normalised pooled vector that the head sees, at most 1000; 0 leaves it as
-        it is.
+        Length of the normalised vector that the head sees (pooled, or of each token), at most
+        1000; 0 leaves it as it is.
     feature_center : {"zero", "label_names"}
         What is taken off that vector first: nothing, or the mean vector of the labels' own
         names, which are public. Under noise it pays not to spend the clipping norm on what

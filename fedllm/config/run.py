@@ -14,7 +14,7 @@ from fedllm.config.model import LoraSection, ModelSection
 from fedllm.config.privacy import PrivacySection
 from fedllm.config.rounds import RoundsSection
 from fedllm.config.section import Section, Task
-from fedllm.config.task import smallest_unit, trains_a_head
+from fedllm.config.task import pools_text, smallest_unit, trains_a_head
 from fedllm.config.training import TrainingSection
 from fedllm.errors import ConfigError
 from fedllm.limits import MAX_SITES
@@ -27,8 +27,9 @@ class RunConfig(Section):
     ----------
     name : str
         What people call the run; its folder is ``runs/<name>``.
-    task : {"classification", "instruction", "causal"}
-        A label for each text; an answer to each prompt; or each text, token by token.
+    task : {"classification", "instruction", "causal", "token_classification"}
+        A label for each text; an answer to each prompt; each text, token by token; or the parts
+        of each text that have a label, such as names.
     seed : int
         Of what is public: adapters before training, and how a simulation deals records out.
         Batches and noise of private runs follow from no seed.
@@ -51,6 +52,7 @@ class RunConfig(Section):
     def _parts_fit_together(self) -> Self:
         if self.lora.rank == 0 and not trains_a_head(self.task):
             raise ValueError("lora.rank = 0 leaves nothing to train in this task")
+        self._label_names_are_texts()
         if self.privacy.noise == "distributed":
             if self.privacy.unit == "record":
                 self._sends_one_gradient()
@@ -112,6 +114,15 @@ class RunConfig(Section):
                 f"set rounds.sites = {MAX_SITES} or less, so that each round is for some of them, "
                 "without evaluation.every",
             )
+
+    def _label_names_are_texts(self) -> None:
+        of_tokens = trains_a_head(self.task) and not pools_text(self.task)
+        for key in ("head_start", "feature_center"):
+            if of_tokens and getattr(self.model, key) != "zero":
+                raise ValueError(
+                    f"model.{key} = 'label_names' compares texts with the labels' names, and this "
+                    "task labels tokens: leave it out"
+                )
 
     def _sends_one_gradient(self) -> None:
         if self.training.local_steps != 1:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Task = Literal["classification", "instruction", "causal"]
+Task = Literal["classification", "instruction", "causal", "token_classification"]
 
 
 class Section(BaseModel):

@@ -80,7 +80,12 @@ class AllowSection(Section):
         Weakest unit of privacy that is accepted.
     """
 
-    tasks: tuple[Task, ...] = ("classification", "instruction", "causal")
+    tasks: tuple[Task, ...] = (
+        "classification",
+        "instruction",
+        "causal",
+        "token_classification",
+    )
     models: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = ()
     min_cohort: Annotated[int, Field(ge=1)] = 2
     colluders: Annotated[int, Field(ge=0)] = 0

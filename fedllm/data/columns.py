@@ -25,12 +25,13 @@ class Column(NamedTuple):
     ----------
     name : str
         In the source.
-    kind : {"text", "name"}
-        Free text, or a short name that comes back in many rows and may be a whole number.
+    kind : {"text", "name", "spans"}
+        Free text, a short name that comes back in many rows and may be a whole number, or the
+        spans of the text.
     """
 
     name: str
-    kind: Literal["text", "name"]
+    kind: Literal["text", "name", "spans"]
 
 
 class MissingColumnError(DataError):
@@ -65,12 +66,15 @@ class ColumnMap:
     optional : Mapping of str to str
         Role to column; taken where they are present.
     texts : frozenset of str
-        Roles that hold free text; the others hold names.
+        Roles that hold free text; the others hold names, or spans.
+    spans : frozenset of str
+        Roles that hold spans of the text.
     """
 
     required: Mapping[str, str]
     optional: Mapping[str, str]
     texts: frozenset[str] = frozenset()
+    spans: frozenset[str] = frozenset()
 
     @property
     def names(self) -> list[str]:
@@ -117,10 +121,11 @@ def column_map(data: DataSection, columns: Mapping[str, Column], *, public_test:
     """
     values = {role: column.name for role, column in columns.items()}
     texts = frozenset(role for role, column in columns.items() if column.kind == "text")
+    spans = frozenset(role for role, column in columns.items() if column.kind == "spans")
     groups = {role: column for role in ("unit", "site") if (column := getattr(data, role))}
     if public_test:
-        return ColumnMap(values, groups, texts)
-    return ColumnMap({**values, **groups}, {}, texts)
+        return ColumnMap(values, groups, texts, spans)
+    return ColumnMap({**values, **groups}, {}, texts, spans)
 
 
 def _listed(present: Sequence[str]) -> str:

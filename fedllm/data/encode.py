@@ -28,12 +28,18 @@ _CHUNK_RECORDS = 2048
 Integers = NDArray[np.int64]
 # Why, which may be worded later, and what to do.
 Problem = tuple[str | Callable[[], str], str]
-# From token ids (B, T), which of them are no padding (B, T), and targets (B,) to labels.
+# From token ids (B, T), which of them are no padding (B, T), and targets (B,) to labels. Where
+# tokens have tags, these are the targets, (B, T), -100 where there is no token.
 Labelling = Callable[[Integers, NDArray[np.bool_], Integers], Integers]
 
 
 def labels_of_sequences(ids: Integers, present: NDArray[np.bool_], targets: Integers) -> Integers:
     """Return ``targets`` as they are: each is the label of a whole sequence, (B,)."""
+    return targets
+
+
+def labels_as_given(ids: Integers, present: NDArray[np.bool_], targets: Integers) -> Integers:
+    """Return ``targets`` as they are: each is the label of a token, (B, T)."""
     return targets
 
 
@@ -44,10 +50,14 @@ def labels_of_tokens(ids: Integers, present: NDArray[np.bool_], targets: Integer
 
 
 class TokenSequence(NamedTuple):
-    """A record's tokens, and a number that a `Labelling` makes labels of."""
+    """A record's tokens, and a number that a `Labelling` makes labels of.
+
+    ``tags`` has one number for each token, in a task that says it of each; else it is empty.
+    """
 
     ids: Sequence[int]
     target: int
+    tags: Sequence[int] = ()
 
 
 class Encoder(Protocol):
@@ -78,18 +88,22 @@ class EncodedDataset:
     offsets : int64 array (records + 1,)
         Sequence ``i`` is ``tokens[offsets[i]:offsets[i + 1]]``.
     targets : int32 array (records,)
-        A number for each sequence, from which ``labelling`` makes a batch's labels.
+        A number for each sequence, from which ``labelling`` makes a batch's labels, if there are
+        no tags.
     units : int64 array (records,)
         Index of the person each record belongs to; of the record itself without persons.
     number_of_units : int
         How many persons (or records, without persons) the data set protects. Units none of
         whose records can be learned from count: they are empty.
     labelling : callable
-        Makes a batch's labels: `labels_of_sequences`, `labels_of_tokens` or another.
+        Makes a batch's labels: `labels_of_sequences`, `labels_of_tokens`, `labels_as_given` or
+        another.
     pad_id : int
         Token that fills short sequences up.
     max_length : int
         No batch is wider than this.
+    tags : int32 array (total,), optional
+        A number for each token, from which ``labelling`` makes a batch's labels.
     """
 
     tokens: NDArray[np.int32]
@@ -100,6 +114,7 @@ class EncodedDataset:
     labelling: Labelling
     pad_id: int
     max_length: int
+    tags: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -128,8 +143,12 @@ class EncodedDataset:
         position = np.arange(self._width(lengths))
         present = position < lengths[:, None]
         ids = np.full(present.shape, self.pad_id, dtype=np.int64)
-        ids[present] = self.tokens[(starts[:, None] + position)[present]]
+        places = (starts[:, None] + position)[present]
+        ids[present] = self.tokens[places]
         targets = self.targets[indices].astype(np.int64)
+        if self.tags is not None:
+            targets = np.full(present.shape, IGNORED, dtype=np.int64)
+            targets[present] = self.tags[places]
         labels = self.labelling(ids, present, targets)
         return {
             "input_ids": torch.from_numpy(ids),
@@ -182,6 +201,7 @@ def encode(
     chunks: list[NDArray[np.int32]] = [np.empty(0, dtype=np.int32)]
     lengths: list[int] = []
     targets: list[int] = []
+    tags = [np.empty(0, dtype=np.int32)]
     kept: list[int] = []
     for start in range(0, len(records), _CHUNK_RECORDS):
         chunk = records[start : start + _CHUNK_RECORDS]
@@ -195,6 +215,7 @@ def encode(
             kept.append(start + place)
             good.append(sequence)
         chunks.append(np.fromiter(chain.from_iterable(s.ids for s in good), dtype=np.int32))
+        tags.append(np.fromiter(chain.from_iterable(s.tags for s in good), dtype=np.int32))
         lengths.extend(len(s.ids) for s in good)
         targets.extend(s.target for s in good)
     if left_out is None:
@@ -208,6 +229,7 @@ def encode(
         labelling=encoder.labelling,
         pad_id=_pad_id(tokenizer),
         max_length=max_length,
+        tags=np.concatenate(tags) if encoder.labelling is labels_as_given else None,
     )
 
 

@@ -68,13 +68,15 @@ class Doubt:
     remedy: str
 
 
-def doubts(records_of: Mapping[str, int]) -> list[Doubt]:
+def doubts(records_of: Mapping[str, int], column: str = "data.label") -> list[Doubt]:
     """Look for labels that may be one label, or none.
 
     Parameters
     ----------
     records_of : Mapping of str to int
         How many records have each label.
+    column : str
+        The key that names their column.
 
     Returns
     -------
@@ -87,7 +89,7 @@ def doubts(records_of: Mapping[str, int]) -> list[Doubt]:
         return [
             Doubt(
                 f"{len(records_of)} labels for {sum(records_of.values())} records",
-                "check that data.label names the column of the label",
+                f"check that {column} names the column of the label",
             )
         ]
     told = []

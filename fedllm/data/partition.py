@@ -101,7 +101,7 @@ def _deal_evenly(count: int, sites: int, seed: int) -> NDArray[np.int64]:
 def _labels(records: Sequence[Record], groups: list[list[int]]) -> list[str]:
     if any("label" not in record.values for record in records):
         raise DataError(
-            "data.partition = 'dirichlet' needs labels, which this task has not",
+            "data.partition = 'dirichlet' needs a label of each record, which this task has not",
             "set data.partition = 'iid', or data.site to a column that names sites",
         )
     result = []

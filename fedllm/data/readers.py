@@ -8,13 +8,13 @@ import glob
 import itertools
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from fedllm.data.columns import ColumnMap, MissingColumnError, Row
 from fedllm.data.parquet import parquet_rows
 from fedllm.data.text_files import row_lines
+from fedllm.data.values import Repeating, json_object
 from fedllm.errors import DataError
 
 _SEPARATORS = (",", ";", "\t", "|")
@@ -76,19 +76,6 @@ def file_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
     )
 
 
-class _Repeating(dict[str, object]):
-    """A JSON object with keys that were there more than once."""
-
-    def __init__(self, pairs: list[tuple[str, object]]) -> None:
-        super().__init__(pairs)
-        self.repeated = {key for key, n in Counter(key for key, _ in pairs).items() if n > 1}
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    value = dict(pairs)
-    return value if len(value) == len(pairs) else _Repeating(pairs)
-
-
 def _json_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
     number, checked = 0, False
     for line, text in enumerate(row_lines(path), 1):
@@ -110,7 +97,7 @@ def _json_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
 def _json_object(text: str, columns: ColumnMap) -> tuple[dict[str, object], str]:
     """Read one line; gives the object, or an empty one and what is wrong with it."""
     try:
-        value = json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=json_object)
     except json.JSONDecodeError as error:
         # The decoder's own words may quote the text.
         return {}, f"is not valid JSON at character {error.pos + 1}"
@@ -118,7 +105,7 @@ def _json_object(text: str, columns: ColumnMap) -> tuple[dict[str, object], str]
         return {}, "is JSON with a number too long or nested too deep"
     if not isinstance(value, dict):
         return {}, "is not a JSON object"
-    if isinstance(value, _Repeating):
+    if isinstance(value, Repeating):
         for name in columns.names:
             if name in value.repeated:
                 return {}, f"has the key '{name}' more than once"

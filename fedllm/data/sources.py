@@ -11,6 +11,7 @@ from fedllm.config import DataSection, Task
 from fedllm.data.columns import Column, ColumnMap, Row, column_map, task_columns
 from fedllm.data.readers import data_files, file_rows
 from fedllm.data.records import Record, RowProblems, cap_records_per_unit
+from fedllm.data.spans import spans_value
 from fedllm.data.spelling import read_aloud
 from fedllm.data.values import BadValueError, present_value, text_value
 from fedllm.errors import DataError
@@ -101,12 +102,16 @@ def _records_of(
             values = {
                 role: _required(role, column, row.fields, role in columns.texts)
                 for role, column in columns.required.items()
+                if role not in columns.spans
             }
+            for role in columns.spans:
+                column = columns.required[role]
+                values[role] = spans_value(_present(column, row.fields), column, values["text"])
             for role, column in columns.optional.items():
                 if row.fields.get(column) is not None:
                     values[role] = _required(role, column, row.fields, role in columns.texts)
         except BadValueError as error:
-            problems.add(row.where(name), str(error), _ROW_REMEDY)
+            problems.add(row.where(name), str(error), error.remedy or _ROW_REMEDY)
             continue
         yield Record(
             values={role: values[role] for role in roles},
@@ -119,9 +124,7 @@ def _records_of(
 
 
 def _required(role: str, column: str, fields: Mapping[str, object], free_text: bool) -> str:
-    if column not in fields:
-        raise BadValueError(f"field '{column}' is missing")
-    value = present_value(fields[column], column)
+    value = _present(column, fields)
     # The same few names come back in many rows: keep one copy of each.
     text = text_value(value, column) if free_text else sys.intern(_name(value, column))
     if role == "site":
@@ -132,6 +135,12 @@ def _required(role: str, column: str, fields: Mapping[str, object], free_text: b
     if not text.strip():
         raise BadValueError(f"field '{column}' is empty")
     return text
+
+
+def _present(column: str, fields: Mapping[str, object]) -> object:
+    if column not in fields:
+        raise BadValueError(f"field '{column}' is missing")
+    return present_value(fields[column], column)
 
 
 def _name(value: object, column: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 
@@ -24,7 +25,31 @@ def text_or_unreadable(raw: bytes) -> str | Unreadable:
 
 
 class BadValueError(ValueError):
-    """Why a field cannot be used, in words that hold none of its content."""
+    """Why a field cannot be used, in words that hold none of its content.
+
+    Attributes
+    ----------
+    remedy : str
+        What to do beside what helps with every such row; may be empty.
+    """
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(problem)
+        self.remedy = remedy
+
+
+class Repeating(dict[str, object]):
+    """A JSON object with keys that were there more than once: those of ``repeated``."""
+
+    def __init__(self, pairs: list[tuple[str, object]]) -> None:
+        super().__init__(pairs)
+        self.repeated = {key for key, n in Counter(key for key, _ in pairs).items() if n > 1}
+
+
+def json_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Make a JSON object of its keys and values; the ``object_pairs_hook`` of `json.loads`."""
+    value = dict(pairs)
+    return value if len(value) == len(pairs) else Repeating(pairs)
 
 
 def present_value(value: object, column: str) -> object:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from fedllm.errors import CheckpointError
 from fedllm.models.architecture import Architecture
 from fedllm.models.contents import reading
+from fedllm.models.token_head import TokenClassifier
 from fedllm.models.transformer import Behaviour, LanguageModel, TextClassifier, states_of
 
 _LENGTH, _PADDED, _DRAWS = 10, 6, 8
@@ -57,7 +58,9 @@ def observe(folder: Path, model: PreTrainedModel, architecture: Architecture) ->
 
 @torch.no_grad()
 def check_parts(
-    folder: Path, module: TextClassifier | LanguageModel, architecture: Architecture
+    folder: Path,
+    module: TextClassifier | TokenClassifier | LanguageModel,
+    architecture: Architecture,
 ) -> None:
     """Compare the frozen and the trained part, run apart, with the whole model.
 

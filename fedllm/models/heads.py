@@ -23,4 +23,23 @@ class LanguageHead:
     """The base's own head for the next token, frozen; the base must be causal."""
 
 
-Head = LabelHead | LanguageHead
+@dataclass(frozen=True, slots=True)
+class TokenHead:
+    """A linear head on each token that is trained; goes on any base.
+
+    Attributes
+    ----------
+    labels : tuple of str
+        At least one.
+    tagging : str
+        By which scheme tags say where spans of a label are.
+    outputs : int
+        Tags, in the scheme's order.
+    """
+
+    labels: tuple[str, ...]
+    tagging: str
+    outputs: int
+
+
+Head = LabelHead | LanguageHead | TokenHead

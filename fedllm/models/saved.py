@@ -15,6 +15,7 @@ from fedllm.errors import CheckpointError
 from fedllm.files import atomic_directory, write_bytes, write_json
 from fedllm.models.contents import read_object
 from fedllm.models.core import folded, is_core
+from fedllm.models.token_head import TokenClassifier
 from fedllm.models.transformer import TextClassifier
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def read(model: SharedModel, folder: Path) -> None:
     tensors = {name: read_tensors(folder / name, expected[name]) for name in expected}
     if model.peft is not None:
         set_peft_model_state_dict(model.peft, tensors.get(CORE, tensors[LORA]))
-    if isinstance(model.module, TextClassifier):
+    if isinstance(model.module, TextClassifier | TokenClassifier):
         model.module.head.load_state_dict(tensors[HEAD])
 
 
@@ -91,6 +92,9 @@ def about_of(model: SharedModel) -> dict[str, Any]:
         about["pooling"] = model.module.pooling
         about["feature_scale"] = model.module.feature_scale
         about["feature_center"] = "zero" if model.module.center is None else "label_names"
+    if isinstance(model.module, TokenClassifier):
+        about["tagging"] = model.tagging
+        about["feature_scale"] = model.module.feature_scale
     return about
 
 
@@ -102,7 +106,7 @@ def _files(model: SharedModel) -> dict[str, Tensors]:
         if is_core(adapter):
             # What is folded cannot be taken apart again.
             files[CORE] = adapter
-    if isinstance(model.module, TextClassifier):
+    if isinstance(model.module, TextClassifier | TokenClassifier):
         files[HEAD] = model.module.head.state_dict()
     return {
         name: {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}

@@ -16,15 +16,16 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedllm.config import AdapterKind, RunConfig, Task
-from fedllm.config.task import trains_a_head
+from fedllm.config.task import pools_text
 from fedllm.errors import CheckpointError, ConfigError, TrainingError
 from fedllm.models import checkpoints, saved
 from fedllm.models.behaviour import check_parts, observe
 from fedllm.models.fit import check_length, check_padding
-from fedllm.models.heads import Head, LabelHead, LanguageHead
+from fedllm.models.heads import Head, LabelHead, LanguageHead, TokenHead
 from fedllm.models.lora import add_adapters, first_trained_layer
 from fedllm.models.manifest import AdapterManifest, Group
 from fedllm.models.prefix import PrefixCache
+from fedllm.models.token_head import TokenClassifier
 from fedllm.models.transformer import LanguageModel, LayerStack, Pooling, TextClassifier
 
 
@@ -34,7 +35,7 @@ class SharedModel:
 
     Attributes
     ----------
-    module : TextClassifier or LanguageModel
+    module : TextClassifier, TokenClassifier or LanguageModel
         Maps a batch to logits.
     tokenizer : PreTrainedTokenizerBase
         Of the base model.
@@ -42,6 +43,8 @@ class SharedModel:
         What the module is trained for.
     labels : tuple of str
         Names of the classes, in the head's order; empty without a head of labels.
+    tagging : str
+        By which scheme the outputs of a token's head say where spans of a label are; may be empty.
     fingerprint : str
         SHA-256 of the base model's files.
     earlier_fingerprint : str
@@ -60,7 +63,7 @@ class SharedModel:
         What is trained in the first round, by which saved adapters are known.
     """
 
-    module: TextClassifier | LanguageModel
+    module: TextClassifier | TokenClassifier | LanguageModel
     tokenizer: PreTrainedTokenizerBase
     task: Task
     labels: tuple[str, ...]
@@ -68,6 +71,7 @@ class SharedModel:
     peft: PeftModel | None
     earlier_fingerprint: str = ""
     method: AdapterKind = "lora"
+    tagging: str = ""
 
     def __post_init__(self) -> None:
         self._parameters = {
@@ -79,7 +83,7 @@ class SharedModel:
         self.manifest = self._laid_out(n for n, p in self._parameters.items() if p.requires_grad)
         self.layout, self._start = self.manifest, self.values(self.tensors)
         self.prefix = PrefixCache(
-            self.module, worthwhile=self.module.stack.first > 0, pooled=self.peft is None
+            self.module, worthwhile=self.module.stack.first > 0, pooled=self.module.one_vector
         )
 
     @property
@@ -215,7 +219,7 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
         ``model``, ``lora``, ``task`` and ``seed`` are used; the adapter's first values depend
         on these and the head alone, so that every party starts from the same.
     head : Head or tuple of str
-        What the task puts on top; a script may give the labels alone.
+        What the task puts on top; a script may give the labels of whole texts alone.
 
     Raises
     ------
@@ -225,11 +229,11 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
         If the checkpoint is missing, damaged or not supported.
     """
     if isinstance(head, tuple):
-        head = LabelHead(head) if trains_a_head(config.task) else LanguageHead()
+        head = LabelHead(head) if pools_text(config.task) else LanguageHead()
     folder = checkpoints.checkpoint_folder(config.model.path)
     before, prints = checkpoints.state(folder), checkpoints.fingerprints(folder)
     base, architecture = checkpoints.read_config(folder)
-    labels = head.labels if isinstance(head, LabelHead) else ()
+    labels = () if isinstance(head, LanguageHead) else head.labels
     if isinstance(head, LabelHead) and len(labels) < 2:
         raise ConfigError(
             f"classification needs at least two labels; there are {len(labels)}",
@@ -253,7 +257,7 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
     )
     tokenizer = checkpoints.load_tokenizer(folder, base.vocab_size)
     check_padding(folder, architecture, tokenizer.pad_token_id)
-    module: TextClassifier | LanguageModel
+    module: TextClassifier | TokenClassifier | LanguageModel
     match head:
         case LabelHead():
             pooling: Pooling = "last" if architecture.causal else config.model.pooling
@@ -264,6 +268,9 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
                 module.center = nn.functional.normalize(features, dim=-1).mean(0)
             if config.model.head_start == "label_names":
                 _start_at_label_names(module, tokenizer, labels)
+        case TokenHead():
+            scale = config.model.feature_scale
+            module = TokenClassifier(backbone, stack, head.outputs, scale)
         case LanguageHead():
             module = LanguageModel(backbone, stack)
         case _:
@@ -278,6 +285,7 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
         labels=labels,
         fingerprint=prints.current,
         earlier_fingerprint=prints.earlier,
+        tagging=head.tagging if isinstance(head, TokenHead) else "",
         peft=adapted,
         method=config.lora.kind,
     )

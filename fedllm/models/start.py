@@ -12,10 +12,12 @@ from fedllm.models import saved
 from fedllm.models.contents import read_object
 from fedllm.models.saved import CORE, HEAD, LORA, Tensors
 from fedllm.models.shared import SharedModel
+from fedllm.models.token_head import TokenClassifier
 from fedllm.models.transformer import TextClassifier
 
 _WRAPPED = "base_model.model."
-_OF_THE_HEAD = ("task", "labels", "pooling", "feature_scale", "feature_center")
+# What a saved adapter says of itself that is not about its head.
+_OF_THE_ADAPTER = {"base_fingerprint", "manifest"}
 # Every party has the A of these from the run's seed, and none of them is sent one.
 _A_FROM_SEED = ("ffa", "ffa_orthonormal")
 
@@ -54,10 +56,11 @@ def take_over(model: SharedModel, folder: Path) -> bool:
     )
     if model.peft is not None:
         _take_adapter(model, model.peft, folder)
-    if not isinstance(model.module, TextClassifier):
+    if not isinstance(model.module, TextClassifier | TokenClassifier):
         return False
     wanted = saved.about_of(model)
-    if any(about.get(key) != wanted[key] for key in _OF_THE_HEAD) or not (folder / HEAD).exists():
+    of_the_head = wanted.keys() - _OF_THE_ADAPTER
+    if any(about.get(key) != wanted[key] for key in of_the_head) or not (folder / HEAD).exists():
         return False
     model.module.head.load_state_dict(
         saved.read_tensors(folder / HEAD, model.module.head.state_dict())

@@ -189,6 +189,11 @@ class TextClassifier(nn.Module):
         """Whether the whole Transformer is frozen."""
         return self.stack.first == len(self.stack.layers)
 
+    @property
+    def one_vector(self) -> bool:
+        """Whether what is frozen ends in one vector a record instead of one a token."""
+        return self.only_head
+
     def features(self, batch: Batch) -> Tensor:
         """Return pooled features (B, H), float32."""
         states = self.stack.last_states(batch).float()
@@ -240,6 +245,8 @@ class LanguageModel(nn.Module):
     stack : LayerStack
         Its layers; one of them at least is trained.
     """
+
+    one_vector = False
 
     def __init__(self, backbone: PreTrainedModel, stack: LayerStack) -> None:
         super().__init__()

@@ -121,7 +121,7 @@ class Summary(BaseModel):
         figures = "  ".join(
             f"{name} {_shown(self.metrics_before.get(name))} -> {_shown(value)}"
             for name, value in self.metrics.items()
-            if name in ("loss", "accuracy", "perplexity")
+            if name in ("loss", "accuracy", "f1", "recall", "perplexity")
         )
         lines = [
             f"{self.run}: {self.rounds} rounds, {self.sites} sites, "

@@ -49,11 +49,12 @@ def describe_round(report: RoundReport, rounds: int) -> str:
         parts.append(f"REJECTED, back to round {report.kept_round}")
     elif report.rejected:
         parts.append("REJECTED")
-    for name in ("loss", "accuracy"):
+    for name in ("loss", "accuracy", "f1"):
         if report.metrics and name in report.metrics:
             parts.append(f"{name} {_number(report.metrics[name], 4)}")
     if report.site_metrics:
-        name = "accuracy" if "accuracy" in report.site_metrics else "loss"
+        told = ("f1", "accuracy", "loss")
+        name = next((name for name in told if name in report.site_metrics), "loss")
         value, spread = (report.site_metrics.get(key) for key in (name, f"{name}_noise"))
         parts.append(f"at the sites {name} {_number(value, 3)} ± {_number(spread, 3)}")
     if report.epsilon:

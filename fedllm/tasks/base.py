@@ -123,7 +123,9 @@ class LearningTask(ABC):
         """
 
     @abstractmethod
-    def figures(self, sums: NDArray[np.float64], records: int) -> dict[str, float]:
+    def figures(
+        self, sums: NDArray[np.float64], records: int, labels: tuple[str, ...]
+    ) -> dict[str, float]:
         """Turn the sums of a data set of so many records into metrics by name."""
 
     @property
@@ -148,6 +150,13 @@ class LearningTask(ABC):
         """
 
     # --- what follows from these ----------------------------------------------------------
+
+    def site_figures(self, means: dict[str, float]) -> dict[str, float]:
+        """Return what an opened sum of `site_scores` says (`fedllm.tasks.scores.means`).
+
+        With what follows from several of its means, if anything does.
+        """
+        return means
 
     def read(self, location: str, data: DataSection) -> list[Record]:
         """Read all records of a source, with their units.

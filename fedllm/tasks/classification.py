@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from fedllm.config import DataSection, Task
 from fedllm.data.columns import Column, task_columns
-from fedllm.data.labels import Doubt, check_distinct, doubts, nearest
+from fedllm.data.labels import Doubt, doubts
 from fedllm.data.records import Record
-from fedllm.errors import DataError
 from fedllm.models.heads import LabelHead
 from fedllm.randomness import RandomStream
 from fedllm.tasks.base import LearningTask, Words
+from fedllm.tasks.confidence import logit_of_likelihood
+from fedllm.tasks.labels import foreign_label, public_labels
 from fedllm.tasks.scores import ACCURACY, LOSS, Score
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from fedllm.data.encode import Labelling, Problem, TokenSequence
     from fedllm.models.shared import SharedModel
     from fedllm.models.transformer import Batch
-
-_SHOWN_LABELS, _SHOWN_LETTERS = 20, 100
 
 
 class Classification(LearningTask):
@@ -49,35 +47,9 @@ class Classification(LearningTask):
         return record.unit
 
     def labels(self, data: DataSection, public: Sequence[Record]) -> tuple[str, ...]:
-        """Return the public set of labels, whose order numbers them.
-
-        ``data.labels`` as given, else the labels of the public test records, sorted by code
-        point, or by value if all are whole numbers. Never taken from private records, where
-        the presence of a rare label would be known to all.
-
-        Raises
-        ------
-        DataError
-            If neither gives at least two labels, ``data.labels`` repeats one, or two of them
-            look alike.
-        """
-        if data.labels is not None:
-            if len(set(data.labels)) < len(data.labels):
-                raise DataError("data.labels names a label twice", "name each label once")
-            labels = data.labels
-        else:
-            labels = tuple(sorted({record.values["label"] for record in public}))
-            if all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in labels):
-                labels = tuple(sorted(labels, key=lambda label: (int(label), label)))
-        if len(labels) < 2:
-            raise DataError(
-                f"the public set of labels has {len(labels)} label(s), classification needs two",
-                "list them in data.labels, or give a public data.test file that has them all",
-            )
-        listed = data.labels is not None
-        where = "data.labels" if listed else data.test or "data.test"
-        check_distinct(labels, where, listed=listed)
-        return labels
+        """Return at least two; see `fedllm.tasks.labels.public_labels`."""
+        found = (record.values["label"] for record in public)
+        return public_labels(data, found, "classification", 2)
 
     def counted(self, records: Sequence[Record]) -> str:
         """Count the labels."""
@@ -121,7 +93,9 @@ class Classification(LearningTask):
         scores = self.scores(model, batch)
         return np.array([*scores.sum(axis=0), len(scores)])
 
-    def figures(self, sums: NDArray[np.float64], records: int) -> dict[str, float]:
+    def figures(
+        self, sums: NDArray[np.float64], records: int, labels: tuple[str, ...]
+    ) -> dict[str, float]:
         """Return mean loss of a record in nats, accuracy and the number of records."""
         loss, right, count = sums.tolist()
         return {"loss": loss / count, "accuracy": right / count, "records": float(records)}
@@ -147,10 +121,7 @@ class Classification(LearningTask):
 
     def confidence(self, losses: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the logit of the right label's probability: LiRA's choice."""
-        import numpy as np
-
-        right = np.exp(-np.clip(losses, 1e-7, 50.0))
-        return np.log(right) - np.log1p(-right)
+        return logit_of_likelihood(losses)
 
 
 @dataclass(frozen=True)
@@ -199,10 +170,4 @@ class LabelledTexts:
     def _foreign(self, record: Record) -> str:
         """Say that a label is not public, and which public one is nearest to it."""
         what = f"field '{record.columns['label']}'" if record.columns else "its label"
-        shown = ", ".join(repr(label[:_SHOWN_LETTERS]) for label in self.labels[:_SHOWN_LABELS])
-        if len(self.labels) > _SHOWN_LABELS:
-            shown += f" and {len(self.labels) - _SHOWN_LABELS} more"
-        near = nearest(record.values["label"], self.labels)
-        return f"{what} is not one of the {len(self.labels)} public labels ({shown})" + (
-            f"; the nearest is {near!r}" if near is not None else ""
-        )
+        return foreign_label(what, record.values["label"], self.labels)

@@ -66,7 +66,9 @@ class LanguageTask(LearningTask):
         losses, _ = token_losses(model, batch)
         return np.array([float(losses.detach().double().sum()), len(losses)])
 
-    def figures(self, sums: NDArray[np.float64], records: int) -> dict[str, float]:
+    def figures(
+        self, sums: NDArray[np.float64], records: int, labels: tuple[str, ...]
+    ) -> dict[str, float]:
         """Return mean loss of a token in nats, perplexity, and how many tokens and records."""
         loss, count = sums.tolist()
         return {

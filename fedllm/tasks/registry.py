@@ -9,6 +9,7 @@ from fedllm.tasks.base import LearningTask
 from fedllm.tasks.causal import Causal
 from fedllm.tasks.classification import Classification
 from fedllm.tasks.instruction import Instruction
+from fedllm.tasks.token_classification import TokenClassification
 
 
 def task_of(name: Task) -> LearningTask:
@@ -23,6 +24,8 @@ def task_of(name: Task) -> LearningTask:
             return Instruction()
         case "causal":
             return Causal()
+        case "token_classification":
+            return TokenClassification()
         case _:
             assert_never(name)
 

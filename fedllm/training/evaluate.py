@@ -44,7 +44,7 @@ def evaluate(model: SharedModel, dataset: Dataset, batch_size: int = 64) -> dict
             "there is nothing to evaluate: the test data has no record or no token that counts",
             "check data.test and model.max_length",
         )
-    return task.figures(sums, len(dataset))
+    return task.figures(sums, len(dataset), model.labels)
 
 
 @torch.no_grad()

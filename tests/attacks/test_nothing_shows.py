@@ -7,51 +7,19 @@ and the hash of the ledger, which hangs on keyed tags.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from itertools import count
-
 import numpy as np
 import pytest
-from support.federation import LABELS, build, small_config
+from support import listening
+from support.federation import LABELS, small_config
+from support.listening import LOCAL, MECHANISMS, injected, start, strict_join
 
 from fedllm.config import AllowSection, BudgetSection, SitePolicy
 from fedllm.data.records import Record
-from fedllm.errors import FedllmError
 from fedllm.federation.protocol.refusals import Refusal
-from fedllm.federation.protocol.terms import make_terms
 from fedllm.federation.site.data import SiteData
-from fedllm.identity.keys import Identity
 from fedllm.training.observed import StepRecord
 
-PEOPLE = {name: Identity.generate(name) for name in ("site-0", "site-1", "authority")}
-LOCAL = {"privacy": {"epsilon": 4.0}}
-ONE_STEP = {"local_steps": 1, "optimizer": "sgd", "sampling_rate": 0.9}
-SHARED = {
-    "privacy": {"epsilon": 4.0, "noise": "distributed"},
-    "training": ONE_STEP,
-    "rounds": {"count": 2, "min_sites": 2},
-}
-DISCRETE = {
-    "privacy": {**SHARED["privacy"], "distribution": "discrete_gaussian"},
-    "training": {**ONE_STEP, "learning_rate": 1.0},
-    "encryption": {"bits": 20},
-    "rounds": SHARED["rounds"],
-}
-SITE = {"privacy": {"epsilon": 4.0, "unit": "site"}}
-EVALUATED = {**LOCAL, "evaluation": {"every": 1, "holdout": 0.4}}
-MECHANISMS = {
-    "local": LOCAL,
-    "moving": {"privacy": {"epsilon": 4.0, "clipping_quantile": 0.5}},
-    "shared": SHARED,
-    "discrete": DISCRETE,
-    "site": SITE,
-    "evaluated": EVALUATED,
-}
-
-
-def start(model) -> np.ndarray:
-    return model.initial
+__all__ = ["injected"]
 
 
 def aimed(model) -> np.ndarray:
@@ -92,23 +60,6 @@ TARGETS = {
 }
 
 
-@pytest.fixture
-def injected(monkeypatch):
-    """Make what every generator gives, and the time, a function of how often it was asked."""
-    calls = count()
-
-    def urandom(size: int) -> bytes:
-        return hashlib.shake_256(str(next(calls)).encode()).digest(size)
-
-    def restart() -> None:
-        nonlocal calls
-        calls = count()
-
-    monkeypatch.setattr("os.urandom", urandom)
-    monkeypatch.setattr("fedllm.clock.utc_minute", lambda: "2026-01-01T00:00+00:00")
-    return restart
-
-
 class Panic(BaseException):
     """As a library that is written in Rust raises it."""
 
@@ -138,58 +89,15 @@ def fragile(monkeypatch, tiny_checkpoint):
     monkeypatch.setattr(Classification, "losses", crashing)
 
 
-class Coordinator:
-    """Runs rounds with one site watched, and writes down all that leaves it."""
+class Coordinator(listening.Coordinator):
+    """The same coordinator, on texts with one label."""
 
     def __init__(self, folder, checkpoint, own, budget=1e6):
         data = {"site-0": own, "site-1": [text(f"fee {i}", "two") for i in range(12)]}
         policy = SitePolicy(
             budget=BudgetSection(epsilon=budget), allow=AllowSection(encryption="optional")
         )
-        self.federation = build(
-            folder, small_config(checkpoint), data, policy, False, identities=PEOPLE
-        )
-        self.checkpoint = checkpoint
-        self.seen: list[str] = []
-        self.federation.tamper = self.listen
-
-    def listen(self, kind, name, message):
-        if (kind, name) == ("unmask", "site-1"):
-            # It goes away, and the other is asked for its share of what was left.
-            return None
-        if name == "site-0" and not kind.endswith("request"):
-            header, blobs = message.to_wire()
-            said = json.loads(header)
-            if "ledger" in said:
-                said["ledger"] = said["ledger"].split(":")[0]
-                said["ledger_signature"] = len(said["ledger_signature"])
-            for drawn in ("reveal", "signature"):
-                # HPKE and SEAL draw within their libraries; a survivor signs what SEAL drew.
-                if drawn in said:
-                    said[drawn] = len(said[drawn])
-            if "shares" in said:
-                said["shares"] = [len(share) for share in said["shares"]]
-            sizes = {blob: len(content) for blob, content in blobs.items()}
-            self.seen.append(json.dumps([kind, said, sizes], sort_keys=True))
-        return message
-
-    def run(self, name, sections, adapter=start, labels=LABELS):
-        """Try a run of one round, from an adapter and with labels of the coordinator's choice."""
-        federation = self.federation
-        federation.config = small_config(self.checkpoint, **{"rounds": {"count": 2}, **sections})
-        model = federation.models.get(federation.config, labels)
-        federation.terms = make_terms(federation.config, model, name)
-        federation.adapter = adapter(model)
-        from fedllm.mechanisms import mechanism_of
-
-        noise = mechanism_of(federation.config).announced_noise(1, ())
-        for number, purpose in enumerate(("update", "evaluation"), start=1):
-            if purpose == "evaluation" and not federation.config.evaluation.every:
-                continue
-            try:
-                federation.round(1, number, noise_multiplier=noise, purpose=purpose)
-            except FedllmError as error:
-                self.seen.append(f"{type(error).__name__}: {error}")
+        super().__init__(folder, small_config(checkpoint), data, policy)
 
     def everything(self) -> list[str]:
         for name, sections in MECHANISMS.items():
@@ -241,14 +149,6 @@ def few(coordinator):
 def refusing(self, update):
     self.check(update)
     return update
-
-
-def strict_join(self, config):
-    from fedllm.tasks import task_of
-
-    rows = self.records(config.task)
-    task_of(config.task).encode(rows, strict_join.tokenizer, 16, strict_join.labels)
-    return len(rows)
 
 
 @pytest.mark.parametrize("plant", ["joins encode", "refused after training", "refused when sent"])

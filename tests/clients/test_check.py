@@ -347,6 +347,20 @@ def test_the_first_task_that_fits_is_read(place):
     assert place.check()["data"].found == "150 records for instruction"
 
 
+def test_every_task_whose_columns_are_there_is_read_as_by_a_site_that_starts(place):
+    row = {"text": f"{PRIVATE} rests", "spans": [{"start": 4, "end": 11, "label": "NAME"}]}
+    place.write_records([row] * 150)
+    found = place.check()["data"]
+    assert found.found == "150 records for causal; for token_classification, 150 spans of 1 label"
+    place.write_records([row] * 149 + [{**row, "spans": [{**row["spans"][0], "end": 99}]}])
+    found = place.check()["data"]
+    assert found.state == "failed"
+    assert "row 150 (line 150): field 'spans': span 1 is not within the text" in found.found
+    assert '"label": "NAME"' in found.remedy
+    place.write_policy('[allow]\ntasks = ["causal"]\n')
+    assert place.check()["data"].found == "150 records for causal"
+
+
 def test_the_ledger_is_verified(place):
     from fedllm.privacy.ledger.ledger import Ledger
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tasks import encode, everything, record, sequence
 
+from fedllm.config import Task
 from fedllm.errors import ConfigError, DataError
 
 indices = st.lists(st.integers(0, 3), max_size=9)
@@ -31,9 +34,9 @@ def test_batch_holds_each_chosen_record_padded_on_the_right(turns, chosen):
         assert width - int(batch["attention_mask"].sum(1).max()) < 8
 
 
-@pytest.mark.parametrize("task", ["classification", "causal", "instruction"])
+@pytest.mark.parametrize("task", get_args(Task))
 def test_empty_batch_has_the_rank_and_types_of_any_other(turns, task):
-    values = {"text": "x", "label": "a", "prompt": "x", "response": "y"}
+    values = {"text": "x", "label": "a", "prompt": "x", "response": "y", "spans": "[]"}
     dataset = encode([record(**values)], task, turns, 64, ("a", "b"))
     full, empty = everything(dataset), dataset.batch(np.array([], dtype=np.int64))
     for name, tensor in full.items():
@@ -85,14 +88,21 @@ def test_slow_tokenizer_is_refused(plain, monkeypatch):
         encode([record(text="x")], "causal", plain, 8)
 
 
-@pytest.mark.parametrize("task", ["classification", "causal", "instruction"])
+@pytest.mark.parametrize("task", get_args(Task))
 @pytest.mark.parametrize("kind", ["turns", "chat", "plain"])
 def test_the_tokens_of_a_record_are_the_same_in_any_company(request, task, kind):
     """A tokenizer or a template that kept something of one text would change the next."""
     tokenizer = request.getfixturevalue(kind)
     words = ["flu?", "my <FILL_ME> card", "fever " * 60, "", "<|user|>", "\u0301\u200b", "SECRET"]
+    marked = '[{"start":0,"end":1,"label":"a"}]'
     rows = [
-        record(text=f"{text} {i}", label="a", prompt=f"{text} {i}", response=text or "yes")
+        record(
+            text=f"{text} {i}",
+            label="a",
+            spans=marked,
+            prompt=f"{text} {i}",
+            response=text or "yes",
+        )
         for i, text in enumerate(words * 3)
     ]
 

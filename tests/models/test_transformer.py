@@ -10,6 +10,8 @@ from fedllm.training.objectives import record_losses
 
 CASES = [
     ("bert", "classification"),
+    ("bert", "token_classification"),
+    ("gpt2", "token_classification"),
     ("roberta", "classification"),
     ("llama", "classification"),
     ("gpt2", "classification"),

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus.optimizers import DPOptimizer
 
+from fedllm.config.task import trains_a_head
 from fedllm.errors import TrainingError
 from fedllm.privacy.dpsgd import (
     OuterProducts,
@@ -29,6 +30,8 @@ from fedllm.training.objectives import record_losses
 CASES = [
     ("bert", "classification"),
     ("llama", "classification"),
+    ("bert", "token_classification"),
+    ("gpt2", "token_classification"),
     ("llama", "instruction"),
     ("gpt2", "classification"),
     ("gpt2", "causal"),
@@ -56,7 +59,7 @@ def dense(gradient):
 def test_per_sample_gradients_equal_a_loop_over_records(
     kind, task, rank, rows, tiny_model, random_dataset
 ):
-    if rank == 0 and task != "classification":
+    if rank == 0 and not trains_a_head(task):
         pytest.skip("a language model has no head of its own to train")
     layers = {"rank": rank, "last_layers": 2 if rank else None}
     model, data = tiny_model(kind, task, lora=layers), random_dataset(6, task)

@@ -25,8 +25,9 @@ from fedllm.privacy.ledger.entries import Head
 from fedllm.privacy.ledger.heads import keep_heads, read_heads
 from fedllm.privacy.ledger.ledger import Ledger
 from fedllm.runs import names
+from fedllm.runs.metrics import read_reports
 from fedllm.runs.names import HEADS as HEADS_FILE
-from fedllm.runs.terminal import PlainObserver
+from fedllm.runs.terminal import PlainObserver, describe_round
 from fedllm_server.protections import given_up, odd_batch, weak_delta
 from fedllm_server.simulation import simulate
 
@@ -642,6 +643,39 @@ def test_the_instruction_task_runs_on_a_causal_model(tiny_checkpoint, tmp_path):
     )
     assert summary.metrics["loss"] < summary.metrics_before["loss"]
     assert np.isfinite(summary.metrics["perplexity"])
+
+
+def test_names_are_found_and_what_sites_hold_out_says_so_too(tiny_checkpoint, tmp_path):
+    rows = []
+    for i in range(60):
+        before, name = ("my", "send", "pay")[i % 3], ("bank", "loan", "rate")[i % 5 % 3]
+        start = len(before) + 1
+        span = {"start": start, "end": start + 4, "label": "one" if name == "bank" else "two"}
+        marked = [] if name == "rate" else [span]
+        rows.append(json.dumps({"text": f"{before} {name} fee", "spans": marked}))
+    (tmp_path / "t.jsonl").write_text("\n".join(rows))
+    config = small_config(
+        tiny_checkpoint("bert"),
+        task="token_classification",
+        data={
+            "train": str(tmp_path / "t.jsonl"),
+            "test": str(tmp_path / "t.jsonl"),
+            "labels": None,
+        },
+        rounds={"count": 4},
+        training={"learning_rate": 0.02, "local_steps": 8},
+        evaluation={"every": 4, "holdout": 0.3},
+    )
+    policy = SitePolicy.model_validate({"allow": {"non_private": True, "min_cohort": 2}})
+    summary = simulate(config, tmp_path / "run", policy=policy)
+    assert summary.metrics["f1"] > max(summary.metrics_before["f1"], 0.5)
+    assert {"f1_one", "f1_two", "recall", "precision"} <= set(summary.metrics)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    told = json.loads(lines[-1])["site_metrics"]
+    assert 0.3 < told["f1"] <= 1.0
+    assert told["f1_noise"] == 0.0
+    assert 0 < told["gold_spans"] < 1.0
+    assert "f1 " in describe_round(read_reports(tmp_path / "run" / "metrics.jsonl")[-1], 4)
 
 
 class Listener(PlainObserver):

@@ -14,9 +14,9 @@ from support.tasks import record
 
 from fedllm.audit.report.page import Language, read_texts
 from fedllm.config import DataSection, RunConfig, Task, parse
-from fedllm.config.task import smallest_unit, trains_a_head
+from fedllm.config.task import pools_text, smallest_unit, trains_a_head
 from fedllm.errors import ConfigError
-from fedllm.models.heads import LabelHead
+from fedllm.models.heads import LabelHead, TokenHead
 from fedllm.randomness import RandomStream
 from fedllm.tasks import task_for_base, task_of
 from fedllm.tasks.causal import Causal
@@ -63,7 +63,7 @@ def test_asking_for_columns_imports_no_torch():
 
 @each
 def test_roles_are_keys_that_name_columns(task):
-    data = DataSection(train="t", text="t1", label="l1", prompt="p1", response="r1")
+    data = DataSection(train="t", text="t1", label="l1", prompt="p1", response="r1", spans="s1")
     for role, column in task.columns(data).items():
         assert column.name == f"{role[0]}1"
         assert column.name == getattr(data, role)
@@ -72,10 +72,11 @@ def test_roles_are_keys_that_name_columns(task):
 @each
 def test_a_configuration_and_the_task_agree(task):
     head = task.head(LABELS)
-    assert trains_a_head(task.name) == isinstance(head, LabelHead)
+    assert trains_a_head(task.name) == isinstance(head, LabelHead | TokenHead)
+    assert pools_text(task.name) == isinstance(head, LabelHead)
     values = {"name": "x", "task": task.name, "model": {"path": "m"}, "lora": {"rank": 0}}
     values["data"] = {"train": "t"}
-    if isinstance(head, LabelHead):
+    if isinstance(head, LabelHead | TokenHead):
         assert parse(RunConfig, values, "test").lora.rank == 0
     else:
         with pytest.raises(ConfigError, match="nothing to train"):
@@ -88,8 +89,8 @@ def test_a_configuration_and_the_task_agree(task):
 @each
 def test_a_named_person_is_the_unit_and_nobody_else_is_in_it(task, tmp_path):
     path = tmp_path / "rows.csv"
-    rows = "\n".join(f"x{i},a,y,z,person {i % 2}" for i in range(4))
-    path.write_text(f"text,label,prompt,response,who\n{rows}\n")
+    rows = "\n".join(f"x{i},a,y,z,[],person {i % 2}" for i in range(4))
+    path.write_text(f"text,label,prompt,response,spans,who\n{rows}\n")
     data = DataSection(train=str(path), unit="who")
     units = [r.unit for r in task.read(str(path), data)]
     assert units == ["person 0", "person 1", "person 0", "person 1"]
@@ -156,7 +157,7 @@ def test_figures_and_scores_are_what_they_are_called(task, tiny_model):
     batch = task.encode(made_up(task), model.tokenizer, 16, task.labels(DATA, ())).batch(
         np.arange(5)
     )
-    figures = task.figures(task.sums(model, batch), 5)
+    figures = task.figures(task.sums(model, batch), 5, model.labels)
     assert set(task.measures) <= set(figures)
     scores = task.scores(model, batch)
     assert scores.shape == (5, len(task.site_scores))

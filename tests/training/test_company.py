@@ -24,7 +24,12 @@ from fedllm.training.evaluate import unit_scores
 from fedllm.training.observed import StepRecord
 
 SETTINGS = LocalSettings(1, 1.0, 5.0, 64, "sgd", 1.0, 1.0, clipping_norm=1e12, noise_multiplier=1.0)
-CASES = [("bert", "classification"), ("gpt2", "causal"), ("llama", "instruction")]
+CASES = [
+    ("bert", "classification"),
+    ("gpt2", "causal"),
+    ("llama", "instruction"),
+    ("bert", "token_classification"),
+]
 LORA = [{"rank": 0}, {"last_layers": 1}, {"last_layers": None}]
 
 

@@ -27,7 +27,12 @@ ONE_STEP = LocalSettings(
     clipping_norm=0.5,
     noise_multiplier=0.0,
 )
-CASES = [("bert", "classification"), ("gpt2", "causal"), ("llama", "instruction")]
+CASES = [
+    ("bert", "classification"),
+    ("gpt2", "causal"),
+    ("llama", "instruction"),
+    ("bert", "token_classification"),
+]
 
 
 def streams(seed=0):

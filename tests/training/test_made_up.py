@@ -8,7 +8,12 @@ import pytest
 from fedllm.errors import TrainingError
 from fedllm.training.made_up import MadeUpTraining, made_up_records
 
-CASES = [("bert", "classification"), ("gpt2", "causal"), ("llama", "instruction")]
+CASES = [
+    ("bert", "classification"),
+    ("gpt2", "causal"),
+    ("llama", "instruction"),
+    ("bert", "token_classification"),
+]
 
 
 @pytest.mark.parametrize(("kind", "task"), CASES)

@@ -58,10 +58,15 @@ def _drawn(pool: NDArray[np.int32], count: int, stream: RandomStream) -> NDArray
 def chosen(dataset: EncodedDataset, records: NDArray[np.int64]) -> EncodedDataset:
     """Return some of a data set's records, each a unit by itself."""
     starts, stops = dataset.offsets[:-1][records], dataset.offsets[1:][records]
-    parts = [dataset.tokens[start:stop] for start, stop in zip(starts, stops, strict=True)]
+    places = [slice(start, stop) for start, stop in zip(starts, stops, strict=True)]
+
+    def parts(values: NDArray[np.int32]) -> NDArray[np.int32]:
+        return np.concatenate([values[:0], *(values[place] for place in places)])
+
     return replace(
         dataset,
-        tokens=np.concatenate([dataset.tokens[:0], *parts]),
+        tokens=parts(dataset.tokens),
+        tags=None if dataset.tags is None else parts(dataset.tags),
         offsets=np.concatenate([[0], np.cumsum(stops - starts)]).astype(np.int64),
         targets=dataset.targets[records],
         units=np.arange(len(records), dtype=np.int64),

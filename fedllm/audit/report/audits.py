@@ -98,7 +98,7 @@ class AuditParts:
         """Yield what the test metrics say against the shared model."""
         texts, run = self._texts["findings"], self._mine.run
         first, last = run.first_metrics, run.last_metrics
-        for name, worse in (("loss", 1), ("accuracy", -1)):
+        for name, worse in (("loss", 1), ("accuracy", -1), ("f1", -1)):
             if name in first and name in last and worse * (last[name] - first[name]) > 0:
                 words = {"before": number(first[name]), "after": number(last[name])}
                 yield "warning", texts[f"worse_{name}"].format(**words)

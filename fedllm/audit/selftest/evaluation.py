@@ -36,7 +36,9 @@ from fedllm.randomness import RandomStream
 from fedllm.tasks import task_of
 
 _NAME, _DELTA, _EPSILON, _COUNT = SITES[0], 1e-5, 0.5, 3
-_LIMIT_NATS, _DRAWS = 8.0, 3000
+_DRAWS = 3000
+# What a unit's scores are parts of; 1 where none stands here.
+_LIMITS = {"loss": 8.0, "right_spans": 32.0, "predicted_spans": 32.0, "gold_spans": 32.0}
 _FRACTION = 0.4
 # Two levels of the sums' quantiser, whose largest value is 2**18 at 24 bits.
 _ROUNDING = 2 * 2.0**18 / 2**23
@@ -178,6 +180,6 @@ def _held_out_sum(material: Material, federation: Federation, records: list[Reco
             scores = task.scores(model, dataset.batch(np.array([index])))[0]
         of_units.setdefault(int(unit), []).append(np.asarray(scores, dtype=np.float64))
     for rows in of_units.values():
-        loss, *rest = np.mean(rows, axis=0)
-        total += [1.0, min(max(loss / _LIMIT_NATS, 0.0), 1.0), *rest]
+        limits = [_LIMITS.get(score.name, 1.0) for score in task.site_scores]
+        total += [1.0, *np.clip(np.mean(rows, axis=0) / limits, 0.0, 1.0)]
     return total

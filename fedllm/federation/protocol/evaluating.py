@@ -135,11 +135,12 @@ def read_sum(config: RunConfig, total: NDArray[np.float64], sites: int) -> dict[
     -------
     dict
         ``units``; for each of the task's scores, such as ``loss`` in nats, its mean and, as
-        ``loss_noise``, its standard deviation by noise alone. Empty where the noise leaves no
-        positive number of units.
+        ``loss_noise``, its standard deviation by noise alone; and what the task makes of these.
+        Empty where the noise leaves no positive number of units.
     """
     deviation = EvaluationSums(config).deviation(len(total)) * sqrt(sites)
-    return bounded.means(task_of(config.task).site_scores, total, deviation)
+    task = task_of(config.task)
+    return task.site_figures(bounded.means(task.site_scores, total, deviation))
 
 
 def _entries(config: RunConfig) -> int:

@@ -132,9 +132,11 @@ def test_loss_canaries_refute_a_language_model_without_noise(material, monkeypat
     assert found.epsilon > 4.0
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_each_canary_has_tokens_of_its_own(material, kind):
-    box = of(material.config(kind), 5)
+@pytest.mark.parametrize(
+    ("kind", "task"), [("bert", None), ("llama", None), ("bert", "token_classification")]
+)
+def test_each_canary_has_tokens_of_its_own(material, kind, task):
+    box = of(material.config(kind, task), 5)
     stream = RandomStream.seeded(4)
     made = box.encode([box.made_up_record(stream, 3) for _ in range(12)])
     new = with_new_tokens(made, box.model.tokenizer, stream)

@@ -59,7 +59,9 @@ def policy(data=None, account=None):
     return SitePolicy(budget=BudgetSection(epsilon=2.0, account=account), data=data)
 
 
-@pytest.mark.parametrize("task", ["classification", "causal", "instruction"])
+@pytest.mark.parametrize(
+    "task", ["classification", "causal", "instruction", "token_classification"]
+)
 @pytest.mark.parametrize(
     ("run", "source", "unit"),
     [
