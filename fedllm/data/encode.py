@@ -19,7 +19,7 @@ from fedllm.errors import STOPPING, ConfigError, DataError
 from fedllm.padding import PAD_MULTIPLE
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 IGNORED = -100
 
@@ -53,11 +53,21 @@ class TokenSequence(NamedTuple):
     """A record's tokens, and a number that a `Labelling` makes labels of.
 
     ``tags`` has one number for each token, in a task that says it of each; else it is empty.
+    ``cut`` tokens more would belong to it, but for the largest length.
     """
 
     ids: Sequence[int]
     target: int
     tags: Sequence[int] = ()
+    cut: int = 0
+
+
+def tokens_cut(encoded: BatchEncoding) -> list[int]:
+    """Return how many tokens of each text were cut off; special ones do not count."""
+    return [
+        sum(part.special_tokens_mask.count(0) for part in one.overflowing)
+        for one in encoded.encodings or ()
+    ]
 
 
 class Encoder(Protocol):
@@ -104,6 +114,8 @@ class EncodedDataset:
         No batch is wider than this.
     tags : int32 array (total,), optional
         A number for each token, from which ``labelling`` makes a batch's labels.
+    cut_records, cut_tokens : int
+        How many records were longer than ``max_length``, and by how many tokens altogether.
     """
 
     tokens: NDArray[np.int32]
@@ -115,12 +127,25 @@ class EncodedDataset:
     pad_id: int
     max_length: int
     tags: NDArray[np.int32] | None = None
+    cut_records: int = 0
+    cut_tokens: int = 0
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __repr__(self) -> str:
         return f"EncodedDataset({len(self)} records, {self.number_of_units} units)"
+
+    @property
+    def cut_off(self) -> str:
+        """Say how much of the texts was cut off; empty where nothing was."""
+        if not self.cut_records:
+            return ""
+        share = self.cut_tokens / (self.cut_tokens + len(self.tokens))
+        return (
+            f"{self.cut_records} of {len(self)} records are longer than model.max_length = "
+            f"{self.max_length} tokens: {share:.1%} of all tokens are cut off"
+        )
 
     def batch(self, indices: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """Make one batch, padded on the right to a multiple of 8 (or to ``max_length``).
@@ -203,6 +228,7 @@ def encode(
     targets: list[int] = []
     tags = [np.empty(0, dtype=np.int32)]
     kept: list[int] = []
+    cut: list[int] = []
     for start in range(0, len(records), _CHUNK_RECORDS):
         chunk = records[start : start + _CHUNK_RECORDS]
         good: list[TokenSequence] = []
@@ -218,6 +244,7 @@ def encode(
         tags.append(np.fromiter(chain.from_iterable(s.tags for s in good), dtype=np.int32))
         lengths.extend(len(s.ids) for s in good)
         targets.extend(s.target for s in good)
+        cut.extend(s.cut for s in good if s.cut)
     if left_out is None:
         problems.raise_if_any()
     return EncodedDataset(
@@ -230,6 +257,8 @@ def encode(
         pad_id=_pad_id(tokenizer),
         max_length=max_length,
         tags=np.concatenate(tags) if encoder.labelling is labels_as_given else None,
+        cut_records=len(cut),
+        cut_tokens=sum(cut),
     )
 
 

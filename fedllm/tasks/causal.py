@@ -66,13 +66,14 @@ class Texts:
 
     def sequences(self, records: Sequence[Record]) -> Iterator[TokenSequence]:
         """Tokenise texts."""
-        from fedllm.data.encode import TokenSequence
+        from fedllm.data.encode import TokenSequence, tokens_cut
 
         texts = [record.values["text"] for record in records]
         end = self.tokenizer.eos_token_id
-        for ids in self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]:
+        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length)
+        for ids, cut in zip(encoded["input_ids"], tokens_cut(encoded), strict=True):
             ended = end is None or ids[-1:] == [end] or len(ids) >= self.max_length
-            yield TokenSequence(ids if ended else [*ids, end], 0)
+            yield TokenSequence(ids if ended else [*ids, end], 0, cut=cut)
 
     def problem(self, sequence: TokenSequence, record: Record) -> Problem | None:
         """Refuse texts without a second token, where the loss starts."""

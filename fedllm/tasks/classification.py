@@ -147,13 +147,14 @@ class LabelledTexts:
 
     def sequences(self, records: Sequence[Record]) -> Iterator[TokenSequence]:
         """Tokenise texts; a label that is not in the public set has the number -1."""
-        from fedllm.data.encode import TokenSequence
+        from fedllm.data.encode import TokenSequence, tokens_cut
 
         texts = [record.values["text"] for record in records]
-        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
+        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length)
         number_of = {label: number for number, label in enumerate(self.labels)}
-        for record, ids in zip(records, encoded, strict=True):
-            yield TokenSequence(ids, number_of.get(record.values["label"], -1))
+        sequences = zip(records, encoded["input_ids"], tokens_cut(encoded), strict=True)
+        for record, ids, cut in sequences:
+            yield TokenSequence(ids, number_of.get(record.values["label"], -1), cut=cut)
 
     def problem(self, sequence: TokenSequence, record: Record) -> Problem | None:
         """Refuse labels that are not public, and texts without tokens."""

@@ -109,7 +109,8 @@ class Turns:
                     f"the prompt's template of {len(shown)} tokens",
                     "raise model.max_length",
                 )
-            yield TokenSequence([*shown, *answer[: self.max_length - len(shown)]], len(shown))
+            ids = [*shown, *answer[: self.max_length - len(shown)]]
+            yield TokenSequence(ids, len(shown), cut=len(before) + len(answer) - len(ids))
 
     def problem(self, sequence: TokenSequence, record: Record) -> Problem | None:
         """Refuse responses without tokens."""

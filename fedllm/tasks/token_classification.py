@@ -204,7 +204,7 @@ class TaggedTexts:
         The target is the first span's label, the number of labels where there is no span, and -1
         where a label is not in the public set.
         """
-        from fedllm.data.encode import IGNORED, TokenSequence
+        from fedllm.data.encode import IGNORED, TokenSequence, tokens_cut
 
         encoded = self.tokenizer(
             [record.values["text"] for record in records],
@@ -214,6 +214,7 @@ class TaggedTexts:
             return_special_tokens_mask=True,
         )
         number_of = {label: number for number, label in enumerate(self.labels)}
+        cut = tokens_cut(encoded)
         for place, record in enumerate(records):
             ids, spans = encoded["input_ids"][place], _spans(record)
             labels = [number_of.get(span.label, -1) for span in spans]
@@ -227,7 +228,8 @@ class TaggedTexts:
                 encoded["special_tokens_mask"][place],
                 IGNORED,
             )
-            yield TokenSequence(ids, labels[0] if labels else len(self.labels), list(tags))
+            target = labels[0] if labels else len(self.labels)
+            yield TokenSequence(ids, target, list(tags), cut[place])
 
     def problem(self, sequence: TokenSequence, record: Record) -> Problem | None:
         """Refuse labels that are not public, and texts without tokens."""

@@ -63,3 +63,8 @@ def public_part(
         return model, None
     length = config.model.max_length
     return model, task.encode(records, model.tokenizer, length, labels)
+
+
+def cut_off_of_test(encoded: EncodedDataset | None) -> str:
+    """Say how much of the public test records is cut off; empty where nothing is."""
+    return "" if encoded is None or not encoded.cut_off else f"data.test: {encoded.cut_off}"

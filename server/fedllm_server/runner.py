@@ -29,7 +29,13 @@ from fedllm.runs.progress import ProgressFile
 from fedllm.runs.record import read_config
 from fedllm.runs.start import starting_point
 from fedllm_server.protections import against_all_others, given_up
-from fedllm_server.public_part import public_digest, public_labels, public_part, public_records
+from fedllm_server.public_part import (
+    cut_off_of_test,
+    public_digest,
+    public_labels,
+    public_part,
+    public_records,
+)
 
 
 def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
@@ -70,6 +76,8 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
             if found is not None:
                 require_same_public(found, public_labels(config, records), tested, folder)
             model, test = public_part(config, records)
+            if words := cut_off_of_test(test):
+                watching.note(words)
             place = Workplace(
                 folder, model, test, kit.roster, watching, lambda run, number: ({}, {})
             )

@@ -43,7 +43,13 @@ from fedllm.tasks import task_of
 from fedllm.visible import visible
 from fedllm_client.dividing import divide
 from fedllm_server.protections import against_all_others, given_up, odd_batch, weak_delta
-from fedllm_server.public_part import public_digest, public_labels, public_part, public_records
+from fedllm_server.public_part import (
+    cut_off_of_test,
+    public_digest,
+    public_labels,
+    public_part,
+    public_records,
+)
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
@@ -173,7 +179,7 @@ def _simulate(
     model, encoded = public_part(config, test)
     state = starting_state(config, model, task.state, task.tested, task.start)
     require_same_model(state.model, model.fingerprint, out)
-    _check_records(config, model, records)
+    cut_off = _check_records(config, model, records)
     _write_request(task)
     roster, authority = _parties(config, source, names, site_titles(records))
     watching.note(visible(spent_before(source, names, task.policy, roster, config, task.state)))
@@ -182,6 +188,8 @@ def _simulate(
     units = _units(config, records)
     for warning in (*given_up(config), *weak_delta(config, units), *odd_batch(config, units)):
         watching.note(f"WARNING: {warning}")
+    for words in filter(None, (cut_off, cut_off_of_test(encoded))):
+        watching.note(words)
     if state.round < config.rounds.count:
         for words in against_all_others(config, task.policy):
             watching.note(words)
@@ -217,14 +225,15 @@ def _simulate(
     )
 
 
-def _check_records(config: RunConfig, model: SharedModel, records: dict[str, list[Record]]) -> None:
+def _check_records(config: RunConfig, model: SharedModel, records: dict[str, list[Record]]) -> str:
     """Refuse records that cannot be learned from: here, they are those of who started the run.
 
-    A site leaves such records out and tells nobody but its operator.
+    A site leaves such records out and tells nobody but its operator. Returns how much of them is
+    cut off, in words.
     """
     everyone = [record for own in records.values() for record in own]
     length = config.model.max_length
-    task_of(config.task).encode(everyone, model.tokenizer, length, model.labels)
+    return task_of(config.task).encode(everyone, model.tokenizer, length, model.labels).cut_off
 
 
 def _write_request(task: _Task) -> None:

@@ -115,3 +115,32 @@ def test_the_tokens_of_a_record_are_the_same_in_any_company(request, task, kind)
     assert tokens(rows) == alone
     assert tokens(rows[::-1]) == alone[::-1]
     assert [tokens([row])[0] for row in rows] == alone
+
+
+@pytest.mark.parametrize("task", get_args(Task))
+@given(words=st.lists(st.integers(1, 60), min_size=1, max_size=4))
+@settings(max_examples=15)
+def test_what_is_cut_off_is_counted(turns, task, words):
+    records = [
+        record(
+            text="fever " * count,
+            label="a",
+            prompt="fever " * (count // 2),
+            response="rest " * (count - count // 2),
+            spans="[]",
+        )
+        for count in words
+    ]
+    whole = encode(records, task, turns, 400, ("a", "b"))
+    assert (whole.cut_records, whole.cut_tokens, whole.cut_off) == (0, 0, "")
+    short = encode(records, task, turns, 32, ("a", "b"))
+    longer = np.diff(whole.offsets) > 32
+    # A text that is continued gets an end token only where it ends.
+    ends = int(longer.sum()) if task == "causal" else 0
+    missing = len(whole.tokens) - len(short.tokens) - short.cut_tokens
+    assert 0 <= missing <= ends
+    assert short.cut_records <= longer.sum() <= short.cut_records + ends
+    if short.cut_records:
+        share = short.cut_tokens / (short.cut_tokens + len(short.tokens))
+        assert short.cut_off.startswith(f"{short.cut_records} of {len(words)} records are longer")
+        assert f"{share:.1%} of all tokens" in short.cut_off

@@ -22,12 +22,14 @@ class Datasets:
     """What a site trains on and what it evaluates on; ``held_out`` is None without any.
 
     ``left_out`` says which records cannot be learned from, for the site's own log; their units
-    are empty. It is empty itself if there are none.
+    are empty. It is empty itself if there are none. ``cut_off`` says how much of the records that
+    are trained on is longer than what a run reads.
     """
 
     training: EncodedDataset
     held_out: EncodedDataset | None
     left_out: str = ""
+    cut_off: str = ""
 
 
 class SiteData:
@@ -142,7 +144,7 @@ class SiteData:
             why.append(problems.text("left out of training and evaluation"))
         if not training:
             why.append("every record is held out for evaluation: nothing is left to train on")
-        return Datasets(*datasets, "\n".join(why))
+        return Datasets(*datasets, "\n".join(why), datasets[0].cut_off)
 
 
 def _held_out(config: RunConfig) -> float:

@@ -75,10 +75,15 @@ class SiteTelling:
         self._append({"error": type(error).__name__, "text": text})
 
     def left_out(self, run: str, datasets: Datasets) -> None:
-        """Say once which records are left out."""
-        if not datasets.left_out or datasets is self._told:
+        """Say once which records are left out, and how much of the others is cut off."""
+        if datasets is self._told:
             return
         self._told = datasets
+        if datasets.cut_off:
+            self._append({"run": run, "cut_off": datasets.cut_off})
+            self._warn(f"run {run}: {datasets.cut_off}")
+        if not datasets.left_out:
+            return
         # Which they are stands in the log, which only the kit's owner reads.
         self._append({"run": run, "left_out": datasets.left_out})
         summary = datasets.left_out.splitlines()[0].rstrip(":")

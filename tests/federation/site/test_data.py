@@ -184,6 +184,24 @@ def test_what_is_left_out_is_told_once_in_the_sites_own_log(tiny_checkpoint, tmp
     )
 
 
+def test_how_much_is_cut_off_is_told_once_in_the_sites_own_log(tiny_checkpoint, tmp_path):
+    long = [Record({"text": "card " * 30, "label": LABELS[0]}, None, None, "own.csv:22")]
+    data = {"site-0": records(20) + long, "site-1": records(20, seed=1)}
+    config = small_config(
+        tiny_checkpoint("bert"),
+        rounds={"count": 2, "min_sites": 2},
+        data={"sites": 2},
+        model={"max_length": 24},
+    )
+    federation = build(tmp_path, config, data)
+    federation.round(1, 1)
+    federation.round(2, 2)
+    logs = [(tmp_path / f"site-{n}.log").read_text().splitlines() for n in (0, 1)]
+    (told,) = [line for line in map(json.loads, logs[0]) if "cut_off" in line]
+    assert told["cut_off"].startswith("1 of 21 records are longer than model.max_length = 24")
+    assert not [line for line in map(json.loads, logs[1]) if "cut_off" in line]
+
+
 def test_an_entry_of_another_kind_of_run_is_refused_before_anything_is_charged(
     tiny_checkpoint, tmp_path
 ):
