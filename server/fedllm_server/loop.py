@@ -46,7 +46,7 @@ from fedllm.runs.observer import Observer, Start
 from fedllm.runs.start import StartedFrom
 from fedllm.training.evaluate import evaluate
 from fedllm.training.server_optimizer import ServerOptimizer
-from fedllm_server.verdicts import judge_test, norm_verdict, require_progress
+from fedllm_server.verdicts import judge_test, norm_verdict, require_progress, rising
 from fedllm_server.watched import WatchedSites
 
 _MAX_ATTEMPTS = 3
@@ -420,3 +420,5 @@ class RoundLoop:
         for why in report.rejected.values():
             self._place.observer.note(f"round {report.round} is rejected: {why}")
         self._place.observer.finished_round(report)
+        if words := rising(self._reports):
+            self._place.observer.note(f"WARNING: after round {report.round} {words}")

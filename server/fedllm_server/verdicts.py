@@ -133,6 +133,45 @@ def judge_test(state: RunState, metrics: Figures, rise: float) -> tuple[RunState
     return replace(state, good=Good(state.round, best, state.adapter, state.optimizer)), ""
 
 
+def rising(reports: Sequence[RoundReport]) -> str:
+    """Say that training makes the model worse, at the first evaluation that shows it.
+
+    Parameters
+    ----------
+    reports : sequence of RoundReport
+        Of all rounds so far; the one of round 0 is of the adapter that the run began with.
+
+    Returns
+    -------
+    str
+        Empty where the last of them was not evaluated, or shows nothing new.
+    """
+    losses = [(r.round, r.metrics.get("loss")) for r in reports if r.metrics is not None]
+    known = [(number, loss) for number, loss in losses if loss is not None]
+    if not known or known[-1][0] != reports[-1].round:
+        return ""
+    now, before = _worse(known), _worse(known[:-1])
+    if not now or before:
+        return ""
+    return (
+        f"the loss on the public test file {now}: lower rounds.learning_rate or "
+        "training.learning_rate, or, with privacy, have larger batches, fewer rounds or fewer "
+        "trained values (lora.rank); `fedllm privacy plan RUN.toml` shows the noise"
+    )
+
+
+def _worse(losses: Sequence[tuple[int, float]]) -> str:
+    if len(losses) < 2:
+        return ""
+    (start, first), (_, last) = losses[0], losses[-1]
+    if start == 0 and last > first:
+        return f"is {last:.4g}, above the {first:.4g} before training"
+    *_, one, two, three = (None, None, *(loss for _, loss in losses))
+    if one is not None and two is not None and three is not None and one < two < three:
+        return f"rises: {one:.4g}, {two:.4g}, {three:.4g} in the last three evaluations"
+    return ""
+
+
 def require_progress(reports: Sequence[RoundReport]) -> None:
     """Stop a run of which several rounds in a row came to nothing.
 

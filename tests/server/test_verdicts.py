@@ -18,6 +18,7 @@ from fedllm_server.verdicts import (
     judge_test,
     norm_verdict,
     require_progress,
+    rising,
 )
 
 NAN, INF = float("nan"), float("inf")
@@ -139,7 +140,8 @@ def verdict(law: Law | None, asked: list | None = None):
     segments = [SimpleNamespace(name="low"), SimpleNamespace(name="high")]
     return norm_verdict(
         SimpleNamespace(sum_law=sum_law),
-        SimpleNamespace(bounds=((1, 2.0), (2, 4.0))),
+        # Of the round that is judged.
+        SimpleNamespace(bounds_of={5: ((1, 2.0), (2, 4.0))}.__getitem__),
         members,
         SimpleNamespace(survivors=("anne", "carl"), mean=np.array([1.0, 2.0, 3.0])),
         replace(state(4), noise=(0.5, 0.7)),
@@ -190,3 +192,41 @@ def test_what_to_do_depends_on_what_rounds_were_rejected_for(reason, words):
     with pytest.raises(TrainingError, match="3 rounds in a row were rejected") as caught:
         require_progress([BEFORE, *(line(number, reason) for number in (1, 2, 3))])
     assert words in caught.value.remedy
+
+
+def said(losses, start=0):
+    """What is said after each of the evaluations."""
+    reports = [
+        RoundReport(round=start + number, metrics=None if loss is ... else {"loss": loss})
+        for number, loss in enumerate(losses)
+    ]
+    return [rising(reports[: number + 1]) for number in range(len(reports))]
+
+
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [
+        ([2.0, 1.9, 1.8, 1.7], []),
+        ([2.0, 1.9, 1.95, 1.9, 1.95], []),
+        ([2.0, 2.1, 2.2], [1]),
+        ([2.0, 1.8, 1.85, 1.9, 1.95, 2.5], [3]),
+        ([2.0, 2.1, 1.9, 2.05], [1, 3]),
+        ([2.0, ..., 2.1, ..., 2.2], [2]),
+        ([2.0, None, 2.1], [2]),
+        ([2.0], []),
+        ([...], []),
+    ],
+)
+def test_a_loss_that_rises_is_told_at_once_and_once(losses, told):
+    assert [number for number, words in enumerate(said(losses)) if words] == told
+
+
+def test_a_run_that_goes_on_without_its_first_figures_is_judged_by_the_last_three():
+    assert [bool(words) for words in said([2.0, 2.1, 2.2], start=4)] == [False, False, True]
+    assert "2, 2.1, 2.2" in said([2.0, 2.1, 2.2], start=4)[-1]
+
+
+def test_what_is_said_of_a_rising_loss_names_both_and_the_remedy():
+    words = said([2.0, 2.5])[-1]
+    assert "2.5, above the 2 before training" in words
+    assert "learning_rate" in words
