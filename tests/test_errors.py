@@ -9,9 +9,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # How what somebody should do begins. No message begins so.
 ORDERS = (
-    " add allow ask audit begin believe change check choose come compare copy correct count delete "
-    "do e.g. enroll fetch finish free get give go install keep leave let list load look lower make "
-    "merge name open pack pip plan put quantise raise read remind remove rename renew repeat "
+    " adapt add allow ask audit begin believe change check choose come compare copy correct count delete "
+    "do e.g. enroll fetch finish free get give go install join keep leave let list load look lower make "
+    "merge move name open pack pip plan put quantise raise read remind remove rename renew repeat "
     "reserve restart restore resume run run: save see send set start stop stop, take try type "
     "update use wait watch write "
 )

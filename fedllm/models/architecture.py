@@ -35,7 +35,7 @@ _FUSED = re.compile(r"w?qkv|qkv_proj|query_key_value|c_attn|in_proj", re.IGNOREC
 # Batch normalisation, and whatever else a library calls so.
 _OVER_THE_BATCH = re.compile(r"batch_?norm|BatchRenorm", re.IGNORECASE)
 _MOST_IN_BUFFERS = 2**30
-_REMEDY = "docs/models.md has the models that are known to work, and why others are refused"
+_REMEDY = "use one of the models in docs/models.md, which says why others are refused"
 
 
 @dataclass(frozen=True, slots=True)

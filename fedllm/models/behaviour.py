@@ -18,11 +18,12 @@ from transformers import PreTrainedModel
 from fedllm.errors import CheckpointError
 from fedllm.models.architecture import Architecture
 from fedllm.models.contents import reading
+from fedllm.models.stillness import Belongings
 from fedllm.models.token_head import TokenClassifier
 from fedllm.models.transformer import Behaviour, LanguageModel, TextClassifier, states_of
 
 _LENGTH, _PADDED, _DRAWS = 10, 6, 8
-_REMEDY = "docs/models.md has the models that are known to work, and why others are refused"
+_REMEDY = "use one of the models in docs/models.md, which says why others are refused"
 _OTHER_CONFIG = "use the config.json that came with the weights"
 # Largest difference of what must be equal but for rounding, in parts of the largest value.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -40,6 +41,7 @@ def observe(folder: Path, model: PreTrainedModel, architecture: Architecture) ->
         call to the next, with other texts of the batch, with padding or, if it should be
         causal, with later tokens.
     """
+    still = _Still(model)
     with reading(f"the model in {folder} does not run", _OTHER_CONFIG):
         texts = _Texts.of(model, architecture)
         seen = _Layers(model.base_model.get_submodule(architecture.layers))  # type: ignore[arg-type]
@@ -50,9 +52,11 @@ def observe(folder: Path, model: PreTrainedModel, architecture: Architecture) ->
             raise CheckpointError(f"the model in {folder} gives no states of its tokens", _REMEDY)
         if not bool(states.isfinite().all()):
             raise CheckpointError(f"the model in {folder} gives NaN or infinity", _OTHER_CONFIG)
+        still.require(folder, model)
         for wrong, found, expected in texts.comparisons(model, states, architecture.causal):
             if not close(found, expected):
                 raise CheckpointError(f"the model in {folder} {wrong}", _REMEDY)
+        still.require(folder, model)
         return Behaviour(width=states.shape[2], outputs=seen.outputs)
 
 
@@ -161,6 +165,23 @@ class _Texts:
         short = self.run(model, padded, mask)[:1, :size]
         bare = self.run(model, self.ids[:1, :size])
         return [*found, ("lets a text's numbers depend on its padding", short, bare)]
+
+
+class _Still:
+    """What must be as it was after the model has run."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._belongings, self._chance = Belongings(model), torch.get_rng_state()
+
+    def require(self, folder: Path, model: PreTrainedModel) -> None:
+        if (name := self._belongings.changed(model)) is not None:
+            raise CheckpointError(
+                f"the model in {folder} writes on itself while it runs ({name}): what it computes "
+                "of a text could depend on the texts before",
+                _REMEDY,
+            )
+        if not torch.equal(self._chance, torch.get_rng_state()):
+            raise CheckpointError(f"the model in {folder} draws random numbers", _REMEDY)
 
 
 class _Layers:

@@ -15,7 +15,7 @@ from fedllm.models.architecture import Architecture, is_encoder
 from fedllm.models.contents import reading
 
 # Keys of config.json that say how a model is loaded instead of what it is.
-_STEERING = ("transformers_weights", "fusion_config", "distributed_config")
+_STEERING = ("transformers_weights", "fusion_config", "distributed_config", "configuration_files")
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 _SIZES = (
     "vocab_size",

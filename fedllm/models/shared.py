@@ -25,6 +25,7 @@ from fedllm.models.heads import Head, LabelHead, LanguageHead, TokenHead
 from fedllm.models.lora import add_adapters, first_trained_layer
 from fedllm.models.manifest import AdapterManifest, Group
 from fedllm.models.prefix import PrefixCache
+from fedllm.models.stillness import forgets
 from fedllm.models.token_head import TokenClassifier
 from fedllm.models.transformer import LanguageModel, LayerStack, Pooling, TextClassifier
 
@@ -250,6 +251,7 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
     backbone = checkpoints.load_weights(folder, base, architecture, dtype, language_model=own_head)
     first = first_trained_layer(config.lora, base.num_hidden_layers)
     behaviour = observe(folder, backbone, architecture)
+    forgets(backbone.base_model)
     base_model = cast(PreTrainedModel, backbone.base_model)
     stack = LayerStack(base_model, architecture.layers, first, behaviour)
     adapted = (

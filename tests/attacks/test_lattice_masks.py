@@ -290,7 +290,13 @@ def test_changed_hidden_levels_at_the_coordinator_move_a_sum_as_any_site_could()
 @pytest.fixture
 def large(tiny_checkpoint, tmp_path):
     """A federation whose adapter is long enough for a lattice mask."""
-    config = small_config(tiny_checkpoint("bert"), lora={"rank": 64})
+    config = small_config(
+        tiny_checkpoint("bert"),
+        lora={
+            "rank": 16,
+            "target_modules": ["query", "key", "value", "output.dense", "intermediate.dense"],
+        },
+    )
     federation = build(tmp_path, config)
     length = len(federation.model().adapter())
     assert make_plan("bfv", config.encryption.bits, 3, length, True).lattice

@@ -180,11 +180,19 @@ def test_an_adapter_is_no_wider_than_its_layer(tmp_path):
         load(folder, rank=9)
 
 
-def test_a_model_without_query_and_value_trains_its_head_alone(tmp_path):
+def test_a_model_that_keeps_the_range_of_what_it_saw_is_refused(tmp_path):
+    """I-BERT's quantiser: one word can change what is computed of all later texts."""
     save_model("ibert", tmp_path, SIZE | {"vocab_size": save_tokenizer(tmp_path)}, encoder=True)
+    with pytest.raises(CheckpointError, match="writes on itself while it runs"):
+        load(tmp_path, rank=0)
+
+
+def test_a_model_without_query_and_value_trains_its_head_alone(tmp_path, monkeypatch):
+    save_model("bert", tmp_path, SIZE | {"vocab_size": save_tokenizer(tmp_path)}, encoder=True)
+    monkeypatch.setattr("fedllm.models.architecture.query_value", lambda *_: ())
     with pytest.raises(ConfigError, match="looks like query or value") as caught:
         load(tmp_path)
-    assert "set lora.rank = 0" in caught.value.remedy
+    assert "choose from dense, key, query, value" in caught.value.remedy
     assert load(tmp_path, rank=0).peft is None
 
 

@@ -71,6 +71,14 @@ def remembers(layer, given, states):
     return states + (before if before.shape == states.shape else 0)
 
 
+CALLS = [0]
+
+
+def counts_its_calls(layer, given, states):
+    CALLS[0] += 1
+    return states + 0.1 * CALLS[0] * torch.arange(states.shape[-1])
+
+
 def narrows(layer, given, states):
     return states[:, ::2]
 
@@ -80,14 +88,15 @@ def narrows(layer, given, states):
     [
         ("bert", mixes_records, "depend on the other texts of its batch"),
         ("llama", mixes_records, "depend on the other texts of its batch"),
-        ("bert", drops, "when it is run again"),
-        ("llama", draws_now_and_then, "when it is run again"),
+        ("bert", drops, "draws random numbers"),
+        ("llama", draws_now_and_then, "draws random numbers"),
         ("bert", counts_padding, "depend on its padding"),
         ("llama", looks_ahead, "tokens that come later"),
         ("bert", breaks, "no such kernel"),
         ("bert", gives_no_number, "NaN or infinity"),
         ("bert", narrows, "once each, one after the other"),
-        ("llama", remembers, "when it is run again"),
+        ("llama", remembers, r"writes on itself while it runs \(layers.0.kept\)"),
+        ("llama", counts_its_calls, "when it is run again"),
     ],
 )
 def test_a_routine_that_does_something_else_is_seen(kind, alter, words, folders, monkeypatch):

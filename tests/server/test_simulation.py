@@ -674,7 +674,8 @@ def test_names_are_found_and_what_sites_hold_out_says_so_too(tiny_checkpoint, tm
     told = json.loads(lines[-1])["site_metrics"]
     assert 0.3 < told["f1"] <= 1.0
     assert told["f1_noise"] == 0.0
-    assert 0 < told["gold_spans"] < 1.0
+    # Who is held out hangs on the sites' keys, and so whether one of them has no span.
+    assert 0 < told["gold_spans"] <= 1.0
     assert "f1 " in describe_round(read_reports(tmp_path / "run" / "metrics.jsonl")[-1], 4)
 
 

@@ -189,7 +189,7 @@ def _perhaps_of_before(error: TamperedError, state: LedgerState) -> TamperedErro
         return error
     return TamperedError(
         f"{error.message}; or it is of an earlier ledger, which this one took over",
-        f"the earlier one ended with entry {before[-1]}: check it by a copy or an export of it, "
+        f"check the earlier one, which ended with entry {before[-1]}, by a copy or an export of it, "
         "and this one by heads that came later",
     )
 

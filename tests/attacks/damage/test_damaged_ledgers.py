@@ -12,7 +12,7 @@ from support.damage import Target, at, check, text
 from support.ledger import CEILING, SIGNER, charge_before, filled, register
 
 from fedllm.canonical import canonical_json
-from fedllm.commands.ledger import _as_json, _print_tables
+from fedllm.commands.ledger_text import as_json, print_tables
 from fedllm.privacy.accounting.accountants import epsilon
 from fedllm.privacy.accounting.events import (
     Gaussian,
@@ -59,8 +59,8 @@ def whole(tmp_path_factory):
 def shown(path):
     """Do what the commands do with a ledger."""
     found = verify_ledger(path)
-    json.dumps(_as_json(found, path), allow_nan=False).encode()
-    _print_tables(found, path)
+    json.dumps(as_json(found, path), allow_nan=False).encode()
+    print_tables(found, path)
     return spending_of(path)
 
 
