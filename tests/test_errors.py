@@ -9,11 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # How what somebody should do begins. No message begins so.
 ORDERS = (
-    " adapt add allow ask audit begin believe change check choose come compare copy correct count delete "
-    "do e.g. enroll fetch finish free get give go install join keep leave let list load look lower make "
-    "merge move name open pack pip plan put quantise raise read remind remove rename renew repeat "
-    "reserve restart restore resume run run: save see send set start stop stop, take try type "
-    "update use wait watch write "
+    " adapt add allow ask audit begin believe change check choose come compare copy correct "
+    "count delete do e.g. enroll fetch finish free get give go install join keep leave let "
+    "list load look lower make merge move name open pack pip plan put quantise raise read "
+    "remind remove rename renew repeat reserve restart restore resume run run: save see send "
+    "set start stop stop, take try type update use wait watch write "
 )
 # How the other remedies begin: who else can do something, how it came about, what is allowed.
 EXPLANATIONS = (

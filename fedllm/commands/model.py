@@ -12,6 +12,7 @@ import typer
 
 from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
+from fedllm.errors import one_line
 from fedllm.visible import visible
 
 if TYPE_CHECKING:
@@ -40,9 +41,9 @@ def import_(
     from fedllm.models.importing import import_gguf
 
     found = import_gguf(file, out, cast("Precision | None", precision))
-    print(f"{out}: {found.architecture}, {found.values:,} parameters")
+    print(f"{out}: {visible(found.architecture)}, {found.values:,} parameters")
     if found.licence:
-        print(f"licence, in the words of the file: {found.licence}")
+        print(f"licence, in the words of the file: {one_line(visible(found.licence))}")
 
 
 @app.command()

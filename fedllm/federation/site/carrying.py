@@ -98,13 +98,14 @@ def carry_ledger(
         If the earlier ledger does not hold.
     """
     site, carried = spending_of(old)
+    before = read_state(old)
     mine = owed_keys(identity.name, roster) | {identity.public_bytes().hex()}
-    if site != identity.name or not mine & set(carried[0].covers):
+    # The key that signed it: what it says of other keys is that key's word.
+    if site != identity.name or before.public_key.hex() not in mine:
         raise RefusedError(
             f"{old} is not an earlier ledger of '{identity.name}'",
             "give the site's own, or an export of it",
         )
-    before = read_state(old)
     if files.ledger.exists() and read_state(files.ledger).id == before.id:
         raise RefusedError(
             f"{old} is a copy of the ledger that lies at the site's place",

@@ -189,8 +189,8 @@ def _perhaps_of_before(error: TamperedError, state: LedgerState) -> TamperedErro
         return error
     return TamperedError(
         f"{error.message}; or it is of an earlier ledger, which this one took over",
-        f"check the earlier one, which ended with entry {before[-1]}, by a copy or an export of it, "
-        "and this one by heads that came later",
+        f"check the earlier one, which ended with entry {before[-1]}, by a copy or an export, and "
+        "this one by heads that came later",
     )
 
 

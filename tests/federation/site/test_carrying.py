@@ -25,6 +25,7 @@ from fedllm.privacy.accounting.accountants import epsilon
 from fedllm.privacy.accounting.events import Gaussian, NonPrivate, PoissonGaussian, Stated
 from fedllm.privacy.ledger.audit import export_ledger, read_state, spending_of, verify_ledger
 from fedllm.privacy.ledger.budget import Ceiling, Charge
+from fedllm.privacy.ledger.charges import Carried
 from fedllm.privacy.ledger.ledger import Ledger
 
 CEILING = Ceiling(8.0, 1e-5)
@@ -149,6 +150,17 @@ def test_neither_twice_nor_anothers(place):
     place.spend(stranger, Identity.generate("anne"))
     with pytest.raises(RefusedError, match="not an earlier ledger of 'anne'"):
         carry_ledger(stranger, place.files, place.new, place.roster)
+
+
+def test_a_ledger_by_another_key_is_not_the_sites_whatever_it_says_of_itself(place):
+    """Whoever hands over a lost export could leave out what was spent."""
+    eve = Identity.generate("anne")
+    forged = place.folder / "forged.sqlite"
+    covers = (place.old.public_bytes().hex(),)
+    Ledger.open(forged, "anne", eve).carry([Carried(covers, "", "record", (), ())])
+    with pytest.raises(RefusedError, match="not an earlier ledger of 'anne'"):
+        carry_ledger(forged, place.files, place.new, place.roster)
+    assert not place.after.exists()
 
 
 def test_a_changed_ledger_is_not_taken_over(place):
