@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,13 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from fedllm.errors import CheckpointError
 from fedllm.extras import remedy_of
 from fedllm.files import atomic_directory, write_bytes
 from fedllm.models import checkpoints
 from fedllm.models.contents import reading
+from fedllm.models.gguf_header import check_header
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -28,6 +35,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _STORED = {"BF16": "bfloat16", "F16": "float16"}
 # Said twice in some files: they must agree with what the model gets.
 _SIZES_OF_A_HEAD = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+_ALONE = "model.gguf"
 _COPY = "copy the file again, and compare its SHA-256 with the publisher's"
 _OTHERS = "use the model's safetensors checkpoint, which needs no import"
 
@@ -89,6 +97,8 @@ def read_gguf(path: Path) -> GgufFile:
         if stream.read(4) != b"GGUF":
             raise CheckpointError(f"{path} is no GGUF file", "give a file that ends in .gguf")
     with reading(f"{path} is damaged or cut short", _COPY):
+        with path.open("rb") as stream:
+            check_header(stream, path.stat().st_size)
         reader = GGUFReader(path)
         architecture = _text(reader, "general.architecture")
         prefix = f"{architecture}."
@@ -174,10 +184,7 @@ def import_gguf(path: Path, out: Path, precision: Precision | None = None) -> Gg
             reading(f"{path} cannot be read as a {file.architecture} model", _OTHERS),
             checkpoints.quietly(),
         ):
-            model = _model(file, _DTYPES[chosen])
-            tokenizer = AutoTokenizer.from_pretrained(
-                path.parent, gguf_file=path.name, local_files_only=True
-            )
+            model, tokenizer = _read(file, _DTYPES[chosen])
             model.save_pretrained(new)
             tokenizer.save_pretrained(new)
         write_bytes(new / "README.md", _card(file, chosen).encode())
@@ -185,11 +192,19 @@ def import_gguf(path: Path, out: Path, precision: Precision | None = None) -> Gg
     return file
 
 
-def _model(file: GgufFile, dtype: torch.dtype) -> PreTrainedModel:
+def _read(file: GgufFile, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    # In a folder of its own: a library looks for what it knows beside the file.
+    with tempfile.TemporaryDirectory() as alone:
+        (Path(alone) / _ALONE).symlink_to(file.path.absolute())
+        tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=_ALONE, local_files_only=True)
+        return _model(file, Path(alone), dtype), tokenizer
+
+
+def _model(file: GgufFile, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     auto: Any = AutoModelForCausalLM
     model, info = auto.from_pretrained(
-        file.path.parent,
-        gguf_file=file.path.name,
+        folder,
+        gguf_file=_ALONE,
         dtype=dtype,
         local_files_only=True,
         trust_remote_code=False,

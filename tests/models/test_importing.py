@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 
 import gguf
 import pytest
@@ -141,6 +142,47 @@ def test_a_model_that_changes_while_it_is_saved_is_refused(tmp_path, monkeypatch
     with pytest.raises(CheckpointError, match="other answers"):
         import_gguf(tmp_path / "a.gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        struct.pack("<QQ", 0, 2**62),
+        struct.pack("<QQ", 2**62, 0),
+        struct.pack("<QQQ", 0, 1, 1) + b"k" + struct.pack("<IIQ", 9, 4, 2**62),
+        struct.pack("<QQQ", 0, 1, 1) + b"k" + struct.pack("<IIQ", 9, 8, 2**62),
+        struct.pack("<QQQ", 0, 1, 2**62),
+        struct.pack("<QQQ", 0, 1, 1) + b"k" + struct.pack("<II", 9, 9) * 9,
+        struct.pack("<QQQ", 0, 1, 1) + b"k" + struct.pack("<IQ", 99, 0),
+        struct.pack("<QQQ", 1, 0, 1) + b"t" + struct.pack("<I", 2**31) + bytes(64),
+    ],
+    ids=["pairs", "tensors", "numbers", "strings", "name", "nested", "kind", "dimensions"],
+)
+def test_counts_that_the_file_is_too_short_for_end_at_once(body, tmp_path):
+    """The library behind it would read empty values until the memory is full."""
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + struct.pack("<I", 3) + body + bytes(40))
+    with pytest.raises(CheckpointError, match="damaged or cut short"):
+        read_gguf(tmp_path / "a.gguf")
+
+
+def test_nothing_beside_the_file_is_read(tmp_path):
+    model = write(tmp_path / "a.gguf", "llama")
+    for name in ("adapter_config.json", "config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text("{}")
+    import_gguf(tmp_path / "a.gguf", tmp_path / "out")
+    read, right = logits(tmp_path / "out", model)
+    assert torch.equal(read, right)
+
+
+def test_what_the_file_says_does_not_steer_the_terminal(tmp_path):
+    words = "mine\x1b[2J\n/etc/passwd: removed"
+    write(tmp_path / "a.gguf", "llama", licence=words)
+    done = CliRunner().invoke(
+        app, ["model", "import", str(tmp_path / "a.gguf"), "--out", str(tmp_path / "out")]
+    )
+    assert done.exit_code == 0, done.output
+    assert "\x1b" not in done.stdout
+    assert len(done.stdout.splitlines()) == 2
 
 
 def test_damaged_headers_end_in_words(tmp_path):

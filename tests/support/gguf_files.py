@@ -56,6 +56,7 @@ def write(
     kind: str,
     quantised: gguf.GGMLQuantizationType | None = None,
     architecture: str | None = None,
+    licence: str = "apache-2.0",
     more: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
 ) -> PreTrainedModel:
     """Write a model of a kind ("llama" or "qwen2") with its tokenizer; returns the model.
@@ -67,7 +68,7 @@ def write(
     config = model.config
     writer = gguf.GGUFWriter(path, architecture or kind)
     writer.add_name("tiny")
-    writer.add_license("apache-2.0")
+    writer.add_license(licence)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
