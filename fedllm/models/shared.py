@@ -23,8 +23,11 @@ from fedllm.config.task import trains_a_head
 from fedllm.errors import CheckpointError, ConfigError, TrainingError
 from fedllm.files import atomic_directory, write_bytes, write_json
 from fedllm.models import checkpoints
+from fedllm.models.architecture import Architecture
 from fedllm.models.behaviour import check_parts, observe
 from fedllm.models.contents import read_object
+from fedllm.models.encoder_decoder import PromptedModel, TwoStacks
+from fedllm.models.encoder_decoder_trial import check_pair, observe_pair
 from fedllm.models.fit import check_length, check_padding
 from fedllm.models.heads import Head, LabelHead, LanguageHead
 from fedllm.models.lora import add_adapters, first_trained_layer
@@ -50,7 +53,7 @@ class SharedModel:
 
     Attributes
     ----------
-    module : TextClassifier or LanguageModel
+    module : TextClassifier, LanguageModel or PromptedModel
         Maps a batch to logits.
     tokenizer : PreTrainedTokenizerBase
         Of the base model.
@@ -70,7 +73,7 @@ class SharedModel:
         Outputs of the frozen part, kept by data set.
     """
 
-    module: TextClassifier | LanguageModel
+    module: TextClassifier | LanguageModel | PromptedModel
     tokenizer: PreTrainedTokenizerBase
     task: Task
     labels: tuple[str, ...]
@@ -85,7 +88,7 @@ class SharedModel:
         )
         self.initial = self.adapter()
         self.prefix = PrefixCache(
-            self.module, worthwhile=self.module.stack.first > 0, pooled=self.peft is None
+            self.module, self.module.stack.has_frozen_part, pooled=self.peft is None
         )
 
     @property
@@ -249,45 +252,32 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
     before, prints = checkpoints.state(folder), checkpoints.fingerprints(folder)
     base, architecture = checkpoints.read_config(folder)
     labels = head.labels if isinstance(head, LabelHead) else ()
-    if isinstance(head, LabelHead) and len(labels) < 2:
-        raise ConfigError(
-            f"classification needs at least two labels; there are {len(labels)}",
-            "set data.labels, or a data.test file that holds every label",
-        )
     own_head = isinstance(head, LanguageHead)
-    if own_head and not architecture.causal:
-        raise ConfigError(
-            f"task {config.task!r} needs a causal model; {base.model_type!r} is an encoder",
-            "use a decoder, or task = 'classification'",
-        )
+    _check_head(config, head, str(base.model_type), architecture)
     check_length(architecture, config.model.max_length)
     dtype = torch.bfloat16 if config.model.precision == "bfloat16" else torch.float32
     backbone = checkpoints.load_weights(folder, base, architecture, dtype, language_model=own_head)
-    first = first_trained_layer(config.lora, base.num_hidden_layers)
-    behaviour = observe(folder, backbone, architecture)
     base_model = cast(PreTrainedModel, backbone.base_model)
-    stack = LayerStack(base_model, architecture.layers, first, behaviour)
+    first = first_trained_layer(config.lora, len(architecture.layer_names(base_model)))
+    stack: LayerStack | TwoStacks
+    if architecture.prompted:
+        width = observe_pair(folder, backbone, architecture)
+        stack = TwoStacks(base_model, architecture, first, width)
+    else:
+        behaviour = observe(folder, backbone, architecture)
+        stack = LayerStack(base_model, architecture.layers, first, behaviour)
     adapted = (
         add_adapters(backbone, architecture, config.lora, config.seed) if config.lora.rank else None
     )
     tokenizer = checkpoints.load_tokenizer(folder, base.vocab_size)
     check_padding(folder, architecture, tokenizer.pad_token_id)
-    module: TextClassifier | LanguageModel
-    match head:
-        case LabelHead():
-            pooling: Pooling = "last" if architecture.causal else config.model.pooling
-            scale = config.model.feature_scale
-            module = TextClassifier(backbone, stack, len(labels), pooling, scale)
-            if config.model.feature_center == "label_names":
-                features = _name_features(module, tokenizer, labels)
-                module.center = nn.functional.normalize(features, dim=-1).mean(0)
-            if config.model.head_start == "label_names":
-                _start_at_label_names(module, tokenizer, labels)
-        case LanguageHead():
-            module = LanguageModel(backbone, stack)
-        case _:
-            assert_never(head)
-    check_parts(folder, module, architecture)
+    module: TextClassifier | LanguageModel | PromptedModel
+    if isinstance(stack, TwoStacks):
+        module = PromptedModel(backbone, stack)
+        check_pair(folder, module, architecture)
+    else:
+        module = _on_top(config, head, backbone, stack, architecture, tokenizer)
+        check_parts(folder, module, architecture)
     if checkpoints.state(folder) != before:
         raise CheckpointError(f"{folder} changed while it was read", "try again when it is whole")
     return SharedModel(
@@ -299,6 +289,51 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
         earlier_fingerprint=prints.earlier,
         peft=adapted,
     )
+
+
+def _on_top(
+    config: RunConfig,
+    head: Head,
+    backbone: PreTrainedModel,
+    stack: LayerStack,
+    architecture: Architecture,
+    tokenizer: PreTrainedTokenizerBase,
+) -> TextClassifier | LanguageModel:
+    match head:
+        case LabelHead(labels):
+            pooling: Pooling = "last" if architecture.causal else config.model.pooling
+            scale = config.model.feature_scale
+            module = TextClassifier(backbone, stack, len(labels), pooling, scale)
+            if config.model.feature_center == "label_names":
+                features = _name_features(module, tokenizer, labels)
+                module.center = nn.functional.normalize(features, dim=-1).mean(0)
+            if config.model.head_start == "label_names":
+                _start_at_label_names(module, tokenizer, labels)
+            return module
+        case LanguageHead():
+            return LanguageModel(backbone, stack)
+        case _:
+            assert_never(head)
+
+
+def _check_head(config: RunConfig, head: Head, kind: str, architecture: Architecture) -> None:
+    """Refuse what a base model cannot do."""
+    if isinstance(head, LabelHead) and len(head.labels) < 2:
+        raise ConfigError(
+            f"classification needs at least two labels; there are {len(head.labels)}",
+            "set data.labels, or a data.test file that holds every label",
+        )
+    own_head = isinstance(head, LanguageHead)
+    if own_head and not architecture.causal:
+        raise ConfigError(
+            f"task {config.task!r} needs a causal model; {kind!r} is an encoder",
+            "use a decoder, or task = 'classification'",
+        )
+    if architecture.prompted and not (isinstance(head, LanguageHead) and head.prompted):
+        raise ConfigError(
+            f"task {config.task!r} has no prompts for the encoder of {kind!r} to read",
+            "use a decoder or an encoder, or task = 'instruction'",
+        )
 
 
 @torch.no_grad()
