@@ -140,12 +140,11 @@ def _comparisons(
     ]
     length = prompts.shape[1]
     size = min(PADDED, length)
-    if length > 1:
-        # The last token but one is the last that is read.
-        changed = responses.clone()
-        changed[:, -2:] = other[:, -2:]
-        words = "sees tokens of the response that come later"
-        found.append((words, _run(model, prompts, changed)[:, :-1], logits[:, :-1]))
+    half = length // 2
+    changed = responses.clone()
+    changed[:, half:] = (changed[:, half:] + 1) % int(model.config.vocab_size)
+    later = _run(model, prompts, changed)[:, : half + 1]
+    found.append(("sees tokens of the response that come later", later, logits[:, : half + 1]))
     padded, mask, answers = prompts.clone(), present.clone(), responses.clone()
     padded[0, size:], mask[0, size:], answers[0, size:] = texts.pad, 0, IGNORED
     short = _run(model, padded, answers, mask)[:1, :size]

@@ -1,4 +1,4 @@
-"""Encoder-decoders are run, cut, trained and saved as the models that transformers and peft know."""
+"""Encoder-decoders are run, cut and saved as the models that transformers and peft know."""
 
 from dataclasses import replace
 from functools import cache
