@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedllm.errors import CheckpointError
 from fedllm.models.contents import reading
+from fedllm.models.layers import REMEDY, layers_by_part, list_of_layers
 
 # What a layer may do with tokens: attend to all of its record, or to those that are near.
 _ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
@@ -38,7 +39,6 @@ _OVER_THE_BATCH = re.compile(r"batch_?norm|BatchRenorm", re.IGNORECASE)
 # What a text to read ends with, what a text to write begins with, and what fills both up.
 _NEEDED_TOKENS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
 _MOST_IN_BUFFERS = 2**30
-_REMEDY = "docs/models.md has the models that are known to work, and why others are refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def check_kind(path: Path, kind: object) -> None:
         raise CheckpointError(
             f"{path.parent}: models of type {kind!r:.60} are not supported: transformers has no "
             "decoder or encoder of texts of that type",
-            _REMEDY,
+            REMEDY,
         )
 
 
@@ -153,7 +153,7 @@ def find_architecture(path: Path, config: PretrainedConfig, weights: int) -> Arc
     """
     kind = str(config.model_type)
     for reason in _reasons_of_config(config):
-        raise CheckpointError(f"{path.parent}: {kind!r} models with {reason}", _REMEDY)
+        raise CheckpointError(f"{path.parent}: {kind!r} models with {reason}", REMEDY)
     remedy = "use the config.json that came with the weights"
     with reading(f"{path} describes no model that transformers can build", remedy):
         model = _skeleton(config)
@@ -162,11 +162,11 @@ def find_architecture(path: Path, config: PretrainedConfig, weights: int) -> Arc
         if sum(buffer.numel() for buffer in model.buffers()) > _MOST_IN_BUFFERS:
             raise CheckpointError(f"{path} asks for more memory than any model needs", remedy)
         for reason in _reasons_of_parts(model):
-            raise CheckpointError(f"{path.parent}: {kind!r} models with {reason}", _REMEDY)
+            raise CheckpointError(f"{path.parent}: {kind!r} models with {reason}", REMEDY)
         two = bool(getattr(config, "is_encoder_decoder", False))
         names = {
-            part: _list_of_layers(path, model, kind, part, count)
-            for part, count in _layers_by_part(config, two).items()
+            part: list_of_layers(path, model, kind, part, count)
+            for part, count in layers_by_part(config, two).items()
         }
         layers = names["decoder." if two else ""]
         counted_from = _counted_from(model)
@@ -216,52 +216,6 @@ def _reasons_of_parts(model: PreTrainedModel) -> Iterator[str]:
             type(module).__name__
         ):
             yield f"batch normalisation ({name}) mix records: private training is not possible"
-
-
-def _layers_by_part(config: PretrainedConfig, two: bool) -> dict[str, int]:
-    """Return how many layers each part has, by what its names start with."""
-    if not two:
-        return {"": int(config.num_hidden_layers)}
-    decoders = (getattr(config, name, None) for name in ("num_decoder_layers", "decoder_layers"))
-    own = next((count for count in decoders if count is not None), config.num_hidden_layers)
-    return {"encoder.": int(config.num_hidden_layers), "decoder.": int(own)}
-
-
-def _list_of_layers(path: Path, model: PreTrainedModel, kind: str, within: str, count: int) -> str:
-    """Return the name of the one list that holds all layers, of one class and none twice."""
-    found = [
-        name
-        for name, part in model.named_modules()
-        if name.startswith(within)
-        and isinstance(part, nn.ModuleList)
-        and len(part) == count
-        and len({type(layer) for layer in part}) == 1
-        # Not a list inside a layer that happens to be as long.
-        and not any(isinstance(model.get_submodule(above), nn.ModuleList) for above in _above(name))
-    ]
-    if len(found) != 1:
-        raise CheckpointError(
-            f"{path.parent}: the {within.replace('.', ' ')}layers of {kind!r} models cannot be "
-            f"found: there are {len(found)} lists of {count} layers of one class; models whose "
-            "layers share their weights, or differ in kind, are not supported",
-            _REMEDY,
-        )
-    owners: dict[int, int] = {}
-    for place, layer in enumerate(cast(nn.ModuleList, model.get_submodule(found[0]))):
-        for parameter in layer.parameters():
-            if owners.setdefault(id(parameter), place) != place:
-                raise CheckpointError(
-                    f"{path.parent}: layers of {kind!r} models share their weights: a gradient "
-                    "would not be one layer's",
-                    _REMEDY,
-                )
-    return found[0]
-
-
-def _above(name: str) -> Iterator[str]:
-    while "." in name:
-        name = name.rpartition(".")[0]
-        yield name
 
 
 def query_value(kind: str, layers: nn.Module) -> tuple[str, ...]:

@@ -11,9 +11,11 @@ import torch
 from safetensors import safe_open
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from fedllm.config import RunConfig
 from fedllm.errors import CheckpointError, ConfigError
 from fedllm.models.architecture import Architecture, is_encoder, is_encoder_decoder
 from fedllm.models.contents import reading
+from fedllm.models.heads import Head, LabelHead, LanguageHead
 
 # Keys of config.json that say how a model is loaded instead of what it is.
 _STEERING = ("transformers_weights", "fusion_config", "distributed_config")
@@ -71,16 +73,14 @@ def check_settings(path: Path, values: dict[str, Any]) -> None:
                 f"remove {key}, and keep the weights in model.safetensors or behind "
                 "model.safetensors.index.json",
             )
-    encoder = is_encoder(values.get("model_type"))
+    kind = values.get("model_type")
     plain_values = {"is_decoder": False, "add_cross_attention": False}
-    plain_values["is_encoder_decoder"] = is_encoder_decoder(values.get("model_type"))
-    if not encoder:
-        plain_values["is_causal"] = True
+    plain_values["is_encoder_decoder"] = is_encoder_decoder(kind)
+    plain_values |= {} if is_encoder(kind) else {"is_causal": True}
     for key, plain in plain_values.items():
         if values.get(key, plain) not in (plain, None):
             raise CheckpointError(
-                f"{path}: {key} = {values[key]!r} is not supported for "
-                f"{values.get('model_type')!r} models",
+                f"{path}: {key} = {values[key]!r} is not supported for {kind!r} models",
                 "use a plain encoder or decoder",
             )
 
@@ -238,6 +238,32 @@ def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int 
             f"for: the first is {beyond[0]} ({token!r:.60}), and the model has {rows}",
             "use the tokenizer that came with the weights, or give the model more embeddings "
             "(transformers: resize_token_embeddings) and save both together",
+        )
+
+
+def check_head(config: RunConfig, head: Head, kind: str, architecture: Architecture) -> None:
+    """Refuse what a base model cannot do.
+
+    Raises
+    ------
+    ConfigError
+        If a head of labels has fewer than two, a language head stands on an encoder, or a task
+        has no prompts for an encoder-decoder.
+    """
+    if isinstance(head, LabelHead) and len(head.labels) < 2:
+        raise ConfigError(
+            f"classification needs at least two labels; there are {len(head.labels)}",
+            "set data.labels, or a data.test file that holds every label",
+        )
+    if isinstance(head, LanguageHead) and not architecture.causal:
+        raise ConfigError(
+            f"task {config.task!r} needs a causal model; {kind!r} is an encoder",
+            "use a decoder, or task = 'classification'",
+        )
+    if architecture.prompted and not (isinstance(head, LanguageHead) and head.prompted):
+        raise ConfigError(
+            f"task {config.task!r} has no prompts for the encoder of {kind!r} to read",
+            "use a decoder or an encoder, or task = 'instruction'",
         )
 
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedllm.config import RunConfig, Task
 from fedllm.config.task import trains_a_head
-from fedllm.errors import CheckpointError, ConfigError, TrainingError
+from fedllm.errors import CheckpointError, TrainingError
 from fedllm.files import atomic_directory, write_bytes, write_json
 from fedllm.models import checkpoints
 from fedllm.models.architecture import Architecture
@@ -28,7 +28,7 @@ from fedllm.models.behaviour import check_parts, observe
 from fedllm.models.contents import read_object
 from fedllm.models.encoder_decoder import PromptedModel, TwoStacks
 from fedllm.models.encoder_decoder_trial import check_pair, observe_pair
-from fedllm.models.fit import check_length, check_padding
+from fedllm.models.fit import check_head, check_length, check_padding
 from fedllm.models.heads import Head, LabelHead, LanguageHead
 from fedllm.models.lora import add_adapters, first_trained_layer
 from fedllm.models.manifest import AdapterManifest, Group
@@ -253,7 +253,7 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
     base, architecture = checkpoints.read_config(folder)
     labels = head.labels if isinstance(head, LabelHead) else ()
     own_head = isinstance(head, LanguageHead)
-    _check_head(config, head, str(base.model_type), architecture)
+    check_head(config, head, str(base.model_type), architecture)
     check_length(architecture, config.model.max_length)
     dtype = torch.bfloat16 if config.model.precision == "bfloat16" else torch.float32
     backbone = checkpoints.load_weights(folder, base, architecture, dtype, language_model=own_head)
@@ -314,26 +314,6 @@ def _on_top(
             return LanguageModel(backbone, stack)
         case _:
             assert_never(head)
-
-
-def _check_head(config: RunConfig, head: Head, kind: str, architecture: Architecture) -> None:
-    """Refuse what a base model cannot do."""
-    if isinstance(head, LabelHead) and len(head.labels) < 2:
-        raise ConfigError(
-            f"classification needs at least two labels; there are {len(head.labels)}",
-            "set data.labels, or a data.test file that holds every label",
-        )
-    own_head = isinstance(head, LanguageHead)
-    if own_head and not architecture.causal:
-        raise ConfigError(
-            f"task {config.task!r} needs a causal model; {kind!r} is an encoder",
-            "use a decoder, or task = 'classification'",
-        )
-    if architecture.prompted and not (isinstance(head, LanguageHead) and head.prompted):
-        raise ConfigError(
-            f"task {config.task!r} has no prompts for the encoder of {kind!r} to read",
-            "use a decoder or an encoder, or task = 'instruction'",
-        )
 
 
 @torch.no_grad()
