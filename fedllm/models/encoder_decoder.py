@@ -63,7 +63,7 @@ class Sides:
     Attributes
     ----------
     prompts, present : Tensor
-        (B, T) int64: prompts with an end token, and which of it is no padding.
+        (B, P) int64: prompts with an end token, and which of it is no padding.
     responses : Tensor
         (B, U) int64, -100 behind each response.
     """
@@ -76,8 +76,8 @@ class Sides:
 def sides(batch: Batch, pad: int, end: int) -> Sides:
     """Take records apart into prompts and responses; a response starts where labels do.
 
-    U is the longest response of the batch, up to a whole multiple, so that it depends on the
-    records of the batch alone.
+    Each side is as wide as the longest of the batch, up to a whole multiple, so that the widths
+    depend on the records of the batch alone.
     """
     ids, labels = batch["input_ids"], batch["labels"]
     length = ids.shape[1]
@@ -87,12 +87,16 @@ def sides(batch: Batch, pad: int, end: int) -> Sides:
     starts = torch.where(counted.any(1), counted.int().argmax(1), lengths)[:, None]
     # A response has a token at least, so that there is room for the prompt's end.
     prompts = torch.where(places < starts, ids, pad).masked_fill(places == starts, end)
-    longest = max(int((lengths - starts[:, 0]).max()), 1) if len(ids) else 1
-    width = min(-(-longest // PAD_MULTIPLE) * PAD_MULTIPLE, length)
-    taken = starts + places[:width]
-    responses = labels.gather(1, taken.clamp(max=length - 1)).masked_fill(taken >= length, IGNORED)
     present = (places <= starts) & (places < lengths[:, None])
-    return Sides(prompts, present.long(), responses)
+    taken = starts + places[: _width(lengths - starts[:, 0], length)]
+    responses = labels.gather(1, taken.clamp(max=length - 1)).masked_fill(taken >= length, IGNORED)
+    read = _width(starts[:, 0] + 1, length)
+    return Sides(prompts[:, :read], present[:, :read].long(), responses)
+
+
+def _width(lengths: Tensor, most: int) -> int:
+    longest = max([1, *lengths.tolist()])
+    return min(-(-longest // PAD_MULTIPLE) * PAD_MULTIPLE, most)
 
 
 def shifted(responses: Tensor, pad: int, start: int) -> Tensor:
@@ -124,7 +128,7 @@ class PromptedModel(nn.Module):
 
     @torch.no_grad()
     def prefix(self, batch: Batch) -> Tensor:
-        """Run the frozen encoder; returns its last states (B, T, H)."""
+        """Run the frozen encoder; returns its last states (B, P, H)."""
         read = self.sides(batch)
         encoder: Any = self.backbone.get_encoder()
         return encoder(input_ids=read.prompts, attention_mask=read.present).last_hidden_state
@@ -163,10 +167,12 @@ class PromptedModel(nn.Module):
 
     def _logits(self, apart: Sides, states: Tensor | None) -> Tensor:
         model: Any = self.backbone
+        # What is kept of a record may be filled up to the width of all its tokens.
+        width = apart.prompts.shape[1]
         read = (
             {"input_ids": apart.prompts}
             if states is None
-            else {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
+            else {"encoder_outputs": BaseModelOutput(last_hidden_state=states[:, :width])}
         )
         return model(
             **read,

@@ -63,8 +63,11 @@ def test_prompts_and_responses_come_back(records, padding):
         assert found.responses[row].tolist() == response + rest
         read = shifted(found.responses, 0, 2)[row].tolist()
         assert read == ([2, *response] + [0] * len(rest))[: len(read)]
-    longest = max((len(r) for _, r in records), default=1)
-    assert longest <= found.responses.shape[1] < longest + 8
+    for side, longest in (
+        (found.responses, max((len(r) for _, r in records), default=1)),
+        (found.prompts, max((len(p) + 1 for p, _ in records), default=1)),
+    ):
+        assert longest <= side.shape[1] < longest + 8
 
 
 # --- the trial ----------------------------------------------------------------------------------

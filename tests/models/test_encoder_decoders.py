@@ -15,6 +15,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from fedllm.config import RunConfig, parse
 from fedllm.mechanisms import LocalSettings
+from fedllm.models.prefix import PrefixCache
 from fedllm.privacy.dpsgd import forget_step, per_sample_gradients, per_sample_hooks
 from fedllm.randomness import RandomStream
 from fedllm.tasks.answering import Answering
@@ -183,6 +184,26 @@ def test_an_answer_depends_on_no_other_record_and_on_no_padding(kind, shared, re
             for way in (bare, other):
                 same(model.module(way)[0], model.module(batch)[0])
                 same(record_losses(model, way)[0], record_losses(model, data.batch([index]))[0])
+
+
+@every_kind
+def test_what_is_kept_of_a_record_is_its_prompt(kind, shared, records):
+    """And is the same without room to keep it."""
+    model, data = shared(kind), records()
+    rows = np.array([3, 0, 4, 1, 2])
+    with doubles():
+        kept = PrefixCache(model.module, worthwhile=True, pooled=False)
+        none = PrefixCache(model.module, worthwhile=True, pooled=False, budget_bytes=0)
+        one, other = (c.attach(data, rows, data.batch(rows))["states"] for c in (kept, none))
+        assert torch.equal(one, other)
+        assert one.shape == (5, 16, 16)
+        short = int(np.flatnonzero(data.targets[rows] == 0)[0])
+        assert not bool(one[short, 8:].any())
+        sizes = [
+            min(-(-(int(t) + 1) // 8) * 8, n)
+            for t, n in zip(data.targets, np.diff(data.offsets), strict=True)
+        ]
+        assert kept.used_bytes == sum(sizes) * 16 * 8
 
 
 @every_kind
