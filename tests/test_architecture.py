@@ -273,7 +273,7 @@ def names_a_task(tree: ast.AST) -> bool:
 
 def looks_into_a_model(tree: ast.AST) -> bool:
     """Whether anything asks a value if it is one of the networks, by call or by pattern."""
-    networks = {"TextClassifier", "TokenClassifier", "LanguageModel"}
+    networks = {"TextClassifier", "TokenClassifier", "LanguageModel", "PromptedModel"}
 
     def said(part: ast.AST | None) -> set[str]:
         inner = nodes(part) if part else ()

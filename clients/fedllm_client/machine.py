@@ -91,7 +91,7 @@ def check_training(path: str, allowed: tuple[str, ...]) -> str:
             "get the model that the federation agreed on, or add this fingerprint to allow.models",
         )
     _, architecture = read_config(folder)
-    task = task_for_base(architecture.causal)
+    task = task_for_base(architecture.causal, architecture.prompted)
     seconds = _made_up_step(path, task, min(128, architecture.positions or 128))
     return f"a private step on made-up text took {seconds:.1f} s; model {actual}"
 

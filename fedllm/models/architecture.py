@@ -17,11 +17,13 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 from transformers.pytorch_utils import Conv1D
 
 from fedllm.errors import CheckpointError
 from fedllm.models.contents import reading
+from fedllm.models.layers import REMEDY, layers_by_part, list_of_layers
 
 # What a layer may do with tokens: attend to all of its record, or to those that are near.
 _ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
@@ -34,8 +36,9 @@ _SEPARATE = (
 _FUSED = re.compile(r"w?qkv|qkv_proj|query_key_value|c_attn|in_proj", re.IGNORECASE)
 # Batch normalisation, and whatever else a library calls so.
 _OVER_THE_BATCH = re.compile(r"batch_?norm|BatchRenorm", re.IGNORECASE)
+# What a text to read ends with, what a text to write begins with, and what fills both up.
+_NEEDED_TOKENS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
 _MOST_IN_BUFFERS = 2**30
-_REMEDY = "use one of the models in docs/models.md, which says why others are refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class Architecture:
     Attributes
     ----------
     layers : str
-        Dotted name of the list of layers inside the stack.
+        Dotted name of the list of layers inside the stack; of the decoder's, where it has two.
     query_value : tuple of str
         Names of the linear layers that compute query and value; empty where none look so.
     causal : bool
@@ -55,6 +58,8 @@ class Architecture:
     counted_from : int, optional
         The padding token, where a token's position is counted by how many before it are none
         (RoBERTa and its kin).
+    encoder_layers : str, optional
+        Dotted name of the encoder's list of layers, where a decoder answers what an encoder reads.
     """
 
     layers: str
@@ -62,6 +67,30 @@ class Architecture:
     causal: bool
     positions: int | None
     counted_from: int | None = None
+    encoder_layers: str | None = None
+
+    @property
+    def prompted(self) -> bool:
+        """Whether it is an encoder-decoder, which has one text to read and one to write."""
+        return self.encoder_layers is not None
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """Dotted names of the lists that hold all layers; an encoder's comes first."""
+        return tuple(name for name in (self.encoder_layers, self.layers) if name is not None)
+
+    def layer_names(self, stack: nn.Module) -> list[str]:
+        """Return the dotted name of each layer inside ``stack``, from the lowest on."""
+        return [
+            f"{name}.{place}"
+            for name in self.lists
+            for place, _ in enumerate(cast(nn.ModuleList, stack.get_submodule(name)))
+        ]
+
+
+def is_encoder_decoder(kind: object) -> bool:
+    """Whether models of a type (``model_type``) write what answers another text."""
+    return kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 
 def is_encoder(kind: object) -> bool:
@@ -78,11 +107,11 @@ def check_kind(path: Path, kind: object) -> None:
         Names the type.
     """
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() | MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys()
-    if not isinstance(kind, str) or kind not in known:
+    if not isinstance(kind, str) or not (kind in known or is_encoder_decoder(kind)):
         raise CheckpointError(
             f"{path.parent}: models of type {kind!r:.60} are not supported: transformers has no "
             "decoder or encoder of texts of that type",
-            _REMEDY,
+            REMEDY,
         )
 
 
@@ -124,7 +153,7 @@ def find_architecture(path: Path, config: PretrainedConfig, weights: int) -> Arc
     """
     kind = str(config.model_type)
     for reason in _reasons_of_config(config):
-        raise CheckpointError(f"{path.parent}: {kind!r} models with {reason}", _REMEDY)
+        raise CheckpointError(f"{path.parent}: {kind!r} models with {reason}", REMEDY)
     remedy = "use the config.json that came with the weights"
     with reading(f"{path} describes no model that transformers can build", remedy):
         model = _skeleton(config)
@@ -133,15 +162,21 @@ def find_architecture(path: Path, config: PretrainedConfig, weights: int) -> Arc
         if sum(buffer.numel() for buffer in model.buffers()) > _MOST_IN_BUFFERS:
             raise CheckpointError(f"{path} asks for more memory than any model needs", remedy)
         for reason in _reasons_of_parts(model):
-            raise CheckpointError(f"{path.parent}: {kind!r} models with {reason}", _REMEDY)
-        layers = _list_of_layers(path, model, config)
+            raise CheckpointError(f"{path.parent}: {kind!r} models with {reason}", REMEDY)
+        two = bool(getattr(config, "is_encoder_decoder", False))
+        names = {
+            part: list_of_layers(path, model, kind, part, count)
+            for part, count in layers_by_part(config, two).items()
+        }
+        layers = names["decoder." if two else ""]
         counted_from = _counted_from(model)
         return Architecture(
             layers=layers,
             query_value=query_value(kind, model.get_submodule(layers)),
-            causal=not is_encoder(kind),
+            causal=two or not is_encoder(kind),
             positions=_positions(config, counted_from),
             counted_from=counted_from,
+            encoder_layers=names.get("encoder."),
         )
 
 
@@ -157,7 +192,11 @@ def _reasons_of_config(config: PretrainedConfig) -> Iterator[str]:
     if config.sub_configs:
         yield f"parts of their own ({', '.join(config.sub_configs)}) are not supported"
     if getattr(config, "is_encoder_decoder", False):
-        yield "an encoder and a decoder are not supported"
+        if not is_encoder_decoder(config.model_type):
+            yield "an encoder and a decoder are not supported"
+        for name in _NEEDED_TOKENS:
+            if type(getattr(config, name, None)) is not int:
+                yield f"no {name} in config.json are not supported"
     if base_class(config)._is_stateful:
         yield "a state that they carry from token to token are not supported"
     if getattr(config, "attention_type", None) == "block_sparse":
@@ -177,43 +216,6 @@ def _reasons_of_parts(model: PreTrainedModel) -> Iterator[str]:
             type(module).__name__
         ):
             yield f"batch normalisation ({name}) mix records: private training is not possible"
-
-
-def _list_of_layers(path: Path, model: PreTrainedModel, config: PretrainedConfig) -> str:
-    """Return the name of the one list that holds all layers, of one class and none twice."""
-    count = int(config.num_hidden_layers)
-    found = [
-        name
-        for name, part in model.named_modules()
-        if isinstance(part, nn.ModuleList)
-        and len(part) == count
-        and len({type(layer) for layer in part}) == 1
-        # Not a list inside a layer that happens to be as long.
-        and not any(isinstance(model.get_submodule(above), nn.ModuleList) for above in _above(name))
-    ]
-    if len(found) != 1:
-        raise CheckpointError(
-            f"{path.parent}: the layers of {config.model_type!r} models cannot be found: there are "
-            f"{len(found)} lists of {count} layers of one class; models whose layers share their "
-            "weights, or differ in kind, are not supported",
-            _REMEDY,
-        )
-    owners: dict[int, int] = {}
-    for place, layer in enumerate(cast(nn.ModuleList, model.get_submodule(found[0]))):
-        for parameter in layer.parameters():
-            if owners.setdefault(id(parameter), place) != place:
-                raise CheckpointError(
-                    f"{path.parent}: layers of {config.model_type!r} models share their weights: a "
-                    "gradient would not be one layer's",
-                    _REMEDY,
-                )
-    return found[0]
-
-
-def _above(name: str) -> Iterator[str]:
-    while "." in name:
-        name = name.rpartition(".")[0]
-        yield name
 
 
 def query_value(kind: str, layers: nn.Module) -> tuple[str, ...]:

@@ -18,13 +18,13 @@ from transformers import PreTrainedModel
 from fedllm.errors import CheckpointError
 from fedllm.models.architecture import Architecture
 from fedllm.models.contents import reading
+from fedllm.models.layers import REMEDY
 from fedllm.models.stillness import Belongings
 from fedllm.models.token_head import TokenClassifier
 from fedllm.models.transformer import Behaviour, LanguageModel, TextClassifier, states_of
 
-_LENGTH, _PADDED, _DRAWS = 10, 6, 8
-_REMEDY = "use one of the models in docs/models.md, which says why others are refused"
-_OTHER_CONFIG = "use the config.json that came with the weights"
+_LENGTH, PADDED, DRAWS = 10, 6, 8
+OTHER_CONFIG = "use the config.json that came with the weights"
 # Largest difference of what must be equal but for rounding, in parts of the largest value.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _ROUGH = 0.1
@@ -41,21 +41,21 @@ def observe(folder: Path, model: PreTrainedModel, architecture: Architecture) ->
         call to the next, with other texts of the batch, with padding or, if it should be
         causal, with later tokens.
     """
-    still = _Still(model)
-    with reading(f"the model in {folder} does not run", _OTHER_CONFIG):
-        texts = _Texts.of(model, architecture)
-        seen = _Layers(model.base_model.get_submodule(architecture.layers))  # type: ignore[arg-type]
+    still = Still(model)
+    with reading(f"the model in {folder} does not run", OTHER_CONFIG):
+        texts = Texts.of(model, architecture)
+        seen = WatchedLayers(model.base_model.get_submodule(architecture.layers))  # type: ignore[arg-type]
         with seen:
             states = texts.run(model, texts.ids)
         seen.require_each_once(folder, texts.ids)
         if states.dim() != 3 or states.shape[:2] != texts.ids.shape:
-            raise CheckpointError(f"the model in {folder} gives no states of its tokens", _REMEDY)
+            raise CheckpointError(f"the model in {folder} gives no states of its tokens", REMEDY)
         if not bool(states.isfinite().all()):
-            raise CheckpointError(f"the model in {folder} gives NaN or infinity", _OTHER_CONFIG)
+            raise CheckpointError(f"the model in {folder} gives NaN or infinity", OTHER_CONFIG)
         still.require(folder, model)
         for wrong, found, expected in texts.comparisons(model, states, architecture.causal):
             if not close(found, expected):
-                raise CheckpointError(f"the model in {folder} {wrong}", _REMEDY)
+                raise CheckpointError(f"the model in {folder} {wrong}", REMEDY)
         still.require(folder, model)
         return Behaviour(width=states.shape[2], outputs=seen.outputs)
 
@@ -74,10 +74,10 @@ def check_parts(
         If they give something else: a trained layer reaches past the states that enter it, or
         the head is no function of the last states.
     """
-    with reading(f"the model in {folder} does not run", _OTHER_CONFIG):
+    with reading(f"the model in {folder} does not run", OTHER_CONFIG):
         if module.stack.first == len(module.stack.layers):
             return
-        texts = _Texts.of(module.backbone, architecture)
+        texts = Texts.of(module.backbone, architecture)
         whole: Any = module.backbone
         mask = torch.ones_like(texts.ids)
         batch = {"input_ids": texts.ids, "attention_mask": mask}
@@ -104,15 +104,16 @@ def close(one: Tensor, other: Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class _Texts:
-    """Two texts of random tokens, (2, T), and the token that pads."""
+class Texts:
+    """Twice two texts of random tokens, (2, T), and the token that pads."""
 
     ids: Tensor
     other: Tensor
     pad: int
 
     @classmethod
-    def of(cls, model: PreTrainedModel, architecture: Architecture) -> _Texts:
+    def of(cls, model: PreTrainedModel, architecture: Architecture) -> Texts:
+        """Draw them, the same for all models of one vocabulary."""
         vocabulary = int(model.config.vocab_size)
         pad = architecture.counted_from
         if pad is None:
@@ -125,6 +126,7 @@ class _Texts:
         return cls(ids[:2], ids[2:], int(pad))
 
     def run(self, model: PreTrainedModel, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the states (B, T, H) of texts without padding, or with a mask."""
         present = torch.ones_like(ids) if mask is None else mask
         return model.base_model(input_ids=ids, attention_mask=present)[0]
 
@@ -137,7 +139,7 @@ class _Texts:
         before = torch.get_rng_state()
         again = [self.run(model, self.ids)]
         if not torch.equal(before, torch.get_rng_state()):
-            again += [self.run(model, self.ids) for _ in range(_DRAWS)]
+            again += [self.run(model, self.ids) for _ in range(DRAWS)]
         found = [
             (
                 "gives other numbers when it is run again: dropout, noise or a memory that cannot "
@@ -157,7 +159,7 @@ class _Texts:
             last = torch.cat([self.ids[:, :-1], self.other[:, -1:]], dim=1)
             words = "sees tokens that come later, though models of its type predict them"
             found.append((words, self.run(model, last)[:, :-1], states[:, :-1]))
-        size = min(_PADDED, length)
+        size = min(PADDED, length)
         padded = self.ids.clone()
         padded[0, size:] = self.pad
         mask = torch.ones_like(padded)
@@ -167,24 +169,25 @@ class _Texts:
         return [*found, ("lets a text's numbers depend on its padding", short, bare)]
 
 
-class _Still:
+class Still:
     """What must be as it was after the model has run."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._belongings, self._chance = Belongings(model), torch.get_rng_state()
 
     def require(self, folder: Path, model: PreTrainedModel) -> None:
+        """Refuse a model that wrote on itself or drew since."""
         if (name := self._belongings.changed(model)) is not None:
             raise CheckpointError(
                 f"the model in {folder} writes on itself while it runs ({name}): what it computes "
                 "of a text could depend on the texts before",
-                _REMEDY,
+                REMEDY,
             )
         if not torch.equal(self._chance, torch.get_rng_state()):
-            raise CheckpointError(f"the model in {folder} draws random numbers", _REMEDY)
+            raise CheckpointError(f"the model in {folder} draws random numbers", REMEDY)
 
 
-class _Layers:
+class WatchedLayers:
     """Watches which layers run, in which order, and what they take and give."""
 
     def __init__(self, layers: nn.ModuleList) -> None:
@@ -194,7 +197,7 @@ class _Layers:
         self._shapes: list[tuple[int, ...]] = []
         self._kinds: set[int] = set()
 
-    def __enter__(self) -> _Layers:
+    def __enter__(self) -> WatchedLayers:
         for place, layer in enumerate(self._layers):
             self._handles.append(layer.register_forward_hook(self._hook(place), with_kwargs=True))
         return self
@@ -217,10 +220,18 @@ class _Layers:
 
     @property
     def outputs(self) -> int:
+        """How many values a layer returns; see `Behaviour`."""
         (kind,) = self._kinds
         return kind
 
     def require_each_once(self, folder: Path, ids: Tensor) -> None:
+        """Refuse layers that did not run once each, in order, on states of ``ids`` (B, T).
+
+        Raises
+        ------
+        CheckpointError
+            If they did not.
+        """
         in_order = self._order == list(range(len(self._layers)))
         of_tokens = {shape[:2] for shape in self._shapes} == {tuple(ids.shape)}
         of_one_shape = len(set(self._shapes)) == 1 and len(self._shapes[0]) == 3
@@ -228,5 +239,5 @@ class _Layers:
             raise CheckpointError(
                 f"the model in {folder} does not run its layers once each, one after the other, "
                 "from states to states",
-                _REMEDY,
+                REMEDY,
             )

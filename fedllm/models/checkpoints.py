@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
@@ -124,7 +125,8 @@ def load_weights(
     CheckpointError
         If a file is damaged, or a weight is missing or of another shape.
     """
-    auto: Any = AutoModelForCausalLM if language_model else AutoModel
+    with_head: Any = AutoModelForSeq2SeqLM if architecture.prompted else AutoModelForCausalLM
+    auto: Any = with_head if language_model else AutoModel
     with (
         reading(
             f"the weights in {folder} cannot be loaded",
@@ -143,7 +145,7 @@ def load_weights(
             generation_config=GenerationConfig(),
             **(attention(config) if language_model else options(config)),
         )
-    check_weights(folder, model, info, architecture.layers)
+    check_weights(folder, model, info, architecture.lists)
     for module in model.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0

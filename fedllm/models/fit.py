@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -10,25 +11,32 @@ import torch
 from safetensors import safe_open
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from fedllm.config import RunConfig
 from fedllm.errors import CheckpointError, ConfigError
-from fedllm.models.architecture import Architecture, is_encoder
+from fedllm.models.architecture import Architecture, is_encoder, is_encoder_decoder
 from fedllm.models.contents import reading
+from fedllm.models.heads import Head, LabelHead, LanguageHead
 
 # Keys of config.json that say how a model is loaded instead of what it is.
 _STEERING = ("transformers_weights", "fusion_config", "distributed_config", "configuration_files")
-_TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+_TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 _SIZES = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
-    "num_hidden_layers",
     "num_attention_heads",
     "num_key_value_heads",
     "head_dim",
     "type_vocab_size",
     "max_position_embeddings",
     "sliding_window",
+    "d_ff",
+    "d_kv",
+    "relative_attention_num_buckets",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
 )
+_LAYERS = ("num_hidden_layers", "num_decoder_layers", "decoder_layers")
 _MAY_BE_NONE = ("type_vocab_size", "sliding_window")
 _ROTARY = ("default", "linear", "llama3", "yarn")
 _PROBE = "Zürich 2.50 € 你好 🙂\n\tx_y"
@@ -65,13 +73,14 @@ def check_settings(path: Path, values: dict[str, Any]) -> None:
                 f"remove {key}, and keep the weights in model.safetensors or behind "
                 "model.safetensors.index.json",
             )
-    encoder = is_encoder(values.get("model_type"))
-    others = ("is_decoder", "add_cross_attention", "is_encoder_decoder")
-    for key, plain in [(key, False) for key in others] + ([] if encoder else [("is_causal", True)]):
+    kind = values.get("model_type")
+    plain_values = {"is_decoder": False, "add_cross_attention": False}
+    plain_values["is_encoder_decoder"] = is_encoder_decoder(kind)
+    plain_values |= {} if is_encoder(kind) else {"is_causal": True}
+    for key, plain in plain_values.items():
         if values.get(key, plain) not in (plain, None):
             raise CheckpointError(
-                f"{path}: {key} = {values[key]!r} is not supported for "
-                f"{values.get('model_type')!r} models",
+                f"{path}: {key} = {values[key]!r} is not supported for {kind!r} models",
                 "use a plain encoder or decoder",
             )
 
@@ -94,11 +103,14 @@ def check_sizes(folder: Path, config: PretrainedConfig) -> int:
     path = folder / "config.json"
     remedy = "use the config.json that came with the weights"
     # What a configuration asks for is made before it is compared with the weights.
-    most = {name: values for name in _SIZES} | {
-        "num_hidden_layers": tensors,
-        "sliding_window": _MOST,
-        "max_position_embeddings": _MOST if hasattr(config, "rope_parameters") else values,
-    }
+    most = (
+        dict.fromkeys(_SIZES, values)
+        | dict.fromkeys(_LAYERS, tensors)
+        | {
+            "sliding_window": _MOST,
+            "max_position_embeddings": _MOST if hasattr(config, "rope_parameters") else values,
+        }
+    )
     # Parts of which a family of models has any number, none included.
     counted = {n for n in config.to_dict() if n.startswith(("num_", "n_"))} - most.keys()
     for name, bound in (most | dict.fromkeys(sorted(counted), values)).items():
@@ -157,7 +169,9 @@ def _headers(folder: Path) -> tuple[int, int]:
     return tensors, values
 
 
-def check_weights(folder: Path, model: PreTrainedModel, info: dict[str, Any], layers: str) -> None:
+def check_weights(
+    folder: Path, model: PreTrainedModel, info: dict[str, Any], lists: Sequence[str]
+) -> None:
     """Refuse weights that are not all there, are of more layers than the model, or not finite.
 
     Raises
@@ -177,7 +191,7 @@ def check_weights(folder: Path, model: PreTrainedModel, info: dict[str, Any], la
     left = [
         name
         for name in sorted(map(str, info["unexpected_keys"]))
-        if f".{layers}." in f".{name}" and not name.endswith(idle)
+        if any(f".{layers}." in f".{name}" for layers in lists) and not name.endswith(idle)
     ]
     if left:
         raise CheckpointError(
@@ -224,6 +238,32 @@ def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int 
             f"for: the first is {beyond[0]} ({token!r:.60}), and the model has {rows}",
             "use the tokenizer that came with the weights, or give the model more embeddings "
             "(transformers: resize_token_embeddings) and save both together",
+        )
+
+
+def check_head(config: RunConfig, head: Head, kind: str, architecture: Architecture) -> None:
+    """Refuse what a base model cannot do.
+
+    Raises
+    ------
+    ConfigError
+        If a head of labels has fewer than two, a language head stands on an encoder, or a task
+        has no prompts for an encoder-decoder.
+    """
+    if isinstance(head, LabelHead) and len(head.labels) < 2:
+        raise ConfigError(
+            f"classification needs at least two labels; there are {len(head.labels)}",
+            "set data.labels, or a data.test file that holds every label",
+        )
+    if isinstance(head, LanguageHead) and not architecture.causal:
+        raise ConfigError(
+            f"task {config.task!r} needs a causal model; {kind!r} is an encoder",
+            "use a decoder, or task = 'classification'",
+        )
+    if architecture.prompted and not (isinstance(head, LanguageHead) and head.prompted):
+        raise ConfigError(
+            f"task {config.task!r} has no prompts for the encoder of {kind!r} to read",
+            "use a decoder or an encoder, or task = 'instruction'",
         )
 
 

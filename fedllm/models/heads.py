@@ -20,7 +20,16 @@ class LabelHead:
 
 @dataclass(frozen=True, slots=True)
 class LanguageHead:
-    """The base's own head for the next token, frozen; the base must be causal."""
+    """The base's own head for the next token, frozen; the base must be causal.
+
+    Attributes
+    ----------
+    prompted : bool
+        Whether what is learned answers a prompt, so that an encoder may read the one and a
+        decoder write the other.
+    """
+
+    prompted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

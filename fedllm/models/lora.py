@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from math import fsum, sqrt
 from typing import cast
 
@@ -58,14 +57,13 @@ def target_names(
     """
     stack = backbone.base_model
     within = next((f"{n}." for n, m in backbone.named_modules() if m is stack and n), "")
-    first = first_trained_layer(section, backbone.config.num_hidden_layers)
-    place = re.compile(re.escape(within + architecture.layers) + r"\.(\d+)\.")
+    layers = architecture.layer_names(stack)
+    adapted = layers[first_trained_layer(section, len(layers)) :]
     linear = [
         name
         for name, module in backbone.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
-        and (match := place.match(name))
-        and int(match[1]) >= first
+        and any(name.startswith(f"{within}{layer}.") for layer in adapted)
     ]
     auto = section.target_modules == "auto"
     wanted = architecture.query_value if auto else section.target_modules
@@ -108,7 +106,7 @@ def add_adapters(
         lora_dropout=0.0,
         bias="none",
         fan_in_fan_out=isinstance(backbone.get_submodule(names[0]), Conv1D),
-        task_type="CAUSAL_LM" if backbone.get_output_embeddings() else "FEATURE_EXTRACTION",
+        task_type=_kind_of_model(backbone, architecture),
     )
     adapted = get_peft_model(backbone, config)
     for name, parameter in adapted.named_parameters():
@@ -125,6 +123,13 @@ def add_adapters(
     if kind == "core":
         add_cores(adapted, seed)
     return adapted
+
+
+def _kind_of_model(backbone: PreTrainedModel, architecture: Architecture) -> str:
+    """Return what peft calls a model with such a head."""
+    if not backbone.get_output_embeddings():
+        return "FEATURE_EXTRACTION"
+    return "SEQ_2_SEQ_LM" if architecture.prompted else "CAUSAL_LM"
 
 
 def _check_rank(backbone: PreTrainedModel, names: list[str], rank: int) -> None:

@@ -52,6 +52,8 @@ class _Kept:
 class PrefixCache:
     """Outputs of a network's frozen part, by data set; forgotten with the data set.
 
+    They may be fewer than a record's tokens, and are filled up with zeros.
+
     Parameters
     ----------
     network : nn.Module
@@ -126,7 +128,8 @@ class PrefixCache:
         for place in range(count):
             size = 1 if self._pooled else int(batch["attention_mask"][place].sum())
             own = found.get(place)
-            rows[place, :size] = torch.nan if own is None else own[:size]
+            kept = rows.new_full((size, rows.shape[2]), torch.nan) if own is None else own[:size]
+            rows[place, : len(kept)] = kept
         return rows
 
     def _compute(self, dataset: Dataset) -> _Kept | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, assert_never, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,17 +17,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedllm.config import AdapterKind, RunConfig, Task
 from fedllm.config.task import pools_text
-from fedllm.errors import CheckpointError, ConfigError, TrainingError
+from fedllm.errors import CheckpointError, TrainingError
 from fedllm.models import checkpoints, saved
 from fedllm.models.behaviour import check_parts, observe
-from fedllm.models.fit import check_length, check_padding
+from fedllm.models.encoder_decoder import PromptedModel, TwoStacks
+from fedllm.models.encoder_decoder_trial import check_pair, observe_pair
+from fedllm.models.fit import check_head, check_length, check_padding
 from fedllm.models.heads import Head, LabelHead, LanguageHead, TokenHead
 from fedllm.models.lora import add_adapters, first_trained_layer
 from fedllm.models.manifest import AdapterManifest, Group
+from fedllm.models.on_top import put_on_top
 from fedllm.models.prefix import PrefixCache
 from fedllm.models.stillness import forgets
 from fedllm.models.token_head import TokenClassifier
-from fedllm.models.transformer import LanguageModel, LayerStack, Pooling, TextClassifier
+from fedllm.models.transformer import LanguageModel, LayerStack, TextClassifier
 
 
 @dataclass(eq=False)
@@ -36,7 +39,7 @@ class SharedModel:
 
     Attributes
     ----------
-    module : TextClassifier, TokenClassifier or LanguageModel
+    module : TextClassifier, TokenClassifier, LanguageModel or PromptedModel
         Maps a batch to logits.
     tokenizer : PreTrainedTokenizerBase
         Of the base model.
@@ -64,7 +67,7 @@ class SharedModel:
         What is trained in the first round, by which saved adapters are known.
     """
 
-    module: TextClassifier | TokenClassifier | LanguageModel
+    module: TextClassifier | TokenClassifier | LanguageModel | PromptedModel
     tokenizer: PreTrainedTokenizerBase
     task: Task
     labels: tuple[str, ...]
@@ -84,7 +87,7 @@ class SharedModel:
         self.manifest = self._laid_out(n for n, p in self._parameters.items() if p.requires_grad)
         self.layout, self._start = self.manifest, self.values(self.tensors)
         self.prefix = PrefixCache(
-            self.module, worthwhile=self.module.stack.first > 0, pooled=self.module.one_vector
+            self.module, self.module.stack.has_frozen_part, pooled=self.module.one_vector
         )
 
     @property
@@ -235,49 +238,36 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
     before, prints = checkpoints.state(folder), checkpoints.fingerprints(folder)
     base, architecture = checkpoints.read_config(folder)
     labels = () if isinstance(head, LanguageHead) else head.labels
-    if isinstance(head, LabelHead) and len(labels) < 2:
-        raise ConfigError(
-            f"classification needs at least two labels; there are {len(labels)}",
-            "set data.labels, or a data.test file that holds every label",
-        )
     own_head = isinstance(head, LanguageHead)
-    if own_head and not architecture.causal:
-        raise ConfigError(
-            f"task {config.task!r} needs a causal model; {base.model_type!r} is an encoder",
-            "use a decoder, or task = 'classification'",
-        )
+    check_head(config, head, str(base.model_type), architecture)
     check_length(architecture, config.model.max_length)
     dtype = torch.bfloat16 if config.model.precision == "bfloat16" else torch.float32
     backbone = checkpoints.load_weights(folder, base, architecture, dtype, language_model=own_head)
-    first = first_trained_layer(config.lora, base.num_hidden_layers)
-    behaviour = observe(folder, backbone, architecture)
-    forgets(backbone.base_model)
     base_model = cast(PreTrainedModel, backbone.base_model)
-    stack = LayerStack(base_model, architecture.layers, first, behaviour)
+    first = first_trained_layer(config.lora, len(architecture.layer_names(base_model)))
+    stack: LayerStack | TwoStacks
+    if architecture.prompted:
+        width = observe_pair(folder, backbone, architecture)
+        stack = TwoStacks(base_model, architecture, first, width)
+        # They run one without the other.
+        for part in (base_model.get_encoder(), base_model.get_decoder()):
+            forgets(part)
+    else:
+        behaviour = observe(folder, backbone, architecture)
+        forgets(base_model)
+        stack = LayerStack(base_model, architecture.layers, first, behaviour)
     adapted = (
         add_adapters(backbone, architecture, config.lora, config.seed) if config.lora.rank else None
     )
     tokenizer = checkpoints.load_tokenizer(folder, base.vocab_size)
     check_padding(folder, architecture, tokenizer.pad_token_id)
-    module: TextClassifier | TokenClassifier | LanguageModel
-    match head:
-        case LabelHead():
-            pooling: Pooling = "last" if architecture.causal else config.model.pooling
-            scale = config.model.feature_scale
-            module = TextClassifier(backbone, stack, len(labels), pooling, scale)
-            if config.model.feature_center == "label_names":
-                features = _name_features(module, tokenizer, labels)
-                module.center = nn.functional.normalize(features, dim=-1).mean(0)
-            if config.model.head_start == "label_names":
-                _start_at_label_names(module, tokenizer, labels)
-        case TokenHead():
-            scale = config.model.feature_scale
-            module = TokenClassifier(backbone, stack, head.outputs, scale)
-        case LanguageHead():
-            module = LanguageModel(backbone, stack)
-        case _:
-            assert_never(head)
-    check_parts(folder, module, architecture)
+    module: TextClassifier | TokenClassifier | LanguageModel | PromptedModel
+    if isinstance(stack, TwoStacks):
+        module = PromptedModel(backbone, stack)
+        check_pair(folder, module, architecture)
+    else:
+        module = put_on_top(config, head, backbone, stack, architecture, tokenizer)
+        check_parts(folder, module, architecture)
     if checkpoints.state(folder) != before:
         raise CheckpointError(f"{folder} changed while it was read", "try again when it is whole")
     return SharedModel(
@@ -291,32 +281,6 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
         peft=adapted,
         method=config.lora.kind,
     )
-
-
-@torch.no_grad()
-def _name_features(
-    module: TextClassifier, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...]
-) -> torch.Tensor:
-    """Return the features (C, H) of the labels' own names, which are public."""
-    names = [label.replace("_", " ").replace("-", " ") for label in labels]
-    encoded = tokenizer(names, padding=True, truncation=True, max_length=64, return_tensors="pt")
-    return module.features(
-        {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
-    )
-
-
-@torch.no_grad()
-def _start_at_label_names(
-    module: TextClassifier, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...]
-) -> None:
-    """Let each class's weights be the features of its name, at length 1.
-
-    The untrained classifier then answers with the label whose name is most similar (Chang et
-    al. 2008, "Importance of semantic representation: dataless classification"), and less is
-    left to learn from few or noised gradients.
-    """
-    features = _name_features(module, tokenizer, labels)
-    module.head.weight.copy_(nn.functional.normalize(features, dim=-1))
 
 
 def _group(name: str) -> Group:

@@ -78,6 +78,11 @@ class LayerStack:
         """All layers, in order."""
         return cast(nn.ModuleList, self.stack.get_submodule(self._name))
 
+    @property
+    def has_frozen_part(self) -> bool:
+        """Whether something below the trained layers runs alone."""
+        return self.first > 0
+
     @torch.no_grad()
     def below(self, batch: Batch) -> Tensor:
         """Run the frozen part; returns the states (B, T, H) that enter layer ``first``."""

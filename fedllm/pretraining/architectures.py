@@ -153,8 +153,11 @@ def network_config(
 
 
 _NEW = {"llama": LlamaForCausalLM, "bert": BertForPreTraining, "t5": T5ForConditionalGeneration}
-# T5's two stacks are checked by what is missing alone.
-_LAYERS = {"llama": "layers", "bert": "encoder.layer", "t5": "block"}
+_LAYERS = {
+    "llama": ("layers",),
+    "bert": ("encoder.layer",),
+    "t5": ("encoder.block", "decoder.block"),
+}
 _SAVED: dict[str, Any] = {
     "llama": AutoModelForCausalLM,
     "bert": AutoModelForPreTraining,

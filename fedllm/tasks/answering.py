@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedllm.data.encode import IGNORED
 from fedllm.data.records import Record
 from fedllm.data.template import end_token_id, prompt_ids
+from fedllm.models.encoder_decoder import PromptedModel
 from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import LanguageModel
 from fedllm.tasks.instruction import Instruction
@@ -32,7 +34,7 @@ class Answering:
     """
 
     def __init__(self, model: SharedModel, max_length: int) -> None:
-        if not isinstance(model.module, LanguageModel):
+        if not isinstance(model.module, LanguageModel | PromptedModel):
             raise ValueError("only a generative model answers")
         self._model = model
         self._module = model.module
@@ -61,7 +63,9 @@ class Answering:
         start = ids.shape[1]
         ended = torch.zeros(len(ids), dtype=torch.bool)
         for _ in range(_MOST_TOKENS):
-            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            labels = ids.clone()
+            labels[:, :start] = IGNORED
+            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
             following = self._module.following(batch).argmax(-1)
             ids = torch.cat([ids, following[:, None]], dim=1)
             ended |= following == end

@@ -12,6 +12,7 @@ from fedllm.data.columns import Column, task_columns
 from fedllm.data.records import Record
 from fedllm.data.template import Template, end_token_id, response_text, template_of
 from fedllm.errors import ConfigError
+from fedllm.models.heads import LanguageHead
 from fedllm.randomness import RandomStream
 from fedllm.tasks.base import Words
 from fedllm.tasks.language import LanguageTask
@@ -47,6 +48,10 @@ class Instruction(LanguageTask):
     ) -> Turns:
         """Return what turns prompts and responses into tokens."""
         return Turns(tokenizer, max_length)
+
+    def head(self, labels: tuple[str, ...]) -> LanguageHead:
+        """Return the base's own head; an encoder may read the prompt."""
+        return LanguageHead(prompted=True)
 
     def answering(self) -> type[Answering]:
         """Return what completes prompts."""

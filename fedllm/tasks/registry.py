@@ -30,6 +30,16 @@ def task_of(name: Task) -> LearningTask:
             assert_never(name)
 
 
-def task_for_base(causal: bool) -> LearningTask:
-    """Return the task to try a base model with when no run asks for one: it fits any such base."""
+def task_for_base(causal: bool, prompted: bool = False) -> LearningTask:
+    """Return the task to try a base model with when no run asks for one: it fits any such base.
+
+    Parameters
+    ----------
+    causal : bool
+        Whether the base predicts the next token.
+    prompted : bool
+        Whether it is an encoder-decoder, which needs a prompt to do so.
+    """
+    if prompted:
+        return Instruction()
     return Causal() if causal else Classification()

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from support.doubles import doubles
 from support.tasks import load_model
-from support.tiny_models import ALL, DECODERS, ENCODERS, LAYERS, save_tiny
+from support.tiny_models import ALL, DECODERS, ENCODER_DECODERS, ENCODERS, LAYERS, save_tiny
 from transformers import AutoModel, AutoModelForCausalLM
 
 from fedllm.config import RunConfig, parse
@@ -201,12 +201,20 @@ def test_the_documentation_lists_what_is_tested_here():
         for line in page.read_text().split("## Proven")[1].split("## ")[0].splitlines()
         if line.startswith("| `") and not line.startswith("| `model_type`")
     ]
-    assert rows == [
-        (
-            f"`{kind}`",
-            "decoder" if kind in DECODERS else "encoder",
-            f"`{tiny.layers}`",
-            ", ".join(f"`{name}`" for name in tiny.targets),
-        )
+    plain = [
+        ("decoder" if kind in DECODERS else "encoder", kind, tiny, [tiny.layers])
         for kind, tiny in ALL.items()
     ]
+    pairs = [
+        ("encoder-decoder", kind, tiny, [tiny.layers.replace("de", "en", 1), tiny.layers])
+        for kind, tiny in ENCODER_DECODERS.items()
+        if kind != "t5-gated"
+    ]
+    assert rows == [
+        (f"`{kind}`", what, _listed(layers), _listed(tiny.targets))
+        for what, kind, tiny, layers in plain + pairs
+    ]
+
+
+def _listed(names):
+    return ", ".join(f"`{name}`" for name in names)

@@ -327,6 +327,46 @@ def test_encoder_and_encoder_decoder_learn(
     AutoTokenizer.from_pretrained(out / "model", local_files_only=True)
 
 
+def test_an_encoder_decoder_made_here_is_a_base_for_instructions(corpus, tmp_path):
+    from fedllm.config import RunConfig, parse
+    from fedllm.mechanisms import LocalSettings
+    from fedllm.tasks import task_of
+    from fedllm.tasks.answering import Answering
+    from fedllm.training.evaluate import evaluate
+    from fedllm.training.local import train_locally
+
+    values = config(corpus, sequence_length=24, tokens=24 * 4 * 10).model_dump()
+    values["objective"] = "span"
+    values["model"] = {"architecture": "t5", "layers": 2, "width": 32, "heads": 2}
+    values["tokenizer"] = {"vocabulary": 360}
+    values["report"] = {"evaluate_every": 10, "checkpoint_every": 10}
+    folder = run_pretraining(PretrainConfig.model_validate(values), tmp_path / "run")
+    asked = {"model": {"path": str(folder), "max_length": 32}, "lora": {"rank": 4}}
+    asked |= {"name": "answers", "task": "instruction", "data": {"train": "unused.jsonl"}}
+    task = task_of("instruction")
+    model = task.load_model(parse(RunConfig, asked, "test"))
+    pairs = [Answering.record(f"the {word}", f"one {word}") for word in WORDS[:8]]
+    data = task.encode(pairs, model.tokenizer, 32)
+    settings = LocalSettings(
+        steps=20,
+        sampling_rate=1.0,
+        expected_batch_size=8.0,
+        microbatch_size=8,
+        optimizer="adam",
+        learning_rate=0.02,
+        head_learning_rate=0.02,
+        clipping_norm=1.0,
+        noise_multiplier=0.1,
+    )
+    before = evaluate(model, data)
+    start = model.adapter()
+    secure = RandomStream.seeded(1, "noise")
+    update = train_locally(model, data, settings, RandomStream.seeded(0), secure).update
+    model.set_adapter(start + update)
+    assert evaluate(model, data)["loss"] < 0.8 * before["loss"]
+    assert len(Answering(model, 32).complete(["the cat", "the red fox"])) == 2
+
+
 def test_too_little_text_is_refused(tmp_path):
     (tmp_path / "one.jsonl").write_text('{"text": "hi"}\n')
     tiny = config(tmp_path / "one.jsonl").model_copy()

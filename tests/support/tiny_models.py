@@ -147,6 +147,44 @@ ENCODERS = {
 }
 ALL = DECODERS | ENCODERS
 
+DECODER_LAYERS = 2
+_T5 = {
+    "d_model": 16,
+    "d_kv": 6,
+    "d_ff": 24,
+    "num_heads": 4,
+    "num_layers": LAYERS,
+    "num_decoder_layers": DECODER_LAYERS,
+    # Fewer than a text's tokens have distances.
+    "relative_attention_num_buckets": 6,
+    "relative_attention_max_distance": 8,
+    "decoder_start_token_id": 0,
+}
+_GATED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+_BART = {
+    "d_model": 16,
+    "encoder_layers": LAYERS,
+    "decoder_layers": DECODER_LAYERS,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 20,
+    "max_position_embeddings": 64,
+    "decoder_start_token_id": 3,
+}
+# The first is T5 as it was; Flan-T5 and T5 1.1 are of the same type.
+ENCODER_DECODERS = {
+    "t5": Tiny(_T5, ("q", "v"), "decoder.block"),
+    "t5-gated": Tiny(_T5 | _GATED, ("q", "v"), "decoder.block"),
+    "mt5": Tiny(_T5 | _GATED, ("q", "v"), "decoder.block"),
+    "umt5": Tiny(_T5 | _GATED, ("q", "v"), "decoder.block"),
+    "bart": Tiny(_BART, layers="decoder.layers"),
+    "pegasus": Tiny(_BART | {"decoder_start_token_id": 0}, layers="decoder.layers"),
+    "marian": Tiny(_BART | {"decoder_start_token_id": 0}, layers="decoder.layers"),
+}
+# Begins responses with their last token.
+OTHER_ENCODER_DECODERS = {"mbart": Tiny(_BART, layers="decoder.layers")}
+
 
 def save_tokenizer(folder: Path, **settings: Any) -> int:
     """Write a tokenizer of whole words, and return how many tokens it has."""
@@ -170,12 +208,15 @@ def save_tokenizer(folder: Path, **settings: Any) -> int:
 def save_model(kind: str, folder: Path, values: dict[str, Any], *, encoder: bool) -> None:
     """Write a random model, without its tokenizer."""
     import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    pair = kind in ENCODER_DECODERS | OTHER_ENCODER_DECODERS
+    auto = AutoModelForSeq2SeqLM if pair else AutoModelForCausalLM
+    kind = kind.partition("-gated")[0]
     config = AutoConfig.for_model(kind, **values, pad_token_id=0, bos_token_id=2, eos_token_id=3)
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        model = (AutoModel if encoder else AutoModelForCausalLM).from_config(config)
+        model = (AutoModel if encoder else auto).from_config(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 # Larger than the usual start, so that layers and gradients differ clearly.
@@ -186,6 +227,7 @@ def save_model(kind: str, folder: Path, values: dict[str, Any], *, encoder: bool
 def save_tiny(kind: str, folder: Path, **changes: Any) -> Path:
     """Write a tiny checkpoint of an architecture of the table, and return its folder."""
     tokens = save_tokenizer(folder)
-    values = ALL[kind].values | changes | {"vocab_size": tokens}
+    tiny = (ALL | ENCODER_DECODERS | OTHER_ENCODER_DECODERS)[kind]
+    values = tiny.values | changes | {"vocab_size": tokens}
     save_model(kind, folder, values, encoder=kind in ENCODERS)
     return folder

@@ -21,6 +21,7 @@ from fedllm.randomness import RandomStream
 from fedllm.tasks import task_for_base, task_of
 from fedllm.tasks.causal import Causal
 from fedllm.tasks.classification import Classification
+from fedllm.tasks.instruction import Instruction
 
 NAMES = get_args(Task)
 each = pytest.mark.parametrize("task", [task_of(name) for name in NAMES], ids=NAMES)
@@ -197,6 +198,7 @@ def test_only_models_that_answer_are_asked():
 def test_a_base_is_tried_with_a_task_that_fits_it():
     assert isinstance(task_for_base(causal=True), Causal)
     assert isinstance(task_for_base(causal=False), Classification)
+    assert isinstance(task_for_base(causal=True, prompted=True), Instruction)
 
 
 def test_labels_are_counted_and_not_named():
