@@ -12,7 +12,7 @@ OLD = "processor\t: 0\nflags\t\t: fpu sse2 avx2 fma\n\nprocessor\t: 1\nflags\t\t
 
 
 def test_what_runs_is_there():
-    assert all((REPOSITORY / path).exists() for path in (*NUMERICAL, LEFT_OUT))
+    assert all((REPOSITORY / path).exists() for path in (*NUMERICAL, *LEFT_OUT))
 
 
 def test_features_are_the_first_processors_and_none_where_linux_names_none():
