@@ -290,10 +290,14 @@ class Federation:
         levels = opened_levels(slots, payload, plan, 1, statement.digest)
         return self.quantiser(purpose).dequantise_sum(levels, 1)
 
-    def mask(self, name: str, order: Train) -> NDArray[np.uint64]:
-        """Return the mask that is on a site's update in a masked round, (S,)."""
+    def mask(self, name: str, order: Train, own: bool = True) -> NDArray[np.uint64]:
+        """Return the mask that is on a site's update in a masked round, (S,).
+
+        ``own`` tells whether the site's own part, where it has one, is in it.
+        """
         statement = read_statement(order.header.statement, order.header.signature, self.roster)
-        recover, plan = self.config.encryption.recover_dropouts, self.plan_of(statement.purpose)
+        recover = own and self.config.encryption.recover_dropouts
+        plan = self.plan_of(statement.purpose)
         identity, ledger = self.identities[name], self.ledger(name).id
         found = self._around(order.header.statement).of(name)
         around = read_neighbourhood(found, statement, identity, ledger, self.roster)
