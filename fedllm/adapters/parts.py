@@ -6,6 +6,7 @@ each order, and the signed statement binds them with the rest.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,9 @@ class PartOfAdapter(AdapterMethod):
     """What comes up is what is trained: part of what goes down."""
 
     @property
+    @abstractmethod
     def kinds(self) -> tuple[str, ...]:
         """Which matrices are trained beside the head: "A", "B", "R"."""
-        raise NotImplementedError
 
     @property
     def down(self) -> AdapterManifest:
