@@ -16,7 +16,7 @@ from fedllm.models.heads import LabelHead
 from fedllm.randomness import RandomStream
 from fedllm.tasks.base import LearningTask, Words
 from fedllm.tasks.confidence import logit_of_likelihood
-from fedllm.tasks.labels import foreign_label, public_labels
+from fedllm.tasks.labels import CORRECT_LABEL, foreign_label, public_labels
 from fedllm.tasks.scores import ACCURACY, LOSS, Score
 
 if TYPE_CHECKING:
@@ -159,11 +159,7 @@ class LabelledTexts:
     def problem(self, sequence: TokenSequence, record: Record) -> Problem | None:
         """Refuse labels that are not public, and texts without tokens."""
         if sequence.target < 0:
-            return (
-                partial(self._foreign, record),
-                "correct the label (white space, case and Unicode form count), or add it to "
-                "data.labels",
-            )
+            return partial(self._foreign, record), CORRECT_LABEL
         if not sequence.ids:
             return "its text has no tokens to learn from", "take the record out of the source"
         return None

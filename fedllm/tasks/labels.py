@@ -9,6 +9,9 @@ from fedllm.config import DataSection
 from fedllm.data.labels import check_distinct, nearest
 from fedllm.errors import DataError
 
+CORRECT_LABEL = (
+    "correct the label (white space, case and Unicode form count), or add it to data.labels"
+)
 _SHOWN_LABELS, _SHOWN_LETTERS = 20, 100
 
 

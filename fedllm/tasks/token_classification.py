@@ -18,7 +18,7 @@ from fedllm.models.heads import TokenHead
 from fedllm.randomness import RandomStream
 from fedllm.tasks.base import LearningTask, Words
 from fedllm.tasks.confidence import logit_of_likelihood
-from fedllm.tasks.labels import foreign_label, public_labels
+from fedllm.tasks.labels import CORRECT_LABEL, foreign_label, public_labels
 from fedllm.tasks.scores import ACCURACY, LOSS, Score
 from fedllm.tasks.span_figures import by_label, f_measures, noised_f_measures
 
@@ -234,11 +234,7 @@ class TaggedTexts:
     def problem(self, sequence: TokenSequence, record: Record) -> Problem | None:
         """Refuse labels that are not public, and texts without tokens."""
         if sequence.target < 0:
-            return (
-                partial(self._foreign, record),
-                "correct the label (white space, case and Unicode form count), or add it to "
-                "data.labels",
-            )
+            return partial(self._foreign, record), CORRECT_LABEL
         if max(sequence.tags, default=-1) < 0:
             return "its text has no tokens to learn from", "take the record out of the source"
         return None
