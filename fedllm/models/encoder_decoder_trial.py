@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from fedllm.errors import CheckpointError
 from fedllm.models.architecture import Architecture
 from fedllm.models.behaviour import (
-    DRAWS,
     OTHER_CONFIG,
     PADDED,
     REMEDY,
@@ -118,16 +117,11 @@ def _comparisons(
     beside = _run(
         model, torch.cat([prompts[:1], responses[:1]]), torch.cat([responses[:1], other[:1]])
     )
-    before = torch.get_rng_state()
-    again = [_run(model, prompts, responses)]
-    if not torch.equal(before, torch.get_rng_state()):
-        again += [_run(model, prompts, responses) for _ in range(DRAWS)]
     found = [
         (
-            "gives other numbers when it is run again: dropout, noise or a memory that cannot "
-            "be set to zero",
-            torch.stack(again),
-            logits.expand(len(again), *logits.shape),
+            "gives other numbers when it is run again: it keeps something of the texts before",
+            _run(model, prompts, responses),
+            logits,
         ),
         (
             "lets a text's numbers depend on the other texts of its batch, so that no gradient "
