@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
+    CONFIG_MAPPING,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -100,7 +100,8 @@ def read_config(folder: Path) -> tuple[PretrainedConfig, Architecture]:
     check_kind(path, values.get("model_type"))
     check_settings(path, values)
     with reading(f"{path} is damaged", "use the config.json that came with the weights"):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        # Of what was checked: read from the folder again, it could lead to another file.
+        config = CONFIG_MAPPING[str(values["model_type"])].from_dict(values)
         for name, value in config.to_dict().items():
             if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
                 setattr(config, name, 0.0)

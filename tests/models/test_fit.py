@@ -13,7 +13,7 @@ from support.tasks import load_model
 
 from fedllm.config import RunConfig, parse
 from fedllm.errors import CheckpointError, ConfigError, FedllmError
-from fedllm.models.checkpoints import checkpoint_folder, load_tokenizer
+from fedllm.models.checkpoints import checkpoint_folder, load_tokenizer, read_config
 
 
 @pytest.fixture
@@ -74,6 +74,17 @@ def test_padding_that_counts_as_text_is_refused(copy):
         load(folder)
 
 
+def test_nothing_but_what_was_checked_describes_the_model(copy, monkeypatch):
+    """Also where a key that leads a library to another file is not known here."""
+    folder = copy("llama")
+    monkeypatch.setattr("fedllm.models.fit._STEERING", ())
+    other = json.loads((folder / "config.json").read_text()) | {"rms_norm_eps": 0.5}
+    (folder / "config.4.0.0.json").write_text(json.dumps(other))
+    change(folder / "config.json", {"configuration_files": ["config.4.0.0.json"]})
+    config, *_ = read_config(folder)
+    assert config.rms_norm_eps < 0.1
+
+
 @pytest.mark.parametrize(
     ("kind", "values", "words"),
     [
@@ -89,6 +100,7 @@ def test_padding_that_counts_as_text_is_refused(copy):
         ("bert", {"is_decoder": True}, "is_decoder = True"),
         ("bert", {"vocab_size": 12}, "cannot be loaded"),
         ("llama", {"transformers_weights": "x.safetensors"}, "transformers_weights"),
+        ("llama", {"configuration_files": ["config.4.0.0.json"]}, "configuration_files"),
         (
             "llama",
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
