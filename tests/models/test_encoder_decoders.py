@@ -2,29 +2,25 @@
 
 from dataclasses import replace
 from functools import cache
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 from support.doubles import doubles
+from support.one_by_one import RELATIVE, adds_up, all_different, same, trained_somehow
 from support.tasks import load_model
 from support.tiny_models import DECODER_LAYERS, ENCODER_DECODERS, LAYERS, save_tiny
 from transformers import AutoModelForSeq2SeqLM
 
 from fedllm.config import RunConfig, parse
-from fedllm.mechanisms import LocalSettings
 from fedllm.models.prefix import PrefixCache
 from fedllm.privacy.dpsgd import forget_step, per_sample_gradients, per_sample_hooks
 from fedllm.randomness import RandomStream
 from fedllm.tasks.answering import Answering
 from fedllm.training.evaluate import evaluate, unit_scores
-from fedllm.training.local import clipped_gradient_sum
 from fedllm.training.objectives import record_losses
 
-RELATIVE = 1e-9
-CLIPPING_NORM = 0.3
 ALL_LAYERS = LAYERS + DECODER_LAYERS
 END = 3
 # Everything, some of the encoder, the decoder, its last layer.
@@ -55,11 +51,9 @@ def shared(folder_of):
 
     @cache
     def make(kind, first=LAYERS):
-        model = load_model(run(folder_of(kind), last_layers=ALL_LAYERS - first))
-        drawn = RandomStream.seeded(3, kind).normal(model.manifest.length)
-        model.set_adapter(0.3 * drawn)
-        model.module.double()
-        return model
+        return trained_somehow(
+            load_model(run(folder_of(kind), last_layers=ALL_LAYERS - first)), kind
+        )
 
     return make
 
@@ -84,14 +78,6 @@ def apart(data, index):
     return prompt[None], torch.from_numpy(ids[start:])[None]
 
 
-def same(found, expected):
-    """Whether two tensors are the same but for float64's rounding, and not nothing."""
-    assert found.shape == expected.shape
-    assert found.dtype == expected.dtype == torch.float64
-    assert float(expected.norm()) > 1e-3
-    assert float((found - expected).norm()) <= RELATIVE * float(expected.norm())
-
-
 def gradient_alone(model, data, index):
     """Return one record's gradient, (P,), of transformers' own loss of it, without padding."""
     prompt, response = apart(data, index)
@@ -113,34 +99,16 @@ def test_gradients_are_those_of_a_loop_over_records(kind, first, shared, records
         forget_step(model.module)
         for row in range(5):
             same(torch.cat([g[row].reshape(-1) for g in gradients]), expected[row])
-        for one, other in pairwise(expected):
-            assert float((one - other).norm()) > 1e-3 * float(one.norm())
+        all_different(expected)
 
 
 @every_cut
 @every_kind
 def test_a_private_step_adds_up_clipped_gradients_of_units(kind, first, shared, records):
     """As sites do it: by unit, each computed of its own records, from kept states."""
-    settings = LocalSettings(
-        steps=1,
-        sampling_rate=1.0,
-        expected_batch_size=4.0,
-        microbatch_size=2,
-        optimizer="sgd",
-        learning_rate=1.0,
-        head_learning_rate=1.0,
-        clipping_norm=CLIPPING_NORM,
-        noise_multiplier=0.0,
-    )
     units = [0, 1, 1, 1, 2]
     model, data = shared(kind, first), records(units)
-    with doubles():
-        total, _ = clipped_gradient_sum(model, data, settings, RandomStream.seeded(0, "sampling"))
-        alone = torch.stack([gradient_alone(model, data, index) for index in range(5)])
-        mine = [alone[[i for i in range(5) if units[i] == unit]].sum(0) for unit in range(3)]
-        clipped = [g * min(1.0, CLIPPING_NORM / float(g.norm())) for g in mine]
-        same(torch.from_numpy(total), torch.stack(clipped).sum(0))
-    assert max(float(g.norm()) for g in mine) > CLIPPING_NORM
+    adds_up(model, data, units, lambda index: gradient_alone(model, data, index))
 
 
 @every_cut
