@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +15,7 @@ from fedllm.adapters import adapter_of, sent_in_turn
 from fedllm.clock import utc_now
 from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset
-from fedllm.errors import FedllmError, PeerError, TrainingError
+from fedllm.errors import FedllmError, PeerError
 from fedllm.federation.coordinator.answers import who_and_why
 from fedllm.federation.coordinator.cohort import choose_cohort, gather_cohort
 from fedllm.federation.coordinator.rounds import (
@@ -31,22 +29,25 @@ from fedllm.federation.protocol.cohorts import CohortMember
 from fedllm.federation.protocol.evaluating import read_sum
 from fedllm.federation.protocol.round_statement import RoundStatement
 from fedllm.federation.protocol.terms import Terms
-from fedllm.federation.site.orders import LARGEST_VALUE
 from fedllm.identity.roster import Roster
 from fedllm.mechanisms import mechanism_of
 from fedllm.models.shared import SharedModel
-from fedllm.models.start import take_over
 from fedllm.privacy.ledger.entries import Head
 from fedllm.privacy.ledger.heads import keep_heads, read_heads, went_back
 from fedllm.runs import names
 from fedllm.runs.checkpoints import RunState, newest_round, save_checkpoint
-from fedllm.runs.folder import config_digest
 from fedllm.runs.metrics import Figures, RoundReport, append_report, cut_reports
 from fedllm.runs.observer import Observer, Start
-from fedllm.runs.start import StartedFrom
 from fedllm.training.evaluate import evaluate
 from fedllm.training.server_optimizer import ServerOptimizer
-from fedllm_server.verdicts import judge_test, norm_verdict, require_progress, rising
+from fedllm_server.verdicts import (
+    acceptable,
+    judge_test,
+    norm_verdict,
+    require_acceptable,
+    require_progress,
+    rising,
+)
 from fedllm_server.watched import WatchedSites
 
 _MAX_ATTEMPTS = 3
@@ -79,74 +80,6 @@ class Workplace:
     roster: Roster
     observer: Observer
     site_figures: Callable[[str, int], tuple[dict[str, float], dict[str, float]]]
-
-
-def starting_state(
-    config: RunConfig,
-    model: SharedModel,
-    found: RunState | None,
-    test: str = "",
-    start: StartedFrom | None = None,
-) -> RunState:
-    """Return the state to begin from: the newest checkpoint, or a fresh run where there is none.
-
-    ``test`` is the `public_digest` of the run; a checkpoint of an earlier version lacks it.
-    ``start`` is the adapter of an earlier run that a fresh one goes on from.
-
-    Raises
-    ------
-    ConfigError
-        If that adapter does not fit the run.
-    """
-    if found is not None:
-        return replace(found, labels=model.labels, test=test)
-    adapter, told = _first_adapter(model, start)
-    return RunState(
-        secrets.token_hex(8),
-        0,
-        (),
-        config_digest(config),
-        adapter,
-        model=model.fingerprint,
-        labels=model.labels,
-        test=test,
-        started_from=told,
-    )
-
-
-def _first_adapter(
-    model: SharedModel, start: StartedFrom | None
-) -> tuple[NDArray[np.float32], dict[str, Any] | None]:
-    method = adapter_of(model)
-    if start is None:
-        return method.start(), None
-    method.place(method.start())
-    head = take_over(model, start.folder)
-    return method.held(), {**start.about, "head": head}
-
-
-def acceptable(config: RunConfig, state: RunState) -> bool:
-    """Tell whether sites accept the state's adapter; all do in a run without privacy."""
-    return not config.private or bool(np.abs(state.adapter).max(initial=0.0) <= LARGEST_VALUE)
-
-
-def require_acceptable(config: RunConfig, state: RunState) -> None:
-    """Refuse an adapter that every site of a private run would refuse, before one is asked.
-
-    Raises
-    ------
-    TrainingError
-        If a value is beyond what a site accepts.
-    """
-    if acceptable(config, state):
-        return
-    raise TrainingError(
-        f"after round {state.round} the adapter has values beyond {LARGEST_VALUE:g}, which no site "
-        "accepts: the noise is too large for this learning rate; no further round is charged",
-        "start a new run with a larger privacy.epsilon, or a smaller rounds.learning_rate or "
-        "training.learning_rate (and head_learning_rate); `fedllm privacy plan RUN.toml` shows the "
-        "noise",
-    )
 
 
 class RoundLoop:

@@ -54,8 +54,9 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
         from fedllm.federation.protocol.terms import make_terms
         from fedllm_server.finishing import finish, known_sites
         from fedllm_server.journal import JournalObserver
-        from fedllm_server.loop import RoundLoop, Workplace, starting_state
+        from fedllm_server.loop import RoundLoop, Workplace
         from fedllm_server.remote_parties import RemoteAuthority, RemoteSites
+        from fedllm_server.starting import starting_state
 
         began = time.perf_counter()
         config = read_config(folder)

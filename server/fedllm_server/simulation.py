@@ -169,8 +169,9 @@ def _simulate(
     from fedllm_server.app import GridSites, make_server_app
     from fedllm_server.figures import SiteFigures
     from fedllm_server.finishing import finish
-    from fedllm_server.loop import RoundLoop, Workplace, starting_state
+    from fedllm_server.loop import RoundLoop, Workplace
     from fedllm_server.spending import spent_before
+    from fedllm_server.starting import starting_state
 
     config, out = task.config, task.out
     threads = config.engine.threads or os.cpu_count() or 1

@@ -1,6 +1,6 @@
-"""What the coordinator thinks of a round: the norm of its sum, and the loss on its public file.
+"""What the coordinator thinks of a round: its sum's norm, the loss on its public file, its adapter.
 
-Both look at what is public or noised already, so they cost no privacy; and what was charged for
+They look at what is public or noised already, so they cost no privacy; and what was charged for
 a round that is rejected stays charged.
 """
 
@@ -13,10 +13,12 @@ from typing import Literal
 
 import numpy as np
 
+from fedllm.config import RunConfig
 from fedllm.errors import TrainingError
 from fedllm.federation.coordinator.rounds import RoundOutcome
 from fedllm.federation.protocol.cohorts import CohortMember
 from fedllm.federation.protocol.terms import Terms
+from fedllm.federation.site.orders import LARGEST_VALUE
 from fedllm.mechanisms import Mechanism
 from fedllm.models.manifest import AdapterManifest
 from fedllm.runs.checkpoints import Good, RunState
@@ -202,3 +204,27 @@ def require_progress(reports: Sequence[RoundReport]) -> None:
                 "round is charged",
                 f"{_REMEDIES[reason]}; then go on with --resume",
             )
+
+
+def acceptable(config: RunConfig, state: RunState) -> bool:
+    """Tell whether sites accept the state's adapter; all do in a run without privacy."""
+    return not config.private or bool(np.abs(state.adapter).max(initial=0.0) <= LARGEST_VALUE)
+
+
+def require_acceptable(config: RunConfig, state: RunState) -> None:
+    """Refuse an adapter that every site of a private run would refuse, before one is asked.
+
+    Raises
+    ------
+    TrainingError
+        If a value is beyond what a site accepts.
+    """
+    if acceptable(config, state):
+        return
+    raise TrainingError(
+        f"after round {state.round} the adapter has values beyond {LARGEST_VALUE:g}, which no site "
+        "accepts: the noise is too large for this learning rate; no further round is charged",
+        "start a new run with a larger privacy.epsilon, or a smaller rounds.learning_rate or "
+        "training.learning_rate (and head_learning_rate); `fedllm privacy plan RUN.toml` shows the "
+        "noise",
+    )

@@ -20,7 +20,8 @@ from fedllm.runs.observer import Observer, Observers, Start
 from fedllm.runs.progress import ProgressFile
 from fedllm_server import jobs
 from fedllm_server.journal import Comings, JournalObserver
-from fedllm_server.loop import RoundLoop, Workplace, starting_state
+from fedllm_server.loop import RoundLoop, Workplace
+from fedllm_server.starting import starting_state
 
 ROSTER = Roster(b"", {"anne": b""}, titles={"anne": "Sankt Änne"})
 

@@ -13,7 +13,8 @@ from fedllm.runs import names
 from fedllm.runs.metrics import read_reports
 from fedllm.runs.observer import Observer
 from fedllm_server import loop
-from fedllm_server.loop import RoundLoop, Workplace, starting_state
+from fedllm_server.loop import RoundLoop, Workplace
+from fedllm_server.starting import starting_state
 
 
 def test_the_parts_of_a_round_are_timed_and_so_is_the_whole(tiny_checkpoint, tmp_path, monkeypatch):

@@ -7,7 +7,8 @@ import dataclasses
 from support.federation import build, small_config
 
 from fedllm.runs.observer import Observer
-from fedllm_server.loop import RoundLoop, Workplace, starting_state
+from fedllm_server.loop import RoundLoop, Workplace
+from fedllm_server.starting import starting_state
 from fedllm_server.watched import WatchedSites
 
 Told = list[tuple[int, str, int, int | None]]
