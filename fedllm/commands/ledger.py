@@ -153,7 +153,8 @@ def carry_over(
     Needed after a site lost its keys or its ledger; it takes part in no round before. What is
     stated counts for all records of the site, for ever, and so does an earlier ledger, but for what
     it charged to accounts that the policy declared. Where no copy of the earlier ledger is left,
-    state the ceiling that the site's policy had: more was never spent.
+    state the ceiling that the site's policy had: more was never spent. Stated numbers add up with
+    what comes, so the policy's epsilon and delta must both rise above them.
     """
     from fedllm.federation.site.carrying import Statement, carry_ledger, carry_statement
     from fedllm.federation.site.files import SiteFiles
@@ -176,9 +177,13 @@ def carry_over(
     count = sum(len(one.events) for one in carried)
     accounts = sorted({f"account '{one.account}'" for one in carried if one.account})
     whose = accounts if all(one.account for one in carried) else ["all records of this site"]
-    print(f"{files.ledger}: {count} earlier charges count from now on, for {' and '.join(whose)}")
+    charges = "1 earlier charge counts" if count == 1 else f"{count} earlier charges count"
+    print(f"{files.ledger}: {charges} from now on, for {' and '.join(whose)}")
     if said is not None:
-        print("note: to go on, budget.epsilon and budget.delta in site.toml must be above these")
+        print(
+            "note: stated numbers add up with all that comes: to go on, budget.epsilon and "
+            "budget.delta in site.toml must both be above them"
+        )
 
 
 def read_key(text: str) -> bytes:

@@ -14,7 +14,7 @@ import typer
 from fedllm.commands import assumptions, options
 from fedllm.commands.help import CommandGroup
 from fedllm.config import RunConfig, load_run_config
-from fedllm.errors import ConfigError
+from fedllm.errors import ConfigError, RefusedError
 
 app = CommandGroup(help="Plan privacy budgets.", no_args_is_help=True)
 
@@ -218,7 +218,14 @@ def _rows_of_run(config: RunConfig, sizes: Sequence[int]) -> list[PlanRow]:
     mechanism = mechanism_of(config)
     rows = []
     for units in sizes:
-        cost = planned_cost(config, units)
+        try:
+            cost = planned_cost(config, units)
+        except RefusedError as error:
+            raise RefusedError(
+                f"a site of {units} {config.unit}s (--records) would refuse this run: "
+                f"{error.message}",
+                f"plan for the sizes that sites have, with --records; or {error.remedy}",
+            ) from None
         against_all = cost.colluders_epsilon
         rows.append(
             PlanRow(

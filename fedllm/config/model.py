@@ -110,6 +110,11 @@ class LoraSection(Section):
             raise ValueError(
                 f"freeze_a means method = 'ffa', and not {self.method!r}: leave freeze_a out"
             )
+        if self.rank == 0 and self.method != "lora":
+            raise ValueError(
+                f"rank = 0 trains the head alone, and method = {self.method!r} adapts layers: set "
+                "rank, or leave method out"
+            )
         return self
 
     @property

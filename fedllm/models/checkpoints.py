@@ -71,7 +71,11 @@ def checkpoint_folder(location: str) -> Path:
     """
     folder = package_folder(location) if location.startswith("package:") else Path(location)
     if not folder.is_dir():
-        raise CheckpointError(f"model.path: there is no folder {folder}", "check the path")
+        raise CheckpointError(
+            f"model.path: there is no folder {folder}",
+            "check the path: it names a checkpoint's folder on this machine; nothing is fetched "
+            "from a hub by its name",
+        )
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"{folder} has no config.json",

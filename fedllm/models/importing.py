@@ -92,10 +92,14 @@ def read_gguf(path: Path) -> GgufFile:
             f"{path}: reading GGUF needs the package gguf", remedy_of("gguf")
         ) from None
     if not path.is_file():
-        raise CheckpointError(f"there is no file {path}", "check the path")
+        what = "is a folder" if path.is_dir() else "is no file that is there"
+        raise CheckpointError(f"{path} {what}", "give a GGUF file")
     with path.open("rb") as stream:
         if stream.read(4) != b"GGUF":
-            raise CheckpointError(f"{path} is no GGUF file", "give a file that ends in .gguf")
+            raise CheckpointError(
+                f"{path} is no GGUF file",
+                "give a model as llama.cpp keeps it, which begins with the letters GGUF",
+            )
     with reading(f"{path} is damaged or cut short", _COPY):
         with path.open("rb") as stream:
             check_header(stream, path.stat().st_size)

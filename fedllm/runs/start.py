@@ -53,7 +53,9 @@ def find_start(location: str) -> StartedFrom:
     path = Path(location)
     if not path.is_dir():
         raise ConfigError(
-            f"model.start: there is no folder {path}", "give the folder of a finished run"
+            f"model.start: there is no folder {path}",
+            "give the folder of a finished run; paths in a run.toml and in --set count from the "
+            "run.toml's folder",
         )
     if (path / RUN_TOML).exists() and not (path / SUMMARY).exists():
         raise ConfigError(

@@ -61,7 +61,7 @@ class Summary(BaseModel):
         Of a run that went on from an earlier run's adapter: ``adapter`` (SHA-256 of its files),
         ``head`` (whether the head was taken over), and where they are known ``run``, ``run_id``,
         ``epsilon`` and ``delta`` of the earlier run. A record that took part in both spent both;
-        the sites' ledgers add them up.
+        a site's ledger adds them up where both were charged to it.
     started, finished : str
         When the run was first begun, and when this was written; UTC, ISO 8601.
     simulated : bool

@@ -63,3 +63,13 @@ def test_where_a_run_starts_is_known_by_its_name_alone():
 
     assert at("/a/runs/first") == at("/b/runs/first") != at("/a/runs/second")
     assert at("/a/runs/first") != config_digest(config())
+
+
+@pytest.mark.parametrize("method", ["ffa", "ffa_orthonormal", "rolora", "fedsvd", "core"])
+def test_a_method_without_an_adapter_is_refused(method):
+    """Whoever sets it on an example that trains the head alone would compare nothing."""
+    with pytest.raises(ConfigError, match="rank = 0 trains the head alone"):
+        config(rank=0, method=method)
+    assert config(rank=0).lora.kind == "lora"
+    # Runs of before could say so.
+    assert config(rank=0, freeze_a=True).lora.rank == 0

@@ -298,15 +298,21 @@ class Ledger:
         Raises
         ------
         LedgerRefusal
-            If the same was taken over before.
+            If the same was taken over, or stated, before.
         """
         with self._lock, self._chain.writing() as append:
-            known = {_origin(one) for one in self._chain.state.carried}
+            before = self._chain.state.carried
+            known, stated = {_origin(one) for one in before}, [carry_body(one) for one in before]
             for one in carried:
                 if one.head and _origin(one) in known:
                     raise LedgerRefusal(
                         f"the spending up to entry {one.head} was taken over before",
                         "nothing has to be done: it counts",
+                    )
+                if not one.head and carry_body(one) in stated:
+                    raise LedgerRefusal(
+                        "the same was stated before for this ledger",
+                        "nothing has to be done: it counts; to state more, state another number",
                     )
                 append("carry", carry_body(one))
 

@@ -293,6 +293,17 @@ def test_a_statement_adds_up_with_what_comes(place):
     assert math.isinf(report.spent_against_colluders.value), "nobody stated a limit"
 
 
+def test_the_same_statement_is_charged_once(place):
+    """Whoever is unsure whether it worked repeats the command."""
+    carry_statement(STATED, place.files, place.new, place.roster)
+    with pytest.raises(RefusedError, match="the same was stated before"):
+        carry_statement(STATED, place.files, place.new, place.roster)
+    more = dataclasses.replace(STATED, epsilon=0.5)
+    carry_statement(more, place.files, place.new, place.roster)
+    ledger = Ledger.open(place.after, "anne", place.new)
+    assert ledger.events("") == [Stated(3.0, 1e-6), Stated(0.5, 1e-6)]
+
+
 @pytest.mark.parametrize("stated", [(3.0, 1e-5), (math.inf, 0.0)])
 def test_a_statement_that_leaves_no_delta_or_knows_nothing_ends_the_spending(place, stated):
     carry_statement(Statement(*stated, math.inf, "record"), place.files, place.new, place.roster)
