@@ -9,7 +9,11 @@ from pydantic import BeforeValidator, Field, model_validator
 from fedllm.config.section import PositiveFloat, PositiveInt, Section
 
 # How adapters are trained; "head" is no method of the file, but what rank 0 leaves.
-AdapterKind = Literal["lora", "ffa", "ffa_orthonormal", "rolora", "fedsvd", "core"]
+AdapterKind = Literal[
+    "lora", "ffa", "ffa_orthonormal", "rolora", "fedsvd", "core", "bitfit", "layers"
+]
+# They train tensors of the base model itself.
+OWN_TENSORS: tuple[AdapterKind, ...] = ("bitfit", "layers")
 _NOT_LINEAR = ("flora", "fedex")
 
 
@@ -85,14 +89,16 @@ class LoraSection(Section):
         Names of the linear layers that get an adapter; "auto" takes query and value.
     last_layers : int, optional
         Adapt only this many layers, counted from the output; all when left out.
-    method : {"lora", "ffa", "ffa_orthonormal", "rolora", "fedsvd", "core"}
+    method : {"lora", "ffa", "ffa_orthonormal", "rolora", "fedsvd", "core", "bitfit", "layers"}
         What of an adapter is trained and sent, see docs/adapters.md. "lora": A and B. "ffa": B
         alone, A stays at its random start (FFA-LoRA, Sun et al. 2024), so that averaged updates
         are exactly the averaged product. "ffa_orthonormal": the same with orthogonal rows of
         A. "rolora": B in odd rounds, A in even ones (Chen et al. 2024). "fedsvd": B, and the
         coordinator makes A's rows the right singular vectors of the product after each round
         (Lee et al. 2025). "core": a matrix of rank by rank between B and A, which stay at
-        singular vectors of the base's own weights (LoRA-XS, Balazy et al. 2024).
+        singular vectors of the base's own weights (LoRA-XS, Balazy et al. 2024). "bitfit": biases
+        and norms of the base itself (Ben Zaken et al. 2022). "layers": the last layers whole, as
+        many as ``last_layers`` says. Rank and alpha have no meaning for these two.
     freeze_a : bool
         The older way to ask for "ffa".
     """
@@ -115,7 +121,21 @@ class LoraSection(Section):
                 f"rank = 0 trains the head alone, and method = {self.method!r} adapts layers: set "
                 "rank, or leave method out"
             )
+        if self.trains_base and self.target_modules != "auto":
+            raise ValueError(
+                f"target_modules names layers that get an adapter, and method = {self.method!r} "
+                "gives them none: leave it out"
+            )
+        if self.method == "layers" and self.last_layers is None:
+            raise ValueError(
+                "method = 'layers' trains whole layers: set last_layers to how many, such as 1"
+            )
         return self
+
+    @property
+    def trains_base(self) -> bool:
+        """Whether tensors of the base model itself are trained, and no adapter beside them."""
+        return self.method in OWN_TENSORS
 
     @property
     def kind(self) -> AdapterKind:

@@ -48,10 +48,20 @@ class RunConfig(Section):
     evaluation: EvaluationSection = EvaluationSection()
     engine: EngineSection = EngineSection()
 
+    @property
+    def averages_factors(self) -> bool:
+        """Whether both factors of products are averaged that sites moved several times.
+
+        Then the mean of the products is not the product of the means. With one step a round the
+        coordinator's step is that of one party with all records, and where one factor stays
+        nothing is lost.
+        """
+        lora = self.lora
+        return lora.kind == "lora" and lora.rank > 0 and self.training.local_steps > 1
+
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
-        if self.lora.rank == 0 and not trains_a_head(self.task):
-            raise ValueError("lora.rank = 0 leaves nothing to train in this task")
+        self._something_can_be_trained()
         self._label_names_are_texts()
         if self.privacy.noise == "distributed":
             if self.privacy.unit == "record":
@@ -113,6 +123,16 @@ class RunConfig(Section):
                 f"{sites} sites take part, and one sum holds at most {MAX_SITES}",
                 f"set rounds.sites = {MAX_SITES} or less, so that each round is for some of them, "
                 "without evaluation.every",
+            )
+
+    def _something_can_be_trained(self) -> None:
+        if self.lora.rank == 0 and not trains_a_head(self.task):
+            raise ValueError("lora.rank = 0 leaves nothing to train in this task")
+        if self.lora.trains_base and self.model.precision != "float32":
+            raise ValueError(
+                f"lora.method = {self.lora.method!r} trains tensors of the base model, which needs "
+                f"them in float32: leave out model.precision = {self.model.precision!r}, or take "
+                "an adapter"
             )
 
     def _label_names_are_texts(self) -> None:

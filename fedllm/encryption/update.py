@@ -12,7 +12,7 @@ from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.residues import numbers_to_wire
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey, hidden_levels
-from fedllm.errors import ConfigError, RefusedError
+from fedllm.errors import ConfigError, PeerError, RefusedError
 from fedllm.randomness import RandomStream
 
 
@@ -101,6 +101,19 @@ def _masked(
     slots: NDArray[np.uint64], masks: NDArray[np.uint64] | None, plan: EncryptionPlan
 ) -> NDArray[np.uint64]:
     return slots if masks is None else (slots + masks) % np.uint64(plan.plain_modulus)
+
+
+def clear_levels(update: bytes, plan: EncryptionPlan) -> NDArray[np.uint64]:
+    """Return the levels (P,) of one update of a plan that hides nothing (``scheme = "none"``).
+
+    Raises
+    ------
+    PeerError
+        If it holds something else.
+    """
+    if plan.scheme != "none" or len(update) != plan.update_bytes:
+        raise PeerError("the update is none that anyone could read")
+    return unpack(np.frombuffer(update, dtype="<u8").astype(np.uint64), plan, 1)
 
 
 def opened_levels(

@@ -44,6 +44,22 @@ def first_trained_layer(section: LoraSection, number_of_layers: int) -> int:
     return number_of_layers - count
 
 
+def adapted_layers(
+    backbone: PreTrainedModel, architecture: Architecture, section: LoraSection
+) -> list[str]:
+    """Return the full names of the layers of which something is trained, from the lowest on.
+
+    Raises
+    ------
+    ConfigError
+        If ``lora.last_layers`` is more than the model has.
+    """
+    stack = backbone.base_model
+    within = next((f"{n}." for n, m in backbone.named_modules() if m is stack and n), "")
+    layers = architecture.layer_names(stack)
+    return [f"{within}{layer}" for layer in layers[first_trained_layer(section, len(layers)) :]]
+
+
 def target_names(
     backbone: PreTrainedModel, architecture: Architecture, section: LoraSection
 ) -> list[str]:
@@ -55,15 +71,11 @@ def target_names(
         If a name of ``lora.target_modules`` matches no linear layer of the adapted layers, or
         none of them looks like query or value.
     """
-    stack = backbone.base_model
-    within = next((f"{n}." for n, m in backbone.named_modules() if m is stack and n), "")
-    layers = architecture.layer_names(stack)
-    adapted = layers[first_trained_layer(section, len(layers)) :]
+    adapted = tuple(f"{layer}." for layer in adapted_layers(backbone, architecture, section))
     linear = [
         name
         for name, module in backbone.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and any(name.startswith(f"{within}{layer}.") for layer in adapted)
+        if isinstance(module, nn.Linear | Conv1D) and name.startswith(adapted)
     ]
     auto = section.target_modules == "auto"
     wanted = architecture.query_value if auto else section.target_modules

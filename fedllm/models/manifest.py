@@ -26,7 +26,8 @@ class Segment:
     shape : tuple of int
         Its shape.
     group : {"lora", "head"}
-        What it belongs to; the groups have their own learning rates.
+        What it belongs to; the groups have their own learning rates. "lora" is all that adapts
+        layers, also where it is tensors of the base itself.
     start : int
         Index of its first value in the vector.
     """
@@ -43,8 +44,10 @@ class Segment:
 
     @property
     def kind(self) -> str:
-        """Which matrix of an adapter it is, "A", "B" or "R"; or "head"."""
-        return self.name.partition(".lora_")[2].partition(".")[0] or "head"
+        """Which matrix of an adapter it is, "A", "B" or "R"; else "head", or "base"."""
+        if self.group == "head":
+            return "head"
+        return self.name.partition(".lora_")[2].partition(".")[0] or "base"
 
     @property
     def slice(self) -> slice:

@@ -1,8 +1,13 @@
-"""Adapters in folders: what peft loads onto the base, and beside it what it has no place for."""
+"""Adapters in folders: what peft loads onto the base, and beside it what it has no place for.
+
+Tensors of the base itself (``lora.method = "bitfit"`` or ``"layers"``) lie there under their names
+in the base, so that its ``load_state_dict(tensors, strict=False)`` takes them.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +28,15 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, torch.Tensor]
 
-ABOUT, LORA, LORA_CONFIG, HEAD, CORE = (
+ABOUT, LORA, LORA_CONFIG, HEAD, CORE, OWN = (
     "shared_model.json",
     "adapter_model.safetensors",
     "adapter_config.json",
     "head.safetensors",
     "core.safetensors",
+    "base_tensors.safetensors",
 )
-SCALE_SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora")
+_SCALE_SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora")
 _LOG = logging.getLogger(__name__)
 
 
@@ -47,7 +53,7 @@ def write(model: SharedModel, folder: Path) -> None:
 
 def read(model: SharedModel, folder: Path) -> None:
     """Put a saved adapter and head into a model; see `SharedModel.load_adapter`."""
-    about, wanted = read_object(folder / ABOUT), about_of(model)
+    about = read_object(folder / ABOUT)
     if model.earlier_fingerprint and about.get("base_fingerprint") == model.earlier_fingerprint:
         about["base_fingerprint"] = model.fingerprint
         _LOG.warning(
@@ -55,29 +61,44 @@ def read(model: SharedModel, folder: Path) -> None:
             "all files: it fits this model as far as that tells",
             folder,
         )
+    _require_same(folder, about, about_of(model))
     if model.peft is not None:
         # One trained at another scale is another function of the same numbers.
-        saved, settings = read_object(folder / LORA_CONFIG), scale_settings(model.peft)
-        about |= {key: saved.get(key) for key in SCALE_SETTINGS}
-        wanted |= settings
-    for key, value in wanted.items():
-        if about.get(key) != value:
-            raise CheckpointError(
-                f"the adapter in {folder} was made for another model: {key} differs",
-                "load it with the run.toml that made it",
-            )
+        _require_same(folder, read_object(folder / LORA_CONFIG), scale_settings(model.peft))
     expected = _files(model)
     tensors = {name: read_tensors(folder / name, expected[name]) for name in expected}
     if model.peft is not None:
         set_peft_model_state_dict(model.peft, tensors.get(CORE, tensors[LORA]))
+    put_own(model, tensors.get(OWN, {}))
     if isinstance(model.module, TextClassifier | TokenClassifier):
         model.module.head.load_state_dict(tensors[HEAD])
+
+
+def _require_same(folder: Path, told: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for key, value in wanted.items():
+        if told.get(key) != value:
+            raise CheckpointError(
+                f"the adapter in {folder} was made for another model: {key} differs",
+                "load it with the run.toml that made it",
+            )
+
+
+def own_values(model: SharedModel) -> Tensors:
+    """Return what a model trains of the base itself, by its names in the base."""
+    return {name: parameter.data for name, parameter in model.own_tensors.items()}
+
+
+def put_own(model: SharedModel, tensors: Tensors) -> None:
+    """Put tensors of the base itself into a model, by their names in the base."""
+    with torch.no_grad():
+        for name, values in tensors.items():
+            model.own_tensors[name].copy_(values)
 
 
 def scale_settings(peft: PeftModel) -> dict[str, Any]:
     """Return what decides how large an adapter's output is."""
     settings = peft.peft_config["default"].to_dict()
-    return {key: settings.get(key) for key in SCALE_SETTINGS}
+    return {key: settings.get(key) for key in _SCALE_SETTINGS}
 
 
 def about_of(model: SharedModel) -> dict[str, Any]:
@@ -106,6 +127,8 @@ def _files(model: SharedModel) -> dict[str, Tensors]:
         if is_core(adapter):
             # What is folded cannot be taken apart again.
             files[CORE] = adapter
+    if model.own_tensors:
+        files[OWN] = own_values(model)
     if isinstance(model.module, TextClassifier | TokenClassifier):
         files[HEAD] = model.module.head.state_dict()
     return {

@@ -27,6 +27,7 @@ from fedllm.models.heads import Head, LabelHead, LanguageHead, TokenHead
 from fedllm.models.lora import add_adapters, first_trained_layer
 from fedllm.models.manifest import AdapterManifest, Group
 from fedllm.models.on_top import put_on_top
+from fedllm.models.own_tensors import train_own_tensors
 from fedllm.models.prefix import PrefixCache
 from fedllm.models.stillness import forgets
 from fedllm.models.token_head import TokenClassifier
@@ -81,7 +82,7 @@ class SharedModel:
         self._parameters = {
             name: p
             for name, p in self.module.named_parameters()
-            if p.requires_grad or _group(name) == "lora"
+            if p.requires_grad or ".lora_" in name
         }
         self.tensors = self._laid_out(self._parameters)
         self.manifest = self._laid_out(n for n, p in self._parameters.items() if p.requires_grad)
@@ -94,6 +95,20 @@ class SharedModel:
     def trained(self) -> list[nn.Parameter]:
         """The trained tensors in manifest order."""
         return [self._parameters[segment.name] for segment in self.manifest.segments]
+
+    @property
+    def own_tensors(self) -> dict[str, nn.Parameter]:
+        """What is trained of the base model itself, by its names there; nothing with adapters."""
+        return {
+            name.removeprefix("backbone."): parameter
+            for name, parameter in self._parameters.items()
+            if _group(name) == "lora" and ".lora_" not in name
+        }
+
+    @property
+    def adapts_layers(self) -> bool:
+        """Whether anything but a head is trained."""
+        return self.peft is not None or bool(self.own_tensors)
 
     @property
     def row_layers(self) -> list[nn.Linear]:
@@ -256,9 +271,11 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
         behaviour = observe(folder, backbone, architecture)
         forgets(base_model)
         stack = LayerStack(base_model, architecture.layers, first, behaviour)
-    adapted = (
-        add_adapters(backbone, architecture, config.lora, config.seed) if config.lora.rank else None
-    )
+    adapted = None
+    if config.lora.trains_base:
+        train_own_tensors(backbone, architecture, config.lora)
+    elif config.lora.rank:
+        adapted = add_adapters(backbone, architecture, config.lora, config.seed)
     tokenizer = checkpoints.load_tokenizer(folder, base.vocab_size)
     check_padding(folder, architecture, tokenizer.pad_token_id)
     module: TextClassifier | TokenClassifier | LanguageModel | PromptedModel
@@ -284,4 +301,4 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
 
 
 def _group(name: str) -> Group:
-    return "lora" if ".lora_" in name else "head"
+    return "head" if name.startswith("head.") else "lora"

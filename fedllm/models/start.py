@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from fedllm.errors import ConfigError
 from fedllm.models import saved
 from fedllm.models.contents import read_object
-from fedllm.models.saved import CORE, HEAD, LORA, Tensors
+from fedllm.models.saved import CORE, HEAD, LORA, OWN, Tensors
 from fedllm.models.shared import SharedModel
 from fedllm.models.token_head import TokenClassifier
 from fedllm.models.transformer import TextClassifier
@@ -48,14 +48,21 @@ def take_over(model: SharedModel, folder: Path) -> bool:
         f"is {model.fingerprint[:16]}",
         "set model.path to the base model of that run",
     )
+    there, here = (
+        _adapted_by((folder / LORA).exists(), (folder / OWN).exists()),
+        _adapted_by(model.peft is not None, bool(model.own_tensors)),
+    )
     _require(
-        (folder / LORA).exists() == (model.peft is not None),
+        there == here,
         folder,
-        "lora.rank: one of the two runs trains a head alone",
-        "start from a run that adapts the same layers",
+        f"lora.method or lora.rank: it trained {there}, and this run trains {here}",
+        "start from a run that adapts the same layers in the same way",
     )
     if model.peft is not None:
         _take_adapter(model, model.peft, folder)
+    elif model.own_tensors:
+        found = saved.read_any_tensors(folder / OWN)
+        saved.put_own(model, _renamed(found, saved.own_values(model), folder))
     if not isinstance(model.module, TextClassifier | TokenClassifier):
         return False
     wanted = saved.about_of(model)
@@ -66,6 +73,12 @@ def take_over(model: SharedModel, folder: Path) -> bool:
         saved.read_tensors(folder / HEAD, model.module.head.state_dict())
     )
     return True
+
+
+def _adapted_by(peft: bool, own: bool) -> str:
+    if peft:
+        return "adapters"
+    return "tensors of the base itself" if own else "a head alone"
 
 
 def _take_adapter(model: SharedModel, peft: PeftModel, folder: Path) -> None:

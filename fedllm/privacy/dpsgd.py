@@ -165,6 +165,26 @@ def per_sample_gradients(
     return gradients
 
 
+def unit_gradients(
+    parameters: Sequence[nn.Parameter], losses: Callable[[], Tensor]
+) -> list[Gradients]:
+    """Return the gradient of one unit's records together, (1, *shape) for every parameter.
+
+    For tensors of any layer, in place of hooks, which know a record's part of a gradient for some
+    kinds of layers alone. Of a unit the sum over its records is all that is asked for, and every
+    unit is computed by itself, so plain backpropagation gives it.
+
+    Parameters
+    ----------
+    parameters : sequence of nn.Parameter
+        What is trained.
+    losses : callable
+        Runs the model on records of one unit and returns their losses (B,).
+    """
+    gradients = torch.autograd.grad(losses().sum(), parameters, materialize_grads=True)
+    return [gradient.unsqueeze(0) for gradient in gradients]
+
+
 def forget_step(module: nn.Module) -> None:
     """Forget what hooks kept of a step that broke off, or the next one would take it for its own.
 

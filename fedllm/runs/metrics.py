@@ -22,13 +22,13 @@ from fedllm.runs.plain_json import damaged, finite, read_objects, to_line
 
 Figures = dict[str, float | None]
 # What is written only where it says something, as before there was any of it.
-_LATER = ("rejected", "kept_round", "norm_ratio")
+_LATER = ("rejected", "kept_round", "norm_ratio", "averaging_lost")
 
 
 class RoundReport(BaseModel):
     """One line of ``metrics.jsonl``; a figure that was not finite is None.
 
-    The last three are left out where they say nothing.
+    The last four are left out where they say nothing.
 
     Attributes
     ----------
@@ -61,6 +61,10 @@ class RoundReport(BaseModel):
     norm_ratio : float, optional
         The sum's norm over the most that an honest cohort's has, of the whole sum or of the
         tensor where it is largest; None where no such limit is known.
+    averaging_lost : float, optional
+        What was lost because A and B are averaged apart: its norm over that of the mean change of
+        all adapted layers. None where nothing is lost, or nobody can know; see
+        `fedllm.adapters.averaging`.
     """
 
     model_config = ConfigDict(frozen=True, strict=True)
@@ -80,6 +84,7 @@ class RoundReport(BaseModel):
     rejected: dict[str, str] = {}
     kept_round: int | None = Field(default=None, ge=0)
     norm_ratio: float | None = None
+    averaging_lost: float | None = None
 
     @model_serializer(mode="wrap")
     def _without_what_says_nothing(self, inner: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -93,6 +98,7 @@ class RoundReport(BaseModel):
         "update_norm",
         "seconds",
         "norm_ratio",
+        "averaging_lost",
         mode="before",
     )
     @classmethod
@@ -139,7 +145,7 @@ def _explain(error: ValidationError) -> str:
         return f"'{key}' is not a table of numbers"
     if key == "rejected":
         return "'rejected' is not a table of reasons"
-    numbers = ("update_norm", "norm_ratio")
+    numbers = ("update_norm", "norm_ratio", "averaging_lost")
     return f"'{key}' is not a {'number' if key in numbers else 'whole number'}"
 
 

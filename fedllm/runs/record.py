@@ -39,6 +39,8 @@ class Round:
         Why the round did not count; see `RoundReport.rejected`.
     norm_ratio : float, optional
         The sum's norm over an honest cohort's largest; None where that is not known.
+    averaging_lost : float, optional
+        Share of the mean change that averaging lost; see `RoundReport.averaging_lost`.
     """
 
     number: int
@@ -50,6 +52,7 @@ class Round:
     not_finite: tuple[str, ...] = ()
     rejected: tuple[str, ...] = ()
     norm_ratio: float | None = None
+    averaging_lost: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +240,7 @@ def _round(report: RoundReport, private: bool) -> Round:
         not_finite=tuple(name for name, value in (report.metrics or {}).items() if value is None),
         rejected=tuple(report.rejected),
         norm_ratio=report.norm_ratio,
+        averaging_lost=report.averaging_lost,
     )
 
 

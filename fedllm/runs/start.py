@@ -18,6 +18,7 @@ _ABOUT = "shared_model.json"
 _FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",
+    "base_tensors.safetensors",
     "core.safetensors",
     "head.safetensors",
     _ABOUT,

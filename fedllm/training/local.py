@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -28,6 +28,7 @@ from fedllm.privacy.dpsgd import (
     per_sample_gradients,
     per_sample_hooks,
     poisson_batch,
+    unit_gradients,
 )
 from fedllm.randomness import RandomStream
 from fedllm.training.objectives import record_losses
@@ -84,7 +85,7 @@ def train_locally(
     sampling, noise : RandomStream
         ``RandomStream.secure()`` both, where privacy counts.
     gradients : callable, optional
-        In place of `per_sample_gradients`: audits put gradients that they know into a
+        In place of `gradients_of`: audits put gradients that they know into a
         sandboxed copy of a run here. Everything after it is as always.
     released : callable, optional
         Called with each step's noised mean (P,) and the clipping norm behind it, before the
@@ -108,7 +109,7 @@ def train_locally(
     if settings.clipping_quantile is not None:
         clipping = AdaptiveClipping(settings.clipping_norm, settings.clipping_quantile)
     try:
-        with per_sample_hooks(model.module, model.row_layers) if private else nullcontext():
+        with watched(model) if private else nullcontext():
             for _ in range(settings.steps):
                 indices = poisson_batch(
                     dataset.units, dataset.number_of_units, settings.sampling_rate, sampling
@@ -176,7 +177,7 @@ def clipped_gradient_sum(
 
     """
     record = StepRecord(model.manifest, model.frozen_zeros)
-    with per_sample_hooks(model.module, model.row_layers):
+    with watched(model):
         indices = poisson_batch(
             dataset.units, dataset.number_of_units, settings.sampling_rate, sampling
         )
@@ -184,6 +185,18 @@ def clipped_gradient_sum(
     record.end_of_step(model.adapter().astype(np.float64), total, len(indices))
     record.look_connected()
     return total, record.statistics()
+
+
+def watched(model: SharedModel) -> AbstractContextManager[None]:
+    """Return the context in which `gradients_of` finds the gradients of one unit's records."""
+    if model.own_tensors:
+        return nullcontext()
+    return per_sample_hooks(model.module, model.row_layers)
+
+
+def gradients_of(model: SharedModel) -> GradientSource:
+    """Return how gradients of one unit's records are found, inside `watched`."""
+    return unit_gradients if model.own_tensors else per_sample_gradients
 
 
 def _gradient_sum(
@@ -203,7 +216,7 @@ def _gradient_sum(
             attached = model.prefix.attach(dataset, indices[places.numpy()], piece)
             total += _plain_gradient(model, _losses(model, attached, record))
         return total
-    took = _OneUnit(model, dataset, settings, record, source or per_sample_gradients)
+    took = _OneUnit(model, dataset, settings, record, source or gradients_of(model))
     for pieces in by_unit(batch, dataset.units[indices], settings.microbatch_size):
         total += took.clipped([(indices[places.numpy()], piece) for places, piece in pieces])
     return total

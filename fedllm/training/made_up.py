@@ -17,15 +17,11 @@ from torch import Tensor
 from fedllm.data.encode import EncodedDataset
 from fedllm.errors import STOPPING, FedllmError, TrainingError
 from fedllm.models.shared import SharedModel
-from fedllm.privacy.dpsgd import (
-    Gradients,
-    OuterProducts,
-    forget_step,
-    per_sample_gradients,
-    per_sample_hooks,
-)
+from fedllm.models.transformer import Batch
+from fedllm.privacy.dpsgd import Gradients, OuterProducts, forget_step
 from fedllm.randomness import RandomStream
 from fedllm.tasks import task_of
+from fedllm.training.local import gradients_of, watched
 from fedllm.training.objectives import record_losses
 from fedllm.training.observed import StepRecord
 
@@ -88,25 +84,25 @@ class MadeUpTraining:
         """Return the losses (B,), and for each value whether its tensor has a gradient (P,)."""
         if self._of != (model, max_length) or self._records is None:
             self._of, self._records = (model, max_length), made_up_records(model, max_length)
-        batch = self._records.batch(np.arange(len(self._records)))
         kept: list[NDArray[np.float64]] = []
-
-        def losses() -> Tensor:
-            values = record_losses(model, batch)
-            kept.append(values.detach().cpu().double().numpy())
-            return values
-
-        try:
-            with per_sample_hooks(model.module, model.row_layers):
-                gradients = per_sample_gradients(model.trained, losses)
-        finally:
-            forget_step(model.module)
+        reached = np.zeros(model.manifest.length)
         # Each record by itself: in a sum, opposite ones could cancel.
-        reached = [
-            np.full(segment.size, float(_reaches(gradient)))
-            for segment, gradient in zip(model.manifest.segments, gradients, strict=True)
-        ]
-        return kept[0], np.concatenate(reached)
+        for index in range(len(self._records)):
+            batch = self._records.batch(np.array([index]))
+
+            def losses(batch: Batch = batch) -> Tensor:
+                values = record_losses(model, batch)
+                kept.append(values.detach().cpu().double().numpy())
+                return values
+
+            try:
+                with watched(model):
+                    gradients = gradients_of(model)(model.trained, losses)
+            finally:
+                forget_step(model.module)
+            for segment, gradient in zip(model.manifest.segments, gradients, strict=True):
+                reached[segment.slice] += float(_reaches(gradient))
+        return np.concatenate(kept), reached
 
 
 def made_up_records(model: SharedModel, max_length: int) -> EncodedDataset:

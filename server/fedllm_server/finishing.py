@@ -145,7 +145,7 @@ def make_summary(
             "path": config.model.path,
             "fingerprint": model.fingerprint,
             "parameters": model.number_of_parameters,
-            "method": model.method if model.peft is not None else None,
+            "method": model.method if model.adapts_layers else None,
             "adapter_parameters": method.down.length,
             "sent_parameters": max(up.length for up in sent_in_turn(model)),
             **model.shape,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedllm.adapters import adapter_of, sent_in_turn
+from fedllm.adapters.averaging import AveragingLoss
 from fedllm.clock import utc_now
 from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset
@@ -177,7 +178,7 @@ class RoundLoop:
         require_acceptable(self._config, state)
         if self._sites.changed():
             self._members = self._gather(number)
-        state, outcome = self._attempts(state, number)
+        state, outcome, lost = self._attempts(state, number)
         method = adapter_of(self._place.model, number)
         found = norm_verdict(self._mechanism, self._terms, self._members, outcome, state, method.up)
         rejected = {"norm": found.reason} if found is not None and found.reason else {}
@@ -195,6 +196,7 @@ class RoundLoop:
             seconds={**outcome.seconds, "total": time.perf_counter() - started},
             rejected=rejected,
             norm_ratio=None if found is None else found.ratio,
+            averaging_lost=lost,
         )
         optimizer = self._optimizer.state()
         state = replace(state, round=number, adapter=adapter, optimizer=optimizer, report=report)
@@ -251,14 +253,16 @@ class RoundLoop:
             save_checkpoint(self._checkpoints, state)
         return state, report
 
-    def _attempts(self, state: RunState, number: int) -> tuple[RunState, RoundOutcome]:
+    def _attempts(
+        self, state: RunState, number: int
+    ) -> tuple[RunState, RoundOutcome, float | None]:
         for left in reversed(range(_MAX_ATTEMPTS)):
             noise = self._mechanism.announced_noise(number, state.noise)
             state = replace(state, noise=(*state.noise, noise or 0.0))
             # Durable before anyone is asked: after a crash this attempt counts as charged.
             save_checkpoint(self._checkpoints, state)
             try:
-                return state, self._attempt(state, number, noise)
+                return state, *self._attempt(state, number, noise)
             except PeerError as error:
                 if left == 0:
                     self._place.observer.note(
@@ -269,11 +273,17 @@ class RoundLoop:
                 self._members = self._gather(number)
         raise RuntimeError("no attempt is left")
 
-    def _attempt(self, state: RunState, number: int, noise: float | None) -> RoundOutcome:
+    def _attempt(
+        self, state: RunState, number: int, noise: float | None
+    ) -> tuple[RoundOutcome, float | None]:
+        """Return what a round gave, and what averaging lost in it where that can be known."""
         attempt = len(state.noise)
         cohort = choose_cohort(self._config, self._members, number, attempt)
         statement = statement_of(self._terms, cohort, number, attempt, noise)
-        return self._run_round(statement, cohort, state.adapter)
+        lost = AveragingLoss.of(self._config, self._place.model, state.adapter)
+        heard = None if lost is None else lost.add
+        outcome = self._run_round(statement, cohort, state.adapter, heard)
+        return outcome, None if lost is None else lost.share()
 
     def _evaluate_at_sites(self, state: RunState) -> dict[str, float] | None:
         number = state.round
@@ -298,6 +308,7 @@ class RoundLoop:
         statement: RoundStatement,
         members: tuple[CohortMember, ...],
         adapter: NDArray[np.float32],
+        each: Callable[[NDArray[np.float64]], None] | None = None,
     ) -> RoundOutcome:
         observer = self._place.observer
         outcome = run_round(
@@ -309,6 +320,7 @@ class RoundLoop:
             members,
             adapter,
             partial(observer.site_answered, statement.round),
+            each,
         )
         for who, why in who_and_why(sorted(outcome.dropped.items()), self._place.roster):
             observer.note(f"round {statement.round} goes on without {who}: {why}")

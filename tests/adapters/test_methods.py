@@ -17,7 +17,8 @@ from fedllm.runs.checkpoints import load_checkpoint
 from fedllm.runs.summary import read_summary
 from fedllm_server.simulation import simulate
 
-METHODS = ("lora", "ffa", "ffa_orthonormal", "rolora", "fedsvd", "core")
+ADAPTERS = ("lora", "ffa", "ffa_orthonormal", "rolora", "fedsvd", "core")
+METHODS = (*ADAPTERS, "bitfit")
 
 
 def model_of(tiny_checkpoint, method, kind="bert", **sections):
@@ -64,8 +65,14 @@ def test_every_method_goes_through_every_mechanism(run, tiny_checkpoint, method,
         for segment in adapter_of(model).down.segments
         if not np.array_equal(first[segment.slice], state.adapter[segment.slice])
     }
-    expected = {"ffa_orthonormal": "B", "rolora": "AB", "fedsvd": "AB", "core": "R"}[method]
-    assert moved == {*expected, "head"}
+    expected = {
+        "ffa_orthonormal": {"B"},
+        "rolora": {"A", "B"},
+        "fedsvd": {"A", "B"},
+        "core": {"R"},
+        "bitfit": {"base"},
+    }
+    assert moved == {*expected[method], "head"}
     if way != "none":
         assert 0 < summary.privacy["epsilon"] <= 4.0
 
@@ -165,6 +172,8 @@ def test_what_each_method_sends(tiny_checkpoint):
         "rolora": [192, 192],
         "fedsvd": [192],
         "core": [24],
+        # Three layers: biases of six linear layers but the keys', and two norms.
+        "bitfit": [3 * (4 * 16 + 32 + 4 * 16)],
     }
 
 
@@ -230,7 +239,7 @@ def test_halves_alternate_round_by_round(run):
         assert moved == {moves, "head"}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ADAPTERS)
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
 def test_peft_alone_loads_a_saved_adapter_with_the_same_logits(
     tiny_checkpoint, tmp_path, method, kind

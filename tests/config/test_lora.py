@@ -51,7 +51,7 @@ def test_a_run_that_was_begun_before_there_were_methods_is_the_same_run():
 
 
 def test_another_name_is_told_with_those_that_there_are():
-    with pytest.raises(ConfigError, match=r"'lora', 'ffa', .*'fedsvd' or 'core'"):
+    with pytest.raises(ConfigError, match=r"'lora', 'ffa', .*'bitfit' or 'layers'"):
         config(method="dora")
 
 

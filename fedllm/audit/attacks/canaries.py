@@ -31,8 +31,9 @@ from fedllm.data.encode import EncodedDataset
 from fedllm.errors import ConfigError
 from fedllm.mechanisms import LocalSettings
 from fedllm.models.shared import SharedModel
-from fedllm.privacy.dpsgd import Gradients, OuterProducts, per_sample_gradients
+from fedllm.privacy.dpsgd import Gradients, OuterProducts
 from fedllm.randomness import RandomStream
+from fedllm.training.local import gradients_of
 from fedllm.training.objectives import record_losses
 
 Heard = Callable[[str, int, int], None]
@@ -117,7 +118,7 @@ class PlantedGradients:
         self, parameters: Sequence[nn.Parameter], losses: Callable[[], Tensor]
     ) -> list[Gradients]:
         """Compute the true gradients, and put the canaries' in their places."""
-        gradients = per_sample_gradients(parameters, losses)
+        gradients = gradients_of(self.model)(parameters, losses)
         mine, planted = self._rows.numpy(), []
         for segment, gradient in zip(self.model.manifest.segments, gradients, strict=True):
             places = self.coordinates[mine] - segment.start

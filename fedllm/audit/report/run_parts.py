@@ -15,6 +15,7 @@ from fedllm.audit.report.numbers import (
     factor,
     is_number,
     number,
+    percent,
 )
 from fedllm.audit.report.plots import epsilon_plot, metric_plot
 from fedllm.errors import RefusedError
@@ -278,7 +279,17 @@ class RunParts:
                     name=name, first=number(points[0][1]), last=number(points[-1][1])
                 )
                 plots.append(metric_plot(name, points, texts["round"], description))
-        return SimpleNamespace(rows=rows, plots=plots)
+        return SimpleNamespace(rows=rows, plots=plots, lost=self._averaging_lost())
+
+    def _averaging_lost(self) -> str:
+        """Say what averaging A and B apart lost; nothing where it loses nothing."""
+        if not self._config.averages_factors:
+            return ""
+        texts = self._texts["progress"]
+        known = [r.averaging_lost for r in self._run.rounds if r.averaging_lost is not None]
+        if not known:
+            return str(texts["lost_unknown"])
+        return str(texts["lost"].format(last=percent(known[-1]), most=percent(max(known))))
 
     def _epsilon_plot(self) -> str | None:
         texts, ceiling = self._texts["epsilon"], self._config.privacy.epsilon

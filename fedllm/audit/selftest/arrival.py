@@ -6,6 +6,7 @@ drawn; so every value of the opened update is known, and none of the checks is l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -44,17 +45,22 @@ def noise_leaves_as_charged(material: Material, every_task: bool) -> str | None:
         for kind, task in models:
             if problem := _leaves(material, way, kind, task):
                 return f"{way.name} ({task}, {kind}): {problem}"
-    for method, number in METHODS:
-        if problem := _leaves(material, WAYS[0], *MODELS[0], method, number):
-            return f"adapters by {method}, round {number}: {problem}"
+    for lora, number in METHODS:
+        if problem := _leaves(material, WAYS[0], *MODELS[0], lora, number):
+            return f"adapters by {lora['method']}, round {number}: {problem}"
     return None
 
 
 def _leaves(
-    material: Material, way: Way, kind: Kind, task: Task, method: str = "lora", number: int = 1
+    material: Material,
+    way: Way,
+    kind: Kind,
+    task: Task,
+    lora: Mapping[str, Any] | None = None,
+    number: int = 1,
 ) -> str | None:
     config = site_config(
-        material, way, kind=kind, task=task, lora={"method": method}, evaluation={"every": 0}
+        material, way, kind=kind, task=task, lora=dict(lora or {}), evaluation={"every": 0}
     )
     federation = build(material, config)
     noise = mechanism_of(config).announced_noise(1, ())

@@ -45,8 +45,16 @@ RECORDS_OF_A_PROBE = 12
 # Smallest sum, colluders assumed, and so shares of the noise.
 _SMALLEST, _COLLUDERS = 3, 1
 _SHARES = _SMALLEST - _COLLUDERS
-# Adapters of which a site is sent more than it trains, in rounds that train different tensors.
-METHODS = (("rolora", 1), ("rolora", 2), ("fedsvd", 1), ("core", 1))
+# Adapters of which a site is sent more than it trains, in rounds that train different tensors; and
+# tensors of the base itself, whose gradients are found in another way.
+METHODS: tuple[tuple[dict[str, Any], int], ...] = (
+    ({"method": "rolora"}, 1),
+    ({"method": "rolora"}, 2),
+    ({"method": "fedsvd"}, 1),
+    ({"method": "core"}, 1),
+    ({"method": "bitfit"}, 1),
+    ({"method": "layers", "last_layers": 1}, 1),
+)
 _NORM, _NOISE, _STEPS = 0.7, 1.3, 3
 _RATE, _HEAD_RATE = 1e-3, 3e-3
 _LOCAL: dict[str, dict[str, Any]] = {
@@ -328,16 +336,18 @@ def probes(material: Material, all_of_them: bool) -> list[Probe]:
         few = [(way, *MODELS[2 * (place % 2)]) for place, way in enumerate(WAYS)]
         few += [(WAYS[1], *model) for model in MODELS[3:]]
         made = [probe(material, *one) for one in few]
-        core = {"rank": 8, "method": "core"}
-        return [*made, probe(material, WAYS[0], *MODELS[0], lora=core)]
+        for method in ("core", "bitfit"):
+            adapter = {"rank": 8, "method": method}
+            made.append(probe(material, WAYS[0], *MODELS[0], lora=adapter))
+        return made
     made = [probe(material, way, *model) for way in WAYS for model in MODELS]
     made += [probe(material, way, *MODELS[0], some_persons) for way in WAYS]
     made += [probe(material, WAYS[0], *model, some_persons) for model in MODELS[1:]]
     for lora in ({"rank": 0}, {"rank": 8, "freeze_a": True}, {"rank": 4, "last_layers": 1}):
         made += [probe(material, way, *MODELS[0], lora=lora) for way in WAYS[:2]]
     made += [
-        probe(material, way, *MODELS[0], lora={"rank": 8, "method": method}, number=number)
-        for method, number in METHODS
+        probe(material, way, *MODELS[0], lora={"rank": 8, **lora}, number=number)
+        for lora, number in METHODS
         for way in WAYS[:3]
     ]
     return made

@@ -89,7 +89,8 @@ def joined_member(answer: Joined | FedllmError, node: str) -> CohortMember:
 class UpdateCollector:
     """Checks each site's answer and adds its update to the sum as it arrives.
 
-    With ``keep`` the updates are kept, too, for `leave_out`; they are masked then.
+    With ``keep`` the updates are kept, too, for `leave_out`; they are masked then. ``opened`` is
+    told each update that hides nothing.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class UpdateCollector:
         roster: Roster,
         heard: Callable[[str, int, int], None],
         keep: bool,
+        opened: Callable[[bytes], None] | None = None,
     ) -> None:
         self.total = total
         self.survivors: list[str] = []
@@ -111,6 +113,7 @@ class UpdateCollector:
         self._roster = roster
         self._heard = heard
         self._kept = _KeptUpdates() if keep else None
+        self._opened = opened
 
     def collect(self, answers: Iterator[tuple[str, Trained | FedllmError]]) -> None:
         """Take all answers; a site whose answer is refused, or that gave none, counts as dropped.
@@ -145,6 +148,8 @@ class UpdateCollector:
         self.total.add(update)
         if self._kept is not None:
             self._kept.add(name, update)
+        if self._opened is not None:
+            self._opened(update)
         self.heads[name] = head
 
     def leave_out(self, gone: Mapping[str, FedllmError]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from fedllm.encryption.plan import EncryptionPlan, make_plan
 from fedllm.encryption.quantise import Quantiser
 from fedllm.encryption.schemes import EncryptedSum, PublicRoundKey
+from fedllm.encryption.update import clear_levels
+from fedllm.errors import PeerError
 from fedllm.federation.coordinator.answers import (
     UpdateCollector,
     dropped_out,
@@ -80,6 +83,7 @@ def run_round(
     members: Sequence[CohortMember],
     adapter: NDArray[np.float32],
     heard: Callable[[str, int, int], None],
+    each: Callable[[NDArray[np.float64]], None] | None = None,
 ) -> RoundOutcome:
     """Carry one round through: key, training, sum, corrections for the dropped, opening.
 
@@ -93,6 +97,8 @@ def run_round(
         Where the sites start, or what they evaluate.
     heard : callable
         Called with a site's name, the number of answers so far, and the size of the cohort.
+    each : callable, optional
+        In a round without encryption, called with each update (U,) as it arrives.
 
     Raises
     ------
@@ -127,10 +133,24 @@ def run_round(
         )
         return Train(header, plan.to_bytes(), opened.public_key, started_from)
 
+    quantiser = Quantiser(shape.bounds, plan.bits)
+
+    def look(update: bytes) -> None:
+        # One that is not what a site of this software sends is found out with the sum.
+        with suppress(PeerError):
+            if each is not None:
+                each(quantiser.dequantise_sum(clear_levels(update, plan), 1))
+
     ready = tuple(name for name in signed.cohort if name not in failures)
     recovering = plan.masked and config.encryption.recover_dropouts
     collector = UpdateCollector(
-        EncryptedSum(plan, public), signed, failures, roster, heard, recovering
+        EncryptedSum(plan, public),
+        signed,
+        failures,
+        roster,
+        heard,
+        recovering,
+        look if plan.scheme == "none" else None,
     )
     collector.collect(sites.train(order, ready))
     header, blobs = order(ready[0]).to_wire()
@@ -148,7 +168,7 @@ def run_round(
     started = time.perf_counter()
     levels = _open_sum(authority, attempt.about, collector.total, survivors, proofs)
     decrypt = time.perf_counter() - started
-    total = Quantiser(shape.bounds, plan.bits).dequantise_sum(levels, len(survivors))
+    total = quantiser.dequantise_sum(levels, len(survivors))
     return RoundOutcome(
         mean=total / len(survivors),
         survivors=survivors,

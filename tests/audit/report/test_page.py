@@ -603,6 +603,18 @@ def test_a_ledger_is_compared_with_what_a_run_says_without_a_bound(tmp_path):
     assert claims.sites == {SITES[0]: math.inf, SITES[1]: 2.0}
 
 
+def test_what_averaging_lost_is_told_or_said_to_be_unknown(tmp_path):
+    several, clear = {"training": {"local_steps": 4}}, {"encryption": {"scheme": "none"}}
+    one = run_config(training={"local_steps": 1})
+    assert "Averaging." not in page(write_run(tmp_path / "a", one)).text
+    assert "Nobody can know" in page(write_run(tmp_path / "b", run_config(**several))).text
+    lines = rounds()
+    lines[1] |= {"averaging_lost": 0.25}
+    lines[2] |= {"averaging_lost": 0.125}
+    told = page(write_run(tmp_path / "c", run_config(**several, **clear), lines=lines)).text
+    assert "lost 12.5% of the mean change, in no round more than 25.0%" in told
+
+
 def test_rounds_that_did_not_count_are_told_by_their_reasons(tmp_path):
     plain = page(write_run(tmp_path / "a")).text
     assert "were not tested" in plain
