@@ -64,7 +64,7 @@ class AveragingLoss:
         self._sum += moved
         self._count += 1
         for (a, b), products in zip(self._layers, self._products, strict=True):
-            products += _matrix(moved, b) @ _matrix(moved, a)
+            np.add(products, _matrix(moved, b) @ _matrix(moved, a), out=products)
 
     def share(self) -> float | None:
         """Return the norm of what was lost over that of the mean change, over all layers.
