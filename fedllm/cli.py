@@ -18,6 +18,7 @@ import typer
 
 from fedllm import __version__
 from fedllm.commands import audit, authority, client, ledger, model, privacy, provision, server
+from fedllm.commands.benefit import benefit
 from fedllm.commands.demo import demo
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.pretrain import pretrain
@@ -54,6 +55,7 @@ app.command()(demo)
 app.command()(pretrain)
 app.command()(simulate)
 app.command()(run)
+app.command()(benefit)
 app.add_typer(provision.app, name="provision")
 app.add_typer(server.app, name="server")
 app.add_typer(authority.app, name="authority")

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedllm.config import RunConfig
 from fedllm.models.manifest import AdapterManifest, Segment
 from fedllm.models.shared import SharedModel
 
@@ -46,15 +45,8 @@ class AveragingLoss:
         self._count = 0
 
     @classmethod
-    def of(
-        cls, config: RunConfig, model: SharedModel, adapter: NDArray[np.float32]
-    ) -> AveragingLoss | None:
-        """Return one for a round in which there is something to know, and it can be known.
-
-        That is without encryption, and where the products' memory is no burden.
-        """
-        if config.encryption.scheme != "none" or not config.averages_factors:
-            return None
+    def of(cls, model: SharedModel, adapter: NDArray[np.float32]) -> AveragingLoss | None:
+        """Return one for a round; None where the products would need too much memory."""
         found = cls(model.manifest, adapter)
         return found if sum(p.nbytes for p in found._products) <= _MOST_BYTES else None
 

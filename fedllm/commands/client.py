@@ -13,6 +13,7 @@ import typer
 from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import add_joining_commands
+from fedllm.errors import ConfigError
 from fedllm.visible import visible
 from fedllm.words import safe, table
 
@@ -82,6 +83,56 @@ def _print_results(results: list[CheckResult], kit: Path, policy: Path) -> None:
 
 
 @app.command()
+def personalise(
+    run: Path = typer.Argument(
+        metavar="RUN", help="The finished run as the coordinator handed it over: its folder."
+    ),
+    kit: Path = typer.Option(..., metavar="KIT", help="The site's kit (the folder with its keys)."),
+    policy: Path = typer.Option(..., help="Where the site's data and model are (site.toml)."),
+    json_output: bool = options.JSON,
+) -> None:
+    """Fit a run's model to this site, for this site alone.
+
+    Puts a layer of its own on it, and says what the site gains.
+
+    Trains on this site's records without noise, and sends nothing: the layer lies in the kit,
+    encrypted with this site's keys. It may hold records nearly word for word; so may its answers.
+    Where the run held records back (evaluation.every), compares on them this site's own model, the
+    shared one, and the shared one with the layer.
+    """
+    from fedllm.commands.benefit import print_benefit
+    from fedllm.config import load_site_policy
+    from fedllm.identity.kits import read_kit
+    from fedllm.personal.comparing import compare_here
+    from fedllm.processes import keep_memory_private
+    from fedllm.runs.record import require_run
+    from fedllm.tasks import task_of
+
+    keep_memory_private()
+    require_run(run)
+    own, found = read_kit(kit, "site"), load_site_policy(policy)
+    if found.data is None or found.model is None:
+        raise ConfigError(
+            f"{policy} has no section [data] or [model]",
+            "name the site's own records and base model; see examples/deployment/site.toml",
+        )
+    data = found.data
+    benefit, layer, path = compare_here(
+        run, own, found.model.path, lambda config: task_of(config.task).read(data.train, data)
+    )
+    if json_output:
+        told = None if benefit is None else benefit.model_dump(mode="json")
+        print(json.dumps({"layer": str(path), "epochs": layer.epochs, "benefit": told}, indent=2))
+        return
+    if benefit is None:
+        print("nothing to compare on: the run held no records back (evaluation.every)")
+    else:
+        print_benefit(benefit)
+    kept = f"{layer.epochs} epochs" if layer.epochs else "no better than the shared model, so empty"
+    print(f"the layer ({kept}) lies encrypted in {path}; nothing was sent")
+
+
+@app.command()
 def start(
     kit: Path = typer.Option(..., metavar="KIT", help="The site's kit (the folder with its keys)."),
     policy: Path = typer.Option(
@@ -93,7 +144,6 @@ def start(
     Connects to the coordinator; no port is opened on this machine.
     """
     from fedllm.config import load_site_policy
-    from fedllm.errors import ConfigError
     from fedllm.federation.site.carrying import require_carried
     from fedllm.federation.site.files import SiteFiles
     from fedllm.identity.kits import read_kit

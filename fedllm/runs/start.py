@@ -43,8 +43,13 @@ class StartedFrom:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-def find_start(location: str) -> StartedFrom:
-    """Find the adapter that ``model.start`` names: the folder of a finished run, or its adapter's.
+def find_start(location: str, named: str = "model.start") -> StartedFrom:
+    """Find a released adapter: in the folder of a finished run, or its adapter's own.
+
+    Parameters
+    ----------
+    named : str
+        What named the place, for messages.
 
     Raises
     ------
@@ -54,19 +59,17 @@ def find_start(location: str) -> StartedFrom:
     path = Path(location)
     if not path.is_dir():
         raise ConfigError(
-            f"model.start: there is no folder {path}",
+            f"{named}: there is no folder {path}",
             "give the folder of a finished run; paths in a run.toml and in --set count from the "
             "run.toml's folder",
         )
     if (path / RUN_TOML).exists() and not (path / SUMMARY).exists():
-        raise ConfigError(
-            f"model.start: the run in {path} is not finished", "finish it with --resume"
-        )
+        raise ConfigError(f"{named}: the run in {path} is not finished", "finish it with --resume")
     run = path if (path / SUMMARY).exists() else path.parent
     folder = path if (path / _ABOUT).exists() else path / ADAPTER
     if not (folder / _ABOUT).exists():
         raise ConfigError(
-            f"model.start: {path} holds no adapter of fedllm (no {_ABOUT})",
+            f"{named}: {path} holds no adapter of fedllm (no {_ABOUT})",
             "give the folder of a finished run, or its folder 'adapter'",
         )
     of_run = _run(run) if folder.parent == run and (run / SUMMARY).exists() else {}

@@ -13,7 +13,7 @@ from fedllm.data.labels import Doubt
 from fedllm.data.records import Record, RowProblems
 from fedllm.models.heads import Head
 from fedllm.randomness import RandomStream
-from fedllm.tasks.scores import Score
+from fedllm.tasks.scores import LOSS, Score
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,6 +137,11 @@ class LearningTask(ABC):
     @abstractmethod
     def site_scores(self) -> tuple[Score, ...]:
         """What sites sum up over the units that they hold out, through the encrypted channel."""
+
+    @property
+    def compared(self) -> Score:
+        """Which of `site_scores` says best whether one model is better than another for a site."""
+        return LOSS
 
     @abstractmethod
     def scores(self, model: SharedModel, batch: Batch) -> NDArray[np.float64]:

@@ -110,6 +110,11 @@ class Classification(LearningTask):
         """Loss and accuracy."""
         return (LOSS, ACCURACY)
 
+    @property
+    def compared(self) -> Score:
+        """Accuracy."""
+        return ACCURACY
+
     def scores(self, model: SharedModel, batch: Batch) -> NDArray[np.float64]:
         """Return for each record its loss in nats and whether the label is right."""
         import torch

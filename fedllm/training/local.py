@@ -214,7 +214,7 @@ def _gradient_sum(
     if settings.noise_multiplier is None:
         for places, piece in by_width(batch, settings.microbatch_size):
             attached = model.prefix.attach(dataset, indices[places.numpy()], piece)
-            total += _plain_gradient(model, _losses(model, attached, record))
+            total += plain_gradient(model, _losses(model, attached, record))
         return total
     took = _OneUnit(model, dataset, settings, record, source or gradients_of(model))
     for pieces in by_unit(batch, dataset.units[indices], settings.microbatch_size):
@@ -273,7 +273,14 @@ class _OneUnit:
         )
 
 
-def _plain_gradient(model: SharedModel, losses: Tensor) -> Vector:
+def plain_gradient(model: SharedModel, losses: Tensor) -> Vector:
+    """Return the gradient (P,) of the sum of losses (B,), float64, without any privacy.
+
+    Raises
+    ------
+    TrainingError
+        If it is not finite.
+    """
     gradients = torch.autograd.grad(losses.sum(), model.trained, materialize_grads=True)
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients]).double().cpu().numpy()
     if not np.isfinite(flat).all():

@@ -280,7 +280,9 @@ class RoundLoop:
         attempt = len(state.noise)
         cohort = choose_cohort(self._config, self._members, number, attempt)
         statement = statement_of(self._terms, cohort, number, attempt, noise)
-        lost = AveragingLoss.of(self._config, self._place.model, state.adapter)
+        lost = None
+        if self._config.averages_factors and self._config.encryption.scheme == "none":
+            lost = AveragingLoss.of(self._place.model, state.adapter)
         heard = None if lost is None else lost.add
         outcome = self._run_round(statement, cohort, state.adapter, heard)
         return outcome, None if lost is None else lost.share()

@@ -1,0 +1,176 @@
+"""The comparison from files: at a deployed site, and at all sites of a simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedllm.adapters import adapter_of
+from fedllm.config import RunConfig
+from fedllm.data.encode import EncodedDataset
+from fedllm.data.records import Record, RowProblems
+from fedllm.errors import ConfigError, DataError
+from fedllm.federation.protocol.evaluating import Holdout
+from fedllm.identity.keys import Identity
+from fedllm.identity.kits import Kit
+from fedllm.models.contents import read_object
+from fedllm.models.saved import ABOUT
+from fedllm.models.shared import SharedModel
+from fedllm.personal.benefit import Benefit, SiteBenefit, benefit_of, compare
+from fedllm.personal.own_layer import OwnLayer, fit_own_layer
+from fedllm.personal.sealed import seal_own_layer
+from fedllm.runs import names
+from fedllm.runs.record import read_config
+from fedllm.runs.start import find_start
+from fedllm.tasks import task_of
+
+Heard = Callable[[str], None]
+_FEWEST_HELD_UNITS = 2
+_HOLD_BACK = (
+    "set evaluation.every in the next run, such as to rounds.count; sites then keep "
+    "evaluation.holdout of their records out of training"
+)
+
+
+@dataclass(frozen=True)
+class _Released:
+    """A finished run's model, as everybody may have it."""
+
+    config: RunConfig
+    model: SharedModel
+    adapter: NDArray[np.float32]
+    run_id: str
+    sha256: str
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether sites kept records out of training."""
+        return bool(self.config.evaluation.every)
+
+
+def compare_simulated(
+    folder: Path, divided: Callable[[RunConfig], dict[str, list[Record]]], heard: Heard
+) -> Benefit:
+    """Compare at every site of a simulated run.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's.
+    divided : callable
+        Deals the run's records to its sites, as the run did.
+    heard : callable
+        Told what is done now.
+
+    Raises
+    ------
+    ConfigError
+        If the run is not finished, was no simulation, or held no records back.
+    """
+    released = _released(folder, None)
+    if not released.holds_back:
+        raise ConfigError(
+            f"the run in {folder} held no records back: the shared model has seen every one, and "
+            "would look better than it is",
+            _HOLD_BACK,
+        )
+    keys = folder / names.IDENTITIES
+    found = []
+    for site, records in divided(released.config).items():
+        if not (keys / site).is_dir():
+            raise ConfigError(
+                f"{folder} has no keys of the site '{site}': it is no simulation with ledgers of "
+                "its own",
+                "give the folder of a simulation that ran without --ledgers",
+            )
+        heard(site)
+        benefit, _ = _at_site(released, records, Identity.load(site, keys / site), site)
+        found.append(benefit)
+    return benefit_of(released.config.name, released.run_id, released.model, found)
+
+
+def compare_here(
+    folder: Path, kit: Kit, model_path: str, records: Callable[[RunConfig], list[Record]]
+) -> tuple[Benefit | None, OwnLayer, Path]:
+    """Make a deployed site's own layer, keep it sealed in the kit, and compare.
+
+    Parameters
+    ----------
+    folder : Path
+        The run as the coordinator handed it over: ``run.toml`` and ``adapter/``.
+    model_path : str
+        The site's own copy of the base model.
+    records : callable
+        Reads the site's records for a run.
+
+    Returns
+    -------
+    Benefit, optional
+        Of this site alone; None where the run held no records back to compare on.
+    OwnLayer
+        What was made.
+    Path
+        Where it lies, sealed.
+    """
+    released = _released(folder, model_path)
+    own_records, benefit = records(released.config), None
+    if released.holds_back:
+        benefit, layer = _at_site(released, own_records, kit.identity, kit.identity.name)
+    else:
+        layer = fit_own_layer(released.model, _encoded(released, own_records))
+    path = kit.folder / "state" / "own" / f"{released.sha256[:16]}.sealed"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    seal_own_layer(layer, path, kit.identity, released.model, released.sha256)
+    if benefit is None:
+        return None, layer, path
+    found = benefit_of(released.config.name, released.run_id, released.model, [benefit])
+    return found, layer, path
+
+
+def _at_site(
+    released: _Released, records: list[Record], identity: Identity, site: str
+) -> tuple[SiteBenefit, OwnLayer]:
+    config, model = released.config, released.model
+    kept, held = Holdout(identity.derive("held-out records"), config.evaluation.holdout).split(
+        records
+    )
+    training, held_out = _encoded(released, kept), _encoded(released, held)
+    units = len(np.unique(held_out.units))
+    if units < _FEWEST_HELD_UNITS or not len(training):
+        raise DataError(
+            f"site '{site}': {units} {config.unit}s with usable records are held out, and "
+            f"{len(training)} records are left to train on: too few to compare anything",
+            "compare at sites with more records, or set a larger evaluation.holdout in the next "
+            "run",
+        )
+    return compare(model, released.adapter, training, held_out, site)
+
+
+def _encoded(released: _Released, records: list[Record]) -> EncodedDataset:
+    """Return what can be learned from; other records are left out, as in a run."""
+    config, model = released.config, released.model
+    length, problems = config.model.max_length, RowProblems()
+    task = task_of(config.task)
+    return task.encode(records, model.tokenizer, length, model.labels, problems)
+
+
+def _released(folder: Path, model_path: str | None) -> _Released:
+    config, found = read_config(folder), find_start(str(folder), "RUN")
+    if model_path is not None:
+        config = config.model_copy(
+            update={"model": config.model.model_copy(update={"path": model_path})}
+        )
+    torch.set_num_threads(config.engine.threads or torch.get_num_threads())
+    labels = read_object(found.folder / ABOUT).get("labels")
+    model = task_of(config.task).load_model(config, tuple(labels or ()))
+    model.load_adapter(found.folder)
+    method = adapter_of(model)
+    adapter = method.held()
+    method.place(adapter)
+    told = found.about
+    return _Released(config, model, adapter, str(told.get("run_id", "")), str(told["adapter"]))
