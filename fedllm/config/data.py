@@ -53,6 +53,9 @@ class DataSection(Section):
         A person's records beyond this number are left out.
     test_limit : int, optional
         Evaluate on so many of the test records, chosen at random.
+    group : str, optional
+        Column of the public test file that says which group a record is of, such as a language or
+        the kind of source: quality is told for each group by itself at the end of the run.
     """
 
     train: str
@@ -72,3 +75,4 @@ class DataSection(Section):
     alpha: PositiveFloat = 0.5
     sites: PositiveInt = 10
     test_limit: PositiveInt | None = None
+    group: str | None = None

@@ -31,6 +31,10 @@ DIVERGED = (
 )
 
 
+# Left out where they say nothing, as before there was any of it.
+_LATER = ("site_titles", "started_from", "quality")
+
+
 class Summary(BaseModel):
     """The figures of a finished run; written as ``summary.json``.
 
@@ -62,6 +66,9 @@ class Summary(BaseModel):
         ``head`` (whether the head was taken over), and where they are known ``run``, ``run_id``,
         ``epsilon`` and ``delta`` of the earlier run. A record that took part in both spent both;
         a site's ledger adds them up where both were charged to it.
+    quality : dict
+        By "label" or "group" of the public test file (`data.group`), then by name: test metrics
+        ``after`` the run and, where it began untrained, ``before``.
     started, finished : str
         When the run was first begun, and when this was written; UTC, ISO 8601.
     simulated : bool
@@ -89,15 +96,15 @@ class Summary(BaseModel):
     model: dict[str, Any] = {}
     versions: dict[str, str] = {}
     started_from: dict[str, Any] = {}
+    quality: dict[str, Any] = {}
     started: str = ""
     finished: str = ""
     simulated: bool = False
 
     @model_serializer(mode="wrap")
     def _without_what_is_new(self, inner: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # As it was written before there were titles, and starts.
         values: dict[str, Any] = inner(self)
-        return {k: v for k, v in values.items() if k not in ("site_titles", "started_from") or v}
+        return {k: v for k, v in values.items() if k not in _LATER or v}
 
     @model_validator(mode="before")
     @classmethod

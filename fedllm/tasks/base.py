@@ -11,6 +11,7 @@ from fedllm.config import DataSection, RunConfig, Task
 from fedllm.data.columns import Column
 from fedllm.data.labels import Doubt
 from fedllm.data.records import Record, RowProblems
+from fedllm.errors import DataError
 from fedllm.models.heads import Head
 from fedllm.randomness import RandomStream
 from fedllm.tasks.scores import LOSS, Score
@@ -128,6 +129,10 @@ class LearningTask(ABC):
     ) -> dict[str, float]:
         """Turn the sums of a data set of so many records into metrics by name."""
 
+    def classes(self, records: Sequence[Record]) -> tuple[str, ...]:
+        """Return the class of each public record, whose quality is told by itself; or nothing."""
+        return ()
+
     @property
     @abstractmethod
     def measures(self) -> tuple[str, ...]:
@@ -186,8 +191,14 @@ class LearningTask(ABC):
         """
         if data.test is None:
             return []
-        nobodys = data.model_copy(update={"unit": None, "site": None, "query": None})
-        return self.read(data.test, nobodys)
+        nobodys = data.model_copy(update={"unit": None, "site": data.group, "query": None})
+        records = self.read(data.test, nobodys)
+        if data.group is not None and any(record.site is None for record in records):
+            raise DataError(
+                f"data.test: {data.test} has no column {data.group!r}",
+                "name a column of the public test file in data.group, or leave it out",
+            )
+        return records
 
     def encode(
         self,

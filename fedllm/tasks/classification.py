@@ -100,6 +100,10 @@ class Classification(LearningTask):
         loss, right, count = sums.tolist()
         return {"loss": loss / count, "accuracy": right / count, "records": float(records)}
 
+    def classes(self, records: Sequence[Record]) -> tuple[str, ...]:
+        """Return the labels."""
+        return tuple(record.values["label"] for record in records)
+
     @property
     def measures(self) -> tuple[str, ...]:
         """Accuracy and loss."""

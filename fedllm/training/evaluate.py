@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from fedllm.tasks import LearningTask, task_of
 _CHUNK = 1024
 
 
-@torch.no_grad()
 def evaluate(model: SharedModel, dataset: Dataset, batch_size: int = 64) -> dict[str, float]:
     """Measure the model on all records of ``dataset``.
 
@@ -34,17 +33,51 @@ def evaluate(model: SharedModel, dataset: Dataset, batch_size: int = 64) -> dict
     DataError
         If there is no record, or no token that counts.
     """
-    task = task_of(model.task)
-    sums = sum(
-        task.sums(model, model.prefix.attach(dataset, rows, piece))
-        for rows, piece in _pieces(dataset, batch_size)
-    )
-    if not isinstance(sums, np.ndarray) or sums[-1] == 0:
+    sums = _sums(model, dataset, np.arange(len(dataset)), batch_size)
+    if sums is None:
         raise DataError(
             "there is nothing to evaluate: the test data has no record or no token that counts",
             "check data.test and model.max_length",
         )
-    return task.figures(sums, len(dataset), model.labels)
+    return task_of(model.task).figures(sums, len(dataset), model.labels)
+
+
+def evaluate_parts(
+    model: SharedModel, dataset: Dataset, parts: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Measure the model on parts of a public data set, each by itself.
+
+    Parameters
+    ----------
+    parts : sequence of str
+        Of each record, (N,), which part it is in.
+
+    Returns
+    -------
+    dict of dict
+        Figures as `evaluate` has them, by part in order of their names; without parts in which
+        nothing counts.
+    """
+    task, found, places = task_of(model.task), {}, np.asarray(parts)
+    for part in sorted(set(parts)):
+        rows = np.flatnonzero(places == part)
+        sums = _sums(model, dataset, rows, 64)
+        if sums is not None:
+            found[part] = task.figures(sums, len(rows), model.labels)
+    return found
+
+
+@torch.no_grad()
+def _sums(
+    model: SharedModel, dataset: Dataset, rows: NDArray[np.int64], batch_size: int
+) -> NDArray[np.float64] | None:
+    """Add up what records count for the task's figures; None where nothing does."""
+    task = task_of(model.task)
+    sums = sum(
+        task.sums(model, model.prefix.attach(dataset, indices, piece))
+        for indices, piece in _pieces(dataset, rows, batch_size)
+    )
+    return sums if isinstance(sums, np.ndarray) and sums[-1] else None
 
 
 @torch.no_grad()
@@ -66,7 +99,7 @@ def unit_scores(model: SharedModel, dataset: EncodedDataset | None) -> NDArray[n
         return np.zeros((0, len(task.site_scores)))
     scores = np.zeros((len(dataset), len(task.site_scores)))
     # Each record by itself: none may change what is computed of another.
-    for rows, piece in _pieces(dataset, 1):
+    for rows, piece in _pieces(dataset, np.arange(len(dataset)), 1):
         scores[rows] = _scores(task, model, dataset, rows, piece)
     # A unit without records adds nothing to a sum, not even itself.
     _, units, counts = np.unique(dataset.units, return_inverse=True, return_counts=True)
@@ -96,9 +129,11 @@ def _scores(
         return nothing
 
 
-def _pieces(dataset: Dataset, batch_size: int) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-    """Cut a data set into batches of similar length; also says which records each holds."""
-    for start in range(0, len(dataset), _CHUNK):
-        indices = np.arange(start, min(start + _CHUNK, len(dataset)))
+def _pieces(
+    dataset: Dataset, rows: NDArray[np.int64], batch_size: int
+) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+    """Cut records into batches of similar length; also says which records each holds."""
+    for start in range(0, len(rows), _CHUNK):
+        indices = rows[start : start + _CHUNK]
         for places, piece in by_width(dataset.batch(indices), batch_size):
             yield indices[places.numpy()], piece

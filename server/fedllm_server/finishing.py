@@ -21,6 +21,8 @@ from fedllm.privacy.ledger.heads import read_heads
 from fedllm.runs import names as files
 from fedllm.runs.metrics import RoundReport, read_reports
 from fedllm.runs.summary import Summary, write_summary
+from fedllm.training.evaluate import evaluate_parts
+from fedllm_server.public_part import PublicPart
 
 
 def finish(
@@ -34,11 +36,13 @@ def finish(
     simulated: bool = False,
     colluders_epsilon: float | None = None,
     started_from: Mapping[str, Any] | None = None,
+    public: PublicPart | None = None,
 ) -> Summary:
     """Write adapter, summary and report of a run whose rounds are done; the report last.
 
     ``began`` is `time.perf_counter` at the start of the command; ``colluders_epsilon`` is known
-    in a simulation only; ``started_from`` stands in the run's state.
+    in a simulation only; ``started_from`` stands in the run's state; ``public`` is there where
+    quality by label and group shall be told.
     """
     model.save_adapter(out / files.ADAPTER)
     reports = read_reports(out / files.METRICS)
@@ -55,9 +59,35 @@ def finish(
         colluders_epsilon,
         started_from,
     )
+    if public is not None:
+        summary = summary.model_copy(update={"quality": quality_of(public, not started_from)})
     write_summary(out, summary)
     write_report(out)
     return summary
+
+
+def quality_of(public: PublicPart, from_untrained: bool) -> dict[str, Any]:
+    """Measure the model that a run gave on each label and group of the public test file.
+
+    Returns
+    -------
+    dict
+        By "label" or "group", then by its name: figures ``after`` the run and, where it began with
+        an untrained adapter, ``before``.
+    """
+    model, found = public.model, dict[str, Any]()
+    if public.test is None:
+        return found
+    method = adapter_of(model)
+    for kind, parts in public.parts.items():
+        after = evaluate_parts(model, public.test, parts)
+        found[kind] = {part: {"after": figures} for part, figures in after.items()}
+        if from_untrained:
+            with model.unchanged():
+                method.place(method.start())
+                for part, figures in evaluate_parts(model, public.test, parts).items():
+                    found[kind][part]["before"] = figures
+    return found
 
 
 def known_sites(out: Path) -> set[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedllm.config import RunConfig
@@ -46,9 +48,26 @@ def public_digest(config: RunConfig) -> str:
     return found.hexdigest()
 
 
-def public_part(
-    config: RunConfig, records: list[Record]
-) -> tuple[SharedModel, EncodedDataset | None]:
+@dataclass(frozen=True)
+class PublicPart:
+    """What the coordinator has of its own.
+
+    Attributes
+    ----------
+    model : SharedModel
+        The base model with an untrained adapter.
+    test : EncodedDataset, optional
+        The public test records.
+    parts : mapping of str to sequence of str
+        By "label" or "group", where there are such: of which each test record is.
+    """
+
+    model: SharedModel
+    test: EncodedDataset | None
+    parts: Mapping[str, Sequence[str]]
+
+
+def public_part(config: RunConfig, records: list[Record]) -> PublicPart:
     """Load the base model, and encode the public test records, as the coordinator has them."""
     # Torch comes with these; `public_records` is called before.
     from fedllm.tasks.cache import process_models
@@ -60,9 +79,12 @@ def public_part(
         records = [records[i] for i in sorted(order[: config.data.test_limit])]
     model = process_models().get(config, labels)
     if not records:
-        return model, None
-    length = config.model.max_length
-    return model, task.encode(records, model.tokenizer, length, labels)
+        return PublicPart(model, None, {})
+    parts = {"label": task.classes(records)}
+    if config.data.group is not None:
+        parts["group"] = tuple(str(record.site) for record in records)
+    test = task.encode(records, model.tokenizer, config.model.max_length, labels)
+    return PublicPart(model, test, {kind: part for kind, part in parts.items() if part})
 
 
 def cut_off_of_test(encoded: EncodedDataset | None) -> str:

@@ -76,7 +76,8 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
             records, tested = public_records(config), public_digest(config)
             if found is not None:
                 require_same_public(found, public_labels(config, records), tested, folder)
-            model, test = public_part(config, records)
+            public = public_part(config, records)
+            model, test = public.model, public.test
             if words := cut_off_of_test(test):
                 watching.note(words)
             place = Workplace(
@@ -113,6 +114,7 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
                 began,
                 kit.roster,
                 started_from=state.started_from,
+                public=public,
             )
 
 

@@ -177,7 +177,8 @@ def _simulate(
     threads = config.engine.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
     source, names = SimulatedSites(out, task.home, threads), tuple(records)
-    model, encoded = public_part(config, test)
+    public = public_part(config, test)
+    model, encoded = public.model, public.test
     state = starting_state(config, model, task.state, task.tested, task.start)
     require_same_model(state.model, model.fingerprint, out)
     cut_off = _check_records(config, model, records)
@@ -223,6 +224,7 @@ def _simulate(
         simulated=True,
         colluders_epsilon=figures.against_colluders(state.run),
         started_from=state.started_from,
+        public=public,
     )
 
 

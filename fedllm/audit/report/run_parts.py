@@ -18,6 +18,7 @@ from fedllm.audit.report.numbers import (
     percent,
 )
 from fedllm.audit.report.plots import epsilon_plot, metric_plot
+from fedllm.audit.report.quality import quality_parts
 from fedllm.errors import RefusedError
 from fedllm.identity.titles import shown as shown_name
 from fedllm.mechanisms import Wording, mechanism_of, planned_cost
@@ -279,7 +280,12 @@ class RunParts:
                     name=name, first=number(points[0][1]), last=number(points[-1][1])
                 )
                 plots.append(metric_plot(name, points, texts["round"], description))
-        return SimpleNamespace(rows=rows, plots=plots, lost=self._averaging_lost())
+        quality = quality_parts(
+            self._run.section("quality"), self._measures, self._texts["quality"]
+        )
+        return SimpleNamespace(
+            rows=rows, plots=plots, lost=self._averaging_lost(), quality=list(quality)
+        )
 
     def _averaging_lost(self) -> str:
         """Say what averaging A and B apart lost; nothing where it loses nothing."""

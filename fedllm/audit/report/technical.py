@@ -27,11 +27,13 @@ class TechnicalParts:
 
     def parts(self) -> dict[str, Any]:
         """Return every part by the name that the template has for it."""
+        # Quality by label has a table of its own.
+        summary = {key: value for key, value in self._summary.items() if key != "quality"}
         return {
             "time": list(self._time()),
             "encryption": list(self._encryption()),
             "origin": self._origin(),
-            "appendix": list(flat(self._summary, self._texts["appendix"]["more"])),
+            "appendix": list(flat(summary, self._texts["appendix"]["more"])),
         }
 
     def _time(self) -> Iterator[SimpleNamespace]:

@@ -603,6 +603,27 @@ def test_a_ledger_is_compared_with_what_a_run_says_without_a_bound(tmp_path):
     assert claims.sites == {SITES[0]: math.inf, SITES[1]: 2.0}
 
 
+def test_quality_is_told_of_the_worst_labels_and_of_groups(tmp_path):
+    def figures(before, after):
+        return {"before": {"accuracy": before}, "after": {"accuracy": after, "records": 10.0}}
+
+    labels = {f"label-{i:02}": figures(0.5, 0.6 + i / 100) for i in range(14)}
+    labels["label-02"] = figures(0.9, 0.1)
+    told = summary()
+    told["quality"] = {"label": labels, "group": {"north": figures(0.1, 0.2), "south": {}}}
+    shown = page(write_run(tmp_path, figures=told))
+    assert "The lowest labels by accuracy, of 14" in shown.text
+    assert "The lowest groups by accuracy, of 1" in shown.text
+    assert "Training made 1 of 14 worse." in shown.text
+    assert "2 more stand in summary.json." in shown.text
+    assert (
+        shown.text.index("label-02") < shown.text.index("label-00") < shown.text.index("label-01")
+    )
+    assert "label-13" not in shown.text
+    told["quality"] = {"label": {"one": figures(0.1, 0.2)}}
+    assert "The lowest labels" not in page(write_run(tmp_path / "one", figures=told)).text
+
+
 def test_what_averaging_lost_is_told_or_said_to_be_unknown(tmp_path):
     several, clear = {"training": {"local_steps": 4}}, {"encryption": {"scheme": "none"}}
     one = run_config(training={"local_steps": 1})

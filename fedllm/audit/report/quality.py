@@ -1,0 +1,62 @@
+"""The part about single labels and groups: a mean hides who gains little."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from fedllm.audit.report.numbers import is_number, number
+
+# So many lines of one table; the worst come first, and the file beside the page has all.
+_MOST = 12
+_LOWER_IS_BETTER = ("loss", "perplexity")
+
+
+def quality_parts(
+    quality: Mapping[str, Any], measures: Sequence[str], texts: Mapping[str, str]
+) -> Iterator[SimpleNamespace]:
+    """Yield a table for labels and one for groups, where the run told any.
+
+    Parameters
+    ----------
+    quality : mapping
+        As ``summary.json`` has it.
+    measures : sequence of str
+        The task's, the most telling first.
+    """
+    for kind in ("label", "group"):
+        found = quality.get(kind)
+        if not isinstance(found, Mapping) or len(found) < 2:
+            continue
+        told = [m for m in measures if any(_value(part, m) is not None for part in found.values())]
+        if told:
+            yield _table(found, told[0], texts[kind], texts)
+
+
+def _table(
+    found: Mapping[str, Any], measure: str, title: str, texts: Mapping[str, str]
+) -> SimpleNamespace:
+    lines = [
+        (name, _value(figures, measure, "before"), value, _value(figures, "records"))
+        for name, figures in found.items()
+        if (value := _value(figures, measure)) is not None
+    ]
+    sign = -1 if measure in _LOWER_IS_BETTER else 1
+    lines.sort(key=lambda line: (sign * line[2], line[0]))
+    worse = sum(old is not None and sign * (new - old) < 0 for _, old, new, _ in lines)
+    return SimpleNamespace(
+        title=title.format(name=measure, count=len(lines)),
+        worse=texts["worse"].format(worse=worse, count=len(lines)) if worse else "",
+        more=texts["more"].format(more=len(lines) - _MOST) if len(lines) > _MOST else "",
+        rows=[
+            (name, number(records), number(old), number(new))
+            for name, old, new, records in lines[:_MOST]
+        ],
+    )
+
+
+def _value(figures: Any, name: str, when: str = "after") -> float | None:
+    told = figures.get(when) if isinstance(figures, Mapping) else None
+    value: Any = told.get(name) if isinstance(told, Mapping) else None
+    return float(value) if is_number(value) else None
