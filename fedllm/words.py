@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def safe(text: str) -> str:
-    """Return a name or a message for rich to print as it is: no markup, nothing hidden."""
-    return escape(visible(text))
+def safe(text: str, keep: str = "") -> str:
+    """Return a name or a message for rich to print as it is: no markup, nothing hidden.
+
+    ``keep`` are characters to leave alone, as of `visible`.
+    """
+    return escape(visible(text, keep))
 
 
 def table(*headings: str, show_lines: bool = False) -> Table:

@@ -67,7 +67,7 @@ def _print_results(results: list[CheckResult], kit: Path, policy: Path) -> None:
     checks = table("Check", "Result", "Found", "What to do", show_lines=True)
     for result in results:
         state = f"[{_COLOURS[result.state]}]{result.state}[/]"
-        checks.add_row(result.check, state, safe(result.found), safe(result.remedy))
+        checks.add_row(result.check, state, safe(result.found, "\n"), safe(result.remedy, "\n"))
     console = Console()
     console.print(checks)
     failed = [result.check for result in results if result.state == "failed"]

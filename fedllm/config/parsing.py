@@ -7,6 +7,7 @@ import re
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from fedllm.config.kinds import other_kind
 from fedllm.config.section import Section
@@ -17,6 +18,20 @@ from fedllm.errors import ConfigError
 _SHOWN_LETTERS = 200
 # What stands before the last '@' of a URL: user and password.
 _PASSWORD = re.compile(r"(://).*@", re.DOTALL)
+# What documents call it, or another tool.
+_OTHER_NAMES = {
+    "shared": "distributed",
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "user": "person",
+    "sequence_classification": "classification",
+    "token-classification": "token_classification",
+    "ner": "token_classification",
+    "noniid": "dirichlet",
+    "lora-xs": "core",
+    "fed-sb": "core",
+    "ffa-lora": "ffa",
+}
 _DECIMAL_COMMA = re.compile(r"\s*[-+]?\d+,\d+(e[-+]?\d+)?\s*", re.IGNORECASE)
 
 Model = TypeVar("Model", bound=Section)
@@ -66,6 +81,8 @@ def _explain(
             if "number" in words and _DECIMAL_COMMA.fullmatch(str(item["input"])):
                 words += f"; {DECIMAL_POINT}"
             lines.append(f"{origin}: {key}{_shown(item['input'])}: must be {words}")
+            if item["type"] == "literal_error" and (near := _nearest_value(item)):
+                remedies.append((key, f"did you mean {near!r}?"))
     # A value that fits none of several types is wrong once for each.
     several = len(remedies) > 1
     told = [f"{key}: {words}" if key and several else words for key, words in remedies]
@@ -110,6 +127,15 @@ def _nearest(key: str, model: type[BaseModel]) -> str:
     if close:
         return f"did you mean '{section + '.' if section else ''}{close[0]}'?"
     return f"known keys here: {', '.join(beside)}"
+
+
+def _nearest_value(item: ErrorDetails) -> str:
+    """Return the allowed word that a wrong one looks like, or that is called so elsewhere too."""
+    known = re.findall(r"'([^']*)'", str(item.get("ctx", {}).get("expected", "")))
+    given = str(item["input"]).lower()
+    other = _OTHER_NAMES.get(given, "")
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
+    return other if other in known else close[0] if close else ""
 
 
 def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

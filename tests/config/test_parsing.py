@@ -28,7 +28,16 @@ from fedllm.errors import ConfigError
         ("rounds.min_sites=11", ["rounds.min_sites = 11 is larger than data.sites = 10"]),
         ("rounds.sites=1", ["sites = 1 is smaller than min_sites = 2"]),
         ('rounds.count="five"', ["rounds.count = 'five': must be a whole number", "at most 99999"]),
-        ("privacy.noise=shared", ["privacy.noise = 'shared': must be 'local' or 'distributed'"]),
+        (
+            "privacy.noise=shared",
+            [
+                "privacy.noise = 'shared': must be 'local' or 'distributed'",
+                "did you mean 'distributed'?",
+            ],
+        ),
+        ("lora.method=FedSVD", ["did you mean 'fedsvd'?"]),
+        ("lora.method=lora-xs", ["did you mean 'core'?"]),
+        ("model.precision=bf16", ["did you mean 'bfloat16'?"]),
         ("data.labels=3", ["data.labels = 3: must be a list, each entry a text"]),
         ("data.labels=[1]", ["data.labels = 1: must be a list, each entry a text"]),
         ("lora.target_modules=3", ["lora.target_modules = 3: must be 'auto', or a list"]),
