@@ -14,6 +14,8 @@ AdapterKind = Literal[
 ]
 # They train tensors of the base model itself.
 OWN_TENSORS: tuple[AdapterKind, ...] = ("bitfit", "layers")
+# A and B are of rank-one blocks that hang on nothing else.
+_OF_BLOCKS = ("lora", "ffa", "ffa_orthonormal")
 _NOT_LINEAR = ("flora", "fedex")
 
 
@@ -101,6 +103,10 @@ class LoraSection(Section):
         many as ``last_layers`` says. Rank and alpha have no meaning for these two.
     freeze_a : bool
         The older way to ask for "ffa".
+    ranks : list of [units, rank]
+        Unequal ranks: from so many records or persons on, a site trains an adapter of that rank,
+        such as ``[[0, 4], [500, 8], [2000, 16]]``; the last is ``rank``. All train in one common
+        basis. Left out, every site has ``rank``.
     """
 
     rank: Annotated[int, Field(ge=0)] = 8
@@ -109,6 +115,7 @@ class LoraSection(Section):
     last_layers: PositiveInt | None = None
     method: Annotated[AdapterKind, BeforeValidator(_one_of_a_blind_sum)] = "lora"
     freeze_a: bool = False
+    ranks: tuple[tuple[Annotated[int, Field(ge=0)], PositiveInt], ...] = ()
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
@@ -121,6 +128,7 @@ class LoraSection(Section):
                 f"rank = 0 trains the head alone, and method = {self.method!r} adapts layers: set "
                 "rank, or leave method out"
             )
+        self._ranks_rise()
         if self.trains_base and self.target_modules != "auto":
             raise ValueError(
                 f"target_modules names layers that get an adapter, and method = {self.method!r} "
@@ -131,6 +139,27 @@ class LoraSection(Section):
                 "method = 'layers' trains whole layers: set last_layers to how many, such as 1"
             )
         return self
+
+    def _ranks_rise(self) -> None:
+        if not self.ranks:
+            return
+        if self.kind not in _OF_BLOCKS:
+            raise ValueError(
+                f"ranks: adapters by method = {self.kind!r} have no blocks that a site could leave "
+                "out; take 'lora', 'ffa' or 'ffa_orthonormal'"
+            )
+        sizes, ranks = [size for size, _ in self.ranks], [rank for _, rank in self.ranks]
+        if sizes != sorted(set(sizes)) or ranks != sorted(set(ranks)) or sizes[0] != 0:
+            raise ValueError(
+                "ranks: sizes and ranks must rise, and the first size be 0, as in "
+                "[[0, 4], [500, 8], [2000, 16]]"
+            )
+        if ranks[-1] != self.rank:
+            raise ValueError(f"ranks: the last one is {ranks[-1]}, and rank is {self.rank}")
+
+    def rank_of(self, units: int) -> int:
+        """Return the rank at a site that announced so many records or persons."""
+        return max([rank for size, rank in self.ranks if size <= units], default=self.rank)
 
     @property
     def trains_base(self) -> bool:

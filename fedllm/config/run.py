@@ -128,6 +128,11 @@ class RunConfig(Section):
     def _something_can_be_trained(self) -> None:
         if self.lora.rank == 0 and not trains_a_head(self.task):
             raise ValueError("lora.rank = 0 leaves nothing to train in this task")
+        if self.lora.ranks and (self.privacy.noise != "local" or self.privacy.unit == "site"):
+            raise ValueError(
+                "lora.ranks needs the size that sites announce, which they do with "
+                "privacy.noise = 'local' and a unit below the site: leave one of them out"
+            )
         if self.lora.trains_base and self.model.precision != "float32":
             raise ValueError(
                 f"lora.method = {self.lora.method!r} trains tensors of the base model, which needs "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedllm.mechanisms.cost import Cost
+from fedllm.mechanisms.local import rounded_size
 from fedllm.mechanisms.mechanism import Contribution, Mechanism, SiteRound, Wording
 from fedllm.privacy.accounting.events import NonPrivate
 from fedllm.randomness import RandomStream
@@ -15,6 +16,10 @@ class NoPrivacy(Mechanism):
     def wording(self) -> Wording:
         """Nothing is noised."""
         return Wording("none", "clipping", sampled=False)
+
+    def announced_units(self, units: int) -> int:
+        """Return the size rounded down where a site's rank follows from it; see the base class."""
+        return rounded_size(units) if self._config.lora.ranks else 0
 
     def _divisor(self, expected: float) -> float:
         # A run that sends one gradient a round is the same run, with and without noise.

@@ -39,6 +39,7 @@ Vector = NDArray[np.float64]
 # Fits float32 with room to spare.
 _LARGEST = 1e38
 GradientSource = Callable[[Sequence[nn.Parameter], Callable[[], Tensor]], list[Gradients]]
+Trained = NDArray[np.bool_]
 Released = Callable[[Vector, float], None]
 
 
@@ -64,6 +65,7 @@ def train_locally(
     noise: RandomStream,
     gradients: GradientSource | None = None,
     released: Released | None = None,
+    trained: Trained | None = None,
 ) -> LocalResult:
     """Train the adapter on one site's records, from the values that ``model`` holds.
 
@@ -90,6 +92,8 @@ def train_locally(
     released : callable, optional
         Called with each step's noised mean (P,) and the clipping norm behind it, before the
         optimiser makes a step of it: audits look at what the privacy of a step is claimed for.
+    trained : bool array (P,), optional
+        Which values move; the others have no gradient and no noise. Public.
 
     Raises
     ------
@@ -116,7 +120,7 @@ def train_locally(
                 )
                 used = replace(settings, clipping_norm=clipping.norm) if clipping else settings
                 seen = len(record.norms)
-                total = _gradient_sum(model, dataset, indices, used, record, gradients)
+                total = _gradient_sum(model, dataset, indices, used, record, gradients, trained)
                 record.end_of_step(vector, total, len(indices))
                 if settings.noise_multiplier is not None and clipping is not None:
                     gradient = clipping.noised_mean(
@@ -138,6 +142,8 @@ def train_locally(
                     gradient = total / settings.expected_batch_size
                 else:
                     continue
+                if trained is not None:
+                    gradient = np.where(trained, gradient, 0.0)
                 if released is not None:
                     released(gradient, used.clipping_norm)
                 vector = optimizer.step(vector, gradient)
@@ -206,6 +212,7 @@ def _gradient_sum(
     settings: LocalSettings,
     record: StepRecord,
     source: GradientSource | None = None,
+    trained: Trained | None = None,
 ) -> Vector:
     total = np.zeros(model.manifest.length)
     if not len(indices):
@@ -215,8 +222,8 @@ def _gradient_sum(
         for places, piece in by_width(batch, settings.microbatch_size):
             attached = model.prefix.attach(dataset, indices[places.numpy()], piece)
             total += plain_gradient(model, _losses(model, attached, record))
-        return total
-    took = _OneUnit(model, dataset, settings, record, source or gradients_of(model))
+        return total if trained is None else np.where(trained, total, 0.0)
+    took = _OneUnit(model, dataset, settings, record, source or gradients_of(model), trained)
     for pieces in by_unit(batch, dataset.units[indices], settings.microbatch_size):
         total += took.clipped([(indices[places.numpy()], piece) for places, piece in pieces])
     return total
@@ -238,6 +245,7 @@ class _OneUnit:
     settings: LocalSettings
     record: StepRecord
     gradients: GradientSource
+    trained: Trained | None = None
 
     def clipped(self, pieces: Sequence[tuple[NDArray[np.int64], Batch]]) -> Vector:
         """Return the unit's clipped gradient (P,); zeros where a library breaks off.
@@ -262,7 +270,11 @@ class _OneUnit:
             # As one whose kept frozen part is no number: others decide whether it is kept.
             self.record.norms.append(np.array([np.inf]))
             return np.zeros(self.model.manifest.length)
-        part = clipped(np.asarray(gradient), self.settings.clipping_norm)
+        whole = np.asarray(gradient)
+        if self.trained is not None:
+            # Before clipping: what is not sent must not shorten what is.
+            whole = np.where(self.trained, whole, 0.0)
+        part = clipped(whole, self.settings.clipping_norm)
         self.record.norms.append(np.array([part.norm]))
         return part.values
 

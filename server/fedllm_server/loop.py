@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedllm.adapters import adapter_of, sent_in_turn
+from fedllm.adapters import AdapterMethod, adapter_of, sent_in_turn
 from fedllm.adapters.averaging import AveragingLoss
+from fedllm.adapters.ranks import block_weights
 from fedllm.clock import utc_now
 from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset
@@ -184,7 +185,8 @@ class RoundLoop:
         rejected = {"norm": found.reason} if found is not None and found.reason else {}
         adapter = state.adapter
         if not rejected:
-            adapter = method.advance(adapter, outcome.mean, self._optimizer)
+            mean = outcome.mean * self._block_weights(method, outcome)
+            adapter = method.advance(adapter, mean, self._optimizer)
         report = RoundReport(
             round=number,
             started=began,
@@ -202,6 +204,16 @@ class RoundLoop:
         state = replace(state, round=number, adapter=adapter, optimizer=optimizer, report=report)
         save_checkpoint(self._checkpoints, state)
         return self._complete(state)
+
+    def _block_weights(
+        self, method: AdapterMethod, outcome: RoundOutcome
+    ) -> NDArray[np.float64] | float:
+        """Return by what the opened mean is multiplied where sites have unequal ranks."""
+        lora = self._config.lora
+        if not lora.ranks:
+            return 1.0
+        sizes = {member.name: member.units for member in self._members}
+        return block_weights(method.up, [lora.rank_of(sizes[name]) for name in outcome.survivors])
 
     def _complete(self, state: RunState) -> RunState:
         """Evaluate after a finished round and write its line, also when a crash came between."""

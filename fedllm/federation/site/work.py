@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedllm.adapters import AdapterMethod
+from fedllm.adapters.ranks import trained_places
 from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset
 from fedllm.federation.protocol.evaluating import noised_sum
@@ -68,7 +69,7 @@ class SiteWork:
         order.method.place(order.adapter)
         run = order.statement.run
         asked = SiteRound(
-            TrainingAtSite(order.model, order.method, dataset),
+            TrainingAtSite(order.model, order.method, dataset, _trained_here(order)),
             order.units,
             noise_multiplier,
             order.quantiser.quantise,
@@ -90,13 +91,25 @@ class SiteWork:
         return order.quantiser.quantise(noised, rounding)
 
 
+def _trained_here(order: Order) -> NDArray[np.bool_] | None:
+    """Return what of the adapter this site trains, by the size that it signed; None for all."""
+    lora = order.config.lora
+    if not lora.ranks:
+        return None
+    return trained_places(order.method.trained, lora.rank_of(order.units))
+
+
 @dataclass(frozen=True)
 class TrainingAtSite:
-    """A model and a site's records, for a mechanism to train on; see `LocalWork`."""
+    """A model and a site's records, for a mechanism to train on; see `LocalWork`.
+
+    Where ``trained`` (P,) is given, these values move alone.
+    """
 
     model: SharedModel
     method: AdapterMethod
     dataset: EncodedDataset
+    trained: NDArray[np.bool_] | None = None
 
     @property
     def units(self) -> int:
@@ -112,7 +125,14 @@ class TrainingAtSite:
         self, settings: LocalSettings, sampling: RandomStream, noise: RandomStream
     ) -> LocalResult:
         """Take the steps; see `train_locally`."""
-        result = train_locally(self.model, self.dataset, settings, sampling=sampling, noise=noise)
+        result = train_locally(
+            self.model,
+            self.dataset,
+            settings,
+            sampling=sampling,
+            noise=noise,
+            trained=self.trained,
+        )
         return replace(result, update=self.method.upward(result.update))
 
     def gradient_sum(
