@@ -23,9 +23,10 @@ RATIO = {
     "privacy_utility": r"CPU of round over plain step +\d",
     "private_step": r"takes \d\S* times the CPU time",
     "protocol": r"times fp32 \|\n.*\n(\| 1k \| \d.* \d+\.\d\d \|\n){2}",
+    "unequal_ranks": r"4, 8, 16 by size \| 0\.\d+ \| [+-]\d",
     "round": r"encrypted / clear +\d",
 }
-NEEDS_DATA = {"discrete_noise", "poisoning", "privacy_utility"}
+NEEDS_DATA = {"discrete_noise", "poisoning", "privacy_utility", "unequal_ranks"}
 
 
 def test_no_benchmark_is_left_out():
