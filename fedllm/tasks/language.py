@@ -99,7 +99,9 @@ class LanguageTask(LearningTask):
 
 def token_losses(model: SharedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the loss of each token that counts, (N,), and the record it belongs to, (N,)."""
-    from torch.nn.functional import cross_entropy
+    from fedllm.models.encoder_decoder import PromptedModel
+    from fedllm.models.language_model import LanguageModel
 
-    logits, targets, rows = model.module(batch)
-    return cross_entropy(logits, targets, reduction="none"), rows
+    if not isinstance(model.module, LanguageModel | PromptedModel):
+        raise ValueError("only a generative model predicts tokens")
+    return model.module.token_losses(batch)
