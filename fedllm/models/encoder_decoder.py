@@ -49,6 +49,11 @@ class TwoStacks:
         return [self.stack.get_submodule(n) for n in self._architecture.layer_names(self.stack)]
 
     @property
+    def trained_layers(self) -> list[nn.Module]:
+        """Those from the first on that is trained."""
+        return self.layers[self.first :]
+
+    @property
     def has_frozen_part(self) -> bool:
         """Whether the whole encoder is frozen: the cut is between the two, or nowhere.
 

@@ -79,6 +79,11 @@ class LayerStack:
         return cast(nn.ModuleList, self.stack.get_submodule(self._name))
 
     @property
+    def trained_layers(self) -> list[nn.Module]:
+        """Those from the first on that is trained."""
+        return list(self.layers)[self.first :]
+
+    @property
     def has_frozen_part(self) -> bool:
         """Whether something below the trained layers runs alone."""
         return self.first > 0

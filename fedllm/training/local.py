@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from fedllm.errors import STOPPING, TrainingError
 from fedllm.mechanisms.work import LocalResult, LocalSettings, LocalStatistics
 from fedllm.models.pieces import by_unit, by_width
 from fedllm.models.prefix import Dataset
+from fedllm.models.recomputing import recomputed
 from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import Batch
 from fedllm.privacy.adaptive import AdaptiveClipping
@@ -108,7 +109,7 @@ def train_locally(
     if settings.clipping_quantile is not None:
         clipping = AdaptiveClipping(settings.clipping_norm, settings.clipping_quantile)
     try:
-        with per_sample_hooks(model.module, model.row_layers) if private else nullcontext():
+        with _collecting(model, settings):
             for _ in range(settings.steps):
                 indices = poisson_batch(
                     dataset.units, dataset.number_of_units, settings.sampling_rate, sampling
@@ -176,7 +177,7 @@ def clipped_gradient_sum(
 
     """
     record = StepRecord(model.manifest, model.frozen_zeros)
-    with per_sample_hooks(model.module, model.row_layers):
+    with _collecting(model, settings):
         indices = poisson_batch(
             dataset.units, dataset.number_of_units, settings.sampling_rate, sampling
         )
@@ -184,6 +185,17 @@ def clipped_gradient_sum(
     record.end_of_step(model.adapter().astype(np.float64), total, len(indices))
     record.look_connected()
     return total, record.statistics()
+
+
+@contextmanager
+def _collecting(model: SharedModel, settings: LocalSettings) -> Iterator[None]:
+    """Let backward passes give what a step with these settings needs."""
+    with ExitStack() as ways:
+        if settings.noise_multiplier is not None:
+            ways.enter_context(per_sample_hooks(model.module, model.row_layers))
+        if settings.activation_checkpointing:
+            ways.enter_context(recomputed(model.module.stack.trained_layers))
+        yield
 
 
 def _gradient_sum(
