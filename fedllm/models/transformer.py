@@ -73,6 +73,10 @@ class LayerStack:
         self._name = layers
         self._outputs = behaviour.outputs
 
+    def returns(self, outputs: int) -> None:
+        """Say what `Behaviour.outputs` is, where it was not known before."""
+        self._outputs = outputs
+
     @property
     def layers(self) -> nn.ModuleList:
         """All layers, in order."""
