@@ -17,6 +17,7 @@ from fedllm.visible import visible
 
 if TYPE_CHECKING:
     from fedllm.models.importing import Precision
+    from fedllm.models.memory import MemoryEstimate
 
 app = CommandGroup(
     help="Base models: show one, or make a checkpoint of a GGUF file.", no_args_is_help=True
@@ -51,6 +52,11 @@ def show(
     location: str = typer.Argument(
         metavar="DIR", help="A checkpoint's folder, or what else model.path may name."
     ),
+    run: Path | None = typer.Option(
+        None,
+        metavar="RUN.toml",
+        help="Estimate a site's memory for training this model with a run's settings.",
+    ),
     json_output: bool = options.JSON,
 ) -> None:
     """Show what a base model is, and that a run could use it.
@@ -60,8 +66,10 @@ def show(
     from fedllm.models.about import facts_of
 
     found = facts_of(location)
+    needed = None if run is None else _estimate(location, run)
     if json_output:
-        print(json.dumps(asdict(found), indent=2))
+        memory = {} if needed is None else {"memory_bytes": asdict(needed)}
+        print(json.dumps(asdict(found) | memory, indent=2))
         return
     stored = ", ".join(f"{values:,} in {kind}" for kind, values in sorted(found.stored.items()))
     limit = "no limit" if found.positions is None else f"{found.positions:,} tokens"
@@ -75,6 +83,29 @@ def show(
         "licence": found.licence or "the folder does not say",
         "fingerprint": found.fingerprint,
     }
+    if needed is not None:
+        lines["training"] = (
+            f"{_gib(needed.training)} GiB: {_gib(needed.weights)} weights, {_gib(needed.step)} a "
+            f"step, {_gib(needed.vectors)} trained values; libraries and tokenizer come on top"
+        )
+        lines["kept"] = (
+            f"{needed.kept_a_record / 2**20:.2f} MiB a record of the longest, at most "
+            f"{_gib(needed.kept_at_most)} GiB in memory and the rest on disk"
+            if needed.kept_a_record
+            else "nothing: no layer below the trained ones is frozen"
+        )
     print(visible(found.folder))
     for name, value in lines.items():
         print(f"  {name:<12} {visible(value)}")
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f}"
+
+
+def _estimate(location: str, run: Path) -> MemoryEstimate:
+    from fedllm.config.files import load_run_config
+    from fedllm.models.checkpoints import checkpoint_folder
+    from fedllm.tasks.memory import memory_of
+
+    return memory_of(load_run_config(run), checkpoint_folder(location))

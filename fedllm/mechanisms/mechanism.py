@@ -215,6 +215,7 @@ class Mechanism(ABC):
             head_learning_rate=training.head_learning_rate or training.learning_rate,
             clipping_norm=clipping_norm or self._config.privacy.clipping_norm,
             noise_multiplier=noise_multiplier,
+            activation_checkpointing=training.activation_checkpointing,
         )
 
     def _divisor(self, expected: float) -> float:

@@ -41,6 +41,8 @@ class LocalSettings:
     clipping_quantile : float, optional
         Where set, ``clipping_norm`` is where the norm starts, and it moves with each step so
         that this part of the units is within it.
+    activation_checkpointing : bool
+        Whether trained layers keep only what enters them, and are run again in the backward pass.
     """
 
     steps: int
@@ -53,6 +55,7 @@ class LocalSettings:
     clipping_norm: float
     noise_multiplier: float | None
     clipping_quantile: float | None = None
+    activation_checkpointing: bool = False
 
 
 @dataclass(frozen=True, slots=True)

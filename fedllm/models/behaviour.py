@@ -18,10 +18,11 @@ from transformers import PreTrainedModel
 from fedllm.errors import CheckpointError
 from fedllm.models.architecture import Architecture
 from fedllm.models.contents import reading
+from fedllm.models.language_model import LanguageModel
 from fedllm.models.layers import REMEDY
 from fedllm.models.stillness import Belongings
 from fedllm.models.token_head import TokenClassifier
-from fedllm.models.transformer import Behaviour, LanguageModel, TextClassifier, states_of
+from fedllm.models.transformer import Behaviour, TextClassifier, states_of
 
 _LENGTH, PADDED = 10, 6
 OTHER_CONFIG = "use the config.json that came with the weights"

@@ -155,7 +155,10 @@ def load_weights(
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
     model.requires_grad_(False)
-    model.config.use_cache = False
+    # An encoder-decoder's two parts have settings of their own.
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part.config.use_cache = False
     return model.train()
 
 

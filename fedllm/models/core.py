@@ -45,11 +45,17 @@ def add_cores(adapted: PeftModel, seed: int) -> None:
         for module, values in ((into, basis_a), (out, basis_b)):
             module.weight.data = values.float().contiguous()
             module.weight.requires_grad_(False)
-        core = nn.Linear(rank, rank, bias=False, dtype=torch.float32)
-        nn.init.zeros_(core.weight)
-        # A name among peft's own, and a module that hooks for per-sample gradients see as any.
-        cast(nn.Module, layer).add_module("lora_R", nn.ModuleDict({"default": core}))
-        into.register_forward_hook(_Through(core))
+        add_core(layer)
+
+
+def add_core(layer: LoraLayer) -> None:
+    """Put a core, which is zero, between an adapter's A and B."""
+    into = cast(nn.Linear, layer.lora_A["default"])
+    core = nn.Linear(into.out_features, into.out_features, bias=False, dtype=torch.float32)
+    nn.init.zeros_(core.weight)
+    # A name among peft's own, and a module that hooks for per-sample gradients see as any.
+    cast(nn.Module, layer).add_module("lora_R", nn.ModuleDict({"default": core}))
+    into.register_forward_hook(_Through(core))
 
 
 class _Through:

@@ -11,10 +11,13 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from fedllm.models.architecture import Architecture
+from fedllm.models.readout import Readout
 from fedllm.models.transformer import Batch
 from fedllm.padding import PAD_MULTIPLE
 
 IGNORED = -100
+# So few that the trial of a model's parts has several pieces.
+_TRIED_AT_ONCE = 3
 
 
 class TwoStacks:
@@ -44,6 +47,11 @@ class TwoStacks:
     def layers(self) -> list[nn.Module]:
         """All layers, in order."""
         return [self.stack.get_submodule(n) for n in self._architecture.layer_names(self.stack)]
+
+    @property
+    def trained_layers(self) -> list[nn.Module]:
+        """Those from the first on that is trained."""
+        return self.layers[self.first :]
 
     @property
     def has_frozen_part(self) -> bool:
@@ -122,6 +130,7 @@ class PromptedModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.stack = stack
+        self.readout = Readout(backbone, backbone.get_decoder())
 
     def sides(self, batch: Batch) -> Sides:
         """Take a batch apart; see `sides`."""
@@ -136,7 +145,7 @@ class PromptedModel(nn.Module):
         return encoder(input_ids=read.prompts, attention_mask=read.present).last_hidden_state
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute logits, and pick those of tokens that count.
+        """Compute logits of the tokens that count, of all at once.
 
         Returns
         -------
@@ -147,14 +156,29 @@ class PromptedModel(nn.Module):
         rows : Tensor
             (N,), int64: the record of the batch that the token belongs to.
         """
-        apart = self.sides(batch)
-        rows, places = torch.nonzero(apart.responses != IGNORED, as_tuple=True)
-        logits = self._logits(apart, batch.get("states"))[rows, places]
-        return logits.float(), apart.responses[rows, places], rows
+        states, targets, rows = self._counted(batch)
+        return self.readout.logits(states).float(), targets, rows
+
+    def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Compute the loss of the tokens that count, a piece of them at a time.
+
+        Returns
+        -------
+        losses : Tensor
+            (N,), float32, in nats.
+        rows : Tensor
+            (N,), int64: the record of the batch that the token belongs to.
+        """
+        states, targets, rows = self._counted(batch)
+        return self.readout.losses(states, targets), rows
 
     def before_loss(self, batch: Batch) -> Tensor:
-        """Return what the Transformer itself gives: logits (B, U, V) of the responses."""
-        return self._logits(self.sides(batch), batch.get("states"))
+        """Return logits (B, U, V) of the responses, as pieces give them."""
+        states = self._states(self.sides(batch), batch.get("states"))
+        pieces = states.flatten(0, 1).split(_TRIED_AT_ONCE)
+        return torch.cat([self.readout.logits(piece) for piece in pieces]).unflatten(
+            0, states.shape[:2]
+        )
 
     def following(self, batch: Batch) -> Tensor:
         """Return the logits (B, V) of what follows the last token of each row.
@@ -165,9 +189,15 @@ class PromptedModel(nn.Module):
         more = {key: nn.functional.pad(value, (0, 1), value=1) for key, value in batch.items()}
         apart = self.sides(more)
         last = int((apart.responses[0] != IGNORED).sum()) - 1
-        return self._logits(apart, None)[:, last]
+        return self.readout.logits(self._states(apart, None)[:, last])
 
-    def _logits(self, apart: Sides, states: Tensor | None) -> Tensor:
+    def _counted(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        apart = self.sides(batch)
+        rows, places = torch.nonzero(apart.responses != IGNORED, as_tuple=True)
+        states = self._states(apart, batch.get("states"))[rows, places]
+        return states, apart.responses[rows, places], rows
+
+    def _states(self, apart: Sides, states: Tensor | None) -> Tensor:
         model: Any = self.backbone
         # What is kept of a record may be filled up to the width of all its tokens.
         width = apart.prompts.shape[1]
@@ -176,10 +206,10 @@ class PromptedModel(nn.Module):
             if states is None
             else {"encoder_outputs": BaseModelOutput(last_hidden_state=states[:, :width])}
         )
-        return model(
+        return self.readout.states(
             **read,
             attention_mask=apart.present,
             decoder_input_ids=shifted(
                 apart.responses, model.config.pad_token_id, model.config.decoder_start_token_id
             ),
-        ).logits
+        )

@@ -67,26 +67,26 @@ def observe_pair(folder: Path, model: PreTrainedModel, architecture: Architectur
 
 @torch.no_grad()
 def check_pair(folder: Path, module: PromptedModel, architecture: Architecture) -> None:
-    """Compare encoder and decoder, run apart, with the whole model.
+    """Compare encoder, decoder and head, run apart, with the whole model.
 
     Raises
     ------
     CheckpointError
         If they give something else.
     """
-    if not module.stack.has_frozen_part:
-        return
     with reading(f"the model in {folder} does not run", OTHER_CONFIG):
         texts = Texts.of(module.backbone, architecture)
         batch, other = _batch(texts.ids, texts.other), _batch(texts.other, texts.ids)
-        expected = module.before_loss(batch)
-        apart = batch | {"states": module.prefix(batch)}
+        read = module.sides(batch)
+        expected = _run(module.backbone, read.prompts, read.responses, read.present)
+        frozen = module.stack.has_frozen_part
+        apart = batch | ({"states": module.prefix(batch)} if frozen else {})
         # What the decoder finds of other texts is not what the encoder would have left there.
         module.before_loss(other)
         if not close(module.before_loss(apart), expected):
             raise CheckpointError(
                 f"the model in {folder} gives something else when its encoder is run apart from "
-                "its decoder",
+                "its decoder, or its head from both",
                 "adapt all layers (leave lora.last_layers out), or use a model of docs/models.md",
             )
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -16,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from fedllm.config import LoraSection
 from fedllm.errors import ConfigError
 from fedllm.models.architecture import Architecture
-from fedllm.models.core import add_cores
+from fedllm.models.core import add_core, add_cores
 from fedllm.randomness import RandomStream
 
 # Row length of an orthogonal A: with it the start has the same Frobenius norm as the usual one has
@@ -109,18 +110,8 @@ def add_adapters(
     ConfigError
         If ``lora.target_modules``, ``lora.last_layers`` or ``lora.rank`` does not fit the model.
     """
-    names, kind = target_names(backbone, architecture, section), section.kind
-    _check_rank(backbone, names, section.rank)
-    config = LoraConfig(
-        r=section.rank,
-        lora_alpha=section.alpha,  # type: ignore[arg-type]
-        target_modules=names,
-        lora_dropout=0.0,
-        bias="none",
-        fan_in_fan_out=isinstance(backbone.get_submodule(names[0]), Conv1D),
-        task_type=_kind_of_model(backbone, architecture),
-    )
-    adapted = get_peft_model(backbone, config)
+    kind = section.kind
+    adapted = _wrapped(backbone, architecture, section)
     for name, parameter in adapted.named_parameters():
         if "lora_A" in name:
             uniform = RandomStream.seeded(seed, "adapter", name).uniform(parameter.numel())
@@ -135,6 +126,39 @@ def add_adapters(
     if kind == "core":
         add_cores(adapted, seed)
     return adapted
+
+
+def shaped_adapters(
+    backbone: PreTrainedModel, architecture: Architecture, section: LoraSection
+) -> PeftModel:
+    """Put adapters of the right shapes into a model without numbers, as `add_adapters` would."""
+    adapted = _wrapped(backbone, architecture, section)
+    if section.kind == "core":
+        for layer in adapted.modules():
+            if isinstance(layer, LoraLayer):
+                add_core(layer)
+    for name, parameter in adapted.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            both, only_b = section.kind == "lora", section.kind != "core" and "lora_B" in name
+            parameter.requires_grad_(both or only_b)
+    return adapted
+
+
+def _wrapped(
+    backbone: PreTrainedModel, architecture: Architecture, section: LoraSection
+) -> PeftModel:
+    names = target_names(backbone, architecture, section)
+    _check_rank(backbone, names, section.rank)
+    config = LoraConfig(
+        r=section.rank,
+        lora_alpha=section.alpha,  # type: ignore[arg-type]
+        target_modules=names,
+        lora_dropout=0.0,
+        bias="none",
+        fan_in_fan_out=isinstance(backbone.get_submodule(names[0]), Conv1D),
+        task_type=_kind_of_model(backbone, architecture),
+    )
+    return get_peft_model(backbone, config)  # type: ignore[return-value]
 
 
 def _kind_of_model(backbone: PreTrainedModel, architecture: Architecture) -> str:

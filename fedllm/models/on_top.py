@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fedllm.config import RunConfig
 from fedllm.models.architecture import Architecture
 from fedllm.models.heads import Head, LabelHead, LanguageHead, TokenHead
+from fedllm.models.language_model import LanguageModel
 from fedllm.models.token_head import TokenClassifier
-from fedllm.models.transformer import LanguageModel, LayerStack, Pooling, TextClassifier
+from fedllm.models.transformer import LayerStack, Pooling, TextClassifier
 
 
 def put_on_top(

@@ -6,7 +6,6 @@ each training step the cost of those layers alone; losses and gradients stay the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedllm.errors import STOPPING
+from fedllm.models.kept_states import Block, Keeping, Kept
 from fedllm.models.pieces import by_width
 from fedllm.models.transformer import Batch
 
@@ -33,26 +33,13 @@ class Dataset(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    states: Tensor
-    starts: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-
-    def rows(self, indices: NDArray[np.int64], length: int) -> Tensor:
-        if length == 1 and len(self.states) == len(self.lengths):
-            return self.states[torch.from_numpy(indices)].unsqueeze(1)
-        result = self.states.new_zeros(len(indices), length, self.states.shape[1])
-        for row, index in enumerate(indices):
-            start, size = self.starts[index], self.lengths[index]
-            result[row, :size] = self.states[start : start + size]
-        return result
-
-
 class PrefixCache:
     """Outputs of a network's frozen part, by data set; forgotten with the data set.
 
-    They may be fewer than a record's tokens, and are filled up with zeros.
+    They may be fewer than a record's tokens, and are filled up with zeros. They are kept in the
+    numbers in which they were computed: in memory, then on disk (`fedllm.models.on_disk`); what
+    neither has room for is computed afresh each time. The result is the same bit for bit, so that
+    nothing that leaves a site depends on its memory or disk.
 
     Parameters
     ----------
@@ -63,8 +50,7 @@ class PrefixCache:
     pooled : bool
         Whether the frozen part ends in one vector a record instead of one a token.
     budget_bytes : int
-        Memory for all data sets together; one that no longer fits is computed afresh
-        each time, with the same result bit for bit.
+        Memory for all data sets together.
     """
 
     def __init__(
@@ -78,12 +64,22 @@ class PrefixCache:
         self._worthwhile = worthwhile
         self._pooled = pooled
         self._budget_bytes = budget_bytes
-        self._kept: WeakKeyDictionary[Dataset, _Kept | None] = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[Dataset, Kept] = WeakKeyDictionary()
 
     @property
     def used_bytes(self) -> int:
         """Memory held now."""
-        return sum(k.states.nbytes for k in self._kept.values() if k is not None)
+        return sum(block.states.nbytes for block in self._blocks if block.states is not None)
+
+    @property
+    def used_disk_bytes(self) -> int:
+        """Disk held now."""
+        return sum(file.used_bytes for file in {block.file for block in self._blocks} if file)
+
+    @property
+    def _blocks(self) -> list[Block]:
+        found = {id(b): b for kept in self._kept.values() for b in kept.blocks}
+        return list(found.values())
 
     def attach(self, dataset: Dataset, indices: NDArray[np.int64], batch: Batch) -> Batch:
         """Return ``batch`` (the records at ``indices``) with ``"states"``, kept or computed."""
@@ -92,10 +88,15 @@ class PrefixCache:
         if dataset not in self._kept:
             self._kept[dataset] = self._compute(dataset)
         kept = self._kept[dataset]
-        if kept is None:
-            return {**batch, "states": self._afresh(batch)}
-        length = 1 if self._pooled else batch["input_ids"].shape[1]
-        return {**batch, "states": kept.rows(indices, length)}
+        found = {
+            place: own
+            for place, index in enumerate(indices)
+            if (own := kept.of(int(index))) is not None
+        }
+        missing = [place for place in range(len(indices)) if place not in found]
+        if missing:
+            self._afresh(batch, missing, found)
+        return {**batch, "states": self._filled_up(batch, found)}
 
     def share(self, whole: Dataset, part: Dataset, rows: NDArray[np.int64]) -> None:
         """Keep for ``part`` what is kept of ``whole``, whose records ``rows`` it holds.
@@ -103,60 +104,49 @@ class PrefixCache:
         For one process that plays many sites with records of one file.
         """
         kept = self._kept.get(whole)
-        if kept is None or not self._pooled:
-            return
-        count = len(rows)
-        self._kept[part] = _Kept(
-            kept.states[torch.from_numpy(rows)],
-            np.arange(count, dtype=np.int64),
-            np.ones(count, dtype=np.int64),
-        )
+        if kept is not None and self._pooled:
+            self._kept[part] = kept.some(rows)
 
-    def _afresh(self, batch: Batch) -> Tensor:
-        """Compute what `_Kept.rows` would give of these records, (B, T or 1, H)."""
-        count, width = batch["input_ids"].shape
-        found: dict[int, Tensor] = {}
-        for places, piece in by_width(batch, 1):
+    def _afresh(self, batch: Batch, missing: list[int], found: dict[int, Tensor]) -> None:
+        """Compute what would be kept of some records of a batch, where it does not break off."""
+        some = {key: value[missing] for key, value in batch.items() if key != "states"}
+        for places, piece in by_width(some, 1):
             states = self._state(piece)
             if states is not None:
-                found[int(places)] = states
+                found[missing[int(places)]] = states[: self._size(piece)]
+
+    def _filled_up(self, batch: Batch, found: dict[int, Tensor]) -> Tensor:
+        """Return states (B, T or 1, H), NaN where the frozen part broke off."""
         if not found:
             raise RuntimeError("the frozen part breaks off at every record")
+        count, width = batch["input_ids"].shape
         pattern = next(iter(found.values()))
-        length = 1 if self._pooled else width
-        rows = pattern.new_zeros(count, length, pattern.shape[1])
+        rows = pattern.new_zeros(count, 1 if self._pooled else width, pattern.shape[1])
         for place in range(count):
-            size = 1 if self._pooled else int(batch["attention_mask"][place].sum())
             own = found.get(place)
-            kept = rows.new_full((size, rows.shape[2]), torch.nan) if own is None else own[:size]
-            rows[place, : len(kept)] = kept
+            if own is None:
+                size = 1 if self._pooled else int(batch["attention_mask"][place].sum())
+                rows[place, :size] = torch.nan
+            else:
+                rows[place, : len(own)] = own
         return rows
 
-    def _compute(self, dataset: Dataset) -> _Kept | None:
-        # Each record by itself, as afresh: whether there is room for all must change nothing.
-        parts: dict[int, Tensor] = {}
-        broken: dict[int, int] = {}
-        room = self._budget_bytes - self.used_bytes
+    def _compute(self, dataset: Dataset) -> Kept:
+        keeping = Keeping(len(dataset), self._budget_bytes - self.used_bytes)
         for start in range(0, len(dataset), _CHUNK):
             indices = np.arange(start, min(start + _CHUNK, len(dataset)))
+            # Each record by itself, as afresh: whether there is room must change nothing.
             for places, piece in by_width(dataset.batch(indices), 1):
-                own, place = self._state(piece), start + int(places)
-                size = 1 if self._pooled else int(piece["attention_mask"].sum())
-                if own is None:
-                    broken[place] = size
-                    continue
-                parts[place] = own[:size].clone()
-                room -= parts[place].nbytes
-            if room < 0:
-                return None
-        if not parts:
-            return None
-        pattern = next(iter(parts.values()))
-        for place, size in broken.items():
-            parts[place] = pattern.new_full((size, pattern.shape[1]), torch.nan)
-        lengths = np.array([len(parts[i]) for i in range(len(dataset))], dtype=np.int64)
-        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-        return _Kept(torch.cat([parts[i] for i in range(len(dataset))]), starts, lengths)
+                own, size = self._state(piece), self._size(piece)
+                if own is not None:
+                    own = own[:size].clone()
+                if not keeping.add(int(indices[places]), size, own):
+                    return keeping.kept()
+        keeping.close_block()
+        return keeping.kept()
+
+    def _size(self, piece: Batch) -> int:
+        return 1 if self._pooled else int(piece["attention_mask"].sum())
 
     def _state(self, piece: Batch) -> Tensor | None:
         """Run the frozen part on one record by itself, (T or 1, H); None where it breaks off."""

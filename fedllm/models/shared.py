@@ -24,6 +24,7 @@ from fedllm.models.encoder_decoder import PromptedModel, TwoStacks
 from fedllm.models.encoder_decoder_trial import check_pair, observe_pair
 from fedllm.models.fit import check_head, check_length, check_padding
 from fedllm.models.heads import Head, LabelHead, LanguageHead, TokenHead
+from fedllm.models.language_model import LanguageModel
 from fedllm.models.lora import add_adapters, first_trained_layer
 from fedllm.models.manifest import AdapterManifest, Group
 from fedllm.models.on_top import put_on_top
@@ -31,7 +32,7 @@ from fedllm.models.own_tensors import train_own_tensors
 from fedllm.models.prefix import PrefixCache
 from fedllm.models.stillness import forgets
 from fedllm.models.token_head import TokenClassifier
-from fedllm.models.transformer import LanguageModel, LayerStack, TextClassifier
+from fedllm.models.transformer import LayerStack, TextClassifier
 
 
 @dataclass(eq=False)

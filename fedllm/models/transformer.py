@@ -1,9 +1,9 @@
-"""A Transformer whose frozen lower layers can be skipped, and its two task heads."""
+"""A Transformer whose frozen lower layers can be skipped, and its head for whole texts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -73,10 +73,19 @@ class LayerStack:
         self._name = layers
         self._outputs = behaviour.outputs
 
+    def returns(self, outputs: int) -> None:
+        """Say what `Behaviour.outputs` is, where it was not known before."""
+        self._outputs = outputs
+
     @property
     def layers(self) -> nn.ModuleList:
         """All layers, in order."""
         return cast(nn.ModuleList, self.stack.get_submodule(self._name))
+
+    @property
+    def trained_layers(self) -> list[nn.Module]:
+        """Those from the first on that is trained."""
+        return list(self.layers)[self.first :]
 
     @property
     def has_frozen_part(self) -> bool:
@@ -238,68 +247,3 @@ class TextClassifier(nn.Module):
                 features = self.features(batch)
             return self.head(features)
         return self.head(self.features(batch))
-
-
-class LanguageModel(nn.Module):
-    """A causal Transformer with its own, frozen, language model head.
-
-    Parameters
-    ----------
-    backbone : PreTrainedModel
-        Transformer with the head.
-    stack : LayerStack
-        Its layers; one of them at least is trained.
-    """
-
-    one_vector = False
-
-    def __init__(self, backbone: PreTrainedModel, stack: LayerStack) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.stack = stack
-
-    def prefix(self, batch: Batch) -> Tensor:
-        """Run what is frozen; returns states (B, T, H)."""
-        return self.stack.below(batch)
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute logits, and pick those where a next token counts.
-
-        All are computed: how many of the others' tokens count must not decide how a product is
-        carried out.
-
-        Returns
-        -------
-        logits : Tensor
-            (N, V), float32, one row for each of the N tokens that count.
-        targets : Tensor
-            (N,), int64.
-        rows : Tensor
-            (N,), int64: the record of the batch that the token belongs to.
-        """
-        targets = batch["labels"][:, 1:]
-        rows, places = torch.nonzero(targets != -100, as_tuple=True)
-        logits = self.before_loss(batch)[rows, places]
-        return logits.float(), targets[rows, places], rows
-
-    def before_loss(self, batch: Batch) -> Tensor:
-        """Return what the Transformer itself gives: logits (B, T - 1, V) of the next tokens."""
-        return self._logits(batch, slice(None, -1))
-
-    def following(self, batch: Batch) -> Tensor:
-        """Return the logits (B, V) of what follows the last token of each row."""
-        return self._logits(batch, slice(-1, None))[:, 0]
-
-    def _logits(self, batch: Batch, places: slice) -> Tensor:
-        # The model's own forward scales logits, cuts them off or leaves them as they are.
-        def cut(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (args[0][:, places], *args[1:])
-
-        entered = self.stack.entered_by(batch["states"]) if "states" in batch else nullcontext()
-        handle = self.backbone.get_output_embeddings().register_forward_pre_hook(cut)
-        try:
-            with entered:
-                ids, mask = batch["input_ids"], batch["attention_mask"]
-                return self.backbone(input_ids=ids, attention_mask=mask).logits
-        finally:
-            handle.remove()

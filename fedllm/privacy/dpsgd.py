@@ -225,7 +225,12 @@ class ClippedGradient:
 
 def added_up(gradients: Sequence[Gradients]) -> NDArray[np.float64]:
     """Add up some records' gradients, (B, *shape) each, to one float64 vector (P,)."""
-    return torch.cat([_sum(gradient) for gradient in gradients]).cpu().numpy()
+    return added_up_tensor(gradients).cpu().numpy()
+
+
+def added_up_tensor(gradients: Sequence[Gradients]) -> Tensor:
+    """Add up some records' gradients as `added_up` does, on their own device."""
+    return torch.cat([_sum(gradient) for gradient in gradients])
 
 
 def _sum(gradient: Gradients) -> Tensor:

@@ -13,8 +13,8 @@ from fedllm.data.encode import IGNORED
 from fedllm.data.records import Record
 from fedllm.data.template import end_token_id, prompt_ids
 from fedllm.models.encoder_decoder import PromptedModel
+from fedllm.models.language_model import LanguageModel
 from fedllm.models.shared import SharedModel
-from fedllm.models.transformer import LanguageModel
 from fedllm.tasks.instruction import Instruction
 from fedllm.tasks.language import token_losses
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from math import exp
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedllm.config import DataSection
 from fedllm.data.records import Record
@@ -99,7 +99,7 @@ class LanguageTask(LearningTask):
 
 def token_losses(model: SharedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the loss of each token that counts, (N,), and the record it belongs to, (N,)."""
-    from torch.nn.functional import cross_entropy
-
-    logits, targets, rows = model.module(batch)
-    return cross_entropy(logits, targets, reduction="none"), rows
+    # Of one that predicts tokens, which `head` asks for.
+    module: Any = model.module
+    losses, rows = module.token_losses(batch)
+    return losses, rows

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from fedllm.errors import STOPPING, TrainingError
 from fedllm.mechanisms.work import LocalResult, LocalSettings, LocalStatistics
 from fedllm.models.pieces import by_unit, by_width
 from fedllm.models.prefix import Dataset
+from fedllm.models.recomputing import recomputed
 from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import Batch
 from fedllm.privacy.adaptive import AdaptiveClipping
@@ -113,7 +114,7 @@ def train_locally(
     if settings.clipping_quantile is not None:
         clipping = AdaptiveClipping(settings.clipping_norm, settings.clipping_quantile)
     try:
-        with watched(model) if private else nullcontext():
+        with _collecting(model, settings):
             for _ in range(settings.steps):
                 indices = poisson_batch(
                     dataset.units, dataset.number_of_units, settings.sampling_rate, sampling
@@ -183,7 +184,7 @@ def clipped_gradient_sum(
 
     """
     record = StepRecord(model.manifest, model.frozen_zeros)
-    with watched(model):
+    with _collecting(model, settings):
         indices = poisson_batch(
             dataset.units, dataset.number_of_units, settings.sampling_rate, sampling
         )
@@ -193,16 +194,32 @@ def clipped_gradient_sum(
     return total, record.statistics()
 
 
-def watched(model: SharedModel) -> AbstractContextManager[None]:
-    """Return the context in which `gradients_of` finds the gradients of one unit's records."""
-    if model.own_tensors:
-        return nullcontext()
-    return per_sample_hooks(model.module, model.row_layers)
+@contextmanager
+def watched(model: SharedModel, activation_checkpointing: bool) -> Iterator[None]:
+    """Be in what `gradients_of` needs to find the gradients of one unit's records."""
+    with ExitStack() as ways:
+        if not model.own_tensors:
+            ways.enter_context(per_sample_hooks(model.module, model.row_layers))
+        if activation_checkpointing:
+            ways.enter_context(recomputed(model.module.stack.trained_layers))
+        yield
 
 
 def gradients_of(model: SharedModel) -> GradientSource:
     """Return how gradients of one unit's records are found, inside `watched`."""
     return unit_gradients if model.own_tensors else per_sample_gradients
+
+
+@contextmanager
+def _collecting(model: SharedModel, settings: LocalSettings) -> Iterator[None]:
+    """Let backward passes give what a step with these settings needs."""
+    checkpointing = settings.activation_checkpointing
+    with ExitStack() as ways:
+        if settings.noise_multiplier is not None:
+            ways.enter_context(watched(model, checkpointing))
+        elif checkpointing:
+            ways.enter_context(recomputed(model.module.stack.trained_layers))
+        yield
 
 
 def _gradient_sum(

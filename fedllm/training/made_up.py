@@ -38,7 +38,9 @@ class MadeUpTraining:
         self._of: tuple[SharedModel, int] | None = None
         self._records: EncodedDataset | None = None
 
-    def require(self, model: SharedModel, max_length: int) -> None:
+    def require(
+        self, model: SharedModel, max_length: int, *, activation_checkpointing: bool = False
+    ) -> None:
         """Refuse a model that could not be trained from the adapter that it holds.
 
         Everything that the answer depends on is public: the base model, the adapter, the labels
@@ -50,6 +52,8 @@ class MadeUpTraining:
             Holds the adapter that a round starts with; left as it is.
         max_length : int
             Most tokens of a record.
+        activation_checkpointing : bool
+            Whether the run trains with it.
 
         Raises
         ------
@@ -57,7 +61,7 @@ class MadeUpTraining:
             If a loss is no number, or a tensor gets no gradient that must get one.
         """
         try:
-            losses, reached = self._step(model, max_length)
+            losses, reached = self._step(model, max_length, activation_checkpointing)
         except FedllmError:
             raise
         except STOPPING:
@@ -79,7 +83,7 @@ class MadeUpTraining:
         record.check_connected()
 
     def _step(
-        self, model: SharedModel, max_length: int
+        self, model: SharedModel, max_length: int, activation_checkpointing: bool
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the losses (B,), and for each value whether its tensor has a gradient (P,)."""
         if self._of != (model, max_length) or self._records is None:
@@ -96,7 +100,7 @@ class MadeUpTraining:
                 return values
 
             try:
-                with watched(model):
+                with watched(model, activation_checkpointing):
                     gradients = gradients_of(model)(model.trained, losses)
             finally:
                 forget_step(model.module)

@@ -155,8 +155,9 @@ def test_an_answer_depends_on_no_other_record_and_on_no_padding(kind, shared, re
 
 
 @every_kind
-def test_what_is_kept_of_a_record_is_its_prompt(kind, shared, records):
+def test_what_is_kept_of_a_record_is_its_prompt(kind, shared, records, tmp_path, monkeypatch):
     """And is the same without room to keep it."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
     model, data = shared(kind), records()
     rows = np.array([3, 0, 4, 1, 2])
     with doubles():

@@ -271,14 +271,15 @@ def test_a_record_at_which_the_model_breaks_off_costs_no_other_unit_anything(
 
 
 def test_a_broken_record_counts_alike_whether_there_was_room_for_the_others_or_not(
-    tiny_model, random_dataset
+    tiny_model, random_dataset, tmp_path, monkeypatch
 ):
     """Else a record that takes the room away would move what is counted of the broken ones."""
     found = []
-    for room in (None, 0):
+    for room in ("memory", "disk", "missing"):
+        monkeypatch.setenv("TMPDIR", str(tmp_path / room if room == "missing" else tmp_path))
         model = tiny_model(lora={"rank": 0})
-        if room is not None:
-            model.prefix._budget_bytes = room
+        if room != "memory":
+            model.prefix._budget_bytes = 0
         settings = replace(
             ONE_STEP,
             sampling_rate=1.0,
@@ -291,7 +292,7 @@ def test_a_broken_record_counts_alike_whether_there_was_room_for_the_others_or_n
             model, data, settings, RandomStream.seeded(1), RandomStream.seeded(2)
         )
         found.append((result.clipping_norm, result.update.tobytes()))
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
 
 
 def test_a_library_that_breaks_off_is_counted_by_the_kind_of_its_error(

@@ -52,7 +52,11 @@ class SiteWork:
         """
         with model.unchanged():
             method.place(adapter)
-            self._made_up.require(model, config.model.max_length)
+            self._made_up.require(
+                model,
+                config.model.max_length,
+                activation_checkpointing=config.training.activation_checkpointing,
+            )
 
     def train(
         self, order: Order, dataset: EncodedDataset, noise_multiplier: float | None

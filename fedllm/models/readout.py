@@ -1,0 +1,124 @@
+"""From the states after the last layer to the loss of each next token, a piece of tokens at a time.
+
+The logits of all tokens of a text are by far the largest tensors of a small model with a large
+vocabulary (Gemma: 262,144 words, one megabyte a token). They are needed where a token counts, and
+of a piece of these at a time: a frozen head's gradient by a token's state is taken at once, as
+"Cut your losses" (Wijmans et al. 2024) and Liger's kernels do, and the piece's logits are
+forgotten.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput, ModelOutput
+
+# Logits of one piece: with their exponentials and gradients a few hundred megabytes at most.
+LOGITS_AT_ONCE = 1 << 24
+
+
+class _Reached(Exception):
+    def __init__(self, output: ModelOutput) -> None:
+        self.output = output
+
+
+class Readout:
+    """What a language model's own forward pass makes of the states after its last layer.
+
+    It scales logits, cuts them off, adds a bias or leaves them as they are; so it is run itself,
+    with a part below the head that hands on the states that it is told.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Decoder or encoder-decoder with its frozen head.
+    top : nn.Module
+        The part of it that gives the states which enter the head.
+    """
+
+    def __init__(self, model: PreTrainedModel, top: nn.Module) -> None:
+        self._model = model
+        self._top = top
+        self._kind: type[ModelOutput] = BaseModelOutput
+        rows = cast(nn.Linear, model.get_output_embeddings()).weight.shape[0]
+        self.tokens_at_once = max(LOGITS_AT_ONCE // rows, 1)
+
+    def states(self, **inputs: Any) -> Tensor:
+        """Run the model on ``inputs`` up to its head; returns states (B, T, H)."""
+
+        def stop(_: nn.Module, args: tuple[Any, ...], output: ModelOutput) -> None:
+            raise _Reached(output)
+
+        handle = self._top.register_forward_hook(stop)
+        try:
+            self._model(**inputs)
+        except _Reached as reached:
+            self._kind = type(reached.output)
+            return cast(Any, reached.output).last_hidden_state
+        finally:
+            handle.remove()
+        raise RuntimeError("the model does not run what should be below its head")
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the logits (N, V) of N tokens' states (N, H), in the model's own numbers."""
+        ids = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
+        inputs: dict[str, Any] = {"input_ids": ids}
+        if self._model.config.is_encoder_decoder:
+            # Nobody reads it.
+            nothing = BaseModelOutput(last_hidden_state=states[None])  # type: ignore[arg-type]
+            inputs = {"encoder_outputs": nothing, "decoder_input_ids": ids}
+        self._top.forward = lambda *_, **__: self._kind(  # type: ignore[method-assign]
+            last_hidden_state=states[None]
+        )
+        try:
+            return cast(Tensor, self._model(**inputs).logits)[0]
+        finally:
+            self._top.__dict__.pop("forward", None)
+
+    def losses(self, states: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy of N tokens, (N,), float32, in nats.
+
+        Never are the logits of more than `tokens_at_once` tokens in memory, neither here nor in the
+        backward pass.
+
+        Parameters
+        ----------
+        states : Tensor
+            (N, H), after the last layer.
+        targets : Tensor
+            (N,), int64: the token that should follow.
+        """
+        return cast(Tensor, _InPieces.apply(states, targets, self))
+
+
+class _InPieces(torch.autograd.Function):
+    """Losses of tokens, each of which hangs on its own state alone."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, targets: Tensor, readout: Readout) -> Tensor:
+        wanted = ctx.needs_input_grad[0]
+        losses, slopes = [], []
+        for part, following in zip(
+            states.detach().split(readout.tokens_at_once),
+            targets.split(readout.tokens_at_once),
+            strict=True,
+        ):
+            with torch.set_grad_enabled(wanted):
+                part.requires_grad_(wanted)
+                found = cross_entropy(readout.logits(part).float(), following, reduction="none")
+                if wanted:
+                    slopes.extend(torch.autograd.grad(found.sum(), part))
+            losses.append(found.detach())
+        if wanted:
+            ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *given: Tensor) -> tuple[Tensor, None, None]:
+        (slopes,) = cast(Any, ctx).saved_tensors
+        return (given[0][:, None] * slopes).to(slopes.dtype), None, None
