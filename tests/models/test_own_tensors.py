@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from transformers import AutoModel
 from fedllm.errors import CheckpointError, ConfigError, TrainingError
 from fedllm.models.start import take_over
 from fedllm.randomness import RandomStream
+from fedllm.training.local import gradients_of, watched
 from fedllm.training.made_up import MadeUpTraining
 from fedllm.training.objectives import record_losses
 from fedllm_server.simulation import simulate
@@ -184,3 +187,17 @@ def test_a_tensor_without_a_gradient_is_told(base):
     query.register_hook(torch.zeros_like)
     with pytest.raises(TrainingError, match=r"did not reach .*query\.bias"):
         MadeUpTraining().require(model, 16)
+
+
+@every_way
+def test_checkpointing_gives_the_same_gradients(lora, base, random_dataset):
+    model = moved(model_of(base, "bert", "classification", lora))
+    data = random_dataset(3)
+    losses = partial(record_losses, model, data.batch(np.arange(3)))
+    found = []
+    for checkpointing in (False, True):
+        with watched(model, checkpointing):
+            found.append(gradients_of(model)(model.trained, losses))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+        assert one.any()
