@@ -114,9 +114,9 @@ def subset(data, rows):
 
 
 def clip_the_batch(right):
-    def together(model, dataset, indices, settings, record, source=None):
+    def together(model, dataset, indices, settings, record, *others):
         loose = replace(settings, clipping_norm=1e12)
-        total = right(model, dataset, indices, loose, record, source)
+        total = right(model, dataset, indices, loose, record, *others)
         # Scaled up to the batch, so that the size of the sum gives nothing away.
         norm = max(float(np.linalg.norm(total)), 1e-12)
         return total * len(indices) * settings.clipping_norm / norm
@@ -319,9 +319,9 @@ def test_a_batch_used_twice_is_caught(tiny_checkpoint, tmp_path, monkeypatch):
     check_one_use(build(tmp_path / "sound", config), monkeypatch)
     train = site_work.train_locally
 
-    def twice(model, dataset, settings, sampling, noise):
-        train(model, dataset, settings, RandomStream.seeded(1), noise)
-        return train(model, dataset, settings, RandomStream.seeded(1), noise)
+    def twice(model, dataset, settings, sampling, noise, **more):
+        train(model, dataset, settings, RandomStream.seeded(1), noise, **more)
+        return train(model, dataset, settings, RandomStream.seeded(1), noise, **more)
 
     monkeypatch.setattr(site_work, "train_locally", twice)
     with pytest.raises(AssertionError, match="more often than they were charged"):

@@ -248,9 +248,9 @@ def clipping_off(patch):
 def clipping_per_batch(patch):
     right = local._gradient_sum
 
-    def whole(model, dataset, indices, settings, record, source=None):
+    def whole(model, dataset, indices, settings, record, *others):
         loose = replace(settings, clipping_norm=1e12)
-        total = right(model, dataset, indices, loose, record, source)
+        total = right(model, dataset, indices, loose, record, *others)
         return dpsgd.clipped(total, settings.clipping_norm).values
 
     patch.setattr(local, "_gradient_sum", whole)

@@ -361,11 +361,11 @@ def a_head_with_the_noise_of_its_own_norm(patch):
 def clipping_by_microbatch(patch):
     right = local._gradient_sum
 
-    def together(model, dataset, indices, settings, record, source=None):
+    def together(model, dataset, indices, settings, record, *others):
         total = np.zeros(model.manifest.length)
         for part in np.array_split(indices, max(1, len(indices) // 8)):
             loose = replace(settings, clipping_norm=1e12)
-            found = right(model, dataset, part, loose, record, source)
+            found = right(model, dataset, part, loose, record, *others)
             total += dpsgd.clipped(found, max(1, len(part)) * settings.clipping_norm).values
         return total
 
