@@ -28,7 +28,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -104,7 +104,9 @@ class Store:
 
 def methods() -> list[tuple[str, int]]:
     """Return every method with its ranks, the head alone first."""
-    kinds = [(kind, rank) for kind in get_args(AdapterKind) for rank in RANKS.get(kind, USUAL_RANKS)]
+    kinds = [
+        (kind, rank) for kind in get_args(AdapterKind) for rank in RANKS.get(kind, USUAL_RANKS)
+    ]
     return [("head", 0), *kinds]
 
 
@@ -130,7 +132,7 @@ class Plan:
         return [
             Case(
                 self._setup.name, "choose", method, rank, "iid", epsilon, CHOOSING_SEED,
-                Setting(rounds, rate, head, adapter),
+                Setting(rounds, rate, head, adapter), self._arguments.records,
             )
             for head, adapter in dict.fromkeys(pairs)
         ]  # fmt: skip
@@ -166,15 +168,15 @@ class Plan:
         if chosen is None:
             return []
         return [
-            Case(self._setup.name, "test", method, rank, split, epsilon, seed, chosen.setting)
+            replace(chosen, stage="test", split=split, seed=seed)
             for split in self._arguments.splits or self._setup.splits
             for seed in self._arguments.seeds
         ]
 
 
-def measure_costs(bench: Bench, store: Store) -> None:
+def measure_costs(bench: Bench, store: Store, wanted: list[tuple[str, int]]) -> None:
     """Keep what the product takes for one record's step, by method."""
-    for method, rank in methods():
+    for method, rank in wanted:
         setting = Setting(*GRIDS[bench.setup.name].short, 1.0, 1.0)
         case = Case(bench.setup.name, "cost", method, rank, "iid", 8.0, 0, setting)
         if case.key in store.lines or (method == "head" and bench.setup.name != "banking77"):
@@ -200,9 +202,12 @@ def main() -> None:
     parser.add_argument("--epsilons", type=numbers, default=[8.0, 3.0, 1.0, None])
     parser.add_argument("--splits", type=lambda text: tuple(text.split(",")), default=())
     parser.add_argument("--seeds", type=lambda t: [int(s) for s in t.split(",")], default=[0, 1, 2])
+    parser.add_argument("--records", type=int, default=0, help="so many drawn; all when left out")
     parser.add_argument("--methods", help="such as head,ffa,core; all when left out")
     parser.add_argument("--table", action="store_true", help="run nothing")
-    parser.add_argument("--write-docs", action="store_true", help="into docs/recipes.md, with --table")
+    parser.add_argument(
+        "--write-docs", action="store_true", help="into docs/recipes.md, with --table"
+    )
     parser.add_argument("--quick", action="store_true", help="two methods, few records, one seed")
     arguments = parser.parse_args()
     kept = arguments.methods.split(",") if arguments.methods else [name for name, _ in methods()]
@@ -224,7 +229,7 @@ def work(bench: Bench, store: Store, arguments: argparse.Namespace) -> None:
     """Run what is missing."""
     until = time.monotonic() + 60 * arguments.minutes
     plan = Plan(bench.setup, store, arguments)
-    measure_costs(bench, store)
+    measure_costs(bench, store, arguments.methods)
     # Products of matrices in bfloat16 where the processor has them: far below the noise.
     torch.set_float32_matmul_precision("medium")
     for case in plan.missing():

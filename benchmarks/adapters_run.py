@@ -87,13 +87,16 @@ class Setup:
     splits: tuple[str, ...]
 
 
-BANK = Setup(
-    "banking77", "bank_intents/adapters.toml", (), "accuracy", True, ("iid", "dirichlet")
-)
+BANK = Setup("banking77", "bank_intents/adapters.toml", (), "accuracy", True, ("iid", "dirichlet"))
 MEDQUAD = Setup(
     "medquad",
     "hospital_questions/run.toml",
-    ("model.max_length=96", "lora.last_layers=2", "data.test_limit=300", 'lora.target_modules="auto"'),
+    (
+        "model.max_length=96",
+        "lora.last_layers=2",
+        "data.test_limit=300",
+        'lora.target_modules="auto"',
+    ),
     "loss",
     False,
     ("iid", "natural"),
@@ -132,6 +135,8 @@ class Case:
         Judged on a part of train that is not trained on, or on the test file.
     epsilon : float, optional
         None: without privacy.
+    records : int
+        Of the training file's, drawn by the seed; 0 for all.
     """
 
     data: str
@@ -142,6 +147,7 @@ class Case:
     epsilon: float | None
     seed: int
     setting: Setting
+    records: int = 0
 
     @property
     def key(self) -> str:
@@ -150,7 +156,7 @@ class Case:
         which = f"{s.rounds}x{s.rate:g}/{s.optimizer}/{s.head:g}/{s.adapter:g}"
         return (
             f"{self.data}/{self.stage}/{self.method}-{self.rank}/{self.split}/"
-            f"{self.epsilon or 'none'}/{self.seed}/{which}"
+            f"{self.epsilon or 'none'}/{self.seed}/{which}/{self.records or 'all'}"
         )
 
 
@@ -340,7 +346,9 @@ class Bench:
     def config(self, case: Case) -> RunConfig:
         """Return the run configuration of a case."""
         head, s = case.method == "head", case.setting
-        records = len(self._records) * (1 - JUDGED_PART if case.stage == "choose" else 1)
+        records = min(case.records or len(self._records), len(self._records))
+        if case.stage == "choose":
+            records = round(records * (1 - JUDGED_PART))
         sites = 9 if case.split == "natural" else self._data.sites
         return self._load(
             [
@@ -388,10 +396,13 @@ class Bench:
     def _parts(self, case: Case, config: RunConfig) -> tuple[list[NDArray[np.int64]], Any]:
         """Return each site's rows of train, and the rows that settings are judged on."""
         records, judged = self._records, None
+        if case.records:
+            drawn = RandomStream.seeded(case.seed, "records").permutation(len(records))
+            records = [records[i] for i in sorted(drawn[: case.records])]
         if case.stage == "choose":
             order = RandomStream.seeded(CHOOSING_SEED, "judged").permutation(len(records))
             cut = round(len(records) * JUDGED_PART)
-            judged = np.sort(np.asarray(order[:cut], dtype=np.int64))
+            judged = np.array(sorted(self._place[id(records[i])] for i in order[:cut]))
             records = [records[i] for i in sorted(order[cut:])]
         parts = split_into_sites(records, config.data, case.seed)
         rows = [
@@ -429,6 +440,14 @@ class Bench:
             "batch": config.training.batch_size,
             "scores": _packed(scores) if judged is None else None,
         }
+
+    def untrained(self, case: Case) -> float:
+        """Return the metric on the test file before training."""
+        model = self.model(self.config(case))
+        adapter_of(model).place(adapter_of(model).start())
+        on = self.features(model, "test")
+        scores = self._scores(model, on, np.arange(len(on.dataset)))
+        return float(scores[:, 0].sum() / scores[:, 1].sum())
 
     def _trained(
         self,

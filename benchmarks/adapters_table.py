@@ -151,7 +151,9 @@ def interval(
     Pairs are runs of one seed, and of each test record what both say of it.
     """
     by_seed = {line["case"]["seed"]: line for line in theirs}
-    pairs = [(line, by_seed[line["case"]["seed"]]) for line in ours if line["case"]["seed"] in by_seed]
+    pairs = [
+        (line, by_seed[line["case"]["seed"]]) for line in ours if line["case"]["seed"] in by_seed
+    ]
     if not pairs:
         return float("nan"), float("nan"), float("nan")
     mean = float(np.mean([a["metric"] - b["metric"] for a, b in pairs]))
@@ -197,7 +199,9 @@ def _steps(own: list[dict[str, Any]]) -> str:
     ]
     for (epsilon, method, rank), found in table.items():
         cells = ", ".join(f"{step:g}: {found[step]:.4f}" for step in sorted(found))
-        told.append(f"| {'none' if epsilon is None else f'{epsilon:g}'} | `{method}` | {rank} | {cells} |")
+        told.append(
+            f"| {'none' if epsilon is None else f'{epsilon:g}'} | `{method}` | {rank} | {cells} |"
+        )
     return "\n".join(told)
 
 

@@ -21,13 +21,13 @@ from pydantic import BaseModel
 
 from fedllm.limits import MAX_SITES
 
-# The noise of one step, summed up over the rounds, moves every value about as far, whatever epsilon,
-# records and sites are: Adam's steps are in units of what it sees, and that is mostly noise.
+# The noise of all rounds moves every value about as far, whatever epsilon, records and sites are:
+# Adam's steps are in units of what it sees, and that is mostly noise.
 _DISTANCE = 0.13
 _HEAD_ROUNDS, _ADAPTER_ROUNDS = 100, 30
 _SITES = 10
-# Records of a site, for what its sum is divided by: Adam's steps do not depend on it, and sites whose
-# batches are up to four times as large take part.
+# Records of a site, for what its sum is divided by: Adam's steps do not depend on it, and sites
+# whose batches are up to four times as large take part.
 _RECORDS = 1000
 # What every version wrote of every run.
 _ALWAYS_WRITTEN = (
@@ -46,15 +46,12 @@ class _Step:
 
     Attributes
     ----------
-    rounds : int
-        How many.
     sampling_rate : float
         Of each record.
     learning_rate : float
         At the coordinator, of Adam; that of the head, where there is one.
     """
 
-    rounds: int
     sampling_rate: float
     learning_rate: float
 
@@ -128,10 +125,12 @@ def _gradient_a_round(run: _Filling) -> None:
 def _step(run: _Filling, head_alone: bool) -> _Step:
     rounds = run.get("rounds", "count")
     count = rounds if isinstance(rounds, int) and rounds > 0 else 1
-    rate = float(f"{_DISTANCE / sqrt(count):.2g}")
-    if head_alone:
-        return _Step(count, 0.4, rate)
-    return _Step(count, 0.1, rate)
+    return _Step(0.4 if head_alone else 0.1, coordinator_step(count))
+
+
+def coordinator_step(rounds: int) -> float:
+    """Return the step of the coordinator's Adam in a run of so many rounds, in two digits."""
+    return float(f"{_DISTANCE / sqrt(rounds):.2g}")
 
 
 def _shared_noise(run: _Filling) -> None:
@@ -174,6 +173,8 @@ class _Filling:
         missing = {k: v for k, v in defaults.items() if k not in self.given(section)}
         found = self.values.get(section, {})
         if isinstance(found, BaseModel):
-            self.values[section] = type(found)(**{**found.model_dump(exclude_unset=True), **missing})
+            self.values[section] = type(found)(
+                **{**found.model_dump(exclude_unset=True), **missing}
+            )
         elif isinstance(found, Mapping):
             self.values[section] = {**found, **missing}
