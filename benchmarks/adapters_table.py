@@ -182,7 +182,7 @@ def _read(line: dict[str, Any], name: str) -> NDArray[np.float64]:
 
 
 def _steps(own: list[dict[str, Any]]) -> str:
-    """Return what each step of the grid came to on the part of train that settings were judged on."""
+    """Return what each step of the grid came to on the part of train that was left out."""
     table: dict[tuple[float | None, str, int], dict[float, float]] = defaultdict(dict)
     for line in own:
         case = line["case"]

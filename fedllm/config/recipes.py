@@ -29,6 +29,24 @@ _SITES = 10
 # Records of a site, for what its sum is divided by: Adam's steps do not depend on it, and sites
 # whose batches are up to four times as large take part.
 _RECORDS = 1000
+# What may be filled.
+FILLED = frozenset(
+    {
+        "model.head_start",
+        "model.feature_center",
+        "lora.rank",
+        "rounds.count",
+        "rounds.min_sites",
+        "rounds.optimizer",
+        "rounds.learning_rate",
+        "training.local_steps",
+        "training.batch_size",
+        "training.sampling_rate",
+        "training.optimizer",
+        "training.learning_rate",
+        "privacy.noise",
+    }
+)
 # What every version wrote of every run.
 _ALWAYS_WRITTEN = (
     ("model", "max_length"),
@@ -170,6 +188,8 @@ class _Filling:
 
     def fill(self, section: str, **defaults: Any) -> None:
         """Give keys of a section a value, where they have none."""
+        if unknown := {f"{section}.{key}" for key in defaults} - FILLED:
+            raise RuntimeError(f"{unknown} is not among what may be filled")
         missing = {k: v for k, v in defaults.items() if k not in self.given(section)}
         found = self.values.get(section, {})
         if isinstance(found, BaseModel):
