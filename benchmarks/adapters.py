@@ -69,7 +69,7 @@ def _steps(*values: float) -> dict[float | None, tuple[float, ...]]:
 
 
 GRIDS = {
-    "banking77": Grid((12, 0.4), (100, 0.4), _steps(0.02, 0.04, 0.08), _steps(0.01, 0.04)),
+    "banking77": Grid((12, 0.4), (100, 0.4), _steps(0.04, 0.08), _steps(0.01, 0.04)),
     "medquad": Grid((12, 0.1), (12, 0.1), {}, _steps(0.01, 0.04)),
 }
 # Step of the long runs of the head alone, over that of the short ones.
@@ -85,6 +85,8 @@ class Store:
         self.lines: dict[str, dict[str, Any]] = {}
         if self._path.exists():
             for text in self._path.read_text().splitlines():
+                if not text:
+                    continue
                 line = json.loads(text)
                 self.lines[line["key"]] = line
 
@@ -92,7 +94,7 @@ class Store:
         """Keep a finished run."""
         line = {"key": case.key, "case": asdict(case), **result}
         self.lines[case.key] = line
-        append_line(self._path, json.dumps(line) + "\n")
+        append_line(self._path, json.dumps(line))
 
     def best(self, cases: list[Case], higher: bool) -> Case | None:
         """Return the best of some runs; None if one of them is missing."""
@@ -218,7 +220,7 @@ def main() -> None:
         return
     store = Store(arguments.out)
     if not arguments.table:
-        work(Bench(SETUPS[arguments.data], arguments.model, keep=arguments.out), store, arguments)
+        work(Bench(SETUPS[arguments.data], arguments.model), store, arguments)
     if arguments.write_docs:
         write_docs(store.lines)
     else:

@@ -136,7 +136,7 @@ class Case:
     epsilon : float, optional
         None: without privacy.
     records : int
-        Of the training file's, drawn by the seed; 0 for all.
+        Of the training file's, the same in every run; 0 for all.
     """
 
     data: str
@@ -168,7 +168,7 @@ def quick_attention() -> Iterator[None]:
 
 
 class Features:
-    """States that enter the first trained layer, computed once for each record of a file.
+    """States that enter the first trained layer, computed once for each record that is used.
 
     Parameters
     ----------
@@ -176,43 +176,37 @@ class Features:
         Any that is cut at that layer.
     dataset : EncodedDataset
         The whole file.
-    path : Path, optional
-        Where they are kept, or were.
     """
 
-    def __init__(
-        self, model: SharedModel, dataset: EncodedDataset, path: Path | None = None
-    ) -> None:
+    def __init__(self, model: SharedModel, dataset: EncodedDataset) -> None:
         self.dataset = dataset
+        self._module = model.module
         self._pooled = model.module.one_vector
         self._states: dict[int, torch.Tensor] = {}
-        self._frozen = model.module.stack.has_frozen_part
-        if not self._frozen:
-            return
-        if path is not None and path.exists():
-            self._states = dict(enumerate(torch.load(path)))
-            return
-        self._compute(model)
-        if path is not None:
-            torch.save([self._states[row] for row in range(len(dataset))], path)
 
-    def _compute(self, model: SharedModel) -> None:
-        dataset = self.dataset
-        for start in range(0, len(dataset), 1024):
-            rows = np.arange(start, min(start + 1024, len(dataset)))
-            for places, piece in by_width(dataset.batch(rows), ROWS):
-                with torch.no_grad():
-                    states = model.module.prefix(piece)
+    def ready(self, rows: NDArray[np.int64]) -> None:
+        """Compute what is not there yet of some rows of the file."""
+        missing = np.array(
+            [row for row in rows.tolist() if row not in self._states], dtype=np.int64
+        )
+        if not len(missing) or not self._module.stack.has_frozen_part:
+            return
+        for start in range(0, len(missing), 1024):
+            part = missing[start : start + 1024]
+            for places, piece in by_width(self.dataset.batch(part), ROWS):
+                with torch.no_grad(), quick_attention():
+                    states = self._module.prefix(piece)
                 sizes = piece["attention_mask"].sum(1).tolist()
-                for row, own, size in zip(rows[places.numpy()], states, sizes, strict=True):
+                for row, own, size in zip(part[places.numpy()], states, sizes, strict=True):
                     self._states[int(row)] = own[: 1 if self._pooled else size].clone()
 
     def pieces(self, rows: NDArray[np.int64], size: int = ROWS) -> Iterator[Batch]:
         """Yield some rows of the file as batches with their states."""
         if not len(rows):
             return
+        self.ready(rows)
         for places, piece in by_width(self.dataset.batch(rows), size):
-            if not self._frozen:
+            if not self._states:
                 yield piece
                 continue
             own = [self._states[int(row)] for row in rows[places.numpy()]]
@@ -308,18 +302,10 @@ class Bench:
         Folder of another base model.
     limit : int, optional
         Use so many training records.
-    keep : Path, optional
-        Folder in which features are kept from one start of the bench to the next.
     """
 
-    def __init__(
-        self,
-        setup: Setup,
-        model: str | None = None,
-        limit: int | None = None,
-        keep: Path | None = None,
-    ) -> None:
-        self.setup, self._keep = setup, keep
+    def __init__(self, setup: Setup, model: str | None = None, limit: int | None = None) -> None:
+        self.setup = setup
         self._given = (*setup.overrides, *([f'model.path="{model}"'] if model else []))
         config = self._load(["lora.rank=8"])
         self._task, self._data = task_of(config.task), config.data
@@ -388,16 +374,14 @@ class Bench:
             records = self._records if which == "train" else self._test_records
             length = self._load([]).model.max_length
             encoded = self._task.encode(records, model.tokenizer, length, self._labels)
-            name = f"features-{self.setup.name}-{model.fingerprint[:8]}-{key[0]}-{which}.pt"
-            path = self._keep / name if self._keep is not None else None
-            self._features[key] = Features(model, encoded, path)
+            self._features[key] = Features(model, encoded)
         return self._features[key]
 
     def _parts(self, case: Case, config: RunConfig) -> tuple[list[NDArray[np.int64]], Any]:
         """Return each site's rows of train, and the rows that settings are judged on."""
         records, judged = self._records, None
         if case.records:
-            drawn = RandomStream.seeded(case.seed, "records").permutation(len(records))
+            drawn = RandomStream.seeded(CHOOSING_SEED, "records").permutation(len(records))
             records = [records[i] for i in sorted(drawn[: case.records])]
         if case.stage == "choose":
             order = RandomStream.seeded(CHOOSING_SEED, "judged").permutation(len(records))
@@ -416,6 +400,7 @@ class Bench:
         model = self.model(config)
         features = self.features(model, "train")
         rows, judged = self._parts(case, config)
+        features.ready(np.concatenate(rows))
         began = time.process_time()
         with quick_attention():
             adapter = self._trained(config, model, features, rows)
