@@ -13,8 +13,7 @@ is: it says everything.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 from typing import Any
 
 from pydantic import BaseModel
@@ -22,13 +21,16 @@ from pydantic import BaseModel
 from fedllm.limits import MAX_SITES
 
 # The noise of all rounds moves every value about as far, whatever epsilon, records and sites are:
-# Adam's steps are in units of what it sees, and that is mostly noise.
-_DISTANCE = 0.13
+# Adam's steps are in units of what it sees, and that is mostly noise. Below 1 / _HEARD records
+# times epsilon the steps are smaller, since noise is nearly all that it sees.
+_DISTANCE, _ADAPTER_DISTANCE, _HEARD = 0.13, 0.055, 3e-4
 _HEAD_ROUNDS, _ADAPTER_ROUNDS = 100, 30
+_HEAD_RATE, _ADAPTER_RATE = 0.4, 0.1
 _SITES = 10
 # Records of a site, for what its sum is divided by: Adam's steps do not depend on it, and sites
 # whose batches are up to four times as large take part.
 _RECORDS = 1000
+_WITH_HEADS = ("classification", "token_classification")
 # What may be filled.
 FILLED = frozenset(
     {
@@ -39,6 +41,7 @@ FILLED = frozenset(
         "rounds.min_sites",
         "rounds.optimizer",
         "rounds.learning_rate",
+        "rounds.head_learning_rate",
         "training.local_steps",
         "training.batch_size",
         "training.sampling_rate",
@@ -56,22 +59,6 @@ _ALWAYS_WRITTEN = (
     ("privacy", "delta"),
     ("encryption", "scheme"),
 )
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One gradient a round from each site, and the step at the coordinator.
-
-    Attributes
-    ----------
-    sampling_rate : float
-        Of each record.
-    learning_rate : float
-        At the coordinator, of Adam; that of the head, where there is one.
-    """
-
-    sampling_rate: float
-    learning_rate: float
 
 
 def with_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,9 +81,9 @@ def with_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
         private = run.get("privacy", "epsilon") not in (None, "none")
         if classifies and not run.given("lora"):
             run.fill("lora", rank=0)
-        _gradient_a_round(run)
         if private:
             _shared_noise(run)
+        _gradient_a_round(run)
     return run.values
 
 
@@ -127,28 +114,63 @@ def _one_gradient(run: _Filling) -> bool:
 def _gradient_a_round(run: _Filling) -> None:
     head_alone = run.get("lora", "rank") == 0
     run.fill("rounds", count=_HEAD_ROUNDS if head_alone else _ADAPTER_ROUNDS)
-    step = _step(run, head_alone)
     run.fill("training", local_steps=1, optimizer="sgd", learning_rate=1.0)
     if run.get("training", "sampling_rate") is None:
-        run.fill("training", sampling_rate=step.sampling_rate)
+        run.fill("training", sampling_rate=_HEAD_RATE if head_alone else _ADAPTER_RATE)
     rate = run.get("training", "sampling_rate")
     if isinstance(rate, float | int):
         run.fill("training", batch_size=max(1, round(_RECORDS * rate)))
     if not {"optimizer", "learning_rate"} & run.given("rounds"):
         run.fill("rounds", optimizer="adam")
-    if run.get("rounds", "optimizer") == "adam":
-        run.fill("rounds", learning_rate=step.learning_rate)
+    count = run.get("rounds", "count")
+    known = isinstance(count, int) and count > 0
+    if (
+        run.get("rounds", "optimizer") == "adam"
+        and known
+        and "learning_rate" not in run.given("rounds")
+    ):
+        noise = _epsilon(run), _records(run)
+        if not head_alone and run.values.get("task") in _WITH_HEADS:
+            run.fill("rounds", head_learning_rate=coordinator_step(count, *noise))
+        run.fill("rounds", learning_rate=coordinator_step(count, *noise, adapters=not head_alone))
 
 
-def _step(run: _Filling, head_alone: bool) -> _Step:
-    rounds = run.get("rounds", "count")
-    count = rounds if isinstance(rounds, int) and rounds > 0 else 1
-    return _Step(0.4 if head_alone else 0.1, coordinator_step(count))
+def _epsilon(run: _Filling) -> float | None:
+    found = run.get("privacy", "epsilon")
+    return float(found) if isinstance(found, float | int) and found > 0 else None
 
 
-def coordinator_step(rounds: int) -> float:
-    """Return the step of the coordinator's Adam in a run of so many rounds, in two digits."""
-    return float(f"{_DISTANCE / sqrt(rounds):.2g}")
+def _records(run: _Filling) -> float:
+    """Return how many records a run might have, as far as noise counts."""
+    sites = run.get("data", "sites") if "sites" in run.given("data") else _SITES
+    many = max(1, sites) if isinstance(sites, int) else 1
+    shared = run.get("privacy", "noise") == "distributed"
+    return _RECORDS * (many if shared else sqrt(many))
+
+
+def coordinator_step(
+    rounds: int, epsilon: float | None = None, records: float = inf, adapters: bool = False
+) -> float:
+    """Return the step of the coordinator's Adam, in two digits.
+
+    Over all rounds noise moves a value as far as the root of their number. Where the noise drowns
+    the signal, as much less as it does: Adam's steps are in units of what it sees, and would go as
+    far on noise alone.
+
+    Parameters
+    ----------
+    rounds : int
+        Of the whole run.
+    epsilon : float, optional
+        None without privacy.
+    records : float
+        Of all sites together; over the root of the sites where each adds the whole noise.
+    adapters : bool
+        For what is in the layers, and not for a head on them.
+    """
+    step = (_ADAPTER_DISTANCE if adapters else _DISTANCE) / sqrt(rounds)
+    heard = 1.0 if epsilon is None else min(1.0, _HEARD * epsilon * records)
+    return float(f"{step * heard:.2g}")
 
 
 def _shared_noise(run: _Filling) -> None:
