@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from base64 import b64decode
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,18 @@ def report(lines: Lines) -> str:
 
 def write_docs(lines: Lines, page: Path = PAGE) -> None:
     """Write the tables into the page, between their marks."""
-    text = page.read_text()
     for data in _names(lines):
-        start, end = f"<!-- adapters {data}: made by benchmarks/adapters.py -->", "<!-- end -->"
-        before, mark, rest = text.partition(start)
-        if not mark:
-            raise SystemExit(f"{page} has no line {start}")
         tables = "\n\n".join(_of_data(lines, data))
-        text = f"{before}{start}\n\n{tables}\n\n{end}{rest.partition(end)[2]}"
+        write_block(f"adapters {data}: made by benchmarks/adapters.py", tables, page)
+
+
+def write_block(mark: str, content: str, page: Path = PAGE) -> None:
+    """Write a part of the page that begins with a mark, up to the next end."""
+    start, end = f"<!-- {mark} -->", "<!-- end -->"
+    before, found, rest = page.read_text().partition(start)
+    if not found:
+        raise SystemExit(f"{page} has no line {start}")
+    text = f"{before}{start}\n\n{content}\n\n{end}{rest.partition(end)[2]}"
     write_bytes(page, text.encode())
 
 
@@ -45,27 +49,28 @@ def _names(lines: Lines) -> list[str]:
 
 def _of_data(lines: Lines, data: str) -> Iterator[str]:
     own = [line for line in lines.values() if line["case"]["data"] == data]
-    tests: dict[tuple[float | None, str], dict[Row, list[dict[str, Any]]]] = defaultdict(dict)
+    tests: dict[tuple[float | None, str, int], dict[Row, list[dict[str, Any]]]] = defaultdict(dict)
     for line in own:
         case = line["case"]
         if case["stage"] == "test":
             row = (case["method"], case["rank"], case["setting"]["rounds"])
-            tests[case["epsilon"], case["split"]].setdefault(row, []).append(line)
+            tests[case["epsilon"], case["split"], case["records"]].setdefault(row, []).append(line)
     costs = {
         (line["case"]["method"], line["case"]["rank"]): line["record_cpu_s"]
         for line in own
         if line["case"]["stage"] == "cost"
     }
     higher = data == "banking77"
-    for (epsilon, split), rows in tests.items():
-        yield _table(epsilon, split, rows, costs, higher)
+    for (epsilon, split, records), rows in tests.items():
+        words = "no privacy" if epsilon is None else f"epsilon {epsilon:g}"
+        many = f"{records:,} records" if records else "all records"
+        yield _table(f"{words}, {split}, {many}", rows, costs, higher)
     if found := _steps(own):
         yield found
 
 
 def _table(
-    epsilon: float | None,
-    split: str,
+    title: str,
     rows: dict[Row, list[dict[str, Any]]],
     costs: dict[tuple[str, int], float],
     higher: bool,
@@ -74,12 +79,11 @@ def _table(
     heads = [row for row in rows if row[0] == "head"]
     peer = max(heads, key=lambda row: row[2]) if heads else None
     metric = "accuracy" if higher else "loss"
-    words = "no privacy" if epsilon is None else f"epsilon {epsilon:g}"
     against = "head alone" if peer else "`ffa`"
     if peer is None:
         peer = next((row for row in rows if row[0] == "ffa"), None)
     lines = [
-        f"**{words}, {split}**",
+        f"**{title}**",
         "",
         f"| method | rank | rounds | seeds | {metric} | less {against} [95%] | values up | MB up "
         "| CPU s | product's time |",
@@ -183,26 +187,22 @@ def _read(line: dict[str, Any], name: str) -> NDArray[np.float64]:
 
 def _steps(own: list[dict[str, Any]]) -> str:
     """Return what each step of the grid came to on the part of train that was left out."""
-    table: dict[tuple[float | None, str, int], dict[float, float]] = defaultdict(dict)
+    table: dict[tuple[float | None, int, str, int], dict[float, float]] = defaultdict(dict)
     for line in own:
         case = line["case"]
         if case["stage"] == "choose" and case["method"] != "head":
-            row = (case["epsilon"], case["method"], case["rank"])
+            row = (case["epsilon"], case["records"], case["method"], case["rank"])
             table[row][case["setting"]["adapter"]] = line["metric"]
     if not table:
         return ""
     told = [
         "**Steps, judged on the part of train that was left out (one run each)**",
         "",
-        "| epsilon | method | rank | step of the adapter: result |",
-        "|---|---|---|---|",
+        "| epsilon | records | method | rank | step of the adapter: result |",
+        "|---|---|---|---|---|",
     ]
-    for (epsilon, method, rank), found in table.items():
+    for (epsilon, records, method, rank), found in table.items():
         cells = ", ".join(f"{step:g}: {found[step]:.4f}" for step in sorted(found))
-        told.append(
-            f"| {'none' if epsilon is None else f'{epsilon:g}'} | `{method}` | {rank} | {cells} |"
-        )
+        words = "none" if epsilon is None else f"{epsilon:g}"
+        told.append(f"| {words} | {records or 'all'} | `{method}` | {rank} | {cells} |")
     return "\n".join(told)
-
-
-Metric = Callable[[dict[str, Any]], float]

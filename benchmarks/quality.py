@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from adapters import Store
 from adapters_run import BANK, Bench, Case, Setting
+from adapters_table import write_block
 
 from fedllm.config.recipes import coordinator_step
 from fedllm.files import write_json
@@ -65,7 +66,10 @@ def points(lines: dict[str, dict[str, Any]], start: float) -> list[dict[str, flo
         setting, count = case["setting"], case["records"]
         noise = line["noise"] / (setting["rate"] * count * sqrt(setting["rounds"]))
         lost = (best[count] - line["metric"]) / (best[count] - start)
-        found.append({"noise": noise, "lost": min(max(lost, 0.002), 0.998), "records": count})
+        found.append(
+            {"noise": noise, "lost": min(max(lost, 0.002), 0.998), "records": count}
+            | {"epsilon": case["epsilon"], "rounds": setting["rounds"]}
+        )
     return found
 
 
@@ -126,13 +130,35 @@ def report(lines: dict[str, dict[str, Any]], start: float, write: bool) -> str:
                 "residuals": [round(error, 4) for error in residuals],
             },
         )
-    return (
+    told = (
         f"{len(found)} runs: half of the gain is lost at noise {half:.3g}, power {power:.3f}\n"
         f"residual of the lost share, root of the mean square: "
         f"{sqrt(sum(e**2 for e in residuals) / len(residuals)):.4f}\n"
         f"on the third that is held out: {spread:.4f}, largest {max(map(abs, held)):.4f}; "
         f"ratio to a law that always says the mean: "
         f"{spread / float(np.std([point['lost'] for point in found])):.2f}"
+    )
+    if write:
+        write_block("quality: made by benchmarks/quality.py", _page(told, law, spread, found))
+    return told
+
+
+def _page(told: str, law: Law, spread: float, found: list[dict[str, float]]) -> str:
+    """Return what the page of recipes says of the law."""
+    rows = [
+        f"| {point['records']:.0f} | {point['epsilon']:g} | {point['rounds']:.0f} | "
+        f"{point['noise']:.2g} | {1 - point['lost']:.0%} | {1 - law.lost(point['noise']):.0%} |"
+        for point in found
+    ]
+    return "\n".join(
+        [
+            f"{told.splitlines()[0]}. On the third of the runs that the fit had not seen, the kept "
+            f"share was off by {spread:.3f} (root of the mean square).",
+            "",
+            "| records, all sites | epsilon | rounds | noise | kept | by the law |",
+            "|---|---|---|---|---|---|",
+            *rows,
+        ]
     )
 
 

@@ -23,7 +23,7 @@ from fedllm.limits import MAX_SITES
 # The noise of all rounds moves every value about as far, whatever epsilon, records and sites are:
 # Adam's steps are in units of what it sees, and that is mostly noise. Below 1 / _HEARD records
 # times epsilon the steps are smaller, since noise is nearly all that it sees.
-_DISTANCE, _ADAPTER_DISTANCE, _HEARD = 0.13, 0.055, 3e-4
+_DISTANCE, _ADAPTER_DISTANCE, _HEARD = 0.13, 0.055, 2e-4
 _HEAD_ROUNDS, _ADAPTER_ROUNDS = 100, 30
 _HEAD_RATE, _ADAPTER_RATE = 0.4, 0.1
 _SITES = 10
