@@ -69,8 +69,8 @@ def _steps(*values: float) -> dict[float | None, tuple[float, ...]]:
 
 
 GRIDS = {
-    "banking77": Grid((12, 0.4), (100, 0.4), _steps(0.04, 0.08), _steps(0.01, 0.04)),
-    "medquad": Grid((12, 0.1), (12, 0.1), {}, _steps(0.01, 0.04)),
+    "banking77": Grid((12, 0.4), (100, 0.4), _steps(0.04, 0.08), _steps(0.0025, 0.01)),
+    "medquad": Grid((12, 0.1), (12, 0.1), {}, _steps(0.0025, 0.01)),
 }
 # Step of the long runs of the head alone, over that of the short ones.
 LONG_STEP = 1 / 3

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedllm.config import RunConfig, parse
+from fedllm.config.recipes import coordinator_step
 from fedllm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -89,9 +90,11 @@ def predicted(config: RunConfig, noise: float, rate: float, records: int) -> Qua
     return Quality(records, config.rounds.count, sites, over, *fitted_law().kept(over))
 
 
-def settings(config: RunConfig, records: Sequence[int]) -> dict[str, Any]:
-    """Return the recommended keys of a run, by name."""
+def settings(config: RunConfig, records: int) -> dict[str, Any]:
+    """Return the recommended keys of a run, by name; its step is for so many records a site."""
     training, rate = config.training, config.training.sampling_rate or 1.0
+    together = float(records * config.data.sites)
+    step = coordinator_step(config.rounds.count, config.privacy.epsilon, together)
     return {
         "lora.rank": config.lora.rank,
         "model.head_start": config.model.head_start,
@@ -99,11 +102,11 @@ def settings(config: RunConfig, records: Sequence[int]) -> dict[str, Any]:
         "training.local_steps": training.local_steps,
         "training.optimizer": training.optimizer,
         "training.sampling_rate": rate,
-        "training.batch_size": max(1, round(rate * max(records))),
+        "training.batch_size": max(1, round(rate * records)),
         "rounds.count": config.rounds.count,
         "rounds.min_sites": config.rounds.min_sites,
         "rounds.optimizer": config.rounds.optimizer,
-        "rounds.learning_rate": config.rounds.learning_rate,
+        "rounds.learning_rate": step,
         "privacy.noise": config.privacy.noise,
         "privacy.clipping_norm": config.privacy.clipping_norm,
     }
@@ -139,7 +142,7 @@ def show(qualities: Sequence[Quality], best: dict[str, Any] | None) -> None:
         f"({law.source}); your records differ from them"
     )
     if best is not None:
-        print("recommended, and what a file that does not say them gets:")
+        print("recommended for the largest of these sites:")
         for key, value in best.items():
             print(f"  {key} = {value}")
         print(

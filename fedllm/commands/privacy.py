@@ -200,7 +200,7 @@ def _plan_recipe(
         qualities += _qualities(config, planned)
     best = max(qualities, key=lambda one: (one.records, one.kept))
     recommended = plan_quality.settings(
-        plan_quality.recipe(epsilon, delta, best.rounds, sites), counts
+        plan_quality.recipe(epsilon, delta, best.rounds, sites), best.records
     )
     taken = assumptions.of_options(
         {
