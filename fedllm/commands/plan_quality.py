@@ -28,6 +28,8 @@ class Quality:
         Of the whole run over its signal; see `fedllm.mechanisms.quality.noise_of`.
     kept, low, high : float
         Share of the gain, and the interval of about 19 in 20 runs.
+    accuracy, accuracy_low, accuracy_high : float
+        What that would be on the data set that the law was fitted on.
     """
 
     records: int
@@ -37,6 +39,9 @@ class Quality:
     kept: float
     low: float
     high: float
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
 
 
 def recipe(epsilon: float, delta: float, rounds: int, sites: int) -> RunConfig:
@@ -87,7 +92,10 @@ def predicted(config: RunConfig, noise: float, rate: float, records: int) -> Qua
     sites = config.rounds.min_sites if config.data.site is not None else config.data.sites
     sites = min(sites, config.rounds.sites or sites)
     over = noise_of(config, noise, rate, records, sites)
-    return Quality(records, config.rounds.count, sites, over, *fitted_law().kept(over))
+    law = fitted_law()
+    kept = law.kept(over)
+    metrics = [law.metric(share, float(records * sites)) for share in kept]
+    return Quality(records, config.rounds.count, sites, over, *kept, *metrics)
 
 
 def settings(config: RunConfig, records: int) -> dict[str, Any]:
@@ -125,7 +133,7 @@ def show(qualities: Sequence[Quality], best: dict[str, Any] | None) -> None:
     from rich.table import Table
 
     law = _law()
-    table = Table("records", "sites", "rounds", "kept of the gain", "19 in 20 runs")
+    table = Table("records", "sites", "rounds", "kept of the gain", "19 in 20 runs", "as accuracy")
     for one in qualities:
         table.add_row(
             str(one.records),
@@ -133,13 +141,15 @@ def show(qualities: Sequence[Quality], best: dict[str, Any] | None) -> None:
             str(one.rounds),
             f"{one.kept:.0%}",
             f"{one.low:.0%} to {one.high:.0%}",
+            f"{one.accuracy:.2f} ({one.accuracy_low:.2f} to {one.accuracy_high:.2f})",
         )
     console = Console()
     console.print(table)
     print(
         "kept of the gain: of what training without privacy on as many records gains over the "
         f"untrained head. A guide and no promise, fitted on {law.runs} runs of one public data set "
-        f"({law.source}); your records differ from them"
+        f"({law.source}). The accuracy is what the share means on that data set, of 77 intents; your "
+        "records differ from them"
     )
     if best is not None:
         print("recommended for the largest of these sites:")

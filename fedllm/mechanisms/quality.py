@@ -35,6 +35,10 @@ class Law:
         On how many it was fitted.
     source : str
         What they were.
+    start : float
+        Their metric (accuracy) before training.
+    best : tuple of (float, float)
+        Numbers of records, ascending, and the metric without privacy on as many.
     """
 
     half: float
@@ -42,6 +46,26 @@ class Law:
     error: float
     runs: int
     source: str
+    start: float = 0.0
+    best: tuple[tuple[float, float], ...] = ()
+
+    def metric(self, kept: float, records: float) -> float:
+        """Return what a share of the gain would be on the runs' own data set.
+
+        Beyond the numbers of records that were run, the gain is that of the nearest.
+
+        Parameters
+        ----------
+        kept : float
+            Share of the gain.
+        records : float
+            Of all sites together.
+        """
+        import numpy as np
+
+        counts, metrics = zip(*self.best, strict=True)
+        best = float(np.interp(np.log(records), np.log(counts), metrics))
+        return self.start + kept * (best - self.start)
 
     def lost(self, noise: float) -> float:
         """Return the share of the gain that is lost, from 0 to 1."""
@@ -58,7 +82,9 @@ class Law:
 def fitted_law() -> Law:
     """Return the law that the package carries."""
     values = json.loads(DATA.read_text())
-    return Law(**{key: values[key] for key in ("half", "power", "error", "runs", "source")})
+    found = {key: values[key] for key in ("half", "power", "error", "runs", "source", "start")}
+    best = tuple((float(count), metric) for count, metric in values["best"].items())
+    return Law(**found, best=best)
 
 
 def noise_of(
