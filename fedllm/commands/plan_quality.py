@@ -148,8 +148,8 @@ def show(qualities: Sequence[Quality], best: dict[str, Any] | None) -> None:
     print(
         "kept of the gain: of what training without privacy on as many records gains over the "
         f"untrained head. A guide and no promise, fitted on {law.runs} runs of one public data set "
-        f"({law.source}). The accuracy is what the share means on that data set, of 77 intents; your "
-        "records differ from them"
+        f"({law.source}). The accuracy is what the share means on that data set, of 77 intents; "
+        "your records differ from them"
     )
     if best is not None:
         print("recommended for the largest of these sites:")
