@@ -245,7 +245,7 @@ def work(bench: Bench, store: Store, arguments: argparse.Namespace) -> None:
 
 def quick(arguments: argparse.Namespace) -> None:
     """Run the head alone and one method on few records, and print their table."""
-    GRIDS["banking77"] = Grid((2, 0.4), (3, 0.4), {8.0: (8,)}, {8.0: (1,)})
+    GRIDS["banking77"] = Grid((2, 0.4), (3, 0.4), {8.0: (0.08,)}, {8.0: (0.01,)})
     arguments.methods = [pair for pair in methods() if pair[0] in ("head", "ffa")]
     arguments.epsilons, arguments.seeds, arguments.splits = [8.0], [0, 1], ("iid",)
     with tempfile.TemporaryDirectory() as folder:
