@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fedllm.config import RunConfig, SitePolicy
+from fedllm.config.recipes import FILLED
 from fedllm.config.wording import allowed
 from fedllm.identity.config import FederationConfig
 from fedllm.pretraining.config import PretrainConfig
@@ -33,7 +34,9 @@ is refused with the nearest one that is. Paths count from the folder of the file
 `${NAME}` and `${NAME:-otherwise}` stand for a variable of the environment. Commands that read a
 run or a pretraining configuration take `--set KEY=VALUE` too (`--set privacy.epsilon=3`).
 
-"Required" keys have no default. Where the default is "none", leaving the key out is meant.
+"Required" keys have no default. Where the default is "none", leaving the key out is meant. Where it
+is "or the recipe's", [recipes.md](recipes.md#defaults) says what a run gets that says nothing else;
+`run.toml` in the run's folder has it in numbers.
 """
 
 KINDS: tuple[tuple[str, str, type[BaseModel]], ...] = (
@@ -110,7 +113,10 @@ def table(model: type[BaseModel], whole: type[BaseModel], section: str = "") -> 
         if section_of(field) is None:
             words = allowed(whole, [section, name] if section else [name])
             in_toml = re.sub(r"'(\w+)'", r'"\1"', words)
-            cells = (f"`{name}`", default(field), in_toml, said.get(name, ""))
+            shown = default(field)
+            if whole is RunConfig and f"{section}.{name}" in FILLED:
+                shown += ", or [the recipe's](recipes.md#defaults)"
+            cells = (f"`{name}`", shown, in_toml, said.get(name, ""))
             yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 

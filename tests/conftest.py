@@ -92,7 +92,12 @@ def tiny_model(tiny_checkpoint: Callable[[str], Path]) -> Callable[..., SharedMo
         values = {
             "name": "tiny",
             "task": task,
-            "model": {"path": str(tiny_checkpoint(kind)), **sections.get("model", {})},
+            "model": {
+                "path": str(tiny_checkpoint(kind)),
+                "head_start": "zero",
+                "feature_center": "zero",
+                **sections.get("model", {}),
+            },
             "data": {"train": "unused.jsonl"},
             "lora": {"rank": 2, "last_layers": 2, **sections.get("lora", {})},
         }

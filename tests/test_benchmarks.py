@@ -11,8 +11,16 @@ import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 # Modules that benchmarks use; the package of `released_platform.py` is not installed here.
-HELPERS = {"plain_llama", "protocol_cohort", "protocol_round", "released_platform"}
+HELPERS = {
+    "adapters_run",
+    "adapters_table",
+    "plain_llama",
+    "protocol_cohort",
+    "protocol_round",
+    "released_platform",
+}
 RATIO = {
+    "adapters": r"product's time \|\n(.*\n)+\| `ffa` \| 8 .* \| \d+\.\d\d \|",
     "deployment": r"times plain Flower's round looking as often",
     "discrete_noise": r"times NumPy's normals",
     "encryption": r"packed / bfv-16: bytes \d",
@@ -23,10 +31,18 @@ RATIO = {
     "privacy_utility": r"CPU of round over plain step +\d",
     "private_step": r"takes \d\S* times the CPU time",
     "protocol": r"times fp32 \|\n.*\n(\| 1k \| \d.* \d+\.\d\d \|\n){2}",
+    "quality": r"ratio to a law that always says the mean: \d",
     "unequal_ranks": r"4, 8, 16 by size \| 0\.\d+ \| [+-]\d",
     "round": r"encrypted / clear +\d",
 }
-NEEDS_DATA = {"discrete_noise", "poisoning", "privacy_utility", "unequal_ranks"}
+NEEDS_DATA = {
+    "adapters",
+    "discrete_noise",
+    "poisoning",
+    "privacy_utility",
+    "quality",
+    "unequal_ranks",
+}
 
 
 def test_no_benchmark_is_left_out():

@@ -103,7 +103,14 @@ def _made_up_step(path: str, task: LearningTask, length: int) -> float:
     values = {
         "name": "check",
         "task": task.name,
-        "model": {"path": path, "max_length": length},
+        # The step that takes most: all layers adapted.
+        "model": {
+            "path": path,
+            "max_length": length,
+            "feature_center": "zero",
+            "head_start": "zero",
+        },
+        "lora": {"rank": 8},
         "data": {"train": "made up", "labels": ["one", "two"]},
     }
     config = parse(RunConfig, values, "check")

@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import typer
 
-from fedllm.commands import assumptions, options
+from fedllm.commands import assumptions, options, plan_quality
 from fedllm.commands.help import CommandGroup
 from fedllm.config import RunConfig, load_run_config
 from fedllm.errors import ConfigError, RefusedError
@@ -86,6 +86,13 @@ def plan(
         help="Amounts of noise (in clipping norms), separated by commas: show the epsilon of each, "
         "and find no noise for --epsilon.",
     ),
+    quality: bool = typer.Option(
+        False,
+        "--quality",
+        help="Also predict how much of what training gains is kept under the noise, and recommend "
+        "settings (classification; a guide fitted on public runs, see docs/recipes.md).",
+    ),
+    sites: int = typer.Option(10, help="Sites that take part, for --quality without a RUN.toml."),
     json_output: bool = options.JSON,
     plot: Path | None = typer.Option(
         None, help="Also draw the plan into this file (.svg, .png or .pdf)."
@@ -103,7 +110,10 @@ def plan(
         from fedllm.mechanisms import mechanism_of
 
         config, sizes = load_run_config(run, overrides), _numbers("--records", records, int)
+        if quality:
+            plan_quality.require_law(config)
         planned = _rows_of_run(config, sizes)
+        qualities = _qualities(config, planned) if quality else []
         neighbours = f"one {config.unit} emptied"
         _show(
             planned,
@@ -113,6 +123,7 @@ def plan(
             plot,
             assumptions.of_run(config, sizes, _given(context, "records")),
             sites=mechanism_of(config).shares,
+            qualities=qualities,
         )
         if config.private and not config.encryption.masked and not json_output:
             print(
@@ -122,6 +133,9 @@ def plan(
         return
     if overrides:
         raise ConfigError("--set changes a RUN.toml, and none is given", "name the file")
+    if quality:
+        _plan_recipe(context, (epsilon, delta, sites), (records, rounds), json_output, plot)
+        return
     if batch < 1 or steps < 1:
         raise ConfigError("--batch and --steps must be at least 1", "e.g. --batch 64 --steps 10")
     rows = [
@@ -149,6 +163,68 @@ def plan(
     assumed = {name: value for name, value in values.items() if not _given(context, name)}
     taken = assumptions.of_options(assumed)
     _show(rows, delta, "one record emptied", json_output, plot, taken, solved=not noise)
+
+
+def _qualities(config: RunConfig, rows: Sequence[PlanRow]) -> list[plan_quality.Quality]:
+    return [
+        plan_quality.predicted(config, row.noise_multiplier, row.sampling_rate, row.records)
+        for row in rows
+    ]
+
+
+def _plan_recipe(
+    context: typer.Context,
+    run: tuple[float, float, int],
+    sizes: tuple[str, str],
+    json_output: bool,
+    plot: Path | None,
+) -> None:
+    """Plan the run that a file with nothing but these would be."""
+    for name in ("batch", "steps", "noise"):
+        if _given(context, name):
+            raise ConfigError(
+                f"--{name} does not go with --quality, which plans a run of the defaults",
+                "leave it out, or name a RUN.toml that says it",
+            )
+    (epsilon, delta, sites), (records, rounds) = run, sizes
+    counts = _numbers("--records", records, int)
+    lengths = (
+        _numbers("--rounds", rounds, int) if _given(context, "rounds") else plan_quality.ROUNDS
+    )
+    rows: list[PlanRow] = []
+    qualities: list[plan_quality.Quality] = []
+    for length in lengths:
+        config = plan_quality.recipe(epsilon, delta, length, sites)
+        planned = _rows_of_run(config, counts)
+        rows += planned
+        qualities += _qualities(config, planned)
+    best = max(qualities, key=lambda one: (one.records, one.kept))
+    recommended = plan_quality.settings(
+        plan_quality.recipe(epsilon, delta, best.rounds, sites), best.records
+    )
+    taken = assumptions.of_options(
+        {
+            name: value
+            for name, value in {
+                "epsilon": epsilon,
+                "delta": delta,
+                "sites": sites,
+                "records": records,
+            }.items()
+            if not _given(context, name)
+        }
+    )[:-2]
+    _show(
+        rows,
+        delta,
+        "one record emptied",
+        json_output,
+        plot,
+        [*taken, "classification with the defaults; noise is shared between all sites"],
+        sites=sites,
+        qualities=qualities,
+        recommended=recommended,
+    )
 
 
 # Gradients are clipped: a sum of so many is never longer.
@@ -182,10 +258,14 @@ def _show(
     assumed: Sequence[str],
     solved: bool = True,
     sites: int = 1,
+    qualities: Sequence[plan_quality.Quality] = (),
+    recommended: dict[str, Any] | None = None,
 ) -> None:
     if json_output:
         beside = {"delta": delta, "neighbours": neighbours, "assumptions": list(assumed)}
         told = [asdict(row) | beside for row in rows]
+        for row, more in zip(told, plan_quality.told(qualities) if qualities else (), strict=False):
+            row.update(more, **({"recommended": recommended} if recommended else {}))
         print(json.dumps(told, indent=2, allow_nan=False))
     else:
         _print_table(rows, delta, neighbours)
@@ -194,6 +274,8 @@ def _show(
             print(_BEYOND_USE)
         if any(map(_open_to_choice, rows)):
             print(_OPEN_TO_CHOICE)
+        if qualities:
+            plan_quality.show(qualities, recommended)
     if plot:
         _draw(rows, plot, delta, solved=solved)
 

@@ -39,15 +39,16 @@ def run(
     """
     if sum((detach, follow, cancel)) > 1 or (resume and (follow or cancel)):
         raise ConfigError("these options exclude each other", "give one of them")
-    config = load_run_config(configuration, override)
-
     from fedllm.identity.kits import read_kit
     from fedllm.locks import is_held
     from fedllm.runs.start import starting_point
     from fedllm_server import jobs
     from fedllm_server.public_part import public_records
 
-    read_kit(kit, "coordinator")
+    # A wrong file is told before a wrong kit.
+    load_run_config(configuration, override)
+    enrolled = len(read_kit(kit, "coordinator").roster.sites)
+    config = load_run_config(configuration, override, enrolled)
     if cancel:
         jobs.cancel(kit, config.name)
         return

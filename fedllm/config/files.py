@@ -12,8 +12,19 @@ from fedllm.config.site_policy import SitePolicy
 from fedllm.config.toml import read_toml
 
 
-def load_run_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+def load_run_config(
+    path: Path, overrides: list[str] | None = None, sites: int | None = None
+) -> RunConfig:
     """Read a run configuration; relative paths count from its folder.
+
+    Parameters
+    ----------
+    path : Path
+        The TOML file.
+    overrides : list of str, optional
+        ``section.key=value`` each.
+    sites : int, optional
+        How many there are, where that is known and the file does not say it.
 
     Raises
     ------
@@ -21,6 +32,8 @@ def load_run_config(path: Path, overrides: list[str] | None = None) -> RunConfig
         If the file or an override is wrong.
     """
     values = apply_overrides(read_toml(path), overrides or [])
+    if sites is not None and isinstance(values.get("data"), dict):
+        values["data"].setdefault("sites", max(2, sites))
     return parse(RunConfig, absolute_locations(values, path.parent), str(path))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +13,7 @@ from fedllm.config.engine import EngineSection
 from fedllm.config.evaluation import EvaluationSection
 from fedllm.config.model import LoraSection, ModelSection
 from fedllm.config.privacy import PrivacySection
+from fedllm.config.recipes import with_recipe
 from fedllm.config.rounds import RoundsSection
 from fedllm.config.section import Section, Task
 from fedllm.config.task import pools_text, smallest_unit, trains_a_head
@@ -58,6 +60,11 @@ class RunConfig(Section):
         """
         lora = self.lora
         return lora.kind == "lora" and lora.rank > 0 and self.training.local_steps > 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_nobody_said(cls, values: Any) -> Any:
+        return with_recipe(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:

@@ -72,6 +72,9 @@ def odd_batch(config: RunConfig, units: Iterable[int]) -> list[str]:
     training, most = config.training, max(units, default=0)
     if training.sampling_rate is None or config.unit == "site" or not most:
         return []
+    if config.rounds.optimizer == "adam":
+        # Its steps are as long whatever sums are divided by.
+        return []
     expected = training.sampling_rate * most
     if training.batch_size <= _FAR * max(expected, 1.0):
         return []

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from fedllm.cli import app
 from fedllm.config import RunConfig, parse, to_toml
+from fedllm.errors import ConfigError
 
 SHARED = {
     "training": {"local_steps": 1, "optimizer": "sgd", "sampling_rate": 0.1, "batch_size": 30},
@@ -117,3 +118,52 @@ def test_options_that_were_not_given_are_named(tmp_path):
     given += ["--records", "300", "--batch", "30", "--steps", "1"]
     assert "not given" not in " ".join(assumed(*given))
     assert "--epsilon" not in assumed("--noise", "1.5", "--rounds", "1")[0]
+
+
+def planned(*arguments: str) -> list[dict]:
+    done = CliRunner().invoke(app, ["privacy", "plan", "--quality", "--json", *arguments])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.output)
+
+
+def test_more_records_and_a_larger_epsilon_keep_more_of_the_gain():
+    def kept(records: str, epsilon: str) -> float:
+        found = planned("--records", records, "--epsilon", epsilon, "--rounds", "50")
+        return found[0]["quality"]["kept"]
+
+    assert kept("200", "1") < kept("200", "8") < kept("2000", "8")
+
+
+def test_what_is_recommended_is_the_best_of_the_lengths():
+    found = planned("--records", "500", "--epsilon", "3", "--sites", "8")
+    best = max(found, key=lambda row: row["quality"]["kept"])
+    recommended = found[0]["recommended"]
+    assert recommended["rounds.count"] == best["rounds"]
+    assert recommended["rounds.min_sites"] == 8 and recommended["training.batch_size"] == 200
+    assert found[0]["quality"]["law"]["runs"] > 0
+
+
+def test_a_prediction_says_what_it_is():
+    said = plan("--quality", "--records", "500", "--rounds", "50")
+    assert "A guide and no promise, fitted on" in said and "privacy.noise = distributed" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"task": "instruction"}, "was fitted on classification"), ({"epsilon": None}, "no noise")],
+)
+def test_a_run_that_no_law_was_fitted_on_is_refused(tmp_path, changes, words):
+    values = {
+        "name": "x",
+        "task": changes.get("task", "classification"),
+        "model": {"path": "m"},
+        "data": {"train": "t"},
+        "privacy": {"epsilon": changes.get("epsilon", 8.0)},
+    }
+    path = tmp_path / "run.toml"
+    path.write_text(to_toml(parse(RunConfig, values, "test")))
+    done = CliRunner().invoke(app, ["privacy", "plan", str(path), "--quality"])
+    assert isinstance(done.exception, ConfigError) and words in done.exception.message
+    for option in ("--batch", "--steps", "--noise"):
+        done = CliRunner().invoke(app, ["privacy", "plan", "--quality", option, "3"])
+        assert isinstance(done.exception, ConfigError) and option in done.exception.message

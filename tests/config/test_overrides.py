@@ -14,7 +14,7 @@ def test_override_changes_nested_keys_and_nothing_restores_the_default(run_toml:
     config = load_run_config(run_toml, ["privacy.epsilon=3", "lora.rank=4", "name=other"])
     assert (config.privacy.epsilon, config.lora.rank, config.name) == (3.0, 4, "other")
     assert load_run_config(run_toml, ["privacy.epsilon=3", "privacy.epsilon=none"]).private is False
-    assert load_run_config(run_toml, ["lora.rank=4", "lora.rank="]).lora.rank == 8
+    assert load_run_config(run_toml, ["lora.rank=4", "lora.rank="]).lora.rank == 0
 
 
 @given(st.lists(st.text(max_size=20), max_size=5))

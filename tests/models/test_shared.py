@@ -19,7 +19,7 @@ def config(path, task="classification", **lora):
     values = {
         "name": "tiny",
         "task": task,
-        "model": {"path": str(path)},
+        "model": {"path": str(path), "head_start": "zero", "feature_center": "zero"},
         "data": {"train": "unused.jsonl"},
         "lora": {"rank": 2, **lora},
     }

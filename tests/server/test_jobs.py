@@ -76,7 +76,7 @@ def test_a_changed_run_toml_is_told_when_a_run_is_to_go_on(tmp_path, config):
     become(folder, "failed")
     state = RunState("f00d", 1, (), config_digest(config), np.zeros(2, np.float32))
     save_checkpoint(folder / names.CHECKPOINTS, state)
-    other = config.model_copy(update={"task": "causal"})
+    other = config.model_copy(update={"seed": 7})
     write_config(folder, other)
     with pytest.raises(ConfigError, match=r"run\.toml was changed after the run had begun") as one:
         jobs.submit(tmp_path, other, resume=True)

@@ -78,17 +78,28 @@ class Material:
         values: dict[str, Any] = {
             "name": "selftest",
             "task": task or task_for_base(causal=kind == "llama").name,
-            "model": {"path": str(self._checkpoint(kind)), "max_length": 16, "feature_scale": 2.0},
+            "model": {
+                "path": str(self._checkpoint(kind)),
+                "max_length": 16,
+                "feature_scale": 2.0,
+                "feature_center": "zero",
+                "head_start": "zero",
+            },
             "lora": {"rank": 8},
             "data": {"train": "made up", "sites": len(SITES)},
-            "rounds": {"count": ROUNDS, "min_sites": SHARES},
+            "rounds": {
+                "count": ROUNDS,
+                "min_sites": SHARES,
+                "optimizer": "average",
+                "learning_rate": 1.0,
+            },
             "training": {
                 "local_steps": STEPS,
                 "batch_size": BATCH,
                 "optimizer": "sgd",
                 "learning_rate": LEARNING_RATE,
             },
-            "privacy": {"epsilon": EPSILON, "clipping_norm": 1.0},
+            "privacy": {"epsilon": EPSILON, "noise": "local", "clipping_norm": 1.0},
             "engine": {"threads": 1},
         }
         if trains_a_head(values["task"]):

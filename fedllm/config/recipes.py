@@ -1,0 +1,225 @@
+"""Defaults that depend on each other, and on what a run is for: the recipes of docs/recipes.md.
+
+A file that names a model, records, a task and an epsilon, and nothing else, gets what the bench
+found best for such a run. It is written into the values before they are checked, so that
+``run.toml`` in a run's folder, its digest and what sites are sent hold plain numbers: no later
+version can read another meaning into them. What a section alone says (`LoraSection` and so on) is
+older, and stays: digests of runs leave out what stands at it.
+
+A configuration as a run's folder or a message has it, also one of an earlier version, is left as it
+is: it says everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf, sqrt
+from typing import Any
+
+from pydantic import BaseModel
+
+from fedllm.limits import MAX_SITES
+
+# The noise of all rounds moves every value about as far, whatever epsilon, records and sites are:
+# Adam's steps are in units of what it sees, and that is mostly noise. Below 1 / _HEARD records
+# times epsilon the steps are smaller, since noise is nearly all that it sees.
+_DISTANCE, _ADAPTER_DISTANCE, _HEARD = 0.13, 0.055, 2e-4
+_HEAD_ROUNDS, _ADAPTER_ROUNDS = 100, 30
+_HEAD_RATE, _ADAPTER_RATE = 0.4, 0.1
+_SITES = 10
+# Records of a site, for what its sum is divided by: Adam's steps do not depend on it, and sites
+# whose batches are up to four times as large take part.
+_RECORDS = 1000
+_WITH_HEADS = ("classification", "token_classification")
+# What may be filled.
+FILLED = frozenset(
+    {
+        "model.head_start",
+        "model.feature_center",
+        "lora.rank",
+        "rounds.count",
+        "rounds.min_sites",
+        "rounds.optimizer",
+        "rounds.learning_rate",
+        "rounds.head_learning_rate",
+        "training.local_steps",
+        "training.batch_size",
+        "training.sampling_rate",
+        "training.optimizer",
+        "training.learning_rate",
+        "privacy.noise",
+    }
+)
+# What every version wrote of every run.
+_ALWAYS_WRITTEN = (
+    ("model", "max_length"),
+    ("lora", "rank"),
+    ("rounds", "count"),
+    ("training", "local_steps"),
+    ("privacy", "delta"),
+    ("encryption", "scheme"),
+)
+
+
+def with_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's plain values with what the recipe says of keys that are not there.
+
+    Values that are wrong are left as they are, for others to refuse.
+
+    Parameters
+    ----------
+    values : mapping
+        Sections are mappings, or sections that were made already.
+    """
+    run = _Filling(values)
+    if all(key in run.given(section) for section, key in _ALWAYS_WRITTEN):
+        return run.values
+    classifies = values.get("task") == "classification"
+    if classifies:
+        _names_as_features(run)
+    if _one_gradient(run):
+        private = run.get("privacy", "epsilon") not in (None, "none")
+        if classifies and not run.given("lora"):
+            run.fill("lora", rank=0)
+        if private:
+            _shared_noise(run)
+        _gradient_a_round(run)
+    return run.values
+
+
+def _names_as_features(run: _Filling) -> None:
+    run.fill("model", head_start="label_names")
+    if run.get("model", "feature_scale") != 0:
+        run.fill("model", feature_center="label_names")
+
+
+def _one_gradient(run: _Filling) -> bool:
+    """Tell whether nothing that is said speaks against one gradient a round.
+
+    Otherwise sites train by themselves: steps of Adam, averaged, as the sections say.
+    """
+    training = run.given("training")
+    if "optimizer" not in training and {"learning_rate", "head_learning_rate"} & training:
+        # A rate of the site's own optimiser, which is Adam where no other is named.
+        return False
+    return (
+        run.get("training", "local_steps") in (None, 1)
+        and run.get("training", "optimizer") in (None, "sgd")
+        and not ("batch_size" in training and run.get("training", "sampling_rate") is None)
+        and run.get("privacy", "unit") in (None, "record")
+        and run.get("privacy", "clipping_quantile") is None
+    )
+
+
+def _gradient_a_round(run: _Filling) -> None:
+    head_alone = run.get("lora", "rank") == 0
+    run.fill("rounds", count=_HEAD_ROUNDS if head_alone else _ADAPTER_ROUNDS)
+    run.fill("training", local_steps=1, optimizer="sgd", learning_rate=1.0)
+    if run.get("training", "sampling_rate") is None:
+        run.fill("training", sampling_rate=_HEAD_RATE if head_alone else _ADAPTER_RATE)
+    rate = run.get("training", "sampling_rate")
+    if isinstance(rate, float | int):
+        run.fill("training", batch_size=max(1, round(_RECORDS * rate)))
+    if not {"optimizer", "learning_rate"} & run.given("rounds"):
+        run.fill("rounds", optimizer="adam")
+    count = run.get("rounds", "count")
+    known = isinstance(count, int) and count > 0
+    if (
+        run.get("rounds", "optimizer") == "adam"
+        and known
+        and "learning_rate" not in run.given("rounds")
+    ):
+        noise = _epsilon(run), _records(run)
+        if not head_alone and run.values.get("task") in _WITH_HEADS:
+            run.fill("rounds", head_learning_rate=coordinator_step(count, *noise))
+        run.fill("rounds", learning_rate=coordinator_step(count, *noise, adapters=not head_alone))
+
+
+def _epsilon(run: _Filling) -> float | None:
+    found = run.get("privacy", "epsilon")
+    return float(found) if isinstance(found, float | int) and found > 0 else None
+
+
+def _records(run: _Filling) -> float:
+    """Return how many records a run might have, as far as noise counts."""
+    sites = run.get("data", "sites") if "sites" in run.given("data") else _SITES
+    many = max(1, sites) if isinstance(sites, int) else 1
+    shared = run.get("privacy", "noise") == "distributed"
+    return _RECORDS * (many if shared else sqrt(many))
+
+
+def coordinator_step(
+    rounds: int, epsilon: float | None = None, records: float = inf, adapters: bool = False
+) -> float:
+    """Return the step of the coordinator's Adam, in two digits.
+
+    Over all rounds noise moves a value as far as the root of their number. Where the noise drowns
+    the signal, as much less as it does: Adam's steps are in units of what it sees, and would go as
+    far on noise alone.
+
+    Parameters
+    ----------
+    rounds : int
+        Of the whole run.
+    epsilon : float, optional
+        None without privacy.
+    records : float
+        Of all sites together; over the root of the sites where each adds the whole noise.
+    adapters : bool
+        For what is in the layers, and not for a head on them.
+    """
+    step = (_ADAPTER_DISTANCE if adapters else _DISTANCE) / sqrt(rounds)
+    heard = 1.0 if epsilon is None else min(1.0, _HEARD * epsilon * records)
+    return float(f"{step * heard:.2g}")
+
+
+def _shared_noise(run: _Filling) -> None:
+    if run.get("lora", "ranks"):
+        # They need the sizes that sites announce with local noise.
+        return
+    encryption = run.get("encryption", "scheme"), run.get("encryption", "masks")
+    if encryption[0] in (None, "bfv") and encryption[1] is not False:
+        run.fill("privacy", noise="distributed")
+    if run.get("privacy", "noise") != "distributed" or run.get("data", "site") is not None:
+        return
+    # Each site adds a part of the noise that is enough for the smallest sum that may be opened:
+    # where fewer than all may be in it, all together add more than is needed.
+    sites = run.get("data", "sites") if "sites" in run.given("data") else _SITES
+    drawn = run.get("rounds", "sites")
+    smallest = min((s for s in (sites, drawn) if isinstance(s, int)), default=2)
+    if 2 <= smallest <= MAX_SITES:
+        run.fill("rounds", min_sites=smallest)
+
+
+class _Filling:
+    """A run's values by section and key, some of which are filled."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = dict(values)
+
+    def given(self, section: str) -> set[str]:
+        """Return the keys of a section that have a value, were it none."""
+        found = self.values.get(section)
+        if isinstance(found, BaseModel):
+            return set(found.model_fields_set)
+        return set(found) if isinstance(found, Mapping) else set()
+
+    def get(self, section: str, key: str) -> Any:
+        """Return a key's value; None where it is not given."""
+        found = self.values.get(section)
+        if isinstance(found, BaseModel):
+            return getattr(found, key) if key in found.model_fields_set else None
+        return found.get(key) if isinstance(found, Mapping) else None
+
+    def fill(self, section: str, **defaults: Any) -> None:
+        """Give keys of a section a value, where they have none."""
+        if unknown := {f"{section}.{key}" for key in defaults} - FILLED:
+            raise RuntimeError(f"{unknown} is not among what may be filled")
+        missing = {k: v for k, v in defaults.items() if k not in self.given(section)}
+        found = self.values.get(section, {})
+        if isinstance(found, BaseModel):
+            self.values[section] = type(found)(
+                **{**found.model_dump(exclude_unset=True), **missing}
+            )
+        elif isinstance(found, Mapping):
+            self.values[section] = {**found, **missing}
