@@ -129,7 +129,10 @@ def simulate(task: str, words: list[str], folder: Path) -> None:
     command += [part for word in words for part in ("--set", word)] + ["--out", str(folder)]
     if (folder / "run.toml").exists():
         command.append("--resume")
-    subprocess.run(command, check=True)
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        # It said why.
+        sys.exit(done.returncode)
 
 
 def score(task: str, arm: str, config: RunConfig, form: Form, out: Path) -> None:
