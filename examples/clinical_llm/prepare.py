@@ -141,9 +141,10 @@ def prepare(task: str, data: Path, out: Path, every: int) -> None:
     kept = thinned(parts[False], every)
     write(out / task / "train.jsonl", kept)
     write(out / task / "choose.jsonl", parts[True])
-    write(out / task / "test.jsonl", [source.record(row) for row in test])
     if task == "medquad":
         write(out / task / "alone.jsonl", of_middle_size(kept))
+    # The last one: where it is, all are.
+    write(out / task / "test.jsonl", [source.record(row) for row in test])
 
 
 def main() -> None:

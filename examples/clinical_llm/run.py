@@ -154,32 +154,49 @@ def score(task: str, arm: str, config: RunConfig, form: Form, out: Path) -> None
     write_json(path, figures)
 
 
+def arms_of(task: str, form: Form) -> tuple[str, ...]:
+    """Return the names of a task's arms."""
+    return form.arms if task == "medquad" else form.arms[:2]
+
+
+def tabulate(out: Path, name: str) -> None:
+    """Write the table of all arms that are finished, whichever were asked for."""
+    every = [Arm(task, arm) for task in TASKS for arm in arms_of(task, FORMS[name])]
+    finished = [arm for arm in every if (out / f"{arm.task}-{arm.name}" / "summary.json").exists()]
+    if finished:
+        write_table(out, name, finished)
+
+
 def main() -> None:
-    """Run all arms of all tasks that were asked for."""
+    """Run the arms that were asked for, of the tasks that were."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", dest="form", action="store_const", const="quick")
     parser.add_argument("--hour", dest="form", action="store_const", const="hour")
     parser.add_argument("--task", dest="tasks", action="append", choices=TASKS)
+    parser.add_argument(
+        "--arm", dest="arms", action="append", help="to run several side by side, in processes"
+    )
     parser.add_argument("--out", type=Path, help="runs/clinical-FORM when left out")
     arguments = parser.parse_args()
     name = arguments.form or "full"
     form, out = FORMS[name], arguments.out or Path("runs") / f"clinical-{name}"
     if not os.environ.get("CLINICAL_MODEL"):
         print("CLINICAL_MODEL names no model: a small stand-in is used, see the README", flush=True)
-    arms: list[Arm] = []
     for task in arguments.tasks or TASKS:
         data = Path(os.environ.get("FEDLLM_DATA", HERE / "../../../shared/data"))
-        if not (out / "data" / task).exists():
+        if not (out / "data" / task / "test.jsonl").exists():
             prepare(task, data, out / "data", form.every[task])
         config = with_base_model(load_run_config(HERE / f"{task}.toml", []))
-        score(task, "base", config, form, out)
-        for arm in form.arms if task == "medquad" else form.arms[:2]:
+        for arm in ("base", *arms_of(task, form)):
+            if arguments.arms and arm not in arguments.arms:
+                continue
             print(f"\n== {task}, {arm}", flush=True)
-            simulate(task, settings(task, arm, form, out / "data"), out / f"{task}-{arm}")
+            if arm != "base":
+                simulate(task, settings(task, arm, form, out / "data"), out / f"{task}-{arm}")
             score(task, arm, config, form, out)
-            arms.append(Arm(task, arm))
-            write_table(out, name, arms)
-    print((out / "table.md").read_text(encoding="utf-8"))
+            tabulate(out, name)
+    if (out / "table.md").exists():
+        print((out / "table.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
