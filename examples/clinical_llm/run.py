@@ -35,7 +35,7 @@ CLEAR = (
     "lora.method=lora",
     "lora.rank=8",
     "lora.alpha=16",
-    "rounds.learning_rate=0.005",
+    "rounds.learning_rate=0.001",
 )
 
 
@@ -74,16 +74,16 @@ FORMS = {
     ),
     "hour": Form(
         {"medquad": 20, "pubmedqa": 3, "notes": 6, "chinese": 6},
-        8,
-        96,
+        20,
+        48,
         100,
         32,
         ("private-8", "clear", "private-3", "alone"),
     ),
     "full": Form(
-        {"medquad": 6, "pubmedqa": 1, "notes": 2, "chinese": 2},
-        24,
-        160,
+        {"medquad": 4, "pubmedqa": 1, "notes": 2, "chinese": 2},
+        40,
+        192,
         300,
         100,
         ("private-8", "clear", "private-3", "alone"),
