@@ -126,6 +126,9 @@ def settings(task: str, arm: str, form: Form, data: Path) -> list[str]:
 def simulate(task: str, words: list[str], folder: Path) -> None:
     """Run an arm, go on with it, or find it finished."""
     command = [sys.executable, "-m", "fedllm", "simulate", str(HERE / f"{task}.toml")]
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        # For arms that run side by side; it decides nothing about the run.
+        words = [*words, f"engine.threads={threads}"]
     command += [part for word in words for part in ("--set", word)] + ["--out", str(folder)]
     if (folder / "run.toml").exists():
         command.append("--resume")
