@@ -35,6 +35,7 @@ CLEAR = (
     "lora.method=lora",
     "lora.rank=8",
     "lora.alpha=16",
+    'lora.target_modules=["q_proj","k_proj","v_proj","o_proj","gate_proj","up_proj","down_proj"]',
     "rounds.learning_rate=0.001",
 )
 
@@ -47,8 +48,11 @@ class Form:
     ----------
     every : dict
         Each so manyeth training record of a task is used.
-    batch : int
-        Records of all sites together in a step, on average.
+    rounds : int
+        Steps: each round is one, on records of all sites.
+    batch, small_batch : int
+        Records of all sites together in a step, on average: of MedQuAD, and of the other tasks,
+        which have fewer and longer ones.
     test, scored : int
         Records of the test file for the loss, and for what is generated.
     arms : tuple of str
@@ -58,35 +62,41 @@ class Form:
     every: dict[str, int]
     rounds: int
     batch: int
+    small_batch: int
     test: int
     scored: int
     arms: tuple[str, ...]
 
 
+ALL_ARMS = ("private-8", "clear", "private-3", "alone")
+# The noise in a step is divided by its records: it is they that privacy is paid with.
 FORMS = {
     "quick": Form(
-        {"medquad": 40, "pubmedqa": 5, "notes": 10, "chinese": 10},
-        6,
-        60,
-        60,
-        24,
-        ("private-8", "clear"),
+        every={"medquad": 20, "pubmedqa": 5, "notes": 10, "chinese": 10},
+        rounds=5,
+        batch=200,
+        small_batch=40,
+        test=60,
+        scored=24,
+        arms=ALL_ARMS[:2],
     ),
     "hour": Form(
-        {"medquad": 20, "pubmedqa": 3, "notes": 6, "chinese": 6},
-        20,
-        48,
-        100,
-        32,
-        ("private-8", "clear", "private-3", "alone"),
+        every={"medquad": 6, "pubmedqa": 1, "notes": 2, "chinese": 2},
+        rounds=12,
+        batch=512,
+        small_batch=160,
+        test=100,
+        scored=48,
+        arms=ALL_ARMS,
     ),
     "full": Form(
-        {"medquad": 4, "pubmedqa": 1, "notes": 2, "chinese": 2},
-        40,
-        192,
-        300,
-        100,
-        ("private-8", "clear", "private-3", "alone"),
+        every={"medquad": 2, "pubmedqa": 1, "notes": 1, "chinese": 1},
+        rounds=40,
+        batch=1024,
+        small_batch=256,
+        test=300,
+        scored=100,
+        arms=ALL_ARMS,
     ),
 }
 
@@ -101,7 +111,7 @@ def settings(task: str, arm: str, form: Form, data: Path) -> list[str]:
     config = load_run_config(HERE / f"{task}.toml", [])
     file = data / task / ("alone.jsonl" if arm == "alone" else "train.jsonl")
     count, sites = len(records(file)), 2 if arm == "alone" else config.rounds.min_sites
-    rate = min(1.0, form.batch / count)
+    rate = min(1.0, (form.batch if task == "medquad" else form.small_batch) / count)
     words = {
         "name": f"clinical-{task}-{arm}",
         "data.train": json.dumps(str(file.absolute())),
