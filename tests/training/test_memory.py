@@ -12,7 +12,7 @@ from fedllm.errors import ConfigError
 from fedllm.models.live_memory import LiveMemory
 from fedllm.privacy.dpsgd import added_up_tensor, per_sample_gradients, per_sample_hooks
 from fedllm.tasks import task_of
-from fedllm.tasks.memory import memory_of
+from fedllm.training.memory_of_run import memory_of
 from fedllm.training.objectives import record_losses
 
 LENGTH = 48
