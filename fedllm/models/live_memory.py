@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -40,8 +41,9 @@ class LiveMemory(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        answer = _ANSWERS.get(func)
-        result = answer(*args) if answer else func(*args, **(kwargs or {}))
+        fake = bool(args) and isinstance(args[0], FakeTensor)
+        answer = _ANSWERS.get(func) if fake else None
+        result = (answer or func)(*args, **(kwargs or {}))
         for value in pytree.tree_leaves(result):
             if isinstance(value, Tensor):
                 self.count(value)
@@ -67,9 +69,14 @@ def _all_places(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.numel(), tensor.dim(), dtype=torch.int64, device=tensor.device)
 
 
+def _counts(tensor: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
+    return torch.empty(max(minlength, 1), dtype=torch.int64, device=tensor.device)
+
+
 _aten = torch.ops.aten
 _ANSWERS: dict[Any, Callable[..., Any]] = {
     _aten._local_scalar_dense.default: lambda _: True,
     _aten.is_nonzero.default: lambda _: True,
     _aten.nonzero.default: _all_places,
+    _aten.bincount.default: _counts,
 }

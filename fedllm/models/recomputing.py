@@ -26,7 +26,7 @@ def recomputed(layers: Iterable[nn.Module]) -> Iterator[None]:
     Parameters
     ----------
     layers : iterable of nn.Module
-        Each takes and gives states, alone or first in a tuple, and nothing that is random.
+        Nothing in them is random.
     """
     with ExitStack() as after:
         for layer in layers:
@@ -58,9 +58,17 @@ def _run(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: An
         return forward(*own_args, **own_kwargs)
 
     trained = [p for p in layer.parameters() if p.requires_grad]
-    rest: list[Any] = []
-    states = _Recomputed.apply(again, rest, len(places), *[values[i] for i in places], *trained)
-    return (states, *rest) if rest else states
+    form_of: list[Any] = []
+    given = [values[i] for i in places]
+    found = _Recomputed.apply(again, form_of, len(places), *given, *trained)
+    leaves, form_out = form_of
+    for place, tensor in zip(_places(leaves), found, strict=True):
+        leaves[place] = tensor
+    return pytree.tree_unflatten(leaves, form_out)
+
+
+def _places(leaves: list[Any]) -> list[int]:
+    return [i for i, leaf in enumerate(leaves) if _differentiable(leaf)]
 
 
 def _differentiable(value: Any) -> bool:
@@ -68,39 +76,40 @@ def _differentiable(value: Any) -> bool:
 
 
 class _Recomputed(torch.autograd.Function):
-    """Takes what enters a layer and what is trained of it; gives the layer's states.
-
-    Whatever else the layer returns, such as T5's relative positions, has no gradient here.
-    """
+    """Takes what enters a layer and what is trained of it; gives all tensors that it returns."""
 
     @staticmethod
     def forward(
         ctx: Any,
         again: Callable[[Iterable[Tensor]], Any],
-        rest: list[Any],
+        form_of: list[Any],
         entering: int,
         *tensors: Tensor,
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
         ctx.again, ctx.entering = again, entering
         ctx.save_for_backward(*tensors)
-        output = again(tensors[:entering])
-        states, *others = output if isinstance(output, tuple) else (output,)
-        rest.extend(others)
-        return states  # type: ignore[no-any-return]
+        ctx.set_materialize_grads(False)
+        leaves, form = pytree.tree_flatten(again(tensors[:entering]))
+        form_of.extend((leaves, form))
+        return tuple(leaves[place] for place in _places(leaves))
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
         tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[3:]
         with torch.enable_grad():
             entering = [
                 tensor.detach().requires_grad_(wants)
                 for tensor, wants in zip(tensors[: ctx.entering], wanted, strict=False)
             ]
-            output = ctx.again(entering)
-            states, *others = output if isinstance(output, tuple) else (output,)
-        if any(isinstance(other, Tensor) and other.requires_grad for other in others):
-            raise RuntimeError("a layer hands on more than its states to be trained through")
+            leaves = pytree.tree_leaves(ctx.again(entering))
+        # Not all that a layer returns hangs on what is trained, such as T5's relative positions.
+        reached = [
+            (leaves[place], slope)
+            for place, slope in zip(_places(leaves), slopes, strict=True)
+            if slope is not None and leaves[place].requires_grad
+        ]
         sources = [*entering, *tensors[ctx.entering :]]
         asked = [source for source, wants in zip(sources, wanted, strict=True) if wants]
-        found = iter(torch.autograd.grad(states, asked, slopes[0], allow_unused=True))
+        outputs, given = zip(*reached, strict=True) if reached else ((), ())
+        found = iter(torch.autograd.grad(outputs, asked, given, allow_unused=True))
         return None, None, None, *(next(found) if wants else None for wants in wanted)

@@ -159,18 +159,50 @@ def test_layers_are_themselves_again_afterwards(loaded, random_dataset):
         assert layer.forward.__name__ == "run", "as the model was loaded here"
 
 
-def test_a_layer_that_is_trained_through_more_than_its_states_is_refused(tiny_model, monkeypatch):
-    """Beforehand, on made-up records: with a site's own, each would add nothing."""
-    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+class Two(torch.nn.Module):
+    """Returns states, something else that is trained through, and what is no number."""
 
-    forward = LlamaDecoderLayer.forward
-    model = tiny_model("llama", "instruction")
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = torch.nn.Linear(3, 3), torch.nn.Linear(3, 2)
 
-    def more(self, hidden_states, *args, **kwargs):
-        states = forward(self, hidden_states, *args, **kwargs)
-        return states, states.sum()
+    def forward(self, states, *, beside):
+        return self.one(states) + beside, (self.other(states).tanh(), None), "words"
 
-    MadeUpTraining().require(model, 24, activation_checkpointing=True)
-    monkeypatch.setattr(LlamaDecoderLayer, "forward", more)
-    with pytest.raises(TrainingError, match="broke off"):
-        MadeUpTraining().require(model, 24, activation_checkpointing=True)
+
+def test_whatever_a_layer_returns_may_be_trained_through():
+    layer, states = Two(), torch.arange(6.0).view(2, 3)
+    beside = torch.ones(2, 3, requires_grad=True)
+    wanted = [beside, *layer.parameters()]
+
+    def gradients():
+        found, (more, nothing), words = layer(states, beside=beside)
+        assert (nothing, words) == (None, "words")
+        return torch.autograd.grad(found.square().sum() + more.sum(), wanted)
+
+    expected = gradients()
+    with recomputed([layer]):
+        torch.testing.assert_close(gradients(), expected)
+
+
+@pytest.mark.parametrize("activation_checkpointing", [True, False])
+def test_a_layer_that_keeps_a_cache_is_refused_beforehand(
+    activation_checkpointing, tiny_model, monkeypatch
+):
+    """On made-up records: with a site's own, each would add nothing."""
+    from transformers.cache_utils import DynamicCache
+    from transformers.models.llama.modeling_llama import LlamaModel
+
+    model, forward = tiny_model("llama", "instruction"), LlamaModel.forward
+    made_up, way = MadeUpTraining(), {"activation_checkpointing": activation_checkpointing}
+    made_up.require(model, 24, **way)
+    monkeypatch.setattr(
+        LlamaModel,
+        "forward",
+        lambda *a, **k: forward(*a, **k | {"past_key_values": DynamicCache(), "use_cache": True}),
+    )
+    if activation_checkpointing:
+        with pytest.raises(TrainingError, match="and would do so twice"):
+            made_up.require(model, 24, **way)
+    else:
+        made_up.require(model, 24, **way)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fedllm.config import RunConfig
 from fedllm.config.task import trains_a_head
-from fedllm.models.memory import MemoryEstimate, Module, estimate
 from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import Batch
-from fedllm.tasks.registry import task_of
+from fedllm.tasks import task_of
+from fedllm.training.memory import MemoryEstimate, Module, estimate
 
 # A head's labels stand in the data, which is not read; a hundred more are a few hundred kilobytes.
 _LABELS = tuple(f"label {number}" for number in range(100))

@@ -28,7 +28,7 @@ from fedllm.errors import ConfigError
 from fedllm.models.architecture import Architecture, attention, options
 from fedllm.models.behaviour import WatchedLayers
 from fedllm.models.checkpoints import quietly, read_config
-from fedllm.models.heads import Head, LanguageHead
+from fedllm.models.heads import Head, LabelHead, LanguageHead
 from fedllm.models.language_model import LanguageModel
 from fedllm.models.live_memory import LiveMemory
 from fedllm.models.lora import first_trained_layer, shaped_adapters
@@ -117,7 +117,7 @@ def estimate(config: RunConfig, folder: Path, head: Head, losses: Losses) -> Mem
             stack.stack(input_ids=ids, attention_mask=torch.ones_like(ids))
         stack.returns(seen.outputs)
         before, memory.peak_bytes = memory.live_bytes, memory.live_bytes
-        kept = _step(config, module, memory, losses, rows)
+        kept = _step(config, module, losses, rows, of_texts=isinstance(head, LabelHead))
         step = memory.peak_bytes - before
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     return MemoryEstimate(
@@ -188,15 +188,14 @@ def _fill(empty: FakeTensorMode, module: nn.Module, memory: LiveMemory) -> None:
 _CPU = torch.device("cpu")
 
 
-def _step(config: RunConfig, module: Module, memory: LiveMemory, losses: Losses, rows: int) -> int:
+def _step(config: RunConfig, module: Module, losses: Losses, rows: int, *, of_texts: bool) -> int:
     """Run the frozen part and a step's gradients; returns what is kept of a record."""
     length = config.model.max_length
     ids = torch.zeros(rows, length, dtype=torch.int64)
-    per_token = not isinstance(module, TextClassifier)
     batch = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        "labels": ids.clone() if per_token else ids[:, 0].clone(),
+        "labels": ids[:, 0].clone() if of_texts else ids.clone(),
     }
     kept = 0
     if module.stack.has_frozen_part:
@@ -205,7 +204,7 @@ def _step(config: RunConfig, module: Module, memory: LiveMemory, losses: Losses,
         states = module.prefix(alone)
         batch["states"] = states.new_empty(rows, *states.shape[1:])
     trained = [p for p in module.parameters() if p.requires_grad]
-    row_layers = [module.head] if isinstance(module, TextClassifier) else []
+    row_layers = [cast(nn.Linear, module.head)] if of_texts else []
     layers = module.stack.trained_layers if config.training.activation_checkpointing else ()
     with recomputed(layers):
         if not config.private:
