@@ -113,6 +113,7 @@ def report(lines: dict[str, dict[str, Any]], start: float, write: bool) -> str:
                 # Root of the mean square of what the held out runs, or all, are off by; the larger.
                 "error": round(max(spread, _root_mean_square(residuals)), 4),
                 "runs": len(found),
+                "task": "classification",
                 "source": "benchmarks/quality.py: BANKING77, MiniLM, the head alone, 500 to 3,000 "
                 "records at ten sites, epsilon 0.5 to 8, 25 and 100 rounds",
                 "start": round(start, 4),

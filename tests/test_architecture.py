@@ -210,6 +210,7 @@ TASK_NAMES = set(get_args(Task))
 NAMES_TASKS = {
     "fedllm/config/section.py",  # the names themselves
     "fedllm/config/site_policy.py",  # which of them a site allows if it does not say
+    "fedllm/config/recipes.py",  # what a run of each begins with
     "fedllm/config/task.py",  # what a configuration must know of each
     "fedllm/tasks/registry.py",  # from name to task
     "fedllm/tasks/causal.py",

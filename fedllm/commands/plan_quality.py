@@ -14,6 +14,21 @@ if TYPE_CHECKING:
     from fedllm.mechanisms.quality import Law
 
 ROUNDS = (25, 50, 100, 200)
+_RECOMMENDED = (
+    "lora.rank",
+    "model.head_start",
+    "model.feature_center",
+    "training.local_steps",
+    "training.optimizer",
+    "training.sampling_rate",
+    "training.batch_size",
+    "rounds.count",
+    "rounds.min_sites",
+    "rounds.optimizer",
+    "rounds.learning_rate",
+    "privacy.noise",
+    "privacy.clipping_norm",
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,7 @@ def recipe(epsilon: float, delta: float, rounds: int, sites: int) -> RunConfig:
     """Return a classification run that says nothing else; the rest are the defaults."""
     values: dict[str, Any] = {
         "name": "recipe",
-        "task": "classification",
+        "task": _law().task,
         "model": {"path": "any"},
         "data": {"train": "any", "sites": sites},
         "rounds": {"count": rounds},
@@ -66,9 +81,9 @@ def require_law(config: RunConfig) -> None:
         For other tasks than classification, runs without privacy or whole sites as units.
     """
     remedy = "leave out --quality; docs/recipes.md has what was measured of other tasks"
-    if config.task != "classification":
+    if config.task != _law().task:
         raise ConfigError(
-            f"--quality: the law was fitted on classification runs, and not on {config.task!r}",
+            f"--quality: the law was fitted on runs of {_law().task!r}, and not of {config.task!r}",
             remedy,
         )
     if not config.private or config.unit == "site":
@@ -100,24 +115,15 @@ def predicted(config: RunConfig, noise: float, rate: float, records: int) -> Qua
 
 def settings(config: RunConfig, records: int) -> dict[str, Any]:
     """Return the recommended keys of a run, by name; its step is for so many records a site."""
-    training, rate = config.training, config.training.sampling_rate or 1.0
+    said, rate = config.model_dump(mode="json"), config.training.sampling_rate or 1.0
     together = float(records * config.data.sites)
     step = coordinator_step(config.rounds.count, config.privacy.epsilon, together)
-    return {
-        "lora.rank": config.lora.rank,
-        "model.head_start": config.model.head_start,
-        "model.feature_center": config.model.feature_center,
-        "training.local_steps": training.local_steps,
-        "training.optimizer": training.optimizer,
-        "training.sampling_rate": rate,
-        "training.batch_size": max(1, round(rate * records)),
-        "rounds.count": config.rounds.count,
-        "rounds.min_sites": config.rounds.min_sites,
-        "rounds.optimizer": config.rounds.optimizer,
-        "rounds.learning_rate": step,
-        "privacy.noise": config.privacy.noise,
-        "privacy.clipping_norm": config.privacy.clipping_norm,
-    }
+    by_size = {"training.batch_size": max(1, round(rate * records)), "rounds.learning_rate": step}
+    found = {}
+    for name in _RECOMMENDED:
+        section, key = name.split(".")
+        found[name] = by_size.get(name, said[section][key])
+    return found
 
 
 def told(qualities: Sequence[Quality]) -> list[dict[str, Any]]:

@@ -33,6 +33,8 @@ class Law:
         Root mean square error of the lost share, on runs that the law was not fitted on.
     runs : int
         On how many it was fitted.
+    task : str
+        What these trained for.
     source : str
         What they were.
     start : float
@@ -45,6 +47,7 @@ class Law:
     power: float
     error: float
     runs: int
+    task: str
     source: str
     start: float = 0.0
     best: tuple[tuple[float, float], ...] = ()
@@ -82,7 +85,8 @@ class Law:
 def fitted_law() -> Law:
     """Return the law that the package carries."""
     values = json.loads(DATA.read_text())
-    found = {key: values[key] for key in ("half", "power", "error", "runs", "source", "start")}
+    names = ("half", "power", "error", "runs", "task", "source", "start")
+    found = {name: values[name] for name in names}
     best = tuple((float(count), metric) for count, metric in values["best"].items())
     return Law(**found, best=best)
 
