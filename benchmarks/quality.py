@@ -92,7 +92,7 @@ def judged(found: list[dict[str, float]]) -> list[float]:
     """Return the errors of the lost share on a third of the runs that a fit has not seen."""
     held = [i for i in range(len(found)) if i % 3 == 1]
     half, power = fit([point for i, point in enumerate(found) if i not in held])
-    law = Law(half, power, 0.0, 0, "")
+    law = Law(half, power, 0.0, 0, "", "")
     return [law.lost(found[i]["noise"]) - found[i]["lost"] for i in held]
 
 
@@ -100,7 +100,7 @@ def report(lines: dict[str, dict[str, Any]], start: float, write: bool) -> str:
     """Fit the law, say how well it fits, and write it where it is asked for."""
     found = points(lines, start)
     half, power = fit(found)
-    law = Law(half, power, 0.0, 0, "")
+    law = Law(half, power, 0.0, 0, "", "")
     residuals = [law.lost(point["noise"]) - point["lost"] for point in found]
     held = judged(found)
     spread = _root_mean_square(held)

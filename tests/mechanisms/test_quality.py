@@ -7,7 +7,7 @@ import pytest
 from fedllm.config import RunConfig, parse
 from fedllm.mechanisms.quality import Law, fitted_law, noise_of
 
-LAW = Law(half=2e-3, power=1.5, error=0.05, runs=20, source="made up")
+LAW = Law(half=2e-3, power=1.5, error=0.05, runs=20, task="classification", source="made up")
 
 
 def config(**sections):
