@@ -150,7 +150,7 @@ def test_a_prediction_says_what_it_is():
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"task": "instruction"}, "was fitted on classification"), ({"epsilon": None}, "no noise")],
+    [({"task": "instruction"}, "was fitted on runs of"), ({"epsilon": None}, "no noise")],
 )
 def test_a_run_that_no_law_was_fitted_on_is_refused(tmp_path, changes, words):
     values = {
