@@ -52,7 +52,12 @@ def shared_model() -> SharedModel:
         "name": "adapter",
         "task": "classification",
         "seed": 11,
-        "model": {"path": str(BASE), "max_length": 16},
+        "model": {
+            "path": str(BASE),
+            "max_length": 16,
+            "head_start": "zero",
+            "feature_center": "zero",
+        },
         "lora": {"rank": 2},
         "data": {"train": "records.jsonl", "labels": LABELS},
     }

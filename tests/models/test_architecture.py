@@ -31,7 +31,13 @@ def config(folder, task="classification", precision="float32", **lora):
     values = {
         "name": "tiny",
         "task": task,
-        "model": {"path": str(folder), "max_length": 16, "precision": precision},
+        "model": {
+            "path": str(folder),
+            "max_length": 16,
+            "precision": precision,
+            "head_start": "zero",
+            "feature_center": "zero",
+        },
         "data": {"train": "unused.jsonl"},
         "lora": {"rank": 2, **lora},
     }

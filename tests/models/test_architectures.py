@@ -35,7 +35,12 @@ def shared(folder_of):
         values = {
             "name": "tiny",
             "task": task,
-            "model": {"path": str(folder_of(kind)), "max_length": 16},
+            "model": {
+                "path": str(folder_of(kind)),
+                "max_length": 16,
+                "head_start": "zero",
+                "feature_center": "zero",
+            },
             "data": {"train": "unused.jsonl"},
             "lora": {"rank": 2, "last_layers": LAYERS - first},
         }

@@ -20,7 +20,12 @@ def load(folder, task="classification", last_layers=1):
     values = {
         "name": "tiny",
         "task": task,
-        "model": {"path": str(folder), "max_length": 16},
+        "model": {
+            "path": str(folder),
+            "max_length": 16,
+            "head_start": "zero",
+            "feature_center": "zero",
+        },
         "data": {"train": "unused.jsonl"},
         "lora": {"rank": 2, "last_layers": last_layers},
     }

@@ -28,7 +28,13 @@ def load(folder, task="classification", **model):
     values = {
         "name": "tiny",
         "task": task,
-        "model": {"path": str(folder), "max_length": 16, **model},
+        "model": {
+            "path": str(folder),
+            "max_length": 16,
+            "head_start": "zero",
+            "feature_center": "zero",
+            **model,
+        },
         "data": {"train": "unused.jsonl"},
         "lora": {"rank": 2},
     }

@@ -58,7 +58,12 @@ def loaded(tmp_path_factory):
         values = {
             "name": "tiny",
             "task": task,
-            "model": {"path": str(folder(kind)), "max_length": 16},
+            "model": {
+                "path": str(folder(kind)),
+                "max_length": 16,
+                "head_start": "zero",
+                "feature_center": "zero",
+            },
             "data": {"train": "unused.jsonl"},
             "lora": {"rank": 2, "method": method},
         }

@@ -44,7 +44,13 @@ def shared(folder, task, last_layers, **lora):
     values = {
         "name": "tiny",
         "task": task,
-        "model": {"path": str(folder), "max_length": 24, "feature_scale": 0.0},
+        "model": {
+            "path": str(folder),
+            "max_length": 24,
+            "feature_scale": 0.0,
+            "head_start": "zero",
+            "feature_center": "zero",
+        },
         "data": {"train": "unused.jsonl"},
         "lora": {"rank": 2, "last_layers": last_layers, **lora},
     }

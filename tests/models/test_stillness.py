@@ -88,7 +88,12 @@ def config_of(folder):
         {
             "name": "x",
             "task": "classification",
-            "model": {"path": str(folder), "max_length": 16},
+            "model": {
+                "path": str(folder),
+                "max_length": 16,
+                "head_start": "zero",
+                "feature_center": "zero",
+            },
             "data": {"train": "none", "labels": ["a", "b"]},
             "lora": {"rank": 0},
         },

@@ -124,7 +124,13 @@ def minilm(lora, precision="float32"):
     values = {
         "name": "company",
         "task": "classification",
-        "model": {"path": path, "max_length": 23, "precision": precision},
+        "model": {
+            "path": path,
+            "max_length": 23,
+            "precision": precision,
+            "head_start": "zero",
+            "feature_center": "zero",
+        },
         "data": {"train": "none", "labels": ["a", "b", "c"]},
         "lora": lora,
     }

@@ -22,7 +22,12 @@ def settings(folder, task, **changes):
     values = {
         "name": "tiny",
         "task": task,
-        "model": {"path": str(folder), "max_length": LENGTH},
+        "model": {
+            "path": str(folder),
+            "max_length": LENGTH,
+            "head_start": "zero",
+            "feature_center": "zero",
+        },
         "data": {"train": "unused.jsonl"},
         "lora": {"rank": 2},
         "privacy": {"epsilon": 8.0},
