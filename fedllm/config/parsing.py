@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from fedllm.config.kinds import other_kind
 from fedllm.config.section import Section
@@ -126,7 +126,7 @@ def _nearest(key: str, model: type[BaseModel]) -> str:
     return f"known keys here: {', '.join(beside)}"
 
 
-def _nearest_value(item: ErrorDetails) -> str:
+def _nearest_value(item: Mapping[str, Any]) -> str:
     """Return the allowed word that a wrong one looks like, or that is called so elsewhere too."""
     known = re.findall(r"'([^']*)'", str(item.get("ctx", {}).get("expected", "")))
     given = str(item["input"]).lower()

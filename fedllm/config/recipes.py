@@ -31,6 +31,8 @@ _SITES = 10
 # whose batches are up to four times as large take part.
 _RECORDS = 1000
 _WITH_HEADS = ("classification", "token_classification")
+# More are refused elsewhere.
+_MOST_ROUNDS = 99_999
 # What may be filled.
 FILLED = frozenset(
     {
@@ -118,12 +120,12 @@ def _gradient_a_round(run: _Filling) -> None:
     if run.get("training", "sampling_rate") is None:
         run.fill("training", sampling_rate=_HEAD_RATE if head_alone else _ADAPTER_RATE)
     rate = run.get("training", "sampling_rate")
-    if isinstance(rate, float | int):
+    if isinstance(rate, float | int) and 0 < rate <= 1:
         run.fill("training", batch_size=max(1, round(_RECORDS * rate)))
     if not {"optimizer", "learning_rate"} & run.given("rounds"):
         run.fill("rounds", optimizer="adam")
     count = run.get("rounds", "count")
-    known = isinstance(count, int) and count > 0
+    known = isinstance(count, int) and 0 < count <= _MOST_ROUNDS
     if (
         run.get("rounds", "optimizer") == "adam"
         and known
@@ -143,7 +145,7 @@ def _epsilon(run: _Filling) -> float | None:
 def _records(run: _Filling) -> float:
     """Return how many records a run might have, as far as noise counts."""
     sites = run.get("data", "sites") if "sites" in run.given("data") else _SITES
-    many = max(1, sites) if isinstance(sites, int) else 1
+    many = min(max(1, sites), MAX_SITES) if isinstance(sites, int) else 1
     shared = run.get("privacy", "noise") == "distributed"
     return _RECORDS * (many if shared else sqrt(many))
 

@@ -92,11 +92,11 @@ def test_local_noise_is_reserved_before_and_committed_after_training(
     seen = []
     train = site_work.train_locally
 
-    def watched(model, dataset, settings, sampling, noise):
+    def watched(model, dataset, settings, sampling, noise, **more):
         seen.append((settings.noise_multiplier, settings.sampling_rate, settings.steps))
         found = [ledger_of(federation, n).events_of_run("run-1") for n in federation.sites]
         assert sum(map(len, found)) == len(seen), "reserved before it is trained"
-        return train(model, dataset, settings, sampling, noise)
+        return train(model, dataset, settings, sampling, noise, **more)
 
     monkeypatch.setattr(site_work, "train_locally", watched)
     federation.round()
@@ -257,8 +257,8 @@ def test_a_moving_clipping_norm_is_kept_over_rounds_and_charged_as_ever(
     norms = []
     train = site_work.train_locally
 
-    def watched(model, dataset, settings, sampling, noise):
-        result = train(model, dataset, settings, sampling=sampling, noise=noise)
+    def watched(model, dataset, settings, sampling, noise, **more):
+        result = train(model, dataset, settings, sampling=sampling, noise=noise, **more)
         norms.append((settings.clipping_norm, result.clipping_norm))
         return result
 

@@ -63,7 +63,12 @@ def config_values(checkpoint: Path, **sections: dict[str, Any]) -> dict[str, Any
     values: dict[str, Any] = {
         "name": "small",
         "task": "classification",
-        "model": {"path": str(checkpoint), "max_length": 16},
+        "model": {
+            "path": str(checkpoint),
+            "max_length": 16,
+            "head_start": "zero",
+            "feature_center": "zero",
+        },
         "lora": {"rank": 2},
         "data": {"train": "train.jsonl", "labels": list(LABELS), "sites": 3},
         "rounds": {"count": 2},

@@ -16,7 +16,7 @@ def run_config(**changes):
         "model": {"path": "base"},
         "data": {"train": "t.jsonl", "unit": "person", "site": "hospital"},
         "rounds": {"count": 5},
-        "privacy": {"epsilon": 8.0, "clipping_norm": 0.1},
+        "privacy": {"epsilon": 8.0, "noise": "local", "clipping_norm": 0.1},
         "training": {"sampling_rate": 0.0625},
     }
     for section, change in changes.items():

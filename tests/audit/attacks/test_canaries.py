@@ -79,7 +79,7 @@ def no_gradients(monkeypatch):
             losses()
         return [torch.zeros(1, *parameter.shape) for parameter in parameters]
 
-    monkeypatch.setattr(canaries, "per_sample_gradients", nothing)
+    monkeypatch.setattr(canaries, "gradients_of", lambda model: nothing)
 
 
 @pytest.mark.parametrize(

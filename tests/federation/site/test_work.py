@@ -50,7 +50,7 @@ def test_held_out_records_are_scored_by_the_adapter_of_the_order(place, monkeypa
 def test_an_adapter_from_which_nothing_is_learnt_is_refused_and_the_model_stays(place, monkeypatch):
     before, seen = place.model.adapter().copy(), []
 
-    def require(self, model, max_length):
+    def require(self, model, max_length, **more):
         seen.append((model.adapter().copy(), max_length))
         raise TrainingError("no gradient", "another adapter")
 
