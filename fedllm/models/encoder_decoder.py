@@ -11,13 +11,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from fedllm.models.architecture import Architecture
-from fedllm.models.readout import Readout
+from fedllm.models.readout import TokenModel
 from fedllm.models.transformer import Batch
 from fedllm.padding import PAD_MULTIPLE
 
 IGNORED = -100
-# So few that the trial of a model's parts has several pieces.
-_TRIED_AT_ONCE = 3
 
 
 class TwoStacks:
@@ -113,7 +111,7 @@ def shifted(responses: Tensor, pad: int, start: int) -> Tensor:
     return before.masked_fill(before == IGNORED, pad)
 
 
-class PromptedModel(nn.Module):
+class PromptedModel(TokenModel):
     """An encoder-decoder with its own, frozen, language model head.
 
     Parameters
@@ -124,13 +122,9 @@ class PromptedModel(nn.Module):
         Its layers; one of the decoder's at least is trained.
     """
 
-    one_vector = False
-
     def __init__(self, backbone: PreTrainedModel, stack: TwoStacks) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone)
         self.stack = stack
-        self.readout = Readout(backbone, backbone.get_decoder())
 
     def sides(self, batch: Batch) -> Sides:
         """Take a batch apart; see `sides`."""
@@ -144,41 +138,9 @@ class PromptedModel(nn.Module):
         encoder: Any = self.backbone.get_encoder()
         return encoder(input_ids=read.prompts, attention_mask=read.present).last_hidden_state
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute logits of the tokens that count, of all at once.
-
-        Returns
-        -------
-        logits : Tensor
-            (N, V), float32, one row for each of the N tokens that count.
-        targets : Tensor
-            (N,), int64.
-        rows : Tensor
-            (N,), int64: the record of the batch that the token belongs to.
-        """
-        states, targets, rows = self._counted(batch)
-        return self.readout.logits(states).float(), targets, rows
-
-    def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Compute the loss of the tokens that count, a piece of them at a time.
-
-        Returns
-        -------
-        losses : Tensor
-            (N,), float32, in nats.
-        rows : Tensor
-            (N,), int64: the record of the batch that the token belongs to.
-        """
-        states, targets, rows = self._counted(batch)
-        return self.readout.losses(states, targets), rows
-
     def before_loss(self, batch: Batch) -> Tensor:
         """Return logits (B, U, V) of the responses, as pieces give them."""
-        states = self._states(self.sides(batch), batch.get("states"))
-        pieces = states.flatten(0, 1).split(_TRIED_AT_ONCE)
-        return torch.cat([self.readout.logits(piece) for piece in pieces]).unflatten(
-            0, states.shape[:2]
-        )
+        return self.tried(self._states(self.sides(batch), batch.get("states")))
 
     def following(self, batch: Batch) -> Tensor:
         """Return the logits (B, V) of what follows the last token of each row.
@@ -191,7 +153,8 @@ class PromptedModel(nn.Module):
         last = int((apart.responses[0] != IGNORED).sum()) - 1
         return self.readout.logits(self._states(apart, None)[:, last])
 
-    def _counted(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def counted(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the states before each token of the responses; see the base class."""
         apart = self.sides(batch)
         rows, places = torch.nonzero(apart.responses != IGNORED, as_tuple=True)
         states = self._states(apart, batch.get("states"))[rows, places]

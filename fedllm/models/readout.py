@@ -9,6 +9,7 @@ forgotten.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, cast
 
 import torch
@@ -18,8 +19,12 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, ModelOutput
 
+from fedllm.models.transformer import Batch
+
 # Logits of one piece: with their exponentials and gradients a few hundred megabytes at most.
 LOGITS_AT_ONCE = 1 << 24
+# So few that the trial of a model's parts has several pieces.
+_TRIED_AT_ONCE = 3
 
 
 class _Reached(Exception):
@@ -94,6 +99,62 @@ class Readout:
             (N,), int64: the token that should follow.
         """
         return cast(Tensor, _InPieces.apply(states, targets, self))
+
+
+class TokenModel(nn.Module, ABC):
+    """A model whose own, frozen, head says which token comes next.
+
+    Parameters
+    ----------
+    backbone : PreTrainedModel
+        Transformer with the head.
+    """
+
+    one_vector = False
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.readout = Readout(backbone, backbone.get_decoder())
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute logits of the tokens that count, of all at once.
+
+        Returns
+        -------
+        logits : Tensor
+            (N, V), float32, one row for each of the N tokens that count.
+        targets : Tensor
+            (N,), int64.
+        rows : Tensor
+            (N,), int64: the record of the batch that the token belongs to.
+        """
+        states, targets, rows = self.counted(batch)
+        return self.readout.logits(states).float(), targets, rows
+
+    def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Compute the loss of the tokens that count, a piece of them at a time.
+
+        Returns
+        -------
+        losses : Tensor
+            (N,), float32, in nats.
+        rows : Tensor
+            (N,), int64: the record of the batch that the token belongs to.
+        """
+        states, targets, rows = self.counted(batch)
+        return self.readout.losses(states, targets), rows
+
+    @abstractmethod
+    def counted(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what enters the head where a token counts, (N, H), that token, and its record."""
+
+    def tried(self, states: Tensor) -> Tensor:
+        """Return the logits (B, T, V) of states (B, T, H), as pieces of few tokens give them."""
+        pieces = states.flatten(0, 1).split(_TRIED_AT_ONCE)
+        return torch.cat([self.readout.logits(piece) for piece in pieces]).unflatten(
+            0, states.shape[:2]
+        )
 
 
 class _InPieces(torch.autograd.Function):
