@@ -56,10 +56,11 @@ class RunConfig(Section):
 
         Then the mean of the products is not the product of the means. With one step a round the
         coordinator's step is that of one party with all records, and where one factor stays
-        nothing is lost.
+        nothing is lost. Of unequal ranks nothing is said: there is no one mean of all sites.
         """
         lora = self.lora
-        return lora.kind == "lora" and lora.rank > 0 and self.training.local_steps > 1
+        both = lora.kind == "lora" and lora.rank > 0 and not lora.ranks
+        return both and self.training.local_steps > 1
 
     @model_validator(mode="before")
     @classmethod

@@ -7,6 +7,7 @@ record is there.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import count
 
 import numpy as np
@@ -90,22 +91,22 @@ class MadeUpTraining:
             self._of, self._records = (model, max_length), made_up_records(model, max_length)
         kept: list[NDArray[np.float64]] = []
         reached = np.zeros(model.manifest.length)
+
         # Each record by itself: in a sum, opposite ones could cancel.
-        for index in range(len(self._records)):
-            batch = self._records.batch(np.array([index]))
+        def losses(batch: Batch) -> Tensor:
+            values = record_losses(model, batch)
+            kept.append(values.detach().cpu().double().numpy())
+            return values
 
-            def losses(batch: Batch = batch) -> Tensor:
-                values = record_losses(model, batch)
-                kept.append(values.detach().cpu().double().numpy())
-                return values
-
-            try:
-                with watched(model, activation_checkpointing):
-                    gradients = gradients_of(model)(model.trained, losses)
-            finally:
-                forget_step(model.module)
-            for segment, gradient in zip(model.manifest.segments, gradients, strict=True):
-                reached[segment.slice] += float(_reaches(gradient))
+        try:
+            with watched(model, activation_checkpointing):
+                for index in range(len(self._records)):
+                    one = partial(losses, self._records.batch(np.array([index])))
+                    gradients = gradients_of(model)(model.trained, one)
+                    for segment, gradient in zip(model.manifest.segments, gradients, strict=True):
+                        reached[segment.slice] += float(_reaches(gradient))
+        finally:
+            forget_step(model.module)
         return np.concatenate(kept), reached
 
 

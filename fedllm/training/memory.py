@@ -33,11 +33,17 @@ from fedllm.models.language_model import LanguageModel
 from fedllm.models.live_memory import LiveMemory
 from fedllm.models.lora import first_trained_layer, shaped_adapters
 from fedllm.models.on_top import put_on_top
+from fedllm.models.own_tensors import train_own_tensors
 from fedllm.models.prefix import DEFAULT_BUDGET_BYTES
 from fedllm.models.recomputing import recomputed
 from fedllm.models.token_head import TokenClassifier
 from fedllm.models.transformer import Batch, Behaviour, LayerStack, TextClassifier
-from fedllm.privacy.dpsgd import added_up_tensor, per_sample_gradients, per_sample_hooks
+from fedllm.privacy.dpsgd import (
+    added_up_tensor,
+    per_sample_gradients,
+    per_sample_hooks,
+    unit_gradients,
+)
 
 # What a round holds of each trained value: start, current, sum, noise, noised mean, the two of a
 # unit's gradient and Adam's four, in float64, and two in float32.
@@ -148,7 +154,9 @@ def _without_numbers(
         backbone.config.use_cache = False
         stack_of = cast(PreTrainedModel, backbone.base_model)
         first = first_trained_layer(config.lora, len(architecture.layer_names(stack_of)))
-        if config.lora.rank:
+        if config.lora.trains_base:
+            train_own_tensors(backbone, architecture, config.lora)
+        elif config.lora.rank:
             shaped_adapters(backbone, architecture, config.lora)
         width = int(base.hidden_size)
         stack = LayerStack(stack_of, architecture.layers, first, Behaviour(width, 0))
@@ -209,6 +217,9 @@ def _step(config: RunConfig, module: Module, losses: Losses, rows: int, *, of_te
     with recomputed(layers):
         if not config.private:
             torch.autograd.grad(losses(module, batch).sum(), trained)
+            return kept
+        if config.lora.trains_base:
+            added_up_tensor(unit_gradients(trained, lambda: losses(module, batch)))
             return kept
         with per_sample_hooks(module, row_layers):
             added_up_tensor(per_sample_gradients(trained, lambda: losses(module, batch)))

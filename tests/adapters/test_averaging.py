@@ -39,6 +39,7 @@ def test_it_is_the_distance_between_two_means(tiny_checkpoint, random_dataset):
         ({}, 1, CLEAR, False),
         ({"method": "ffa"}, 3, CLEAR, False),
         ({"rank": 0}, 3, CLEAR, False),
+        ({"ranks": [[0, 1], [12, 2]]}, 3, CLEAR, False),
         ({}, 3, {"scheme": "bfv"}, False),
     ],
     ids=str,

@@ -10,8 +10,9 @@ from fedllm.cli import app
 from fedllm.config import RunConfig, parse
 from fedllm.errors import ConfigError
 from fedllm.models.live_memory import LiveMemory
-from fedllm.privacy.dpsgd import added_up_tensor, per_sample_gradients, per_sample_hooks
+from fedllm.privacy.dpsgd import added_up_tensor
 from fedllm.tasks import task_of
+from fedllm.training.local import gradients_of, watched
 from fedllm.training.memory_of_run import memory_of
 from fedllm.training.objectives import record_losses
 
@@ -45,9 +46,9 @@ def counted(model, private):
         batch["states"] = model.module.prefix(batch)
     with LiveMemory() as memory:
         if private:
-            with per_sample_hooks(model.module, model.row_layers):
+            with watched(model, activation_checkpointing=False):
                 added_up_tensor(
-                    per_sample_gradients(model.trained, lambda: record_losses(model, batch))
+                    gradients_of(model)(model.trained, lambda: record_losses(model, batch))
                 )
         else:
             torch.autograd.grad(record_losses(model, batch).sum(), model.trained)
@@ -57,13 +58,18 @@ def counted(model, private):
 @pytest.mark.parametrize("private", [True, False])
 @pytest.mark.parametrize("layers", [None, 1])
 @pytest.mark.parametrize(
-    ("kind", "task"),
-    [("bert", "classification"), ("llama", "instruction"), ("gpt2", "causal")],
+    ("kind", "task", "method"),
+    [
+        ("bert", "classification", "lora"),
+        ("llama", "instruction", "lora"),
+        ("gpt2", "causal", "lora"),
+        ("llama", "causal", "bitfit"),
+    ],
 )
 def test_a_step_without_numbers_takes_what_one_with_numbers_takes(
-    kind, task, layers, private, tiny_checkpoint
+    kind, task, method, layers, private, tiny_checkpoint
 ):
-    lora = {"rank": 2} | ({"last_layers": layers} if layers else {})
+    lora = {"rank": 2, "method": method} | ({"last_layers": layers} if layers else {})
     privacy = {"privacy": {"epsilon": 8.0}} if private else {"privacy": {}}
     config = settings(
         tiny_checkpoint(kind), task, lora=lora, training={"microbatch_size": 1}, **privacy
@@ -102,9 +108,10 @@ def test_settings_that_save_memory_are_seen_to(tiny_checkpoint):
     assert short.step < 0.8 * whole.step
 
 
-@pytest.mark.parametrize("method", ["lora", "ffa", "core", "fedsvd"])
+@pytest.mark.parametrize("method", ["lora", "ffa", "core", "fedsvd", "bitfit", "layers"])
 def test_vectors_are_of_what_is_trained(method, tiny_checkpoint, tiny_model):
-    config = settings(tiny_checkpoint("llama"), "causal", lora={"rank": 2, "method": method})
+    lora = {"rank": 2, "method": method, "last_layers": 1}
+    config = settings(tiny_checkpoint("llama"), "causal", lora=lora)
     found = memory_of(config, tiny_checkpoint("llama"))
     model = task_of("causal").load_model(config, ())
     assert found.vectors == 96 * model.manifest.length
