@@ -3,7 +3,7 @@
 Set against the naive way (everybody cut to 4) and against 16 everywhere, with the same records,
 seeds, steps and rates: local steps in the encoder's last layer, in clear, with and without privacy.
 Prints accuracy on the public test file and what it is above the naive way, seed by seed in pairs.
-One training part chose nothing here: the rates are those of `examples/bank_intents`.
+Rates and steps are the same for all three, and chosen for none of them.
 
     python benchmarks/unequal_ranks.py [--seeds 3] [--every 1] [--rounds 20] [--quick]
 """
