@@ -443,3 +443,31 @@ def test_audits_hear_each_noised_mean_before_the_optimiser(tiny_model, random_da
     norms = [norm for _, norm in heard]
     assert norms[0] == 1.0
     assert (norms[1] != 1.0) == (quantile is not None)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_what_a_site_trains_has_the_whole_noise_and_the_whole_norm(
+    optimizer, tiny_model, random_dataset
+):
+    """As if the model had no other values: those beyond take no norm, and have no noise."""
+    model, data = tiny_model(), random_dataset(6)
+    mine = np.random.default_rng(2).random(model.manifest.length) < 0.3
+    settings = replace(ONE_STEP, noise_multiplier=0.8, optimizer=optimizer)
+    seen = []
+    update = train_locally(
+        model,
+        data,
+        settings,
+        *streams(),
+        released=lambda gradient, norm: seen.append(gradient),
+        trained=mine,
+    ).update
+    assert not update[~mine].any()
+    # The same noise falls on the values that are trained, whatever else there is.
+    noise = gaussian_noise(streams()[1], len(mine), 0.8 * 0.5)
+    sums = sum(clipped(np.where(mine, gradient_of(model, data, [i]), 0), 0.5) for i in range(6))
+    np.testing.assert_allclose(seen[0], np.where(mine, sums + noise, 0) / 5.0, atol=1e-5)
+    plain = replace(ONE_STEP, noise_multiplier=None, optimizer=optimizer)
+    update = train_locally(model, data, plain, *streams(), trained=mine).update
+    assert not update[~mine].any()
+    assert update[mine].any()
