@@ -15,14 +15,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import log_softmax
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, ModelOutput
 
 from fedllm.models.transformer import Batch
 
-# Logits of one piece: with their exponentials and gradients a few hundred megabytes at most.
-LOGITS_AT_ONCE = 1 << 24
+# Logits of one piece; their gradients are as many bytes again.
+LOGITS_AT_ONCE_BYTES = 1 << 27
+# Of these as many as stay in a processor's own memory while they are gone through.
+_ROWS_AT_ONCE = 8
 # So few that the trial of a model's parts has several pieces.
 _TRIED_AT_ONCE = 3
 
@@ -50,8 +52,8 @@ class Readout:
         self._model = model
         self._top = top
         self._kind: type[ModelOutput] = BaseModelOutput
-        rows = cast(nn.Linear, model.get_output_embeddings()).weight.shape[0]
-        self.tokens_at_once = max(LOGITS_AT_ONCE // rows, 1)
+        head = cast(nn.Linear, model.get_output_embeddings()).weight
+        self.tokens_at_once = max(LOGITS_AT_ONCE_BYTES // (len(head) * head.itemsize), 1)
 
     def states(self, **inputs: Any) -> Tensor:
         """Run the model on ``inputs`` up to its head; returns states (B, T, H)."""
@@ -171,10 +173,11 @@ class _InPieces(torch.autograd.Function):
         ):
             with torch.set_grad_enabled(wanted):
                 part.requires_grad_(wanted)
-                found = cross_entropy(readout.logits(part).float(), following, reduction="none")
-                if wanted:
-                    slopes.extend(torch.autograd.grad(found.sum(), part))
-            losses.append(found.detach())
+                logits = readout.logits(part)
+            slope = torch.empty_like(logits) if wanted else None
+            losses.append(row_losses(logits.detach(), following, slope))
+            if wanted:
+                slopes.extend(torch.autograd.grad(logits, part, slope))
         if wanted:
             ctx.save_for_backward(torch.cat(slopes))
         return torch.cat(losses)
@@ -183,3 +186,22 @@ class _InPieces(torch.autograd.Function):
     def backward(ctx: FunctionCtx, *given: Tensor) -> tuple[Tensor, None, None]:
         (slopes,) = cast(Any, ctx).saved_tensors
         return (given[0][:, None] * slopes).to(slopes.dtype), None, None
+
+
+def row_losses(logits: Tensor, targets: Tensor, slopes: Tensor | None) -> Tensor:
+    """Return cross-entropies (N,), float32, of logits (N, V), and their gradients in ``slopes``.
+
+    A few rows at a time: passes over the logits of all tokens in float32, from memory and back,
+    take as long as the product that makes them.
+    """
+    losses = []
+    for start in range(0, len(logits), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        shares = log_softmax(logits[rows].float(), dim=-1)
+        places = targets[rows, None]
+        losses.append(-shares.gather(1, places)[:, 0])
+        if slopes is not None:
+            shares.exp_()
+            shares.scatter_add_(1, places, torch.full_like(places, -1, dtype=shares.dtype))
+            slopes[rows] = shares
+    return torch.cat(losses)

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from fedllm.config import RunConfig, parse
 from fedllm.errors import CheckpointError
+from fedllm.models.readout import _ROWS_AT_ONCE, row_losses
 from fedllm.privacy.dpsgd import forget_step, per_sample_gradients, per_sample_hooks
 from fedllm.training.evaluate import evaluate
 from fedllm.training.objectives import record_losses
@@ -110,3 +111,17 @@ def test_a_head_that_mixes_tokens_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(LlamaForCausalLM, "forward", mixing)
     with pytest.raises(CheckpointError, match="run apart"):
         loaded(folder, "llama")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_and_gradients_are_those_of_pytorch(dtype):
+    stream = np.random.default_rng(0)
+    logits = torch.from_numpy(stream.normal(0, 5, (2 * _ROWS_AT_ONCE + 1, 50))).to(dtype)
+    targets = torch.from_numpy(stream.integers(0, 50, len(logits)))
+    given = logits.clone().requires_grad_()
+    wanted = cross_entropy(given.float(), targets, reduction="none")
+    wanted.sum().backward()
+    slopes = torch.empty_like(logits)
+    torch.testing.assert_close(row_losses(logits, targets, slopes), wanted.detach())
+    torch.testing.assert_close(slopes, given.grad)
+    torch.testing.assert_close(row_losses(logits, targets, None), wanted.detach())
