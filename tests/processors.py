@@ -2,9 +2,9 @@
 
 Libraries choose their kernels by what the processor can do, and each adds up in an order of its
 own. A test that holds by a rounding's luck fails on another machine, so the numerical tests and
-the self-test run under each set of instructions that this processor has with one thread, and with
-two under the last, its own. One line says how each setting went, or what the processor lacks for it; the exit code
-is 1 if one failed.
+the self-test run with one thread under each set of instructions that this processor has, and with
+two under the last, its own. One line says how each setting went, or what the processor lacks for
+it; the exit code is 1 if one failed.
 """
 
 from __future__ import annotations
