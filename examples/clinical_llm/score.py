@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from fedllm.data.records import Record
-from fedllm.data.template import end_token_id, response_text
+from fedllm.data.template import end_token_id, template_of
 from fedllm.models.checkpoints import load_tokenizer
 from fedllm.tasks.instruction import Turns
 
@@ -66,13 +66,10 @@ class Reader:
     @torch.no_grad()
     def likeliest(self, texts: Sequence[str], answers: Sequence[str]) -> list[str]:
         """Return for each prompt the answer of the highest likelihood, its end token included."""
-        candidates = [
-            self.tokenizer(response_text(self.tokenizer, answer), add_special_tokens=False)[
-                "input_ids"
-            ]
-            + [end_token_id(self.tokenizer)]
-            for answer in answers
-        ]
+        template, end = template_of(self.tokenizer), end_token_id(self.tokenizer)
+        texts_of_answers = [template.response(answer) for answer in answers]
+        found = self.tokenizer(texts_of_answers, add_special_tokens=False)["input_ids"]
+        candidates = [[*ids, end] for ids in found]
         chosen = []
         for prompt in self.prompts(texts, max(map(len, candidates))):
             sums = [self._likelihood(prompt, candidate) for candidate in candidates]

@@ -20,7 +20,7 @@ _DATE = datetime(2024, 7, 26, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Template:
-    """What stands around a prompt, whatever the prompt is.
+    """What stands around a prompt and before a response, whatever they are.
 
     A template that saw the prompts could carry something of one into the text of the next, by a
     clock, a random number or the place of an object in memory: it is run once, without any.
@@ -31,15 +31,22 @@ class Template:
         Text around the prompt; the response follows.
     trims : bool
         Whether white space around a prompt is left out.
+    gap : str
+        What a response begins with: the space that plain text needs.
     """
 
     before: str
     after: str
     trims: bool = False
+    gap: str = ""
 
     def around(self, prompt: str) -> str:
         """Put a prompt in."""
         return f"{self.before}{prompt.strip() if self.trims else prompt}{self.after}"
+
+    def response(self, response: str) -> str:
+        """Return the text that follows a result of `around`."""
+        return f"{self.gap}{response}"
 
     def span(self, text: str) -> tuple[int, int]:
         """Return the first character of the prompt in a result of `around`, and the one after."""
@@ -59,7 +66,7 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
         start = _beginning(tokenizer)
         if _has_turn_tokens(tokenizer):
             return Template(f"{start}{USER}", ASSISTANT)
-        return Template(f"{start}Question: ", "\nAnswer:")
+        return Template(f"{start}Question: ", "\nAnswer:", gap=" ")
     before, found, after = _rendered(tokenizer, _PLACE).partition(_PLACE)
     plain, padded = (_rendered(tokenizer, text) for text in (_OTHER, f" {_OTHER}\n"))
     for trims in (False, True):
@@ -116,12 +123,6 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Tokenise a prompt in its template exactly as training did (without truncation)."""
     return list(tokenizer(prompt_text(tokenizer, prompt), add_special_tokens=False)["input_ids"])
-
-
-def response_text(tokenizer: PreTrainedTokenizerBase, response: str) -> str:
-    """Return the text that follows the prompt, with the space that plain text needs."""
-    plain = not tokenizer.chat_template and not _has_turn_tokens(tokenizer)
-    return f" {response}" if plain else response
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -74,4 +74,5 @@ class KeptStates:
             self._disk_failed = True
             return
         self.used_disk_bytes = self._file.used_bytes
-        self._states[index] = _OnDisk(self._file, place, *states.shape, states.dtype)
+        rows, width = states.shape
+        self._states[index] = _OnDisk(self._file, place, rows, width, states.dtype)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fedllm.config import DataSection, Task
 from fedllm.data.columns import Column, task_columns
 from fedllm.data.records import Record
-from fedllm.data.template import Template, end_token_id, response_text, template_of
+from fedllm.data.template import Template, end_token_id, template_of
 from fedllm.errors import ConfigError
 from fedllm.models.heads import LanguageHead
 from fedllm.randomness import RandomStream
@@ -99,7 +99,7 @@ class Turns:
 
         end = self._end
         prompts = [self._template.around(record.values["prompt"]) for record in records]
-        answers = [response_text(self.tokenizer, record.values["response"]) for record in records]
+        answers = [self._template.response(record.values["response"]) for record in records]
         tokens = zip(self._token_ids(prompts), self._token_ids(answers), strict=True)
         for record, text, (before, after) in zip(records, prompts, tokens, strict=True):
             if not after or not record.values["response"].strip():

@@ -10,7 +10,6 @@ from fedllm.data.template import (
     end_token_id,
     prompt_ids,
     prompt_text,
-    response_text,
     template_of,
 )
 from fedllm.errors import ConfigError
@@ -21,19 +20,19 @@ from transformers import BertTokenizerFast  # isort: skip
 def test_chat_template_is_used_when_there_is_one(chat):
     text = prompt_text(chat, "Is it flu?")
     assert text == "<|im_start|>user\nIs it flu?<|im_end|>\n<|im_start|>assistant\n"
-    assert response_text(chat, "Yes.") == "Yes."
+    assert template_of(chat).response("Yes.") == "Yes."
     assert chat.convert_ids_to_tokens(end_token_id(chat)) == "<|im_end|>"
 
 
 def test_turn_tokens_are_used_when_the_vocabulary_has_them(turns):
     assert prompt_text(turns, "Is it flu?") == "<s><|user|>Is it flu?<|assistant|>"
-    assert response_text(turns, "Yes.") == "Yes."
+    assert template_of(turns).response("Yes.") == "Yes."
     assert turns.convert_ids_to_tokens(end_token_id(turns)) == "<|end|>"
 
 
 def test_plain_text_otherwise(plain):
     assert prompt_text(plain, "Is it flu?") == "Question: Is it flu?\nAnswer:"
-    assert response_text(plain, "Yes.") == " Yes."
+    assert template_of(plain).response("Yes.") == " Yes."
     assert plain.convert_ids_to_tokens(end_token_id(plain)) == "</s>"
 
 
@@ -55,8 +54,8 @@ def test_the_span_of_a_prompt_is_found(kind, prompt, request):
 
 
 @pytest.mark.parametrize("end", ["", "<|im_end|>"])
-def test_a_template_that_trims_trims_every_prompt_alike(chat, end):
-    chat.chat_template = "<s>{{ messages[0]['content'] | trim }}" + end
+def test_a_template_that_trims_trims_every_prompt_alike(chat, end, monkeypatch):
+    monkeypatch.setattr(chat, "chat_template", "<s>{{ messages[0]['content'] | trim }}" + end)
     assert template_of(chat) == Template("<s>", end, trims=True)
     assert prompt_text(chat, "  a b\n") == f"<s>a b{end}"
 
@@ -70,21 +69,27 @@ def test_a_template_that_trims_trims_every_prompt_alike(chat, end):
         "no words of the user",
     ],
 )
-def test_a_template_that_does_more_with_a_prompt_is_refused(chat, content):
+def test_a_template_that_does_more_with_a_prompt_is_refused(chat, content, monkeypatch):
     """It could carry something of one record into the text of another."""
-    chat.chat_template = content
+    monkeypatch.setattr(chat, "chat_template", content)
     with pytest.raises(ConfigError, match="does more with a prompt"):
         template_of(chat)
 
 
-def test_what_a_template_would_do_with_a_record_does_not_matter(chat):
-    chat.chat_template = "a {{ messages[0]['content'] | replace('SECRET', '<FILL_ME>') }}"
+def test_what_a_template_would_do_with_a_record_does_not_matter(chat, monkeypatch):
+    monkeypatch.setattr(
+        chat, "chat_template", "a {{ messages[0]['content'] | replace('SECRET', '<FILL_ME>') }}"
+    )
     assert prompt_text(chat, "SECRET") == "a SECRET"
 
 
-def test_no_template_reads_a_clock(chat):
+def test_no_template_reads_a_clock(chat, monkeypatch):
     """A record that made it wait would change what is written around all records after it."""
-    chat.chat_template = "{{ strftime_now('%d %b %Y %H:%M:%S') }} {{ messages[0]['content'] }}"
+    monkeypatch.setattr(
+        chat,
+        "chat_template",
+        "{{ strftime_now('%d %b %Y %H:%M:%S') }} {{ messages[0]['content'] }}",
+    )
     assert prompt_text(chat, "a") == "26 Jul 2024 00:00:00 a"
     assert template_of(chat) == Template("26 Jul 2024 00:00:00 ", "")
 

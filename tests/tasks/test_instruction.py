@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tasks import encode, everything, record, sequence
 
-from fedllm.data.template import end_token_id, prompt_ids, prompt_text, response_text
+from fedllm.data.template import end_token_id, prompt_ids, prompt_text, template_of
 from fedllm.errors import ConfigError, DataError
 
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60).filter(str.strip)
@@ -23,7 +23,8 @@ def test_loss_covers_response_and_end_exactly(kind, request):
             encode([record(prompt=prompt, response=response)], "instruction", tokenizer, 1024)
         )
         before = prompt_ids(tokenizer, prompt)
-        after = tokenizer(response_text(tokenizer, response), add_special_tokens=False)["input_ids"]
+        text = template_of(tokenizer).response(response)
+        after = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert sequence(batch, 0) == [*before, *after, end_token_id(tokenizer)]
         counted = batch["labels"][0] != -100
         first = len(before)
@@ -47,7 +48,8 @@ def test_cut_sequences_keep_template_and_a_part_of_the_response(kind, request):
         )
         ids = sequence(batch, 0)
         whole = prompt_ids(tokenizer, prompt)
-        after = tokenizer(response_text(tokenizer, response), add_special_tokens=False)["input_ids"]
+        text = template_of(tokenizer).response(response)
+        after = tokenizer(text, add_special_tokens=False)["input_ids"]
         answer = [*after, end_token_id(tokenizer)]
         start = int((batch["labels"][0] != -100).nonzero()[0])
         assert len(ids) <= max_length
