@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedllm.errors import STOPPING
+from fedllm.models.device import ON_CPU, Place, with_room
 from fedllm.models.kept_states import Block, Keeping, Kept
 from fedllm.models.pieces import by_width
 from fedllm.models.transformer import Batch
@@ -50,7 +51,9 @@ class PrefixCache:
     pooled : bool
         Whether the frozen part ends in one vector a record instead of one a token.
     budget_bytes : int
-        Memory for all data sets together.
+        Memory for all data sets together; the machine's own, also where a GPU computes.
+    place : Place
+        Where the network computes.
     """
 
     def __init__(
@@ -59,8 +62,10 @@ class PrefixCache:
         worthwhile: bool,
         pooled: bool,
         budget_bytes: int = DEFAULT_BUDGET_BYTES,
+        place: Place = ON_CPU,
     ) -> None:
         self._network = network
+        self._place = place
         self._worthwhile = worthwhile
         self._pooled = pooled
         self._budget_bytes = budget_bytes
@@ -82,9 +87,12 @@ class PrefixCache:
         return list(found.values())
 
     def attach(self, dataset: Dataset, indices: NDArray[np.int64], batch: Batch) -> Batch:
-        """Return ``batch`` (the records at ``indices``) with ``"states"``, kept or computed."""
+        """Return ``batch`` (the records at ``indices``) with ``"states"``, kept or computed.
+
+        What is returned lies where the network computes.
+        """
         if not self._worthwhile:
-            return batch
+            return self._place.moved(batch)
         if dataset not in self._kept:
             self._kept[dataset] = self._compute(dataset)
         kept = self._kept[dataset]
@@ -96,7 +104,7 @@ class PrefixCache:
         missing = [place for place in range(len(indices)) if place not in found]
         if missing:
             self._afresh(batch, missing, found)
-        return {**batch, "states": self._filled_up(batch, found)}
+        return self._place.moved({**batch, "states": self._filled_up(batch, found)})
 
     def share(self, whole: Dataset, part: Dataset, rows: NDArray[np.int64]) -> None:
         """Keep for ``part`` what is kept of ``whole``, whose records ``rows`` it holds.
@@ -149,11 +157,17 @@ class PrefixCache:
         return 1 if self._pooled else int(piece["attention_mask"].sum())
 
     def _state(self, piece: Batch) -> Tensor | None:
-        """Run the frozen part on one record by itself, (T or 1, H); None where it breaks off."""
+        """Run the frozen part on one record by itself, (T or 1, H); None where it breaks off.
+
+        The states lie in the machine's own memory.
+        """
         try:
-            (states,) = self._network.prefix(piece)  # type: ignore[operator]
+            (states,) = with_room(self._place.device, lambda: self._computed(piece))
             return states
         except STOPPING:
             raise
         except BaseException:
             return None
+
+    def _computed(self, piece: Batch) -> Tensor:
+        return self._network.prefix(self._place.moved(piece)).cpu()  # type: ignore[operator,no-any-return]
