@@ -85,8 +85,8 @@ def check_training(path: str, allowed: tuple[str, ...], device: str | None = Non
     ConfigError
         If this machine lacks the device.
     """
-    from fedllm.models.device import chosen_device
     from fedllm.models.checkpoints import checkpoint_folder, fingerprints, read_config
+    from fedllm.models.device import chosen_device
 
     where = chosen_device(device, SITE_KEY)
     folder = checkpoint_folder(path)

@@ -57,12 +57,12 @@ def chosen_device(name: str | None, key: str = RUN_KEY) -> torch.device:
 
 
 def _there(count: int) -> str:
+    if count:
+        names = (f"cuda:{n} ({torch.cuda.get_device_name(n)})" for n in range(count))
+        return f"this machine has {', '.join(names)}"
     if torch.version.cuda is None and torch.version.hip is None:
         return f"PyTorch {torch.__version__} on this machine is built without GPUs"
-    if not count:
-        return f"PyTorch {torch.__version__} finds no GPU that it can use on this machine"
-    names = (f"cuda:{n} ({torch.cuda.get_device_name(n)})" for n in range(count))
-    return f"this machine has {', '.join(names)}"
+    return f"PyTorch {torch.__version__} finds no GPU that it can use on this machine"
 
 
 def _remedy(count: int) -> str:

@@ -68,17 +68,19 @@ class MadeUpTraining:
         Raises
         ------
         TrainingError
-            If a loss is no number, a tensor gets no gradient that must get one, or the device has
-            too little memory.
+            If a loss is no number, or a tensor gets no gradient that must get one.
+        FedllmError
+            If the device has too little memory.
         """
         try:
             losses, reached = self._step(model, max_length, activation_checkpointing)
             if rows_at_once and model.device.type != "cpu":
                 self._longest(model, max_length, activation_checkpointing, rows_at_once)
         except torch.OutOfMemoryError:
-            raise TrainingError(
-                f"the memory of {model.device} is too small for the gradient of {rows_at_once or 1} "
-                f"record(s) of model.max_length = {max_length} tokens",
+            # Nothing is wrong with the adapter: others may train from it.
+            raise FedllmError(
+                f"the memory of {model.device} is too small for the gradient of "
+                f"{rows_at_once or 1} record(s) of model.max_length = {max_length} tokens",
                 "free the GPU of other programs, let the site train on its processor, or give the "
                 "run a smaller model.max_length or training.microbatch_size, or "
                 "training.activation_checkpointing = true",
@@ -128,7 +130,6 @@ class MadeUpTraining:
         finally:
             forget_step(model.module)
         return np.concatenate(kept), reached
-
 
     def _longest(
         self, model: SharedModel, max_length: int, activation_checkpointing: bool, rows: int
