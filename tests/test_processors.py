@@ -26,10 +26,10 @@ def test_each_setting_has_its_line_also_those_that_the_processor_lacks(monkeypat
     monkeypatch.setattr(processors, "run", lambda s, threads: asked.append((s.name, threads)) or [])
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 * len(SETTINGS)
-    assert sorted(asked) == [("AVX2", 1), ("AVX2", 2), ("default", 1), ("default", 2)]
+    assert len(lines) == len(SETTINGS) + 1
+    assert sorted(asked) == [("AVX2", 1), ("AVX2", 2), ("default", 1)]
     assert "NOT RUN  AVX-512, 1 thread: this processor lacks avx512f" in lines[2]
-    assert "amx_tile" in lines[7]
+    assert "amx_tile" in lines[3]
 
 
 def test_one_failure_fails_all_and_is_named(monkeypatch, capsys):

@@ -49,10 +49,10 @@ class Form:
     every : dict
         Each so manyeth training record of a task is used.
     rounds : int
-        Steps: each round is one, on records of all sites.
+        Steps of a private run: each round is one, on records of all sites.
     batch, small_batch : int
-        Records of all sites together in a step, on average: of MedQuAD, and of the other tasks,
-        which have fewer and longer ones.
+        Records of all sites together in such a step, on average: of MedQuAD, and of the other
+        tasks, which have fewer and longer ones.
     test, scored : int
         Records of the test file for the loss, and for what is generated.
     arms : tuple of str
@@ -68,31 +68,32 @@ class Form:
     arms: tuple[str, ...]
 
 
+SMALLER = 2
 ALL_ARMS = ("private-8", "clear", "private-3", "alone")
-# The noise in a step is divided by its records: it is they that privacy is paid with.
+# The noise in a step is divided by its records; the more there are to draw from, the less of it.
 FORMS = {
     "quick": Form(
-        every={"medquad": 20, "pubmedqa": 5, "notes": 10, "chinese": 10},
+        every={"medquad": 1, "pubmedqa": 5, "notes": 10, "chinese": 10},
         rounds=5,
-        batch=200,
+        batch=128,
         small_batch=40,
         test=60,
         scored=24,
         arms=ALL_ARMS[:2],
     ),
     "hour": Form(
-        every={"medquad": 6, "pubmedqa": 1, "notes": 2, "chinese": 2},
+        every={"medquad": 1, "pubmedqa": 1, "notes": 2, "chinese": 2},
         rounds=12,
-        batch=512,
+        batch=320,
         small_batch=160,
         test=100,
         scored=48,
         arms=ALL_ARMS,
     ),
     "full": Form(
-        every={"medquad": 2, "pubmedqa": 1, "notes": 1, "chinese": 1},
-        rounds=40,
-        batch=1024,
+        every={"medquad": 1, "pubmedqa": 1, "notes": 1, "chinese": 1},
+        rounds=48,
+        batch=512,
         small_batch=256,
         test=300,
         scored=100,
@@ -111,14 +112,18 @@ def settings(task: str, arm: str, form: Form, data: Path) -> list[str]:
     config = load_run_config(HERE / f"{task}.toml", [])
     file = data / task / ("alone.jsonl" if arm == "alone" else "train.jsonl")
     count, sites = len(records(file)), 2 if arm == "alone" else config.rounds.min_sites
-    rate = min(1.0, (form.batch if task == "medquad" else form.small_batch) / count)
+    batch, rounds = form.batch if task == "medquad" else form.small_batch, form.rounds
+    if arm in ("clear", "alone"):
+        # As many records in smaller steps: there is no noise to divide by them.
+        batch, rounds = batch // SMALLER, rounds * SMALLER
+    rate = min(1.0, batch / count)
     words = {
         "name": f"clinical-{task}-{arm}",
         "data.train": json.dumps(str(file.absolute())),
         "data.test": json.dumps(str((data / task / "test.jsonl").absolute())),
         "data.test_limit": form.test,
-        "rounds.count": form.rounds,
-        "rounds.evaluate_every": max(1, form.rounds // 2),
+        "rounds.count": rounds,
+        "rounds.evaluate_every": max(1, rounds // 2),
         "training.sampling_rate": round(rate, 4),
         "training.batch_size": max(1, round(rate * count / sites)),
     }

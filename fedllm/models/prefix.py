@@ -1,11 +1,13 @@
-"""The frozen lower part of the model, computed once for each record and kept.
+"""The frozen lower part of the model, computed once for each record that is used, and kept.
 
 While only the last layers are trained, what enters them never changes. Keeping it leaves
-each training step the cost of those layers alone; losses and gradients stay the same.
+each training step the cost of those layers alone; losses and gradients stay the same. A record
+that no batch has drawn yet costs nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -16,12 +18,11 @@ from torch import Tensor, nn
 
 from fedllm.errors import STOPPING
 from fedllm.models.device import ON_CPU, Place, with_room
-from fedllm.models.kept_states import Block, Keeping, Kept
+from fedllm.models.kept_states import KeptStates
 from fedllm.models.pieces import by_width
 from fedllm.models.transformer import Batch
 
 DEFAULT_BUDGET_BYTES = 2 << 30
-_CHUNK = 1024
 
 
 class Dataset(Protocol):
@@ -69,22 +70,17 @@ class PrefixCache:
         self._worthwhile = worthwhile
         self._pooled = pooled
         self._budget_bytes = budget_bytes
-        self._kept: WeakKeyDictionary[Dataset, Kept] = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[Dataset, KeptStates] = WeakKeyDictionary()
 
     @property
     def used_bytes(self) -> int:
         """Memory held now."""
-        return sum(block.states.nbytes for block in self._blocks if block.states is not None)
+        return sum(kept.used_bytes for kept in self._kept.values())
 
     @property
     def used_disk_bytes(self) -> int:
         """Disk held now."""
-        return sum(file.used_bytes for file in {block.file for block in self._blocks} if file)
-
-    @property
-    def _blocks(self) -> list[Block]:
-        found = {id(b): b for kept in self._kept.values() for b in kept.blocks}
-        return list(found.values())
+        return sum(kept.used_disk_bytes for kept in self._kept.values())
 
     def attach(self, dataset: Dataset, indices: NDArray[np.int64], batch: Batch) -> Batch:
         """Return ``batch`` (the records at ``indices``) with ``"states"``, kept or computed.
@@ -93,35 +89,29 @@ class PrefixCache:
         """
         if not self._worthwhile:
             return self._place.moved(batch)
-        if dataset not in self._kept:
-            self._kept[dataset] = self._compute(dataset)
-        kept = self._kept[dataset]
-        found = {
-            place: own
-            for place, index in enumerate(indices)
-            if (own := kept.of(int(index))) is not None
-        }
+        kept = self._kept.setdefault(dataset, KeptStates())
+        found = {}
+        for place, index in enumerate(indices):
+            own = kept.of(int(index))
+            if own is not None:
+                found[place] = own
         missing = [place for place in range(len(indices)) if place not in found]
-        if missing:
-            self._afresh(batch, missing, found)
+        for place, own in self._afresh(batch, missing):
+            found[place] = own
+            kept.add(int(indices[place]), own, self._budget_bytes - self.used_bytes)
         return self._place.moved({**batch, "states": self._filled_up(batch, found)})
 
-    def share(self, whole: Dataset, part: Dataset, rows: NDArray[np.int64]) -> None:
-        """Keep for ``part`` what is kept of ``whole``, whose records ``rows`` it holds.
-
-        For one process that plays many sites with records of one file.
-        """
-        kept = self._kept.get(whole)
-        if kept is not None and self._pooled:
-            self._kept[part] = kept.some(rows)
-
-    def _afresh(self, batch: Batch, missing: list[int], found: dict[int, Tensor]) -> None:
-        """Compute what would be kept of some records of a batch, where it does not break off."""
+    def _afresh(self, batch: Batch, missing: list[int]) -> Iterator[tuple[int, Tensor]]:
+        """Compute what is kept of some records of a batch, where it does not break off."""
+        if not missing:
+            return
         some = {key: value[missing] for key, value in batch.items() if key != "states"}
+        # Each record by itself: whether there is room, and when it was first drawn with which
+        # others, must change nothing.
         for places, piece in by_width(some, 1):
             states = self._state(piece)
             if states is not None:
-                found[missing[int(places)]] = states[: self._size(piece)]
+                yield missing[int(places)], states[: self._size(piece)]
 
     def _filled_up(self, batch: Batch, found: dict[int, Tensor]) -> Tensor:
         """Return states (B, T or 1, H), NaN where the frozen part broke off."""
@@ -138,20 +128,6 @@ class PrefixCache:
             else:
                 rows[place, : len(own)] = own
         return rows
-
-    def _compute(self, dataset: Dataset) -> Kept:
-        keeping = Keeping(len(dataset), self._budget_bytes - self.used_bytes)
-        for start in range(0, len(dataset), _CHUNK):
-            indices = np.arange(start, min(start + _CHUNK, len(dataset)))
-            # Each record by itself, as afresh: whether there is room must change nothing.
-            for places, piece in by_width(dataset.batch(indices), 1):
-                own, size = self._state(piece), self._size(piece)
-                if own is not None:
-                    own = own[:size].clone()
-                if not keeping.add(int(indices[places]), size, own):
-                    return keeping.kept()
-        keeping.close_block()
-        return keeping.kept()
 
     def _size(self, piece: Batch) -> int:
         return 1 if self._pooled else int(piece["attention_mask"].sum())

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedllm.mechanisms import LocalSettings
-from fedllm.models import kept_states, on_disk
+from fedllm.models import on_disk
 from fedllm.models.on_disk import TensorFile, scratch_folder
 from fedllm.models.prefix import PrefixCache
 from fedllm.randomness import RandomStream
@@ -28,9 +28,8 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def scratch(tmp_path, monkeypatch):
-    """Let what is kept lie in a folder of the test's, in blocks of a few records."""
+    """Let what is kept lie in a folder of the test's."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(kept_states, "_BLOCK_BYTES", 2000)
     return tmp_path
 
 
@@ -61,22 +60,39 @@ def test_disk_memory_both_and_neither_give_the_same_bits(
     expected = whole.attach(data, indices, batch)["states"]
     # Kept in the numbers in which the frozen part computes.
     assert expected.dtype == dtype
-    rows = 40 if model.module.one_vector else int(data.offsets[-1])
+    drawn = np.unique(indices)
+    rows = len(drawn) if model.module.one_vector else int(np.diff(data.offsets)[drawn].sum())
     assert whole.used_bytes == rows * 16 * dtype.itemsize
     assert whole.used_disk_bytes == 0
-    for room in (0, 3000):
+    for room in (0, whole.used_bytes // 2):
         cache = cache_of(model, room)
         for _ in range(2):
             assert torch.equal(cache.attach(data, indices, batch)["states"], expected)
         assert cache.used_bytes <= room
         # What does not fit into memory is on disk, and nothing twice.
         left = whole.used_bytes - cache.used_bytes
-        assert left <= cache.used_disk_bytes < left + 16 * 40
+        assert left <= cache.used_disk_bytes < left + 16 * len(drawn)
         assert not list(scratch.iterdir()), "without a name"
     free(monkeypatch, 0)
     none = cache_of(model, 0)
     assert torch.equal(none.attach(data, indices, batch)["states"], expected)
     assert none.used_bytes == none.used_disk_bytes == 0
+
+
+def test_only_what_is_drawn_is_computed_and_only_once(tiny_model, random_dataset, monkeypatch):
+    model, data = tiny_model("llama", "instruction"), random_dataset(40, "instruction")
+    model.prefix, computed, prefix = cache_of(model, 1 << 30), [], model.module.prefix
+
+    def watched(batch):
+        computed.append(batch["input_ids"].tolist())
+        return prefix(batch)
+
+    monkeypatch.setattr(model.module, "prefix", watched)
+    for drawn in ([3, 17], [17, 20], [3, 17, 20]):
+        indices = np.array(drawn)
+        model.prefix.attach(data, indices, data.batch(indices))
+    each = [data.batch(np.array([index]))["input_ids"].tolist() for index in (3, 17, 20)]
+    assert computed == each
 
 
 def test_the_file_is_gone_with_the_data_set(tiny_model, random_dataset):
@@ -175,19 +191,6 @@ def test_a_private_step_is_the_same_whatever_the_disk_does(
     np.testing.assert_array_equal(found, expected)
     assert bool(number) == (trouble != "no folder")
     assert (on_the_disk > 0) == (trouble not in ("full", "no folder"))
-
-
-def test_a_part_of_the_records_shares_what_is_kept(tiny_model, random_dataset):
-    whole, part = random_dataset(9), random_dataset(3, seed=1)
-    for room in (0, 1 << 30):
-        model = tiny_model(lora={"rank": 0, "last_layers": None})
-        model.prefix = cache_of(model, room)
-        rows, batch = np.array([4, 0, 8]), whole.batch(np.array([4, 0, 8]))
-        expected = model.prefix.attach(whole, rows, batch)["states"]
-        used = model.prefix.used_bytes, model.prefix.used_disk_bytes
-        model.prefix.share(whole, part, rows)
-        assert torch.equal(model.prefix.attach(part, np.arange(3), batch)["states"], expected)
-        assert used == (model.prefix.used_bytes, model.prefix.used_disk_bytes)
 
 
 def test_large_files_do_not_go_where_memory_is(monkeypatch):

@@ -27,7 +27,25 @@ CASES = [
     *((kind, "instruction") for kind in [*DECODERS, *ENCODER_DECODERS]),
     ("bert", "token_classification"),
 ]
-every_case = pytest.mark.parametrize(("kind", "task"), CASES)
+# Those whose layers are each of another build; that of the others is one of these.
+QUICK = {
+    "bert",
+    "modernbert",
+    "deberta-v2",
+    "llama",
+    "gemma3_text",
+    "gpt2",
+    "mixtral",
+    "t5",
+    "bart",
+}
+every_case = pytest.mark.parametrize(
+    ("kind", "task"),
+    [
+        pytest.param(kind, task, marks=[] if kind in QUICK else pytest.mark.slow)
+        for kind, task in CASES
+    ],
+)
 SETTINGS = LocalSettings(
     steps=2,
     sampling_rate=1.0,

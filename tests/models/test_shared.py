@@ -325,18 +325,6 @@ def test_centred_features_need_a_length(tiny_checkpoint):
         parse(RunConfig, values, "test")
 
 
-def test_sites_of_one_process_share_kept_features(tiny_checkpoint, random_dataset, monkeypatch):
-    values = config(tiny_checkpoint("bert"), rank=0)
-    model = load_model(values, ("one", "two", "three"))
-    whole, part = random_dataset(6), random_dataset(3, seed=1)
-    everyone = np.arange(6)
-    kept = model.prefix.attach(whole, everyone, whole.batch(everyone))["states"]
-    model.prefix.share(whole, part, np.array([4, 0, 2]))
-    monkeypatch.setattr(model.module, "prefix", None)
-    found = model.prefix.attach(part, np.array([0, 2]), part.batch(np.array([0, 2])))["states"]
-    torch.testing.assert_close(found, kept[[4, 2]])
-
-
 def test_an_adapter_that_names_its_base_by_the_earlier_fingerprint_is_read(
     tiny_model, tmp_path, caplog
 ):

@@ -200,18 +200,19 @@ def test_what_is_kept_lies_in_the_machines_memory_and_is_what_is_computed_afresh
 ):
     with models_on(device):
         model = tiny_model("bert", lora={"last_layers": 1}, engine=ENGINE)
-        data = random_dataset(6)
-        rows = np.arange(6)
-        kept = model.prefix.attach(data, rows, data.batch(rows))
-        blocks = model.prefix._blocks
-        assert blocks
-        assert all(block.states.device.type == "cpu" for block in blocks)
-        afresh = PrefixCache(model.module, True, False, budget_bytes=0, place=model._place)
-        afresh._kept[data] = next(iter(model.prefix._kept.values())).some(rows)
-        afresh._kept[data].block_of[:] = -1
-        again = afresh.attach(data, rows, data.batch(rows))
-        assert kept["states"].device == again["states"].device == model.device
-        assert torch.equal(kept["states"], again["states"])
+        data, rows = random_dataset(6), np.arange(6)
+        batch = data.batch(rows)
+        afresh = model.prefix.attach(data, rows, batch)["states"]
+        (states,) = model.prefix._kept.values()
+        assert {own.device.type for own in states._states.values()} == {"cpu"}
+        in_memory = model.prefix.attach(data, rows, batch)["states"]
+        disk = PrefixCache(model.module, True, False, budget_bytes=0, place=model._place)
+        disk.attach(data, rows, batch)
+        assert disk.used_disk_bytes > 0
+        on_disk = disk.attach(data, rows, batch)["states"]
+        assert afresh.device == in_memory.device == on_disk.device == model.device
+        assert torch.equal(afresh, in_memory)
+        assert torch.equal(afresh, on_disk)
 
 
 def broken(monkeypatch, times, unit):
