@@ -100,6 +100,7 @@ def tiny_model(tiny_checkpoint: Callable[[str], Path]) -> Callable[..., SharedMo
             },
             "data": {"train": "unused.jsonl"},
             "lora": {"rank": 2, "last_layers": 2, **sections.get("lora", {})},
+            "engine": sections.get("engine", {}),
         }
         labels = ("one", "two", "three") if trains_a_head(task) else ()
         model = task_of(task).load_model(parse(RunConfig, values, "test"), labels)

@@ -316,6 +316,54 @@ def test_how_questions_about_tasks_are_seen(text, names, looks):
     assert (names_a_task(tree), looks_into_a_model(tree)) == (names, looks)
 
 
+# What makes other tensors of a module's, so that who holds the old ones trains nothing.
+MOVES = {"to", "cuda", "xpu", "to_empty", "half", "bfloat16", "_apply"}
+# The base, before anything is put into it; all else are tensors.
+MOVED = {
+    ("fedllm/models/device.py", "model"),
+    ("fedllm/models/device.py", "value"),
+    ("fedllm/models/behaviour.py", "(ids + (ids >= pad)).clamp(max=vocabulary - 1)"),
+    ("fedllm/models/readout.py", "(given[0][:, None] * slopes)"),
+    ("fedllm/models/token_head.py", "states"),
+    ("fedllm/models/transformer.py", "mask.unsqueeze(-1)"),
+    ("fedllm/training/memory.py", "tensor.detach()"),
+}
+
+
+def moved(path: Path) -> set[str]:
+    """What a file moves to another device or type, as it is written there."""
+    return {
+        ast.unparse(node.func.value)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in MOVES
+    }
+
+
+def test_a_model_is_moved_in_one_place_before_anything_is_put_into_it():
+    """Else adapters may train that the model does not compute with; see `put_on`."""
+    found = {
+        (str(path.relative_to(ROOT)), what)
+        for path in files("fedllm", "clients", "server")
+        if path.parent != ROOT / "fedllm/pretraining"
+        for what in moved(path)
+    }
+    assert {(name, what.strip("()")) for name, what in found} == {
+        (name, what.strip("()")) for name, what in MOVED
+    }
+    # And that place is asked while the base is loaded, and by nobody else.
+    for path in files("fedllm", "clients", "server"):
+        allowed = {ROOT / "fedllm/models/device.py", ROOT / "fedllm/models/checkpoints.py"}
+        assert path in allowed or "put_on(" not in path.read_text().replace("_put_on(", ""), path
+
+
+def test_how_moves_are_seen(tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text("model.module.to('cuda')\nmodel.cuda()\nx.to\n")
+    assert moved(path) == {"model.module", "model"}
+
+
 def calls(path: Path) -> set[str]:
     """The dotted names that a file uses, such as ``json.dumps``."""
     return {

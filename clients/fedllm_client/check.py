@@ -214,16 +214,17 @@ class _SiteCheck:
         return _check_ledger(_needed(self._kit, "the kit"), _needed(self._policy, "the policy"))
 
     def training(self) -> str:
-        path = self._model
+        path, own = self._model, self._policy.model if self._policy else None
         if path is None:
-            own = _needed(self._policy, "the policy").model
+            _needed(self._policy, "the policy")
             path = own.path if own is not None else None
         if path is None:
             raise ConfigError(
                 "the policy names no base model, without which the client does not start",
                 "add [model] path to the policy",
             )
-        return check_training(path, self._policy.allow.models if self._policy else ())
+        allowed = self._policy.allow.models if self._policy else ()
+        return check_training(path, allowed, own.device if own is not None else None)
 
 
 def _readable(policy: SitePolicy) -> dict[Task, list[Record]]:

@@ -16,6 +16,8 @@ from fedllm.errors import FedllmError, RefusedError
 from fedllm.tasks import LearningTask, task_for_base
 from fedllm_client.checking import DoubtError
 
+# Where a site says on which device it trains.
+SITE_KEY = "model.device of the site's policy"
 _MIN_DISK, _GOOD_DISK = 256 << 20, 2 << 30
 
 
@@ -66,16 +68,27 @@ def check_writable(path: Path) -> None:
         ) from None
 
 
-def check_training(path: str, allowed: tuple[str, ...]) -> str:
+def check_training(path: str, allowed: tuple[str, ...], device: str | None = None) -> str:
     """Train one private step on made-up text; nothing of the site's records is touched.
+
+    Parameters
+    ----------
+    allowed : tuple of str
+        Fingerprints of base models; empty allows any.
+    device : str, optional
+        Where the site trains; the processor when left out.
 
     Raises
     ------
     RefusedError
-        If the model is not one of the fingerprints that are ``allowed`` (empty allows any).
+        If the model is none of those ``allowed``.
+    ConfigError
+        If this machine lacks the device.
     """
     from fedllm.models.checkpoints import checkpoint_folder, fingerprints, read_config
+    from fedllm.models.device import chosen_device
 
+    where = chosen_device(device, SITE_KEY)
     folder = checkpoint_folder(path)
     prints = fingerprints(folder)
     actual = prints.current
@@ -92,11 +105,12 @@ def check_training(path: str, allowed: tuple[str, ...]) -> str:
         )
     _, architecture = read_config(folder)
     task = task_for_base(architecture.causal, architecture.prompted)
-    seconds = _made_up_step(path, task, min(128, architecture.positions or 128))
-    return f"a private step on made-up text took {seconds:.1f} s; model {actual}"
+    seconds = _made_up_step(path, task, min(128, architecture.positions or 128), str(where))
+    on = "" if where.type == "cpu" else f" on {where}"
+    return f"a private step on made-up text took {seconds:.1f} s{on}; model {actual}"
 
 
-def _made_up_step(path: str, task: LearningTask, length: int) -> float:
+def _made_up_step(path: str, task: LearningTask, length: int, device: str) -> float:
     from fedllm.randomness import RandomStream
     from fedllm.training.local import LocalSettings, train_locally
 
@@ -111,6 +125,7 @@ def _made_up_step(path: str, task: LearningTask, length: int) -> float:
             "head_start": "zero",
         },
         "lora": {"rank": 8},
+        "engine": {"device": device},
         "data": {"train": "made up", "labels": ["one", "two"]},
     }
     config = parse(RunConfig, values, "check")

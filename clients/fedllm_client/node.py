@@ -23,6 +23,7 @@ from fedllm.identity.roster import verify_roster
 from fedllm.processes import die_with_parent, keep_memory_private, say, stop_on_signals
 from fedllm_client.app import make_authority_app, make_client_app
 from fedllm_client.connection import fetch_roster
+from fedllm_client.machine import SITE_KEY
 
 if TYPE_CHECKING:
     from fedllm.data.records import Record
@@ -38,7 +39,8 @@ def deployed_site(kit: Kit, policy: SitePolicy) -> Site:
     Raises
     ------
     ConfigError
-        If the policy does not name the site's data and base model.
+        If the policy does not name the site's data and base model, or names a GPU that this
+        machine lacks.
     """
     if policy.data is None or policy.model is None:
         raise ConfigError(
@@ -48,10 +50,13 @@ def deployed_site(kit: Kit, policy: SitePolicy) -> Site:
     # A key authority needs neither torch nor the time to import it.
     from fedllm.federation.site.journal import Journal
     from fedllm.federation.site.site import Site
+    from fedllm.models.device import chosen_device
     from fedllm.tasks import task_of
     from fedllm.tasks.cache import process_models
 
     data = policy.data
+    # Before a record is read.
+    chosen_device(policy.model.device, SITE_KEY)
 
     def records(task: Task) -> list[Record]:
         return task_of(task).read(data.train, data)
@@ -62,6 +67,7 @@ def deployed_site(kit: Kit, policy: SitePolicy) -> Site:
         policy=policy,
         files=SiteFiles.of_kit(kit.folder),
         model_path=policy.model.path,
+        device=policy.model.device,
         records=records,
         models=process_models(),
         journal=Journal(say),

@@ -106,6 +106,7 @@ def _site(
         policy=policy.model_copy(update={"data": config.data}),
         files=source.files(name),
         model_path=config.model.path,
+        device=config.engine.device,
         records=lambda task: records,
         models=process_models(),
         full_errors=True,

@@ -118,7 +118,7 @@ def personalise(
         )
     data = found.data
     benefit, layer, path = compare_here(
-        run, own, found.model.path, lambda config: task_of(config.task).read(data.train, data)
+        run, own, found.model, lambda config: task_of(config.task).read(data.train, data)
     )
     if json_output:
         told = None if benefit is None else benefit.model_dump(mode="json")

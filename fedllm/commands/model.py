@@ -84,10 +84,7 @@ def show(
         "fingerprint": found.fingerprint,
     }
     if needed is not None:
-        lines["training"] = (
-            f"{_gib(needed.training)} GiB: {_gib(needed.weights)} weights, {_gib(needed.step)} a "
-            f"step, {_gib(needed.vectors)} trained values; libraries and tokenizer come on top"
-        )
+        lines["training"] = _training(needed)
         lines["kept"] = (
             f"{needed.kept_a_record / 2**20:.2f} MiB a record of the longest, at most "
             f"{_gib(needed.kept_at_most)} GiB in memory and the rest on disk"
@@ -97,6 +94,18 @@ def show(
     print(visible(found.folder))
     for name, value in lines.items():
         print(f"  {name:<12} {visible(value)}")
+
+
+def _training(needed: MemoryEstimate) -> str:
+    model = f"{_gib(needed.weights)} weights, {_gib(needed.step)} a step"
+    rest = f"{_gib(needed.vectors)} trained values"
+    if needed.device == "cpu":
+        return f"{_gib(needed.training)} GiB: {model}, {rest}; libraries and tokenizer come on top"
+    return (
+        f"{_gib(needed.on_device)} GiB of the GPU's memory ({needed.device}): {model}; its kernels "
+        f"and PyTorch's context come on top. Of this machine's, {rest}, libraries and tokenizer, "
+        "and the weights while they are loaded"
+    )
 
 
 def _gib(size: int) -> str:

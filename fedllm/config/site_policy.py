@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fedllm.config.data import DataSection
-from fedllm.config.section import PositiveFloat, Section, Task
+from fedllm.config.section import Device, PositiveFloat, Section, Task
 
 
 class BudgetSection(Section):
@@ -104,9 +104,13 @@ class SiteModelSection(Section):
     ----------
     path : str
         As ``model.path`` of a run; the run is refused when its fingerprint is not the run's.
+    device : str, optional
+        Where the site trains: "cpu", "cuda" or "cuda:1" (a GPU), or "auto", which takes a GPU if
+        there is one; the processor when left out. Whatever a run asks for, and told to nobody.
     """
 
     path: str
+    device: Device | None = None
 
 
 class SitePolicy(Section):

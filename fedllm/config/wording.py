@@ -13,6 +13,7 @@ _PATTERNS = {
     "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$": "1 to 40 lower-case letters, digits or inner hyphens",
     "^[a-z0-9][a-z0-9._-]{0,63}$": "1 to 64 lower-case letters, digits, '.', '_' or '-', the first "
     "of them a letter or digit, without accents and spaces",
+    "^(auto|cpu|cuda(:[0-9]{1,3})?)$": "'auto', 'cpu', 'cuda' or 'cuda:N', N from 0",
     "^[0-9a-f]{64}$": "a fingerprint (64 hex digits, letters in lower case)",
 }
 _SIMPLE = {"boolean": "true or false", "array": "a list", "object": "a section", "string": "a text"}

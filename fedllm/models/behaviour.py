@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from fedllm.errors import CheckpointError
 from fedllm.models.architecture import Architecture
 from fedllm.models.contents import reading
+from fedllm.models.device import state_of_chance
 from fedllm.models.language_model import LanguageModel
 from fedllm.models.layers import REMEDY
 from fedllm.models.stillness import Belongings
@@ -123,7 +124,7 @@ class Texts:
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, max(vocabulary - 1, 1), (4, length), generator=generator)
         # Any token but the one that pads.
-        ids = (ids + (ids >= pad)).clamp(max=vocabulary - 1)
+        ids = (ids + (ids >= pad)).clamp(max=vocabulary - 1).to(model.device)
         return cls(ids[:2], ids[2:], int(pad))
 
     def run(self, model: PreTrainedModel, ids: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -170,7 +171,7 @@ class Still:
     """What must be as it was after the model has run."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._belongings, self._chance = Belongings(model), torch.get_rng_state()
+        self._belongings, self._chance = Belongings(model), state_of_chance(model.device)
 
     def require(self, folder: Path, model: PreTrainedModel) -> None:
         """Refuse a model that wrote on itself or drew since."""
@@ -180,7 +181,7 @@ class Still:
                 "of a text could depend on the texts before",
                 REMEDY,
             )
-        if not torch.equal(self._chance, torch.get_rng_state()):
+        if not torch.equal(self._chance, state_of_chance(model.device)):
             raise CheckpointError(f"the model in {folder} draws random numbers", REMEDY)
 
 

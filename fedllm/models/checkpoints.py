@@ -41,6 +41,7 @@ from fedllm.models.contents import (
     reading,
     state,
 )
+from fedllm.models.device import CPU, put_on
 from fedllm.models.fit import check_settings, check_sizes, check_tokenizer, check_weights
 
 __all__ = [
@@ -122,8 +123,9 @@ def load_weights(
     dtype: torch.dtype,
     *,
     language_model: bool,
+    device: torch.device = CPU,
 ) -> PreTrainedModel:
-    """Load the Transformer, frozen, with its language model head or without.
+    """Load the Transformer onto a device, frozen, with its language model head or without.
 
     Raises
     ------
@@ -159,7 +161,7 @@ def load_weights(
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
             part.config.use_cache = False
-    return model.train()
+    return put_on(model, device).train()
 
 
 @contextmanager

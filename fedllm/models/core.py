@@ -43,15 +43,21 @@ def add_cores(adapted: PeftModel, seed: int) -> None:
         weights = _weights(layer, name)
         basis_a, basis_b = basis(weights, rank, RandomStream.seeded(seed, "core", name))
         for module, values in ((into, basis_a), (out, basis_b)):
-            module.weight.data = values.float().contiguous()
             module.weight.requires_grad_(False)
+            module.weight.copy_(values.float())
         add_core(layer)
 
 
 def add_core(layer: LoraLayer) -> None:
     """Put a core, which is zero, between an adapter's A and B."""
     into = cast(nn.Linear, layer.lora_A["default"])
-    core = nn.Linear(into.out_features, into.out_features, bias=False, dtype=torch.float32)
+    core = nn.Linear(
+        into.out_features,
+        into.out_features,
+        bias=False,
+        dtype=torch.float32,
+        device=into.weight.device,
+    )
     nn.init.zeros_(core.weight)
     # A name among peft's own, and a module that hooks for per-sample gradients see as any.
     cast(nn.Module, layer).add_module("lora_R", nn.ModuleDict({"default": core}))

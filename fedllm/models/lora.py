@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -119,13 +119,21 @@ def add_adapters(
             if kind in _ORTHONORMAL:
                 rows = orthonormal_rows(values.reshape(parameter.shape))
                 values = ORTHONORMAL_SCALE * rows
-            parameter.data = torch.from_numpy(values).float().reshape(parameter.shape)
+            _put(parameter, torch.from_numpy(values).reshape(parameter.shape))
             parameter.requires_grad_(kind == "lora")
         elif "lora_B" in name:
-            parameter.data = torch.zeros(parameter.shape, dtype=torch.float32)
+            _put(parameter, torch.zeros(parameter.shape))
     if kind == "core":
         add_cores(adapted, seed)
     return adapted
+
+
+@torch.no_grad()
+def _put(parameter: nn.Parameter, values: Tensor) -> None:
+    """Put float32 values into a tensor where it is: on the base's device, in the same bits."""
+    if parameter.dtype != torch.float32:
+        raise RuntimeError("peft made an adapter that is not in float32")
+    parameter.copy_(values.float())
 
 
 def shaped_adapters(

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedllm.config import RunConfig
 from fedllm.models.architecture import Architecture
+from fedllm.models.device import Place
 from fedllm.models.heads import Head, LabelHead, LanguageHead, TokenHead
 from fedllm.models.language_model import LanguageModel
 from fedllm.models.token_head import TokenClassifier
@@ -52,9 +53,8 @@ def _name_features(
     """Return the features (C, H) of the labels' own names, which are public."""
     names = [label.replace("_", " ").replace("-", " ") for label in labels]
     encoded = tokenizer(names, padding=True, truncation=True, max_length=64, return_tensors="pt")
-    return module.features(
-        {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
-    )
+    batch = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+    return module.features(Place.of(module).moved(batch))
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedllm.errors import STOPPING
+from fedllm.models.device import ON_CPU, Place, with_room
 from fedllm.models.kept_states import KeptStates
 from fedllm.models.pieces import by_width
 from fedllm.models.transformer import Batch
@@ -51,7 +52,9 @@ class PrefixCache:
     pooled : bool
         Whether the frozen part ends in one vector a record instead of one a token.
     budget_bytes : int
-        Memory for all data sets together.
+        Memory for all data sets together; the machine's own, also where a GPU computes.
+    place : Place
+        Where the network computes.
     """
 
     def __init__(
@@ -60,8 +63,10 @@ class PrefixCache:
         worthwhile: bool,
         pooled: bool,
         budget_bytes: int = DEFAULT_BUDGET_BYTES,
+        place: Place = ON_CPU,
     ) -> None:
         self._network = network
+        self._place = place
         self._worthwhile = worthwhile
         self._pooled = pooled
         self._budget_bytes = budget_bytes
@@ -78,9 +83,12 @@ class PrefixCache:
         return sum(kept.used_disk_bytes for kept in self._kept.values())
 
     def attach(self, dataset: Dataset, indices: NDArray[np.int64], batch: Batch) -> Batch:
-        """Return ``batch`` (the records at ``indices``) with ``"states"``, kept or computed."""
+        """Return ``batch`` (the records at ``indices``) with ``"states"``, kept or computed.
+
+        What is returned lies where the network computes.
+        """
         if not self._worthwhile:
-            return batch
+            return self._place.moved(batch)
         kept = self._kept.setdefault(dataset, KeptStates())
         found = {}
         for place, index in enumerate(indices):
@@ -91,7 +99,7 @@ class PrefixCache:
         for place, own in self._afresh(batch, missing):
             found[place] = own
             kept.add(int(indices[place]), own, self._budget_bytes - self.used_bytes)
-        return {**batch, "states": self._filled_up(batch, found)}
+        return self._place.moved({**batch, "states": self._filled_up(batch, found)})
 
     def _afresh(self, batch: Batch, missing: list[int]) -> Iterator[tuple[int, Tensor]]:
         """Compute what is kept of some records of a batch, where it does not break off."""
@@ -125,11 +133,17 @@ class PrefixCache:
         return 1 if self._pooled else int(piece["attention_mask"].sum())
 
     def _state(self, piece: Batch) -> Tensor | None:
-        """Run the frozen part on one record by itself, (T or 1, H); None where it breaks off."""
+        """Run the frozen part on one record by itself, (T or 1, H); None where it breaks off.
+
+        The states lie in the machine's own memory.
+        """
         try:
-            (states,) = self._network.prefix(piece)  # type: ignore[operator]
+            (states,) = with_room(self._place.device, lambda: self._computed(piece))
             return states
         except STOPPING:
             raise
         except BaseException:
             return None
+
+    def _computed(self, piece: Batch) -> Tensor:
+        return self._network.prefix(self._place.moved(piece)).cpu()  # type: ignore[operator,no-any-return]

@@ -204,4 +204,5 @@ def row_losses(logits: Tensor, targets: Tensor, slopes: Tensor | None) -> Tensor
             shares.exp_()
             shares.scatter_add_(1, places, torch.full_like(places, -1, dtype=shares.dtype))
             slopes[rows] = shares
-    return torch.cat(losses)
+    # A record need not have a token that counts.
+    return torch.cat(losses) if losses else logits.new_zeros(0, dtype=torch.float32)

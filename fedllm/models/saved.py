@@ -122,7 +122,8 @@ def about_of(model: SharedModel) -> dict[str, Any]:
 def _files(model: SharedModel) -> dict[str, Tensors]:
     files: dict[str, Tensors] = {}
     if model.peft is not None:
-        adapter = get_peft_model_state_dict(model.peft)
+        # Multiplied on the processor, as everywhere.
+        adapter = {k: v.detach().cpu() for k, v in get_peft_model_state_dict(model.peft).items()}
         files[LORA] = folded(adapter)
         if is_core(adapter):
             # What is folded cannot be taken apart again.

@@ -20,6 +20,7 @@ from fedllm.config.task import pools_text
 from fedllm.errors import CheckpointError, TrainingError
 from fedllm.models import checkpoints, saved
 from fedllm.models.behaviour import check_parts, observe
+from fedllm.models.device import Place, chosen_device
 from fedllm.models.encoder_decoder import PromptedModel, TwoStacks
 from fedllm.models.encoder_decoder_trial import check_pair, observe_pair
 from fedllm.models.fit import check_head, check_length, check_padding
@@ -32,7 +33,7 @@ from fedllm.models.own_tensors import train_own_tensors
 from fedllm.models.prefix import PrefixCache
 from fedllm.models.stillness import forgets
 from fedllm.models.token_head import TokenClassifier
-from fedllm.models.transformer import LayerStack, TextClassifier
+from fedllm.models.transformer import Batch, LayerStack, TextClassifier
 
 
 @dataclass(eq=False)
@@ -88,9 +89,22 @@ class SharedModel:
         self.tensors = self._laid_out(self._parameters)
         self.manifest = self._laid_out(n for n, p in self._parameters.items() if p.requires_grad)
         self.layout, self._start = self.manifest, self.values(self.tensors)
+        self._place = Place.of(self.module)
         self.prefix = PrefixCache(
-            self.module, self.module.stack.has_frozen_part, pooled=self.module.one_vector
+            self.module,
+            self.module.stack.has_frozen_part,
+            pooled=self.module.one_vector,
+            place=self._place,
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self._place.device
+
+    def moved(self, batch: Batch) -> Batch:
+        """Return a batch on the model's device; see `Place.moved`."""
+        return self._place.moved(batch)
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -237,19 +251,21 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
     ----------
     config : RunConfig
         ``model``, ``lora``, ``task`` and ``seed`` are used; the adapter's first values depend
-        on these and the head alone, so that every party starts from the same.
+        on these and the head alone, so that every party starts from the same. And
+        ``engine.device``, which is of this machine.
     head : Head or tuple of str
         What the task puts on top; a script may give the labels of whole texts alone.
 
     Raises
     ------
     ConfigError
-        If the head does not fit the model, or labels are missing.
+        If the head does not fit the model, labels are missing, or this machine lacks the device.
     CheckpointError
         If the checkpoint is missing, damaged or not supported.
     """
     if isinstance(head, tuple):
         head = LabelHead(head) if pools_text(config.task) else LanguageHead()
+    device = chosen_device(config.engine.device)
     folder = checkpoints.checkpoint_folder(config.model.path)
     before, prints = checkpoints.state(folder), checkpoints.fingerprints(folder)
     base, architecture = checkpoints.read_config(folder)
@@ -258,7 +274,9 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
     check_head(config, head, str(base.model_type), architecture)
     check_length(architecture, config.model.max_length)
     dtype = torch.bfloat16 if config.model.precision == "bfloat16" else torch.float32
-    backbone = checkpoints.load_weights(folder, base, architecture, dtype, language_model=own_head)
+    backbone = checkpoints.load_weights(
+        folder, base, architecture, dtype, language_model=own_head, device=device
+    )
     base_model = cast(PreTrainedModel, backbone.base_model)
     first = first_trained_layer(config.lora, len(architecture.layer_names(base_model)))
     stack: LayerStack | TwoStacks

@@ -40,7 +40,7 @@ class TokenClassifier(nn.Module):
         self.backbone = backbone
         self.stack = stack
         self.feature_scale = feature_scale
-        self.head = nn.Linear(stack.width, number_of_tags)
+        self.head = nn.Linear(stack.width, number_of_tags, device=backbone.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 

@@ -194,7 +194,7 @@ class TextClassifier(nn.Module):
         self.pooling = pooling
         self.feature_scale = feature_scale
         self.register_buffer("center", None, persistent=False)
-        self.head = nn.Linear(stack.width, number_of_labels)
+        self.head = nn.Linear(stack.width, number_of_labels, device=backbone.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 

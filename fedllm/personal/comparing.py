@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedllm.adapters import adapter_of
-from fedllm.config import RunConfig
+from fedllm.config import RunConfig, SiteModelSection
 from fedllm.data.encode import EncodedDataset
 from fedllm.data.records import Record, RowProblems
 from fedllm.errors import ConfigError, DataError
@@ -95,7 +95,7 @@ def compare_simulated(
 
 
 def compare_here(
-    folder: Path, kit: Kit, model_path: str, records: Callable[[RunConfig], list[Record]]
+    folder: Path, kit: Kit, base: SiteModelSection, records: Callable[[RunConfig], list[Record]]
 ) -> tuple[Benefit | None, OwnLayer, Path]:
     """Make a deployed site's own layer, keep it sealed in the kit, and compare.
 
@@ -103,8 +103,8 @@ def compare_here(
     ----------
     folder : Path
         The run as the coordinator handed it over: ``run.toml`` and ``adapter/``.
-    model_path : str
-        The site's own copy of the base model.
+    base : SiteModelSection
+        The site's own copy of the base model, and where it computes.
     records : callable
         Reads the site's records for a run.
 
@@ -117,7 +117,7 @@ def compare_here(
     Path
         Where it lies, sealed.
     """
-    released = _released(folder, model_path)
+    released = _released(folder, base)
     own_records, benefit = records(released.config), None
     if released.holds_back:
         benefit, layer = _at_site(released, own_records, kit.identity, kit.identity.name)
@@ -159,11 +159,14 @@ def _encoded(released: _Released, records: list[Record]) -> EncodedDataset:
     return task.encode(records, model.tokenizer, length, model.labels, problems)
 
 
-def _released(folder: Path, model_path: str | None) -> _Released:
+def _released(folder: Path, base: SiteModelSection | None) -> _Released:
     config, found = read_config(folder), find_start(str(folder), "RUN")
-    if model_path is not None:
+    if base is not None:
         config = config.model_copy(
-            update={"model": config.model.model_copy(update={"path": model_path})}
+            update={
+                "model": config.model.model_copy(update={"path": base.path}),
+                "engine": config.engine.model_copy(update={"device": base.device}),
+            }
         )
     torch.set_num_threads(config.engine.threads or torch.get_num_threads())
     labels = read_object(found.folder / ABOUT).get("labels")

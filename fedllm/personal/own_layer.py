@@ -163,5 +163,6 @@ class _Training:
         losses = np.zeros(len(rows))
         for places, piece in by_width(self._dataset.batch(rows), _PIECE):
             attached = self._model.prefix.attach(self._dataset, rows[places.numpy()], piece)
-            losses[places.numpy()] = record_losses(self._model, attached).double().numpy()
+            found = record_losses(self._model, attached).double().cpu()
+            losses[places.numpy()] = found.numpy()
         return losses

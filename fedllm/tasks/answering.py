@@ -66,7 +66,7 @@ class Answering:
             labels = ids.clone()
             labels[:, :start] = IGNORED
             batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-            following = self._module.following(batch).argmax(-1)
+            following = self._module.following(self._model.moved(batch)).argmax(-1).cpu()
             ids = torch.cat([ids, following[:, None]], dim=1)
             ended |= following == end
             if bool(ended.all()):
@@ -87,6 +87,6 @@ class Answering:
         sums = np.zeros(len(pairs))
         for start in range(0, len(pairs), _BATCH):
             indices = np.arange(start, min(start + _BATCH, len(pairs)))
-            losses, rows = token_losses(self._model, dataset.batch(indices))
-            np.add.at(sums, indices[rows.numpy()], losses.double().numpy())
+            losses, rows = token_losses(self._model, self._model.moved(dataset.batch(indices)))
+            np.add.at(sums, indices[rows.cpu().numpy()], losses.double().cpu().numpy())
         return sums

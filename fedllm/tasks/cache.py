@@ -30,6 +30,7 @@ class ModelCache:
             "task": config.task,
             "seed": config.seed,
             "labels": labels,
+            "device": config.engine.device,
             "files": state(checkpoint_folder(config.model.path)),
         }
         if self._model is None or key != self._key:

@@ -126,7 +126,8 @@ class Classification(LearningTask):
 
         logits, labels = model.module(batch), batch["labels"]
         losses = cross_entropy(logits, labels, reduction="none").double()
-        return torch.stack([losses, (logits.argmax(1) == labels).double()], dim=1).detach().numpy()
+        right = (logits.argmax(1) == labels).double()
+        return torch.stack([losses, right], dim=1).detach().cpu().numpy()
 
     def confidence(self, losses: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the logit of the right label's probability: LiRA's choice."""

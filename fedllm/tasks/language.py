@@ -90,7 +90,7 @@ class LanguageTask(LearningTask):
 
     def scores(self, model: SharedModel, batch: Batch) -> NDArray[np.float64]:
         """Return for each record the mean loss of its tokens, in nats."""
-        return self.losses(model, batch).detach().double().numpy()[:, None]
+        return self.losses(model, batch).detach().double().cpu().numpy()[:, None]
 
     def confidence(self, losses: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return minus the mean loss of a token, which is nearly normal as it is."""

@@ -158,7 +158,7 @@ class TokenClassification(LearningTask):
         import numpy as np
 
         logits, tags = model.module(batch).detach(), batch["labels"]
-        losses = _record_losses(logits, tags).double().numpy()
+        losses = _record_losses(logits, tags).double().cpu().numpy()
         rows = []
         for loss, (found, true) in zip(losses, _rows(logits, tags), strict=True):
             right = sum(one == two for one, two in zip(found, true, strict=True))
@@ -263,7 +263,7 @@ def _record_losses(logits: Tensor, tags: Tensor) -> Tensor:
 
 def _rows(logits: Tensor, tags: Tensor) -> Iterator[tuple[list[int], list[int]]]:
     """Yield for each record the tags that the model gives, and the right ones, where they count."""
-    for found, true in zip(logits.argmax(2), tags, strict=True):
+    for found, true in zip(logits.argmax(2).cpu(), tags.cpu(), strict=True):
         counts = true != -100
         yield found[counts].tolist(), true[counts].tolist()
 

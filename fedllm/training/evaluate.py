@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fedllm.data.encode import EncodedDataset
 from fedllm.errors import STOPPING, DataError
+from fedllm.models.device import with_room
 from fedllm.models.pieces import by_width
 from fedllm.models.prefix import Dataset
 from fedllm.models.shared import SharedModel
@@ -120,7 +121,9 @@ def _scores(
     """
     nothing = np.full((1, len(task.site_scores)), np.nan)
     try:
-        found = task.scores(model, model.prefix.attach(dataset, rows, piece))
+        found = with_room(
+            model.device, lambda: task.scores(model, model.prefix.attach(dataset, rows, piece))
+        )
         # Whether its frozen part was kept, or broke off just now, is for others to decide.
         return found if np.isfinite(found).all() else nothing
     except STOPPING:

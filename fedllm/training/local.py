@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedllm.errors import STOPPING, TrainingError
 from fedllm.mechanisms.work import LocalResult, LocalSettings, LocalStatistics
+from fedllm.models.device import with_room
 from fedllm.models.pieces import by_unit, by_width
 from fedllm.models.prefix import Dataset
 from fedllm.models.recomputing import recomputed
@@ -276,13 +277,21 @@ class _OneUnit:
             The unit's records: which of the data set, and the same, padded.
         """
         seen = len(self.record.losses)
+
+        def forget() -> None:
+            forget_step(self.model.module)
+            del self.record.losses[seen:]
+
         try:
-            gradient = sum(self._gradient(rows, piece) for rows, piece in pieces)
+            gradient = with_room(
+                self.model.device,
+                lambda: sum(self._gradient(rows, piece) for rows, piece in pieces),
+                forget,
+            )
         except STOPPING:
             raise
         except BaseException as error:
-            forget_step(self.model.module)
-            del self.record.losses[seen:]
+            forget()
             self.record.broke_off(error)
             # As one whose kept frozen part is no number: others decide whether it is kept.
             self.record.norms.append(np.array([np.inf]))

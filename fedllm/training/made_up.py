@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedllm.data.encode import EncodedDataset
 from fedllm.errors import STOPPING, FedllmError, TrainingError
+from fedllm.models.device import with_room
 from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import Batch
 from fedllm.privacy.dpsgd import Gradients, OuterProducts, forget_step
@@ -40,7 +41,12 @@ class MadeUpTraining:
         self._records: EncodedDataset | None = None
 
     def require(
-        self, model: SharedModel, max_length: int, *, activation_checkpointing: bool = False
+        self,
+        model: SharedModel,
+        max_length: int,
+        *,
+        activation_checkpointing: bool = False,
+        rows_at_once: int = 0,
     ) -> None:
         """Refuse a model that could not be trained from the adapter that it holds.
 
@@ -55,14 +61,30 @@ class MadeUpTraining:
             Most tokens of a record.
         activation_checkpointing : bool
             Whether the run trains with it.
+        rows_at_once : int
+            Most records of one unit that are computed at once: where a GPU computes, so many of
+            the longest are tried. 0 tries none.
 
         Raises
         ------
         TrainingError
             If a loss is no number, or a tensor gets no gradient that must get one.
+        FedllmError
+            If the device has too little memory.
         """
         try:
             losses, reached = self._step(model, max_length, activation_checkpointing)
+            if rows_at_once and model.device.type != "cpu":
+                self._longest(model, max_length, activation_checkpointing, rows_at_once)
+        except torch.OutOfMemoryError:
+            # Nothing is wrong with the adapter: others may train from it.
+            raise FedllmError(
+                f"the memory of {model.device} is too small for the gradient of "
+                f"{rows_at_once or 1} record(s) of model.max_length = {max_length} tokens",
+                "free the GPU of other programs, let the site train on its processor, or give the "
+                "run a smaller model.max_length or training.microbatch_size, or "
+                "training.activation_checkpointing = true",
+            ) from None
         except FedllmError:
             raise
         except STOPPING:
@@ -101,13 +123,42 @@ class MadeUpTraining:
         try:
             with watched(model, activation_checkpointing):
                 for index in range(len(self._records)):
-                    one = partial(losses, self._records.batch(np.array([index])))
+                    one = partial(losses, model.moved(self._records.batch(np.array([index]))))
                     gradients = gradients_of(model)(model.trained, one)
                     for segment, gradient in zip(model.manifest.segments, gradients, strict=True):
                         reached[segment.slice] += float(_reaches(gradient))
         finally:
             forget_step(model.module)
         return np.concatenate(kept), reached
+
+    def _longest(
+        self, model: SharedModel, max_length: int, activation_checkpointing: bool, rows: int
+    ) -> None:
+        """Take the gradient of one unit with the longest records: whether there is room."""
+        if self._records is None:
+            return
+        batch = model.moved(_stretched(self._records.batch(np.array([0])), rows, max_length))
+        try:
+            with watched(model, activation_checkpointing):
+                with_room(
+                    model.device,
+                    lambda: gradients_of(model)(model.trained, lambda: record_losses(model, batch)),
+                    lambda: forget_step(model.module),
+                )
+        finally:
+            forget_step(model.module)
+
+
+def _stretched(batch: Batch, rows: int, length: int) -> Batch:
+    """Return one record ``rows`` times, its tokens again and again up to a length."""
+
+    def wide(values: Tensor) -> Tensor:
+        if values.dim() == 1:
+            return values.repeat(rows)
+        return values.repeat(rows, -(-length // values.shape[1]))[:, :length]
+
+    found = {key: wide(value) for key, value in batch.items()}
+    return found | {"attention_mask": torch.ones_like(found["attention_mask"])}
 
 
 def made_up_records(model: SharedModel, max_length: int) -> EncodedDataset:

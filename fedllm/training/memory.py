@@ -71,6 +71,9 @@ class MemoryEstimate:
         nothing is frozen below the trained layers.
     kept_at_most : int
         Of all records together in memory; what is beyond goes to disk.
+    device : str
+        Where the run's ``engine.device`` has the model compute. On a GPU weights and step take its
+        memory; trained values and what is kept take the machine's.
     """
 
     weights: int
@@ -78,6 +81,12 @@ class MemoryEstimate:
     vectors: int
     kept_a_record: int
     kept_at_most: int
+    device: str = "cpu"
+
+    @property
+    def on_device(self) -> int:
+        """What lies where the model computes."""
+        return self.weights + self.step
 
     @property
     def training(self) -> int:
@@ -132,6 +141,7 @@ def estimate(config: RunConfig, folder: Path, head: Head, losses: Losses) -> Mem
         vectors=_VECTORS_BYTES * trained,
         kept_a_record=kept,
         kept_at_most=DEFAULT_BUDGET_BYTES if kept else 0,
+        device=config.engine.device or "cpu",
     )
 
 

@@ -20,6 +20,7 @@ from fedllm.config import (
 )
 from fedllm.data.partition import site_titles
 from fedllm.data.records import Record
+from fedllm.errors import ConfigError
 from fedllm.files import make_output_folder, write_bytes
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
@@ -102,7 +103,8 @@ def simulate(
     Raises
     ------
     ConfigError
-        If the run folder is in use, not new, or of another configuration.
+        If the run folder is in use, not new, or of another configuration, or this machine has
+        not the device that the run names.
     FedllmError
         If the run fails; finished rounds are kept.
     """
@@ -122,6 +124,7 @@ def simulate(
             if (summary := finished_summary(out, config.rounds.count, state)) is not None:
                 watching.note(f"{out} is finished already")
                 return summary
+            _require_device(config, engine)
             # Of what may still be refused, nothing is written.
             people.note("reading the records")
             sites = divide(config)
@@ -138,6 +141,22 @@ def simulate(
             return _simulate(task, sites, test, watching, started)
         finally:
             watching.close()
+
+
+def _require_device(config: RunConfig, engine: Engine) -> None:
+    """Refuse a GPU that is not there, before a record is read."""
+    device = config.engine.device
+    if device in (None, "cpu"):
+        return
+    if engine == "ray":
+        raise ConfigError(
+            f"engine.device = {device!r}: sites that Ray runs have no GPU",
+            "leave out --engine ray, so that all sites share one copy of the model on the GPU, or "
+            "set engine.device = 'cpu'",
+        )
+    from fedllm.models.device import chosen_device
+
+    chosen_device(device)
 
 
 @dataclass(frozen=True)

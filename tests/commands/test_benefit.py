@@ -11,6 +11,7 @@ from support.kits import make_federation
 from typer.testing import CliRunner
 
 from fedllm.cli import app
+from fedllm.config import SiteModelSection
 from fedllm.errors import ConfigError, DataError
 from fedllm.identity.kits import read_kit
 from fedllm.personal.comparing import _released
@@ -91,7 +92,7 @@ def test_a_site_makes_a_layer_that_it_alone_can_open(place, kit, policy, tiny_ch
     assert found["layer"] == str(sealed)
     assert PRIVATE.encode() not in sealed.read_bytes()
     assert PRIVATE not in done.output
-    released = _released(place / "held", str(tiny_checkpoint("bert")))
+    released = _released(place / "held", SiteModelSection(path=str(tiny_checkpoint("bert"))))
     identity = read_kit(kit, "site").identity
     layer = open_own_layer(sealed, identity, released.model, released.sha256)
     assert layer.epochs == found["epochs"]

@@ -71,9 +71,9 @@ def test_nothing_is_kept_when_all_layers_are_trained(tiny_model, random_dataset)
 
 def test_memory_stays_below_the_budget(tiny_model, random_dataset):
     model, first, second = tiny_model("bert"), random_dataset(30), random_dataset(30, seed=1)
-    need = int((first.offsets[-1]) * 16 * 4)
-    cache = PrefixCache(model.module, worthwhile=True, pooled=False, budget_bytes=need + 100)
     indices = np.arange(3)
+    need = int(first.offsets[3] * 16 * 4)
+    cache = PrefixCache(model.module, worthwhile=True, pooled=False, budget_bytes=need + 100)
     assert "states" in cache.attach(first, indices, first.batch(indices))
     assert cache.used_bytes == need
     whole = PrefixCache(model.module, worthwhile=True, pooled=False)

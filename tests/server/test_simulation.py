@@ -51,6 +51,15 @@ def change(config: RunConfig, **sections) -> RunConfig:
     return RunConfig.model_validate(config.model_copy(update=updates).model_dump())
 
 
+def test_a_gpu_that_is_not_there_is_refused_before_a_record_is_read(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    asked = change(config, engine={"device": "cuda"}, data={"train": "not there.jsonl"})
+    with pytest.raises(ConfigError, match=r"engine\.device = 'cuda'"):
+        simulate(asked, tmp_path / "out")
+    with pytest.raises(ConfigError, match="sites that Ray runs have no GPU"):
+        simulate(change(asked, engine={"device": "auto"}), tmp_path / "ray", engine="ray")
+
+
 def ledgers(out: Path) -> dict[str, Ledger]:
     return {
         path.stem: Ledger.open(

@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from fedllm.cli import app
-from fedllm.config import RunConfig, parse
+from fedllm.config import RunConfig, load_run_config, parse
 from fedllm.errors import ConfigError
 from fedllm.models.live_memory import LiveMemory
 from fedllm.privacy.dpsgd import added_up_tensor
@@ -130,7 +130,22 @@ def test_the_command_says_it(tiny_checkpoint, tmp_path):
     said = CliRunner().invoke(app, ["model", "show", str(folder), "--run", str(run), "--json"])
     values = json.loads(said.output)["memory_bytes"]
     assert values["weights"] > 0
+    assert values["device"] == "cpu"
     assert values["kept_a_record"] == 16 * 16 * 4
+
+
+@pytest.mark.parametrize("device", ["cuda", "auto"])
+def test_with_a_gpu_the_command_says_what_lies_in_its_memory(device, tiny_checkpoint, tmp_path):
+    folder, run = tiny_checkpoint("llama"), tmp_path / "run.toml"
+    run.write_text(
+        f'name = "r"\ntask = "causal"\n[model]\npath = "{folder}"\nmax_length = 16\n'
+        f'[data]\ntrain = "unused.jsonl"\n[engine]\ndevice = "{device}"\n'
+    )
+    found = memory_of(load_run_config(run), folder)
+    assert found.on_device == found.weights + found.step
+    said = CliRunner().invoke(app, ["model", "show", str(folder), "--run", str(run)])
+    assert said.exit_code == 0, said.output
+    assert f"GiB of the GPU's memory ({device}): " in " ".join(said.output.split())
 
 
 def test_encoder_decoders_are_not_estimated(tmp_path):

@@ -119,7 +119,7 @@ class PlantedGradients:
     ) -> list[Gradients]:
         """Compute the true gradients, and put the canaries' in their places."""
         gradients = gradients_of(self.model)(parameters, losses)
-        mine, planted = self._rows.numpy(), []
+        mine, planted = self._rows.cpu().numpy(), []
         for segment, gradient in zip(self.model.manifest.segments, gradients, strict=True):
             places = self.coordinates[mine] - segment.start
             inside = (places >= 0) & (places < segment.size) & self.coins[mine]
@@ -373,7 +373,10 @@ def _attack(
 def losses_of(model: SharedModel, dataset: EncodedDataset) -> NDArray[np.float64]:
     """Return each record's loss, (N,), with the adapter that the model holds."""
     parts = [
-        record_losses(model, dataset.batch(np.arange(start, min(start + _ROWS, len(dataset)))))
+        record_losses(
+            model,
+            model.moved(dataset.batch(np.arange(start, min(start + _ROWS, len(dataset))))),
+        )
         for start in range(0, len(dataset), _ROWS)
     ]
-    return torch.cat(parts).double().numpy()
+    return torch.cat(parts).double().cpu().numpy()

@@ -92,7 +92,10 @@ def _bounds(config: RunConfig, up: AdapterManifest) -> Bounds:
 
 
 def shared_config(config: RunConfig) -> RunConfig:
-    """Return a run's configuration as the sites get it: without the coordinator's own places."""
+    """Return a run's configuration as the sites get it: without the coordinator's own places.
+
+    Nor its GPU: where a site computes is the site's own.
+    """
     data = config.data.model_copy(
         update={
             "train": "the site's own",
@@ -103,4 +106,5 @@ def shared_config(config: RunConfig) -> RunConfig:
         }
     )
     model = config.model.model_copy(update={"path": "the site's own", "start": None})
-    return config.model_copy(update={"data": data, "model": model})
+    engine = config.engine.model_copy(update={"device": None})
+    return config.model_copy(update={"data": data, "model": model, "engine": engine})

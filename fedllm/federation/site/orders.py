@@ -84,6 +84,8 @@ class OrderReader:
         Keeps the base model in memory.
     model_path : str
         Where the site keeps the base model; its fingerprint is what counts.
+    device : str, optional
+        Where it computes; the processor when left out.
     """
 
     identity: Identity
@@ -91,6 +93,7 @@ class OrderReader:
     allow: AllowSection
     models: ModelCache
     model_path: str
+    device: str | None = None
 
     @cached_property
     def statements(self) -> StatementReader:
@@ -103,7 +106,7 @@ class OrderReader:
         return NeighbourhoodReader(self.identity, self.roster)
 
     def configuration(self, text: str, model_fingerprint: str) -> RunConfig:
-        """Read a run's configuration, with the site's own base model, if the policy allows it.
+        """Read a run's configuration, with the site's own model and device, if it is allowed.
 
         Raises
         ------
@@ -121,6 +124,10 @@ class OrderReader:
         model = values.setdefault("model", {})
         if isinstance(model, dict):
             model["path"] = self.model_path
+        engine = values.setdefault("engine", {})
+        if isinstance(engine, dict):
+            engine.pop("device", None)
+            engine |= {} if self.device is None else {"device": self.device}
         config = parse(RunConfig, values, "the coordinator's configuration")
         check_allowed(config, self.allow, model_fingerprint)
         return config

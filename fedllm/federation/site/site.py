@@ -80,6 +80,8 @@ class Site:
         The site's own files.
     model_path : str
         Where the site keeps the base model; its fingerprint is what counts.
+    device : str, optional
+        Where the site computes; the processor when left out.
     records : callable
         Reads the site's training records of a task.
     models : ModelCache
@@ -104,6 +106,7 @@ class Site:
         models: ModelCache,
         full_errors: bool = False,
         journal: Journal | None = None,
+        device: str | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.name = identity.name
@@ -112,7 +115,7 @@ class Site:
         self._policy = policy
         self._files = files
         self._data = SiteData(records, identity)
-        self._orders = OrderReader(identity, roster, policy.allow, models, model_path)
+        self._orders = OrderReader(identity, roster, policy.allow, models, model_path, device)
         self._work = SiteWork(self.name)
         self._draws = Draws()
         self._sums = SiteSums(identity, roster, self._orders, self._account)

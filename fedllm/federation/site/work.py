@@ -56,6 +56,7 @@ class SiteWork:
                 model,
                 config.model.max_length,
                 activation_checkpointing=config.training.activation_checkpointing,
+                rows_at_once=_rows_at_once(config),
             )
 
     def train(
@@ -93,6 +94,13 @@ class SiteWork:
         which = (self._name, order.statement.round, order.statement.attempt)
         rounding = mechanism_of(order.config).random("rounding", *which)
         return order.quantiser.quantise(noised, rounding)
+
+
+def _rows_at_once(config: RunConfig) -> int:
+    """Return how many records of one unit a private step computes at once, at most."""
+    if not config.private:
+        return 0
+    return 1 if config.unit == "record" else config.training.microbatch_size
 
 
 def _trained_here(order: Order) -> NDArray[np.bool_] | None:
