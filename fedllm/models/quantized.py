@@ -96,8 +96,16 @@ class QuantizedLinear(nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The numbers (outputs, inputs) that the integers stand for."""
-        codes = unpack(self.codes) if self._packed else self.codes
-        values = codes.to(self.scales.dtype).mul_(self.scales)
+        return self.factor() if self._packed else self.factor().mul_(self.scales.flatten(1))
+
+    def factor(self) -> Tensor:
+        """Return what states are multiplied by, (outputs, inputs): of 4 bits the weights.
+
+        Of 8 bits the integers, for what comes out has one scale, and is far less than the weights.
+        """
+        if not self._packed:
+            return self.codes.flatten(1).to(self.scales.dtype)
+        values = unpack(self.codes).to(self.scales.dtype).mul_(self.scales)
         return values.flatten(1)[:, : self.in_features]
 
     @property
@@ -109,20 +117,22 @@ class QuantizedLinear(nn.Linear):
     def forward(self, states: Tensor) -> Tensor:
         """Return the layer's output; its gradient by ``states`` keeps no weights."""
         product = cast(Tensor, _Product.apply(states, self))
+        if not self._packed:
+            product = product * self.scales.flatten()
         return product if self.bias is None else product + self.bias
 
 
 class _Product(torch.autograd.Function):
-    """Takes weights from their layer when they are needed, instead of keeping them."""
+    """Takes a layer's factor when it is needed, instead of keeping it."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, layer: QuantizedLinear) -> Tensor:
         ctx.layer = layer
-        return linear(states, layer.weight)
+        return linear(states, layer.factor())
 
     @staticmethod
     def backward(ctx: FunctionCtx, *slopes: Tensor) -> tuple[Tensor, None]:
-        return slopes[0] @ cast(Any, ctx).layer.weight, None
+        return slopes[0] @ cast(Any, ctx).layer.factor(), None
 
 
 def quantize(weights: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
