@@ -41,9 +41,9 @@ def quantize_layers(
     Parameters
     ----------
     model : PreTrainedModel
-        Without a head.
+        With a head or without.
     lists : sequence of str
-        Dotted names of its lists of layers.
+        Dotted names of the lists of layers in its base.
 
     Raises
     ------
@@ -52,10 +52,11 @@ def quantize_layers(
     """
     if quantization == "none":
         return
+    stack = model.base_model
     found = [
         f"{inside}.{name}"
         for inside in lists
-        for name, part in model.get_submodule(inside).named_modules()
+        for name, part in stack.get_submodule(inside).named_modules()
         # A class of its own may do something else with its weights.
         if type(part) in (nn.Linear, Conv1D)
     ]
@@ -67,8 +68,11 @@ def quantize_layers(
         )
     for name in found:
         above, _, own = name.rpartition(".")
-        plain = cast(nn.Linear | Conv1D, model.get_submodule(name))
-        setattr(model.get_submodule(above), own, QuantizedLinear(plain, _BITS[quantization]))
+        plain = cast(nn.Linear | Conv1D, stack.get_submodule(name))
+        setattr(stack.get_submodule(above), own, QuantizedLinear(plain, _BITS[quantization]))
+    # As long as one of them lies in the mapped file, all that was read of it counts as memory.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
 
 
 class QuantizedLinear(nn.Linear):

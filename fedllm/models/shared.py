@@ -267,7 +267,7 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
     backbone = checkpoints.load_weights(folder, base, architecture, dtype, language_model=own_head)
     base_model = cast(PreTrainedModel, backbone.base_model)
     quantization = config.model.quantization
-    quantize_layers(base_model, architecture.lists, quantization)
+    quantize_layers(backbone, architecture.lists, quantization)
     first = first_trained_layer(config.lora, len(architecture.layer_names(base_model)))
     stack: LayerStack | TwoStacks
     if architecture.prompted:

@@ -154,7 +154,7 @@ def _without_numbers(
         backbone.requires_grad_(False)
         backbone.config.use_cache = False
         stack_of = cast(PreTrainedModel, backbone.base_model)
-        quantize_layers(stack_of, architecture.lists, config.model.quantization)
+        quantize_layers(backbone, architecture.lists, config.model.quantization)
         first = first_trained_layer(config.lora, len(architecture.layer_names(stack_of)))
         if config.lora.trains_base:
             train_own_tensors(backbone, architecture, config.lora)

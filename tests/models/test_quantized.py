@@ -242,6 +242,7 @@ def test_a_model_without_plain_linear_layers_is_refused():
     model = nn.Module()
     model.layers = nn.ModuleList([Own(4, 4), Own(4, 4)])
     model.config = SimpleNamespace(model_type="own")
+    object.__setattr__(model, "base_model", model)
     with pytest.raises(ConfigError, match="'own' models have no plain linear layers"):
         quantize_layers(model, ("layers",), "int4")
     assert type(model.layers[0]) is Own
