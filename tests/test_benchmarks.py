@@ -32,6 +32,7 @@ RATIO = {
     "privacy_utility": r"CPU of round over plain step +\d",
     "private_step": r"takes \d\S* times the CPU time",
     "protocol": r"times fp32 \|\n.*\n(\| 1k \| \d.* \d+\.\d\d \|\n){2}",
+    "quantization": r"\| bfloat16 \| int4 \|.* \d\.\d\d \| nan \|",
     "quality": r"ratio to a law that always says the mean: \d",
     "unequal_ranks": r"4, 8, 16 by size \| 0\.\d+ \| [+-]\d",
     "round": r"encrypted / clear +\d",

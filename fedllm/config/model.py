@@ -12,6 +12,8 @@ from fedllm.config.section import PositiveFloat, PositiveInt, Section
 AdapterKind = Literal[
     "lora", "ffa", "ffa_orthonormal", "rolora", "fedsvd", "core", "bitfit", "layers"
 ]
+# How the frozen base model's linear layers are held.
+Quantization = Literal["none", "int8", "int4"]
 # They train tensors of the base model itself.
 OWN_TENSORS: tuple[AdapterKind, ...] = ("bitfit", "layers")
 # A and B are of rank-one blocks that hang on nothing else.
@@ -60,6 +62,10 @@ class ModelSection(Section):
         names, which are public and cost no privacy.
     precision : {"float32", "bfloat16"}
         In what the frozen base model computes; adapters and heads are always float32.
+    quantization : {"none", "int8", "int4"}
+        How the frozen base model's linear layers are held: as they are, or rounded to integers
+        of 8 or 4 bits, which takes about a half or a third of bfloat16's memory for them and some
+        of the model's quality. Not for methods that train the base itself. See docs/models.md.
     """
 
     path: str
@@ -70,6 +76,7 @@ class ModelSection(Section):
     feature_center: Literal["zero", "label_names"] = "zero"
     head_start: Literal["zero", "label_names"] = "zero"
     precision: Literal["float32", "bfloat16"] = "float32"
+    quantization: Quantization = "none"
 
     @model_validator(mode="after")
     def _centred_features_have_a_length(self) -> Self:

@@ -147,6 +147,12 @@ class RunConfig(Section):
                 f"them in float32: leave out model.precision = {self.model.precision!r}, or take "
                 "an adapter"
             )
+        if self.lora.trains_base and self.model.quantization != "none":
+            raise ValueError(
+                f"lora.method = {self.lora.method!r} trains tensors of the base model, and "
+                f"model.quantization = {self.model.quantization!r} rounds them to integers, which "
+                "have no gradient: leave model.quantization out, or take an adapter"
+            )
 
     def _label_names_are_texts(self) -> None:
         of_tokens = trains_a_head(self.task) and not pools_text(self.task)

@@ -41,7 +41,6 @@ from fedllm.models.contents import (
     reading,
     state,
 )
-from fedllm.models.device import CPU, put_on
 from fedllm.models.fit import check_settings, check_sizes, check_tokenizer, check_weights
 
 __all__ = [
@@ -123,9 +122,8 @@ def load_weights(
     dtype: torch.dtype,
     *,
     language_model: bool,
-    device: torch.device = CPU,
 ) -> PreTrainedModel:
-    """Load the Transformer onto a device, frozen, with its language model head or without.
+    """Load the Transformer, frozen, with its language model head or without.
 
     Raises
     ------
@@ -161,7 +159,7 @@ def load_weights(
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
             part.config.use_cache = False
-    return put_on(model, device).train()
+    return model.train()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedllm.canonical import read_object as read_json_object
+from fedllm.config import Quantization
 from fedllm.errors import CheckpointError, FedllmError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -35,6 +36,20 @@ _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 _NAMES_A_FILE = re.compile(r"vocab|merge|file|path|(^|_)dir|args|inputs|url", re.IGNORECASE)
 # Left by older versions of transformers in many models; overwritten or ignored by this one.
 _NEVER_OPENED = frozenset({"special_tokens_map_file", "name_or_path"})
+
+
+def held_as(fingerprint: str, quantization: Quantization) -> str:
+    """Return what identifies a base model whose weights are held so.
+
+    Parameters
+    ----------
+    fingerprint : str
+        SHA-256 of the checkpoint's files; what is returned where nothing is quantised.
+    """
+    if quantization == "none":
+        return fingerprint
+    text = f"fedllm.quantized.v1\n{quantization}\n{fingerprint}\n"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,8 @@ def check_settings(path: Path, values: dict[str, Any]) -> None:
             f"{path}: the weights are quantised ({method!s:.40}); quantised checkpoints are not "
             "supported",
             "use the model's float16, bfloat16 or float32 checkpoint (its name usually lacks "
-            "GPTQ, AWQ, bnb or FP8); model.precision = 'bfloat16' halves the memory it takes",
+            "GPTQ, AWQ, bnb or FP8), and let the run round it when it is loaded: "
+            "model.quantization = 'int8' or 'int4', with model.precision = 'bfloat16'",
         )
     for key in _STEERING:
         if values.get(key):
@@ -162,7 +163,8 @@ def _headers(folder: Path) -> tuple[int, int]:
                     raise CheckpointError(
                         f"{path}: {name} is quantised ({part.get_dtype()}); quantised checkpoints "
                         "are not supported",
-                        "use the model's float16, bfloat16 or float32 checkpoint",
+                        "use the model's float16, bfloat16 or float32 checkpoint, and let the run "
+                        "round it when it is loaded (model.quantization)",
                     )
                 tensors += 1
                 values += prod(part.get_shape())

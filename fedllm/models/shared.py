@@ -20,7 +20,8 @@ from fedllm.config.task import pools_text
 from fedllm.errors import CheckpointError, TrainingError
 from fedllm.models import checkpoints, saved
 from fedllm.models.behaviour import check_parts, observe
-from fedllm.models.device import Place, chosen_device
+from fedllm.models.contents import held_as
+from fedllm.models.device import Place, chosen_device, put_on
 from fedllm.models.encoder_decoder import PromptedModel, TwoStacks
 from fedllm.models.encoder_decoder_trial import check_pair, observe_pair
 from fedllm.models.fit import check_head, check_length, check_padding
@@ -31,6 +32,7 @@ from fedllm.models.manifest import AdapterManifest, Group
 from fedllm.models.on_top import put_on_top
 from fedllm.models.own_tensors import train_own_tensors
 from fedllm.models.prefix import PrefixCache
+from fedllm.models.quantized import parameters_of, quantize_layers
 from fedllm.models.stillness import forgets
 from fedllm.models.token_head import TokenClassifier
 from fedllm.models.transformer import Batch, LayerStack, TextClassifier
@@ -53,7 +55,10 @@ class SharedModel:
     tagging : str
         By which scheme the outputs of a token's head say where spans of a label are; may be empty.
     fingerprint : str
-        SHA-256 of the base model's files.
+        Of the base model: SHA-256 of its files, and of how its weights are held
+        (``model.quantization``).
+    files_fingerprint : str
+        SHA-256 of the base model's files alone, as sites allow models by.
     earlier_fingerprint : str
         The same as fedllm made it before; adapters of that time name it.
     manifest : AdapterManifest
@@ -76,6 +81,7 @@ class SharedModel:
     labels: tuple[str, ...]
     fingerprint: str
     peft: PeftModel | None
+    files_fingerprint: str = ""
     earlier_fingerprint: str = ""
     method: AdapterKind = "lora"
     tagging: str = ""
@@ -133,7 +139,7 @@ class SharedModel:
     @property
     def number_of_parameters(self) -> int:
         """Parameters of the whole model, frozen ones included."""
-        return sum(p.numel() for p in self.module.parameters())
+        return parameters_of(self.module)
 
     @property
     def shape(self) -> dict[str, str | int]:
@@ -274,10 +280,12 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
     check_head(config, head, str(base.model_type), architecture)
     check_length(architecture, config.model.max_length)
     dtype = torch.bfloat16 if config.model.precision == "bfloat16" else torch.float32
-    backbone = checkpoints.load_weights(
-        folder, base, architecture, dtype, language_model=own_head, device=device
-    )
+    backbone = checkpoints.load_weights(folder, base, architecture, dtype, language_model=own_head)
     base_model = cast(PreTrainedModel, backbone.base_model)
+    quantization = config.model.quantization
+    # On the processor, in the same bits everywhere; and the plain weights need not fit on a GPU.
+    quantize_layers(backbone, architecture.lists, quantization)
+    put_on(backbone, device)
     first = first_trained_layer(config.lora, len(architecture.layer_names(base_model)))
     stack: LayerStack | TwoStacks
     if architecture.prompted:
@@ -311,8 +319,10 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
         tokenizer=tokenizer,
         task=config.task,
         labels=labels,
-        fingerprint=prints.current,
-        earlier_fingerprint=prints.earlier,
+        fingerprint=held_as(prints.current, quantization),
+        files_fingerprint=prints.current,
+        # No earlier version quantised.
+        earlier_fingerprint=prints.earlier if quantization == "none" else "",
         tagging=head.tagging if isinstance(head, TokenHead) else "",
         peft=adapted,
         method=config.lora.kind,

@@ -45,8 +45,8 @@ def take_over(model: SharedModel, folder: Path) -> bool:
         about.get("base_fingerprint") in fits,
         folder,
         f"the base model: its adapter is for {str(about.get('base_fingerprint'))[:16]}, model.path "
-        f"is {model.fingerprint[:16]}",
-        "set model.path to the base model of that run",
+        f"and model.quantization make {model.fingerprint[:16]}",
+        "set model.path to the base model of that run, and model.quantization as it has it",
     )
     there, here = (
         _adapted_by((folder / LORA).exists(), (folder / OWN).exists()),

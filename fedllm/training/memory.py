@@ -35,6 +35,7 @@ from fedllm.models.lora import first_trained_layer, shaped_adapters
 from fedllm.models.on_top import put_on_top
 from fedllm.models.own_tensors import train_own_tensors
 from fedllm.models.prefix import DEFAULT_BUDGET_BYTES
+from fedllm.models.quantized import quantize_layers
 from fedllm.models.recomputing import recomputed
 from fedllm.models.token_head import TokenClassifier
 from fedllm.models.transformer import Batch, Behaviour, LayerStack, TextClassifier
@@ -60,7 +61,7 @@ class MemoryEstimate:
     Attributes
     ----------
     weights : int
-        Base model in ``model.precision``, adapter and head.
+        Base model in ``model.precision`` and ``model.quantization``, adapter and head.
     step : int
         The most that the frozen part, or the gradients of one record or person (without privacy,
         of a microbatch), take at once.
@@ -163,6 +164,7 @@ def _without_numbers(
         backbone.requires_grad_(False)
         backbone.config.use_cache = False
         stack_of = cast(PreTrainedModel, backbone.base_model)
+        quantize_layers(backbone, architecture.lists, config.model.quantization)
         first = first_trained_layer(config.lora, len(architecture.layer_names(stack_of)))
         if config.lora.trains_base:
             train_own_tensors(backbone, architecture, config.lora)

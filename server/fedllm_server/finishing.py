@@ -173,7 +173,8 @@ def make_summary(
         adapter_sha256=hashlib.sha256(method.held().astype("<f4").tobytes()).hexdigest(),
         model={
             "path": config.model.path,
-            "fingerprint": model.fingerprint,
+            "fingerprint": model.files_fingerprint,
+            "quantization": config.model.quantization,
             "parameters": model.number_of_parameters,
             "method": model.method if model.adapts_layers else None,
             "adapter_parameters": method.down.length,

@@ -125,8 +125,10 @@ def _require_same_request(folder: Path, config: RunConfig) -> None:
     labels = public_labels(config, public_records(config))
     require_same_public(state, labels, public_digest(config), folder)
     from fedllm.models.checkpoints import checkpoint_folder, fingerprint
+    from fedllm.models.contents import held_as
 
-    require_same_model(state.model, fingerprint(checkpoint_folder(config.model.path)), folder)
+    files = fingerprint(checkpoint_folder(config.model.path))
+    require_same_model(state.model, held_as(files, config.model.quantization), folder)
 
 
 def cancel(kit: Path, name: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedllm.models import checkpoints, device, shared
+from fedllm.models import device, shared
 
 PRETENDED = torch.device("meta")
 _aten = torch.ops.aten
@@ -104,5 +104,5 @@ def pretended() -> Iterator[None]:
             return device.put_on(model, where)
 
         patch.setattr(shared, "chosen_device", chosen)
-        patch.setattr(checkpoints, "put_on", put_on)
+        patch.setattr(shared, "put_on", put_on)
         yield

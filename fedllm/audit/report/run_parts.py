@@ -169,6 +169,8 @@ class RunParts:
             text += "; " + texts["architecture"].format(kind=model["architecture"], **shape)
         if "fingerprint" in model:
             text += "; " + texts["fingerprint"].format(start=str(model["fingerprint"])[:16])
+        if model.get("quantization", "none") != "none":
+            text += "; " + texts["quantized"].format(held=model["quantization"])
         return text
 
     def _clipping_text(self) -> str:

@@ -6,6 +6,7 @@ from fedllm.config import AllowSection, RunConfig
 from fedllm.encryption.sparse import MaskGraph, is_large
 from fedllm.errors import RefusedError
 from fedllm.mechanisms import mechanism_of
+from fedllm.models.contents import held_as
 
 
 def check_allowed(config: RunConfig, allow: AllowSection, model_fingerprint: str) -> None:
@@ -17,7 +18,9 @@ def check_allowed(config: RunConfig, allow: AllowSection, model_fingerprint: str
         Names the policy's key. Says nothing about the data.
     """
     refuse(config.task not in allow.tasks, f"task {config.task!r} is not in allow.tasks")
-    if allow.models and model_fingerprint not in allow.models:
+    # A policy names files; a run, what they are held as.
+    allowed = {held_as(model, config.model.quantization) for model in allow.models}
+    if allowed and model_fingerprint not in allowed:
         raise RefusedError(
             "the base model's fingerprint is not in allow.models",
             "fedllm client check prints the fingerprint of the site's own copy; those that earlier "

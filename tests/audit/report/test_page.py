@@ -428,6 +428,15 @@ def test_the_shared_model_is_named(tmp_path, path, name):
     assert "/home" not in row
     assert "bert, 6 layers of width 384" in row
     assert "fe" * 8 in row
+    assert "rounded" not in row
+
+
+@pytest.mark.parametrize(("held", "said"), [("int4", True), ("none", False)])
+def test_a_shared_model_of_rounded_weights_is_called_so(tmp_path, held, said):
+    figures = summary()
+    figures["model"] |= {"quantization": held}
+    text = page(write_run(tmp_path / "run", figures=figures)).text
+    assert ("its linear layers rounded to int4" in text) == said
 
 
 def finding_texts(folder):

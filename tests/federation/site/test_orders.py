@@ -250,6 +250,10 @@ ORDERS = {
         lambda p: sent(p, model="0" * 64),
         "the base model at this site is not the one that the run is for",
     ),
+    "the base model held otherwise": (
+        lambda p: configured(p, 'quantization = "none"', 'quantization = "int8"'),
+        "the base model at this site is not the one that the run is for",
+    ),
     "one label more": (
         lambda p: sent(p, labels=(*p.order.header.labels, "four")),
         "the adapter is not as long as this site's",

@@ -8,6 +8,7 @@ from support.federation import config_values
 from fedllm.config import AllowSection, RunConfig, parse
 from fedllm.errors import RefusedError
 from fedllm.federation.site.policy import check_allowed
+from fedllm.models.contents import held_as
 
 MODEL = "ab" * 32
 PRIVATE = {"privacy": {"epsilon": 2.0}}
@@ -56,6 +57,23 @@ def test_a_run_at_the_edge_is_allowed_and_one_beyond_is_refused(sections, kept, 
         check_allowed(config, AllowSection(**{"min_cohort": 1, **broken}), MODEL)
     assert words in refused.value.message
     assert words not in refused.value.remedy
+
+
+def test_a_policy_names_files_and_a_run_may_round_what_is_in_them():
+    """The coordinator names the base as it is held, which no list of files holds."""
+    allow = AllowSection(min_cohort=1, models=(MODEL,))
+    held = {name: held_as(MODEL, name) for name in ("none", "int8", "int4")}
+    assert held["none"] == MODEL
+    for name in held:
+        values = config_values("base", **PRIVATE)
+        values["model"]["quantization"] = name
+        config = parse(RunConfig, values, "test")
+        for other, fingerprint in held.items():
+            if other == name:
+                check_allowed(config, allow, fingerprint)
+                continue
+            with pytest.raises(RefusedError, match=r"not in allow\.models"):
+                check_allowed(config, allow, fingerprint)
 
 
 def test_a_policy_for_persons_allows_runs_that_protect_more():
