@@ -199,7 +199,7 @@ def test_a_failed_evaluation_at_the_sites_does_not_lose_the_run(
     def fail(*args):
         raise RuntimeError("private words")
 
-    monkeypatch.setattr("fedllm.federation.site.work.unit_scores", fail)
+    monkeypatch.setattr("fedllm.federation.site.work.scores_of_units", fail)
     config = change(config, evaluation={"every": 1, "holdout": 0.4})
     summary = simulate(config, tmp_path / "run")
     assert summary.rounds == 3

@@ -60,23 +60,22 @@ def evaluation_is_private(material: Material, every_task: bool) -> str | None:
             persons = some_persons if task == TASKS[0] else by_itself
             if problem := _as_sent(material, way, config, persons):
                 return f"{way.name}, {task}: {problem}"
-    # The blocks of labels under a site's own noise, and those of groups under shared noise.
-    for way, task in zip(WAYS, TASKS[: 2 if every_task else 1], strict=False):
-        kind = "bert" if trains_a_head(task) else "llama"
-        config = _config(material, way, kind, task, parts=True)
+    # Groups first: a record may be of none that is told.
+    for way, parts in zip(WAYS, ("group", "label")[: 2 if every_task else 1], strict=False):
+        config = _config(material, way, "bert", TASKS[0], parts)
         if problem := (
             _units_are_bounded(config)
             or _noise(way, config)
             or _as_sent(material, way, config, some_persons)
         ):
-            return f"{way.name}, {task}, by {config.evaluation.parts}: {problem}"
+            return f"{way.name}, by {parts}: {problem}"
     return None
 
 
-def _config(material: Material, way: Way, kind: Kind, task: Task, parts: bool = False) -> RunConfig:
-    told: dict[str, Any] = {}
-    if parts:
-        told = {"parts": "group", "groups": _GROUPS} if task != TASKS[0] else {"parts": "label"}
+def _config(
+    material: Material, way: Way, kind: Kind, task: Task, parts: str | None = None
+) -> RunConfig:
+    told = {"parts": parts, "groups": _GROUPS if parts == "group" else None}
     return site_config(
         material,
         way,
