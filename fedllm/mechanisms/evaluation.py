@@ -126,9 +126,10 @@ class EvaluationSums:
         deviation = self.deviation(norm)
         room = Room(self.LARGEST_SUM - TAIL_DEVIATIONS * deviation, deviation)
         if room.signal < self.LARGEST_SUM / 4:
+            without = ", or leave out evaluation.parts" if self._config.evaluation.parts else ""
             raise ConfigError(
                 "the noise leaves no room for the sums of evaluation at the sites",
-                "raise evaluation.epsilon, or evaluate less often (evaluation.every)",
+                "raise evaluation.epsilon, or evaluate less often (evaluation.every)" + without,
             )
         if self._noise_share < 1 and 0 < deviation < room.least_deviation(self.BITS):
             raise ConfigError(
