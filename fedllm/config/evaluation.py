@@ -27,9 +27,8 @@ class EvaluationSection(Section):
         Tells quality by each label of a classification, or by each of ``groups``, beside the
         whole. Costs no epsilon; all sums have the square root of 2 times more noise.
     groups : list of str, optional
-        The groups that are told, by the names that sites' records have in the column
-        ``data.group`` of each site's policy; what a record is of must be one of these to count
-        in more than the whole.
+        The groups that are told, written exactly as sites' records have them in the column
+        ``data.group`` of each site's policy; a record of another counts in the whole alone.
     """
 
     every: Annotated[int, Field(ge=0)] = 0

@@ -121,6 +121,16 @@ def entries(scores: Sequence[Score]) -> int:
     return 1 + len(scores)
 
 
+def longest(scores: Sequence[Score], parts: int) -> float:
+    """Return the largest L2 norm of what a unit adds: a block, and one more where parts are told.
+
+    Entries of a block are in [0, 1]. The blocks of all parts together are no longer than one: a
+    record fills one of them, and a person's are weighted by shares that add up to 1 at most. So it
+    does not grow with the number of parts.
+    """
+    return sqrt(entries(scores) * (2 if parts else 1))
+
+
 def vectors(
     scores: Sequence[Score], found: UnitScores, parts: int
 ) -> Iterator[NDArray[np.float64]]:

@@ -84,14 +84,10 @@ def part_names(config: RunConfig, labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def unit_vector(config: RunConfig, labels: Sequence[str]) -> UnitVector:
-    """Return how long a held-out unit's vector is, and how long it may be in the L2 norm.
-
-    A block of the whole has entries in [0, 1]. Those of all parts together are no longer than one
-    such block: a record fills one of them, and a person's are weighted by shares that add up to 1
-    at most. So the norm does not grow with the number of parts.
-    """
-    entries, parts = bounded.entries(task_of(config.task).site_scores), part_names(config, labels)
-    return UnitVector(entries * (1 + len(parts)), sqrt(entries * (2 if parts else 1)))
+    """Return how many values a held-out unit adds, and how long they may be in the L2 norm."""
+    scores, parts = task_of(config.task).site_scores, len(part_names(config, labels))
+    length = bounded.entries(scores) * (1 + parts)
+    return UnitVector(length, bounded.longest(scores, parts))
 
 
 def parts_of(
