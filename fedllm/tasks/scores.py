@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Losses above are counted as this much; most tokens and labels stay well below.
 LOSS_LIMIT_NATS = 8.0
-# A part is told of only where the noise of a mean is below about this much of the score's limit.
+# A part's figure is told where its noise is no more than this much of the largest that it can be.
 LARGEST_SPREAD = 0.1
 
 
@@ -195,8 +195,18 @@ def means(
     return figures
 
 
-def told(scores: Sequence[Score], figures: dict[str, float]) -> bool:
-    """Tell whether the noise leaves anything of a part's `means`."""
-    return bool(figures) and all(
-        figures[f"{score.name}_noise"] <= LARGEST_SPREAD * score.limit for score in scores
-    )
+def told(scores: Sequence[Score], figures: dict[str, float]) -> dict[str, float]:
+    """Return those of a part's figures that the noise leaves something of, or nothing.
+
+    Parameters
+    ----------
+    figures : dict
+        `means` of the part, and what its task makes of them, which is at most 1.
+    """
+    limits = {score.name: score.limit for score in scores}
+    kept: dict[str, float] = {}
+    for name, value in figures.items():
+        spread = figures.get(f"{name}_noise")
+        if spread is not None and spread <= LARGEST_SPREAD * limits.get(name, 1.0):
+            kept |= {name: value, f"{name}_noise": spread}
+    return {"units": figures["units"], **kept} if kept else {}

@@ -55,9 +55,14 @@ def site_parts(
         found = quality.get(kind)
         if isinstance(found, Mapping) and found:
             ends = [part.get("last") for part in found.values() if isinstance(part, Mapping)]
-            known = [figures for figures in (whole, *ends) if isinstance(figures, Mapping)]
-            measure = next((m for m in measures if any(m in figures for figures in known)), "loss")
+            measure = _told_first(measures, ends) or _told_first(measures, [whole]) or "loss"
             yield _site_table(found, whole, measure, kind, texts)
+
+
+def _told_first(measures: Sequence[str], figures: Sequence[Any]) -> str:
+    """Return the first measure that any of these figures has, or nothing."""
+    known = [one for one in figures if isinstance(one, Mapping)]
+    return next((m for m in measures if any(m in one for one in known)), "")
 
 
 def _site_table(

@@ -179,8 +179,8 @@ class SiteQuality:
         ``loss_noise``, its standard deviation by noise alone; and what the task makes of these.
         Empty where the noise leaves no positive number of units.
     parts : dict of dict
-        The same for each part that is told, by name; empty for those of which the noise leaves
-        too little.
+        The same for each part that is told, by name, without figures of which the noise leaves
+        too little; empty where it does so of all.
     """
 
     whole: dict[str, float]
@@ -202,11 +202,11 @@ def read_sum(
     deviation = EvaluationSums(config).deviation(unit_vector(config, labels).norm) * sqrt(sites)
     task, names = task_of(config.task), part_names(config, labels)
     whole, *blocks = (
-        bounded.means(task.site_scores, block, deviation)
+        task.site_figures(bounded.means(task.site_scores, block, deviation))
         for block in np.split(total, 1 + len(names))
     )
     parts = {
-        name: task.site_figures(found) if bounded.told(task.site_scores, found) else {}
+        name: bounded.told(task.site_scores, found)
         for name, found in zip(names, blocks, strict=True)
     }
-    return SiteQuality(task.site_figures(whole), parts)
+    return SiteQuality(whole, parts)
