@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ _SOON_DAYS = 30
 # 60 s behind it (`fedllm.federation.transport.listener`).
 _CLOCK_AHEAD_S, _CLOCK_BEHIND_S = 5.0, 60.0
 _FEW_UNITS = 100
+_SHOWN_GROUPS = 12
 
 Needed = TypeVar("Needed")
 
@@ -185,6 +187,7 @@ class _SiteCheck:
             text += f" of {len(persons)} persons"
         if more := task_of(task).counted(records):
             text += f", {more}"
+        text += _groups(records)
         for other, rows in others:
             if more := task_of(other).counted(rows):
                 text += f"; for {other}, {more}"
@@ -243,6 +246,19 @@ def _readable(policy: SitePolicy) -> dict[Task, list[Record]]:
     if not read:
         raise first or ConfigError("allow.tasks is empty", "allow at least one task")
     return read
+
+
+def _groups(records: Sequence[Record]) -> str:
+    """Count the records of each group that the column ``data.group`` names, if any."""
+    counts = Counter(record.group for record in records if record.group is not None)
+    if not counts:
+        return ""
+    without = len(records) - counts.total()
+    rest = f", {without} of none" if without else ""
+    # So many different ones may be texts, or names of persons.
+    if len(counts) > min(_SHOWN_GROUPS, len(records) / 2):
+        return f", {len(counts)} groups{rest}"
+    return f", groups {', '.join(f'{n!r} ({c})' for n, c in counts.most_common())}{rest}"
 
 
 def _check_ledger(kit: Kit, policy: SitePolicy) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import sqrt
 
 from fedllm.config import RunConfig
 
@@ -95,4 +96,20 @@ def _shares(config: RunConfig) -> list[str]:
         )
     if count := len(tuple(mechanism.evaluation.rounds)):
         words.append(f"{count} evaluations at the sites are included (evaluation.every)")
+    if config.evaluation.parts:
+        words.append(_parts(config, mechanism.evaluation.deviation))
     return words
+
+
+def _parts(config: RunConfig, deviation: Callable[[float], float]) -> str:
+    """Say how many held-out units a label or group needs to be told of."""
+    from fedllm.tasks import task_of
+    from fedllm.tasks.scores import LARGEST_SPREAD, longest
+
+    noise = deviation(longest(task_of(config.task).site_scores, 1))
+    noise *= sqrt(config.rounds.min_sites)
+    return (
+        f"a {config.evaluation.parts} of which {config.rounds.min_sites} sites together hold out "
+        f"fewer than about {noise / LARGEST_SPREAD:,.0f} {config.unit}s is not told of "
+        "(evaluation.parts)"
+    )

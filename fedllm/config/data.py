@@ -54,8 +54,12 @@ class DataSection(Section):
     test_limit : int, optional
         Evaluate on so many of the test records, chosen at random.
     group : str, optional
-        Column of the public test file that says which group a record is of, such as a language or
-        the kind of source: quality is told for each group by itself at the end of the run.
+        Column that says which group a record is of, such as a language or the kind of source. In a
+        run, of the public test file: quality is told for each group by itself at the end. In a
+        site's policy, of the site's records, and in a simulation of both files: where the run sets
+        ``evaluation.parts = "group"``, held-out records count for their group too. It may be empty
+        in some records, and these count in the whole alone, as do all of a site whose policy names
+        no column.
     """
 
     train: str

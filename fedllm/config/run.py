@@ -16,7 +16,7 @@ from fedllm.config.privacy import PrivacySection
 from fedllm.config.recipes import with_recipe
 from fedllm.config.rounds import RoundsSection
 from fedllm.config.section import Section, Task
-from fedllm.config.task import pools_text, smallest_unit, trains_a_head
+from fedllm.config.task import labels_records, pools_text, smallest_unit, trains_a_head
 from fedllm.config.training import TrainingSection
 from fedllm.errors import ConfigError
 from fedllm.limits import MAX_SITES
@@ -95,6 +95,11 @@ class RunConfig(Section):
                     f"evaluation.epsilon = {self.evaluation.epsilon:g} must be smaller than "
                     f"privacy.epsilon = {self.privacy.epsilon:g}, of which it is a part"
                 )
+        if self.evaluation.parts == "label" and not labels_records(self.task):
+            raise ValueError(
+                f"evaluation.parts = 'label' needs one label for each record, and task = "
+                f"{self.task!r} has none: take evaluation.parts = 'group', or leave it out"
+            )
         if self.privacy.distribution == "discrete_gaussian":
             self._discrete_noise_fits()
         if self.privacy.clipping_quantile is not None:
@@ -207,6 +212,17 @@ class RunConfig(Section):
                 "privacy.distribution = 'discrete_gaussian' needs training.learning_rate = 1: "
                 "the site sends its sum, the coordinator takes the step"
             )
+
+    @property
+    def site_data(self) -> DataSection:
+        """Columns of a simulation's training records.
+
+        ``data.group`` is among them only where sites tell of groups; else it is a column of the
+        public test file alone.
+        """
+        if self.evaluation.parts == "group":
+            return self.data
+        return self.data.model_copy(update={"group": None})
 
     @property
     def private(self) -> bool:

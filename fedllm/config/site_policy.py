@@ -78,6 +78,9 @@ class AllowSection(Section):
         Whether a run without differential privacy is allowed.
     unit : {"record", "person"}
         Weakest unit of privacy that is accepted.
+    parts : list of "label" and "group"
+        By what a run may tell quality at the sites (``evaluation.parts``); a run that asks for
+        another is refused. Groups are told only of records whose column ``data.group`` names.
     """
 
     tasks: tuple[Task, ...] = (
@@ -95,6 +98,7 @@ class AllowSection(Section):
     masks: Literal["required", "optional"] = "required"
     non_private: bool = False
     unit: Literal["record", "person"] = "record"
+    parts: tuple[Literal["label", "group"], ...] = ("label", "group")
 
 
 class SiteModelSection(Section):

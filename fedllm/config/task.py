@@ -32,6 +32,17 @@ def pools_text(task: Task) -> bool:
             assert_never(task)
 
 
+def labels_records(task: Task) -> bool:
+    """Tell whether each record has one label, of which quality can be told by itself."""
+    match task:
+        case "classification":
+            return True
+        case "instruction" | "causal" | "token_classification":
+            return False
+        case _:
+            assert_never(task)
+
+
 def smallest_unit(task: Task) -> Literal["record"]:
     """Name what one unit of privacy is where no person is named; `LearningTask.unit` keys it."""
     match task:

@@ -69,12 +69,15 @@ class ColumnMap:
         Roles that hold free text; the others hold names, or spans.
     spans : frozenset of str
         Roles that hold spans of the text.
+    blank : frozenset of str
+        Required roles that may be empty in a row.
     """
 
     required: Mapping[str, str]
     optional: Mapping[str, str]
     texts: frozenset[str] = frozenset()
     spans: frozenset[str] = frozenset()
+    blank: frozenset[str] = frozenset()
 
     @property
     def names(self) -> list[str]:
@@ -122,10 +125,11 @@ def column_map(data: DataSection, columns: Mapping[str, Column], *, public_test:
     values = {role: column.name for role, column in columns.items()}
     texts = frozenset(role for role, column in columns.items() if column.kind == "text")
     spans = frozenset(role for role, column in columns.items() if column.kind == "spans")
-    groups = {role: column for role in ("unit", "site") if (column := getattr(data, role))}
+    about = {role: column for role in ("unit", "site") if (column := getattr(data, role))}
     if public_test:
-        return ColumnMap(values, groups, texts, spans)
-    return ColumnMap({**values, **groups}, {}, texts, spans)
+        return ColumnMap(values, about, texts, spans)
+    group = {"group": data.group} if data.group else {}
+    return ColumnMap({**values, **about, **group}, {}, texts, spans, frozenset(group))
 
 
 def _listed(present: Sequence[str]) -> str:

@@ -116,6 +116,8 @@ class EncodedDataset:
         A number for each token, from which ``labelling`` makes a batch's labels.
     cut_records, cut_tokens : int
         How many records were longer than ``max_length``, and by how many tokens altogether.
+    groups : tuple of str or None
+        What each record is of, where it names it; empty if none does.
     """
 
     tokens: NDArray[np.int32]
@@ -129,6 +131,7 @@ class EncodedDataset:
     tags: NDArray[np.int32] | None = None
     cut_records: int = 0
     cut_tokens: int = 0
+    groups: tuple[str | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -259,7 +262,13 @@ def encode(
         tags=np.concatenate(tags) if encoder.labelling is labels_as_given else None,
         cut_records=len(cut),
         cut_tokens=sum(cut),
+        groups=_groups([records[i] for i in kept]),
     )
+
+
+def _groups(records: Sequence[Record]) -> tuple[str | None, ...]:
+    found = tuple(record.group for record in records)
+    return found if any(group is not None for group in found) else ()
 
 
 def _tokenised(

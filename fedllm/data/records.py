@@ -34,6 +34,8 @@ class Record:
         Number of the row there, from 1; 0 where nothing was read.
     columns : Mapping of str to str, optional
         Which column each role was read from, where it was read; one object for a source.
+    group : str, optional
+        What the record is of, when ``data.group`` is set and names it.
     """
 
     # Private: left out of repr so that no log or traceback shows them.
@@ -43,6 +45,7 @@ class Record:
     origin: str
     row: int = field(default=0, repr=False, compare=False)
     columns: Mapping[str, str] | None = field(default=None, repr=False, compare=False)
+    group: str | None = field(default=None, repr=False)
 
     @property
     def where(self) -> str:

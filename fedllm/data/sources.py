@@ -40,9 +40,9 @@ def read_records(
     -------
     list of Record
         At least one, in the order of the source. Labels that are whole numbers become
-        text, sites are text without white space around it. Units are in one spelling: a person
-        whose name is written in two normal forms of Unicode, in upper and in lower case, in
-        wide characters, or with invisible ones, is one person.
+        text, sites and groups are text without white space around it; a record may have no group.
+        Units are in one spelling: a person whose name is written in two normal forms of Unicode,
+        in upper and in lower case, in wide characters, or with invisible ones, is one person.
 
     Raises
     ------
@@ -103,6 +103,7 @@ def _records_of(
                 role: _required(role, column, row.fields, role in columns.texts)
                 for role, column in columns.required.items()
                 if role not in columns.spans
+                and not (role in columns.blank and _is_blank(row.fields.get(column)))
             }
             for role in columns.spans:
                 column = columns.required[role]
@@ -120,14 +121,19 @@ def _records_of(
             origin=f"{name}:{row.line or row.number}",
             row=row.number,
             columns=columns.required,
+            group=values.get("group"),
         )
+
+
+def _is_blank(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _required(role: str, column: str, fields: Mapping[str, object], free_text: bool) -> str:
     value = _present(column, fields)
     # The same few names come back in many rows: keep one copy of each.
     text = text_value(value, column) if free_text else sys.intern(_name(value, column))
-    if role == "site":
+    if role in ("site", "group"):
         text = text.strip()
     if role == "unit":
         # Two persons taken for one are protected together; one taken for two pays twice.

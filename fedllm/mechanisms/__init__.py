@@ -9,7 +9,7 @@ and the report ask the same object. Evaluation at the sites has an object of its
 
 from fedllm.mechanisms.choice import mechanism_of
 from fedllm.mechanisms.cost import Cost
-from fedllm.mechanisms.evaluation import EvaluationSums
+from fedllm.mechanisms.evaluation import EvaluationSums, UnitVector
 from fedllm.mechanisms.local import rounded_size
 from fedllm.mechanisms.mechanism import Contribution, Mechanism, SiteRound, Wording
 from fedllm.mechanisms.planning import PlannedCost, planned_cost
@@ -29,6 +29,7 @@ __all__ = [
     "PlannedCost",
     "SiteRound",
     "SumLaw",
+    "UnitVector",
     "Wording",
     "mechanism_of",
     "planned_cost",

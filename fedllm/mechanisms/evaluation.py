@@ -1,11 +1,15 @@
 """Evaluation sums: one Gaussian mechanism on all units that a site holds out.
 
-Each held-out unit gives a vector of E entries in [0, 1], so adding or removing one moves the sum
-by at most sqrt(E). Sites send the noised sum of theirs in a round of its own.
+Each held-out unit gives a vector whose L2 norm has a bound, so adding or removing one moves the sum
+by no more than that. The bound is a number beside the vector's length: where quality is told by
+part, a vector has a block for each part and one unit fills few of them. Sites send the noised sum
+of theirs in a round of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
 
@@ -20,6 +24,22 @@ from fedllm.privacy.accounting.calibration import solve_noise_multiplier
 from fedllm.privacy.accounting.events import Event, Gaussian, NonPrivate
 from fedllm.privacy.discrete import TAIL_DEVIATIONS
 from fedllm.randomness import RandomStream
+
+
+@dataclass(frozen=True)
+class UnitVector:
+    """What one held-out unit adds to a sum.
+
+    Attributes
+    ----------
+    length : int
+        Its values.
+    norm : float
+        Largest L2 norm, whatever the unit holds; noise is scaled to it, and vectors are cut to it.
+    """
+
+    length: int
+    norm: float
 
 
 class EvaluationSums:
@@ -85,27 +105,31 @@ class EvaluationSums:
             (Gaussian(event.noise_multiplier, count),) if isinstance(event, Gaussian) else (event,)
         )
 
-    def deviation(self, entries: int) -> float:
-        """Return the standard deviation of one site's noise on each of ``entries`` sums."""
+    def deviation(self, norm: float) -> float:
+        """Return the standard deviation of one site's noise on each sum.
+
+        ``norm`` bounds what one unit adds, as of `UnitVector`.
+        """
         event = self.event
         if not isinstance(event, Gaussian):
             return 0.0
-        return event.noise_multiplier * self._noise_share * sqrt(entries)
+        return event.noise_multiplier * self._noise_share * norm
 
-    def room(self, entries: int) -> Room:
+    def room(self, norm: float) -> Room:
         """Return what is left for sums beside the noise.
 
         Raises
         ------
         ConfigError
-            If the noise of ``entries`` sums is too large for their levels, or too small.
+            If the noise that hides ``norm`` is too large for the levels of sums, or too small.
         """
-        deviation = self.deviation(entries)
+        deviation = self.deviation(norm)
         room = Room(self.LARGEST_SUM - TAIL_DEVIATIONS * deviation, deviation)
         if room.signal < self.LARGEST_SUM / 4:
+            without = ", or leave out evaluation.parts" if self._config.evaluation.parts else ""
             raise ConfigError(
                 "the noise leaves no room for the sums of evaluation at the sites",
-                "raise evaluation.epsilon, or evaluate less often (evaluation.every)",
+                "raise evaluation.epsilon, or evaluate less often (evaluation.every)" + without,
             )
         if self._noise_share < 1 and 0 < deviation < room.least_deviation(self.BITS):
             raise ConfigError(
@@ -115,17 +139,38 @@ class EvaluationSums:
             )
         return room
 
-    def noised(self, total: NDArray[np.float64], noise: RandomStream) -> NDArray[np.float64]:
-        """Return a site's sums (E,), cut off to leave room, with its part of the noise.
+    def total(
+        self, vectors: Iterable[NDArray[np.float64]], unit: UnitVector
+    ) -> NDArray[np.float64]:
+        """Add up units' vectors, (L,), without noise.
+
+        What is cut to `UnitVector.norm` is the very vector that is added: whatever a task, or a
+        unit with records in several parts, made of it, the noise hides it. One that is not finite
+        adds nothing.
+        """
+        # Torch comes with it, and plans do without.
+        from fedllm.privacy.dpsgd import clipped
+
+        total = np.zeros(unit.length)
+        for vector in vectors:
+            total += clipped(vector, unit.norm).values
+        return total
+
+    def noised(
+        self, total: NDArray[np.float64], norm: float, noise: RandomStream
+    ) -> NDArray[np.float64]:
+        """Return a site's sums (L,), cut off to leave room, with its part of the noise.
 
         Parameters
         ----------
-        total : float64 array (E,)
-            Sums over the site's held-out units of entries in [0, 1].
+        total : float64 array (L,)
+            As `total` returns it.
+        norm : float
+            What no unit's vector in it is longer than.
         noise : RandomStream
             Cryptographic for a private run.
         """
-        room = self.room(len(total))
+        room = self.room(norm)
         return room.noised(total, room.deviation, noise) * self.LARGEST_SUM
 
     @property

@@ -22,13 +22,13 @@ from fedllm.runs.plain_json import damaged, finite, read_objects, to_line
 
 Figures = dict[str, float | None]
 # What is written only where it says something, as before there was any of it.
-_LATER = ("rejected", "kept_round", "norm_ratio", "averaging_lost")
+_LATER = ("site_parts", "rejected", "kept_round", "norm_ratio", "averaging_lost")
 
 
 class RoundReport(BaseModel):
     """One line of ``metrics.jsonl``; a figure that was not finite is None.
 
-    The last four are left out where they say nothing.
+    The last four, and ``site_parts``, are left out where they say nothing.
 
     Attributes
     ----------
@@ -43,6 +43,9 @@ class RoundReport(BaseModel):
     site_metrics : dict, optional
         The same, of the model that the run went on with, on records that the sites hold out, from
         noised sums; with the standard deviations that the noise gives them.
+    site_parts : dict of dict
+        The same by label or group, where the run asks for it (``evaluation.parts``); empty for
+        those of which the noise leaves too little.
     epsilon : dict of str to float
         Spent so far by this run at each site; known to the coordinator in a simulation only.
     update_norm : float
@@ -74,6 +77,7 @@ class RoundReport(BaseModel):
     dropped: dict[str, str] = {}
     metrics: Figures | None = None
     site_metrics: Figures | None = None
+    site_parts: dict[str, Figures] = {}
     epsilon: Figures = {}
     update_norm: float | None = 0.0
     bytes_up: int = 0
@@ -94,6 +98,7 @@ class RoundReport(BaseModel):
     @field_validator(
         "metrics",
         "site_metrics",
+        "site_parts",
         "epsilon",
         "update_norm",
         "seconds",
@@ -137,6 +142,8 @@ class RoundReport(BaseModel):
 
 def _explain(error: ValidationError) -> str:
     key, *inner = error.errors()[0]["loc"]
+    if key == "site_parts":
+        return "'site_parts' is not a table of tables of numbers"
     if inner and key != "rejected":
         return f"'{key}' holds under '{inner[0]}' something that is not a number"
     if key == "dropped":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from fedllm.runs.names import SUMMARY
 from fedllm.runs.plain_json import damaged, finite, read_object
 from fedllm.visible import visible
 
-_MOST_SITES = 12
+_MOST_SITES, _MOST_PARTS = 12, 3
 
 DIVERGED = (
     "a figure of the last evaluation is not a number; its epsilon is spent all the same. "
@@ -32,14 +33,14 @@ DIVERGED = (
 
 
 # Left out where they say nothing, as before there was any of it.
-_LATER = ("site_titles", "started_from", "quality")
+_LATER = ("site_titles", "started_from", "quality", "site_quality")
 
 
 class Summary(BaseModel):
     """The figures of a finished run; written as ``summary.json``.
 
-    Every key is written, ``site_titles`` and ``started_from`` only where there is any; one that an
-    older or newer version lacks is empty when it is read.
+    Every key is written, ``site_titles``, ``started_from``, ``quality`` and ``site_quality`` only
+    where there is any; one that an older or newer version lacks is empty when it is read.
 
     Attributes
     ----------
@@ -69,6 +70,10 @@ class Summary(BaseModel):
     quality : dict
         By "label" or "group" of the public test file (`data.group`), then by name: test metrics
         ``after`` the run and, where it began untrained, ``before``.
+    site_quality : dict
+        By "label" or "group" (``evaluation.parts``), then by name: what the sites' held-out records
+        said in the ``last`` evaluation and, where there was an earlier one, in the ``first``, with
+        noise as in ``site_metrics``; empty where it left too little.
     started, finished : str
         When the run was first begun, and when this was written; UTC, ISO 8601.
     simulated : bool
@@ -97,6 +102,7 @@ class Summary(BaseModel):
     versions: dict[str, str] = {}
     started_from: dict[str, Any] = {}
     quality: dict[str, Any] = {}
+    site_quality: dict[str, dict[str, dict[str, Figures]]] = {}
     started: str = ""
     finished: str = ""
     simulated: bool = False
@@ -134,6 +140,7 @@ class Summary(BaseModel):
             f"{self.run}: {self.rounds} rounds, {self.sites} sites, "
             f"{self.seconds.get('total') or 0:.0f} s",
             f"  test        {figures or 'no public test file'}",
+            *self._at_sites(),
             *self._sites(),
             f"  privacy     {self._privacy()}",
             *self._colluders(),
@@ -155,6 +162,13 @@ class Summary(BaseModel):
             f"epsilon {bound}, delta {told.get('delta', 0):g}, "
             f"for each {told.get('unit')}; noise {told.get('noise')}"
         )
+
+    def _at_sites(self) -> list[str]:
+        """Say of which labels or groups the sites' held-out records tell the least."""
+        return [
+            visible(f"  {f'by {kind}':<11} {_worst({n: f.get('last', {}) for n, f in of.items()})}")
+            for kind, of in self.site_quality.items()
+        ]
 
     def _sites(self) -> list[str]:
         """Say which name is whose, where people write another than files do."""
@@ -217,3 +231,22 @@ def read_summary(folder: Path) -> Summary:
 
 def _shown(value: float | None) -> str:
     return "not a number" if value is None else f"{value:.4f}"
+
+
+def _worst(parts: Mapping[str, Figures]) -> str:
+    """Name the parts of which the sites' held-out records say the least good figures."""
+    measures = ("f1", "accuracy", "loss")
+    measure = next((m for m in measures if any(m in of for of in parts.values())), "loss")
+    sign = -1 if measure == "loss" else 1
+    told = sorted(
+        (sign * value, name) for name, of in parts.items() if (value := of.get(measure)) is not None
+    )
+    words = [
+        f"{name} {_shown(sign * value)} ± {_shown(parts[name].get(f'{measure}_noise'))}"
+        for value, name in told[:_MOST_PARTS]
+    ]
+    if len(told) > _MOST_PARTS:
+        words.append(f"{len(told) - _MOST_PARTS} better ones")
+    if few := len(parts) - len(told):
+        words.append(f"{few} with too few held-out units to tell")
+    return f"{measure} at the sites: {', '.join(words)}"

@@ -191,7 +191,9 @@ class LearningTask(ABC):
         """
         if data.test is None:
             return []
-        nobodys = data.model_copy(update={"unit": None, "site": data.group, "query": None})
+        nobodys = data.model_copy(
+            update={"unit": None, "site": data.group, "group": None, "query": None}
+        )
         records = self.read(data.test, nobodys)
         if data.group is not None and any(record.site is None for record in records):
             raise DataError(

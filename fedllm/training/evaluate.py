@@ -16,6 +16,7 @@ from fedllm.models.prefix import Dataset
 from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import Batch
 from fedllm.tasks import LearningTask, task_of
+from fedllm.tasks.scores import UnitScores
 
 _CHUNK = 1024
 
@@ -81,31 +82,40 @@ def _sums(
     return sums if isinstance(sums, np.ndarray) and sums[-1] else None
 
 
-@torch.no_grad()
 def unit_scores(model: SharedModel, dataset: EncodedDataset | None) -> NDArray[np.float64]:
-    """Return for each unit the mean of its records' scores.
-
-    Parameters
-    ----------
-    dataset : EncodedDataset, optional
-        None holds no units.
+    """Return for each unit the mean of its records' scores; see `scores_of_units`.
 
     Returns
     -------
     float64 array (U, S)
         The task's `LearningTask.site_scores`, not yet bounded, of units that have records.
     """
+    return scores_of_units(model, dataset).values
+
+
+@torch.no_grad()
+def scores_of_units(
+    model: SharedModel,
+    dataset: EncodedDataset | None,
+    parts: NDArray[np.int64] | None = None,
+) -> UnitScores:
+    """Score records, and put those of each unit together.
+
+    Parameters
+    ----------
+    dataset : EncodedDataset, optional
+        None holds no units.
+    parts : int64 array (N,), optional
+        Which part each record is in; see `UnitScores`.
+    """
     task = task_of(model.task)
     if dataset is None:
-        return np.zeros((0, len(task.site_scores)))
+        return UnitScores.of_records(np.zeros((0, len(task.site_scores))), np.zeros(0, np.int64))
     scores = np.zeros((len(dataset), len(task.site_scores)))
     # Each record by itself: none may change what is computed of another.
     for rows, piece in _pieces(dataset, np.arange(len(dataset)), 1):
         scores[rows] = _scores(task, model, dataset, rows, piece)
-    # A unit without records adds nothing to a sum, not even itself.
-    _, units, counts = np.unique(dataset.units, return_inverse=True, return_counts=True)
-    sums = [np.bincount(units, weights=column, minlength=len(counts)) for column in scores.T]
-    return np.stack(sums, axis=1) / counts[:, None]
+    return UnitScores.of_records(scores, dataset.units, parts)
 
 
 def _scores(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,7 @@ def make_summary(
         metrics=(last.metrics if last else None) or {},
         metrics_before=(first.metrics if first else None) or {},
         site_metrics=at_sites[-1] if at_sites else {},
+        site_quality=_site_quality(config, reports),
         privacy={
             "epsilon": max(spent.values(), default=config.privacy.epsilon)
             if config.private
@@ -187,6 +188,17 @@ def make_summary(
         finished=utc_now(),
         simulated=simulated,
     )
+
+
+def _site_quality(config: RunConfig, reports: Sequence[RoundReport]) -> dict[str, Any]:
+    told = [report.site_parts for report in reports if report.site_parts]
+    if config.evaluation.parts is None or not told:
+        return {}
+    ends = {"first": told[0], "last": told[-1]} if len(told) > 1 else {"last": told[-1]}
+    parts = {
+        name: {when: figures.get(name, {}) for when, figures in ends.items()} for name in told[-1]
+    }
+    return {config.evaluation.parts: parts}
 
 
 def _versions() -> dict[str, str]:

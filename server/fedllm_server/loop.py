@@ -28,7 +28,7 @@ from fedllm.federation.coordinator.rounds import (
     statement_of,
 )
 from fedllm.federation.protocol.cohorts import CohortMember
-from fedllm.federation.protocol.evaluating import read_sum
+from fedllm.federation.protocol.evaluating import SiteQuality, read_sum
 from fedllm.federation.protocol.round_statement import RoundStatement
 from fedllm.federation.protocol.terms import Terms
 from fedllm.identity.roster import Roster
@@ -226,8 +226,9 @@ class RoundLoop:
             self._report(report.model_copy(update={"seconds": {}}))
             return state
         if report.site_metrics is None and number in self._mechanism.evaluation.rounds:
-            site_metrics = self._evaluate_at_sites(state)
-            report = report.model_copy(update={"site_metrics": site_metrics})
+            if (told := self._evaluate_at_sites(state)) is not None:
+                found = {"site_metrics": told.whole, "site_parts": told.parts}
+                report = report.model_copy(update=found)
             state = replace(state, report=report)
             # Each evaluation is charged once: what came out of it must not be lost.
             save_checkpoint(self._checkpoints, state)
@@ -299,7 +300,7 @@ class RoundLoop:
         outcome = self._run_round(statement, cohort, state.adapter, heard)
         return outcome, None if lost is None else lost.share()
 
-    def _evaluate_at_sites(self, state: RunState) -> dict[str, float] | None:
+    def _evaluate_at_sites(self, state: RunState) -> SiteQuality | None:
         number = state.round
         if not self._members:
             self._place.observer.note(
@@ -315,7 +316,7 @@ class RoundLoop:
             self._place.observer.note(f"no evaluation at the sites after round {number}: {error}")
             return None
         count = len(outcome.survivors)
-        return read_sum(self._config, outcome.mean * count, count)
+        return read_sum(self._config, self._terms.labels, outcome.mean * count, count)
 
     def _run_round(
         self,

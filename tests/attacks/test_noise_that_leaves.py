@@ -192,7 +192,7 @@ def test_evaluation_sums_leave_with_their_whole_share(noise, units):
     sections = {"evaluation": {"every": 1, "epsilon": 1.0}, "privacy": {"noise": noise}}
     sums = EvaluationSums(config_of("shared", **sections))
     total = np.full(LENGTH, float(units))
-    drawn = sums.noised(total, RandomStream.secure())
+    drawn = sums.noised(total, np.sqrt(LENGTH), RandomStream.secure())
     quantiser = Quantiser([(LENGTH, sums.LARGEST_SUM)], sums.BITS)
     levels = quantiser.quantise(drawn, RandomStream.secure())
     found = quantiser.dequantise_sum(levels, 1)
@@ -206,7 +206,7 @@ def test_evaluations_whose_noise_does_not_fit_are_refused(epsilon, monkeypatch):
     monkeypatch.setattr(EvaluationSums, "BITS", 12 if epsilon > 1 else 24)
     sections = {"evaluation": {"every": 1, "epsilon": epsilon}}
     with pytest.raises(ConfigError, match="evaluation"):
-        EvaluationSums(config_of("shared", **sections)).room(3)
+        EvaluationSums(config_of("shared", **sections)).room(3**0.5)
 
 
 @pytest.mark.parametrize("scale", [1e-42, 1e13, 1e300])

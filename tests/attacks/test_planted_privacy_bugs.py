@@ -376,6 +376,7 @@ SOON = {
     "a_basis_made_of_private_gradients",
     "evaluation_without_noise",
     "sensitivity_of_one_evaluation_entry",
+    "sensitivity_of_one_evaluation_block",
     "an_empty_batch_takes_no_step",
     "colluders_forgotten",
     "one_batch_for_all_steps",

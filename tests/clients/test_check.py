@@ -270,6 +270,17 @@ def test_labels_that_may_be_slips_are_a_warning(place):
     assert "write each label in one way" in result.remedy
 
 
+def test_groups_are_counted_for_the_sites_own_people(place):
+    of = ["english"] * 80 + ["german"] * 30 + [None] * 10
+    rows = [{"text": f"{PRIVATE} {i}", "label": i % 3, "of": name} for i, name in enumerate(of)]
+    place.write_records(rows)
+    place.write_policy('group = "of"\n')
+    found = place.check()["data"].found
+    assert found.endswith(", 3 labels, groups 'english' (80), 'german' (30), 10 of none")
+    place.write_records([{**row, "of": f"{PRIVATE} {i}"} for i, row in enumerate(rows)])
+    assert place.check()["data"].found.endswith(", 3 labels, 120 groups")
+
+
 def test_what_may_be_no_labels_is_never_shown(place):
     rows = [{"text": "x", "label": f"{PRIVATE} {i}"} for i in range(120)]
     place.write_records(rows)

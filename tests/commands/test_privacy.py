@@ -9,6 +9,7 @@ from support.federation import config_values
 from typer.testing import CliRunner
 
 from fedllm.cli import app
+from fedllm.commands.assumptions import of_run
 from fedllm.config import RunConfig, parse, to_toml
 from fedllm.errors import ConfigError
 
@@ -167,3 +168,23 @@ def test_a_run_that_no_law_was_fitted_on_is_refused(tmp_path, changes, words):
     for option in ("--batch", "--steps", "--noise"):
         done = CliRunner().invoke(app, ["privacy", "plan", "--quality", option, "3"])
         assert isinstance(done.exception, ConfigError) and option in done.exception.message
+
+
+def test_a_plan_says_how_many_held_out_units_a_label_needs():
+    def told(**evaluation):
+        values = {
+            "name": "x",
+            "task": "classification",
+            "model": {"path": "m"},
+            "data": {"train": "t", "sites": 4},
+            "rounds": {"count": 3, "min_sites": 4},
+            "privacy": {"epsilon": 8.0, "delta": 1e-5, "noise": "local"},
+            "evaluation": {"every": 3, "epsilon": 0.5, **evaluation},
+        }
+        return " ".join(of_run(parse(RunConfig, values, "test"), [300], True))
+
+    # Noise 7.03 for one evaluation, sqrt(6) for two blocks of three, sqrt(4) for as many sites.
+    assert "4 sites together hold out fewer than about 344 records is not told of" in told(
+        parts="label"
+    )
+    assert "not told of" not in told()

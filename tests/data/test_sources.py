@@ -373,6 +373,23 @@ def test_public_test_file_may_lack_unit_and_site(tmp_path):
     assert len(read_records(test, by_person, "causal")) == 20
 
 
+def test_what_a_training_record_is_of_may_be_empty_and_its_column_must_be_there(tmp_path):
+    rows = [{"text": "a", "tongue": tongue} for tongue in ("german", " french ", 7, None, "", "  ")]
+    path = json_lines(tmp_path / "a.jsonl", [*rows, {"text": "b"}])
+    found = [record.group for record in read(path, "causal", group="tongue")]
+    assert found == ["german", "french", "7", None, None, None, None]
+    assert {record.group for record in read(path, "causal")} == {None}
+    assert "no column 'tung'" in refusal(path, "causal", group="tung")
+    assert "set data.group" in refusal(path, "causal", group="tung")
+    bad = json_lines(tmp_path / "b.jsonl", [{"text": "a", "tongue": 0.5}])
+    assert "field 'tongue' is of type float" in refusal(bad, "causal", group="tongue")
+    table = comma_separated(tmp_path / "a.csv", [["text", "tongue"], ["a", ""], ["b", "german"]])
+    assert [r.group for r in read(table, "causal", group="tongue")] == [None, "german"]
+    # A public test file has its own way, and is asked elsewhere.
+    data = DataSection(train="train.jsonl", test=str(bad), group="tongue")
+    assert read_records(str(bad), data, "causal")[0].group is None
+
+
 def test_training_records_of_a_person_are_capped(tmp_path):
     rows = [{"text": f"note {i}", "person": i % 2} for i in range(20)]
     path = json_lines(tmp_path / "a.jsonl", rows)

@@ -40,6 +40,8 @@ def test_reports_come_back_and_later_rounds_are_cut(tmp_path):
         (b'{"round": true}', "'round' is not a whole number"),
         (b'{"round": 1, "bytes_up": "many"}', "'bytes_up'"),
         (b'{"round": 1, "epsilon": {"site-00": "x"}}', "'epsilon' holds under 'site-00'"),
+        (b'{"round": 1, "site_parts": {"one": 3}}', "'site_parts' is not a table of tables"),
+        (b'{"round": 1, "site_parts": {"one": {"loss": ""}}}', "'site_parts' is not a table of"),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path, line, says):
@@ -70,6 +72,15 @@ def test_whatever_is_written_is_read(tmp_path_factory, metrics, epsilon, norm, d
     append_report(path, report)
     assert read_reports(path) == [report]
     json.dumps(report.model_dump(), allow_nan=False)
+
+
+def test_quality_by_part_is_written_where_it_is_told(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    told = RoundReport(round=2, site_parts={"one": {"loss": float("inf"), "units": 3.5}, "two": {}})
+    for report in (RoundReport(round=1), told):
+        append_report(path, report)
+    assert "site_parts" not in path.read_text().splitlines()[0]
+    assert read_reports(path)[1].site_parts == {"one": {"loss": None, "units": 3.5}, "two": {}}
 
 
 def test_why_a_round_was_rejected_is_written_where_it_was(tmp_path):

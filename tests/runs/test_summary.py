@@ -37,6 +37,7 @@ def test_keys_of_other_versions_are_kept_or_empty(tmp_path):
         ({"privacy": {"sites": [1]}}, "'privacy.sites'"),
         ({"privacy": 8}, "'privacy'"),
         ({"seconds": {"total": True}}, "'seconds.total'"),
+        ({"site_quality": {"label": {"one": 0.5}}}, "'site_quality.label.one'"),
     ],
 )
 def test_a_wrong_value_is_named(tmp_path, change, key):
@@ -62,3 +63,19 @@ def test_people_read_names_and_what_colluders_learn(tmp_path):
         told["colluders_epsilon"] = value
         assert "against one site" not in Summary(**summary(privacy=told)).describe(tmp_path)
     assert "sites       " not in Summary(**summary()).describe(tmp_path)
+
+
+def test_the_worst_parts_at_the_sites_are_told_with_their_noise(tmp_path):
+    figures = {f"label-{n}": {"accuracy": n / 10, "accuracy_noise": 0.05} for n in range(6)}
+    parts = {name: {"last": of} for name, of in {**figures, "rare": {}, "rarer": {}}.items()}
+    words = Summary(**summary(site_quality={"label": parts})).describe(tmp_path)
+    assert (
+        "  by label    accuracy at the sites: label-0 0.0000 ± 0.0500, label-1 0.1000 ± 0.0500, "
+        "label-2 0.2000 ± 0.0500, 3 better ones, 2 with too few held-out units to tell\n"
+    ) in words
+    losses = {"a": {"last": {"loss": 1.0}}, "b": {"last": {"loss": 2.0}}}
+    words = Summary(**summary(site_quality={"group": losses})).describe(tmp_path)
+    assert "  by group    loss at the sites: b 2.0000 ± not a number, a 1.0000" in words
+    few = Summary(**summary(site_quality={"group": {"a": {"last": {}}}})).describe(tmp_path)
+    assert "at the sites: 1 with too few held-out units to tell\n" in few
+    assert "at the sites" not in Summary(**summary()).describe(tmp_path)

@@ -89,6 +89,27 @@ def test_the_last_figures_of_the_sites_and_the_start_of_the_first_round_are_told
     assert (summary.simulated, summary_of([]).started, summary_of([]).rounds) == (False, "", 0)
 
 
+def test_quality_by_part_at_the_sites_is_that_of_the_first_and_the_last_evaluation(tiny_model):
+    values = {"name": "bank", "task": "classification", "model": {"path": "m"}}
+    data = {"train": "t", "labels": ["one", "two", "three"]}
+    evaluation = {"every": 1, "parts": "label"}
+    config = parse(RunConfig, {**values, "data": data, "evaluation": evaluation}, "test")
+    parts = [{"one": {"accuracy": 0.2 + number / 10}, "two": {}} for number in range(3)]
+    reports = [RoundReport(round=1 + n, site_parts=found) for n, found in enumerate(parts)]
+
+    def told(reports):
+        return make_summary(config, tiny_model(), "run-1", ("anne",), reports, 9.5).site_quality
+
+    assert told(reports) == {
+        "label": {
+            "one": {"first": {"accuracy": 0.2}, "last": {"accuracy": 0.4}},
+            "two": {"first": {}, "last": {}},
+        }
+    }
+    assert told(reports[:1]) == {"label": {"one": {"last": {"accuracy": 0.2}}, "two": {"last": {}}}}
+    assert told([RoundReport(round=1)]) == {}
+
+
 def test_what_a_private_run_spent_without_a_bound_is_never_what_it_promised(summary_of):
     """A figure that was not finite is written as null, and says more than every number."""
     unbounded = {"anne": float("inf"), "bob": 3.0}

@@ -191,7 +191,7 @@ def test_sites_evaluate_on_their_own_records(config, tmp_path):
     config = change(
         config,
         privacy={"epsilon": 20.0},
-        evaluation={"every": 2, "holdout": 0.4, "epsilon": 12.0},
+        evaluation={"every": 2, "holdout": 0.4, "epsilon": 12.0, "parts": "label"},
     )
     summary = simulate(config, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
@@ -199,6 +199,12 @@ def test_sites_evaluate_on_their_own_records(config, tmp_path):
     assert summary.site_metrics == lines[-1]["site_metrics"]
     assert 0 <= summary.site_metrics["accuracy"] <= 1
     assert summary.site_metrics["accuracy_noise"] > 0
+    assert ["site_parts" in line for line in lines] == [False, False, True, True]
+    assert set(lines[-1]["site_parts"]) == set(summary.site_quality["label"])
+    for name, told in summary.site_quality["label"].items():
+        assert told == {
+            when: lines[at]["site_parts"][name] for when, at in (("first", 2), ("last", 3))
+        }
     assert 19 < summary.privacy["epsilon"] <= 20
 
 
@@ -208,7 +214,7 @@ def test_a_failed_evaluation_at_the_sites_does_not_lose_the_run(
     def fail(*args):
         raise RuntimeError("private words")
 
-    monkeypatch.setattr("fedllm.federation.site.work.unit_scores", fail)
+    monkeypatch.setattr("fedllm.federation.site.work.scores_of_units", fail)
     config = change(config, evaluation={"every": 1, "holdout": 0.4})
     summary = simulate(config, tmp_path / "run")
     assert summary.rounds == 3

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from fedllm.federation.protocol import evaluating
 from fedllm.federation.site import work as site_work
 from fedllm.mechanisms import bounds, discrete, evaluation, mechanism, whole_site
 from fedllm.mechanisms.evaluation import EvaluationSums
@@ -231,14 +232,16 @@ def every_tenth_value_without_noise(patch):
 
 
 def evaluation_without_noise(patch):
-    patch.setattr(EvaluationSums, "noised", lambda self, total, stream: total.astype(np.float32))
+    patch.setattr(
+        EvaluationSums, "noised", lambda self, total, norm, stream: total.astype(np.float32)
+    )
 
 
 def counts_of_evaluation_without_noise(patch):
     right = EvaluationSums.noised
 
-    def some(self, total, stream):
-        sums = right(self, total, stream)
+    def some(self, total, norm, stream):
+        sums = right(self, total, norm, stream)
         sums[0] = total[0]
         return sums
 
@@ -248,8 +251,8 @@ def counts_of_evaluation_without_noise(patch):
 def evaluation_of_nobody_without_noise(patch):
     right = EvaluationSums.noised
 
-    def some(self, total, stream):
-        return right(self, total, stream) if total.any() else total.astype(np.float32)
+    def some(self, total, norm, stream):
+        return right(self, total, norm, stream) if total.any() else total.astype(np.float32)
 
     patch.setattr(EvaluationSums, "noised", some)
 
@@ -309,7 +312,46 @@ def less_noise_than_charged(patch):
 
 def sensitivity_of_one_evaluation_entry(patch):
     right = EvaluationSums.deviation
-    patch.setattr(EvaluationSums, "deviation", lambda self, entries: right(self, 1))
+    patch.setattr(EvaluationSums, "deviation", lambda self, norm: right(self, 1.0))
+
+
+def sensitivity_of_one_evaluation_block(patch):
+    """What a unit adds beside the whole, to its part, is in no bound."""
+    right = EvaluationSums.deviation
+
+    def whole(self, norm):
+        return right(self, norm / 2**0.5 if self._config.evaluation.parts else norm)
+
+    patch.setattr(EvaluationSums, "deviation", whole)
+
+
+def persons_whole_in_each_part(patch):
+    """A person counts in each part that it has records in as if they were all there.
+
+    What cuts its vector to the bound is gone too, or the noise would hide it all the same.
+    """
+    right = scores.UnitScores.of_records
+
+    def uncut(self, vectors, unit):
+        return np.sum([np.zeros(unit.length), *vectors], axis=0)
+
+    patch.setattr(EvaluationSums, "total", uncut)
+
+    def each(values, units, parts=None):
+        found = right(values, units, parts)
+        return replace(found, shares=np.ones(len(found.shares)))
+
+    patch.setattr(scores.UnitScores, "of_records", each)
+
+
+def records_of_no_part_told_in_the_first(patch):
+    right = evaluating.parts_of
+
+    def first(config, labels, dataset):
+        found = right(config, labels, dataset)
+        return found if found is None else np.maximum(found, 0)
+
+    patch.setattr(site_work, "parts_of", first)
 
 
 def losses_of_evaluation_without_a_limit(patch):
@@ -324,13 +366,13 @@ def losses_of_evaluation_without_a_limit(patch):
 def records_of_persons_counted_in_evaluation(patch):
     from fedllm.federation.site import work
 
-    right = work.unit_scores
+    right = work.scores_of_units
 
-    def by_record(model, dataset):
+    def by_record(model, dataset, parts=None):
         alone = dataset and _each_by_itself(dataset)
-        return right(model, alone)
+        return right(model, alone, parts)
 
-    patch.setattr(work, "unit_scores", by_record)
+    patch.setattr(work, "scores_of_units", by_record)
 
 
 def colluders_forgotten(patch):
@@ -551,6 +593,9 @@ NOISE = [
     (no_noise_for_a_silent_site, "noise of every block"),
     (less_noise_than_charged, "noise as charged"),
     (sensitivity_of_one_evaluation_entry, "evaluation"),
+    (sensitivity_of_one_evaluation_block, "evaluation"),
+    (persons_whole_in_each_part, "evaluation"),
+    (records_of_no_part_told_in_the_first, "evaluation"),
     (losses_of_evaluation_without_a_limit, "evaluation"),
     (records_of_persons_counted_in_evaluation, "evaluation"),
     (colluders_forgotten, "noise of every block"),

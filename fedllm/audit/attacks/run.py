@@ -145,7 +145,7 @@ def run_membership(
 
 
 def _members(config: RunConfig, most: int, stream: RandomStream) -> list[Record]:
-    records = task_of(config.task).read(config.data.train, config.data)
+    records = task_of(config.task).read(config.data.train, config.site_data)
     return [records[i] for i in stream.permutation(len(records))[:most]]
 
 

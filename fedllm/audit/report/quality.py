@@ -34,6 +34,72 @@ def quality_parts(
             yield _table(found, told[0], texts[kind], texts)
 
 
+def site_parts(
+    quality: Mapping[str, Any],
+    whole: Mapping[str, Any],
+    measures: Sequence[str],
+    texts: Mapping[str, str],
+) -> Iterator[SimpleNamespace]:
+    """Yield a table of what sites' held-out records say by part, where the run asked for it.
+
+    Parameters
+    ----------
+    quality : mapping
+        As ``summary.json`` has it in ``site_quality``.
+    whole : mapping
+        What they say together, as in ``site_metrics``.
+    measures : sequence of str
+        The task's, the most telling first.
+    """
+    for kind in ("label", "group"):
+        found = quality.get(kind)
+        if isinstance(found, Mapping) and found:
+            ends = [part.get("last") for part in found.values() if isinstance(part, Mapping)]
+            measure = _told_first(measures, ends) or _told_first(measures, [whole]) or "loss"
+            yield _site_table(found, whole, measure, kind, texts)
+
+
+def _told_first(measures: Sequence[str], figures: Sequence[Any]) -> str:
+    """Return the first measure that any of these figures has, or nothing."""
+    known = [one for one in figures if isinstance(one, Mapping)]
+    return next((m for m in measures if any(m in one for one in known)), "")
+
+
+def _site_table(
+    found: Mapping[str, Any],
+    whole: Mapping[str, Any],
+    measure: str,
+    kind: str,
+    texts: Mapping[str, str],
+) -> SimpleNamespace:
+    told = {
+        name: value
+        for name, figures in found.items()
+        if (value := _value(figures, measure, "last")) is not None
+    }
+    sign = -1 if measure in _LOWER_IS_BETTER else 1
+    names = sorted(told, key=lambda name: (sign * told[name], name))
+    few = [name for name in found if name not in told]
+    rows = [(name, *_site_row(found[name], measure)) for name in names[:_MOST]]
+    return SimpleNamespace(
+        title=texts[f"site_{kind}"].format(name=measure, count=len(found)),
+        rows=[*rows, (texts["whole"], *_site_row({"last": whole}, measure))],
+        few=texts["few"].format(few=len(few), count=len(found)) if few else "",
+        more=texts["more"].format(more=len(names) - _MOST) if len(names) > _MOST else "",
+    )
+
+
+def _site_row(figures: Any, measure: str) -> tuple[str, str, str, str]:
+    """Return units, the first and the last mean, and the noise of the last."""
+    units = _value(figures, "units", "last")
+    return (
+        number(None if units is None else round(units)),
+        number(_value(figures, measure, "first")),
+        number(_value(figures, measure, "last")),
+        number(_value(figures, f"{measure}_noise", "last")),
+    )
+
+
 def _table(
     found: Mapping[str, Any], measure: str, title: str, texts: Mapping[str, str]
 ) -> SimpleNamespace:

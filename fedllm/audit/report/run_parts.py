@@ -18,7 +18,7 @@ from fedllm.audit.report.numbers import (
     percent,
 )
 from fedllm.audit.report.plots import epsilon_plot, metric_plot
-from fedllm.audit.report.quality import quality_parts
+from fedllm.audit.report.quality import quality_parts, site_parts
 from fedllm.errors import RefusedError
 from fedllm.identity.titles import shown as shown_name
 from fedllm.mechanisms import Wording, mechanism_of, planned_cost
@@ -285,8 +285,18 @@ class RunParts:
         quality = quality_parts(
             self._run.section("quality"), self._measures, self._texts["quality"]
         )
+        at_sites = site_parts(
+            self._run.section("site_quality"),
+            self._run.section("site_metrics"),
+            self._measures,
+            self._texts["quality"],
+        )
         return SimpleNamespace(
-            rows=rows, plots=plots, lost=self._averaging_lost(), quality=list(quality)
+            rows=rows,
+            plots=plots,
+            lost=self._averaging_lost(),
+            quality=list(quality),
+            at_sites=list(at_sites),
         )
 
     def _averaging_lost(self) -> str:

@@ -13,6 +13,7 @@ from fedllm.canonical import sha256_hex
 from fedllm.runs.names import RUN_TOML, SUMMARY
 from fedllm.runs.record import RunFolder
 
+_TOLD = ("quality", "site_quality")
 PHASES = ("train", "encrypt", "aggregate", "decrypt", "evaluate")
 
 
@@ -27,8 +28,8 @@ class TechnicalParts:
 
     def parts(self) -> dict[str, Any]:
         """Return every part by the name that the template has for it."""
-        # Quality by label has a table of its own.
-        summary = {key: value for key, value in self._summary.items() if key != "quality"}
+        # Quality by label has tables of its own.
+        summary = {key: value for key, value in self._summary.items() if key not in _TOLD}
         return {
             "time": list(self._time()),
             "encryption": list(self._encryption()),

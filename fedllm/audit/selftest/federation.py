@@ -33,7 +33,7 @@ from fedllm.federation.coordinator.rounds import (
 )
 from fedllm.federation.protocol.cohorts import CohortMember
 from fedllm.federation.protocol.envelopes import verified_update
-from fedllm.federation.protocol.evaluating import sum_shape
+from fedllm.federation.protocol.evaluating import SumShape, sum_shape
 from fedllm.federation.protocol.masks import site_masks
 from fedllm.federation.protocol.messages import (
     Draw,
@@ -250,7 +250,7 @@ class Federation:
             signature=signature,
             config=self.terms.config_text,
             labels=self.terms.labels,
-            bounds=sum_shape(self.config, purpose, self.terms.bounds).bounds,
+            bounds=self.shape(purpose).bounds,
             model=self.terms.model,
             around=self._around(statement).of(next(iter(self.sites))),
         )
@@ -330,7 +330,7 @@ class Federation:
 
     def quantiser(self, purpose: Purpose = "update") -> Quantiser:
         """Return what turns levels into values."""
-        shape = sum_shape(self.config, purpose, self.terms.bounds)
+        shape = self.shape(purpose)
         return Quantiser(shape.bounds, shape.bits)
 
     def charges(self, name: str) -> list[Reservation]:
@@ -367,9 +367,13 @@ class Federation:
         """The encryption plan of every round of training."""
         return self.plan_of("update")
 
+    def shape(self, purpose: Purpose) -> SumShape:
+        """Return the shape of what sites send in a round of a purpose."""
+        return sum_shape(self.config, purpose, self.terms.bounds, self.terms.labels)
+
     def plan_of(self, purpose: Purpose) -> EncryptionPlan:
         """Return the encryption plan of every round of a purpose."""
-        section, shape = self.config.encryption, sum_shape(self.config, purpose, self.terms.bounds)
+        section, shape = self.config.encryption, self.shape(purpose)
         return make_plan(section.scheme, shape.bits, len(self.sites), shape.length, section.masked)
 
     def ledger_file(self, name: str) -> Path:

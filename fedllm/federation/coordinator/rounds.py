@@ -23,7 +23,7 @@ from fedllm.federation.coordinator.answers import (
 from fedllm.federation.coordinator.parties import KeyAuthority, Sites
 from fedllm.federation.coordinator.unmasking import Attempt, Proofs
 from fedllm.federation.protocol.cohorts import CohortMember, cohort_digest
-from fedllm.federation.protocol.evaluating import sum_shape
+from fedllm.federation.protocol.evaluating import SumShape, sum_shape
 from fedllm.federation.protocol.graphs import planned_graph
 from fedllm.federation.protocol.messages import (
     OpenRound,
@@ -106,7 +106,7 @@ def run_round(
         If too few sites finish, or the authority refuses or misbehaves.
     """
     config = terms.config
-    shape = sum_shape(config, statement.purpose, terms.bounds_of(statement.round))
+    shape = _shape(terms, statement)
     plan = make_plan(
         config.encryption.scheme,
         shape.bits,
@@ -270,9 +270,14 @@ def with_order(
     statement: RoundStatement, terms: Terms, adapter: NDArray[np.float32]
 ) -> RoundStatement:
     """Return a proposal that names what the sites are sent; ``adapter`` is float32 (P,)."""
-    bounds = sum_shape(terms.config, statement.purpose, terms.bounds_of(statement.round)).bounds
+    bounds = _shape(terms, statement).bounds
     said = order_digests(terms.config_text, terms.labels, bounds, terms.model, _wire_bytes(adapter))
     return statement.model_copy(update=said.model_dump())
+
+
+def _shape(terms: Terms, statement: RoundStatement) -> SumShape:
+    bounds = terms.bounds_of(statement.round)
+    return sum_shape(terms.config, statement.purpose, bounds, terms.labels)
 
 
 def _wire_bytes(adapter: NDArray[np.float32]) -> bytes:

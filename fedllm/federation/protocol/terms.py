@@ -74,7 +74,7 @@ def make_terms(config: RunConfig, model: SharedModel, run: str) -> Terms:
     turns = [_bounds(shared, up) for up in sent_in_turn(model)]
     if mechanism_of(shared).evaluation.rounds:
         # Now, and not after the first rounds.
-        sum_shape(shared, "evaluation", ())
+        sum_shape(shared, "evaluation", (), model.labels)
     return Terms(
         run=run,
         config=shared,

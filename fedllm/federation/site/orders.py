@@ -218,7 +218,7 @@ class OrderReader:
         # Of the signed round: nothing else says what it trains.
         method = adapter_of(model, statement.round)
         adapter = _read_adapter(request.adapter, method.down.length, config.private)
-        quantiser = _quantiser(config, statement, plan, header.bounds, method.up)
+        quantiser = _quantiser(config, statement, plan, header.bounds, method.up, header.labels)
         return Order(statement, config, around, plan, key, model, method, adapter, quantiser)
 
     def _require_graph(self, statement: RoundStatement, config: RunConfig) -> None:
@@ -289,8 +289,9 @@ def _quantiser(
     plan: EncryptionPlan,
     bounds: Bounds,
     up: AdapterManifest,
+    labels: tuple[str, ...],
 ) -> Quantiser:
-    shape = sum_shape(config, statement.purpose, bounds)
+    shape = sum_shape(config, statement.purpose, bounds, labels)
     require(
         (plan.length, plan.bits) == (shape.length, shape.bits) and bounds == shape.bounds,
         "the encryption plan or the bounds are for another vector",

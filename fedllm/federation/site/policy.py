@@ -62,6 +62,11 @@ def check_allowed(config: RunConfig, allow: AllowSection, model_fingerprint: str
         allow.unit == "person" and config.unit == "record",
         "the run protects single records, and allow.unit is 'person'",
     )
+    asked = config.evaluation.parts
+    refuse(
+        asked is not None and asked not in allow.parts,
+        f"the run tells quality at the sites by {asked}, and {asked!r} is not in allow.parts",
+    )
     refuse(
         config.rounds.min_sites < allow.min_cohort,
         f"sums of {config.rounds.min_sites} sites may be opened, and allow.min_cohort is "

@@ -11,12 +11,12 @@ from fedllm.adapters import AdapterMethod
 from fedllm.adapters.ranks import trained_places
 from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset
-from fedllm.federation.protocol.evaluating import noised_sum
+from fedllm.federation.protocol.evaluating import noised_sum, parts_of
 from fedllm.federation.site.orders import Order
 from fedllm.mechanisms import LocalResult, LocalSettings, LocalStatistics, SiteRound, mechanism_of
 from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
-from fedllm.training.evaluate import unit_scores
+from fedllm.training.evaluate import scores_of_units
 from fedllm.training.local import clipped_gradient_sum, train_locally
 from fedllm.training.made_up import MadeUpTraining
 
@@ -89,8 +89,10 @@ class SiteWork:
     def evaluate(self, order: Order, held_out: EncodedDataset | None) -> NDArray[np.uint64]:
         """Return the noised and quantised sums (B,) of the held-out records' scores, as uint64."""
         order.method.place(order.adapter)
-        scores = unit_scores(order.model, held_out)
-        noised = noised_sum(order.config, scores, RandomStream.secure())
+        labels = order.model.labels
+        parts = None if held_out is None else parts_of(order.config, labels, held_out)
+        scores = scores_of_units(order.model, held_out, parts)
+        noised = noised_sum(order.config, labels, scores, RandomStream.secure())
         which = (self._name, order.statement.round, order.statement.attempt)
         rounding = mechanism_of(order.config).random("rounding", *which)
         return order.quantiser.quantise(noised, rounding)

@@ -98,7 +98,7 @@ class Stage:
         self.colluders, self.names = tuple(colluders), tuple(sorted(federation.sites))
         self.honest = tuple(name for name in self.names if name not in colluders)
         config = federation.config
-        shape = sum_shape(config, "update", federation.terms.bounds)
+        shape = sum_shape(config, "update", federation.terms.bounds, federation.terms.labels)
         scheme = config.encryption.scheme
         self.plan = make_plan(scheme, shape.bits, len(self.names), shape.length, True)
         self._secrets = [SecretRoundKey.generate(self.plan) for _ in range(2)]

@@ -633,6 +633,33 @@ def test_quality_is_told_of_the_worst_labels_and_of_groups(tmp_path):
     assert "The lowest labels" not in page(write_run(tmp_path / "one", figures=told)).text
 
 
+def test_quality_by_part_at_the_sites_is_told_with_its_noise(tmp_path):
+    def figures(value):
+        return {"units": 210.4, "accuracy": value, "accuracy_noise": 0.0625}
+
+    parts = {
+        f"label-{i:02}": {"first": figures(0.25), "last": figures(0.5 + i / 100)} for i in range(13)
+    }
+    told = summary() | {
+        "site_quality": {"label": {**parts, "rare": {"first": {}, "last": {}}}},
+        "site_metrics": {"units": 3000.2, "accuracy": 0.6125, "accuracy_noise": 0.0125},
+    }
+    shown = page(write_run(tmp_path, figures=told)).text
+    assert "The lowest labels at the sites by accuracy, of 14" in shown
+    assert "Of 1 of 14 there are too few held-out units" in shown
+    assert "1 more stand in summary.json." in shown
+    assert shown.index("label-00") < shown.index("label-11") < shown.index("all together")
+    assert "label-12" not in shown
+    assert "rare" not in shown
+    for text in ("210", "0.25", "0.0625", "3,000", "0.6125", "0.0125"):
+        assert text in shown
+    # Also of a run without a public test file; and groups of which nothing is told.
+    told["site_quality"], told["metrics"] = {"group": {"north": {"last": {}}}}, {}
+    shown = page(write_run(tmp_path / "few", figures=told)).text
+    assert "The lowest groups at the sites by accuracy, of 1" in shown
+    assert "Of 1 of 1 there are too few" in shown
+
+
 def test_what_averaging_lost_is_told_or_said_to_be_unknown(tmp_path):
     several, clear = {"training": {"local_steps": 4}}, {"encryption": {"scheme": "none"}}
     one = run_config(training={"local_steps": 1})

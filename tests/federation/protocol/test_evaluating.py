@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.chance import standard_deviation_bounds
-from support.federation import build, records, small_config
+from support.federation import LABELS, build, records, small_config
 
 from fedllm.config import RunConfig, parse
 from fedllm.data.records import Record
@@ -29,7 +29,7 @@ from fedllm.privacy.accounting.accountants import epsilon
 from fedllm.privacy.accounting.events import Gaussian, NonPrivate, PoissonGaussian
 from fedllm.privacy.ledger.ledger import Ledger
 from fedllm.randomness import RandomStream
-from fedllm.tasks.scores import LOSS_LIMIT_NATS
+from fedllm.tasks.scores import LOSS_LIMIT_NATS, UnitScores
 from fedllm.training.evaluate import evaluate, unit_scores
 
 PRIVATE = {"epsilon": 4.0, "delta": 1e-3, "noise": "local"}
@@ -67,7 +67,7 @@ def test_opened_sums_are_those_of_all_held_out_records(tiny_checkpoint, tmp_path
     assert all(len(one.held_out) + len(one.training) == 40 for one in sets)
     figures = [evaluate(federation.model(), one.held_out) for one in sets]
     count = sum(len(one.held_out) for one in sets)
-    told = read_sum(config, outcome.mean * 3, 3)
+    told = read_sum(config, LABELS, outcome.mean * 3, 3).whole
     assert told["units"] == pytest.approx(count, abs=0.1)
     for name in ("loss", "accuracy"):
         expected = sum(f[name] * f["records"] for f in figures) / count
@@ -132,9 +132,16 @@ def test_one_unit_moves_the_sum_by_no_more_than_what_is_charged(rows, one):
     config = parse(RunConfig, plain_values(), "test")
     without = np.array(rows, dtype=np.float64).reshape(-1, 2)
     with_it = np.vstack([without, np.array([one])])
-    stream = RandomStream.seeded(0)
-    difference = noised_sum(config, with_it, stream) - noised_sum(config, without, stream)
+    difference = summed(config, with_it) - summed(config, without)
     assert np.linalg.norm(difference) <= np.sqrt(3) + 1e-5
+
+
+def summed(config, values, units=None, parts=None, noise=None):
+    """Return a site's sum over records with such scores."""
+    units = np.arange(len(values)) if units is None else np.array(units)
+    parts = None if parts is None else np.array(parts)
+    found = UnitScores.of_records(np.array(values, dtype=np.float64), units, parts)
+    return noised_sum(config, ("a", "b"), found, noise or RandomStream.seeded(0))
 
 
 def plain_values(**sections):
@@ -153,11 +160,11 @@ def test_the_noise_has_the_standard_deviation_that_is_charged():
     config = parse(RunConfig, plain_values(privacy=PRIVATE), "test")
     event = EvaluationSums(config).event
     draws = np.array(
-        [noised_sum(config, np.zeros((0, 2)), RandomStream.secure()) for _ in range(4000)]
+        [summed(config, np.zeros((0, 2)), noise=RandomStream.secure()) for _ in range(4000)]
     )
     low, high = standard_deviation_bounds(draws.size, event.noise_multiplier * np.sqrt(3))
     assert low < draws.std() < high
-    told = read_sum(config, np.array([400.0, 100.0, 300.0]), 5)
+    told = read_sum(config, (), np.array([400.0, 100.0, 300.0]), 5).whole
     assert told["accuracy"] == pytest.approx(0.75)
     assert told["loss"] == pytest.approx(0.25 * LOSS_LIMIT_NATS)
     sigma = event.noise_multiplier * np.sqrt(3) * np.sqrt(5) / 400
@@ -297,8 +304,11 @@ def test_evaluations_without_room_are_refused_before_the_first_round(tiny_checkp
     asked = {"every": 1, "holdout": 0.3, "epsilon": 1e-4}
     privacy = {**PRIVATE, "delta": 1e-9}
     config = small_config(tiny_checkpoint("bert"), privacy=privacy, evaluation=asked)
-    for ask in (lambda: sum_shape(config, "evaluation", ()), lambda: build(tmp_path, config)):
+    for ask in (
+        lambda: sum_shape(config, "evaluation", (), LABELS),
+        lambda: build(tmp_path, config),
+    ):
         with pytest.raises(ConfigError, match="leaves no room for the sums of evaluation"):
             ask()
     without = small_config(tiny_checkpoint("bert"), privacy=PRIVATE)
-    assert sum_shape(without, "evaluation", ()).bits == 24
+    assert sum_shape(without, "evaluation", (), LABELS).bits == 24

@@ -24,6 +24,10 @@ def sites(count: int) -> dict[str, dict[str, object]]:
     return {**PRIVATE, "rounds": {"min_sites": count}, "data": {"sites": 5}}
 
 
+def by_label() -> dict[str, dict[str, object]]:
+    return {**PRIVATE, "evaluation": {"every": 1, "epsilon": 0.1, "parts": "label"}}
+
+
 @pytest.mark.parametrize(
     ("sections", "kept", "broken", "words"),
     [
@@ -35,6 +39,8 @@ def sites(count: int) -> dict[str, dict[str, object]]:
         (SHARED, {"colluders": 2}, {"colluders": 3}, "counts on 2 sites in league"),
         ({}, {"non_private": True}, {}, "allow.non_private is false"),
         (PRIVATE, {}, {"unit": "person"}, "allow.unit is 'person'"),
+        (by_label(), {"parts": ("label",)}, {"parts": ("group",)}, "'label' is not in allow.parts"),
+        (by_label(), {}, {"parts": ()}, "tells quality at the sites by label"),
         (
             {**PRIVATE, "encryption": {"scheme": "none"}},
             {"encryption": "optional"},

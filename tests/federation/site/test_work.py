@@ -25,12 +25,13 @@ def place(tiny_checkpoint):
 def test_held_out_records_are_scored_by_the_adapter_of_the_order(place, monkeypatch):
     scored = []
 
-    def scores(model, held_out):
+    def scores(model, held_out, parts):
+        assert parts is None
         scored.append((model.adapter().copy(), held_out))
         return np.ones((2, 3))
 
-    monkeypatch.setattr(module, "unit_scores", scores)
-    monkeypatch.setattr(module, "noised_sum", lambda config, found, noise: found.sum(axis=0))
+    monkeypatch.setattr(module, "scores_of_units", scores)
+    monkeypatch.setattr(module, "noised_sum", lambda config, _, found, noise: found.sum(axis=0))
     order = SimpleNamespace(
         config=place.config,
         model=place.model,
