@@ -139,7 +139,7 @@ def vectors(
 
     whole, inside = (unit_vectors(scores, v) for v in (found.values, found.in_parts))
     inside *= found.shares[:, None]
-    ends = np.searchsorted(found.owners, np.arange(len(whole)), side="right")
+    ends = np.asarray(np.searchsorted(found.owners, np.arange(len(whole)), side="right"))
     start = 0
     for row, end in zip(whole, ends, strict=True):
         blocks = np.zeros((1 + parts, entries(scores)))

@@ -122,7 +122,7 @@ def test_every_text_of_the_catalogue_is_used():
     sources = "".join(path.read_text() for path in files)
     # Keys that are put together from a word and a value.
     made = {"dp_unit_site", "dp_unit_person", "dp_unit_record", "noise_local", "noise_distributed"}
-    made |= {"before_training", "as_the_run_asks", "without_privacy"}
+    made |= {"site_label", "site_group", "before_training", "as_the_run_asks", "without_privacy"}
     made |= {
         "worse_loss",
         "worse_accuracy",
