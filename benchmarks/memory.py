@@ -123,6 +123,11 @@ def resident(mark: str) -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{mark}:"))
 
 
+def forget_peak() -> None:
+    """Let VmHWM begin anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def measured(case: Case) -> int:
     """Return the most memory of two private steps above libraries and tokenizer, in bytes."""
     torch.set_num_threads(1)
@@ -148,7 +153,7 @@ def measured(case: Case) -> int:
         noise_multiplier=1.0,
         activation_checkpointing=case.checkpointing,
     )
-    Path("/proc/self/clear_refs").write_text("5")
+    forget_peak()
     train_locally(model, dataset, settings, RandomStream.seeded(1), RandomStream.seeded(2))
     return resident("VmHWM") - bare - tokenizer_bytes
 
@@ -180,18 +185,19 @@ def shape(folder: Path, values: dict[str, Any]) -> str:
     return str(folder)
 
 
-def half_billion(folder: Path) -> None:
-    """Save a random Llama of 0.5 billion parameters with a tokenizer of 32,000 words."""
+def random_llama(folder: Path, values: dict[str, Any]) -> str:
+    """Save a random Llama in bfloat16 with a tokenizer of 32,000 words."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        LlamaForCausalLM(LlamaConfig(**HALF_BILLION)).to(torch.bfloat16).save_pretrained(folder)
+        LlamaForCausalLM(LlamaConfig(**values)).to(torch.bfloat16).save_pretrained(folder)
     words = Tokenizer(WordLevel({f"w{number}": number for number in range(32_000)}, "w1"))
     names = {"pad_token": "w0", "unk_token": "w1", "eos_token": "w2"}
     PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)
+    return str(folder)
 
 
 def cases(models: list[str], llama: str, quick: bool) -> list[Case]:
@@ -211,6 +217,8 @@ def cases(models: list[str], llama: str, quick: bool) -> list[Case]:
             Case(Path(model).name, model, "causal", 256, 4, "float32"),
             Case(Path(model).name, model, "causal", 1024, None),
             Case(Path(model).name, model, "causal", 1024, None, checkpointing=True),
+            Case(Path(model).name, model, "causal", 1024, 4),
+            Case(Path(model).name, model, "causal", 1024, 4, checkpointing=True),
         ]
     return found
 
@@ -237,7 +245,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         llama = Path(scratch) / "llama"
         if not arguments.quick:
-            half_billion(llama)
+            random_llama(llama, HALF_BILLION)
         print(f"{HEADING} estimated MiB | measured MiB | ratio |\n{RULE}", flush=True)
         for case in cases(arguments.model, str(llama), arguments.quick):
             whole = in_own_process(estimated, case)["whole"]

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from memory import LLAMA, make_dataset, resident
+from memory import LLAMA, forget_peak, make_dataset, random_llama, resident
 
 from fedllm.config import DataSection, RunConfig, parse
 from fedllm.mechanisms import LocalSettings
@@ -81,7 +81,7 @@ def measured(model: str, precision: str, quantization: str, records: str) -> lis
     tokenizer = load_tokenizer(checkpoint_folder(model))
     bare = resident("VmRSS")
     del tokenizer
-    _reset()
+    forget_peak()
     shared = task_of(config.task).load_model(config)
     loading = resident("VmHWM") - bare
     weights = sum(p.nbytes for p in shared.module.parameters())
@@ -90,17 +90,13 @@ def measured(model: str, precision: str, quantization: str, records: str) -> lis
     step = _quickest(
         lambda: clipped_gradient_sum(shared, data, SETTINGS, RandomStream.seeded(1))
     ) / len(data)
-    _reset()
+    forget_peak()
     clipped_gradient_sum(shared, data, SETTINGS, RandomStream.seeded(1))
     training = resident("VmHWM") - bare
     with torch.no_grad():
         run = _quickest(lambda: record_losses(shared, one))
     sizes = [size / 2**20 for size in (weights, loading, training)]
     return [*sizes, step, run, _loss(shared, config.data, records) if records else np.nan]
-
-
-def _reset() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def _quickest(work: Callable[[], object]) -> float:
@@ -120,21 +116,11 @@ def _loss(model: SharedModel, data: DataSection, records: str) -> float:
         return float(np.mean([float(record_losses(model, batch)) for batch in batches]))
 
 
-def random_llama(folder: Path, width: int, layers: int) -> str:
-    """Save a random Llama in bfloat16 with a tokenizer of 32,000 words."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
+def llama(folder: Path, width: int, layers: int) -> str:
+    """Save a random Llama."""
     size = {"hidden_size": width, "intermediate_size": width * 11 // 4, "num_hidden_layers": layers}
-    size |= {"num_attention_heads": width // 64, "vocab_size": 32_000}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        LlamaForCausalLM(LlamaConfig(**LLAMA, **size)).to(torch.bfloat16).save_pretrained(folder)
-    words = Tokenizer(WordLevel({f"w{number}": number for number in range(32_000)}, "w1"))
-    names = {"pad_token": "w0", "unk_token": "w1", "eos_token": "w2"}
-    PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)
-    return str(folder)
+    heads = {"num_attention_heads": width // 64, "vocab_size": 32_000}
+    return random_llama(folder, LLAMA | size | heads)
 
 
 def main() -> None:
@@ -146,7 +132,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         size = (128, 2) if arguments.quick else (1024, 12)
-        model = arguments.model or random_llama(Path(scratch) / "llama", *size)
+        model = arguments.model or llama(Path(scratch) / "llama", *size)
         print(HEADING + "\n" + "|---" * 9 + "|")
         plain = 0.0
         for precision, held in CASES:
