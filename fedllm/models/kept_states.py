@@ -24,21 +24,43 @@ class _OnDisk:
         return self.file.read(self.place, self.rows, self.width, self.dtype)
 
 
-class KeptStates:
-    """What has been computed of a data set's records so far, by record.
+@dataclass
+class Room:
+    """Memory that the kept states of several data sets share.
 
     Attributes
     ----------
-    used_bytes, used_disk_bytes : int
-        Memory and disk held now.
+    budget_bytes, used_bytes : int
     """
 
-    def __init__(self) -> None:
+    budget_bytes: int
+    used_bytes: int = 0
+
+
+class KeptStates:
+    """What has been computed of a data set's records so far, by record.
+
+    Parameters
+    ----------
+    room : Room
+        Its memory is taken from it, and given back when this is forgotten.
+
+    Attributes
+    ----------
+    used_disk_bytes : int
+        Disk held now.
+    """
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._used_bytes = 0
         self._states: dict[int, Tensor | _OnDisk] = {}
         self._file: TensorFile | None = None
         self._disk_failed = False
-        self.used_bytes = 0
         self.used_disk_bytes = 0
+
+    def __del__(self) -> None:
+        self._room.used_bytes -= self._used_bytes
 
     def of(self, index: int) -> Tensor | None:
         """Return one record's states (T or 1, H), if they are kept and can be read."""
@@ -50,20 +72,15 @@ class KeptStates:
         except OSError:
             return None
 
-    def add(self, index: int, states: Tensor, room: int) -> None:
-        """Keep one record's states (T or 1, H), unless neither memory nor disk has room.
-
-        Parameters
-        ----------
-        room : int
-            Bytes of memory that are left for it.
-        """
+    def add(self, index: int, states: Tensor) -> None:
+        """Keep one record's states (T or 1, H), unless neither memory nor disk has room."""
         if index in self._states:
             return
-        if states.nbytes <= room:
+        if states.nbytes <= self._room.budget_bytes - self._room.used_bytes:
             # A copy: what is given may be a part of something larger.
             self._states[index] = states.clone()
-            self.used_bytes += states.nbytes
+            self._used_bytes += states.nbytes
+            self._room.used_bytes += states.nbytes
             return
         if self._disk_failed:
             return

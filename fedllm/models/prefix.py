@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fedllm.errors import STOPPING
 from fedllm.models.device import ON_CPU, Place, with_room
-from fedllm.models.kept_states import KeptStates
+from fedllm.models.kept_states import KeptStates, Room
 from fedllm.models.pieces import by_width
 from fedllm.models.transformer import Batch
 
@@ -69,13 +69,13 @@ class PrefixCache:
         self._place = place
         self._worthwhile = worthwhile
         self._pooled = pooled
-        self._budget_bytes = budget_bytes
+        self._room = Room(budget_bytes)
         self._kept: WeakKeyDictionary[Dataset, KeptStates] = WeakKeyDictionary()
 
     @property
     def used_bytes(self) -> int:
         """Memory held now."""
-        return sum(kept.used_bytes for kept in self._kept.values())
+        return self._room.used_bytes
 
     @property
     def used_disk_bytes(self) -> int:
@@ -89,7 +89,9 @@ class PrefixCache:
         """
         if not self._worthwhile:
             return self._place.moved(batch)
-        kept = self._kept.setdefault(dataset, KeptStates())
+        if dataset not in self._kept:
+            self._kept[dataset] = KeptStates(self._room)
+        kept = self._kept[dataset]
         found = {}
         for place, index in enumerate(indices):
             own = kept.of(int(index))
@@ -98,7 +100,7 @@ class PrefixCache:
         missing = [place for place in range(len(indices)) if place not in found]
         for place, own in self._afresh(batch, missing):
             found[place] = own
-            kept.add(int(indices[place]), own, self._budget_bytes - self.used_bytes)
+            kept.add(int(indices[place]), own)
         return self._place.moved({**batch, "states": self._filled_up(batch, found)})
 
     def _afresh(self, batch: Batch, missing: list[int]) -> Iterator[tuple[int, Tensor]]:
