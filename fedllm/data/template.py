@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -120,9 +121,12 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     return template_of(tokenizer).around(prompt)
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Tokenise a prompt in its template exactly as training did (without truncation)."""
-    return list(tokenizer(prompt_text(tokenizer, prompt), add_special_tokens=False)["input_ids"])
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+    """Tokenise prompts in their template exactly as training did (without truncation)."""
+    # Once for all of them: to ask a tokenizer of many added tokens for these takes a while.
+    template = template_of(tokenizer)
+    texts = [template.around(prompt) for prompt in prompts]
+    return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -46,7 +46,7 @@ class Answering:
         tokenizer = self._model.tokenizer
         # Prompts of equal length go together, so that no padding is needed.
         groups: dict[int, list[int]] = defaultdict(list)
-        ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+        ids = prompt_ids(tokenizer, prompts)
         for index, tokens in enumerate(ids):
             groups[len(tokens)].append(index)
         replies = [""] * len(prompts)

@@ -39,7 +39,7 @@ def test_plain_text_otherwise(plain):
 @pytest.mark.parametrize("kind", ["plain", "turns", "chat"])
 def test_prompt_ids_decode_to_the_prompt_with_one_beginning(kind, request):
     tokenizer = request.getfixturevalue(kind)
-    ids = prompt_ids(tokenizer, "Is it flu?")
+    (ids,) = prompt_ids(tokenizer, ["Is it flu?"])
     assert tokenizer.decode(ids) == prompt_text(tokenizer, "Is it flu?")
     assert ids.count(tokenizer.bos_token_id) == (1 if kind == "turns" else 0)
 

@@ -55,7 +55,7 @@ def test_completions_are_greedy_and_do_not_depend_on_the_batch(shared, answering
     prompts = [question.prompt for question in data.questions]
     together = answering.complete(prompts)
     for prompt, reply in list(zip(prompts, together, strict=True))[:4]:
-        ids = torch.tensor([prompt_ids(shared.tokenizer, prompt)])
+        ids = torch.tensor(prompt_ids(shared.tokenizer, [prompt]))
         expected = shared.module.backbone.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

@@ -22,7 +22,7 @@ def test_loss_covers_response_and_end_exactly(kind, request):
         batch = everything(
             encode([record(prompt=prompt, response=response)], "instruction", tokenizer, 1024)
         )
-        before = prompt_ids(tokenizer, prompt)
+        (before,) = prompt_ids(tokenizer, [prompt])
         text = template_of(tokenizer).response(response)
         after = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert sequence(batch, 0) == [*before, *after, end_token_id(tokenizer)]
@@ -37,7 +37,7 @@ def test_loss_covers_response_and_end_exactly(kind, request):
 @pytest.mark.parametrize("kind", ["plain", "turns", "chat"])
 def test_cut_sequences_keep_template_and_a_part_of_the_response(kind, request):
     tokenizer = request.getfixturevalue(kind)
-    template = len(prompt_ids(tokenizer, "")) + 2
+    template = len(prompt_ids(tokenizer, [""])[0]) + 2
     numbers = st.integers(2 * template, 160)
 
     @given(words, words, numbers)
@@ -47,7 +47,7 @@ def test_cut_sequences_keep_template_and_a_part_of_the_response(kind, request):
             encode([record(prompt=prompt, response=response)], "instruction", tokenizer, max_length)
         )
         ids = sequence(batch, 0)
-        whole = prompt_ids(tokenizer, prompt)
+        (whole,) = prompt_ids(tokenizer, [prompt])
         text = template_of(tokenizer).response(response)
         after = tokenizer(text, add_special_tokens=False)["input_ids"]
         answer = [*after, end_token_id(tokenizer)]
