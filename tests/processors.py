@@ -2,9 +2,9 @@
 
 Libraries choose their kernels by what the processor can do, and each adds up in an order of its
 own. A test that holds by a rounding's luck fails on another machine, so the numerical tests and
-the self-test run with one thread under each set of instructions that this processor has, and with
-two under the last, its own. One line says how each setting went, or what the processor lacks for
-it; the exit code is 1 if one failed.
+the self-test run with one thread under each set of instructions that this processor has but the
+last, its own, where ``make test`` runs them, and with two threads under that one. One line says
+how each setting went, or why it was not run; the exit code is 1 if one failed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -149,16 +148,30 @@ def run(setting: Setting, threads: int) -> list[str]:
     return failed
 
 
-def line(setting: Setting, threads: int, able: frozenset[str]) -> tuple[bool, str]:
-    """Run a setting, if the processor can; return whether it failed, and what to say of it."""
+def line(setting: Setting, threads: int, reason: str | None) -> tuple[bool, str]:
+    """Run a setting, unless there is a reason not to; return whether it failed, and its line."""
     where = f"{setting.name}, {threads} thread{'s' if threads > 1 else ''}"
-    missing = [flag for flag in setting.needs if flag not in able]
-    if missing:
-        return False, f"NOT RUN  {where}: this processor lacks {', '.join(missing)}"
+    if reason:
+        return False, f"NOT RUN  {where}: {reason}"
     start = time.monotonic()
     failed = run(setting, threads)
     word = f"FAIL     {where}: {' and '.join(failed)}" if failed else f"pass     {where}"
     return bool(failed), f"{word} ({time.monotonic() - start:.0f} s)"
+
+
+def left_out(setting: Setting, able: frozenset[str], asked: bool) -> str | None:
+    """Return why a setting is not run with one thread, if so."""
+    missing = [flag for flag in setting.needs if flag not in able]
+    if missing:
+        return f"this processor lacks {', '.join(missing)}"
+    if setting == own(able) and not asked:
+        return "it is this processor's own, under which `make test` runs the same tests"
+    return None
+
+
+def own(able: frozenset[str]) -> Setting:
+    """Return the setting under which a processor works if it is told nothing."""
+    return [setting for setting in SETTINGS if able.issuperset(setting.needs)][-1]
 
 
 def main(only: list[str]) -> int:
@@ -167,12 +180,14 @@ def main(only: list[str]) -> int:
     if unknown:
         print(f"no such setting: {', '.join(sorted(unknown))}", file=sys.stderr)
         return 2
-    able, failures = features(Path("/proc/cpuinfo").read_text()), 0
+    able = features(Path("/proc/cpuinfo").read_text())
     wanted = [setting for setting in SETTINGS if not only or setting.name in only]
-    own = [setting for setting in wanted if able.issuperset(setting.needs)][-1:]
-    for threads, settings in ((1, wanted), (2, own)):
+    one = [(setting, 1, left_out(setting, able, bool(only))) for setting in wanted]
+    two = [(setting, 2, None) for setting in wanted if setting == own(able)]
+    failures = 0
+    for threads, jobs in ((1, one), (2, two)):
         with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // threads)) as pool:
-            for failed, said in pool.map(partial(line, threads=threads, able=able), settings):
+            for failed, said in pool.map(lambda job: line(*job), jobs):
                 print(said, flush=True)
                 failures += failed
     return int(failures > 0)

@@ -27,9 +27,18 @@ def test_each_setting_has_its_line_also_those_that_the_processor_lacks(monkeypat
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(SETTINGS) + 1
-    assert sorted(asked) == [("AVX2", 1), ("AVX2", 2), ("default", 1)]
+    assert sorted(asked) == [("AVX2", 2), ("default", 1)]
+    assert "NOT RUN  AVX2, 1 thread: it is this processor's own" in lines[1]
     assert "NOT RUN  AVX-512, 1 thread: this processor lacks avx512f" in lines[2]
     assert "amx_tile" in lines[3]
+
+
+def test_what_is_asked_for_by_name_is_run(monkeypatch):
+    monkeypatch.setattr(processors.Path, "read_text", lambda self: OLD)
+    asked = []
+    monkeypatch.setattr(processors, "run", lambda s, threads: asked.append((s.name, threads)) or [])
+    assert main(["AVX2", "AVX-512"]) == 0
+    assert sorted(asked) == [("AVX2", 1), ("AVX2", 2)]
 
 
 def test_one_failure_fails_all_and_is_named(monkeypatch, capsys):
@@ -37,11 +46,11 @@ def test_one_failure_fails_all_and_is_named(monkeypatch, capsys):
     monkeypatch.setattr(
         processors,
         "run",
-        lambda s, threads: ["self-test"] if (s.name, threads) == ("AVX2", 1) else [],
+        lambda s, threads: ["self-test"] if (s.name, threads) == ("default", 1) else [],
     )
     assert main([]) == 1
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("FAIL")]
-    assert "AVX2, 1 thread: self-test" in line
+    assert "default, 1 thread: self-test" in line
     assert main(["AVX3"]) == 2
 
 

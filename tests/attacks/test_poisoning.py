@@ -38,6 +38,7 @@ WAYS = {
     ),
     "whole site": ({"unit": "site", "clipping_norm": 0.1}, {"learning_rate": 0.01}),
 }
+SLOW_WAYS = ("shared", "whole site")
 
 
 @pytest.fixture
@@ -65,7 +66,9 @@ def lines(out: Path) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize(
+    "way", ["local", "discrete", *(pytest.param(w, marks=pytest.mark.slow) for w in SLOW_WAYS)]
+)
 def test_a_sum_that_no_honest_cohort_sends_is_not_applied_and_stays_charged(
     base, tmp_path, monkeypatch, way
 ):

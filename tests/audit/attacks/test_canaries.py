@@ -82,14 +82,8 @@ def no_gradients(monkeypatch):
     monkeypatch.setattr(canaries, "gradients_of", lambda model: nothing)
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "share"),
-    [
-        pytest.param("sgd", 0.0, marks=pytest.mark.slow),
-        pytest.param("adam", 0.0, marks=pytest.mark.slow),
-        ("sgd", 0.1),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("optimizer", "share"), [("sgd", 0.0), ("adam", 0.0), ("sgd", 0.1)])
 @pytest.mark.usefixtures("no_gradients")
 def test_too_little_noise_is_refuted_by_as_many_canaries_as_it_takes(
     material, monkeypatch, optimizer, share
@@ -212,6 +206,7 @@ def test_coins_do_not_change_what_sampling_sees(sandbox):
     assert torch.equal(heads.batch(np.arange(4))["canary"], torch.arange(4))
 
 
+@pytest.mark.slow
 def test_loss_canaries_are_found_in_a_model_that_learnt_them_by_heart(material, monkeypatch):
     # The random model's tokenizer knows no other words.
     rows = iter(made_up(200, "canaries", lambda i: None))
