@@ -3,8 +3,9 @@
     python benchmarks/memory.py [--model DIR ...] [--quick]
 
 Each case is a process of its own. Measured is the most resident memory (VmHWM) of two private
-steps above what the process held with libraries and tokenizer loaded; the model, its adapter and
-the step's tensors are in it, what loading took for a moment is not (the mark is reset). The models
+steps above what the process held with the tokenizer and with libraries that have worked once, on
+a model of next to no size; the model, its adapter and the step's tensors are in it, what
+loading took for a moment is not (the mark is reset). The models
 are MiniLM, a random Llama of 0.5 billion parameters in bfloat16, which is made on the spot, and
 those given with ``--model``. Prints the table of docs/models.md, and below it estimates for shapes
 that do not run here.
@@ -53,6 +54,16 @@ HALF_BILLION = LLAMA | {
     "num_key_value_heads": 5,
     "vocab_size": 32_000,
     "max_position_embeddings": 4096,
+}
+# So small that what it leaves in memory is the libraries' own.
+NEXT_TO_NOTHING = LLAMA | {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 32_000,
+    "max_position_embeddings": 512,
 }
 ONE_BILLION = LLAMA | {
     "hidden_size": 2048,
@@ -128,16 +139,28 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def measured(case: Case) -> int:
-    """Return the most memory of two private steps above libraries and tokenizer, in bytes."""
+def measured(case: Case, small: str) -> int:
+    """Return the most memory of two private steps above libraries and tokenizer, in bytes.
+
+    Parameters
+    ----------
+    small : str
+        Folder of a model on which the libraries work first.
+    """
     torch.set_num_threads(1)
-    config = case.config()
-    folder = checkpoint_folder(case.model)
-    torch.ones(64, 64, requires_grad=True).matmul(torch.ones(64, 64)).sum().backward()
+    for task, precision in (("causal", "bfloat16"), ("classification", "float32")):
+        train(Case("small", small, task, 64, None, precision))
     bare = resident("VmRSS")
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(checkpoint_folder(case.model))
     tokenizer_bytes = resident("VmRSS") - bare
     del tokenizer
+    train(case)
+    return resident("VmHWM") - bare - tokenizer_bytes
+
+
+def train(case: Case) -> None:
+    """Take two private steps, and let VmHWM begin anew before them."""
+    config = case.config()
     labels = tuple(f"label {n}" for n in range(100)) if trains_a_head(config.task) else ()
     model = task_of(config.task).load_model(config, labels)
     dataset = make_dataset(case.length, not labels)
@@ -155,7 +178,6 @@ def measured(case: Case) -> int:
     )
     forget_peak()
     train_locally(model, dataset, settings, RandomStream.seeded(1), RandomStream.seeded(2))
-    return resident("VmHWM") - bare - tokenizer_bytes
 
 
 def estimated(case: Case) -> dict[str, int]:
@@ -230,10 +252,10 @@ def row(case: Case, *figures: str) -> str:
     return "| " + " | ".join((*cells, "yes" if case.checkpointing else "no", *figures)) + " |"
 
 
-def in_own_process(function: Any, case: Case) -> Any:
-    """Run a function of a case in a process of its own."""
+def in_own_process(function: Any, *given: Any) -> Any:
+    """Run a function in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        return pool.apply(function, (case,))
+        return pool.apply(function, given)
 
 
 def main() -> None:
@@ -244,12 +266,13 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         llama = Path(scratch) / "llama"
+        small = random_llama(Path(scratch) / "small", NEXT_TO_NOTHING)
         if not arguments.quick:
             random_llama(llama, HALF_BILLION)
         print(f"{HEADING} estimated MiB | measured MiB | ratio |\n{RULE}", flush=True)
         for case in cases(arguments.model, str(llama), arguments.quick):
             whole = in_own_process(estimated, case)["whole"]
-            seen = in_own_process(measured, case)
+            seen = in_own_process(measured, case, small)
             figures = (f"{whole / 2**20:,.0f}", f"{seen / 2**20:,.0f}", f"{whole / seen:.2f}")
             print(row(case, *figures), flush=True)
         if arguments.quick:
