@@ -14,7 +14,7 @@ from peft import get_peft_model_state_dict
 from support.devices import DEVICES, ENGINE, models_on, on_a_gpu
 from support.tiny_models import save_tiny
 
-from fedllm.audit.attacks.canaries import CanaryDataset, PlantedGradients, losses_of
+from fedllm.audit.attacks.canaries import CanaryDataset, Places, PlantedGradients, losses_of
 from fedllm.errors import FedllmError
 from fedllm.mechanisms import LocalSettings
 from fedllm.models.prefix import PrefixCache
@@ -131,7 +131,7 @@ def test_answers_and_audits_go_there_too(device, tiny_model, random_dataset, tmp
     def all_of(model):
         data = random_dataset(5, "instruction")
         coins = np.ones(len(data), dtype=bool)
-        planted = PlantedGradients(model, np.arange(len(data)), coins, 2.0)
+        planted = PlantedGradients(model, Places([np.arange(len(data))]), coins, 2.0)
         with planted.listening():
             canaries = train_locally(
                 model, CanaryDataset(data, coins), STEP, *streams(), planted

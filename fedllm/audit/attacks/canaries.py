@@ -1,12 +1,12 @@
 """Test a claimed epsilon by canaries: can anyone tell which were in the training data.
 
-White-box canaries are gradients: each points along one coordinate of the adapter with all
-the length that clipping allows, the strongest contribution that a unit can make. The
-attacker sees every step's noised sum, before an optimiser makes a step of it, and every round's
-update. Black-box canaries are records of tokens that occur nowhere else; the attacker sees the
-final model's losses. Both go through the functions that train in production
-(`train_locally`), in a sandbox. `fedllm.audit.attacks.one_run` turns right guesses into a lower
-bound.
+White-box canaries are gradients: each points along one coordinate of what a round trains (one in
+each half, where halves take turns) with all the length that clipping allows, the strongest
+contribution that a unit can make. The attacker sees every step's noised sum, before an optimiser
+makes a step of it, and every round's update. Black-box canaries are records of tokens that occur
+nowhere else; the attacker sees the final model's losses. Both go through the functions that train
+in production (`train_locally`), in a sandbox. `fedllm.audit.attacks.one_run` turns right guesses
+into a lower bound.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from fedllm.audit.attacks.one_run import canaries_needed, largest_bound, lower_b
 from fedllm.audit.attacks.results import CanaryAttack
 from fedllm.audit.attacks.sandbox import Sandbox
 from fedllm.data.encode import EncodedDataset
-from fedllm.errors import ConfigError
 from fedllm.mechanisms import LocalSettings
+from fedllm.models.manifest import AdapterManifest
 from fedllm.models.shared import SharedModel
 from fedllm.privacy.dpsgd import Gradients, OuterProducts
 from fedllm.randomness import RandomStream
@@ -78,6 +78,27 @@ class CanaryDataset:
 
 
 @dataclass
+class Places:
+    """Where canaries stand in what a round trains.
+
+    Attributes
+    ----------
+    turns : sequence of int64 arrays (m,)
+        The coordinate of each canary, all different, for each kind of round that takes its turn.
+    round : int
+        How many rounds are over.
+    """
+
+    turns: Sequence[NDArray[np.int64]]
+    round: int = 0
+
+    @property
+    def now(self) -> NDArray[np.int64]:
+        """The coordinates (m,) in the round that is under way."""
+        return self.turns[self.round % len(self.turns)]
+
+
+@dataclass
 class PlantedGradients:
     """Per-sample gradients in which each canary's row is a step along its own coordinate.
 
@@ -85,8 +106,8 @@ class PlantedGradients:
     ----------
     model : SharedModel
         Whose adapter the gradients belong to.
-    coordinates : int64 array (m,)
-        The coordinate of each canary; all different.
+    places : Places
+        The coordinate of each canary.
     coins : bool array (m,)
         A canary that is not in has next to no gradient.
     length : float
@@ -94,7 +115,7 @@ class PlantedGradients:
     """
 
     model: SharedModel
-    coordinates: NDArray[np.int64]
+    places: Places
     coins: NDArray[np.bool_]
     length: float
 
@@ -121,7 +142,7 @@ class PlantedGradients:
         gradients = gradients_of(self.model)(parameters, losses)
         mine, planted = self._rows.cpu().numpy(), []
         for segment, gradient in zip(self.model.manifest.segments, gradients, strict=True):
-            places = self.coordinates[mine] - segment.start
+            places = self.places.now[mine] - segment.start
             inside = (places >= 0) & (places < segment.size) & self.coins[mine]
             planted.append(_plant(gradient, np.flatnonzero(inside), places[inside], self.length))
         return planted
@@ -154,7 +175,7 @@ class SeenSums:
 
     Attributes
     ----------
-    coordinates : int64 array (m,)
+    places : Places
         The coordinate of each canary.
     settings : LocalSettings
         Sampling rate, noise and divisor, which are public.
@@ -164,17 +185,17 @@ class SeenSums:
         Logarithm of the likelihood ratio so far.
     """
 
-    coordinates: NDArray[np.int64]
+    places: Places
     settings: LocalSettings
     share: float
 
     def __post_init__(self) -> None:
-        self.scores = np.zeros(len(self.coordinates))
+        self.scores = np.zeros(len(self.places.now))
 
     def hear(self, gradient: NDArray[np.float64], clipping_norm: float) -> None:
         """Take in one step's noised mean (P,)."""
         settings = self.settings
-        values = gradient[self.coordinates] * (settings.expected_batch_size / clipping_norm)
+        values = gradient[self.places.now] * (settings.expected_batch_size / clipping_norm)
         rate, noise = settings.sampling_rate, self.share * (settings.noise_multiplier or 1.0)
         inside = np.log(rate) + (values - 0.5) / noise**2
         self.scores += np.logaddexp(inside, np.log1p(-rate)) if rate < 1 else inside
@@ -196,18 +217,7 @@ def white_box(
         Flips the coins; ``RandomStream.secure()`` outside tests.
     heard : callable
         Called with a word, the round and the number of rounds.
-
-    Raises
-    ------
-    ConfigError
-        If not all rounds send the same values.
     """
-    if len(sent_in_turn(sandbox.model)) > 1:
-        raise ConfigError(
-            "gradient canaries look at the same values in every round, and lora.method = "
-            f"{sandbox.model.method!r} sends others in turn",
-            "audit the same run with lora.method = 'ffa', or use `fedllm audit membership`",
-        )
     groups = groups_of(sandbox, "white-box", canaries, confidence)
     return _attack(sandbox, groups, confidence, lambda: _white_box(sandbox, groups, stream, heard))
 
@@ -218,12 +228,14 @@ def _white_box(
     """Train once; return each canary's scores (3, m) in the attacker's views, and coins."""
     model, canaries, settings = sandbox.model, groups.size, groups.settings
     coins = stream.uniform(canaries) < 0.5
-    coordinates = np.sort(stream.permutation(model.manifest.length)[:canaries])
+    turns = _trained_in_turn(model)
+    places = Places([np.sort(stream.permutation(turn.length)[:canaries]) for turn in turns])
     # Canaries' own text does not matter, and short text is quick.
     short = sandbox.made_up_record(stream, words=2)
     dataset = CanaryDataset(sandbox.encode([short] * canaries), coins)
-    planted = PlantedGradients(model, coordinates, coins, _LENGTH * settings.clipping_norm)
-    sums = [SeenSums(coordinates, settings, share) for share in (1.0, 0.1)]
+    planted = PlantedGradients(model, places, coins, _LENGTH * settings.clipping_norm)
+    sums = [SeenSums(places, settings, share) for share in (1.0, 0.1)]
+    rates = [t.per_value(settings.learning_rate, settings.head_learning_rate) for t in turns]
     moved = np.zeros(canaries)
 
     def hear(gradient: NDArray[np.float64], clipping_norm: float) -> None:
@@ -232,16 +244,23 @@ def _white_box(
 
     def watch(number: int, update: NDArray[np.float32]) -> None:
         nonlocal moved
-        moved = moved - update[coordinates]
+        # Values with a larger step size move further: compare in units of it.
+        moved = moved - update[places.now] / rates[places.round % len(rates)][places.now]
+        places.round = number
         heard("gradient canaries", number, sandbox.config.rounds.count)
 
     # No value may be zero: it would cut off the gradients of others.
     start = sandbox.start_with((0.05 * stream.normal(model.manifest.length)).astype(np.float32))
     with planted.listening():
         sandbox.train(dataset, settings, watch, planted, start, hear)
-    # Values with a larger step size move further: compare in units of it.
-    rates = model.manifest.per_value(settings.learning_rate, settings.head_learning_rate)
-    return np.stack([*(seen.scores for seen in sums), moved / rates[coordinates]]), coins
+    return np.stack([*(seen.scores for seen in sums), moved]), coins
+
+
+def _trained_in_turn(model: SharedModel) -> tuple[AdapterManifest, ...]:
+    """Return the layouts of what rounds train, one after the other."""
+    turns = sent_in_turn(model)
+    # Where halves take turns, each is sent as it is trained.
+    return turns if len(turns) > 1 else (model.manifest,)
 
 
 def black_box(
@@ -316,7 +335,8 @@ class Groups:
 def groups_of(sandbox: Sandbox, kind: Kind, canaries: int | None, confidence: float) -> Groups:
     """Divide an attack's canaries into trainings; arguments as in `white_box`."""
     wanted, views = _LEAST if canaries is None else canaries, _VIEWS[kind]
-    privacy, most = sandbox.config.privacy, sandbox.model.manifest.length
+    privacy = sandbox.config.privacy
+    most = min(turn.length for turn in _trained_in_turn(sandbox.model))
     if kind == "black-box":
         most = min(max(_FEWEST_TEXTS, most // _VALUES_FOR_A_TEXT), _MOST_TEXTS)
     while True:

@@ -12,7 +12,15 @@ from typer.testing import CliRunner
 
 from fedllm.audit.attacks import canaries
 from fedllm.audit.attacks import sandbox as sandbox_module
-from fedllm.audit.attacks.canaries import CanaryDataset, PlantedGradients, black_box, white_box
+from fedllm.audit.attacks.canaries import (
+    CanaryDataset,
+    Places,
+    PlantedGradients,
+    _white_box,
+    black_box,
+    groups_of,
+    white_box,
+)
 from fedllm.audit.attacks.new_tokens import chosen, with_new_tokens
 from fedllm.audit.attacks.results import CanaryAttack, CanaryResult, load, save
 from fedllm.audit.attacks.sandbox import Sandbox, made_up_record, open_sandbox
@@ -108,6 +116,20 @@ def test_canaries_beyond_the_adapters_values_have_trainings_of_their_own(materia
     assert found.right == found.guesses
 
 
+@pytest.mark.usefixtures("no_gradients")
+def test_halves_that_take_turns_are_both_looked_at(material, monkeypatch):
+    """Without noise each round tells of each canary as much as any other round."""
+    monkeypatch.setattr(dpsgd, "gaussian_noise", lambda stream, count, deviation: np.zeros(count))
+    config = configuration(material)
+    lora = config.lora.model_copy(update={"method": "rolora"})
+    rounds = config.rounds.model_copy(update={"count": 4})
+    box = of(config.model_copy(update={"lora": lora, "rounds": rounds}))
+    groups = groups_of(box, "white-box", 50, 0.95)
+    scores, coins = _white_box(box, groups, RandomStream.seeded(2), quiet)
+    told = 4 * 0.5 / groups.settings.noise_multiplier**2
+    np.testing.assert_allclose(scores[0], np.where(coins, told, -told), rtol=1e-3)
+
+
 def test_loss_canaries_refute_a_language_model_without_noise(material, monkeypatch):
     monkeypatch.setattr(dpsgd, "gaussian_noise", lambda stream, count, deviation: np.zeros(count))
     config = material.config(
@@ -184,7 +206,7 @@ def test_planted_gradients_are_one_coordinate_each_and_nothing_without_the_coin(
     coordinates = np.sort(RandomStream.seeded(4).permutation(model.manifest.length)[:60])
     short = sandbox.made_up_record(RandomStream.seeded(5), words=2)
     dataset = CanaryDataset(sandbox.encode([short] * 60), coins)
-    planted = PlantedGradients(model, coordinates, coins, 2.0)
+    planted = PlantedGradients(model, Places([coordinates]), coins, 2.0)
 
     def gradient(place):
         batch = dataset.batch(np.array([place]))
