@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from jinja2 import TemplateError
 
 from fedllm.errors import ConfigError
 
@@ -16,6 +18,17 @@ USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
 
 # Stands for a text while the template around it is looked at.
 _PLACE, _OTHER = "fedllmplaceholder", "Other words of nobody"
+# What a template ends in that is wrong, or asks for what the sandbox has not.
+_OF_TEMPLATES = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    LookupError,
+    RecursionError,
+    MemoryError,
+)
 _DATE = datetime(2024, 7, 26, tzinfo=UTC)
 
 
@@ -82,6 +95,50 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
     )
 
 
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation.
+
+    Attributes
+    ----------
+    role : {"system", "user", "assistant"}
+        Who says it.
+    content : str
+        What is said.
+    """
+
+    role: Literal["system", "user", "assistant"]
+    content: str = field(repr=False)
+
+
+def conversation_text(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> str:
+    """Put a conversation into the tokenizer's template, ready for the answer to follow.
+
+    Its own chat template sees all turns. Without one, each question and answer stand as in
+    training, one after the other, and what the system says before the first question. Tokenise
+    the result with ``add_special_tokens=False``.
+
+    Raises
+    ------
+    ConfigError
+        If the chat template does not take these turns, or holds code that it may not run.
+    """
+    if tokenizer.chat_template:
+        said = [{"role": turn.role, "content": turn.content} for turn in turns]
+        return _turns(tokenizer, said, add_generation_prompt=True)
+    template = template_of(tokenizer)
+    end = tokenizer.decode([end_token_id(tokenizer)])
+    system = "".join(f"{turn.content}\n\n" for turn in turns if turn.role == "system")
+    start, text = _beginning(tokenizer), ""
+    for turn in turns:
+        if turn.role == "user":
+            around = template.around(system + turn.content)
+            text, system = text + (around.removeprefix(start) if text else around), ""
+        elif turn.role == "assistant":
+            text += f"{template.response(turn.content)}{end}"
+    return text
+
+
 def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     return _turns(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
 
@@ -95,7 +152,6 @@ def _turns(
     # transformers' own sandbox, which knows what templates of its models use.
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    template = _compile_jinja_template(tokenizer.get_chat_template())
     # What a template is given takes the place of what the sandbox has: one that writes a date
     # writes the same one everywhere and always.
     given: dict[str, Any] = {
@@ -106,7 +162,17 @@ def _turns(
     }
     given |= {"add_generation_prompt": add_generation_prompt}
     given |= {"tools": None, "documents": None}
-    return str(template.render(messages=turns, **given, **tokenizer.special_tokens_map))
+    try:
+        template = _compile_jinja_template(tokenizer.get_chat_template())
+        return str(template.render(messages=turns, **given, **tokenizer.special_tokens_map))
+    except _OF_TEMPLATES as error:
+        # Its own words may quote what was said.
+        raise ConfigError(
+            "the chat template of the model's tokenizer does not take these turns, or asks for "
+            f"something that no template may have ({type(error).__name__})",
+            "check chat_template in the model's folder; some take no turn of a system, or only "
+            "questions and answers in turn",
+        ) from None
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
@@ -115,18 +181,9 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     The tokenizer's own chat template if it has one (a single user turn with the generation
     prompt), else ``<|user|>...<|assistant|>`` if its vocabulary has these and ``<|end|>``,
     else "Question: ...", "Answer:". A beginning-of-text token that the tokenizer would add
-    is in the text already: tokenise it with ``add_special_tokens=False``, as `prompt_ids`
-    does.
+    is in the text already: tokenise it with ``add_special_tokens=False``.
     """
     return template_of(tokenizer).around(prompt)
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Tokenise prompts in their template exactly as training did (without truncation)."""
-    # Once for all of them: to ask a tokenizer of many added tokens for these takes a while.
-    template = template_of(tokenizer)
-    texts = [template.around(prompt) for prompt in prompts]
-    return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
