@@ -212,6 +212,11 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
+def brings_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether a tokenizer has a template of its own, and plain text would not do as well."""
+    return bool(tokenizer.chat_template) or _has_turn_tokens(tokenizer)
+
+
 def _has_turn_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
     vocabulary = tokenizer.get_added_vocab()
     return all(token in vocabulary for token in (USER, ASSISTANT, END))

@@ -16,7 +16,7 @@ from fedllm.errors import ConfigError
 from fedllm.randomness import RandomStream
 
 # Most of what top-p keeps is among so few tokens; then the vocabulary need not be sorted.
-_LIKELIEST = 256
+_MANY = 256
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,9 @@ class Sampling:
         return Drawing(self, RandomStream.seeded(self.seed, "generation", digest, repeat))
 
 
+LIKELIEST = Sampling()
+
+
 @dataclass(frozen=True, eq=False)
 class Drawing:
     """One sequence's choice of tokens; each call uses one random number."""
@@ -92,7 +95,7 @@ class Drawing:
 
 def _nucleus(shares: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     """Return the likeliest tokens that have ``top_p`` together, and what each has."""
-    found, tokens = shares.topk(min(_LIKELIEST, len(shares)))
+    found, tokens = shares.topk(min(_MANY, len(shares)))
     if float(found.double().sum()) < top_p:
         found, tokens = shares.sort(descending=True)
     # The token with which the sum is reached still belongs to it.

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from fedllm.errors import ConfigError
-from fedllm.models.drawing import Drawing, DrawnTokens, Sampling
+from fedllm.models.drawing import LIKELIEST, Drawing, DrawnTokens, Sampling
 from fedllm.models.transcript import Finish, Transcript
 
 # Sequences that are written at once, if nothing else is said.
@@ -61,7 +61,7 @@ class Writing:
 
     new_tokens: int = 256
     stops: tuple[str, ...] = ()
-    sampling: Sampling = Sampling()
+    sampling: Sampling = LIKELIEST
 
     def __post_init__(self) -> None:
         if self.new_tokens < 1:
@@ -164,15 +164,24 @@ class Generator:
         ConfigError
             See `room`.
         """
+        found = dict(self.each(prompts, writing, heard, rows))
+        return [found[number] for number in range(len(prompts))]
+
+    def each(
+        self,
+        prompts: Sequence[Tokens],
+        writing: Writing | Sequence[Writing],
+        heard: Heard = lambda number, piece: None,
+        rows: int = ROWS,
+    ) -> Iterator[tuple[int, Completion]]:
+        """Yield which prompt it is and its completion, as they are finished; see `write`."""
         ways = [writing] * len(prompts) if isinstance(writing, Writing) else list(writing)
-        sequences = self._sequences(prompts, ways, heard)
-        with self._evaluating():
-            for part in self._batches(sequences, rows):
+        for part in self._batches(self._sequences(prompts, ways, heard), rows):
+            with self._evaluating():
                 self._run(part)
-        return [
-            Completion(s.transcript.text, tuple(s.transcript.tokens), s.transcript.finish or "stop")
-            for s in sequences
-        ]
+            for s in part:
+                done = s.transcript
+                yield s.number, Completion(done.text, tuple(done.tokens), done.finish or "stop")
 
     def _sequences(
         self, prompts: Sequence[Tokens], ways: Sequence[Writing], heard: Heard

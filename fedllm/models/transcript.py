@@ -85,7 +85,7 @@ class Transcript:
         self._window, self._read = self._read, len(self.tokens)
         return whole[len(before) :]
 
-    def _decoded(self, tokens: Sequence[int]) -> str:
+    def _decoded(self, tokens: list[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _held_back(self, new: str) -> str:

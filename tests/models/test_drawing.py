@@ -21,11 +21,11 @@ def wanted(temperature, top_p):
     return scores.softmax(-1)[0].numpy()
 
 
-@pytest.mark.parametrize("likeliest", [2, 256])
+@pytest.mark.parametrize("many", [2, 256])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 0.01])
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 3.0])
-def test_shares_are_those_of_transformers(temperature, top_p, likeliest, monkeypatch):
-    monkeypatch.setattr(drawing, "_LIKELIEST", likeliest)
+def test_shares_are_those_of_transformers(temperature, top_p, many, monkeypatch):
+    monkeypatch.setattr(drawing, "_MANY", many)
     one = Sampling(temperature, top_p, 1).drawing([1])
     count = 3000
     found = np.bincount([one.next(LOGITS) for _ in range(count)], minlength=len(LOGITS)) / count

@@ -26,7 +26,10 @@ def model_of(tmp_path_factory):
         values = {
             "name": "tiny",
             "task": "instruction",
-            "model": {"path": str(save_tiny(kind, tmp_path_factory.mktemp(kind))), "max_length": 16},
+            "model": {
+                "path": str(save_tiny(kind, tmp_path_factory.mktemp(kind))),
+                "max_length": 16,
+            },
             "data": {"train": "unused.jsonl"},
             "lora": {"rank": 2, "last_layers": LAYERS - 1},
         }
@@ -179,7 +182,9 @@ def test_a_stop_may_be_a_token_that_no_text_shows(generator_of):
     generator = generator_of("gpt2")
     # Made likeliest, as a model does at the end of a turn.
     head = generator.network.get_output_embeddings()
-    head.bias = torch.nn.Parameter(torch.zeros(len(head.weight)).index_fill_(0, torch.tensor(2), 99.0))
+    head.bias = torch.nn.Parameter(
+        torch.zeros(len(head.weight)).index_fill_(0, torch.tensor(2), 99.0)
+    )
     try:
         assert generator.write(PROMPTS[:1], Writing(4))[0].tokens == (2, 2, 2, 2)
         assert generator.write(PROMPTS[:1], Writing(4, ("<s>",)))[0].tokens == ()

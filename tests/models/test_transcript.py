@@ -92,7 +92,7 @@ def test_what_may_be_a_stop_text_waits_and_then_comes(by_bytes):
 
 
 def test_what_waits_at_the_end_comes(by_bytes):
-    transcript, pieces = pushed(by_bytes, [*by_bytes("ab#")["input_ids"], END], ("##",))
+    _, pieces = pushed(by_bytes, [*by_bytes("ab#")["input_ids"], END], ("##",))
     assert "".join(pieces) == "ab#"
 
 
@@ -104,7 +104,7 @@ def test_after_the_end_nothing_comes(by_bytes):
 
 @given(st.text(alphabet="ab#é🙂", max_size=30), st.lists(st.text("ab#é🙂", min_size=1, max_size=4)))
 def test_it_is_the_text_up_to_the_first_stop(by_bytes, text, stops):
-    transcript, pieces = pushed(by_bytes, [*by_bytes(text)["input_ids"], END], stops)
+    _, pieces = pushed(by_bytes, [*by_bytes(text)["input_ids"], END], stops)
     expected = text
     # The first that is complete, which is not always the first that begins.
     for size in range(len(text) + 1):
