@@ -103,27 +103,44 @@ def _own_layer(kit: Path) -> OwnLayerOf:
     return of
 
 
-def asked_texts(texts: list[str], file: str | None, column: str, option: str) -> list[Asked]:
-    """Return the texts of the command line, or of a file.
+def check_asked(texts: list[str], file: str | None, option: str) -> None:
+    """Refuse, before a model is loaded, what cannot be asked.
 
     Raises
     ------
     ConfigError
-        If there are none, both are given, or one is empty.
+        If there is nothing, or both texts and a file, a text is empty, or there is no such file.
+    """
+    from fedllm.data.asked import STANDARD_INPUT
+    from fedllm.data.readers import data_files
+    from fedllm.data.text_files import opened as opened_file
+
+    if bool(texts) == (file is not None):
+        raise ConfigError(
+            f"there is nothing to ask, or both {option} and a FILE were given",
+            f"give {option} TEXT (may be repeated), or a FILE: JSON Lines, CSV, Parquet or plain "
+            "text, one a line; - reads standard input",
+        )
+    if not all(text.strip() for text in texts):
+        raise ConfigError(f"an empty text was given with {option}", "give it words")
+    if file is not None and file != STANDARD_INPUT:
+        for path in data_files(file):
+            with opened_file(path):
+                pass
+
+
+def asked_texts(texts: list[str], file: str | None, column: str) -> list[Asked]:
+    """Return the texts of the command line, or of a file.
+
+    Raises
+    ------
     DataError
         See `read_asked`.
     """
     from fedllm.data.asked import Asked, read_asked
 
-    if bool(texts) == (file is not None):
-        raise ConfigError(
-            f"give either {option} (may be repeated) or a FILE",
-            "FILE is JSON Lines, CSV, Parquet or plain text, one a line; - reads standard input",
-        )
     if file is not None:
         return read_asked(file, column, sys.stdin.buffer)
-    if not all(text.strip() for text in texts):
-        raise ConfigError(f"an empty text was given with {option}", "give it words")
     return [Asked(number, text) for number, text in enumerate(texts, 1)]
 
 

@@ -56,26 +56,31 @@ def generate(
     order of the prompts, without the prompts themselves. A row's field id is handed on.
     """
     writing = asking.writing_of(new_tokens, temperature, top_p, seed, stop)
+    asking.check_asked(prompt, file, "--prompt")
     found = asking.opened(run, model, device, max_length, kit)
     generator = found.require_generator()
-    asked = asking.asked_texts(prompt, file, found.column, "--prompt")
+    asked = asking.asked_texts(prompt, file, found.column)
     prompts = [found.prompt(one.text, new_tokens, raw) for one in asked]
+    gap = "" if raw or found.prompting is None else found.prompting.gap
     asking.tell_cut([one.cut for one in prompts], "prompts", found.room_for_prompt(new_tokens))
     if len(asked) == 1 and out is None and not json_output and sys.stdout.isatty():
-        _stream(generator, prompts[0], writing)
+        _stream(generator, prompts[0], writing, gap)
         return
     from fedllm.serving.lines import write_lines
 
     found_texts = _written(generator, prompts, writing, rows)
-    write_lines(_lines(asked, prompts, found_texts, writing), out)
+    write_lines(_lines(asked, prompts, found_texts, writing, gap), out)
 
 
-def _stream(generator: Generator, prompt: Prompt, writing: Writing) -> None:
-    def heard(_: int, piece: str) -> None:
+def _stream(generator: Generator, prompt: Prompt, writing: Writing, gap: str) -> None:
+    from fedllm.serving.conversation import Answer
+
+    def heard(piece: str) -> None:
         sys.stdout.write(visible(piece, keep="\n\t"))
         sys.stdout.flush()
 
-    (done,) = generator.write([prompt.ids], writing, heard)
+    answer = Answer(gap, heard)
+    (done,) = generator.write([prompt.ids], writing, lambda _, piece: answer.hear(piece))
     print()
     if done.finish == "length":
         asking.tell(f"ended after {len(done.tokens)} tokens (--max-new-tokens)")
@@ -99,13 +104,14 @@ def _lines(
     prompts: Sequence[Prompt],
     completions: Sequence[Completion],
     writing: Writing,
+    gap: str,
 ) -> Iterator[dict[str, Any]]:
     seed = writing.sampling.seed
     for one, prompt, done in zip(asked, prompts, completions, strict=True):
         yield {
             "row": one.row,
             **({} if one.key is None else {"id": one.key}),
-            "response": done.text,
+            "response": done.text.removeprefix(gap),
             "finish_reason": done.finish,
             "prompt_tokens": len(prompt.ids),
             "tokens_cut": prompt.cut,

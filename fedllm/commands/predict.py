@@ -48,9 +48,10 @@ def predict(
     the texts themselves. A row's field id is handed on. Texts that are too long are cut as in
     training, and it is told how many were. Probabilities are the model's own, and not calibrated.
     """
+    asking.check_asked(text, file, "--text")
     found = asking.opened(run, model, device, max_length, kit)
     predicting = found.require_predicting()
-    asked = asking.asked_texts(text, file, found.column, "--text")
+    asked = asking.asked_texts(text, file, found.column)
     cut: list[int] = []
 
     def predicted() -> Iterator[tuple[Asked, Prediction]]:

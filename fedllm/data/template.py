@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
+PLAIN_QUESTION = "Question:"
 
 # Stands for a text while the template around it is looked at.
 _PLACE, _OTHER = "fedllmplaceholder", "Other words of nobody"
@@ -80,7 +81,7 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
         start = _beginning(tokenizer)
         if _has_turn_tokens(tokenizer):
             return Template(f"{start}{USER}", ASSISTANT)
-        return Template(f"{start}Question: ", "\nAnswer:", gap=" ")
+        return Template(f"{start}{PLAIN_QUESTION} ", "\nAnswer:", gap=" ")
     before, found, after = _rendered(tokenizer, _PLACE).partition(_PLACE)
     plain, padded = (_rendered(tokenizer, text) for text in (_OTHER, f" {_OTHER}\n"))
     for trims in (False, True):

@@ -48,11 +48,11 @@ class Sampling:
         if not (isfinite(self.temperature) and self.temperature >= 0):
             raise ConfigError(
                 f"temperature {self.temperature} is no number from 0 on",
-                "0 takes the likeliest token each time, 1 draws as the model says",
+                "give 0 for the likeliest token each time, or 1 to draw as the model says",
             )
         if not 0 < self.top_p <= 1:
             raise ConfigError(
-                f"top-p {self.top_p} is not above 0 and at most 1", "1 draws from all tokens"
+                f"top-p {self.top_p} is not above 0 and at most 1", "give 1 to draw from all tokens"
             )
 
     def drawing(self, prompt: Sequence[int], repeat: int = 0) -> Drawing:

@@ -66,7 +66,7 @@ class Writing:
     def __post_init__(self) -> None:
         if self.new_tokens < 1:
             raise ConfigError(
-                f"{self.new_tokens} new tokens are nothing to write", "ask for one at least"
+                f"{self.new_tokens} new tokens are nothing to write", "give 1 or more"
             )
         if "" in self.stops:
             raise ConfigError("a stop text is empty", "give a text that ends what is written")
@@ -134,7 +134,7 @@ class Generator:
         if len(prompt) + self._prompted > self.positions or taken >= self.positions:
             raise ConfigError(
                 f"a prompt of {len(prompt)} tokens leaves no room in a model of {self.positions}",
-                "shorten the prompt",
+                "give a shorter prompt",
             )
         return self.positions - taken
 

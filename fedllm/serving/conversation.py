@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedllm.data.template import Turn
 from fedllm.models.generation import Generator, Writing
 from fedllm.serving.usable import Usable
 from fedllm.tasks.prompting import TemplatedPrompting
+
+
+@dataclass
+class Answer:
+    """Hands on pieces of an answer, without the gap that it begins with."""
+
+    gap: str
+    heard: Callable[[str], None]
+
+    def hear(self, piece: str) -> None:
+        """Take the next piece, which is not empty."""
+        piece, self.gap = piece.removeprefix(self.gap), ""
+        if piece:
+            self.heard(piece)
 
 
 @dataclass
@@ -53,10 +67,12 @@ class Conversation:
         turns = [*self.turns, Turn("user", question)]
         room = self.usable.room_for_prompt(writing.new_tokens)
         prompt = self.prompting.conversation(turns, room)
-        (done,) = self.generator.write([prompt.ids], writing, lambda _, piece: heard(piece))
+        ended = replace(writing, stops=(*writing.stops, *self.prompting.next_turn))
+        written = Answer(self.prompting.gap, heard)
+        (done,) = self.generator.write([prompt.ids], ended, lambda _, piece: written.hear(piece))
         kept = [turn for turn in turns if turn.role != "system"][prompt.dropped :]
         system = [turn for turn in turns if turn.role == "system"]
-        self.turns = [*system, *kept, Turn("assistant", done.text)]
+        self.turns = [*system, *kept, Turn("assistant", done.text.removeprefix(self.prompting.gap))]
         told = []
         if prompt.dropped:
             told.append(

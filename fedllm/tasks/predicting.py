@@ -13,7 +13,6 @@ from torch import Tensor
 from fedllm.data.bio import spans_of_tags
 from fedllm.data.encode import tokens_cut
 from fedllm.models.pieces import by_width
-from fedllm.padding import PAD_MULTIPLE
 
 if TYPE_CHECKING:
     from fedllm.models.shared import SharedModel
@@ -151,8 +150,7 @@ class Predicting(ABC):
         ]
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> Batch:
-        longest = max(map(len, rows))
-        width = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
+        width = max(map(len, rows))
         pad = self._model.tokenizer.pad_token_id
         ids = [[*row, *[pad] * (width - len(row))] for row in rows]
         mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]

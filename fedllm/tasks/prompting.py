@@ -9,8 +9,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from fedllm.data.template import (
+    PLAIN_QUESTION,
     Template,
     Turn,
+    brings_template,
     conversation_text,
     end_token_id,
     template_of,
@@ -55,6 +57,11 @@ class Prompting(ABC):
     @abstractmethod
     def ends(self) -> tuple[int, ...]:
         """Tokens that end what is written."""
+
+    @property
+    def gap(self) -> str:
+        """What every answer begins with, and is no part of it."""
+        return ""
 
     @abstractmethod
     def prompt(self, text: str, most: int | None) -> Prompt:
@@ -109,6 +116,18 @@ class TemplatedPrompting(Prompting):
         found = (end_token_id(self.tokenizer), self.tokenizer.eos_token_id)
         return tuple(dict.fromkeys(int(token) for token in found if token is not None))
 
+    @property
+    def gap(self) -> str:
+        """The space that plain text needs."""
+        return "" if self._template is None else self._template.gap
+
+    @property
+    def next_turn(self) -> tuple[str, ...]:
+        """What begins the next question where no token does, so that a model may go on with it."""
+        if self._template is None or brings_template(self.tokenizer):
+            return ()
+        return (f"\n{PLAIN_QUESTION}",)
+
     def prompt(self, text: str, most: int | None) -> Prompt:
         """Return the tokens of a text in its template, exactly as in training."""
         if self._template is None:
@@ -117,8 +136,8 @@ class TemplatedPrompting(Prompting):
         ids = list(self.tokenizer(around, add_special_tokens=False, verbose=False)["input_ids"])
         if most is None or len(ids) <= most:
             return Prompt(tuple(ids))
+        _require_room(len(shortened(self.tokenizer, self._template, around, 0)), most)
         kept = shortened(self.tokenizer, self._template, around, most)
-        _require_room(len(kept) - 1, most)
         return Prompt(tuple(kept), len(ids) - len(kept))
 
     def conversation(self, turns: Sequence[Turn], most: int | None) -> Prompt:
@@ -135,7 +154,7 @@ class TemplatedPrompting(Prompting):
         """
         if not turns or turns[-1].role != "user":
             raise ConfigError(
-                "the last turn of the conversation is not the user's", "end with a question"
+                "the last turn of the conversation is not the user's", "let it end with a question"
             )
         system = [turn for turn in turns if turn.role == "system"]
         said = [turn for turn in turns if turn.role != "system"]
@@ -158,7 +177,7 @@ class TemplatedPrompting(Prompting):
             raise ConfigError(
                 f"the question, and what the system says, have {len(ids)} tokens; there is room "
                 f"for {most}",
-                "shorten them, ask for fewer new tokens, or raise the largest length",
+                "give a shorter question, fewer new tokens, or a larger length",
             )
         return Prompt(tuple(ids))
 
@@ -190,5 +209,5 @@ def _require_room(around: int, most: int) -> None:
     if around >= most:
         raise ConfigError(
             f"there is room for a prompt of {most} tokens, and what stands around it has {around}",
-            "ask for fewer new tokens, or raise the largest length",
+            "give fewer new tokens, or a larger length",
         )

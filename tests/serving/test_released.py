@@ -85,7 +85,7 @@ def test_a_moved_base_is_named(released, tiny_checkpoint, tmp_path):
     wanted = expected(folder)
     text = (folder / "run.toml").read_text().replace(str(tiny_checkpoint("bert")), "/nowhere/base")
     (folder / "run.toml").write_text(text)
-    with pytest.raises(ConfigError, match="not on this machine .* /nowhere/base") as caught:
+    with pytest.raises(ConfigError, match=r"not on this machine .* /nowhere/base") as caught:
         load_released(folder)
     assert "--model" in caught.value.remedy
     assert torch.equal(answers(load_released(folder, str(moved)).model), wanted)
