@@ -19,8 +19,11 @@ import typer
 from fedllm import __version__
 from fedllm.commands import audit, authority, client, ledger, model, privacy, provision, server
 from fedllm.commands.benefit import benefit
+from fedllm.commands.chat import chat
 from fedllm.commands.demo import demo
+from fedllm.commands.generate import generate
 from fedllm.commands.help import CommandGroup
+from fedllm.commands.predict import predict
 from fedllm.commands.pretrain import pretrain
 from fedllm.commands.run import run
 from fedllm.commands.simulate import simulate
@@ -56,6 +59,9 @@ app.command()(pretrain)
 app.command()(simulate)
 app.command()(run)
 app.command()(benefit)
+app.command()(predict)
+app.command()(generate)
+app.command()(chat)
 app.add_typer(provision.app, name="provision")
 app.add_typer(server.app, name="server")
 app.add_typer(authority.app, name="authority")

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from fedllm.data.records import Record
 from fedllm.data.template import end_token_id, template_of
 from fedllm.models.checkpoints import load_tokenizer
+from fedllm.models.generation import Generator, Writing
 from fedllm.tasks.instruction import Turns
 
 LABELS = ("yes", "no", "maybe")
@@ -84,32 +85,12 @@ class Reader:
         places = torch.arange(len(answer))
         return float(logits.log_softmax(-1)[places, torch.tensor(answer)].sum())
 
-    @torch.no_grad()
     def complete(self, texts: Sequence[str], new_tokens: int) -> list[str]:
         """Complete prompts, the most likely token first."""
-        prompts, end = self.prompts(texts, new_tokens), end_token_id(self.tokenizer)
-        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-        replies = [""] * len(prompts)
-        for start in range(0, len(order), _BATCH):
-            places = order[start : start + _BATCH]
-            width = max(len(prompts[place]) for place in places)
-            ids = torch.full((len(places), width), end)
-            mask = torch.zeros_like(ids)
-            for row, place in enumerate(places):
-                ids[row, width - len(prompts[place]) :] = torch.tensor(prompts[place])
-                mask[row, width - len(prompts[place]) :] = 1
-            found = self.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                do_sample=False,
-                max_new_tokens=new_tokens,
-                eos_token_id=end,
-                pad_token_id=end,
-            )
-            for row, place in enumerate(places):
-                reply = self.tokenizer.decode(found[row, width:], skip_special_tokens=True)
-                replies[place] = str(reply).strip()
-        return replies
+        prompts = self.prompts(texts, new_tokens)
+        generator = Generator(self.model, self.tokenizer, [end_token_id(self.tokenizer)])
+        written = generator.write(prompts, Writing(new_tokens), rows=_BATCH)
+        return [reply.text.strip() for reply in written]
 
 
 def macro_f1(predicted: Sequence[str], right: Sequence[str]) -> float:

@@ -8,7 +8,7 @@ import glob
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fedllm.data.columns import ColumnMap, MissingColumnError, Row
@@ -65,7 +65,7 @@ def file_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
     name = path.name.lower()
     text_name = name.removesuffix(".gz")
     if text_name.endswith((".jsonl", ".json")):
-        return _json_rows(path, columns)
+        return json_rows(row_lines(path), str(path), columns)
     if text_name.endswith(".csv"):
         return _csv_rows(path, columns)
     if name.endswith(".parquet"):
@@ -76,20 +76,21 @@ def file_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
     )
 
 
-def _json_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
+def json_rows(lines: Iterable[str], source: str, columns: ColumnMap) -> Iterator[Row]:
+    """Yield the rows of JSON Lines; errors as `file_rows`."""
     number, checked = 0, False
-    for line, text in enumerate(row_lines(path), 1):
+    for line, text in enumerate(lines, 1):
         if not text.strip():
             continue
         number += 1
         if number == 1 and text.lstrip().startswith("["):
             raise DataError(
-                f"{path} holds a JSON array, not JSON Lines",
+                f"{source} holds a JSON array, not JSON Lines",
                 "write one JSON object a line, for example: jq -c '.[]' old.json > new.jsonl",
             )
         value, problem = _json_object(text, columns)
         if not problem and not checked:
-            columns.check(list(value), Row(number, line, {}).where(str(path)))
+            columns.check(list(value), Row(number, line, {}).where(source))
             checked = True
         yield Row(number, line, value, problem)
 

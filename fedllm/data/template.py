@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from jinja2 import TemplateError
 
 from fedllm.errors import ConfigError
 
@@ -13,9 +15,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
+PLAIN_QUESTION = "Question:"
 
 # Stands for a text while the template around it is looked at.
 _PLACE, _OTHER = "fedllmplaceholder", "Other words of nobody"
+# What a template ends in that is wrong, or asks for what the sandbox has not.
+_OF_TEMPLATES = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    LookupError,
+    RecursionError,
+    MemoryError,
+)
 _DATE = datetime(2024, 7, 26, tzinfo=UTC)
 
 
@@ -67,7 +81,7 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
         start = _beginning(tokenizer)
         if _has_turn_tokens(tokenizer):
             return Template(f"{start}{USER}", ASSISTANT)
-        return Template(f"{start}Question: ", "\nAnswer:", gap=" ")
+        return Template(f"{start}{PLAIN_QUESTION} ", "\nAnswer:", gap=" ")
     before, found, after = _rendered(tokenizer, _PLACE).partition(_PLACE)
     plain, padded = (_rendered(tokenizer, text) for text in (_OTHER, f" {_OTHER}\n"))
     for trims in (False, True):
@@ -80,6 +94,50 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
         "around it",
         "give a simpler chat_template in a copy of the model that all parties use",
     )
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation.
+
+    Attributes
+    ----------
+    role : {"system", "user", "assistant"}
+        Who says it.
+    content : str
+        What is said.
+    """
+
+    role: Literal["system", "user", "assistant"]
+    content: str = field(repr=False)
+
+
+def conversation_text(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> str:
+    """Put a conversation into the tokenizer's template, ready for the answer to follow.
+
+    Its own chat template sees all turns. Without one, each question and answer stand as in
+    training, one after the other, and what the system says before the first question. Tokenise
+    the result with ``add_special_tokens=False``.
+
+    Raises
+    ------
+    ConfigError
+        If the chat template does not take these turns, or holds code that it may not run.
+    """
+    if tokenizer.chat_template:
+        said = [{"role": turn.role, "content": turn.content} for turn in turns]
+        return _turns(tokenizer, said, add_generation_prompt=True)
+    template = template_of(tokenizer)
+    end = tokenizer.decode([end_token_id(tokenizer)])
+    system = "".join(f"{turn.content}\n\n" for turn in turns if turn.role == "system")
+    start, text = _beginning(tokenizer), ""
+    for turn in turns:
+        if turn.role == "user":
+            around = template.around(system + turn.content)
+            text, system = text + (around.removeprefix(start) if text else around), ""
+        elif turn.role == "assistant":
+            text += f"{template.response(turn.content)}{end}"
+    return text
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
@@ -95,7 +153,6 @@ def _turns(
     # transformers' own sandbox, which knows what templates of its models use.
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    template = _compile_jinja_template(tokenizer.get_chat_template())
     # What a template is given takes the place of what the sandbox has: one that writes a date
     # writes the same one everywhere and always.
     given: dict[str, Any] = {
@@ -106,7 +163,17 @@ def _turns(
     }
     given |= {"add_generation_prompt": add_generation_prompt}
     given |= {"tools": None, "documents": None}
-    return str(template.render(messages=turns, **given, **tokenizer.special_tokens_map))
+    try:
+        template = _compile_jinja_template(tokenizer.get_chat_template())
+        return str(template.render(messages=turns, **given, **tokenizer.special_tokens_map))
+    except _OF_TEMPLATES as error:
+        # Its own words may quote what was said.
+        raise ConfigError(
+            "the chat template of the model's tokenizer does not take these turns, or asks for "
+            f"something that no template may have ({type(error).__name__})",
+            "check chat_template in the model's folder; some take no turn of a system, or only "
+            "questions and answers in turn",
+        ) from None
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
@@ -115,18 +182,9 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     The tokenizer's own chat template if it has one (a single user turn with the generation
     prompt), else ``<|user|>...<|assistant|>`` if its vocabulary has these and ``<|end|>``,
     else "Question: ...", "Answer:". A beginning-of-text token that the tokenizer would add
-    is in the text already: tokenise it with ``add_special_tokens=False``, as `prompt_ids`
-    does.
+    is in the text already: tokenise it with ``add_special_tokens=False``.
     """
     return template_of(tokenizer).around(prompt)
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Tokenise prompts in their template exactly as training did (without truncation)."""
-    # Once for all of them: to ask a tokenizer of many added tokens for these takes a while.
-    template = template_of(tokenizer)
-    texts = [template.around(prompt) for prompt in prompts]
-    return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -153,6 +211,11 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
             "tokenizer",
         )
     return int(tokenizer.eos_token_id)
+
+
+def brings_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether a tokenizer has a template of its own, and plain text would not do as well."""
+    return bool(tokenizer.chat_template) or _has_turn_tokens(tokenizer)
 
 
 def _has_turn_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -6,7 +6,7 @@ import codecs
 import difflib
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -85,20 +85,25 @@ def text_lines(path: Path) -> Iterator[str]:
         As `opened`, or if a line is not UTF-8: names the line.
     """
     with opened(path) as stream:
-        for number, raw in enumerate(stream, 1):
-            content = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
-            if number == 1 and b"\0" in content[:2]:
-                raise DataError(
-                    f"{path} line 1: the text is not UTF-8", _BEGINNINGS[codecs.BOM_UTF16_LE]
-                )
-            try:
-                line = content.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path} line {number}: byte {error.start + 1} of the line is not UTF-8",
-                    _encoding_remedy(content),
-                ) from None
-            yield line
+        yield from decoded_lines(stream, str(path))
+
+
+def decoded_lines(stream: Iterable[bytes], source: str) -> Iterator[str]:
+    """Yield the lines of what is open already; see `text_lines`."""
+    for number, raw in enumerate(stream, 1):
+        content = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+        if number == 1 and b"\0" in content[:2]:
+            raise DataError(
+                f"{source} line 1: the text is not UTF-8", _BEGINNINGS[codecs.BOM_UTF16_LE]
+            )
+        try:
+            line = content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{source} line {number}: byte {error.start + 1} of the line is not UTF-8",
+                _encoding_remedy(content),
+            ) from None
+        yield line
 
 
 def row_lines(path: Path) -> Iterator[str]:
@@ -109,10 +114,15 @@ def row_lines(path: Path) -> Iterator[str]:
     DataError
         As `text_lines`, or if lines end in CR alone, so that all rows would be one line.
     """
-    for number, line in enumerate(text_lines(path), 1):
+    return lines_of_rows(text_lines(path), str(path))
+
+
+def lines_of_rows(lines: Iterable[str], source: str) -> Iterator[str]:
+    """Yield lines on which rows begin; see `row_lines`."""
+    for number, line in enumerate(lines, 1):
         if number == 1 and "\r" in line.rstrip("\r\n"):
             raise DataError(
-                f"{path}: its lines end in CR alone, as on old Macs",
+                f"{source}: its lines end in CR alone, as on old Macs",
                 r"let them end in LF, for example: tr '\r' '\n' < old > new",
             )
         yield line

@@ -142,17 +142,6 @@ class PromptedModel(TokenModel):
         """Return logits (B, U, V) of the responses, as pieces give them."""
         return self.tried(self._states(self.sides(batch), batch.get("states")))
 
-    def following(self, batch: Batch) -> Tensor:
-        """Return the logits (B, V) of what follows the last token of each row.
-
-        All rows are of one length, and their responses too, which may be empty.
-        """
-        # As if one token more were to come: what it is, no token before it sees.
-        more = {key: nn.functional.pad(value, (0, 1), value=1) for key, value in batch.items()}
-        apart = self.sides(more)
-        last = int((apart.responses[0] != IGNORED).sum()) - 1
-        return self.readout.logits(self._states(apart, None)[:, last])
-
     def counted(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return the states before each token of the responses; see the base class."""
         apart = self.sides(batch)

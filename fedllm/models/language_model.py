@@ -35,10 +35,6 @@ class LanguageModel(TokenModel):
         """Return logits (B, T - 1, V) of the next tokens, as pieces give them."""
         return self.tried(self._states(batch)[:, :-1])
 
-    def following(self, batch: Batch) -> Tensor:
-        """Return the logits (B, V) of what follows the last token of each row."""
-        return self.readout.logits(self._states(batch)[:, -1])
-
     def counted(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return the states before each token that counts; see the base class."""
         targets = batch["labels"][:, 1:]

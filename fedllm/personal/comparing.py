@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from fedllm.adapters import adapter_of
 from fedllm.config import RunConfig, SiteModelSection
 from fedllm.data.encode import EncodedDataset
 from fedllm.data.records import Record, RowProblems
@@ -18,15 +14,11 @@ from fedllm.errors import ConfigError, DataError
 from fedllm.federation.protocol.evaluating import Holdout
 from fedllm.identity.keys import Identity
 from fedllm.identity.kits import Kit
-from fedllm.models.contents import read_object
-from fedllm.models.saved import ABOUT
-from fedllm.models.shared import SharedModel
 from fedllm.personal.benefit import Benefit, SiteBenefit, benefit_of, compare
 from fedllm.personal.own_layer import OwnLayer, fit_own_layer
-from fedllm.personal.sealed import seal_own_layer
+from fedllm.personal.sealed import own_layer_path, seal_own_layer
 from fedllm.runs import names
-from fedllm.runs.record import read_config
-from fedllm.runs.start import find_start
+from fedllm.serving.released import Released, load_released
 from fedllm.tasks import task_of
 
 Heard = Callable[[str], None]
@@ -35,22 +27,6 @@ _HOLD_BACK = (
     "set evaluation.every in the next run, such as to rounds.count; sites then keep "
     "evaluation.holdout of their records out of training"
 )
-
-
-@dataclass(frozen=True)
-class _Released:
-    """A finished run's model, as everybody may have it."""
-
-    config: RunConfig
-    model: SharedModel
-    adapter: NDArray[np.float32]
-    run_id: str
-    sha256: str
-
-    @property
-    def holds_back(self) -> bool:
-        """Whether sites kept records out of training."""
-        return bool(self.config.evaluation.every)
 
 
 def compare_simulated(
@@ -72,8 +48,8 @@ def compare_simulated(
     ConfigError
         If the run is not finished, was no simulation, or held no records back.
     """
-    released = _released(folder, None)
-    if not released.holds_back:
+    released = load_released(folder)
+    if not _holds_back(released):
         raise ConfigError(
             f"the run in {folder} held no records back: the shared model has seen every one, and "
             "would look better than it is",
@@ -91,7 +67,7 @@ def compare_simulated(
         heard(site)
         benefit, _ = _at_site(released, records, Identity.load(site, keys / site), site)
         found.append(benefit)
-    return benefit_of(released.config.name, released.run_id, released.model, found)
+    return benefit_of(released.config.name, _run_id(released), released.model, found)
 
 
 def compare_here(
@@ -117,23 +93,33 @@ def compare_here(
     Path
         Where it lies, sealed.
     """
-    released = _released(folder, base)
+    released = load_released(folder, base.path, base.device or "cpu")
     own_records, benefit = records(released.config), None
-    if released.holds_back:
+    if _holds_back(released):
         benefit, layer = _at_site(released, own_records, kit.identity, kit.identity.name)
     else:
         layer = fit_own_layer(released.model, _encoded(released, own_records))
-    path = kit.folder / "state" / "own" / f"{released.sha256[:16]}.sealed"
+    sha256 = str(released.about["adapter"])
+    path = own_layer_path(kit.folder, sha256)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    seal_own_layer(layer, path, kit.identity, released.model, released.sha256)
+    seal_own_layer(layer, path, kit.identity, released.model, sha256)
     if benefit is None:
         return None, layer, path
-    found = benefit_of(released.config.name, released.run_id, released.model, [benefit])
+    found = benefit_of(released.config.name, _run_id(released), released.model, [benefit])
     return found, layer, path
 
 
+def _holds_back(released: Released) -> bool:
+    """Tell whether sites kept records out of training."""
+    return bool(released.config.evaluation.every)
+
+
+def _run_id(released: Released) -> str:
+    return str(released.about.get("run_id", ""))
+
+
 def _at_site(
-    released: _Released, records: list[Record], identity: Identity, site: str
+    released: Released, records: list[Record], identity: Identity, site: str
 ) -> tuple[SiteBenefit, OwnLayer]:
     config, model = released.config, released.model
     kept, held = Holdout(identity.derive("held-out records"), config.evaluation.holdout).split(
@@ -151,29 +137,9 @@ def _at_site(
     return compare(model, released.adapter, training, held_out, site)
 
 
-def _encoded(released: _Released, records: list[Record]) -> EncodedDataset:
+def _encoded(released: Released, records: list[Record]) -> EncodedDataset:
     """Return what can be learned from; other records are left out, as in a run."""
     config, model = released.config, released.model
     length, problems = config.model.max_length, RowProblems()
     task = task_of(config.task)
     return task.encode(records, model.tokenizer, length, model.labels, problems)
-
-
-def _released(folder: Path, base: SiteModelSection | None) -> _Released:
-    config, found = read_config(folder), find_start(str(folder), "RUN")
-    if base is not None:
-        config = config.model_copy(
-            update={
-                "model": config.model.model_copy(update={"path": base.path}),
-                "engine": config.engine.model_copy(update={"device": base.device}),
-            }
-        )
-    torch.set_num_threads(config.engine.threads or torch.get_num_threads())
-    labels = read_object(found.folder / ABOUT).get("labels")
-    model = task_of(config.task).load_model(config, tuple(labels or ()))
-    model.load_adapter(found.folder)
-    method = adapter_of(model)
-    adapter = method.held()
-    method.place(adapter)
-    told = found.about
-    return _Released(config, model, adapter, str(told.get("run_id", "")), str(told["adapter"]))

@@ -24,6 +24,11 @@ _MAGIC, _NONCE_BYTES = b"fedllm own layer 1\n", 12
 _KEY = "own layer"
 
 
+def own_layer_path(kit: Path, adapter_sha256: str) -> Path:
+    """Return where in a site's kit its own layer for a shared adapter lies."""
+    return kit / "state" / "own" / f"{adapter_sha256[:16]}.sealed"
+
+
 def seal_own_layer(
     layer: OwnLayer, path: Path, identity: Identity, model: SharedModel, adapter_sha256: str
 ) -> None:

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fedllm.models.drawing import Sampling
+from fedllm.models.generation import Generator, Writing
 from fedllm.pretraining.objectives import Objective
 from fedllm.pretraining.parallel import World
 from fedllm.randomness import RandomStream
@@ -111,7 +113,6 @@ def bits_per_byte(summed_loss: float, text_bytes: int) -> float:
     return summed_loss / math.log(2) / text_bytes
 
 
-@torch.no_grad()
 def continue_prompts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -119,25 +120,15 @@ def continue_prompts(
     tokens: int,
     seed: int,
 ) -> list[str]:
-    """Return what the model writes after each prompt, special tokens included."""
-    model.eval()
-    texts = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for prompt in prompts:
-            encoded = tokenizer(prompt, return_tensors="pt")
-            ids = encoded["input_ids"].to(model.device)
-            room = model.config.max_position_embeddings - ids.shape[1]
-            if room < 1:
-                texts.append("")
-                continue
-            output = model.generate(  # type: ignore[operator]
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=min(tokens, room),
-                do_sample=True,
-                temperature=_TEMPERATURE,
-            )
-            texts.append(str(tokenizer.decode(output[0, ids.shape[1] :])))
-    model.train()
-    return texts
+    """Return what the model writes after each prompt; nothing where it leaves no room."""
+    end = tokenizer.eos_token_id
+    generator = Generator(model, tokenizer, () if end is None else (int(end),))
+    ids = [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    longest = generator.positions
+    fits = [bool(one) and (longest is None or len(one) < longest) for one in ids]
+    written = generator.write(
+        [one for one, fit in zip(ids, fits, strict=True) if fit],
+        Writing(tokens, sampling=Sampling(_TEMPERATURE, seed=seed)),
+    )
+    texts = iter(written)
+    return [next(texts).text if fit else "" for fit in fits]

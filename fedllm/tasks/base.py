@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from fedllm.models.shared import SharedModel
     from fedllm.models.transformer import Batch
     from fedllm.tasks.answering import Answering
+    from fedllm.tasks.predicting import Predicting
+    from fedllm.tasks.prompting import Prompting
 
 # Makes so many words.
 Words = Callable[[int], str]
@@ -113,6 +115,14 @@ class LearningTask(ABC):
     @abstractmethod
     def answering(self) -> type[Answering] | None:
         """Return what completes prompts with a tuned model; None if it answers no prompts."""
+
+    @abstractmethod
+    def prompting(self) -> type[Prompting] | None:
+        """Return what puts a person's words to a tuned model; None if it writes no text."""
+
+    @abstractmethod
+    def predicting(self) -> type[Predicting] | None:
+        """Return what gives texts their labels by a tuned model; None if it has no labels."""
 
     # --- how good it is -----------------------------------------------------------------
 

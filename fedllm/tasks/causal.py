@@ -12,6 +12,7 @@ from fedllm.data.records import Record
 from fedllm.randomness import RandomStream
 from fedllm.tasks.base import Words
 from fedllm.tasks.language import LanguageTask
+from fedllm.tasks.prompting import PlainPrompting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,6 +46,10 @@ class Causal(LanguageTask):
 
     def answering(self) -> None:
         """Say that a model that continues texts answers no prompts."""
+
+    def prompting(self) -> type[PlainPrompting]:
+        """Return what goes on with a text as it stands."""
+        return PlainPrompting
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fedllm.data.encode import Labelling, Problem, TokenSequence
     from fedllm.models.shared import SharedModel
     from fedllm.models.transformer import Batch
+    from fedllm.tasks.predicting import LabelPredicting
 
 
 class Classification(LearningTask):
@@ -85,6 +86,15 @@ class Classification(LearningTask):
 
     def answering(self) -> None:
         """Say that a classifier answers no prompts."""
+
+    def prompting(self) -> None:
+        """Say that it writes no text."""
+
+    def predicting(self) -> type[LabelPredicting]:
+        """Return what gives texts a label."""
+        from fedllm.tasks.predicting import LabelPredicting
+
+        return LabelPredicting
 
     def sums(self, model: SharedModel, batch: Batch) -> NDArray[np.float64]:
         """Return loss, right answers and records."""

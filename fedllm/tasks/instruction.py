@@ -16,6 +16,7 @@ from fedllm.models.heads import LanguageHead
 from fedllm.randomness import RandomStream
 from fedllm.tasks.base import Words
 from fedllm.tasks.language import LanguageTask
+from fedllm.tasks.prompting import TemplatedPrompting, shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,6 +59,10 @@ class Instruction(LanguageTask):
         from fedllm.tasks.answering import Answering
 
         return Answering
+
+    def prompting(self) -> type[TemplatedPrompting]:
+        """Return what puts the template around a question."""
+        return TemplatedPrompting
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,11 @@ class Turns:
                 continue
             answer = [*after, end]
             budget = self.max_length - min(len(answer), (self.max_length + 1) // 2)
-            shown = before if len(before) <= budget else self._shortened(text, budget)
+            shown = (
+                before
+                if len(before) <= budget
+                else shortened(self.tokenizer, self._template, text, budget)
+            )
             if len(shown) >= self.max_length:
                 raise ConfigError(
                     f"model.max_length = {self.max_length} leaves no room for a response after "
@@ -122,20 +131,6 @@ class Turns:
         if not sequence.ids:
             return "its response has no tokens to learn from", "take the record out of the source"
         return None
-
-    def _shortened(self, text: str, budget: int) -> list[int]:
-        """Drop tokens from the left of the prompt's content, and none of the template's."""
-        encoded = self.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        first, last = self._template.span(text)
-        inside = [
-            number
-            for number, (start, stop) in enumerate(encoded["offset_mapping"])
-            if first <= start < stop <= last
-        ]
-        dropped = set(inside[: len(encoded["input_ids"]) - budget])
-        return [t for number, t in enumerate(encoded["input_ids"]) if number not in dropped]
 
     def _token_ids(self, texts: list[str]) -> list[list[int]]:
         # Not verbose: too long sequences are cut here, the tokenizer need not warn of them.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fedllm.models.shared import SharedModel
     from fedllm.models.transformer import Batch
     from fedllm.tasks.answering import Answering
+    from fedllm.tasks.prompting import Prompting
 
 
 class LanguageTask(LearningTask):
@@ -58,6 +59,13 @@ class LanguageTask(LearningTask):
     @abstractmethod
     def answering(self) -> type[Answering] | None:
         """Return what completes prompts with a tuned model; None if it answers no prompts."""
+
+    @abstractmethod
+    def prompting(self) -> type[Prompting]:
+        """Return what puts a person's words to a tuned model."""
+
+    def predicting(self) -> None:
+        """Say that a model that writes gives no labels."""
 
     def sums(self, model: SharedModel, batch: Batch) -> NDArray[np.float64]:
         """Return loss and tokens."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fedllm.data.encode import Labelling, Problem, TokenSequence
     from fedllm.models.shared import SharedModel
     from fedllm.models.transformer import Batch
+    from fedllm.tasks.predicting import SpanPredicting
 
 # Of more in one unit no more are counted, or one could move a sum by any number.
 SPANS_LIMIT = 32.0
@@ -106,6 +107,15 @@ class TokenClassification(LearningTask):
 
     def answering(self) -> None:
         """Say that it answers no prompts."""
+
+    def prompting(self) -> None:
+        """Say that it writes no text."""
+
+    def predicting(self) -> type[SpanPredicting]:
+        """Return what gives texts labelled spans."""
+        from fedllm.tasks.predicting import SpanPredicting
+
+        return SpanPredicting
 
     def sums(self, model: SharedModel, batch: Batch) -> NDArray[np.float64]:
         """Return loss, right tokens, right, predicted and gold spans by label, and tokens."""

@@ -11,11 +11,10 @@ from support.kits import make_federation
 from typer.testing import CliRunner
 
 from fedllm.cli import app
-from fedllm.config import SiteModelSection
 from fedllm.errors import ConfigError, DataError
 from fedllm.identity.kits import read_kit
-from fedllm.personal.comparing import _released
 from fedllm.personal.sealed import open_own_layer
+from fedllm.serving.released import load_released
 from fedllm_server.simulation import simulate
 
 PRIVATE = "Zebediah Quux has the plague"
@@ -92,11 +91,23 @@ def test_a_site_makes_a_layer_that_it_alone_can_open(place, kit, policy, tiny_ch
     assert found["layer"] == str(sealed)
     assert PRIVATE.encode() not in sealed.read_bytes()
     assert PRIVATE not in done.output
-    released = _released(place / "held", SiteModelSection(path=str(tiny_checkpoint("bert"))))
+    released = load_released(place / "held", str(tiny_checkpoint("bert")))
     identity = read_kit(kit, "site").identity
-    layer = open_own_layer(sealed, identity, released.model, released.sha256)
+    layer = open_own_layer(sealed, identity, released.model, str(released.about["adapter"]))
     assert layer.epochs == found["epochs"]
     assert "nothing was sent" in run(*arguments).stdout
+
+
+def test_a_site_asks_the_model_with_its_own_layer_on_top(place, kit, policy):
+    done = run("client", "personalise", place / "seen", "--kit", kit, "--policy", policy)
+    assert done.exit_code == 0, done.exception
+    text = ["predict", place / "seen", "--text", "my card is lost", "--top", 0]
+    shared = json.loads(run(*text).stdout)
+    own = json.loads(run(*text, "--kit", kit).stdout)
+    assert shared["labels"] != own["labels"]
+    assert {one["label"] for one in own["labels"]} == {one["label"] for one in shared["labels"]}
+    done = run("predict", place / "held" / "adapter", "--text", "a", "--kit", place / "held")
+    assert isinstance(done.exception, ConfigError)
 
 
 def test_a_layer_is_made_without_a_comparison_too(place, kit, policy):

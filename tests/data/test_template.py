@@ -8,11 +8,11 @@ from fedllm.data.records import Record
 from fedllm.data.template import (
     Template,
     end_token_id,
-    prompt_ids,
     prompt_text,
     template_of,
 )
 from fedllm.errors import ConfigError
+from fedllm.tasks.prompting import TemplatedPrompting
 
 from transformers import BertTokenizerFast  # isort: skip
 
@@ -39,7 +39,7 @@ def test_plain_text_otherwise(plain):
 @pytest.mark.parametrize("kind", ["plain", "turns", "chat"])
 def test_prompt_ids_decode_to_the_prompt_with_one_beginning(kind, request):
     tokenizer = request.getfixturevalue(kind)
-    (ids,) = prompt_ids(tokenizer, ["Is it flu?"])
+    ids = TemplatedPrompting(tokenizer).prompt("Is it flu?", None).ids
     assert tokenizer.decode(ids) == prompt_text(tokenizer, "Is it flu?")
     assert ids.count(tokenizer.bos_token_id) == (1 if kind == "turns" else 0)
 

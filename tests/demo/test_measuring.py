@@ -6,10 +6,11 @@ from support.tasks import encode, load_model
 
 from fedllm.config import RunConfig, parse
 from fedllm.data.records import Record
-from fedllm.data.template import end_token_id, prompt_ids
+from fedllm.data.template import end_token_id
 from fedllm.demo.corpus import DemoSize, make_demo_data
 from fedllm.demo.measuring import examples, measure
 from fedllm.tasks.answering import Answering
+from fedllm.tasks.prompting import TemplatedPrompting
 from fedllm.training.objectives import record_losses
 
 SIZE = DemoSize(public_bytes=20_000, people=10, questions=16, secrets=1, repeats=2)
@@ -55,7 +56,7 @@ def test_completions_are_greedy_and_do_not_depend_on_the_batch(shared, answering
     prompts = [question.prompt for question in data.questions]
     together = answering.complete(prompts)
     for prompt, reply in list(zip(prompts, together, strict=True))[:4]:
-        ids = torch.tensor(prompt_ids(shared.tokenizer, [prompt]))
+        ids = torch.tensor([TemplatedPrompting(shared.tokenizer).prompt(prompt, None).ids])
         expected = shared.module.backbone.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

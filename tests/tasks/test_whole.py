@@ -63,6 +63,12 @@ MEMBERS = """
     def answering(self) -> None:
         return None
 
+    def prompting(self) -> None:
+        return None
+
+    def predicting(self) -> None:
+        return None
+
     def sums(self, model: SharedModel, batch: Batch) -> NDArray[np.float64]:
         raise NotImplementedError
 

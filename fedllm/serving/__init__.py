@@ -1,0 +1,1 @@
+"""Using what a run released: asking it, and serving it."""

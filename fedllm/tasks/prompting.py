@@ -1,0 +1,213 @@
+"""From a person's words to the tokens that a model goes on from, as in training."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from fedllm.data.template import (
+    PLAIN_QUESTION,
+    Template,
+    Turn,
+    brings_template,
+    conversation_text,
+    end_token_id,
+    template_of,
+)
+from fedllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Tokens to go on from.
+
+    Attributes
+    ----------
+    ids : tuple of int
+    cut : int
+        Tokens that were left out at the front, to leave room.
+    dropped : int
+        Earlier turns of a conversation that were.
+    """
+
+    ids: tuple[int, ...]
+    cut: int = 0
+    dropped: int = 0
+
+
+class Prompting(ABC):
+    """How texts are put to a model.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        Of the model.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    @property
+    @abstractmethod
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end what is written."""
+
+    @property
+    def gap(self) -> str:
+        """What every answer begins with, and is no part of it."""
+        return ""
+
+    @abstractmethod
+    def prompt(self, text: str, most: int | None) -> Prompt:
+        """Return a text's tokens, at most so many: it gives way from the left.
+
+        Raises
+        ------
+        ConfigError
+            If there is no room for any of it.
+        """
+
+
+class PlainPrompting(Prompting):
+    """Goes on with a text as it stands, with the tokenizer's special tokens before it."""
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The end-of-text token, if the tokenizer has one."""
+        end = self.tokenizer.eos_token_id
+        return () if end is None else (int(end),)
+
+    def prompt(self, text: str, most: int | None) -> Prompt:
+        """Return a text's tokens; see the base class."""
+        encoded = self.tokenizer(text, return_special_tokens_mask=True, verbose=False)
+        ids, special = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
+        # Behind an end there is nothing to go on with.
+        while ids and special[-1]:
+            ids, special = ids[:-1], special[:-1]
+        first = next((place for place, one in enumerate(special) if not one), len(ids))
+        if most is None or len(ids) <= most:
+            return Prompt(tuple(ids))
+        _require_room(first, most)
+        kept = ids[:first] + ids[len(ids) - (most - first) :]
+        return Prompt(tuple(kept), len(ids) - len(kept))
+
+
+class TemplatedPrompting(Prompting):
+    """Answers: the template of the model's tokenizer stands around what is asked."""
+
+    @cached_property
+    def _template(self) -> Template | None:
+        """What stands around a prompt; None where a chat template does more, as no run's does."""
+        try:
+            return template_of(self.tokenizer)
+        except ConfigError:
+            # One that cannot be run at all is told where it is run.
+            return None
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """What ends a response in training, and the end-of-text token."""
+        found = (end_token_id(self.tokenizer), self.tokenizer.eos_token_id)
+        return tuple(dict.fromkeys(int(token) for token in found if token is not None))
+
+    @property
+    def gap(self) -> str:
+        """The space that plain text needs."""
+        return "" if self._template is None else self._template.gap
+
+    @property
+    def next_turn(self) -> tuple[str, ...]:
+        """What begins the next question where no token does, so that a model may go on with it."""
+        if self._template is None or brings_template(self.tokenizer):
+            return ()
+        return (f"\n{PLAIN_QUESTION}",)
+
+    def prompt(self, text: str, most: int | None) -> Prompt:
+        """Return the tokens of a text in its template, exactly as in training."""
+        if self._template is None:
+            return self._of_conversation([Turn("user", text)], most)
+        around = self._template.around(text)
+        ids = list(self.tokenizer(around, add_special_tokens=False, verbose=False)["input_ids"])
+        if most is None or len(ids) <= most:
+            return Prompt(tuple(ids))
+        _require_room(len(shortened(self.tokenizer, self._template, around, 0)), most)
+        kept = shortened(self.tokenizer, self._template, around, most)
+        return Prompt(tuple(kept), len(ids) - len(kept))
+
+    def conversation(self, turns: Sequence[Turn], most: int | None) -> Prompt:
+        """Return the tokens of a conversation whose last turn is to be answered.
+
+        Where they are too many, the earliest questions and their answers go first; what the
+        system says stays.
+
+        Raises
+        ------
+        ConfigError
+            If the last turn is nobody's question, the model's chat template refuses the turns, or
+            there is no room even for the last one.
+        """
+        if not turns or turns[-1].role != "user":
+            raise ConfigError(
+                "the last turn of the conversation is not the user's", "let it end with a question"
+            )
+        system = [turn for turn in turns if turn.role == "system"]
+        said = [turn for turn in turns if turn.role != "system"]
+        dropped = 0
+        while True:
+            if not system and len(said) == 1:
+                found = self.prompt(said[0].content, most)
+                return Prompt(found.ids, found.cut, dropped)
+            following = next((n for n, t in enumerate(said) if n and t.role == "user"), None)
+            last = following is None
+            found = self._of_conversation([*system, *said], most if last else None)
+            if most is None or len(found.ids) <= most:
+                return Prompt(found.ids, dropped=dropped)
+            dropped, said = dropped + (following or 0), said[following or 0 :]
+
+    def _of_conversation(self, turns: Sequence[Turn], most: int | None) -> Prompt:
+        text = conversation_text(self.tokenizer, turns)
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if most is not None and len(ids) > most:
+            raise ConfigError(
+                f"the question, and what the system says, have {len(ids)} tokens; there is room "
+                f"for {most}",
+                "give a shorter question, fewer new tokens, or a larger length",
+            )
+        return Prompt(tuple(ids))
+
+
+def shortened(
+    tokenizer: PreTrainedTokenizerBase, template: Template, text: str, most: int
+) -> list[int]:
+    """Drop tokens from the left of the prompt's content, and none of the template's.
+
+    Parameters
+    ----------
+    text : str
+        A result of `Template.around`.
+    most : int
+        Tokens to keep, if the template has not more by itself.
+    """
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    first, last = template.span(text)
+    inside = [
+        number
+        for number, (start, stop) in enumerate(encoded["offset_mapping"])
+        if first <= start < stop <= last
+    ]
+    dropped = set(inside[: max(len(encoded["input_ids"]) - most, 0)])
+    return [t for number, t in enumerate(encoded["input_ids"]) if number not in dropped]
+
+
+def _require_room(around: int, most: int) -> None:
+    if around >= most:
+        raise ConfigError(
+            f"there is room for a prompt of {most} tokens, and what stands around it has {around}",
+            "give fewer new tokens, or a larger length",
+        )

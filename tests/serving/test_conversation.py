@@ -1,0 +1,71 @@
+"""A conversation remembers what was said, as far as the model can read."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedllm.errors import ConfigError
+from fedllm.models.generation import Writing
+from fedllm.serving.conversation import Conversation
+from fedllm.serving.usable import open_usable
+
+
+@pytest.fixture
+def talk(released):
+    found = open_usable(released("llama", "instruction"), max_length=40)
+    return Conversation.of(found)
+
+
+def said(talk):
+    return [(turn.role, turn.content) for turn in talk.turns]
+
+
+def test_turns_are_kept_and_forgotten(talk):
+    pieces = []
+    assert talk.say("my card", Writing(3), pieces.append) == [
+        "the answer ended after 3 tokens (--max-new-tokens)"
+    ]
+    answer = "".join(pieces)
+    assert answer
+    assert said(talk) == [("user", "my card"), ("assistant", answer)]
+    talk.say("lost", Writing(3), pieces.append)
+    assert [role for role, _ in said(talk)] == ["user", "assistant"] * 2
+    talk.forget()
+    assert said(talk) == []
+
+
+def test_the_answer_hangs_on_what_was_said(talk):
+    def asked(*questions):
+        talk.forget()
+        for question in questions:
+            pieces = []
+            talk.say(question, Writing(6), pieces.append)
+        return "".join(pieces)
+
+    assert asked("fee", "lost") == asked("fee", "lost")
+    assert len({asked("fee", "lost"), asked("lost"), asked("bank loan", "lost")}) > 1
+
+
+def test_a_long_conversation_is_cut_in_front_and_told(talk):
+    told = [talk.say("my card is lost", Writing(4), lambda piece: None) for _ in range(4)]
+    assert not any("forgotten" in line for line in told[0])
+    assert any("longer than 36 tokens: its first 2 turns" in line for line in told[3])
+    assert len(said(talk)) < 8
+    told = talk.say("card " * 60, Writing(4), lambda piece: None)
+    assert any("the question is too long" in line for line in told)
+
+
+def test_a_question_that_cannot_be_asked_changes_nothing(released):
+    found = open_usable(released("llama", "instruction"), max_length=40)
+    talk = Conversation.of(found, "be brief " * 20)
+    before = said(talk)
+    with pytest.raises(ConfigError, match="there is room for"):
+        talk.say("my card", Writing(4), lambda piece: None)
+    assert said(talk) == before
+    talk.forget()
+    assert said(talk) == before
+
+
+def test_a_classifier_does_not_talk(released):
+    with pytest.raises(ConfigError, match="labels texts and writes none"):
+        Conversation.of(open_usable(released()))
