@@ -70,7 +70,7 @@ class LayerStack:
         self.stack = stack
         self.first = first
         self.width = behaviour.width
-        self._name = layers
+        self.name = layers
         self._outputs = behaviour.outputs
 
     def returns(self, outputs: int) -> None:
@@ -80,7 +80,7 @@ class LayerStack:
     @property
     def layers(self) -> nn.ModuleList:
         """All layers, in order."""
-        return cast(nn.ModuleList, self.stack.get_submodule(self._name))
+        return cast(nn.ModuleList, self.stack.get_submodule(self.name))
 
     @property
     def trained_layers(self) -> list[nn.Module]:

@@ -1,0 +1,143 @@
+"""A packed folder: what is read back, that each byte is counted, and that damage is told."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fedllm.compression.clustering import cluster
+from fedllm.compression.packing import pack, unpack
+from fedllm.errors import CheckpointError, ConfigError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    found = tmp_path / "model"
+    found.mkdir()
+    large = torch.randn(80, 64, generator=generator)
+    large[large.abs() < 0.7] = 0
+    tensors = {
+        "layer.weight": large,
+        "half.weight": torch.randn(64, 64, generator=generator).bfloat16(),
+        "layer.bias": torch.randn(80, generator=generator),
+        "tiny": torch.full((3,), 1e-12),
+        "small.weight": torch.randn(4, 4, generator=generator),
+        "places": torch.arange(5),
+    }
+    save_file(tensors, found / "model.safetensors", {"format": "pt"})
+    (found / "config.json").write_text("{}")
+    return found
+
+
+def disk(folder):
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def test_each_byte_is_counted_once(folder, tmp_path):
+    sizes = pack(folder, tmp_path / "packed")
+    assert sizes.total_bytes == disk(tmp_path / "packed")
+    assert sizes.files == 2
+    assert sizes.coded_weights == 80 * 64 + 64 * 64
+    assert sizes.plain_weights == 80 + 3 + 16 + 5
+    assert sizes.entropy_bits / 8 < sizes.codes
+    weights = (tmp_path / "packed" / "model.packed.safetensors").stat().st_size
+    assert sizes.times_smaller == pytest.approx(4 * (9216 + 104) / weights)
+
+
+def test_what_is_read_back_are_the_clustered_weights_to_the_bit(folder, tmp_path):
+    pack(folder, tmp_path / "packed")
+    unpack(tmp_path / "packed", tmp_path / "again")
+    before = load_file(folder / "model.safetensors")
+    after = load_file(tmp_path / "again" / "model.safetensors")
+    assert after.keys() == before.keys()
+    for name in ("layer.weight", "half.weight"):
+        right = cluster(before[name].float().numpy()).matrix()
+        np.testing.assert_array_equal(after[name].numpy(), right)
+    assert torch.equal(after["layer.bias"], before["layer.bias"].half())
+    # Float16 would make it zero.
+    assert torch.equal(after["tiny"], before["tiny"])
+    assert torch.equal(after["places"], before["places"])
+    assert (tmp_path / "again" / "config.json").read_text() == "{}"
+
+
+def test_what_is_packed_is_not_packed_again_and_what_is_not_is_not_unpacked(folder, tmp_path):
+    pack(folder, tmp_path / "packed")
+    with pytest.raises(ConfigError, match="packed already"):
+        pack(tmp_path / "packed", tmp_path / "twice")
+    with pytest.raises(ConfigError, match="is not packed"):
+        unpack(folder, tmp_path / "plain")
+    with pytest.raises(ConfigError, match="there already"):
+        pack(folder, tmp_path / "packed")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ConfigError, match="no weights"):
+        pack(tmp_path / "none", tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "none", "packed"]
+
+
+def test_numbers_that_are_none_are_refused_by_name(folder, tmp_path):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["layer.weight"][3, 4] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"layer\.weight holds NaN"):
+        pack(folder, tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
+
+
+def changed(path, change, metadata=None):
+    """Write a packed file anew with other tensors or words."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        words = dict(file.metadata())
+    change(tensors)
+    save_file(tensors, path, words | (metadata or {}))
+
+
+def removed(name):
+    return lambda tensors: tensors.pop(name)
+
+
+DAMAGE = {
+    "no values": (removed("layer.weight#values"), None),
+    "other scales": (
+        lambda t: t.update({"layer.weight#scales": torch.ones(79, dtype=torch.float16)}),
+        None,
+    ),
+    "scales of another type": (
+        lambda t: t.update({"layer.weight#scales": torch.ones(80)}),
+        None,
+    ),
+    "codes cut off": (
+        lambda t: t.update({"layer.weight#codes": t["layer.weight#codes"][:-40].clone()}),
+        None,
+    ),
+    "another shape": (lambda t: None, {"shapes": json.dumps({"layer.weight": [80, 65]})}),
+    "a shape that is none": (lambda t: None, {"shapes": '{"layer.weight": [80, -64]}'}),
+    "a huge shape": (lambda t: None, {"shapes": '{"layer.weight": [1000000, 1000000]}'}),
+    "a shape that is a text": (lambda t: None, {"shapes": '{"layer.weight": "80"}'}),
+    "no shapes": (lambda t: None, {"shapes": "["}),
+    "another format": (lambda t: None, {"packed": "fedllm.packed.v9"}),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_told_and_nothing_is_left(folder, tmp_path, name):
+    pack(folder, tmp_path / "packed")
+    changed(tmp_path / "packed" / "model.packed.safetensors", *DAMAGE[name])
+    with pytest.raises(CheckpointError, match="damaged"):
+        unpack(tmp_path / "packed", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_file_that_is_cut_short_is_told(folder, tmp_path):
+    pack(folder, tmp_path / "packed")
+    path = tmp_path / "packed" / "model.packed.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="damaged"):
+        unpack(tmp_path / "packed", tmp_path / "again")
