@@ -20,6 +20,7 @@ from fedllm import __version__
 from fedllm.commands import audit, authority, client, ledger, model, privacy, provision, server
 from fedllm.commands.benefit import benefit
 from fedllm.commands.demo import demo
+from fedllm.commands.export import export
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.pretrain import pretrain
 from fedllm.commands.run import run
@@ -56,6 +57,7 @@ app.command()(pretrain)
 app.command()(simulate)
 app.command()(run)
 app.command()(benefit)
+app.command()(export)
 app.add_typer(provision.app, name="provision")
 app.add_typer(server.app, name="server")
 app.add_typer(authority.app, name="authority")
