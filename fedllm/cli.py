@@ -21,6 +21,7 @@ from fedllm.commands import audit, authority, client, ledger, model, privacy, pr
 from fedllm.commands.benefit import benefit
 from fedllm.commands.chat import chat
 from fedllm.commands.demo import demo
+from fedllm.commands.export import export
 from fedllm.commands.generate import generate
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.predict import predict
@@ -62,6 +63,7 @@ app.command()(benefit)
 app.command()(predict)
 app.command()(generate)
 app.command()(chat)
+app.command()(export)
 app.add_typer(provision.app, name="provision")
 app.add_typer(server.app, name="server")
 app.add_typer(authority.app, name="authority")

@@ -224,6 +224,7 @@ NAMES_TASKS = {
 }
 # Where it matters what class the module has, whatever it is trained for.
 LOOKS_INTO_MODELS = {
+    "fedllm/exporting/kinds.py",  # what others must put on top of the base
     "fedllm/models/saved.py",  # which tensors are saved
     "fedllm/models/shared.py",
     "fedllm/models/start.py",  # which of them begin a run

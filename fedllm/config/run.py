@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fedllm.config.card import CardSection
 from fedllm.config.data import DataSection
 from fedllm.config.encryption import EncryptionSection
 from fedllm.config.engine import EngineSection
@@ -49,6 +50,7 @@ class RunConfig(Section):
     encryption: EncryptionSection = EncryptionSection()
     evaluation: EvaluationSection = EvaluationSection()
     engine: EngineSection = EngineSection()
+    card: CardSection | None = None
 
     @property
     def averages_factors(self) -> bool:

@@ -47,6 +47,8 @@ _LEFT_FOR_FAILURES = 1e-6
 class DiscreteSharedNoise(SharedNoise):
     """Shared noise, added as integers after rounding."""
 
+    name = "DP-SGD with discrete Gaussian noise"
+
     def grid(self, length: int) -> IntegerGrid:
         """Return the run's grid for updates of ``length`` values.
 

@@ -24,6 +24,8 @@ class LocalNoise(Mechanism):
     (``privacy.clipping_quantile``, see `fedllm.privacy.adaptive`).
     """
 
+    name = "DP-SGD with Gaussian noise"
+
     @property
     def wording(self) -> Wording:
         """Noise at each site."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import sqrt
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,7 +119,14 @@ class Mechanism(ABC):
     ----------
     config : RunConfig
         What the coordinator asks for.
+
+    Attributes
+    ----------
+    name : str
+        What it is, in a few words of the field.
     """
+
+    name: ClassVar[str]
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config

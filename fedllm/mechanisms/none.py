@@ -12,6 +12,8 @@ from fedllm.randomness import RandomStream
 class NoPrivacy(Mechanism):
     """Updates without clipping and noise; the ledger says that epsilon is infinite from here on."""
 
+    name = "none"
+
     @property
     def wording(self) -> Wording:
         """Nothing is noised."""

@@ -29,6 +29,8 @@ class SharedNoise(SharedShares):
     for everyone else colluding, who know all shares but the site's own.
     """
 
+    name = "DP-SGD with Gaussian noise"
+
     @property
     def wording(self) -> Wording:
         """Noise in the sum."""

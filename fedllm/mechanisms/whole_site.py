@@ -31,6 +31,8 @@ from fedllm.randomness import RandomStream
 class WholeSite(Mechanism):
     """Ordinary local steps, then one clipped and noised update (see `fedllm.privacy.whole`)."""
 
+    name = "Gaussian noise on the whole update of a site"
+
     @property
     def wording(self) -> Wording:
         """Noise of each site on its whole update."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -20,6 +20,7 @@ from fedllm.errors import CheckpointError
 from fedllm.files import atomic_directory, write_bytes, write_json
 from fedllm.models.contents import read_object
 from fedllm.models.core import folded, is_core
+from fedllm.models.naming import portable_name
 from fedllm.models.token_head import TokenClassifier
 from fedllm.models.transformer import TextClassifier
 
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, torch.Tensor]
 
-ABOUT, LORA, LORA_CONFIG, HEAD, CORE, OWN = (
+ABOUT, LORA, LORA_CONFIG, HEAD, CENTER, CORE, OWN = (
     "shared_model.json",
     "adapter_model.safetensors",
     "adapter_config.json",
     "head.safetensors",
+    "feature_center.safetensors",
     "core.safetensors",
     "base_tensors.safetensors",
 )
@@ -40,14 +42,14 @@ _SCALE_SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora")
 _LOG = logging.getLogger(__name__)
 
 
-def write(model: SharedModel, folder: Path) -> None:
+def write(model: SharedModel, folder: Path, repository: str | None = None) -> None:
     """Write a model's adapter and head; see `SharedModel.save_adapter`."""
     about = about_of(model)
     with atomic_directory(folder) as new:
-        for name, tensors in _files(model).items():
+        for name, tensors in {**_files(model), **_center(model)}.items():
             write_bytes(new / name, format_safetensors(tensors, {"format": "pt"}))
         if model.peft is not None:
-            write_json(new / LORA_CONFIG, _plain(model.peft.peft_config["default"].to_dict()))
+            write_json(new / LORA_CONFIG, lora_config(model, repository))
         write_json(new / ABOUT, about)
 
 
@@ -117,6 +119,23 @@ def about_of(model: SharedModel) -> dict[str, Any]:
         about["tagging"] = model.tagging
         about["feature_scale"] = model.module.feature_scale
     return about
+
+
+def lora_config(model: SharedModel, repository: str | None) -> dict[str, Any]:
+    """Return peft's settings of a model's adapter, as plain values in an order of their own.
+
+    Without what is of this machine: the base model has its repository's name, or its fingerprint.
+    """
+    peft = cast(PeftModel, model.peft)
+    settings = peft.peft_config["default"].to_dict()
+    settings["base_model_name_or_path"] = portable_name(model.files_fingerprint, repository)
+    return cast("dict[str, Any]", _plain(settings))
+
+
+def _center(model: SharedModel) -> dict[str, Tensors]:
+    """Return what is taken off features, for readers without fedllm, who do not make it anew."""
+    center = model.module.center if isinstance(model.module, TextClassifier) else None
+    return {} if center is None else {CENTER: {"center": center.detach().cpu().contiguous()}}
 
 
 def _files(model: SharedModel) -> dict[str, Tensors]:

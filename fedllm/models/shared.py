@@ -229,15 +229,22 @@ class SharedModel:
         shapes = ((name, tuple(self._parameters[name].shape)) for name in names)
         return AdapterManifest.of((name, shape, _group(name)) for name, shape in shapes)
 
-    def save_adapter(self, folder: Path) -> None:
+    def save_adapter(self, folder: Path, repository: str | None = None) -> None:
         """Write the adapter so that peft can load it onto the base model, and the head beside it.
+
+        Parameters
+        ----------
+        folder : Path
+            The adapter's own.
+        repository : str, optional
+            Of the base model on a hub; without one it is named by its fingerprint.
 
         Raises
         ------
         FedllmError
             If the disk is full; the earlier folder is untouched.
         """
-        saved.write(self, folder)
+        saved.write(self, folder, repository)
 
     def load_adapter(self, folder: Path) -> None:
         """Read what `save_adapter` wrote.

@@ -1,4 +1,4 @@
-"""The end of a run: adapter, summary and report, the same in simulation and deployment."""
+"""The end of a run: adapter, summary, report and card, the same in simulation and deployment."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from fedllm.audit.report.page import write_report
 from fedllm.clock import utc_now
 from fedllm.config import RunConfig
 from fedllm.encryption.plan import make_plan
+from fedllm.exporting.export import write_released_card
+from fedllm.exporting.released import base_repository
 from fedllm.identity.roster import Roster
 from fedllm.mechanisms import mechanism_of
 from fedllm.models.shared import SharedModel
@@ -38,13 +40,13 @@ def finish(
     started_from: Mapping[str, Any] | None = None,
     public: PublicPart | None = None,
 ) -> Summary:
-    """Write adapter, summary and report of a run whose rounds are done; the report last.
+    """Write adapter, summary, report and card of a run whose rounds are done, in this order.
 
     ``began`` is `time.perf_counter` at the start of the command; ``colluders_epsilon`` is known
     in a simulation only; ``started_from`` stands in the run's state; ``public`` is there where
     quality by label and group shall be told.
     """
-    model.save_adapter(out / files.ADAPTER)
+    model.save_adapter(out / files.ADAPTER, base_repository(config))
     reports = read_reports(out / files.METRICS)
     seconds = time.perf_counter() - began
     summary = make_summary(
@@ -63,6 +65,8 @@ def finish(
         summary = summary.model_copy(update={"quality": quality_of(public, not started_from)})
     write_summary(out, summary)
     write_report(out)
+    # Last, for it names the report.
+    write_released_card(out, model)
     return summary
 
 

@@ -139,6 +139,7 @@ def test_what_a_private_run_spent_without_a_bound_is_never_what_it_promised(summ
 
 def test_titles_are_those_of_the_runs_own_sites(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(finishing, "write_report", lambda out: None)
+    monkeypatch.setattr(finishing, "write_released_card", lambda out, model: None)
     model = tiny_model()
     values = {"name": "bank", "task": "classification", "model": {"path": "m"}}
     config = parse(

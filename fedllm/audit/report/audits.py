@@ -34,7 +34,7 @@ class AuditParts:
     def parts(self) -> dict[str, Any]:
         """Return every part by the name that the template has for it."""
         return {
-            "findings": self._findings(),
+            "findings": self.findings(),
             "audited": self._audited(),
             "promise": self._promise(),
             "ledgers": self._ledgers(),
@@ -42,7 +42,8 @@ class AuditParts:
             "extraction": self._extraction(),
         }
 
-    def _findings(self) -> list[SimpleNamespace]:
+    def findings(self) -> list[SimpleNamespace]:
+        """Return what speaks for or against the run: severity, its word, and text; worst first."""
         texts = self._texts["findings"]
         order: tuple[Severity, ...] = ("critical", "warning", "note")
         found = [

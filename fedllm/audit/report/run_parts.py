@@ -55,7 +55,7 @@ class RunParts:
             "cards": list(self._cards()),
             "what": self._what(),
             "who": self._who(),
-            "protected": list(self._protected()),
+            "protected": list(self.protected()),
             "progress": self._progress(),
             "epsilon_plot": self._epsilon_plot(),
             "limits": list(self._limits()),
@@ -211,7 +211,8 @@ class RunParts:
             notes.append(texts["dropped"].format(rounds=shown))
         return SimpleNamespace(sites=rows, notes=notes)
 
-    def _protected(self) -> Iterator[str]:
+    def protected(self) -> Iterator[str]:
+        """Yield what protected the records, and what did not, in sentences."""
         texts, config = self._texts["protected"], self._config
         if self._run.simulated:
             yield texts["simulated"]

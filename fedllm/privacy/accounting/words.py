@@ -1,4 +1,4 @@
-"""An epsilon in words: never rounded down, and never to nothing."""
+"""What is promised in words: an epsilon is never rounded down, and never to nothing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from decimal import ROUND_CEILING, Decimal
 
 _DIGITS = 4
+# In which runs whose budgets are accounted differ; see docs/privacy-accounting.md.
+ADJACENCY = "zero-out: the content of one unit is replaced by an empty one that contributes nothing"
 
 
 def epsilon_text(value: float | None) -> str:

@@ -1,0 +1,116 @@
+"""Write what a run gave in a format that tools without fedllm read; checked before it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, get_args
+
+from fedllm.errors import ConfigError
+from fedllm.exporting.card import Handed, write_card
+from fedllm.exporting.kinds import kind_of
+from fedllm.exporting.peft_format import write_peft
+from fedllm.exporting.probe import answers, make_probe
+from fedllm.exporting.released import Released, base_repository, read_released
+from fedllm.exporting.scripts import SCRIPT, released_use, script
+from fedllm.exporting.written import Settings, Written
+from fedllm.files import atomic_directory, write_bytes
+from fedllm.models.about import licence_of
+from fedllm.models.checkpoints import checkpoint_folder
+from fedllm.models.naming import portable_name
+from fedllm.models.shared import SharedModel
+from fedllm.runs.names import ADAPTER
+from fedllm.runs.record import read_run_folder
+
+Format = Literal["peft"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+_WRITERS: dict[Format, Callable[[Released, Path, Settings], Written]] = {"peft": write_peft}
+
+
+def export(
+    run: Path, out: Path, form: Format, base: Path | None = None, dtype: str | None = None
+) -> Written:
+    """Export a finished run's model, and check that it answers as the run's own.
+
+    Parameters
+    ----------
+    run : Path
+        The run's folder.
+    out : Path
+        The new folder; must not be there.
+    form : str
+        One of `FORMATS`.
+    base : Path, optional
+        Folder of the base model, where it was moved.
+    dtype : str, optional
+        In which whole checkpoints keep their weights: as the base does when left out.
+
+    Raises
+    ------
+    ConfigError, CheckpointError
+        If there is nothing to export, or not in this format; says which fit.
+    TrainingError
+        If what was written answers otherwise; nothing is left of the folder.
+    StorageError
+        If the disk is full; nothing is left of the folder.
+    """
+    if out.exists():
+        raise ConfigError(f"{out} is there already", "name another folder, or remove it")
+    released = read_released(run, base)
+    probe = make_probe(released)
+    settings = Settings(probe, answers(released, probe), dtype)
+    with atomic_directory(out) as new:
+        written = _WRITERS[form](released, new, settings)
+        text = (
+            "" if written.use is None else script(released.model, released.run.config, written.use)
+        )
+        if text:
+            write_bytes(new / SCRIPT, text.encode())
+        handed = Handed(
+            library=written.library,
+            what=written.what,
+            base_name=released.base_name,
+            repository=released.repository,
+            licence=licence_of(released.base),
+            script=text,
+            notes=written.notes,
+        )
+        write_card(new, released.run, handed)
+    return written
+
+
+def write_released_card(folder: Path, model: SharedModel) -> Path:
+    """Write the card of a run that has just ended into its adapter's folder.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's, with all that it leaves.
+    model : SharedModel
+        Of its kind; the base's folder need not be there any more.
+    """
+    run = read_run_folder(folder)
+    repository = base_repository(run.config)
+    licence, fast = "", True
+    with suppress(ConfigError, OSError):
+        base = checkpoint_folder(run.config.model.path)
+        licence, fast = licence_of(base), (base / "tokenizer.json").is_file()
+    handed = Handed(
+        library="transformers" if model.peft is None else "peft",
+        what=_what(model),
+        base_name=portable_name(model.files_fingerprint, repository),
+        repository=repository,
+        licence=licence,
+        script=script(model, run.config, released_use(model, run.config, fast)),
+    )
+    return write_card(folder / ADAPTER, run, handed)
+
+
+def _what(model: SharedModel) -> str:
+    parts = ["An adapter in peft's format"] if model.peft is not None else []
+    parts += ["Trained tensors of the base model itself"] if model.own_tensors else []
+    parts += ["the head that was trained"] if kind_of(model).head else []
+    words = " and ".join(parts)
+    return f"{words[:1].upper()}{words[1:]}."

@@ -1,0 +1,243 @@
+"""Short scripts that use an exported model without fedllm; cards show them, exports hold them."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from fedllm.config import RunConfig
+from fedllm.config.task import pools_text, trains_a_head
+from fedllm.data.template import end_token_id, template_of
+from fedllm.exporting.head import Head
+from fedllm.exporting.kinds import kind_of
+from fedllm.models import saved
+from fedllm.models.shared import SharedModel
+from fedllm.tasks import task_of
+
+SCRIPT = "use.py"
+_MOST_NEW_TOKENS = 256
+
+_START = '''"""{what}
+
+    python {script} {arguments}
+"""
+import json
+import sys
+from pathlib import Path
+
+{imports}
+
+{head}HERE = Path(__file__).parent
+{given}
+'''
+
+_SHOW = """    print(json.dumps({found}, ensure_ascii=False))
+"""
+
+_TEXTS = """tokens = tokenizer(
+    texts, truncation=True, max_length={length}, padding=True, padding_side="right",
+    return_tensors="pt",
+)
+inputs = {{name: tokens[name] for name in ("input_ids", "attention_mask")}}
+"""
+
+_GENERATE = """for prompt in texts:
+    text = {text}
+    ids = tokenizer(text, add_special_tokens={special})["input_ids"]
+    ids = torch.tensor([{ids}])
+    with torch.no_grad():
+        found = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens={most},
+            do_sample=False, eos_token_id={end}, pad_token_id={pad},
+        )
+    answer = tokenizer.decode(found[0, {start}:], skip_special_tokens=True)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """How a script finds what it loads.
+
+    Attributes
+    ----------
+    auto : str
+        transformers' class that makes the model.
+    base : bool
+        Whether the base's folder is its first argument; else the script's own folder holds all.
+    adapter : bool
+        Whether an adapter of peft lies beside it.
+    own : bool
+        Whether tensors of the base itself lie beside it.
+    plain_head : bool
+        Whether the head is one of fedllm's; else transformers' class has it, or there is none.
+    about : str
+        File beside it that has the labels.
+    tokenizer : bool
+        Whether a tokenizer lies beside it.
+    fast : bool
+        Whether the tokenizer is a ``tokenizer.json``.
+    dtype : {"float32", "bfloat16"}
+        In which the base computes.
+    """
+
+    auto: str
+    base: bool = True
+    adapter: bool = True
+    own: bool = False
+    plain_head: bool = False
+    about: str = saved.ABOUT
+    tokenizer: bool = True
+    fast: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+def released_use(model: SharedModel, config: RunConfig, fast: bool) -> Use:
+    """Return how a script uses the adapter as a run leaves it, with the base's tokenizer."""
+    kind = kind_of(model)
+    return Use(
+        kind.auto,
+        adapter=model.peft is not None,
+        own=bool(model.own_tensors),
+        plain_head=kind.head is not None,
+        tokenizer=False,
+        fast=fast,
+        dtype=config.model.precision,
+    )
+
+
+def script(model: SharedModel, config: RunConfig, use: Use) -> str:
+    """Return a script that answers texts with an exported model."""
+    head_source = inspect.getsource(Head) if use.plain_head else ""
+    lines = [
+        _START.format(
+            what=_what(config),
+            script=SCRIPT,
+            arguments="BASE TEXT..." if use.base else "TEXT...",
+            imports=_imports(use),
+            head=f"\n{head_source}\n\n" if head_source else "",
+            given="base, *texts = sys.argv[1:]" if use.base else "base, texts = HERE, sys.argv[1:]",
+        ).rstrip("\n")
+        + "\n",
+        _model(config, model, use),
+        _tokenizer(model, use),
+        _work(config, model, use),
+    ]
+    return "".join(lines)
+
+
+def without_base(use: Use) -> Use:
+    """Return the same for a folder that holds the whole model."""
+    return replace(use, base=False, adapter=False, own=False, tokenizer=True)
+
+
+def _what(config: RunConfig) -> str:
+    if pools_text(config.task):
+        return "Labels of texts, with probabilities, as JSON Lines."
+    if trains_a_head(config.task):
+        return "Tags of each text's tokens, with probabilities, as JSON Lines."
+    return "What the model writes after each text, as JSON Lines."
+
+
+def _imports(use: Use) -> str:
+    lines = ["import torch"]
+    if use.plain_head:
+        lines.append("from torch import Tensor")
+        lines.append("from torch.nn.functional import linear, normalize")
+    if use.adapter:
+        lines.insert(1, "from peft import PeftModel")
+    if use.plain_head or use.own:
+        lines.append("from safetensors.torch import load_file")
+    lines.append(f"from transformers import {use.auto}, {_tokenizer_class(use)}")
+    return "\n".join(lines)
+
+
+def _model(config: RunConfig, model: SharedModel, use: Use) -> str:
+    heads = trains_a_head(config.task) and not use.plain_head and use.base
+    labels = ""
+    lines = []
+    if trains_a_head(config.task):
+        lines.append(f'about = json.loads((HERE / "{use.about}").read_text(encoding="utf-8"))')
+        tags = (
+            'labels = ["O", *(f"{place}-{label}" for label in about["labels"] for place in "BI")]'
+        )
+        lines.append('labels = about["labels"]' if pools_text(config.task) else tags)
+        labels = ", num_labels=len(labels)" if heads else ""
+    given = f"base, dtype=torch.{use.dtype}{labels}"
+    lines.append(f"model = {use.auto}.from_pretrained({given})")
+    if use.own:
+        lines.append(f'model.load_state_dict(load_file(HERE / "{saved.OWN}"), strict=False)')
+    if use.adapter:
+        lines.append("model = PeftModel.from_pretrained(model, HERE)")
+    lines.append("model.eval()")
+    if use.plain_head:
+        lines.append(f'tensors = load_file(HERE / "{saved.HEAD}")')
+        if getattr(model.module, "center", None) is not None:
+            lines.append(f'tensors |= load_file(HERE / "{saved.CENTER}")')
+        pooling = 'about["pooling"]' if pools_text(config.task) else '"none"'
+        lines.append(f'head = Head(tensors, {pooling}, about["feature_scale"])')
+    return "\n".join(lines) + "\n"
+
+
+def _tokenizer(model: SharedModel, use: Use) -> str:
+    folder = "HERE" if use.tokenizer else "base"
+    lines = [f"tokenizer = {_tokenizer_class(use)}.from_pretrained({folder})"]
+    if not use.tokenizer:
+        lines.append("tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token")
+    return "\n".join(lines) + "\n"
+
+
+def _tokenizer_class(use: Use) -> str:
+    return "PreTrainedTokenizerFast" if use.fast else "AutoTokenizer"
+
+
+def _work(config: RunConfig, model: SharedModel, use: Use) -> str:
+    if not trains_a_head(config.task):
+        return _generating(config, model)
+    answer = (
+        'head(model(**inputs).last_hidden_state, inputs["attention_mask"])'
+        if use.plain_head
+        else "model(**inputs).logits.float()"
+    )
+    lines = [
+        _TEXTS.format(length=config.model.max_length),
+        "with torch.no_grad():\n",
+        f"    shares = {answer}.softmax(-1)\n",
+    ]
+    if pools_text(config.task):
+        lines.append("for text, row in zip(texts, shares.tolist()):\n")
+        lines.append(_SHOW.format(found='{"text": text, "labels": dict(zip(labels, row))}'))
+    else:
+        lines.append("for place, text in enumerate(texts):\n")
+        lines.append('    count = int(inputs["attention_mask"][place].sum())\n')
+        lines.append(
+            '    parts = tokenizer.convert_ids_to_tokens(inputs["input_ids"][place][:count])\n'
+        )
+        lines.append("    rows = shares[place][:count].tolist()\n")
+        lines.append(
+            "    found = [[part, dict(zip(labels, row))] for part, row in zip(parts, rows)]\n"
+        )
+        lines.append(_SHOW.format(found='{"text": text, "tokens": found}'))
+    return "".join(lines)
+
+
+def _generating(config: RunConfig, model: SharedModel) -> str:
+    tokenizer, prompted = model.tokenizer, kind_of(model).prompted
+    asked = task_of(config.task).answering() is not None
+    text, end = "prompt", tokenizer.eos_token_id
+    if asked:
+        template = template_of(tokenizer)
+        inner = "prompt.strip()" if template.trims else "prompt"
+        text = f"{template.before!r} + {inner} + {template.after!r}"
+        end = end_token_id(tokenizer)
+    lines = _GENERATE.format(
+        text=text,
+        special=not asked,
+        # What an encoder reads ends with a token of its own, as in training.
+        ids=f"[*ids, {model.module.backbone.config.eos_token_id}]" if prompted else "ids",
+        most=_MOST_NEW_TOKENS,
+        end=end,
+        pad=tokenizer.pad_token_id,
+        start="1" if prompted else "ids.shape[1]",
+    )
+    return lines + _SHOW.format(found='{"prompt": prompt, "answer": answer}')

@@ -1,0 +1,54 @@
+"""What a writer of a format is given, and what it tells of what it wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedllm.exporting.probe import Probe
+from fedllm.exporting.scripts import Use
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """How to write, and what must come out.
+
+    Attributes
+    ----------
+    probe : Probe
+        Token sequences.
+    wanted : Tensor
+        (N, C) float32, what the run's own model gives for them.
+    dtype : str, optional
+        In which whole checkpoints keep their weights.
+    """
+
+    probe: Probe
+    wanted: Tensor
+    dtype: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What an export came to.
+
+    Attributes
+    ----------
+    library : str
+        The Hub's word for what loads it.
+    what : str
+        What lies in the folder, in a sentence.
+    largest : float
+        The largest difference of its logits from the run's own model.
+    use : Use, optional
+        How a script loads it; None where the format has tools of its own.
+    notes : tuple of str
+        What else whoever uses it should know.
+    """
+
+    library: str
+    what: str
+    largest: float
+    use: Use | None = None
+    notes: tuple[str, ...] = ()
