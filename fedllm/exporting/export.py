@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from fedllm.errors import ConfigError
 from fedllm.exporting.card import Handed, write_card
 from fedllm.exporting.kinds import kind_of
+from fedllm.exporting.merged import write_merged
 from fedllm.exporting.peft_format import write_peft
 from fedllm.exporting.probe import answers, make_probe
 from fedllm.exporting.released import Released, base_repository, read_released
@@ -18,15 +19,20 @@ from fedllm.exporting.written import Settings, Written
 from fedllm.files import atomic_directory, write_bytes
 from fedllm.models.about import licence_of
 from fedllm.models.checkpoints import checkpoint_folder
+from fedllm.models.exported import write_exported
 from fedllm.models.naming import portable_name
 from fedllm.models.shared import SharedModel
 from fedllm.runs.names import ADAPTER
 from fedllm.runs.record import read_run_folder
 
-Format = Literal["peft"]
+Format = Literal["peft", "merged"]
+WITH_DTYPE: tuple[Format, ...] = ("merged",)
 FORMATS: tuple[Format, ...] = get_args(Format)
 
-_WRITERS: dict[Format, Callable[[Released, Path, Settings], Written]] = {"peft": write_peft}
+_WRITERS: dict[Format, Callable[[Released, Path, Settings], Written]] = {
+    "peft": write_peft,
+    "merged": write_merged,
+}
 
 
 def export(
@@ -58,6 +64,11 @@ def export(
     """
     if out.exists():
         raise ConfigError(f"{out} is there already", "name another folder, or remove it")
+    if dtype is not None and form not in WITH_DTYPE:
+        raise ConfigError(
+            f"--dtype says how whole weights are kept, and --format {form} has none",
+            f"leave --dtype out, or take --format {' or '.join(WITH_DTYPE)}",
+        )
     released = read_released(run, base)
     probe = make_probe(released)
     settings = Settings(probe, answers(released, probe), dtype)
@@ -78,6 +89,7 @@ def export(
             notes=written.notes,
         )
         write_card(new, released.run, handed)
+        write_exported(new, form)
     return written
 
 
