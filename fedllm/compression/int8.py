@@ -140,13 +140,13 @@ def to_int8(model: nn.Module) -> int:
     tables: dict[int, Int8Embedding] = {}
     for name, part in found:
         if isinstance(part, nn.Embedding):
-            tables[part.weight.data_ptr()] = new = Int8Embedding.of(part)
+            tables[id(part.weight)] = new = Int8Embedding.of(part)
             _put(model, name, new)
     for name, part in found:
         if isinstance(part, nn.Embedding):
             continue
         layer = Int8Linear.of(cast(nn.Linear, part))
-        if (tied := tables.get(part.weight.data_ptr())) is not None:
+        if (tied := tables.get(id(part.weight))) is not None:
             layer.weight, layer.scales = tied.weight, tied.scales
         _put(model, name, layer)
     return len(found)

@@ -24,6 +24,7 @@ from fedllm.models.naming import portable_name
 from fedllm.models.shared import SharedModel
 from fedllm.runs.names import ADAPTER
 from fedllm.runs.record import read_run_folder
+from fedllm.tasks import task_of
 
 Format = Literal["peft", "merged"]
 WITH_DTYPE: tuple[Format, ...] = ("merged",)
@@ -74,23 +75,29 @@ def export(
     settings = Settings(probe, answers(released, probe), dtype)
     with atomic_directory(out) as new:
         written = _WRITERS[form](released, new, settings)
-        text = (
-            "" if written.use is None else script(released.model, released.run.config, written.use)
-        )
-        if text:
-            write_bytes(new / SCRIPT, text.encode())
-        handed = Handed(
-            library=written.library,
-            what=written.what,
-            base_name=released.base_name,
-            repository=released.repository,
-            licence=licence_of(released.base),
-            script=text,
-            notes=written.notes,
-        )
-        write_card(new, released.run, handed)
-        write_exported(new, form)
+        describe(released, new, form, written)
     return written
+
+
+def describe(released: Released, folder: Path, form: str, written: Written) -> None:
+    """Write beside a model the script that uses it, its card, and what the folder consists of."""
+    config = released.run.config
+    text = "" if written.use is None else script(released.model, config, written.use)
+    if text:
+        write_bytes(folder / SCRIPT, text.encode())
+    handed = Handed(
+        library=written.library,
+        what=written.what,
+        base_name=released.base_name,
+        repository=released.repository,
+        licence=licence_of(released.base),
+        script=text,
+        notes=written.notes,
+    )
+    write_card(folder, released.run, handed)
+    column = next(iter(task_of(config.task).columns(config.data).values())).name
+    asked = {"task": config.task, "max_length": config.model.max_length, "column": column}
+    write_exported(folder, form, asked)
 
 
 def write_released_card(folder: Path, model: SharedModel) -> Path:

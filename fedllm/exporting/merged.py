@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,7 +67,7 @@ def write_merged(released: Released, folder: Path, settings: Settings) -> Writte
     kind, standard = kind_of(released.model), standard_head(released)
     dtype = settings.dtype or kept_in(released.base)
     before = answers_untrained(released, settings.probe)
-    write_checkpoint(released, folder, standard, dtype)
+    write_checkpoint(released, folder, standard, dtype, settings.reshaped)
     if kind.head is not None and standard is None:
         write_head(released, folder)
     copy_beside(released.base, folder)
@@ -106,11 +107,17 @@ def answers_untrained(released: Released, probe: Probe) -> Tensor | None:
 
 @torch.no_grad()
 def write_checkpoint(
-    released: Released, folder: Path, standard: StandardHead | None, dtype: str
+    released: Released,
+    folder: Path,
+    standard: StandardHead | None,
+    dtype: str,
+    reshaped: Mapping[str, Any],
 ) -> None:
     """Write config and weights; the run's model is whole and plain from here on."""
-    plain = _merged(released)
+    plain = merged(released)
     config = type(plain.config).from_pretrained(released.base, local_files_only=True)
+    for key, value in reshaped.items():
+        setattr(config, key, value)
     for parameter in plain.parameters():
         parameter.data = parameter.data.type(DTYPES[dtype])
     whole: Any = plain
@@ -125,7 +132,8 @@ def write_checkpoint(
         whole.save_pretrained(folder, max_shard_size=_SHARD)
 
 
-def _merged(released: Released) -> PreTrainedModel:
+@torch.no_grad()
+def merged(released: Released) -> PreTrainedModel:
     """Return the base with all that was trained of it in its weights, float32."""
     peft = released.model.peft
     if peft is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fedllm.files import write_json
 from fedllm.models.contents import EXPORTED, files_that_count
@@ -10,7 +12,16 @@ from fedllm.models.contents import EXPORTED, files_that_count
 _LABEL = "fedllm.export.v1"
 
 
-def write_exported(folder: Path, form: str) -> None:
-    """Write down a folder's files that count, and their sizes; `check_contents` looks at them."""
+def write_exported(folder: Path, form: str, asked: Mapping[str, Any]) -> None:
+    """Write down a folder's files that count, and their sizes; `check_contents` looks at them.
+
+    Parameters
+    ----------
+    form : str
+        The format, or how a model was made smaller.
+    asked : mapping
+        What whoever asks the model must know: ``task``, ``max_length`` and ``column``.
+    """
     sizes = {name: path.stat().st_size for name, path in files_that_count(folder).items()}
-    write_json(folder / EXPORTED, {"label": _LABEL, "format": form, "files": sizes})
+    sizes.pop(EXPORTED, None)
+    write_json(folder / EXPORTED, {**asked, "label": _LABEL, "format": form, "files": sizes})
