@@ -17,6 +17,7 @@ from fedllm.commands.help import CommandGroup
 from fedllm.visible import visible
 
 if TYPE_CHECKING:
+    from fedllm.compression.pruning import Pattern
     from fedllm.compression.steps import Kept, Teaching, Texts, Told
     from fedllm.exporting.written import Written
 
@@ -78,7 +79,9 @@ def prune(
 
     if share is not None and two_of_four:
         raise ConfigError("--share and --two-of-four are two ways of one thing", "give one of them")
-    pattern = "2:4" if two_of_four else None if share is None else "share"
+    pattern: Pattern | None = None if share is None else "share"
+    if two_of_four:
+        pattern = "2:4"
     asked = Pruning(pattern, share or 0.0, channels, heads, layers)
     teaching = _teaching(steps, learning_rate, rows, seed) if steps else None
     with _heard(json_output) as told:

@@ -171,12 +171,12 @@ def read_packed(path: Path) -> Iterator[tuple[str, Tensor]]:
             base, mark, _ = name.partition("#")
             if not mark:
                 found = file.get_tensor(name)
-                yield name, found.to(types.get(name, found.dtype))
+                yield name, found.type(types.get(name, found.dtype))
             elif name == base + _CODES:
                 if base not in shapes or not {base + _VALUES, base + _SCALES} <= names:
                     raise _damaged(path, f"{base} lacks a part")
                 found = _matrix(path, file, base, shapes[base])
-                yield base, found.to(types.get(base, found.dtype))
+                yield base, found.type(types.get(base, found.dtype))
 
 
 def _packed_file(path: Path, sizes: Sizes) -> bytes:
@@ -195,9 +195,13 @@ def _packed_file(path: Path, sizes: Sizes) -> bytes:
 
 def _add(path: Path, name: str, tensor: Tensor, packed: _Packed, sizes: Sizes) -> None:
     if "#" in name:
-        raise CheckpointError(f"{path}: a tensor is called {name!r:.80}", "rename it")
+        raise CheckpointError(
+            f"{path}: a tensor is called {name!r:.80}", "give the tensor another name"
+        )
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        raise CheckpointError(f"{path}: {name} holds NaN or infinity", "train the model again")
+        raise CheckpointError(
+            f"{path}: {name} holds NaN or infinity", "use a model whose training ended well"
+        )
     packed.types[name] = str(tensor.dtype).removeprefix("torch.")
     if tensor.dim() != 2 or tensor.numel() < _SMALLEST or not tensor.is_floating_point():
         kept = _short(tensor)
@@ -222,7 +226,7 @@ def _short(tensor: Tensor) -> Tensor:
     """Return a tensor in float16 where that holds its numbers, else as it is."""
     if tensor.dtype != torch.float32:
         return tensor.contiguous()
-    short = tensor.half()
+    short = tensor.type(torch.float16)
     small = tensor.abs() < torch.finfo(torch.float16).smallest_normal
     holds = bool(torch.isfinite(short).all()) and bool((~small | (tensor == 0)).all())
     return short if holds else tensor.contiguous()

@@ -47,7 +47,7 @@ class Whole:
     @property
     def backbone(self) -> PreTrainedModel:
         """The Transformer, with its own head where the run has none."""
-        return cast(PreTrainedModel, self.module.backbone)
+        return self.module.backbone
 
     @property
     def blocks(self) -> list[str]:
@@ -83,7 +83,7 @@ def open_whole(run: Path, base: Path | None = None) -> Whole:
     module = released.model.module
     if isinstance(module, PromptedModel):
         raise ConfigError(
-            "encoder-decoders are not made smaller here", "export it: fedllm export --format merged"
+            "encoder-decoders are not made smaller here", "use fedllm export --format merged"
         )
     merged(released)
     # Nothing is frozen any more: what a block gives may change.

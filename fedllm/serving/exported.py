@@ -78,8 +78,9 @@ def load_exported(folder: Path, device: str | None = None) -> Exported:
         If a file is missing or damaged, or labels do not fit the head.
     """
     about = read_object(folder / EXPORTED)
-    task, length, column = (about.get(key) for key in ("task", "max_length", "column"))
-    if task not in get_args(Task) or type(length) is not int or not isinstance(column, str):
+    length, column = about.get("max_length"), about.get("column")
+    task: Task | None = next((name for name in get_args(Task) if name == about.get("task")), None)
+    if task is None or type(length) is not int or not isinstance(column, str):
         raise CheckpointError(f"{folder / EXPORTED} does not say what the model is for", _REMEDY)
     place = chosen_device(device, "--device")
     if is_int8(folder):
@@ -128,7 +129,8 @@ def _with_head(
     if pools_text(task):
         module = TextClassifier(network, stack, outputs, pooling, scale)  # type: ignore[arg-type]
         if "center" in tensors:
-            module.center = tensors["center"].to(network.device)
+            # Where the head is.
+            module.center = module.head.weight.detach()[0].clone().copy_(tensors["center"])
     else:
         module = TokenClassifier(network, stack, outputs, scale)
     bias = tensors.get("bias", torch.zeros(outputs))
