@@ -17,7 +17,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import typer
 
 from fedllm import __version__
-from fedllm.commands import audit, authority, client, ledger, model, privacy, provision, server
+from fedllm.commands import (
+    audit,
+    authority,
+    client,
+    compress,
+    ledger,
+    model,
+    privacy,
+    provision,
+    server,
+)
 from fedllm.commands.benefit import benefit
 from fedllm.commands.chat import chat
 from fedllm.commands.demo import demo
@@ -71,6 +81,7 @@ app.add_typer(client.app, name="client")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(model.app, name="model")
+app.add_typer(compress.app, name="compress")
 app.add_typer(audit.app, name="audit")
 
 

@@ -21,12 +21,17 @@ def export(
     format_: str = typer.Option(
         ...,
         "--format",
-        help="peft: the adapter, for its base model.",
-        click_type=click.Choice(["peft"]),
+        help="peft: the adapter, for its base model. merged: a whole checkpoint.",
+        click_type=click.Choice(["peft", "merged"]),
     ),
     out: Path = typer.Option(..., metavar="DIR", help="The new folder."),
     base: Path | None = typer.Option(
         None, metavar="DIR", help="The base model's folder, if it was moved since the run."
+    ),
+    dtype: str | None = typer.Option(
+        None,
+        help="In which a whole checkpoint keeps its weights; as the base does when left out.",
+        click_type=click.Choice(["float32", "bfloat16", "float16"]),
     ),
     json_output: bool = options.JSON,
 ) -> None:
@@ -38,7 +43,7 @@ def export(
     """
     from fedllm.exporting.export import export as write
 
-    written = write(run, out, cast("Format", format_), base)
+    written = write(run, out, cast("Format", format_), base, dtype)
     if json_output:
         told = {"folder": str(out), "largest_difference": written.largest}
         print(json.dumps(told | {"notes": list(written.notes)}, indent=2))

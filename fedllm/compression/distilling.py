@@ -10,7 +10,7 @@ student as its base model, where they are noised and charged.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, normalize
 
-from fedllm.compression.linears import Batch
+from fedllm.compression.linears import Batch, Linear
+from fedllm.compression.pruning import zeros_kept
 from fedllm.compression.removing import keep_blocks
 from fedllm.errors import ConfigError, TrainingError
 from fedllm.models.language_model import LanguageModel
@@ -76,8 +77,14 @@ def evenly(blocks: int, share: float) -> tuple[int, ...]:
 
 def student_of(teacher: Module, kept: Sequence[int]) -> Module:
     """Return a copy of a teacher that has some of its blocks, all of it trainable but the head."""
-    student = copy.deepcopy(teacher)
+    student = trainable(teacher)
     keep_blocks(student.stack.stack, student.stack.name, kept)
+    return student
+
+
+def trainable(module: Module) -> Module:
+    """Return a copy of a model, all of it trainable but the head."""
+    student = copy.deepcopy(module)
     student.stack.first = 0
     student.requires_grad_(True)
     if not isinstance(student, LanguageModel):
@@ -93,6 +100,7 @@ def distil(
     batches: Iterator[Batch],
     settings: Distillation,
     told: Callable[[int, float], None],
+    pruned: Mapping[str, Linear] | None = None,
 ) -> float:
     """Teach a student, in place.
 
@@ -104,6 +112,8 @@ def distil(
         ``input_ids`` and ``attention_mask``, as many as there are steps.
     told : callable
         Hears the number of the step and its loss.
+    pruned : mapping, optional
+        The student's layers whose zeros stay.
 
     Returns
     -------
@@ -125,19 +135,20 @@ def distil(
     last: list[float] = []
     teacher.eval()
     student.train()
-    for step in range(settings.steps):
-        loss = _loss(teacher, student, kept, next(batches), settings)
-        if not bool(torch.isfinite(loss)):
-            raise TrainingError(
-                f"the loss of step {step + 1} is no number", "give a lower --learning-rate"
-            )
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
-        last = [*last, loss.item()][-rise:]
-        told(step + 1, last[-1])
+    with zeros_kept(pruned or {}, optimizer):
+        for step in range(settings.steps):
+            loss = _loss(teacher, student, kept, next(batches), settings)
+            if not bool(torch.isfinite(loss)):
+                raise TrainingError(
+                    f"the loss of step {step + 1} is no number", "give a lower --learning-rate"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            schedule.step()
+            last = [*last, loss.item()][-rise:]
+            told(step + 1, last[-1])
     student.eval()
     return sum(last) / len(last)
 

@@ -36,7 +36,7 @@ def rounded(values: Tensor) -> tuple[Tensor, Tensor]:
     scales = values.abs().amax(dim=-1, keepdim=True).div_(_LARGEST)
     # A row of zeros has any scale; one of 0 would make it none.
     scales.masked_fill_(scales == 0, 1.0)
-    return (values / scales).round_().to(torch.int8), scales
+    return (values / scales).round_().type(torch.int8), scales
 
 
 class Int8Linear(nn.Module):
@@ -78,7 +78,7 @@ class Int8Linear(nn.Module):
         product.mul_(scales).mul_(self.scales.T)
         if self.bias is not None:
             product.add_(cast(Tensor, self.bias))
-        return product.to(states.dtype).reshape(*states.shape[:-1], self.out_features)
+        return product.type(states.dtype).reshape(*states.shape[:-1], self.out_features)
 
 
 class Int8Embedding(nn.Module):
@@ -110,7 +110,7 @@ class Int8Embedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return (..., width) of numbers of rows (...)."""
-        return (self.weight[ids].float() * self.scales[ids]).to(self._dtype)
+        return (self.weight[ids].float() * self.scales[ids]).type(self._dtype)
 
 
 def to_int8(model: nn.Module) -> int:
@@ -136,17 +136,19 @@ def to_int8(model: nn.Module) -> int:
     if any(isinstance(part, Int8Linear | Int8Embedding) for part in model.modules()):
         raise ConfigError("the model is quantised already", "quantise the one that it was made of")
     if not found:
-        raise ConfigError("the model has no plain linear layers or embeddings", "distil it instead")
+        raise ConfigError(
+            "the model has no plain linear layers or embeddings", "use fedllm compress distill"
+        )
     tables: dict[int, Int8Embedding] = {}
     for name, part in found:
         if isinstance(part, nn.Embedding):
-            tables[part.weight.data_ptr()] = new = Int8Embedding.of(part)
+            tables[id(part.weight)] = new = Int8Embedding.of(part)
             _put(model, name, new)
     for name, part in found:
         if isinstance(part, nn.Embedding):
             continue
         layer = Int8Linear.of(cast(nn.Linear, part))
-        if (tied := tables.get(part.weight.data_ptr())) is not None:
+        if (tied := tables.get(id(part.weight))) is not None:
             layer.weight, layer.scales = tied.weight, tied.scales
         _put(model, name, layer)
     return len(found)

@@ -43,7 +43,7 @@ def linears(model: PreTrainedModel, lists: Iterable[str]) -> dict[str, Linear]:
     if not found:
         raise ConfigError(
             f"the blocks of {model.config.model_type!r} models have no plain linear layers",
-            "such a model cannot be compressed here; distil it",
+            "use fedllm compress distill",
         )
     return found
 

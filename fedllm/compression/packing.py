@@ -3,7 +3,7 @@
 Deep compression (Han, Mao, Dally 2016) of what `fedllm compress prune` left: each large matrix
 becomes codes of four bits, their values, and a scale a row (`clustering`), and the codes are
 written in Huffman's code (`coding`). Everything else is kept in 16 bits where these hold it. What
-is read back are the clustered weights, to the bit; clustering itself loses a little.
+is read back are the clustered weights, in the type that they had; clustering loses a little.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from fedllm.compression.clustering import VALUES, Clustered, cluster
 from fedllm.compression.coding import decode, encode, entropy_bits
 from fedllm.errors import CheckpointError, ConfigError
 from fedllm.files import atomic_directory, write_bytes
+from fedllm.models.contents import EXPORTED, check_contents, read_object
+from fedllm.models.exported import write_exported
 
 SUFFIX, ENDING = ".packed", ".safetensors"
+_WEIGHTS = f"model*{ENDING}"
 _FORMAT = "fedllm.packed.v1"
 _CODES, _VALUES, _SCALES = "#codes", "#values", "#scales"
 # Below it, a matrix's list of values costs more than its codes save.
@@ -83,7 +86,8 @@ class Sizes:
 @dataclass(slots=True)
 class _Packed:
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    shapes: dict[str, list[Any]] = field(default_factory=dict)
+    shapes: dict[str, list[int]] = field(default_factory=dict)
+    types: dict[str, str] = field(default_factory=dict)
 
 
 def pack(folder: Path, out: Path) -> Sizes:
@@ -106,7 +110,7 @@ def pack(folder: Path, out: Path) -> Sizes:
         If the disk is full; ``out`` is not there then.
     """
     _require_new(out)
-    weights = sorted(folder.glob(f"*{ENDING}"))
+    weights = sorted(folder.glob(_WEIGHTS))
     if any(path.name.endswith(SUFFIX + ENDING) for path in weights):
         raise ConfigError(f"{folder} is packed already", "name the folder that it was made of")
     if not weights:
@@ -114,17 +118,19 @@ def pack(folder: Path, out: Path) -> Sizes:
             f"{folder} holds no weights in safetensors",
             "give the folder of a whole model, as fedllm export RUN --format merged writes it",
         )
+    check_contents(folder)
     sizes = Sizes()
     with atomic_directory(out) as new:
         for path in weights:
             content = _packed_file(path, sizes)
             write_bytes(new / f"{path.name.removesuffix(ENDING)}{SUFFIX}{ENDING}", content)
-        sizes.files = _copy_others(folder, new, weights)
+        _copy_others(folder, new, weights)
+        sizes.files = sum(path.stat().st_size for path in new.iterdir()) - sizes.weights_bytes
     return sizes
 
 
 def unpack(folder: Path, out: Path) -> None:
-    """Make a plain checkpoint's folder of a packed one; what was coded is in float32.
+    """Make a plain checkpoint's folder of a packed one.
 
     Raises
     ------
@@ -150,7 +156,7 @@ def unpack(folder: Path, out: Path) -> None:
 
 
 def read_packed(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Read a packed file's tensors one after another: matrices in float32, others as they are.
+    """Read a packed file's tensors one after another, each in the type that it had.
 
     Raises
     ------
@@ -158,16 +164,19 @@ def read_packed(path: Path) -> Iterator[tuple[str, Tensor]]:
         If it is damaged, or says of itself what cannot be.
     """
     with _opened(path) as file:
-        shapes = _shapes(path, file.metadata() or {})
+        metadata = file.metadata() or {}
+        shapes, types = _shapes(path, metadata), _types(path, metadata)
         names = set(file.keys())
         for name in sorted(names):
             base, mark, _ = name.partition("#")
             if not mark:
-                yield name, file.get_tensor(name)
+                found = file.get_tensor(name)
+                yield name, found.type(types.get(name, found.dtype))
             elif name == base + _CODES:
                 if base not in shapes or not {base + _VALUES, base + _SCALES} <= names:
                     raise _damaged(path, f"{base} lacks a part")
-                yield base, _matrix(path, file, base, shapes[base])
+                found = _matrix(path, file, base, shapes[base])
+                yield base, found.type(types.get(base, found.dtype))
 
 
 def _packed_file(path: Path, sizes: Sizes) -> bytes:
@@ -177,6 +186,7 @@ def _packed_file(path: Path, sizes: Sizes) -> bytes:
         for name in sorted(file.keys()):
             _add(path, name, file.get_tensor(name), packed, sizes)
     metadata |= {"format": "pt", "packed": _FORMAT, "shapes": json.dumps(packed.shapes)}
+    metadata["types"] = json.dumps(packed.types)
     content = format_safetensors(packed.tensors, metadata)
     held = sum(tensor.nbytes for tensor in packed.tensors.values())
     sizes.names += len(content) - held
@@ -185,9 +195,14 @@ def _packed_file(path: Path, sizes: Sizes) -> bytes:
 
 def _add(path: Path, name: str, tensor: Tensor, packed: _Packed, sizes: Sizes) -> None:
     if "#" in name:
-        raise CheckpointError(f"{path}: a tensor is called {name!r:.80}", "rename it")
+        raise CheckpointError(
+            f"{path}: a tensor is called {name!r:.80}", "give the tensor another name"
+        )
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        raise CheckpointError(f"{path}: {name} holds NaN or infinity", "train the model again")
+        raise CheckpointError(
+            f"{path}: {name} holds NaN or infinity", "use a model whose training ended well"
+        )
+    packed.types[name] = str(tensor.dtype).removeprefix("torch.")
     if tensor.dim() != 2 or tensor.numel() < _SMALLEST or not tensor.is_floating_point():
         kept = _short(tensor)
         packed.tensors[name] = kept
@@ -211,7 +226,7 @@ def _short(tensor: Tensor) -> Tensor:
     """Return a tensor in float16 where that holds its numbers, else as it is."""
     if tensor.dtype != torch.float32:
         return tensor.contiguous()
-    short = tensor.half()
+    short = tensor.type(torch.float16)
     small = tensor.abs() < torch.finfo(torch.float16).smallest_normal
     holds = bool(torch.isfinite(short).all()) and bool((~small | (tensor == 0)).all())
     return short if holds else tensor.contiguous()
@@ -245,6 +260,31 @@ def _shapes(path: Path, metadata: dict[str, str]) -> dict[str, tuple[int, int]]:
     return shapes
 
 
+def _types(path: Path, metadata: dict[str, str]) -> dict[str, torch.dtype]:
+    try:
+        found = json.loads(metadata["types"])
+        return {str(name): _TYPES[kind] for name, kind in found.items()}
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        raise _damaged(path, "its list of types cannot be read") from None
+
+
+_TYPES = {
+    str(kind).removeprefix("torch."): kind
+    for kind in (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    )
+}
+
+
 def _opened(path: Path) -> Any:
     try:
         return safe_open(str(path), "pt")
@@ -263,12 +303,11 @@ def _require_new(out: Path) -> None:
         raise ConfigError(f"{out} is there already", "name another folder, or remove it")
 
 
-def _copy_others(folder: Path, new: Path, weights: list[Path]) -> int:
-    """Copy all files but those of weights; returns their bytes."""
-    copied = 0
+def _copy_others(folder: Path, new: Path, weights: list[Path]) -> None:
+    """Copy all files but those of weights, and say what the new folder consists of."""
     for path in sorted(folder.iterdir()):
-        if path in weights or not path.is_file() or path.name.startswith("."):
-            continue
-        shutil.copyfile(path, new / path.name)
-        copied += path.stat().st_size
-    return copied
+        if path not in weights and path.is_file() and not path.name.startswith("."):
+            shutil.copyfile(path, new / path.name)
+    if (new / EXPORTED).exists():
+        told = read_object(new / EXPORTED)
+        write_exported(new, str(told.pop("format", "")), told)

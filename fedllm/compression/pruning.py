@@ -52,7 +52,7 @@ def keep_two_of_four(scores: Tensor) -> Tensor:
     rows, columns = scores.shape
     if columns % _OF_FOUR:
         raise ConfigError(
-            f"a layer has {columns} inputs, which are no fours", "prune a share instead (--share)"
+            f"a layer has {columns} inputs, which are no fours", "give --share instead"
         )
     fours = scores.reshape(rows, -1, _OF_FOUR)
     kept = torch.zeros_like(fours, dtype=torch.bool)

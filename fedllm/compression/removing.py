@@ -78,7 +78,7 @@ def feed_forwards(
         if len(out) != 1 or len(into) not in (1, 2):
             raise ConfigError(
                 f"{name} has no feed-forward layer of {width} channels between plain linear layers",
-                "remove blocks, or prune a share of the weights, which works on any model",
+                "take blocks out, or set a share of the weights to zero, which works on any model",
             )
         found.append(FeedForward(into, out[0][1], out[0][0]))
     return key, width, found
@@ -139,7 +139,7 @@ def remove_heads(
         raise ConfigError(
             f"{config.model_type!r} models have no head_dim in their configuration: with fewer "
             "heads each would be wider, which is another model",
-            "remove feed-forward channels (--channels) or blocks (--layers)",
+            "take feed-forward channels (--channels) or blocks (--layers) out",
         )
     heads = int(config.num_attention_heads)
     shared = heads // groups
@@ -185,7 +185,7 @@ def remove_blocks(
     if len(lists) != 1:
         raise ConfigError(
             "blocks of encoder-decoders are not removed",
-            "remove feed-forward channels (--channels)",
+            "take feed-forward channels out (--channels)",
         )
     blocks = cast(nn.ModuleList, model.base_model.get_submodule(lists[0]))
     turned = _turned(model, blocks, batches)
@@ -246,7 +246,7 @@ def _attention(model: PreTrainedModel, name: str, width: int) -> tuple[str, Any]
             return f"{inner}.o_proj", part
     raise ConfigError(
         f"{name} has no attention with q_proj, k_proj, v_proj and o_proj",
-        "remove feed-forward channels (--channels) or blocks (--layers)",
+        "take feed-forward channels (--channels) or blocks (--layers) out",
     )
 
 
@@ -258,7 +258,7 @@ def _named(config: PretrainedConfig, keys: Sequence[str]) -> tuple[str, int]:
             return own, int(getattr(config, own))
     raise ConfigError(
         f"the configuration of {config.model_type!r} models has none of {', '.join(keys)}",
-        "prune a share of the weights, which works on any model",
+        "give --share, which works on any model",
     )
 
 
@@ -270,7 +270,7 @@ def _require_allowed(config: PretrainedConfig, heads: int, groups: int) -> None:
         raise ConfigError(
             f"the configuration of {config.model_type!r} models does not allow {heads} heads: "
             f"{error.__cause__ or error}",
-            "remove another share of them, or feed-forward channels (--channels)",
+            "give another share, or take feed-forward channels out (--channels)",
         ) from None
 
 

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from fedllm.errors import ConfigError
 from fedllm.exporting.card import Handed, write_card
 from fedllm.exporting.kinds import kind_of
+from fedllm.exporting.merged import write_merged
 from fedllm.exporting.peft_format import write_peft
 from fedllm.exporting.probe import answers, make_probe
 from fedllm.exporting.released import Released, base_repository, read_released
@@ -18,15 +19,21 @@ from fedllm.exporting.written import Settings, Written
 from fedllm.files import atomic_directory, write_bytes
 from fedllm.models.about import licence_of
 from fedllm.models.checkpoints import checkpoint_folder
+from fedllm.models.exported import write_exported
 from fedllm.models.naming import portable_name
 from fedllm.models.shared import SharedModel
 from fedllm.runs.names import ADAPTER
 from fedllm.runs.record import read_run_folder
+from fedllm.tasks import task_of
 
-Format = Literal["peft"]
+Format = Literal["peft", "merged"]
+WITH_DTYPE: tuple[Format, ...] = ("merged",)
 FORMATS: tuple[Format, ...] = get_args(Format)
 
-_WRITERS: dict[Format, Callable[[Released, Path, Settings], Written]] = {"peft": write_peft}
+_WRITERS: dict[Format, Callable[[Released, Path, Settings], Written]] = {
+    "peft": write_peft,
+    "merged": write_merged,
+}
 
 
 def export(
@@ -58,27 +65,39 @@ def export(
     """
     if out.exists():
         raise ConfigError(f"{out} is there already", "name another folder, or remove it")
+    if dtype is not None and form not in WITH_DTYPE:
+        raise ConfigError(
+            f"--dtype says how whole weights are kept, and --format {form} has none",
+            f"leave --dtype out, or take --format {' or '.join(WITH_DTYPE)}",
+        )
     released = read_released(run, base)
     probe = make_probe(released)
     settings = Settings(probe, answers(released, probe), dtype)
     with atomic_directory(out) as new:
         written = _WRITERS[form](released, new, settings)
-        text = (
-            "" if written.use is None else script(released.model, released.run.config, written.use)
-        )
-        if text:
-            write_bytes(new / SCRIPT, text.encode())
-        handed = Handed(
-            library=written.library,
-            what=written.what,
-            base_name=released.base_name,
-            repository=released.repository,
-            licence=licence_of(released.base),
-            script=text,
-            notes=written.notes,
-        )
-        write_card(new, released.run, handed)
+        describe(released, new, form, written)
     return written
+
+
+def describe(released: Released, folder: Path, form: str, written: Written) -> None:
+    """Write beside a model the script that uses it, its card, and what the folder consists of."""
+    config = released.run.config
+    text = "" if written.use is None else script(released.model, config, written.use)
+    if text:
+        write_bytes(folder / SCRIPT, text.encode())
+    handed = Handed(
+        library=written.library,
+        what=written.what,
+        base_name=released.base_name,
+        repository=released.repository,
+        licence=licence_of(released.base),
+        script=text,
+        notes=written.notes,
+    )
+    write_card(folder, released.run, handed)
+    column = next(iter(task_of(config.task).columns(config.data).values())).name
+    asked = {"task": config.task, "max_length": config.model.max_length, "column": column}
+    write_exported(folder, form, asked)
 
 
 def write_released_card(folder: Path, model: SharedModel) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from fedllm.errors import TrainingError
 from fedllm.exporting.kinds import TrainedHead, kind_of
 from fedllm.exporting.released import Released
 from fedllm.models.encoder_decoder import IGNORED, shifted
+from fedllm.models.manifest import AdapterManifest
 from fedllm.models.transformer import Batch
 from fedllm.randomness import RandomStream
 
@@ -84,6 +87,17 @@ def answers(released: Released, probe: Probe) -> Tensor:
     if kind.prompted:
         return module.before_loss(probe.batch)[_written(module, probe)].float()
     return module.before_loss(probe.batch)[probe.mask[:, 1:].bool()].float()
+
+
+@contextmanager
+def untrained(released: Released) -> Iterator[None]:
+    """Let the run's base be as it was before training, under the head that the run trained."""
+    model = released.model
+    layers = [s for s in model.tensors.segments if s.group != "head"]
+    part = AdapterManifest.of((s.name, s.shape, s.group) for s in layers)
+    with model.unchanged():
+        model.put(part, model.untrained(part))
+        yield
 
 
 @torch.no_grad()

@@ -99,6 +99,24 @@ def _without_weights(released: Released, auto: str, outputs: int) -> Any | None:
         return of_class.from_config(config)
 
 
+def with_standard_head(
+    standard: StandardHead, base: nn.Module, config: Any, dtype: torch.dtype
+) -> Any:
+    """Return a model of transformers' class with a base, and the run's head."""
+    import transformers
+
+    with torch.device("meta"):
+        model = getattr(transformers, standard.auto).from_config(config)
+    outputs, width = standard.tensors["weight"].shape
+    linear = nn.Linear(width, outputs, bias="bias" in standard.tensors, dtype=dtype)
+    with torch.no_grad():
+        for name, values in standard.tensors.items():
+            getattr(linear, name).copy_(values)
+    setattr(model, standard.prefix, base)
+    setattr(model, standard.name, linear)
+    return model
+
+
 @torch.no_grad()
 def _does_the_same(
     released: Released, model: Any, prefix: str, name: str, biased: bool, head: TrainedHead

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -22,11 +24,14 @@ class Settings:
         (N, C) float32, what the run's own model gives for them.
     dtype : str, optional
         In which whole checkpoints keep their weights.
+    reshaped : mapping
+        What a whole checkpoint's configuration has otherwise than the base's, by its keys there.
     """
 
     probe: Probe
     wanted: Tensor
     dtype: str | None = None
+    reshaped: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from fedllm.models.checkpoints import (
 # The head of a model card, between two lines of dashes (Hugging Face's form).
 _CARD_HEAD = re.compile(r"\A---\s*\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
 _LICENCE_LINE = re.compile(r"^license(?:_name)?:\s*[\"']?([^\"'\n#]{1,80})", re.MULTILINE)
-_LICENCE_FILE = re.compile(r"(LICENSE|LICENCE|NOTICE|USE_POLICY)(\.(txt|md))?", re.IGNORECASE)
+LICENCE_FILE = re.compile(r"(LICENSE|LICENCE|NOTICE|USE_POLICY)(\.(txt|md))?", re.IGNORECASE)
 _MOST_OF_A_CARD_BYTES = 1 << 20
 
 
@@ -86,9 +86,7 @@ def facts_of(location: str) -> ModelFacts:
     folder = checkpoint_folder(location)
     config, architecture = read_config(folder)
     tokenizer = load_tokenizer(folder, config.vocab_size)
-    stored: dict[str, int] = {}
-    for kind, values in _tensors(folder):
-        stored[kind] = stored.get(kind, 0) + values
+    stored = stored_as(folder)
     return ModelFacts(
         folder=location,
         model_type=str(config.model_type),
@@ -116,8 +114,16 @@ def licence_of(folder: Path) -> str:
         named = _LICENCE_LINE.search(head[1]) if head else None
         if named:
             return named[1].strip()
-    files = sorted(path.name for path in folder.iterdir() if _LICENCE_FILE.fullmatch(path.name))
+    files = sorted(path.name for path in folder.iterdir() if LICENCE_FILE.fullmatch(path.name))
     return ", ".join(files)
+
+
+def stored_as(folder: Path) -> dict[str, int]:
+    """Return how many numbers a checkpoint stores in which format, in safetensors' words."""
+    stored: dict[str, int] = {}
+    for kind, values in _tensors(folder):
+        stored[kind] = stored.get(kind, 0) + values
+    return stored
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, int]]:

@@ -18,6 +18,8 @@ from fedllm.config import Quantization
 from fedllm.errors import CheckpointError, FedllmError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What an export was made of; see `fedllm.models.exported`.
+EXPORTED = "export.json"
 
 # What no reader of a checkpoint opens: words and pictures about it, the same weights in formats
 # that are not read here, and code, which is not run. Hidden files are left out too. A longer
@@ -185,6 +187,8 @@ def check_contents(folder: Path, *, weights: bool = True) -> None:
         beside the weights, or the tokenizer asks for code of its own.
     """
     names = files_that_count(folder)
+    if EXPORTED in names:
+        _check_exported(folder, names)
     for name in _TOKENIZER_SETTINGS:
         if name in names:
             _check_tokenizer_settings(folder / name)
@@ -209,6 +213,20 @@ def check_contents(folder: Path, *, weights: bool = True) -> None:
             f"{folder} has neither {WEIGHTS} nor {INDEX}" + (f", only {there}" if there else ""),
             "save the model with save_pretrained; pickled .bin files can run code and are not read",
         )
+
+
+def _check_exported(folder: Path, names: dict[str, Path]) -> None:
+    """Refuse an export of which files are missing or were cut short; see `write_exported`."""
+    told = read_object(folder / EXPORTED).get("files")
+    if not isinstance(told, dict):
+        raise CheckpointError(f"{folder / EXPORTED} is damaged", "repeat fedllm export")
+    for name, size in told.items():
+        if name not in names or names[name].stat().st_size != size:
+            found = "missing" if name not in names else f"not of {size} bytes"
+            raise CheckpointError(
+                f"{folder} is not the whole export: {name} is {found}",
+                "copy the folder again, or repeat fedllm export",
+            )
 
 
 def _check_index(folder: Path, names: dict[str, Path]) -> None:

@@ -174,7 +174,8 @@ class SharedModel:
     def values(self, manifest: AdapterManifest) -> NDArray[np.float32]:
         """Return a copy of the values that the model holds of some tensors, float32."""
         parts = [self._parameters[s.name].detach().cpu().reshape(-1) for s in manifest.segments]
-        return torch.cat(parts).numpy().copy()
+        # A whole model that was released has nothing that is trained.
+        return torch.cat([torch.zeros(0), *parts]).numpy().copy()
 
     def untrained(self, manifest: AdapterManifest) -> NDArray[np.float32]:
         """Return the values of some tensors before any training, float32."""

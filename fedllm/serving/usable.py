@@ -12,6 +12,7 @@ from fedllm.errors import ConfigError
 from fedllm.models.generation import Generator
 from fedllm.models.plain import load_plain_model
 from fedllm.personal.own_layer import OwnLayer
+from fedllm.serving.exported import is_exported, load_exported
 from fedllm.serving.released import Released, is_released, load_released
 from fedllm.tasks import task_of
 from fedllm.tasks.prompting import PlainPrompting, Prompt, Prompting, TemplatedPrompting
@@ -147,6 +148,8 @@ def open_usable(
                 f"{location} is a base model by itself, with no adapter to put on another",
                 "give the folder of a run, or leave --model and --kit out",
             )
+        if is_exported(location):
+            return _exported(location, device, max_length)
         return _plain(location, device, max_length)
     released = load_released(location, base, device, max_length)
     if own_layer is not None:
@@ -174,6 +177,26 @@ def _plain(location: Path, device: str | None, max_length: int | None) -> Usable
         kind(loaded.tokenizer),
         None,
         "prompt",
+    )
+
+
+def _exported(location: Path, device: str | None, max_length: int | None) -> Usable:
+    found = load_exported(location, device)
+    task = task_of(found.task)
+    how, labelling = task.prompting(), task.predicting()
+    length, generator, predicting = max_length or found.max_length, None, None
+    if found.model is None:
+        generator = Generator(found.network, found.tokenizer, _ends(found.tokenizer))
+    elif labelling is not None:
+        predicting = labelling(found.model, length)
+    return Usable(
+        location,
+        f"the model in {location} ({found.task})",
+        length,
+        generator,
+        None if how is None else how(found.tokenizer),
+        predicting,
+        found.column,
     )
 
 

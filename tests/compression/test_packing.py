@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from fedllm.compression.clustering import cluster
 from fedllm.compression.packing import pack, unpack
 from fedllm.errors import CheckpointError, ConfigError
+
+OTHERS = ("config.json", "head.safetensors")
 
 
 @pytest.fixture
@@ -30,7 +31,8 @@ def folder(tmp_path):
         "places": torch.arange(5),
     }
     save_file(tensors, found / "model.safetensors", {"format": "pt"})
-    (found / "config.json").write_text("{}")
+    (found / "config.json").write_text('{"model_type": "bert"}')
+    save_file({"weight": torch.ones(90, 90)}, found / "head.safetensors")
     return found
 
 
@@ -41,7 +43,7 @@ def disk(folder):
 def test_each_byte_is_counted_once(folder, tmp_path):
     sizes = pack(folder, tmp_path / "packed")
     assert sizes.total_bytes == disk(tmp_path / "packed")
-    assert sizes.files == 2
+    assert sizes.files == sum((folder / n).stat().st_size for n in OTHERS)
     assert sizes.coded_weights == 80 * 64 + 64 * 64
     assert sizes.plain_weights == 80 + 3 + 16 + 5
     assert sizes.entropy_bits / 8 < sizes.codes
@@ -56,13 +58,15 @@ def test_what_is_read_back_are_the_clustered_weights_to_the_bit(folder, tmp_path
     after = load_file(tmp_path / "again" / "model.safetensors")
     assert after.keys() == before.keys()
     for name in ("layer.weight", "half.weight"):
-        right = cluster(before[name].float().numpy()).matrix()
-        np.testing.assert_array_equal(after[name].numpy(), right)
-    assert torch.equal(after["layer.bias"], before["layer.bias"].half())
+        right = torch.from_numpy(cluster(before[name].float().numpy()).matrix())
+        assert torch.equal(after[name], right.to(before[name].dtype))
+    assert {n: t.dtype for n, t in after.items()} == {n: t.dtype for n, t in before.items()}
+    assert torch.equal(after["layer.bias"], before["layer.bias"].half().float())
     # Float16 would make it zero.
     assert torch.equal(after["tiny"], before["tiny"])
     assert torch.equal(after["places"], before["places"])
-    assert (tmp_path / "again" / "config.json").read_text() == "{}"
+    for name in OTHERS:
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_what_is_packed_is_not_packed_again_and_what_is_not_is_not_unpacked(folder, tmp_path):
@@ -122,6 +126,8 @@ DAMAGE = {
     "a huge shape": (lambda t: None, {"shapes": '{"layer.weight": [1000000, 1000000]}'}),
     "a shape that is a text": (lambda t: None, {"shapes": '{"layer.weight": "80"}'}),
     "no shapes": (lambda t: None, {"shapes": "["}),
+    "types that are none": (lambda t: None, {"types": '{"layer.weight": "complex128"}'}),
+    "no types": (lambda t: None, {"types": "7"}),
     "another format": (lambda t: None, {"packed": "fedllm.packed.v9"}),
 }
 

@@ -1,0 +1,233 @@
+"""What `fedllm compress` does to a run's model, from its folder to a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fedllm.compression.distilling import Distillation, distil, evenly, student_of, trainable
+from fedllm.compression.handing_over import require_new, write_int8, write_smaller
+from fedllm.compression.linears import Batch, Linear, input_norms, linears
+from fedllm.compression.pruning import Pattern, prune, zeros
+from fedllm.compression.removing import remove_blocks, remove_channels, remove_heads
+from fedllm.compression.texts import Tokens, endless, read_texts, single
+from fedllm.compression.whole import Whole, open_whole
+from fedllm.errors import ConfigError
+from fedllm.exporting.written import Written
+from fedllm.randomness import RandomStream
+
+Told = Callable[[int, int, float], None]
+Kept = Literal["float32", "bfloat16", "float16", "int8"]
+# Texts by which it is seen what matters.
+_LOOKED_AT = 128
+NOT_PRIVATE = "Made smaller with public texts and what the run released; no record was touched."
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Public texts.
+
+    Attributes
+    ----------
+    location : str
+        A file's; see `read_texts`.
+    column : str
+        Where rows have the text.
+    """
+
+    location: str
+    column: str
+
+    def of(self, whole: Whole) -> list[Tokens]:
+        """Read them as a model reads texts."""
+        most = whole.released.run.config.model.max_length
+        return read_texts(self.location, self.column, whole.model.tokenizer, most)
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """What is taken out of a model; parts that are 0 stay.
+
+    Attributes
+    ----------
+    pattern : {"share", "2:4"}, optional
+        Which single weights become zero; None leaves them.
+    share : float
+        Of the weights, where the pattern is a share.
+    channels, heads, blocks : float
+        Share of feed-forward channels, of groups of heads, and of blocks.
+    """
+
+    pattern: Pattern | None = None
+    share: float = 0.5
+    channels: float = 0.0
+    heads: float = 0.0
+    blocks: float = 0.0
+
+    @property
+    def takes_parts(self) -> bool:
+        """Whether tensors become smaller."""
+        return bool(self.channels or self.heads or self.blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class Teaching:
+    """How a smaller model is taught by the whole one.
+
+    Attributes
+    ----------
+    how : Distillation
+    rows : int
+        Texts of a step.
+    seed : int
+        Orders the texts.
+    """
+
+    how: Distillation
+    rows: int = 16
+    seed: int = 0
+
+
+def prune_run(
+    run: Path,
+    out: Path,
+    asked: Pruning,
+    texts: Texts | None,
+    teaching: Teaching | None,
+    told: Told,
+    base: Path | None = None,
+) -> Written:
+    """Prune a run's model, teach what is left if asked, and write it.
+
+    Parameters
+    ----------
+    texts : Texts, optional
+        By which it is seen what matters, and by which is taught. Single weights can go without.
+
+    Raises
+    ------
+    ConfigError
+        If nothing is asked for, or texts are needed and there are none, or the model has no such
+        parts.
+    FedllmError
+        As `open_whole` and `write_smaller`.
+    """
+    require_new(out)
+    if asked.pattern is None and not asked.takes_parts:
+        raise ConfigError(
+            "nothing was asked to go",
+            "give --share, --two-of-four, --channels, --heads or --layers",
+        )
+    if texts is None and (asked.takes_parts or teaching is not None):
+        raise ConfigError(
+            "what matters in whole parts is seen by texts, and teaching needs them",
+            "give a file of public texts with --texts",
+        )
+    whole = open_whole(run, base)
+    found = [] if texts is None else texts.of(whole)
+    before = whole.backbone.config.to_dict()
+    small = whole.with_module(trainable(whole.module))
+    kept, notes = _take_out(small, asked, single(found, _LOOKED_AT))
+    if teaching is not None:
+        pruned = (
+            None if asked.pattern is None else linears(small.backbone, small.architecture.lists)
+        )
+        notes.append(_taught(whole, small, kept, found, teaching, told, pruned))
+    return write_smaller(small, out, "pruned", before, [*notes, NOT_PRIVATE])
+
+
+def _take_out(
+    small: Whole, asked: Pruning, looked_at: list[Batch]
+) -> tuple[tuple[int, ...], list[str]]:
+    """Take parts out, in place; returns which blocks are left, and what was done in words."""
+    backbone, lists, notes = small.backbone, small.architecture.lists, []
+    kept = tuple(range(len(small.blocks)))
+    if asked.blocks:
+        kept = remove_blocks(backbone, lists, asked.blocks, looked_at)
+        notes.append(f"Of its blocks, {len(kept)} are left: {', '.join(map(str, kept))}.")
+    if asked.heads:
+        left = remove_heads(backbone, small.blocks, asked.heads, looked_at)
+        notes.append(f"Each block has {left} attention heads left.")
+    if asked.channels:
+        left = remove_channels(backbone, small.blocks, asked.channels, looked_at)
+        notes.append(f"Each block has {left} feed-forward channels left.")
+    if asked.pattern is not None:
+        layers = linears(backbone, lists)
+        norms = input_norms(backbone, layers, looked_at) if looked_at else None
+        prune(layers, asked.pattern, asked.share, norms)
+        by = "by size" if norms is None else "by size and what goes in (Wanda)"
+        notes.append(f"{zeros(layers):.0%} of the weights of its blocks are zero, chosen {by}.")
+    return kept, notes
+
+
+def distil_run(
+    run: Path,
+    out: Path,
+    share: float,
+    texts: Texts,
+    teaching: Teaching,
+    told: Told,
+    base: Path | None = None,
+) -> Written:
+    """Teach a student that has a share of the model's blocks, and write it.
+
+    Raises
+    ------
+    ConfigError
+        If ``share`` leaves no student.
+    FedllmError
+        As `open_whole`, `distil` and `write_smaller`.
+    """
+    require_new(out)
+    whole = open_whole(run, base)
+    kept = evenly(len(whole.blocks), share)
+    found, before = texts.of(whole), whole.backbone.config.to_dict()
+    small = whole.with_module(student_of(whole.module, kept))
+    first = f"A student of {len(kept)} blocks, which began as {', '.join(map(str, kept))}."
+    taught = _taught(whole, small, kept, found, teaching, told, None)
+    return write_smaller(small, out, "distilled", before, [first, taught, NOT_PRIVATE])
+
+
+def _taught(
+    whole: Whole,
+    small: Whole,
+    kept: tuple[int, ...],
+    texts: list[Tokens],
+    teaching: Teaching,
+    told: Told,
+    pruned: Mapping[str, Linear] | None,
+) -> str:
+    steps, pad = teaching.how.steps, int(whole.model.tokenizer.pad_token_id or 0)
+    batches = endless(texts, teaching.rows, pad, RandomStream.seeded(teaching.seed, "distilling"))
+    last = distil(
+        whole.module,
+        small.module,
+        kept,
+        batches,
+        teaching.how,
+        lambda step, loss: told(step, steps, loss),
+        pruned,
+    )
+    return (
+        f"Taught by the whole model in {steps} steps of {teaching.rows} of {len(texts)} texts; "
+        f"loss at the end {last:.4g}."
+    )
+
+
+def quantize_run(run: Path, out: Path, kept: Kept, base: Path | None = None) -> Written:
+    """Write a run's model with fewer bits a weight.
+
+    Raises
+    ------
+    FedllmError
+        As `open_whole`, `write_smaller` and `write_int8`.
+    """
+    require_new(out)
+    whole = open_whole(run, base)
+    if kept == "int8":
+        note = "Each token's states are rounded as they arrive; nothing was calibrated."
+        return write_int8(whole, out, [note, NOT_PRIVATE])
+    before = whole.backbone.config.to_dict()
+    return write_smaller(whole, out, kept, before, [NOT_PRIVATE], kept)

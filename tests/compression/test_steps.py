@@ -1,0 +1,204 @@
+"""From a finished run to a smaller model in a folder that predicts and generates as it did."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from exporting.conftest import finished, tiny
+from support.tiny_models import WORDS
+from typer.testing import CliRunner
+
+from fedllm.cli import app
+from fedllm.compression.distilling import Distillation
+from fedllm.compression.packing import pack, unpack
+from fedllm.compression.steps import (
+    Pruning,
+    Teaching,
+    Texts,
+    distil_run,
+    prune_run,
+    quantize_run,
+)
+from fedllm.compression.whole import open_whole
+from fedllm.errors import CheckpointError, ConfigError
+from fedllm.exporting.probe import answers, make_probe
+from fedllm.exporting.released import read_released
+from fedllm.serving.exported import load_exported
+from fedllm.serving.usable import open_usable
+
+__all__ = ["finished", "tiny"]
+
+
+def silent(*_):
+    pass
+
+
+@pytest.fixture
+def texts(tmp_path):
+    lines = [" ".join(WORDS[(i * j) % 12] for j in range(2, 9)) for i in range(1, 30)]
+    (tmp_path / "texts.txt").write_text("\n".join(lines))
+    return Texts(str(tmp_path / "texts.txt"), "text")
+
+
+def logits(usable, asked):
+    """Return what a folder's model says, in order."""
+    return [[share for _, share in said.labels] for said in usable.predicting.predict(asked)]
+
+
+KINDS = [("bert", "classification"), ("bert", "token_classification"), ("llama", "instruction")]
+
+
+@pytest.mark.parametrize(("kind", "task"), [*KINDS, ("llama", "classification")])
+def test_a_whole_model_answers_as_the_run(finished, kind, task):
+    run = finished(kind, task)
+    released = read_released(run)
+    probe = make_probe(released)
+    wanted = answers(released, probe)
+    whole = open_whole(run)
+    torch.testing.assert_close(answers(whole.released, probe), wanted, atol=1e-5, rtol=1e-4)
+    assert whole.model.peft is None
+    assert not any(".lora_" in name for name, _ in whole.module.named_parameters())
+
+
+@pytest.mark.parametrize("to", ["int8", "bfloat16"])
+@pytest.mark.parametrize(
+    ("kind", "sections"),
+    [
+        ("bert", {}),
+        ("bert", {"model": {"feature_center": "label_names", "feature_scale": 10.0}}),
+        ("llama", {"model": {"feature_scale": 0.0}}),
+    ],
+)
+def test_a_quantised_classifier_says_nearly_the_same(finished, tmp_path, kind, sections, to):
+    run = finished(kind, **sections)
+    quantize_run(run, tmp_path / "small", to)
+    asked = ["card pay", "my lost card", "open"]
+    before, after = (logits(open_usable(place), asked) for place in (run, tmp_path / "small"))
+    for one, other in zip(before, after, strict=True):
+        assert one == pytest.approx(other, abs=0.05)
+    told = json.loads((tmp_path / "small" / "export.json").read_text())
+    assert (told["format"], told["task"], told["column"]) == (to, "classification", "text")
+    assert "no record was touched" in (tmp_path / "small" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("to", ["int8", "float16"])
+def test_a_quantised_decoder_writes(finished, tmp_path, to):
+    run = finished("llama", "instruction")
+    quantize_run(run, tmp_path / "small", to)
+    found = open_usable(tmp_path / "small")
+    (done,) = found.generator.write([found.prompt("card", 5).ids], _writing(5))
+    assert done.tokens or done.finish == "stop"
+    assert found.prompting is not None
+
+
+def _writing(count):
+    from fedllm.models.generation import Writing
+
+    return Writing(count)
+
+
+def test_spans_are_found_by_an_exported_model(finished, tmp_path):
+    run = finished("bert", "token_classification", model={"feature_scale": 0.0})
+    quantize_run(run, tmp_path / "small", "float16")
+    asked = ["card pay my lost", "open bank"]
+    before, after = (
+        [said.fields(0) for said in open_usable(place).predicting.predict(asked)]
+        for place in (run, tmp_path / "small")
+    )
+    assert [[s["label"] for s in one["spans"]] for one in before] == [
+        [s["label"] for s in one["spans"]] for one in after
+    ]
+
+
+@pytest.mark.parametrize(("kind", "task"), KINDS)
+def test_pruned_models_are_smaller_checkpoints(finished, texts, tmp_path, kind, task):
+    run = finished(kind, task)
+    asked = Pruning("share", 0.5, channels=0.25, blocks=0.34)
+    teaching = Teaching(Distillation(3), 4)
+    written = prune_run(run, tmp_path / "small", asked, texts, teaching, silent)
+    assert "50% of the weights of its blocks are zero" in " ".join(written.notes)
+    found = load_exported(tmp_path / "small")
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    assert config["num_hidden_layers"] == 2
+    assert config["intermediate_size"] == 18
+    assert (
+        len(
+            found.network.base_model.get_submodule("layers" if kind == "llama" else "encoder.layer")
+        )
+        == 2
+    )
+    pack(tmp_path / "small", tmp_path / "packed")
+    unpack(tmp_path / "packed", tmp_path / "again")
+    zeros = [
+        [float((p == 0).float().mean()) for p in load_exported(place).network.parameters()]
+        for place in (tmp_path / "small", tmp_path / "again")
+    ]
+    assert zeros[0] == zeros[1]
+
+
+def test_a_student_is_written_and_the_run_is_as_it_was(finished, texts, tmp_path):
+    run = finished("bert")
+    heard = []
+    teaching = Teaching(Distillation(4), 4)
+    written = distil_run(
+        run, tmp_path / "small", 0.7, texts, teaching, lambda *said: heard.append(said)
+    )
+    assert [step for step, _, _ in heard] == [1, 2, 3, 4]
+    assert "began as 0, 2" in written.notes[0]
+    assert open_usable(tmp_path / "small").predicting is not None
+    assert not (run / "small").exists()
+
+
+def test_what_cannot_be_is_refused_and_nothing_is_left(finished, texts, tmp_path):
+    run = finished("bert")
+    small = tmp_path / "small"
+    for asked, given, words in (
+        (Pruning(), texts, "nothing was asked"),
+        (Pruning(channels=0.5), None, "--texts"),
+        (Pruning(heads=0.5), texts, "head_dim"),
+    ):
+        with pytest.raises(ConfigError, match=words) as caught:
+            prune_run(run, small, asked, given, None, silent)
+        assert caught.value.remedy
+        assert not small.exists()
+    with pytest.raises(ConfigError, match="there already"):
+        quantize_run(run, tmp_path, "int8")
+    with pytest.raises(ConfigError):
+        quantize_run(tmp_path / "none", small, "int8")
+
+
+@pytest.mark.parametrize("damage", ["cut", "other labels", "no description"])
+def test_a_damaged_folder_is_refused(finished, tmp_path, damage):
+    small = tmp_path / "small"
+    quantize_run(finished("bert"), small, "int8")
+    if damage == "cut":
+        content = (small / "int8.safetensors").read_bytes()
+        (small / "int8.safetensors").write_bytes(content[:-10])
+    elif damage == "other labels":
+        about = json.loads((small / "head.json").read_text())
+        size = (small / "head.json").stat().st_size
+        about["labels"] = about["labels"][:2]
+        text = json.dumps(about)
+        (small / "head.json").write_text(text + " " * (size - len(text.encode())))
+    else:
+        (small / "int8.json").write_text("{}" + " " * ((small / "int8.json").stat().st_size - 2))
+    with pytest.raises(CheckpointError):
+        open_usable(small)
+
+
+def test_commands_say_what_came_out(finished, texts, tmp_path):
+    run, runner = finished("bert"), CliRunner()
+    given = ["compress", "prune", str(run), "--out", str(tmp_path / "a"), "--share", "0.5"]
+    done = runner.invoke(app, [*given, "--texts", texts.location, "--json"])
+    assert done.exit_code == 0, done.output
+    assert any("Wanda" in note for note in json.loads(done.stdout)["notes"])
+    done = runner.invoke(
+        app, ["compress", "pack", str(tmp_path / "a"), "--out", str(tmp_path / "b")]
+    )
+    assert done.exit_code == 0, done.output
+    assert "times smaller than in float32" in done.stdout
+    done = runner.invoke(app, ["predict", str(tmp_path / "a"), "--text", "card", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["label"]
