@@ -11,6 +11,7 @@ from fedllm.errors import ConfigError
 from fedllm.exporting.card import Handed, write_card
 from fedllm.exporting.kinds import kind_of
 from fedllm.exporting.merged import write_merged
+from fedllm.exporting.onnx_format import write_onnx
 from fedllm.exporting.peft_format import write_peft
 from fedllm.exporting.probe import answers, make_probe
 from fedllm.exporting.released import Released, base_repository, read_released
@@ -25,13 +26,14 @@ from fedllm.models.shared import SharedModel
 from fedllm.runs.names import ADAPTER
 from fedllm.runs.record import read_run_folder
 
-Format = Literal["peft", "merged"]
+Format = Literal["peft", "merged", "onnx"]
 WITH_DTYPE: tuple[Format, ...] = ("merged",)
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 _WRITERS: dict[Format, Callable[[Released, Path, Settings], Written]] = {
     "peft": write_peft,
     "merged": write_merged,
+    "onnx": write_onnx,
 }
 
 
@@ -74,9 +76,9 @@ def export(
     settings = Settings(probe, answers(released, probe), dtype)
     with atomic_directory(out) as new:
         written = _WRITERS[form](released, new, settings)
-        text = (
-            "" if written.use is None else script(released.model, released.run.config, written.use)
-        )
+        text = written.script
+        if written.use is not None:
+            text = script(released.model, released.run.config, written.use)
         if text:
             write_bytes(new / SCRIPT, text.encode())
         handed = Handed(
