@@ -21,8 +21,9 @@ def export(
     format_: str = typer.Option(
         ...,
         "--format",
-        help="peft: the adapter, for its base model. merged: a whole checkpoint.",
-        click_type=click.Choice(["peft", "merged"]),
+        help="peft: the adapter, for its base model. merged: a whole checkpoint. "
+        "onnx: a graph with the head in it, for onnxruntime.",
+        click_type=click.Choice(["peft", "merged", "onnx"]),
     ),
     out: Path = typer.Option(..., metavar="DIR", help="The new folder."),
     base: Path | None = typer.Option(

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from fedllm.compression.distilling import Module
 from fedllm.errors import ConfigError
-from fedllm.exporting.merged import merged
+from fedllm.exporting.merged import merged_base
 from fedllm.exporting.released import Released, read_released
 from fedllm.models.architecture import Architecture
 from fedllm.models.checkpoints import read_config
@@ -85,7 +85,7 @@ def open_whole(run: Path, base: Path | None = None) -> Whole:
         raise ConfigError(
             "encoder-decoders are not made smaller here", "use fedllm export --format merged"
         )
-    merged(released)
+    merged_base(released)
     # Nothing is frozen any more: what a block gives may change.
     module.stack.first = 0
     _, architecture = read_config(released.base)

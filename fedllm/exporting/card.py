@@ -145,10 +145,10 @@ def _said(words: str | None, what: str, key: str) -> str:
 def _code(handed: Handed) -> list[str]:
     if not handed.script:
         return []
-    intro = (
-        "The script belongs into this folder. It needs torch, transformers, safetensors and, for "
-        "an adapter, peft; and no fedllm."
-    )
+    needs = "torch, transformers, safetensors and, for an adapter, peft"
+    if handed.library == "onnx":
+        needs = "numpy, onnxruntime and tokenizers"
+    intro = f"The script belongs into this folder. It needs {needs}; and no fedllm."
     return [intro, "", "```python", handed.script.rstrip("\n"), "```"]
 
 

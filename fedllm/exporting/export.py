@@ -11,6 +11,7 @@ from fedllm.errors import ConfigError
 from fedllm.exporting.card import Handed, write_card
 from fedllm.exporting.kinds import kind_of
 from fedllm.exporting.merged import write_merged
+from fedllm.exporting.onnx_format import write_onnx
 from fedllm.exporting.peft_format import write_peft
 from fedllm.exporting.probe import answers, make_probe
 from fedllm.exporting.released import Released, base_repository, read_released
@@ -26,13 +27,14 @@ from fedllm.runs.names import ADAPTER
 from fedllm.runs.record import read_run_folder
 from fedllm.tasks import task_of
 
-Format = Literal["peft", "merged"]
+Format = Literal["peft", "merged", "onnx"]
 WITH_DTYPE: tuple[Format, ...] = ("merged",)
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 _WRITERS: dict[Format, Callable[[Released, Path, Settings], Written]] = {
     "peft": write_peft,
     "merged": write_merged,
+    "onnx": write_onnx,
 }
 
 
@@ -82,7 +84,9 @@ def export(
 def describe(released: Released, folder: Path, form: str, written: Written) -> None:
     """Write beside a model the script that uses it, its card, and what the folder consists of."""
     config = released.run.config
-    text = "" if written.use is None else script(released.model, config, written.use)
+    text = written.script
+    if written.use is not None:
+        text = script(released.model, config, written.use)
     if text:
         write_bytes(folder / SCRIPT, text.encode())
     handed = Handed(

@@ -23,7 +23,7 @@ class Head(torch.nn.Module):
             states = states[:, 0]
         elif self.pooling == "last":
             last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
-            states = states[torch.arange(len(mask), device=mask.device), last]
+            states = states[torch.arange(mask.shape[0], device=mask.device), last]
         if self.center is not None:
             states = normalize(states, dim=-1) - self.center
         if self.scale:

@@ -114,7 +114,7 @@ def write_checkpoint(
     reshaped: Mapping[str, Any],
 ) -> None:
     """Write config and weights; the run's model is whole and plain from here on."""
-    plain = merged(released)
+    plain = merged_base(released)
     config = type(plain.config).from_pretrained(released.base, local_files_only=True)
     for key, value in reshaped.items():
         setattr(config, key, value)
@@ -133,8 +133,11 @@ def write_checkpoint(
 
 
 @torch.no_grad()
-def merged(released: Released) -> PreTrainedModel:
-    """Return the base with all that was trained of it in its weights, float32."""
+def merged_base(released: Released) -> PreTrainedModel:
+    """Return the base with all that was trained of it in its weights, float32.
+
+    The run's own model has no adapter any more from here on.
+    """
     peft = released.model.peft
     if peft is None:
         return released.model.module.backbone  # type: ignore[no-any-return]
@@ -181,10 +184,11 @@ def write_head(released: Released, folder: Path) -> None:
     write_json(folder / HEAD_ABOUT, told | {"feature_scale": head.scale})
 
 
-def copy_beside(base: Path, folder: Path) -> None:
-    """Copy a base model's tokenizer, settings of generation and licence."""
+def copy_beside(base: Path, folder: Path, *, tokenizer: bool = True) -> None:
+    """Copy a base model's licence and, with the tokenizer, its settings of generation."""
     for path in sorted(base.iterdir()):
-        if path.is_file() and (_COPIED.fullmatch(path.name) or LICENCE_FILE.fullmatch(path.name)):
+        copied = tokenizer and _COPIED.fullmatch(path.name)
+        if path.is_file() and (copied or LICENCE_FILE.fullmatch(path.name)):
             shutil.copyfile(path, folder / path.name)
 
 

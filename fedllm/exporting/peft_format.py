@@ -35,7 +35,7 @@ _AUTO_PEFT = {
     "FEATURE_EXTRACTION": "AutoPeftModelForFeatureExtraction",
 }
 # Both compute in float32, on the same weights, in another order at most.
-_MOST = 1e-4
+_MOST = 1e-3
 
 
 def write_peft(released: Released, folder: Path, settings: Settings) -> Written:

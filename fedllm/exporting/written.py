@@ -47,7 +47,9 @@ class Written:
     largest : float
         The largest difference of its logits from the run's own model.
     use : Use, optional
-        How a script loads it; None where the format has tools of its own.
+        How a script loads it with torch.
+    script : str
+        One that needs no torch; empty where there is none.
     notes : tuple of str
         What else whoever uses it should know.
     """
@@ -56,4 +58,5 @@ class Written:
     what: str
     largest: float
     use: Use | None = None
+    script: str = ""
     notes: tuple[str, ...] = ()

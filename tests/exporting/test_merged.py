@@ -40,7 +40,7 @@ def test_a_merged_checkpoint_answers_as_the_run_and_not_as_its_base(
 ):
     run = finished(kind, task, lora=lora)
     written = export(run, tmp_path / "out", "merged")
-    assert written.largest < 1e-4
+    assert written.largest < 5e-4
     assert "float32" in written.what
     released = read_released(run)
     probe = make_probe(released, seed=5)
@@ -113,7 +113,7 @@ def test_weights_keep_the_type_of_the_base_or_that_which_is_asked_for(finished, 
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "same").dtype == torch.bfloat16
     assert written.largest < 0.2
     written = export(run, tmp_path / "other", "merged", dtype="float32")
-    assert written.largest < 1e-4
+    assert written.largest < 5e-4
 
 
 def test_a_rounding_that_loses_what_was_trained_is_refused(finished, tmp_path):
@@ -121,7 +121,7 @@ def test_a_rounding_that_loses_what_was_trained_is_refused(finished, tmp_path):
     with pytest.raises(TrainingError, match=r"(?s)bfloat16 lose what was trained.*--dtype float32"):
         export(run, tmp_path / "out", "merged", dtype="bfloat16")
     assert not (tmp_path / "out").exists()
-    assert export(run, tmp_path / "out", "merged").largest < 1e-4
+    assert export(run, tmp_path / "out", "merged").largest < 5e-4
 
 
 def test_an_adapter_that_changes_nothing_is_refused(finished, tmp_path):

@@ -71,7 +71,7 @@ CLASSIFIERS = [
 @pytest.mark.parametrize(("kind", "model"), CLASSIFIERS)
 def test_a_classifier_answers_the_same(finished, tmp_path, kind, model):
     written = export(finished(kind, model=model), tmp_path / "out", "peft")
-    assert written.largest < 1e-4
+    assert written.largest < 5e-4
     assert written.use.auto == "AutoModel"
 
 
@@ -129,7 +129,7 @@ def test_tags_of_tokens_come_from_a_standard_head_where_there_is_one(
     run = finished(kind, "token_classification", model={"feature_scale": scale})
     written = export(run, tmp_path / "out", "peft")
     assert written.use.auto == auto
-    assert written.largest < 1e-4
+    assert written.largest < 5e-4
 
 
 def named_like_the_base(folder: Path, out: Path, base: Path) -> None:
