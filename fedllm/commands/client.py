@@ -13,6 +13,7 @@ import typer
 from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import add_joining_commands
+from fedllm.commands.released import models
 from fedllm.errors import ConfigError
 from fedllm.visible import visible
 from fedllm.words import safe, table
@@ -21,6 +22,7 @@ app = CommandGroup(
     help="A site: join a federation, check the site, work for it.", no_args_is_help=True
 )
 add_joining_commands(app, "site")
+app.add_typer(models, name="models")
 
 if TYPE_CHECKING:
     from fedllm_client.checking import CheckResult

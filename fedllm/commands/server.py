@@ -12,10 +12,12 @@ import typer
 from fedllm.commands import options
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import add_joining_commands
+from fedllm.commands.released import release
 from fedllm.words import safe, table
 
 app = CommandGroup(help="The coordinator: join a federation, serve it.", no_args_is_help=True)
 add_joining_commands(app, "coordinator")
+app.command()(release)
 
 _KIT = typer.Option(..., metavar="KIT", help="The coordinator's kit (the folder with its keys).")
 

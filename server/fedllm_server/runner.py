@@ -12,6 +12,7 @@ from fedllm.errors import FedllmError
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.transport.flower import GridPresence
 from fedllm.federation.transport.superlink import Ticket, grid_of
+from fedllm.files import write_bytes
 from fedllm.identity.kits import Kit, read_kit
 from fedllm.processes import die_with_parent, keep_memory_private, say
 from fedllm.runs import names
@@ -100,7 +101,10 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
                 watching.note,
                 kit.roster.shown,
             )
-            loop = RoundLoop(config, place, make_terms(config, model, state.run), sites, authority)
+            terms = make_terms(config, model, state.run)
+            # Word for word, for a release: another version may write it otherwise.
+            write_bytes(folder / names.TERMS, terms.config_text.encode(), mode=0o600)
+            loop = RoundLoop(config, place, terms, sites, authority)
             final = loop.run(state)
             adapter_of(model).place(final.adapter)
             # Also those of earlier starts.

@@ -115,8 +115,33 @@ def test_any_process_may_be_killed_and_the_adapter_is_that_of_the_simulator(depl
     assert "<html" in (deployment.run_folder("small") / "report.html").read_text()
     log = deployment.fedllm("authority", "log", "--kit", str(deployment.kit("authority")))
     assert log.returncode == 0, log.stderr
+    every_site_gets_the_model(deployment, summary["run_id"])
     deployment.close()
     assert children_of(deployment) == []
+
+
+def every_site_gets_the_model(deployment: Deployment, run: str) -> None:
+    """Nothing before the coordinator releases it; then the same at each site, and of use there."""
+
+    def said(*arguments: str) -> dict:
+        done = deployment.fedllm(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    models = ("client", "models")
+    kit = {name: ("--kit", str(deployment.kit(name))) for name in deployment.sites}
+    assert said(*models, "list", *kit["site-00"])["releases"] == []
+    released = said("server", "release", "small", "--kit", str(deployment.kit("coordinator")))
+    assert released["run_id"] == run
+    for name in deployment.sites:
+        place = deployment.folder / "models" / name
+        policy = ("--policy", str(deployment.folder / f"{name}.toml"))
+        found = said(*models, "fetch", "small", *kit[name], *policy, "--out", str(place))
+        assert (found["digest"], found["took_part"]) == (released["digest"], True)
+        for path in (deployment.run_folder("small") / "adapter").iterdir():
+            assert (place / "adapter" / path.name).read_bytes() == path.read_bytes()
+    own = said("client", "personalise", str(place), *kit[name], *policy)
+    assert Path(own["layer"]).exists()
 
 
 def is_runner(entry: Path, deployment: Deployment) -> bool:
