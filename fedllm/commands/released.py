@@ -66,7 +66,8 @@ def release(
 def list_models(kit: Path = _KIT, json_output: bool = options.JSON) -> None:
     """Show which models are released, and of which runs.
 
-    Asks the coordinator, and says whether this site took part in the run. What does not bear its signature under this site's roster is not shown.
+    Asks the coordinator, and says whether this site took part in the run. What does not bear the
+    coordinator's signature, under this site's roster, is not shown.
     """
     from fedllm.identity.kits import read_kit
     from fedllm_client.releases import offered_releases
