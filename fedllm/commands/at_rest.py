@@ -63,7 +63,8 @@ def rekey(
 def show_log(kit: Path = _KIT) -> None:
     """Print the site's own log, sealed or not.
 
-    A JSON object a line. It holds losses and timings of each round, and the words of errors: as private as the records.
+    A JSON object a line. It holds losses and timings of each round, and the words of errors: as
+    private as the records.
     """
     from fedllm.at_rest.vault import Vault
     from fedllm.identity.kits import read_kit
