@@ -15,7 +15,15 @@ from typing import Protocol
 from fedllm.at_rest.keyring import Ask, Keyring, Keys, Lock, Secrets
 from fedllm.at_rest.log import SealedLog, read_log, write_log
 from fedllm.at_rest.sources import ask_at_terminal
-from fedllm.at_rest.stream import MAGIC, About, SealedError, is_sealed_with, seal, unseal
+from fedllm.at_rest.stream import (
+    MAGIC,
+    About,
+    SealedError,
+    is_sealed_with,
+    seal,
+    seal_bytes,
+    unseal,
+)
 from fedllm.errors import ConfigError
 from fedllm.files import atomic_file
 from fedllm.locks import in_turn
@@ -98,6 +106,17 @@ class Vault:
         """
         with self._in_turn():
             _write(path, seal([content], self.keys.current, self._about(path, purpose)))
+
+    def sealed(self, path: Path, purpose: str, content: bytes) -> bytes:
+        """Return what a file is to hold that the caller writes, as part of a folder.
+
+        Raises
+        ------
+        SealedError
+            If keys were exchanged since this vault was opened.
+        """
+        with self._in_turn():
+            return seal_bytes(content, self.keys.current, self._about(path, purpose))
 
     def read(self, path: Path, purpose: str) -> bytes:
         """Return what `write` sealed.

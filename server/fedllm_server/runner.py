@@ -37,6 +37,7 @@ from fedllm_server.public_part import (
     public_part,
     public_records,
 )
+from fedllm_server.sealing import vault_of
 
 
 def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
@@ -65,7 +66,8 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
         journal = JournalObserver(config.name, say)
         watching = Observers.of([ProgressFile(folder), journal])
         with locked(folder, "--kit"):
-            found = load_checkpoint(folder / names.CHECKPOINTS)
+            vault = vault_of(kit.folder)
+            found = load_checkpoint(folder / names.CHECKPOINTS, vault)
             if found is not None:
                 require_same_run(found.config, config, folder)
             if finished_summary(folder, config.rounds.count, found) is not None:
@@ -82,7 +84,7 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
             if words := cut_off_of_test(test):
                 watching.note(words)
             place = Workplace(
-                folder, model, test, kit.roster, watching, lambda run, number: ({}, {})
+                folder, model, test, kit.roster, watching, lambda run, number: ({}, {}), vault
             )
             start = starting_point(config, found)
             state = starting_state(config, model, found, tested, start)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from support.kits import make_federation
 from typer.testing import CliRunner
@@ -16,7 +18,10 @@ from fedllm.errors import ConfigError
 from fedllm.federation.site.telling import SiteTelling
 from fedllm.identity.kits import read_kit
 from fedllm.processes import only_one
+from fedllm.runs.checkpoints import RunState, load_checkpoint, save_checkpoint
 from fedllm_client.node import _files_of
+from fedllm_server.jobs import runs_folder
+from fedllm_server.sealing import vault_of
 
 LINE = '{"run": "0123456789abcdef", "round": 1, "loss": 1.5}'
 
@@ -30,8 +35,6 @@ def federation(tmp_path_factory):
 
 @pytest.fixture
 def place(federation, tmp_path, monkeypatch):
-    import shutil
-
     monkeypatch.setattr(keyring, "_SCRYPT_LOG_N", 4)
     kit = shutil.copytree(federation / "operator" / "kits" / "anne", tmp_path / "kit")
     state = kit / "state"
@@ -105,3 +108,20 @@ def test_a_passphrase_that_nobody_types_is_refused(place):
     assert isinstance(done.exception, ConfigError)
     assert "nobody can be asked" in done.exception.message
     assert not (place.state / "keyring.json").exists()
+
+
+def test_a_coordinators_checkpoints_are_sealed_from_then_on(federation, tmp_path):
+    kit = shutil.copytree(federation / "operator" / "kits" / "coordinator", tmp_path / "kit")
+    checkpoints = runs_folder(kit) / "bank" / "checkpoints"
+    assert vault_of(kit) is None
+    state = RunState("0123456789abcdef", 1, (0.0,), "digest", np.ones(5, dtype=np.float32))
+    save_checkpoint(checkpoints, state)
+    arguments = ["server", "rekey", "--kit", str(kit), "--to", f"key:file:{tmp_path / 'key'}"]
+    told = CliRunner().invoke(app, [*arguments, "--json"])
+    assert json.loads(told.stdout)["sealed"] == 1
+    vault = vault_of(kit)
+    assert np.array_equal(load_checkpoint(checkpoints, vault).adapter, state.adapter)
+    (tmp_path / "key").unlink()
+    done = CliRunner().invoke(app, ["server", "start", "--kit", str(kit)])
+    assert isinstance(done.exception, ConfigError)
+    assert str(tmp_path / "key") in done.exception.message

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from golden.kept import PASSPHRASE, V7, identity
-from golden.making.sealed import CONTENT, KEY, LINES
+from golden.making.sealed import CONTENT, KEY, LINES, checkpoint
 
 from fedllm.at_rest.stream import SealedError
 from fedllm.at_rest.vault import DERIVATION, Vault
 from fedllm.personal import sealed
+from fedllm.runs.checkpoints import load_checkpoint
 
 SEALED = V7 / "sealed"
 
@@ -39,6 +40,16 @@ def test_a_partys_own_secret_derives_as_it_did():
         identity("anne").derive(DERIVATION).hex()
         == "e183f6d22bd8a0c77ed82e41efa6ba899a30b732d3f6fd9752e2211fbe8e3e58"
     )
+
+
+def test_a_sealed_checkpoint_is_read():
+    state = SEALED / "own"
+    found = load_checkpoint(
+        state / "runs" / "bank" / "checkpoints", Vault.of(state, identity("anne"))
+    )
+    known = checkpoint()
+    assert (found.run, found.round, found.noise) == (known.run, known.round, known.noise)
+    assert np.array_equal(found.adapter, known.adapter)
 
 
 def test_a_layer_of_before_is_opened(tmp_path, monkeypatch):

@@ -76,6 +76,10 @@ def children_of(deployment: Deployment) -> list[str]:
 
 def test_any_process_may_be_killed_and_the_adapter_is_that_of_the_simulator(deployment, config):
     """Site, authority, the run's own process and the coordinator: kill -9, one after the other."""
+    for group, name in (("server", "coordinator"), ("client", "site-01")):
+        place = f"key:file:{deployment.folder / name}.key"
+        done = deployment.fedllm(group, "rekey", "--kit", str(deployment.kit(name)), "--to", place)
+        assert done.returncode == 0, done.stderr
     deployment.start_all()
     assert deployment.submit(config, "--detach").returncode == 0
 
@@ -116,6 +120,12 @@ def test_any_process_may_be_killed_and_the_adapter_is_that_of_the_simulator(depl
     log = deployment.fedllm("authority", "log", "--kit", str(deployment.kit("authority")))
     assert log.returncode == 0, log.stderr
     every_site_gets_the_model(deployment, summary["run_id"])
+    checkpoints = list(deployment.run_folder("small").glob("checkpoints/*/*"))
+    assert {path.name for path in checkpoints} == {"state.json", "state.sealed"}
+    told = deployment.fedllm("client", "log", "--kit", str(deployment.kit("site-01")))
+    rounds = [json.loads(line).get("round") for line in told.stdout.splitlines()]
+    assert set(rounds) >= {3, 4, 5}
+    assert not (deployment.kit("site-01") / "state" / "rounds.jsonl").exists()
     deployment.close()
     assert children_of(deployment) == []
 
