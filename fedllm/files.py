@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -177,6 +178,38 @@ def atomic_directory(path: Path, mode: int = 0o755) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         recover_directory(path)
         raise
+
+
+def publish_directory(filled: Path, path: Path) -> None:
+    """Give a filled folder its name, once all that it holds is on disk.
+
+    Parameters
+    ----------
+    filled : Path
+        On the same file system as ``path``, which must not be there, or be empty.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be; both folders are as they were.
+    """
+    try:
+        for inner in (*filled.rglob("*"), filled):
+            if inner.is_dir():
+                _sync_directory(inner)
+            else:
+                with inner.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        filled.rename(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise _failure(path, error) from error
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file of any size, as 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def make_output_folder(path: Path, option: str) -> None:

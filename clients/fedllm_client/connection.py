@@ -7,6 +7,7 @@ import http
 import http.client
 import socket
 import ssl
+import time
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from fedllm.identity.roster import ROSTER_PATH
 
 _TIMEOUT_S = 10.0
 _MAX_ROSTER_BYTES = 16 << 20
+_PART_BYTES = 64 << 10
+# An answer must come at this rate on average; a slow line of a site manages it.
+_SLOWEST_BYTES_PER_S = 8192.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def reach_coordinator(kit: Kit) -> Reached:
     except (OSError, http.client.HTTPException) as error:
         by = f" through the proxy {proxy[0]}:{proxy[1]}" if proxy else ""
         raise FedllmError(
-            f"{kit.address} answers{by}, but not in TLS 1.3 ({_reason(error)})",
+            f"{kit.address} answers{by}, but not in TLS 1.3 ({reason(error)})",
             "let firewall and proxy pass the connection untouched (no TLS inspection), and check "
             "that the port is the coordinator's",
         ) from None
@@ -85,16 +89,51 @@ def fetch_roster(kit: Kit) -> str:
     FedllmError
         If the coordinator cannot be reached, or gives none to this node.
     """
-    connection = _connection(kit, _proxy(split_address(kit.address)[0]))
     try:
-        connection.request("POST", ROSTER_PATH, body=b"", headers=_proof(kit))
-        answer = connection.getresponse()
-        content = answer.read(_MAX_ROSTER_BYTES + 1)
-        if answer.status != http.HTTPStatus.OK or not 0 < len(content) <= _MAX_ROSTER_BYTES:
-            raise FedllmError(f"the coordinator gave no roster (status {answer.status})")
+        status, content = ask(kit, ROSTER_PATH, b"", _MAX_ROSTER_BYTES)
+        if status != http.HTTPStatus.OK or not content:
+            raise FedllmError(f"the coordinator gave no roster (status {status})")
         return content.decode()
     except (OSError, http.client.HTTPException, UnicodeDecodeError) as error:
-        raise FedllmError(f"the roster was not fetched ({_reason(error)})") from None
+        raise FedllmError(f"the roster was not fetched ({reason(error)})") from None
+
+
+def ask(kit: Kit, path: str, body: bytes, largest: int) -> tuple[int, bytes]:
+    """Ask the coordinator for something, over TLS and with this node's proof of its key.
+
+    Parameters
+    ----------
+    largest : int
+        Most bytes of an answer; no more are read.
+
+    Returns
+    -------
+    (int, bytes)
+        Status and content, which nobody has checked; redirects are not followed, and nothing is
+        unpacked.
+
+    Raises
+    ------
+    OSError, http.client.HTTPException
+        If there is no connection, it broke, or the answer is too long or too slow.
+    PeerError
+        If somebody answers who is not the federation's coordinator.
+    """
+    connection = _connection(kit, _proxy(split_address(kit.address)[0]))
+    deadline = time.monotonic() + _TIMEOUT_S + largest / _SLOWEST_BYTES_PER_S
+    try:
+        connection.request("POST", path, body=body, headers=_proof(kit))
+        answer = connection.getresponse()
+        parts: list[bytes] = []
+        left = largest
+        while part := answer.read1(min(left + 1, _PART_BYTES)):
+            parts.append(part)
+            left -= len(part)
+            if left < 0 or time.monotonic() > deadline:
+                raise TimeoutError("the answer is too long or too slow")
+        return answer.status, b"".join(parts)
+    except ssl.SSLCertVerificationError as error:
+        raise _not_the_coordinator(kit.address, error) from None
     finally:
         connection.close()
 
@@ -136,7 +175,7 @@ def _try_tcp(host: str, port: int) -> None:
         ) from None
     except OSError as error:
         raise FedllmError(
-            f"{host} port {port} cannot be reached ({_reason(error)})",
+            f"{host} port {port} cannot be reached ({reason(error)})",
             "if the coordinator is running, ask the network team to allow outbound TCP to "
             f"{host} port {port}",
         ) from None
@@ -202,6 +241,7 @@ def _not_the_coordinator(address: str, error: ssl.SSLCertVerificationError) -> P
     )
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Name what a failed connection died of, in a word or a few."""
     text = getattr(error, "reason", None) or getattr(error, "strerror", None)
     return str(text or type(error).__name__)

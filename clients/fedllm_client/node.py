@@ -9,11 +9,14 @@ from __future__ import annotations
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.clientapp import ClientApp
 
+from fedllm.at_rest.sources import nobody
+from fedllm.at_rest.vault import Vault
 from fedllm.config import SitePolicy, Task, load_site_policy
 from fedllm.errors import ConfigError, DataError, FedllmError
 from fedllm.federation.site.files import SiteFiles
@@ -65,13 +68,26 @@ def deployed_site(kit: Kit, policy: SitePolicy) -> Site:
         identity=kit.identity,
         roster=kit.roster,
         policy=policy,
-        files=SiteFiles.of_kit(kit.folder),
+        files=_files_of(kit),
         model_path=policy.model.path,
         device=policy.model.device,
         records=records,
         models=process_models(),
         journal=Journal(say),
     )
+
+
+def _files_of(kit: Kit) -> SiteFiles:
+    """Return a site's files, its log sealed where its operator chose keys.
+
+    Raises
+    ------
+    SealedError, ConfigError
+        If the keys do not open.
+    """
+    files = SiteFiles.of_kit(kit.folder)
+    vault = Vault.of(kit.folder / "state", kit.identity, nobody)
+    return replace(files, sealed_log=vault.log()) if vault.chosen else files
 
 
 def started_site(kit: Kit, policy: SitePolicy) -> Site:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from fedllm.commands import options
+from fedllm.commands.at_rest import rekey, show_log
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import add_joining_commands
+from fedllm.commands.released import models
 from fedllm.errors import ConfigError
 from fedllm.visible import visible
 from fedllm.words import safe, table
@@ -21,6 +23,9 @@ app = CommandGroup(
     help="A site: join a federation, check the site, work for it.", no_args_is_help=True
 )
 add_joining_commands(app, "site")
+app.add_typer(models, name="models")
+app.command()(rekey)
+app.command("log")(show_log)
 
 if TYPE_CHECKING:
     from fedllm_client.checking import CheckResult
@@ -143,6 +148,8 @@ def start(
 
     Connects to the coordinator; no port is opened on this machine.
     """
+    from fedllm.at_rest.sources import nobody
+    from fedllm.at_rest.vault import Vault
     from fedllm.config import load_site_policy
     from fedllm.federation.site.carrying import require_carried
     from fedllm.federation.site.files import SiteFiles
@@ -158,6 +165,8 @@ def start(
     keep_memory_private()
     stop = stop_on_signals()
     own = read_kit(kit, "site")
+    # Where its log is sealed, the process that works for the site opens the same, unasked.
+    Vault.of(own.folder / "state", own.identity, nobody)
     files = SiteFiles.of_kit(own.folder)
     require_carried(files, own.identity, own.roster)
     found = load_site_policy(policy)

@@ -10,12 +10,16 @@ from typing import Any
 import typer
 
 from fedllm.commands import options
+from fedllm.commands.at_rest import rekey_server
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import add_joining_commands
+from fedllm.commands.released import release
 from fedllm.words import safe, table
 
 app = CommandGroup(help="The coordinator: join a federation, serve it.", no_args_is_help=True)
 add_joining_commands(app, "coordinator")
+app.command()(release)
+app.command("rekey")(rekey_server)
 
 _KIT = typer.Option(..., metavar="KIT", help="The coordinator's kit (the folder with its keys).")
 
@@ -30,8 +34,10 @@ def start(
     ),
 ) -> None:
     """Serve the federation and carry its runs until stopped."""
+    from fedllm.at_rest.sources import nobody
     from fedllm.identity.kits import read_kit, split_address
     from fedllm.processes import keep_memory_private, say, stop_on_signals
+    from fedllm_server.sealing import vault_of
     from fedllm_server.service import Service
 
     keep_memory_private()
@@ -40,6 +46,8 @@ def start(
     if listen is None and host not in ("127.0.0.1", "localhost", "::1"):
         # An address of IPv6 is reached on all interfaces of IPv6, which take IPv4 as well.
         host = "::" if ":" in host else "0.0.0.0"  # noqa: S104
+    # Where checkpoints are sealed, the process that carries a run opens the same, unasked.
+    vault_of(found.folder, nobody)
     stop = stop_on_signals()
     Service(found, (host, port), say).run(stop)
     sys.exit(stop.exit_code)

@@ -1,4 +1,4 @@
-"""A site's own layer at rest: encrypted with a key that follows from the site's identity.
+"""A site's own layer at rest: sealed with the keys of the site's kit.
 
 It was trained without noise and may hold records nearly word for word, so its file is as secret as
 the records; whoever copies a disk or a backup without the site's keys has nothing.
@@ -6,7 +6,6 @@ the records; whoever copies a disk or a backup without the site's keys has nothi
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,16 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from safetensors.numpy import load, save
 
+from fedllm.at_rest.stream import SealedError
+from fedllm.at_rest.vault import Vault
+from fedllm.canonical import UNREADABLE
 from fedllm.errors import FedllmError
-from fedllm.files import write_bytes
 from fedllm.identity.keys import Identity
 from fedllm.models.shared import SharedModel
 from fedllm.personal.own_layer import OwnLayer
 
+PURPOSE, FILES = "own layer", "own/*.sealed"
+# Files of before: one box, under a key that derives from the site's identity.
 _MAGIC, _NONCE_BYTES = b"fedllm own layer 1\n", 12
 _KEY = "own layer"
 
@@ -36,15 +39,16 @@ def seal_own_layer(
 
     Parameters
     ----------
+    path : Path
+        In the folder ``state/own`` of the site's kit.
     adapter_sha256 : str
         Of the shared adapter that it belongs on.
     """
-    nonce = os.urandom(_NONCE_BYTES)
     # How it was chosen tells of the records, too.
     chosen = np.array([layer.epochs, layer.blend])
-    plain = save({"change": layer.change, "chosen": chosen})
-    sealed = AESGCM(identity.derive(_KEY)).encrypt(nonce, plain, _about(model, adapter_sha256))
-    write_bytes(path, _MAGIC + nonce + sealed, mode=0o600)
+    belongs = np.frombuffer(_about(model, adapter_sha256), dtype=np.uint8)
+    plain = save({"change": layer.change, "chosen": chosen, "belongs": belongs})
+    _vault(path, identity).write(path, PURPOSE, plain)
 
 
 def open_own_layer(
@@ -55,28 +59,40 @@ def open_own_layer(
     Raises
     ------
     FedllmError
-        If it is missing or damaged, another site's, or belongs on another model or adapter.
+        If it is missing or damaged, another site's, or belongs on another model or adapter; or
+        the keys of the site's files do not open.
     """
+    vault, about = _vault(path, identity), _about(model, adapter_sha256)
     try:
-        text = path.read_bytes()
+        with path.open("rb") as stream:
+            earlier = stream.read(len(_MAGIC)) == _MAGIC
+        if earlier:
+            found = load(_opened_earlier(path.read_bytes(), identity, about))
+        else:
+            found = load(vault.read(path, PURPOSE))
+            if found["belongs"].tobytes() != about:
+                raise ValueError("another adapter's")
+        epochs, blend = found["chosen"].tolist()
+        return OwnLayer(found["change"], int(epochs), blend)
     except OSError as error:
         raise FedllmError(
             f"{path} cannot be read ({error.strerror})", "make it: fedllm client personalise"
         ) from None
-    content = text.removeprefix(_MAGIC)
-    nonce, sealed = content[:_NONCE_BYTES], content[_NONCE_BYTES:]
-    try:
-        if content == text:
-            raise InvalidTag
-        plain = AESGCM(identity.derive(_KEY)).decrypt(nonce, sealed, _about(model, adapter_sha256))
-    except (InvalidTag, ValueError):
+    except (SealedError, InvalidTag, *UNREADABLE):
         raise FedllmError(
             f"{path} does not open: it is damaged, another site's, or belongs on another adapter",
             "make it anew for this adapter: fedllm client personalise",
         ) from None
-    found = load(plain)
-    epochs, blend = found["chosen"].tolist()
-    return OwnLayer(found["change"], int(epochs), blend)
+
+
+def _vault(path: Path, identity: Identity) -> Vault:
+    return Vault.of(path.parent.parent, identity)
+
+
+def _opened_earlier(text: bytes, identity: Identity, about: bytes) -> bytes:
+    content = text.removeprefix(_MAGIC)
+    nonce, sealed = content[:_NONCE_BYTES], content[_NONCE_BYTES:]
+    return AESGCM(identity.derive(_KEY)).decrypt(nonce, sealed, about)
 
 
 def _about(model: SharedModel, adapter_sha256: str) -> bytes:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedllm.at_rest.stream import SealedError
+from fedllm.at_rest.vault import Vault
 from fedllm.canonical import UNREADABLE
 from fedllm.errors import CheckpointError, FedllmError
 from fedllm.files import atomic_directory, recover_directory, write_bytes, write_json
@@ -23,6 +25,10 @@ _NAME = re.compile(r"^round-(\d{5})$")
 # A crash between the two renames of an exchange leaves the folder under this name.
 _RETIRED = re.compile(r"^round-(\d{5})\.old$")
 _KEEP = 2
+_LENGTH_BYTES = 8
+_HEADER, _ARRAYS, _SEALED = "state.json", "state.npz", "state.sealed"
+# What checkpoints are sealed for, and where they lie below a coordinator's folder ``state``.
+PURPOSE, FILES = "checkpoint", f"runs/*/checkpoints/*/{_SEALED}"
 
 
 @dataclass(frozen=True)
@@ -96,8 +102,13 @@ class RunState:
     started_from: dict[str, Any] | None = None
 
 
-def save_checkpoint(folder: Path, state: RunState) -> Path:
+def save_checkpoint(folder: Path, state: RunState, vault: Vault | None = None) -> Path:
     """Write ``folder/round-NNNNN`` and remove all but the two newest.
+
+    Parameters
+    ----------
+    vault : Vault, optional
+        Seals the arrays: the adapters and the optimiser's state.
 
     Raises
     ------
@@ -113,9 +124,8 @@ def save_checkpoint(folder: Path, state: RunState) -> Path:
     arrays = buffer.getvalue()
     target = folder / f"round-{state.round:05d}"
     with atomic_directory(target) as temporary:
-        write_bytes(temporary / "state.npz", arrays)
         write_json(
-            temporary / "state.json",
+            temporary / _HEADER,
             {
                 "run": state.run,
                 "round": state.round,
@@ -131,19 +141,29 @@ def save_checkpoint(folder: Path, state: RunState) -> Path:
                 "sha256": hashlib.sha256(arrays).hexdigest(),
             },
         )
+        if vault is None:
+            write_bytes(temporary / _ARRAYS, arrays)
+        else:
+            content = _with_header(temporary / _HEADER, arrays)
+            sealed = vault.sealed(target / _SEALED, PURPOSE, content)
+            write_bytes(temporary / _SEALED, sealed, mode=0o600)
     for old in _rounds(folder)[:-_KEEP]:
         shutil.rmtree(folder / f"round-{old:05d}", ignore_errors=True)
     return target
 
 
-def load_checkpoint(folder: Path) -> RunState | None:
+def load_checkpoint(folder: Path, vault: Vault | None = None) -> RunState | None:
     """Read the newest checkpoint under ``folder``; None when there is none.
+
+    With a ``vault`` it must be sealed, without one it must not.
 
     Raises
     ------
     CheckpointError
         If the newest one is damaged: the reader decides whether to go back further, since
         repeating a round spends privacy again.
+    SealedError
+        If it is sealed, and does not open.
     """
     for retired in folder.glob("round-*.old"):
         recover_directory(retired.with_suffix(""))
@@ -152,8 +172,8 @@ def load_checkpoint(folder: Path) -> RunState | None:
         return None
     path = folder / f"round-{rounds[-1]:05d}"
     try:
-        arrays = (path / "state.npz").read_bytes()
-        header = read_object(path / "state.json")
+        arrays = _arrays(path, vault)
+        header = read_object(path / _HEADER)
         report, labels, test = (header.get(name) for name in ("report", "labels", "test"))
         if hashlib.sha256(arrays).hexdigest() != header["sha256"]:
             raise ValueError("its checksum does not fit")
@@ -174,12 +194,59 @@ def load_checkpoint(folder: Path) -> RunState | None:
             good=_good(header, named),
             started_from=dict(header["started_from"]) if "started_from" in header else None,
         )
+    except SealedError:
+        # Whether it is damaged, who has not the key cannot tell.
+        raise
     except (OSError, EOFError, *UNREADABLE, FedllmError) as error:
         raise CheckpointError(
             f"the checkpoint {path} is damaged ({_first_line(error)})",
             f"remove that folder to go on from the one before (round "
             f"{rounds[-2] if len(rounds) > 1 else 0}); a round that is repeated is charged again",
         ) from None
+
+
+def _arrays(path: Path, vault: Vault | None) -> bytes:
+    sealed = (path / _SEALED).exists()
+    if vault is not None and sealed:
+        content, header = vault.read(path / _SEALED, PURPOSE), (path / _HEADER).read_bytes()
+        if not content.startswith(_with_header(path / _HEADER, b"")):
+            raise SealedError(
+                f"{path / _HEADER} is not what was written beside the sealed checkpoint",
+                "restore the folder of the checkpoint from a backup",
+            )
+        return content[_LENGTH_BYTES + len(header) :]
+    if sealed:
+        raise SealedError(
+            f"the checkpoint {path} is sealed with the keys of a coordinator's kit",
+            "resume it with the coordinator of that kit, in its own folder",
+        )
+    if vault is not None and (path / _ARRAYS).exists():
+        # Anybody who can write the disk may have put it there.
+        raise SealedError(
+            f"the checkpoint {path} is in clear, and this kit seals checkpoints",
+            "give fedllm server rekey once more, which seals what was there before",
+        )
+    return (path / _ARRAYS).read_bytes()
+
+
+def _with_header(header: Path, arrays: bytes) -> bytes:
+    """Return what is sealed: the length of the readable part, that part, and the arrays."""
+    text = header.read_bytes()
+    return len(text).to_bytes(_LENGTH_BYTES, "big") + text + arrays
+
+
+def seal_checkpoints(state: Path, vault: Vault) -> list[Path]:
+    """Seal what checkpoints of a coordinator's runs hold in clear; return which these were.
+
+    ``state`` is the folder of its kit. Cut off, it is finished by calling it again.
+    """
+    done = []
+    for clear in sorted(state.glob(FILES.replace(_SEALED, _ARRAYS))):
+        content = _with_header(clear.with_name(_HEADER), clear.read_bytes())
+        vault.write(clear.with_name(_SEALED), PURPOSE, content)
+        clear.unlink()
+        done.append(clear.with_name(_SEALED))
+    return done
 
 
 def _good(header: dict[str, Any], named: dict[str, Any]) -> Good | None:
@@ -216,7 +283,7 @@ def begun_with(folder: Path) -> str | None:
     rounds = _rounds(folder)
     if not rounds:
         return None
-    path = folder / f"round-{rounds[-1]:05d}" / "state.json"
+    path = folder / f"round-{rounds[-1]:05d}" / _HEADER
     try:
         return str(read_object(path)["config"])
     except (KeyError, FedllmError):

@@ -29,6 +29,10 @@ SITES = "sites"
 JOB = "job.json"
 OUTCOME = "outcome.json"
 CANCEL = "cancel"
+# Its configuration as the sites were sent it; a release names it.
+TERMS = "terms.toml"
+# Of a model that was released: what the coordinator signed.
+RELEASE = "release.json"
 
 # Of a pretraining run.
 MODEL = "model"

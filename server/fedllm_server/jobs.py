@@ -26,6 +26,7 @@ from fedllm.runs.folder import (
 from fedllm.runs.job import ACTIVE, Job, read_job, write_job
 from fedllm.runs.record import read_config
 from fedllm_server.public_part import public_digest, public_labels, public_records
+from fedllm_server.sealing import vault_of
 
 
 def error_of(job: Job) -> FedllmError:
@@ -104,7 +105,7 @@ def submit(kit: Path, config: RunConfig, resume: bool) -> Path:
     """
     folder = runs_folder(kit) / config.name
     if check_submission(kit, config.name, resume) is not None:
-        _require_same_request(folder, config)
+        _require_same_request(kit, folder, config)
     make_output_folder(folder, "--kit")
     folder.chmod(0o700)
     (folder / names.CANCEL).unlink(missing_ok=True)
@@ -114,8 +115,8 @@ def submit(kit: Path, config: RunConfig, resume: bool) -> Path:
     return folder
 
 
-def _require_same_request(folder: Path, config: RunConfig) -> None:
-    state = load_checkpoint(folder / names.CHECKPOINTS)
+def _require_same_request(kit: Path, folder: Path, config: RunConfig) -> None:
+    state = load_checkpoint(folder / names.CHECKPOINTS, vault_of(kit))
     anew = "choose another name"
     if state is None:
         require_same_run(config_digest(read_config(folder)), config, folder, anew)

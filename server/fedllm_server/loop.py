@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedllm.adapters import AdapterMethod, adapter_of, sent_in_turn
 from fedllm.adapters.averaging import AveragingLoss
 from fedllm.adapters.ranks import block_weights
+from fedllm.at_rest.vault import Vault
 from fedllm.clock import utc_now
 from fedllm.config import RunConfig
 from fedllm.data.encode import EncodedDataset
@@ -74,6 +75,8 @@ class Workplace:
     site_figures : callable
         Given a round, what a simulation knows of the sites: seconds by phase and the
         epsilon spent. A deployment knows nothing of it.
+    vault : Vault, optional
+        Seals checkpoints.
     """
 
     out: Path
@@ -82,6 +85,7 @@ class Workplace:
     roster: Roster
     observer: Observer
     site_figures: Callable[[str, int], tuple[dict[str, float], dict[str, float]]]
+    vault: Vault | None = None
 
 
 class RoundLoop:
@@ -163,6 +167,9 @@ class RoundLoop:
             state = self._next(state)
         return state
 
+    def _save(self, state: RunState) -> None:
+        save_checkpoint(self._checkpoints, state, self._place.vault)
+
     def _restore(self, state: RunState) -> None:
         if state.optimizer:
             self._optimizer.load(state.optimizer)
@@ -202,7 +209,7 @@ class RoundLoop:
         )
         optimizer = self._optimizer.state()
         state = replace(state, round=number, adapter=adapter, optimizer=optimizer, report=report)
-        save_checkpoint(self._checkpoints, state)
+        self._save(state)
         return self._complete(state)
 
     def _block_weights(
@@ -231,7 +238,7 @@ class RoundLoop:
                 report = report.model_copy(update=found)
             state = replace(state, report=report)
             # Each evaluation is charged once: what came out of it must not be lost.
-            save_checkpoint(self._checkpoints, state)
+            self._save(state)
         at_sites, epsilon = self._place.site_figures(state.run, number)
         total = (report.seconds.get("total") or 0.0) + time.perf_counter() - began
         seconds = {"evaluate": 0.0, **at_sites, **report.seconds, "total": total}
@@ -263,7 +270,7 @@ class RoundLoop:
         if state.round:
             state = replace(state, report=report)
             # Decided once: the adapter that was judged may not be there any more.
-            save_checkpoint(self._checkpoints, state)
+            self._save(state)
         return state, report
 
     def _attempts(
@@ -273,7 +280,7 @@ class RoundLoop:
             noise = self._mechanism.announced_noise(number, state.noise)
             state = replace(state, noise=(*state.noise, noise or 0.0))
             # Durable before anyone is asked: after a crash this attempt counts as charged.
-            save_checkpoint(self._checkpoints, state)
+            self._save(state)
             try:
                 return state, *self._attempt(state, number, noise)
             except PeerError as error:

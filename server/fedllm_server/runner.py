@@ -12,6 +12,7 @@ from fedllm.errors import FedllmError
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.transport.flower import GridPresence
 from fedllm.federation.transport.superlink import Ticket, grid_of
+from fedllm.files import write_bytes
 from fedllm.identity.kits import Kit, read_kit
 from fedllm.processes import die_with_parent, keep_memory_private, say
 from fedllm.runs import names
@@ -36,6 +37,7 @@ from fedllm_server.public_part import (
     public_part,
     public_records,
 )
+from fedllm_server.sealing import vault_of
 
 
 def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
@@ -64,7 +66,8 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
         journal = JournalObserver(config.name, say)
         watching = Observers.of([ProgressFile(folder), journal])
         with locked(folder, "--kit"):
-            found = load_checkpoint(folder / names.CHECKPOINTS)
+            vault = vault_of(kit.folder)
+            found = load_checkpoint(folder / names.CHECKPOINTS, vault)
             if found is not None:
                 require_same_run(found.config, config, folder)
             if finished_summary(folder, config.rounds.count, found) is not None:
@@ -81,7 +84,7 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
             if words := cut_off_of_test(test):
                 watching.note(words)
             place = Workplace(
-                folder, model, test, kit.roster, watching, lambda run, number: ({}, {})
+                folder, model, test, kit.roster, watching, lambda run, number: ({}, {}), vault
             )
             start = starting_point(config, found)
             state = starting_state(config, model, found, tested, start)
@@ -100,7 +103,10 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
                 watching.note,
                 kit.roster.shown,
             )
-            loop = RoundLoop(config, place, make_terms(config, model, state.run), sites, authority)
+            terms = make_terms(config, model, state.run)
+            # Word for word, for a release: another version may write it otherwise.
+            write_bytes(folder / names.TERMS, terms.config_text.encode(), mode=0o600)
+            loop = RoundLoop(config, place, terms, sites, authority)
             final = loop.run(state)
             adapter_of(model).place(final.adapter)
             # Also those of earlier starts.

@@ -23,6 +23,7 @@ from fedllm.runs.job import Job, read_job, read_outcome, write_job
 from fedllm.runs.record import read_config
 from fedllm_server.jobs import all_jobs, coordinator_lock
 from fedllm_server.journal import Comings
+from fedllm_server.releasing import shelf_of
 
 _POLL_S, _STATUS_S = 0.3, 2.0
 _MAX_IDLE_STARTS = 5
@@ -76,7 +77,8 @@ class Service:
         """
         folder = self._kit.folder / "state"
         with only_one(coordinator_lock(self._kit.folder), "a coordinator"):
-            link = SuperLink(folder / "superlink.sqlite", self._listener)
+            shelf = shelf_of(self._kit.folder)
+            link = SuperLink(folder / "superlink.sqlite", self._listener, shelf)
             link.close_runs()
             self._follow_roster(link)
             link.start()

@@ -6,8 +6,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fedllm.at_rest.keyring import Lock
+from fedllm.at_rest.stream import SealedError
+from fedllm.at_rest.vault import Vault
 from fedllm.errors import CheckpointError
-from fedllm.runs.checkpoints import Good, RunState, load_checkpoint, newest_round, save_checkpoint
+from fedllm.identity.keys import Identity
+from fedllm.runs.checkpoints import (
+    FILES,
+    PURPOSE,
+    Good,
+    RunState,
+    begun_with,
+    load_checkpoint,
+    newest_round,
+    save_checkpoint,
+    seal_checkpoints,
+)
 from fedllm.runs.metrics import RoundReport
 
 
@@ -113,3 +127,59 @@ def test_what_a_run_goes_back_to_comes_back_and_is_stored_once(tmp_path, number)
         assert np.array_equal(kept.optimizer["first"], right.optimizer["first"])
     with np.load(path / "state.npz") as stored:
         assert ("good.adapter" in stored.files) == (number != 4)
+
+
+@pytest.fixture
+def coordinator(tmp_path):
+    """A vault in a folder ``state``, and the checkpoints of a run in it."""
+    vault = Vault.of(tmp_path / "state", Identity.generate("coordinator"))
+    return vault, tmp_path / "state" / "runs" / "bank" / "checkpoints"
+
+
+def test_a_sealed_checkpoint_comes_back_whole_and_tells_nothing_of_the_adapter(coordinator):
+    vault, folder = coordinator
+    path = save_checkpoint(folder, state(1), vault)
+    assert sorted(p.name for p in path.iterdir()) == ["state.json", "state.sealed"]
+    assert state(1).adapter.tobytes() not in (path / "state.sealed").read_bytes()
+    found = load_checkpoint(folder, vault)
+    assert np.array_equal(found.adapter, state(1).adapter)
+    assert found.optimizer["steps"] == 3.0
+    # Who has not the key can tell which run it is.
+    assert begun_with(folder) == "digest"
+    with pytest.raises(SealedError, match="is sealed with the keys"):
+        load_checkpoint(folder)
+
+
+def test_a_sealed_checkpoint_is_of_its_round_run_and_readable_part(coordinator):
+    vault, folder = coordinator
+    first, second = (save_checkpoint(folder, state(number), vault) for number in (1, 2))
+    whole = (second / "state.sealed").read_bytes()
+    (second / "state.sealed").write_bytes((first / "state.sealed").read_bytes())
+    with pytest.raises(SealedError):
+        load_checkpoint(folder, vault)
+    (second / "state.sealed").write_bytes(whole)
+    header = second / "state.json"
+    header.write_text(header.read_text().replace("1.5", "2.5"))
+    with pytest.raises(SealedError, match=r"state.json is not what was written"):
+        load_checkpoint(folder, vault)
+
+
+def test_a_checkpoint_in_clear_is_not_taken_where_they_are_sealed(coordinator):
+    vault, folder = coordinator
+    save_checkpoint(folder, state(1))
+    with pytest.raises(SealedError, match="is in clear"):
+        load_checkpoint(folder, vault)
+    (sealed,) = seal_checkpoints(folder.parents[2], vault)
+    assert sealed == folder / "round-00001" / "state.sealed"
+    assert not (folder / "round-00001" / "state.npz").exists()
+    assert np.array_equal(load_checkpoint(folder, vault).adapter, state(1).adapter)
+    assert seal_checkpoints(folder.parents[2], vault) == []
+
+
+def test_keys_of_checkpoints_are_exchanged(coordinator, tmp_path):
+    vault, folder = coordinator
+    save_checkpoint(folder, state(1), vault)
+    before = (folder / "round-00001" / "state.sealed").read_bytes()
+    assert vault.rekey(Lock("own"), vault.keys.current, [(FILES, PURPOSE)]) == []
+    assert (folder / "round-00001" / "state.sealed").read_bytes() != before
+    assert load_checkpoint(folder, vault).round == 1

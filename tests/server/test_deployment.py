@@ -76,6 +76,10 @@ def children_of(deployment: Deployment) -> list[str]:
 
 def test_any_process_may_be_killed_and_the_adapter_is_that_of_the_simulator(deployment, config):
     """Site, authority, the run's own process and the coordinator: kill -9, one after the other."""
+    for group, name in (("server", "coordinator"), ("client", "site-01")):
+        place = f"key:file:{deployment.folder / name}.key"
+        done = deployment.fedllm(group, "rekey", "--kit", str(deployment.kit(name)), "--to", place)
+        assert done.returncode == 0, done.stderr
     deployment.start_all()
     assert deployment.submit(config, "--detach").returncode == 0
 
@@ -115,8 +119,39 @@ def test_any_process_may_be_killed_and_the_adapter_is_that_of_the_simulator(depl
     assert "<html" in (deployment.run_folder("small") / "report.html").read_text()
     log = deployment.fedllm("authority", "log", "--kit", str(deployment.kit("authority")))
     assert log.returncode == 0, log.stderr
+    every_site_gets_the_model(deployment, summary["run_id"])
+    checkpoints = list(deployment.run_folder("small").glob("checkpoints/*/*"))
+    assert {path.name for path in checkpoints} == {"state.json", "state.sealed"}
+    told = deployment.fedllm("client", "log", "--kit", str(deployment.kit("site-01")))
+    rounds = [json.loads(line).get("round") for line in told.stdout.splitlines()]
+    assert set(rounds) >= {3, 4, 5}
+    assert not (deployment.kit("site-01") / "state" / "rounds.jsonl").exists()
     deployment.close()
     assert children_of(deployment) == []
+
+
+def every_site_gets_the_model(deployment: Deployment, run: str) -> None:
+    """Nothing before the coordinator releases it; then the same at each site, and of use there."""
+
+    def said(*arguments: str) -> dict:
+        done = deployment.fedllm(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    models = ("client", "models")
+    kit = {name: ("--kit", str(deployment.kit(name))) for name in deployment.sites}
+    assert said(*models, "list", *kit["site-00"])["releases"] == []
+    released = said("server", "release", "small", "--kit", str(deployment.kit("coordinator")))
+    assert released["run_id"] == run
+    for name in deployment.sites:
+        place = deployment.folder / "models" / name
+        policy = ("--policy", str(deployment.folder / f"{name}.toml"))
+        found = said(*models, "fetch", "small", *kit[name], *policy, "--out", str(place))
+        assert (found["digest"], found["took_part"]) == (released["digest"], True)
+        for path in (deployment.run_folder("small") / "adapter").iterdir():
+            assert (place / "adapter" / path.name).read_bytes() == path.read_bytes()
+    own = said("client", "personalise", str(place), *kit[name], *policy)
+    assert Path(own["layer"]).exists()
 
 
 def is_runner(entry: Path, deployment: Deployment) -> bool:

@@ -355,9 +355,10 @@ def test_a_service_listens_steps_and_ends_with_its_last_status(place, monkeypatc
     class Listening(Link):
         port, alive = 4711, True
 
-        def __init__(self, database, listener) -> None:
+        def __init__(self, database, listener, shelf) -> None:
             super().__init__()
             assert database.name == "superlink.sqlite"
+            assert json.loads(shelf.listed()) == []
 
         def register(self, keys, roster) -> None:
             calls.append("register")

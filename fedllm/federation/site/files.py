@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from fedllm.at_rest.log import SealedLog
+
 
 @dataclass(frozen=True)
 class SiteFiles:
@@ -23,12 +25,15 @@ class SiteFiles:
         Whether each line and entry is on disk before anything else happens. A simulation alone
         says no, of ledgers that end with its run: theirs are on disk before an update leaves, and
         a loss of power may cost the run. No configuration can.
+    sealed_log : SealedLog, optional
+        Where the log is sealed, what it is written to instead.
     """
 
     ledger: Path
     memory: Path
     log: Path
     at_once: bool = True
+    sealed_log: SealedLog | None = None
 
     @classmethod
     def of_kit(cls, folder: Path) -> Self:

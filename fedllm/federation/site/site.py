@@ -120,7 +120,9 @@ class Site:
         self._draws = Draws()
         self._sums = SiteSums(identity, roster, self._orders, self._account)
         self._full_errors = full_errors
-        self._telling = SiteTelling(files.log, journal, self._spent, files.at_once)
+        self._telling = SiteTelling(
+            files.log, journal, self._spent, files.at_once, files.sealed_log
+        )
         self._clock = clock
         self._opened: SiteAccount | None = None
 

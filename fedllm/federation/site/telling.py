@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedllm.at_rest.log import SealedLog
 from fedllm.errors import FedllmError
 from fedllm.federation.protocol.round_statement import RoundStatement
 from fedllm.federation.site.data import Datasets
@@ -35,6 +36,8 @@ class SiteTelling:
         What the journal says of the budget after a message.
     at_once : bool
         As of `SiteFiles`.
+    sealed : SealedLog, optional
+        Written to instead of ``log``.
     """
 
     def __init__(
@@ -43,8 +46,10 @@ class SiteTelling:
         journal: Journal | None,
         spent: Callable[[Asked], Spent | None],
         at_once: bool = True,
+        sealed: SealedLog | None = None,
     ) -> None:
         self._path = log
+        self._sealed = sealed
         self._at_once = at_once
         self._journal = journal
         self._spent = spent
@@ -115,7 +120,10 @@ class SiteTelling:
 
     def _append(self, line: dict[str, object]) -> None:
         try:
-            append_line(self._path, json.dumps(line), durable=self._at_once)
+            if self._sealed is not None:
+                self._sealed.append(json.dumps(line), durable=self._at_once)
+            else:
+                append_line(self._path, json.dumps(line), durable=self._at_once)
         except FedllmError as error:
             self._warn(error.message)
 

@@ -62,6 +62,8 @@ PRIVATE_PATHS = frozenset(
 )
 # Flower cuts a message into objects of 5 MiB; a request carries one.
 MAX_REQUEST_BYTES = 8 << 20
+# Where in the scope of a request the app finds whose it is.
+NODE_KEY = "fedllm.node_key"
 # Everything else that a node says is short. A message's list of its objects is, too: so much
 # names objects for some 5 GiB, and no node can make its coordinator expect more.
 MAX_ENVELOPE_BYTES = 64 << 10
@@ -180,7 +182,7 @@ def gate(
             return
         if known is not None and turn_over is not None and scope["path"].endswith("/activate-node"):
             await run_in_threadpool(turn_over, key)
-        await app(scope, replayed(body, receive), send)
+        await app({**scope, NODE_KEY: key}, replayed(body, receive), send)
 
     return door
 

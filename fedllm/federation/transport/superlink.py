@@ -2,10 +2,10 @@
 
 One process holds Flower's state on disk and two listeners
 (`fedllm.federation.transport.listener`). The public one (TLS) serves eight paths of the fleet
-interface, and the signed roster, to registered nodes; who does not prove a registered key is
-turned away before a byte of the request's body is read. The private one (loopback) serves the
-process that carries a run, by its token. Flower's control interface, through which anyone could
-submit code or register nodes, is served nowhere.
+interface, the signed roster and released models, to registered nodes; who does not prove a
+registered key is turned away before a byte of the request's body is read. The private one
+(loopback) serves the process that carries a run, by its token. Flower's control interface, through
+which anyone could submit code or register nodes, is served nowhere.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from fedllm.federation.transport.listener import (
     server_of,
     with_roster,
 )
+from fedllm.federation.transport.releases import RELEASE_PATHS, Shelf, with_releases
 from fedllm.identity.roster import ROSTER_PATH
 
 _SERVER_NODE = 1
@@ -97,6 +98,8 @@ class SuperLink:
         SQLite file; what nodes and coordinator know of each other survives a restart.
     listener : Listener
         The public listener.
+    shelf : Shelf, optional
+        Released models, for nodes that ask for them.
 
     Raises
     ------
@@ -104,7 +107,7 @@ class SuperLink:
         If a certificate cannot be read or an address is taken.
     """
 
-    def __init__(self, database: Path, listener: Listener) -> None:
+    def __init__(self, database: Path, listener: Listener, shelf: Shelf | None = None) -> None:
         database.parent.mkdir(parents=True, exist_ok=True)
         logging.getLogger("flwr").setLevel(logging.ERROR)
         self._names: dict[bytes, str] = {}
@@ -116,6 +119,8 @@ class SuperLink:
         self._roster = b""
         public_app = with_roster(self._app, lambda: self._roster)
         paths = PUBLIC_PATHS | {ROSTER_PATH}
+        if shelf is not None:
+            public_app, paths = with_releases(public_app, shelf), paths | RELEASE_PATHS
         public = server_of(gate(public_app, paths, self._node_key, self._turn_over))
         public.config.ssl = server_context(listener)
         self._servers = (public, server_of(gate(self._app, PRIVATE_PATHS, None, None)))

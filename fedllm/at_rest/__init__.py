@@ -1,0 +1,1 @@
+"""What lies on a disk for nobody but its owner: sealed files and logs, their keys, re-keying."""
