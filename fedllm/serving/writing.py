@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -99,7 +100,9 @@ class Texts:
 
         def heard_of(number: int) -> Callable[[str, Ending | None], None]:
             def heard(piece: str, ending: Ending | None) -> None:
-                loop.call_soon_threadsafe(self._queue.put_nowait, (number, piece, ending))
+                # A loop that is closed has nobody who waits.
+                with suppress(RuntimeError):
+                    loop.call_soon_threadsafe(self._queue.put_nowait, (number, piece, ending))
 
             return heard
 
