@@ -24,7 +24,14 @@ SOURCES = {
     "fedllm_server": ROOT / "server" / "fedllm_server",
 }
 # Needed by an extra alone, which says what to install where it is missing.
-OPTIONAL = {"ray": "ray", "pyarrow": "parquet", "psycopg": "postgres", "gguf": "gguf"}
+OPTIONAL = {
+    "ray": "ray",
+    "pyarrow": "parquet",
+    "psycopg": "postgres",
+    "gguf": "gguf",
+    "fastapi": "serve",
+    "prometheus_client": "serve",
+}
 
 
 def normal(name: str) -> str:

@@ -65,9 +65,9 @@ def serve(
     """
     try:
         from fedllm.serving.service import Service, application
-    except ImportError:
+    except ModuleNotFoundError:
         raise ConfigError(
-            "fedllm serve needs packages that are not installed", remedy_of("serve")
+            "packages that `fedllm serve` needs are not installed", remedy_of("serve")
         ) from None
     from fedllm.processes import say, stop_on_signals
     from fedllm.serving.door import Gate, Limits

@@ -159,7 +159,7 @@ class Engine:
         room = self._rows - sum(len(lane.tickets) for lane in self._lanes)
         if self._stopping:
             return []
-        found = []
+        found: list[Ticket] = []
         while self._waiting and len(found) < room:
             ticket = self._waiting.popleft()
             if not ticket.gone:

@@ -15,30 +15,32 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        told = {"registry": self.registry}
+        told = self.registry
         self.requests = Counter(
-            "fedllm_requests", "Requests.", ["tenant", "endpoint", "status"], **told
+            "fedllm_requests", "Requests.", ["tenant", "endpoint", "status"], registry=told
         )
         self.seconds = Histogram(
             "fedllm_request_seconds",
             "Seconds until a request was answered.",
             ["endpoint"],
             buckets=_SECONDS,
-            **told,
+            registry=told,
         )
         self.first = Histogram(
             "fedllm_first_piece_seconds",
             "Seconds until the first piece of a text.",
             buckets=_SECONDS,
-            **told,
+            registry=told,
         )
         self.tokens = Counter(
-            "fedllm_tokens", "Tokens read and written.", ["tenant", "model", "kind"], **told
+            "fedllm_tokens", "Tokens read and written.", ["tenant", "model", "kind"], registry=told
         )
         self.masked = Counter(
-            "fedllm_masked", "Matches that the guard masked.", ["pattern"], **told
+            "fedllm_masked", "Matches that the guard masked.", ["pattern"], registry=told
         )
-        self.errors = Counter("fedllm_errors", "Errors in the service itself.", ["kind"], **told)
+        self.errors = Counter(
+            "fedllm_errors", "Errors in the service itself.", ["kind"], registry=told
+        )
 
     def watch(self, load: Callable[[], tuple[int, int]]) -> None:
         """Tell at each look how many texts are written, and how many wait."""

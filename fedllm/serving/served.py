@@ -65,7 +65,7 @@ def serve_models(
     found: dict[str, Served] = {}
     for given in locations:
         name, place = _named(given)
-        kinds = [(name, None)]
+        kinds: list[tuple[str, OwnLayerOf | None]] = [(name, None)]
         if own_layer is not None and is_released(place):
             kinds.append((f"{name}{OWN}", own_layer))
         for called, layer in kinds:
