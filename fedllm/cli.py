@@ -37,6 +37,7 @@ from fedllm.commands.help import CommandGroup
 from fedllm.commands.predict import predict
 from fedllm.commands.pretrain import pretrain
 from fedllm.commands.run import run
+from fedllm.commands.serve import serve
 from fedllm.commands.simulate import simulate
 from fedllm.errors import FedllmError, of_system
 
@@ -74,6 +75,7 @@ app.command()(predict)
 app.command()(generate)
 app.command()(chat)
 app.command()(export)
+app.command()(serve)
 app.add_typer(provision.app, name="provision")
 app.add_typer(server.app, name="server")
 app.add_typer(authority.app, name="authority")

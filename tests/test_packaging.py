@@ -31,6 +31,8 @@ OPTIONAL = {
     "gguf": "gguf",
     "onnx": "onnx",
     "onnxruntime": "onnx",
+    "fastapi": "serve",
+    "prometheus_client": "serve",
 }
 
 

@@ -77,7 +77,7 @@ def opened(
     """Load what is to be asked, and tell what there is to know of it."""
     from fedllm.serving.usable import open_usable
 
-    own_layer = None if kit is None else _own_layer(kit)
+    own_layer = None if kit is None else own_layer_of(kit)
     with working("loading the model"):
         found = open_usable(location, model, device, max_length, own_layer)
     for note in found.notes:
@@ -85,7 +85,8 @@ def opened(
     return found
 
 
-def _own_layer(kit: Path) -> OwnLayerOf:
+def own_layer_of(kit: Path) -> OwnLayerOf:
+    """Return what reads a site's own layer for a released model."""
     from fedllm.identity.kits import read_kit
     from fedllm.personal.own_layer import OwnLayer
     from fedllm.personal.sealed import open_own_layer, own_layer_path

@@ -198,14 +198,14 @@ class Generator:
                     number,
                     tuple(prompt),
                     way.sampling.drawing(prompt, repeat),
-                    Transcript(self.tokenizer, self._ends_of(way), way.stops, most),
+                    Transcript(self.tokenizer, self.ends_of(way), way.stops, most),
                     most,
                     heard,
                 )
             )
         return found
 
-    def _ends_of(self, way: Writing) -> frozenset[int]:
+    def ends_of(self, way: Writing) -> frozenset[int]:
         """Return the tokens that end a text: a stop may be one that no decoded text shows."""
         added = self.tokenizer.get_added_vocab() if way.stops else {}
         return self.ends | {added[stop] for stop in way.stops if stop in added}

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedllm.config.task import pools_text
 from fedllm.data.template import brings_template
 from fedllm.errors import ConfigError
 from fedllm.models.generation import Generator
 from fedllm.models.plain import load_plain_model
 from fedllm.personal.own_layer import OwnLayer
+from fedllm.serving.embedding import Embedding
 from fedllm.serving.exported import is_exported, load_exported
 from fedllm.serving.released import Released, is_released, load_released
 from fedllm.tasks import task_of
@@ -54,6 +56,10 @@ class Usable:
         Which column of a file has the texts.
     notes : tuple of str
         What whoever asks should know.
+    embedding : Embedding, optional
+        Makes vectors of texts; None where the model reads no whole texts.
+    released : Released, optional
+        What it was made of; None of a base model.
     """
 
     location: Path
@@ -64,6 +70,8 @@ class Usable:
     predicting: Predicting | None
     column: str
     notes: tuple[str, ...] = ()
+    embedding: Embedding | None = None
+    released: Released | None = None
 
     def require_generator(self) -> Generator:
         """Return what writes.
@@ -197,6 +205,9 @@ def _exported(location: Path, device: str | None, max_length: int | None) -> Usa
         None if how is None else how(found.tokenizer),
         predicting,
         found.column,
+        embedding=(
+            Embedding(found.model, length) if found.model and pools_text(found.task) else None
+        ),
     )
 
 
@@ -218,6 +229,8 @@ def _tuned(location: Path, released: Released, notes: tuple[str, ...]) -> Usable
         None if labelling is None else labelling(model, length),
         next(iter(task.columns(config.data).values())).name,
         notes,
+        Embedding(model, length) if pools_text(config.task) else None,
+        released,
     )
 
 

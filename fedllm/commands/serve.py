@@ -1,0 +1,121 @@
+"""``fedllm serve``: models over HTTP, in the form of OpenAI's API."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import typer
+
+from fedllm.commands import asking
+from fedllm.errors import ConfigError
+from fedllm.extras import remedy_of
+
+
+def serve(
+    models: list[str] = typer.Argument(
+        metavar="RUN|ADAPTER|DIR...",
+        help="Folders of runs, adapters or base models; NAME=FOLDER names one for requests.",
+    ),
+    host: str = typer.Option("127.0.0.1", help="Address to listen on; loopback by default."),
+    port: int = typer.Option(8000, min=0, max=65535, help="Port; 0 takes a free one."),
+    keys: Path | None = typer.Option(
+        None, metavar="FILE", help="Keys of tenants and the models of each (TOML)."
+    ),
+    certificate: Path | None = typer.Option(
+        None, "--tls-certificate", metavar="FILE", help="TLS certificate (PEM)."
+    ),
+    private_key: Path | None = typer.Option(
+        None, "--tls-key", metavar="FILE", help="Its private key (PEM)."
+    ),
+    guard: bool = typer.Option(
+        False,
+        "--guard",
+        help="Mask what looks like a card, an account, a phone number, an e-mail address or a "
+        "national identifier in texts that are written.",
+    ),
+    patterns: Path | None = typer.Option(
+        None,
+        "--guard-patterns",
+        metavar="FILE",
+        help="Patterns of your own (TOML); turns the guard on.",
+    ),
+    rows: int = typer.Option(16, "--batch", min=1, metavar="N", help="Texts written at once."),
+    waiting: int = typer.Option(
+        64, min=0, metavar="N", help="Texts that may wait; more are refused with 429."
+    ),
+    time_s: float = typer.Option(
+        120.0, "--time-limit", min=1, metavar="SECONDS", help="Time for one request."
+    ),
+    most_tokens: int = typer.Option(
+        1024, "--max-new-tokens", min=1, metavar="N", help="Most tokens that a request may get."
+    ),
+    model: str | None = asking.MODEL,
+    kit: Path | None = asking.KIT,
+    device: str | None = asking.DEVICE,
+    max_length: int | None = asking.MAX_LENGTH,
+) -> None:
+    """Serve models over HTTP until stopped.
+
+    Speaks OpenAI's API as far as it goes: /v1/models, /v1/chat/completions, /v1/completions,
+    /v1/embeddings, and /v1/classify for labels; /health and /metrics beside them. Listens on
+    loopback unless --host says otherwise, which needs keys: --keys, or FEDLLM_API_KEY in the
+    environment. Nothing that is asked or answered is logged. With --kit each run is also served
+    with the site's own layer on top, under its name with -own behind.
+    """
+    try:
+        from fedllm.serving.service import Service, application
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "packages that `fedllm serve` needs are not installed", remedy_of("serve")
+        ) from None
+    from fedllm.processes import say, stop_on_signals
+    from fedllm.serving.door import Gate, Limits
+    from fedllm.serving.engine import Engine
+    from fedllm.serving.guard import read_guard
+    from fedllm.serving.keys import ENVIRONMENT, read_keys
+    from fedllm.serving.metrics import Metrics
+    from fedllm.serving.served import serve_models
+    from fedllm.serving.server import Address
+    from fedllm.serving.server import serve as listen
+
+    address = Address(host, port, certificate, private_key)
+    if (certificate is None) != (private_key is None):
+        raise ConfigError(
+            "a certificate needs its key, and the other way round",
+            "give --tls-certificate and --tls-key, or neither",
+        )
+    environment = os.environ.get(ENVIRONMENT)
+    if not address.is_loopback and keys is None and environment is None:
+        raise ConfigError(
+            f"without keys, everybody who reaches {host} could ask these models",
+            f"give --keys FILE, or set {ENVIRONMENT}; or leave --host out",
+        )
+    masks = read_guard(patterns) if guard or patterns is not None else None
+    stop = stop_on_signals()
+    own_layer = None if kit is None else asking.own_layer_of(kit)
+    with asking.working("loading"):
+        served = serve_models(models, model, device, max_length, own_layer)
+    known = read_keys(keys, environment, frozenset(served))
+    limits = Limits(time_s=time_s)
+    metrics = Metrics()
+    engine = Engine(rows, waiting, metrics.failed)
+    metrics.watch(lambda: engine.load)
+    service = Service(served, engine, metrics, limits, masks, most_tokens)
+    gate = Gate(application(service), known, limits, metrics, say)
+    if not known.tenants:
+        say("no keys: every program of this machine can ask")
+    engine.start()
+    scheme = "http" if certificate is None else "https"
+    try:
+        listen(
+            gate,
+            address,
+            stop,
+            lambda own: say(f"serving {', '.join(served)} on {scheme}://{host}:{own}/v1"),
+            time_s,
+        )
+    finally:
+        engine.stop(5.0)
+    say("stopped")
+    raise typer.Exit(stop.exit_code)

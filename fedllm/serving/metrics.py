@@ -1,0 +1,62 @@
+"""What a service counts, for Prometheus; no text and nothing that is made of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """Counters of one service."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        told = self.registry
+        self.requests = Counter(
+            "fedllm_requests", "Requests.", ["tenant", "endpoint", "status"], registry=told
+        )
+        self.seconds = Histogram(
+            "fedllm_request_seconds",
+            "Seconds until a request was answered.",
+            ["endpoint"],
+            buckets=_SECONDS,
+            registry=told,
+        )
+        self.first = Histogram(
+            "fedllm_first_piece_seconds",
+            "Seconds until the first piece of a text.",
+            buckets=_SECONDS,
+            registry=told,
+        )
+        self.tokens = Counter(
+            "fedllm_tokens", "Tokens read and written.", ["tenant", "model", "kind"], registry=told
+        )
+        self.masked = Counter(
+            "fedllm_masked", "Matches that the guard masked.", ["pattern"], registry=told
+        )
+        self.errors = Counter(
+            "fedllm_errors", "Errors in the service itself.", ["kind"], registry=told
+        )
+
+    def watch(self, load: Callable[[], tuple[int, int]]) -> None:
+        """Tell at each look how many texts are written, and how many wait."""
+        for place, name in enumerate(("writing", "waiting")):
+            gauge = Gauge(f"fedllm_{name}", f"Texts {name} now.", registry=self.registry)
+            gauge.set_function(lambda place=place: load()[place])  # type: ignore[misc]
+
+    def failed(self, kind: str) -> None:
+        """Count an error of the service itself."""
+        self.errors.labels(kind).inc()
+
+    def mask(self, found: Mapping[str, int]) -> None:
+        """Count what the guard masked in a text."""
+        for name, count in found.items():
+            self.masked.labels(name).inc(count)
+
+    def page(self) -> bytes:
+        """Return all of it in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,105 @@
+"""Run the service until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from fedllm.errors import ConfigError
+from fedllm.federation.transport.listener import Door, bind
+from fedllm.serving.door import Gate
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the service listens.
+
+    Attributes
+    ----------
+    certificate, key : Path, optional
+        Of TLS (PEM); without them it speaks plain HTTP.
+    """
+
+    host: str
+    port: int
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether programs of this machine alone reach it."""
+        return self.host in _LOOPBACK
+
+
+def serve(
+    gate: Gate,
+    address: Address,
+    stop: threading.Event,
+    ready: Callable[[int], None],
+    grace_s: float,
+) -> None:
+    """Listen until ``stop`` is set; then answer what is under way, for so many seconds at most.
+
+    Parameters
+    ----------
+    ready : callable
+        Told the port when connections are taken.
+
+    Raises
+    ------
+    ConfigError
+        If the address is taken, or certificate or key cannot be read.
+    """
+    where = bind(address.host, address.port)
+    config = uvicorn.Config(
+        gate,  # type: ignore[arg-type]
+        http=Door,
+        ws="none",
+        lifespan="off",
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(grace_s)),
+        backlog=256,
+    )
+    config.load()
+    if address.certificate is not None and address.key is not None:
+        config.ssl = _tls(address.certificate, address.key)
+    server = uvicorn.Server(config)
+    # Beside the main thread, where signals are the command's.
+    working = threading.Thread(target=lambda: asyncio.run(server.serve([where])), name="http")
+    try:
+        working.start()
+        while not server.started and working.is_alive():
+            time.sleep(0.02)
+        if server.started:
+            ready(where.getsockname()[1])
+        while working.is_alive() and not stop.wait(0.1):
+            pass
+        gate.stopping = True
+        server.should_exit = True
+        working.join()
+    finally:
+        where.close()
+
+
+def _tls(certificate: Path, key: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"the certificate {certificate} and its key cannot be read ({type(error).__name__})",
+            "give both as PEM files, and let this user read them",
+        ) from None
+    return context

@@ -1,0 +1,291 @@
+"""What a stranger, a tenant or a crowd may try against `fedllm serve`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from support.serving_runs import make_run, service
+
+from fedllm.serving.door import Gate
+from fedllm.serving.keys import Keys, Tenant
+from fedllm.serving.served import serve_models
+
+SECRET = "Zebediah Quux has the plague"
+WARD, LAB = "w" * 32, "l" * 32
+
+
+def tenant(name, key, *models):
+    return Tenant(name, frozenset(models), hashlib.sha256(key.encode()).digest())
+
+
+KEYS = Keys((tenant("ward", WARD, "mine"), tenant("lab", LAB, "theirs", "labels")))
+
+
+@pytest.fixture(scope="module")
+def models(tiny_checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    llama, longer = tiny_checkpoint("llama"), {"max_length": 120}
+    runs = [make_run(llama, folder, "instruction", n, model=longer) for n in ("mine", "theirs")]
+    runs.append(make_run(tiny_checkpoint("bert"), folder, "classification", "labels"))
+    return serve_models([str(run) for run in runs], None, None, None, None)
+
+
+@pytest.fixture(scope="module")
+def running(models):
+    with service(models, KEYS, body_bytes=4096) as found:
+        yield found
+
+
+def post(running, path, body, key=WARD, **settings):
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    url = f"{running.url}/v1/{path}"
+    return httpx.post(url, json=body, headers=headers, timeout=60, **settings)
+
+
+def chat(model="mine", text="my card", **more):
+    said = [{"role": "user", "content": text}]
+    return {"model": model, "messages": said, "max_tokens": 4, "temperature": 0, **more}
+
+
+# --- keys ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", [None, "", "x", WARD[:-1], WARD + " x", LAB.upper()])
+def test_a_wrong_key_opens_nothing(key, running):
+    found = post(running, "chat/completions", chat(), key)
+    assert found.status_code == 401
+    assert found.json()["error"]["type"] == "authentication_error"
+    for path in ("/v1/models", "/metrics"):
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        assert httpx.get(running.url + path, headers=headers).status_code == 401
+    assert httpx.get(f"{running.url}/health").status_code == 200
+
+
+def test_a_wrong_key_is_refused_before_the_body_is_read(running):
+    with socket.create_connection(("127.0.0.1", running.port)) as line:
+        line.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 4000\r\n"
+            b"authorization: Bearer nobody\r\n\r\n"
+        )
+        assert b" 401 " in line.recv(4096)
+
+
+def test_another_tenants_model_is_as_one_that_is_not_there(running):
+    theirs = post(running, "chat/completions", chat("theirs"))
+    none = post(running, "chat/completions", chat("nothing"))
+    assert theirs.status_code == none.status_code == 404
+    assert theirs.content == none.content
+    for path, body in (
+        ("completions", {"model": "theirs", "prompt": "a"}),
+        ("embeddings", {"model": "labels", "input": "a"}),
+        ("classify", {"model": "labels", "input": "a"}),
+    ):
+        assert post(running, path, body).status_code == 404
+    assert post(running, "chat/completions", chat("theirs"), LAB).status_code == 200
+    headers = {"authorization": f"Bearer {WARD}"}
+    listed = httpx.get(f"{running.url}/v1/models", headers=headers).json()
+    assert [model["id"] for model in listed["data"]] == ["mine"]
+
+
+# --- sizes --------------------------------------------------------------------------------------
+
+
+def test_what_is_too_long_is_refused(running):
+    assert post(running, "chat/completions", chat(text="card " * 2000)).status_code == 413
+    found = post(running, "chat/completions", chat(text="card " * 400))
+    assert found.status_code == 400
+    assert found.json()["error"]["code"] == "context_length_exceeded"
+    raw = {"model": "mine", "prompt": "card " * 400, "max_tokens": 4}
+    assert post(running, "completions", raw).json()["error"]["code"] == "context_length_exceeded"
+    many = {"model": "mine", "prompt": ["a"] * 65}
+    assert post(running, "completions", many).status_code == 400
+    greedy = post(running, "chat/completions", chat(max_tokens=10**9))
+    assert greedy.json()["usage"]["completion_tokens"] <= 64
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"content-length: 99999999999999999999\r\n", b"413"),
+        (b"content-length: 5000\r\n", b"413"),
+        (b"transfer-encoding: chunked\r\n", b"411"),
+        (b"", b"411"),
+        (b"content-length: -1\r\n", b"400"),
+    ],
+)
+def test_lengths_that_lie_are_refused(head, status, running):
+    with socket.create_connection(("127.0.0.1", running.port)) as line:
+        line.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
+            + f"authorization: Bearer {WARD}\r\n".encode()
+            + head
+            + b"\r\n"
+        )
+        assert b" " + status + b" " in line.recv(4096)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff\xfe", b'{"a":' * 500, b'{"model": "\\ud800"}', b"null"]
+)
+def test_bodies_that_are_no_request_are_refused(content, running):
+    headers = {"authorization": f"Bearer {WARD}", "content-type": "application/json"}
+    url = f"{running.url}/v1/chat/completions"
+    found = httpx.post(url, content=content, headers=headers)
+    assert found.status_code in (400, 411)
+    assert "error" in found.json()
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/v1/chat", "/v1/models/", "/%00"])
+def test_there_is_nothing_else(path, running):
+    headers = {"authorization": f"Bearer {WARD}"}
+    assert httpx.get(running.url + path, headers=headers).status_code == 404
+    assert post(running, "models", {}).status_code == 405
+
+
+# --- time ---------------------------------------------------------------------------------------
+
+
+def test_a_body_that_never_comes_is_given_up(models, monkeypatch):
+    with service(models, KEYS, time_s=1.0) as running:
+        with socket.create_connection(("127.0.0.1", running.port)) as line:
+            line.settimeout(20)
+            line.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n"
+                + f"authorization: Bearer {WARD}\r\n\r\n".encode()
+                + b'{"model'
+            )
+            assert b" 504 " in line.recv(4096)
+        assert post(running, "chat/completions", chat()).status_code == 200
+
+
+def test_an_answer_that_takes_too_long_is_given_up(models, monkeypatch):
+    lane = models["mine"].lane
+    own = lane.batch.add
+
+    def slow(rows):
+        time.sleep(1.5)
+        return own(rows)
+
+    monkeypatch.setattr(lane.batch, "add", slow)
+    with service(models, KEYS, time_s=1.0) as running:
+        assert post(running, "chat/completions", chat()).status_code == 504
+        monkeypatch.undo()
+        assert post(running, "chat/completions", chat()).status_code == 200
+        assert not lane.batch.rows
+
+
+def test_who_goes_away_is_not_written_for(models, monkeypatch):
+    lane = models["mine"].lane
+    own = lane.batch.step
+
+    def slow():
+        time.sleep(0.05)
+        return own()
+
+    monkeypatch.setattr(lane.batch, "step", slow)
+    with service(models, KEYS) as running:
+        body = json.dumps({"model": "mine", "prompt": "my card", "max_tokens": 60}).encode()
+        for _ in range(4):
+            with socket.create_connection(("127.0.0.1", running.port)) as line:
+                line.sendall(
+                    b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
+                    + b"content-type: application/json\r\n"
+                    + f"authorization: Bearer {WARD}\r\n".encode()
+                    + f"content-length: {len(body)}\r\n\r\n".encode()
+                    + body
+                )
+                time.sleep(0.1)
+        until = time.monotonic() + 20
+        while sum(running.engine.load) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert running.engine.load == (0, 0)
+        assert not lane.batch.rows
+
+
+# --- load ---------------------------------------------------------------------------------------
+
+
+def test_a_crowd_is_answered_or_told_to_come_again(models):
+    """Two hundred at once: each is answered right or refused with a time, and none is lost."""
+    with service(models, KEYS, rows=4, waiting=8) as running:
+        wanted = post(running, "chat/completions", chat()).json()["choices"][0]["message"]
+        with ThreadPoolExecutor(200) as pool:
+            found = list(pool.map(lambda _: post(running, "chat/completions", chat()), range(200)))
+        answered = [one for one in found if one.status_code == 200]
+        refused = [one for one in found if one.status_code == 429]
+        assert len(answered) + len(refused) == 200
+        assert answered
+        assert refused
+        assert all(one.json()["choices"][0]["message"] == wanted for one in answered)
+        assert all(int(one.headers["retry-after"]) >= 1 for one in refused)
+        assert post(running, "chat/completions", chat()).status_code == 200
+        assert running.engine.load == (0, 0)
+
+
+def test_a_request_of_many_texts_waits_or_is_refused_as_a_whole(models):
+    with service(models, KEYS, rows=2, waiting=3) as running:
+        body = {"model": "mine", "prompt": ["a"] * 4, "max_tokens": 2}
+        found = post(running, "completions", body)
+        assert found.status_code == 429
+        assert running.engine.load == (0, 0)
+
+
+# --- nothing is told ----------------------------------------------------------------------------
+
+
+def test_no_text_stands_in_a_log(models, caplog, capfd, monkeypatch):
+    """Not of what was asked or answered, not of a key, also where something breaks."""
+    caplog.set_level(logging.DEBUG)
+    with service(models, KEYS) as running:
+        post(running, "chat/completions", chat(text=SECRET))
+        post(running, "classify", {"model": "labels", "input": SECRET}, LAB)
+        post(running, "chat/completions", {"model": SECRET, "messages": SECRET})
+        httpx.get(f"{running.url}/{SECRET}", headers={"authorization": f"Bearer {SECRET}"})
+
+        def broken(*arguments, **settings):
+            raise ValueError(SECRET)
+
+        monkeypatch.setattr(models["labels"].usable.predicting, "predict", broken)
+        found = post(running, "classify", {"model": "labels", "input": "a"}, LAB)
+        assert found.status_code == 500
+        assert SECRET not in found.text
+        monkeypatch.setattr(models["mine"].lane.batch, "add", broken)
+        found = post(running, "chat/completions", chat(text=SECRET))
+        assert found.status_code == 500
+        assert SECRET not in found.text
+        page = httpx.get(f"{running.url}/metrics", headers={"authorization": f"Bearer {WARD}"}).text
+        assert 'fedllm_errors_total{kind="ValueError"} 2.0' in page
+        log = "\n".join(running.log)
+    shown = capfd.readouterr()
+    ours = "\n".join(r.getMessage() for r in caplog.records if not r.name.startswith("http"))
+    for text in (log, shown.out, shown.err, page, ours):
+        for private in (SECRET, "Zebediah", WARD, LAB):
+            assert private not in text
+    assert "POST /v1/chat/completions 200 ward" in log
+    assert "error: ValueError in /v1/classify" in log
+    assert "other 401 nobody" in log or "other 404" in log
+
+
+def test_a_refusal_quotes_nothing(running):
+    for body in ({"model": "mine", "messages": SECRET}, chat(text=[{"type": SECRET}]), [SECRET]):
+        found = post(running, "chat/completions", body)
+        assert found.status_code == 400
+        assert "Zebediah" not in found.text
+
+
+def test_an_error_of_the_gate_itself_is_told_by_its_kind(models, monkeypatch):
+    async def broken(self, *arguments):
+        raise RuntimeError(SECRET)
+
+    monkeypatch.setattr(Gate, "_answer", broken)
+    with service(models, KEYS) as running:
+        found = post(running, "chat/completions", chat())
+        assert (found.status_code, SECRET in found.text) == (500, False)
+        assert SECRET not in "\n".join(running.log)
