@@ -22,8 +22,9 @@ def export(
         ...,
         "--format",
         help="peft: the adapter, for its base model. merged: a whole checkpoint. "
-        "onnx: a graph with the head in it, for onnxruntime.",
-        click_type=click.Choice(["peft", "merged", "onnx"]),
+        "onnx: a graph with the head in it, for onnxruntime. gguf: a "
+        "language model for llama.cpp.",
+        click_type=click.Choice(["peft", "merged", "onnx", "gguf"]),
     ),
     out: Path = typer.Option(..., metavar="DIR", help="The new folder."),
     base: Path | None = typer.Option(

@@ -148,6 +148,8 @@ def _code(handed: Handed) -> list[str]:
     needs = "torch, transformers, safetensors and, for an adapter, peft"
     if handed.library == "onnx":
         needs = "numpy, onnxruntime and tokenizers"
+    if handed.library == "gguf":
+        needs = "llama-cpp-python"
     intro = f"The script belongs into this folder. It needs {needs}; and no fedllm."
     return [intro, "", "```python", handed.script.rstrip("\n"), "```"]
 

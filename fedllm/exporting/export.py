@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from fedllm.errors import ConfigError
 from fedllm.exporting.card import Handed, write_card
+from fedllm.exporting.gguf_format import write_gguf
 from fedllm.exporting.kinds import kind_of
 from fedllm.exporting.merged import write_merged
 from fedllm.exporting.onnx_format import write_onnx
@@ -27,14 +28,15 @@ from fedllm.runs.names import ADAPTER
 from fedllm.runs.record import read_run_folder
 from fedllm.tasks import task_of
 
-Format = Literal["peft", "merged", "onnx"]
-WITH_DTYPE: tuple[Format, ...] = ("merged",)
+Format = Literal["peft", "merged", "onnx", "gguf"]
+WITH_DTYPE: tuple[Format, ...] = ("merged", "gguf")
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 _WRITERS: dict[Format, Callable[[Released, Path, Settings], Written]] = {
     "peft": write_peft,
     "merged": write_merged,
     "onnx": write_onnx,
+    "gguf": write_gguf,
 }
 
 

@@ -188,7 +188,7 @@ def import_gguf(path: Path, out: Path, precision: Precision | None = None) -> Gg
             reading(f"{path} cannot be read as a {file.architecture} model", _OTHERS),
             checkpoints.quietly(),
         ):
-            model, tokenizer = _read(file, _DTYPES[chosen])
+            model, tokenizer = read_model(file, _DTYPES[chosen])
             model.save_pretrained(new)
             tokenizer.save_pretrained(new)
         write_bytes(new / "README.md", _card(file, chosen).encode())
@@ -196,7 +196,16 @@ def import_gguf(path: Path, out: Path, precision: Precision | None = None) -> Gg
     return file
 
 
-def _read(file: GgufFile, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def read_model(
+    file: GgufFile, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the model of a GGUF file, its weights as numbers, and its tokenizer.
+
+    Raises
+    ------
+    CheckpointError
+        If a part of the file would be left out, or taken for something else.
+    """
     # In a folder of its own: a library looks for what it knows beside the file.
     with tempfile.TemporaryDirectory() as alone:
         (Path(alone) / _ALONE).symlink_to(file.path.absolute())
