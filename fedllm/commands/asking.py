@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fedllm.serving.usable import OwnLayerOf, Usable
 
 MODEL = typer.Option(
-    None, "--model", metavar="DIR", help="Folder of the base model, if not where the run says."
+    None, "--base", metavar="DIR", help="Folder of the base model, if not where the run says."
 )
 DEVICE = typer.Option(
     None, metavar="DEVICE", help="Where it computes: cpu, cuda, cuda:N or auto; as the run says."

@@ -134,7 +134,7 @@ def _base_of(config: RunConfig | None, folder: Path) -> str:
     there = f"; the run's was {named}" if named else ""
     raise ConfigError(
         f"the base model of the adapter in {folder} is not on this machine where it was{there}",
-        "name its folder with --model",
+        "name its folder with --base",
     )
 
 
@@ -188,7 +188,7 @@ def _require_same(
         raise CheckpointError(
             f"the adapter in {folder} is of another base model: it was trained on one with the "
             f"fingerprint {str(told)[:16]}, and that in {base} has {current[:16]}",
-            "name the folder of the base model that the run used with --model (fedllm model show "
+            "name the folder of the base model that the run used with --base (fedllm model show "
             "tells a folder's fingerprint)",
         )
 

@@ -154,7 +154,7 @@ def open_usable(
         if own_layer is not None or base is not None:
             raise ConfigError(
                 f"{location} is a base model by itself, with no adapter to put on another",
-                "give the folder of a run, or leave --model and --kit out",
+                "give the folder of a run, or leave --base and --kit out",
             )
         if is_exported(location):
             return _exported(location, device, max_length)

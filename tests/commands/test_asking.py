@@ -115,8 +115,8 @@ def test_a_base_model_by_itself_has_no_labels(tiny_checkpoint):
     assert "has no labels" in done.exception.message
     done = run("predict", tiny_checkpoint("bert"), "--text", "a")
     assert "is an encoder" in done.exception.message
-    done = run("generate", tiny_checkpoint("llama"), "--prompt", "a", "--model", "x")
-    assert "leave --model" in done.exception.remedy
+    done = run("generate", tiny_checkpoint("llama"), "--prompt", "a", "--base", "x")
+    assert "leave --base" in done.exception.remedy
 
 
 def test_a_longer_text_can_be_read(released):
@@ -183,7 +183,7 @@ def test_settings_without_a_meaning_are_refused_before_the_model_is_loaded(wrong
 
 def test_an_adapter_of_another_base_is_refused(released, tiny_checkpoint):
     folder = released("llama", "instruction")
-    done = run("generate", folder, "--prompt", "a", "--model", tiny_checkpoint("gpt2"))
+    done = run("generate", folder, "--prompt", "a", "--base", tiny_checkpoint("gpt2"))
     assert isinstance(done.exception, CheckpointError)
     assert "of another base model" in done.exception.message
 

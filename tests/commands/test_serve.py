@@ -54,7 +54,7 @@ def test_what_cannot_be_served_is_told(released, tiny_checkpoint, tmp_path):
     assert "two models are called run" in refused(run, run).message
     assert "no name for a model" in refused(f"a b={run}").message
     assert "there is no folder" in refused(tmp_path / "nothing").message
-    assert isinstance(refused(run, "--model", tiny_checkpoint("roberta")), CheckpointError)
+    assert isinstance(refused(run, "--base", tiny_checkpoint("roberta")), CheckpointError)
     assert "needs its key" in refused(run, "--tls-certificate", "x").message
     keys = tmp_path / "keys.toml"
     keys.write_text(f'[ward]\nkey = "{KEY}"\nmodels = ["other"]\n')

@@ -87,7 +87,7 @@ def test_a_moved_base_is_named(released, tiny_checkpoint, tmp_path):
     (folder / "run.toml").write_text(text)
     with pytest.raises(ConfigError, match=r"not on this machine .* /nowhere/base") as caught:
         load_released(folder)
-    assert "--model" in caught.value.remedy
+    assert "--base" in caught.value.remedy
     assert torch.equal(answers(load_released(folder, str(moved)).model), wanted)
 
 
@@ -107,7 +107,7 @@ def test_another_base_is_refused(other, alone, released, tiny_checkpoint, tmp_pa
         folder = tmp_path / "alone"
     with pytest.raises(CheckpointError, match="is of another base model") as caught:
         load_released(folder, str(base))
-    assert "--model" in caught.value.remedy
+    assert "--base" in caught.value.remedy
 
 
 def test_a_base_that_changed_where_it_lies_is_refused(released, tiny_checkpoint, tmp_path):
