@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fedllm.serving.released import Released
     from fedllm.serving.usable import OwnLayerOf, Usable
 
-MODEL = typer.Option(
+BASE = typer.Option(
     None, "--base", metavar="DIR", help="Folder of the base model, if not where the run says."
 )
 DEVICE = typer.Option(
@@ -69,7 +69,7 @@ def working(words: str) -> AbstractContextManager[object]:
 
 def opened(
     location: Path,
-    model: str | None,
+    base: str | None,
     device: str | None,
     max_length: int | None,
     kit: Path | None,
@@ -79,7 +79,7 @@ def opened(
 
     own_layer = None if kit is None else own_layer_of(kit)
     with working("loading the model"):
-        found = open_usable(location, model, device, max_length, own_layer)
+        found = open_usable(location, base, device, max_length, own_layer)
     for note in found.notes:
         tell(note)
     return found

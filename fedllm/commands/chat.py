@@ -35,7 +35,7 @@ def chat(
     top_p: float = asking.TOP_P,
     seed: int | None = asking.SEED,
     stop: list[str] = asking.STOP,
-    model: str | None = asking.MODEL,
+    base: str | None = asking.BASE,
     kit: Path | None = asking.KIT,
     device: str | None = asking.DEVICE,
     max_length: int | None = asking.MAX_LENGTH,
@@ -48,7 +48,7 @@ def chat(
     and it is told how many. Works on a pipe: one question a line, one answer each.
     """
     writing = asking.writing_of(new_tokens, temperature, top_p, seed, stop)
-    found = asking.opened(run, model, device, max_length, kit)
+    found = asking.opened(run, base, device, max_length, kit)
     from fedllm.serving.conversation import Conversation
 
     talk = Conversation.of(found, system)

@@ -41,7 +41,7 @@ def generate(
         False, "--raw", help="Go on with the prompt as it stands, without the model's template."
     ),
     rows: int = typer.Option(16, "--batch", min=1, metavar="N", help="Prompts completed at once."),
-    model: str | None = asking.MODEL,
+    base: str | None = asking.BASE,
     kit: Path | None = asking.KIT,
     device: str | None = asking.DEVICE,
     max_length: int | None = asking.MAX_LENGTH,
@@ -57,7 +57,7 @@ def generate(
     """
     writing = asking.writing_of(new_tokens, temperature, top_p, seed, stop)
     asking.check_asked(prompt, file, "--prompt")
-    found = asking.opened(run, model, device, max_length, kit)
+    found = asking.opened(run, base, device, max_length, kit)
     generator = found.require_generator()
     asked = asking.asked_texts(prompt, file, found.column)
     prompts = [found.prompt(one.text, new_tokens, raw) for one in asked]

@@ -34,7 +34,7 @@ def predict(
     top: int = typer.Option(
         3, min=0, metavar="N", help="Show so many labels of each text, the likeliest; 0 for all."
     ),
-    model: str | None = asking.MODEL,
+    base: str | None = asking.BASE,
     kit: Path | None = asking.KIT,
     device: str | None = asking.DEVICE,
     max_length: int | None = asking.MAX_LENGTH,
@@ -49,7 +49,7 @@ def predict(
     training, and it is told how many were. Probabilities are the model's own, and not calibrated.
     """
     asking.check_asked(text, file, "--text")
-    found = asking.opened(run, model, device, max_length, kit)
+    found = asking.opened(run, base, device, max_length, kit)
     predicting = found.require_predicting()
     asked = asking.asked_texts(text, file, found.column)
     cut: list[int] = []

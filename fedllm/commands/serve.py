@@ -50,7 +50,7 @@ def serve(
     most_tokens: int = typer.Option(
         1024, "--max-new-tokens", min=1, metavar="N", help="Most tokens that a request may get."
     ),
-    model: str | None = asking.MODEL,
+    base: str | None = asking.BASE,
     kit: Path | None = asking.KIT,
     device: str | None = asking.DEVICE,
     max_length: int | None = asking.MAX_LENGTH,
@@ -95,7 +95,7 @@ def serve(
     stop = stop_on_signals()
     own_layer = None if kit is None else asking.own_layer_of(kit)
     with asking.working("loading"):
-        served = serve_models(models, model, device, max_length, own_layer)
+        served = serve_models(models, base, device, max_length, own_layer)
     known = read_keys(keys, environment, frozenset(served))
     limits = Limits(time_s=time_s)
     metrics = Metrics()
