@@ -18,6 +18,7 @@ from fedllm.canonical import canonical_json, read_json, reading
 from fedllm.errors import ConfigError, FedllmError, PeerError, RefusedError
 from fedllm.federation.protocol.releases import (
     MAX_LIST_BYTES,
+    MAX_LISTED,
     RELEASES_PATH,
     Release,
     read_unverified_release,
@@ -29,8 +30,6 @@ from fedllm.files import write_bytes
 from fedllm.identity.kits import Kit
 from fedllm.privacy.ledger.audit import read_state
 from fedllm_client.connection import ask, reason
-
-_MOST_LISTED = 256
 
 
 @dataclass(frozen=True)
@@ -204,7 +203,7 @@ def _listed(kit: Kit) -> list[object]:
     require_ok(status, "the list of released models")
     with reading(PeerError("the coordinator's list of releases is damaged", "ask again")):
         listed = read_json(content)
-        if not isinstance(listed, list) or len(listed) > _MOST_LISTED:
+        if not isinstance(listed, list) or len(listed) > MAX_LISTED:
             raise ValueError("no list")
     return listed
 

@@ -117,6 +117,13 @@ for account in json.load(sys.stdin)["accounts"]:
 done
 fedllm authority log --kit "$(kit authority)" | tail -n 1
 
+say "release the model; every bank fetches and checks it over the same connection"
+fedllm server release "$name" --kit "$(kit coordinator)"
+for site in "${sites[@]}"; do
+  FEDLLM_SITE_RECORDS=$out/records/$site.jsonl fedllm client models fetch "$name" --kit "$(kit "$site")" \
+    --policy "$here/bank.toml" --out "$out/models/$site" 2>/dev/null
+done
+
 say "stop everybody"
 stop_all
 left=$(pgrep -f "$out/operator" || true)

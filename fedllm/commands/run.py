@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import typer
@@ -66,14 +67,14 @@ def run(
     elif not follow and (words := jobs.who_is_connected(kit)):
         typer.echo(visible(f"{words}; the run needs {config.rounds.min_sites} sites"), err=True)
     if not detach:
-        _watch(folder, json_output)
+        _watch(folder, kit, json_output)
     elif json_output:
         print(json.dumps({"run": config.name, "folder": str(folder)}))
     else:
         print(f"handed over; watch it with --follow. The run's folder is {folder}")
 
 
-def _watch(folder: Path, json_output: bool) -> None:
+def _watch(folder: Path, kit: Path, json_output: bool) -> None:
     from fedllm.runs.summary import read_summary
     from fedllm.runs.terminal import terminal_observer
     from fedllm_server.following import follow as follow_run
@@ -89,3 +90,6 @@ def _watch(folder: Path, json_output: bool) -> None:
         raise error_of(job)
     summary = read_summary(folder)
     print(summary.model_dump_json(indent=2) if json_output else summary.describe(folder))
+    if not json_output:
+        command = ["fedllm", "server", "release", job.name, "--kit", str(kit)]
+        typer.echo(visible(f"give it to the sites: {shlex.join(command)}"), err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import string
 from io import BytesIO
 
 import pytest
@@ -235,6 +236,23 @@ def test_every_change_of_a_log_is_refused_but_a_cut_at_its_end(tmp_path_factory,
             return
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(SealedError, match=r"line \d of rounds.sealed does not open"):
+        opened(path)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_another_spelling_of_the_last_line_is_refused(tmp_path, length):
+    """Letters of base64 that fill up: they hold bits that nobody reads."""
+    path = tmp_path / "rounds.sealed"
+    SealedLog(path, KEY, LOG).append("x" * length)
+    line = path.read_text().strip()
+    place = len(line.rstrip("=")) - 1
+    alphabet = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
+    letter = alphabet[alphabet.index(line[place]) ^ 1]
+    changed = line[:place] + letter + line[place + 1 :]
+    same = base64.b64decode(changed) == base64.b64decode(line)
+    assert same == line.endswith("=")
+    path.write_text(changed + "\n")
+    with pytest.raises(SealedError):
         opened(path)
 
 

@@ -102,7 +102,11 @@ def test_any_process_may_be_killed_and_the_adapter_is_that_of_the_simulator(depl
     os.kill(runner, signal.SIGKILL)
     wait_until(lambda: reached(4), 600.0, "round 4")
     deployment.kill("coordinator")
-    assert not any("fedllm_server.runner" in line for line in children_of(deployment))
+    wait_until(
+        lambda: not any("fedllm_server.runner" in line for line in children_of(deployment)),
+        60.0,
+        "the run's process died with the coordinator",
+    )
     deployment.start("coordinator")
     path = deployment.folder / "small.toml"
     kit = str(deployment.kit("coordinator"))

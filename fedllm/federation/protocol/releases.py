@@ -34,6 +34,7 @@ PIECE_PATH = "/v1/fedllm/release-piece"
 PIECE_BYTES = 4 << 20
 MAX_DOCUMENT_BYTES = 1 << 20
 MAX_LIST_BYTES = 16 << 20
+MAX_LISTED = 256
 MAX_FILES = 32
 # The largest of what any adapter is made of: layers of a base model in float32.
 MAX_FILE_BYTES = 64 << 30

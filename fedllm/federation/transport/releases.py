@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from fedllm.errors import PeerError
 from fedllm.federation.protocol.releases import (
     MAX_LIST_BYTES,
+    MAX_LISTED,
     PIECE_BYTES,
     PIECE_PATH,
     RELEASES_PATH,
@@ -51,12 +52,12 @@ class Shelf:
         self._files = files
 
     def listed(self) -> bytes:
-        """Return all signed documents, the newest first, as a JSON list."""
+        """Return the newest signed documents, as many as a node takes, as a JSON list."""
         found = [path for path in self._folder.glob(f"*/{self._document}") if path.is_file()]
         found.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
         texts: list[bytes] = []
         left = MAX_LIST_BYTES - 2
-        for path in found:
+        for path in found[:MAX_LISTED]:
             text = path.read_bytes()
             left -= len(text) + 1
             if left < 0:
