@@ -18,7 +18,7 @@ from fedllm.federation.site.files import SiteFiles
 from fedllm.identity.kits import Kit
 from fedllm.privacy.ledger.audit import read_state
 from fedllm.privacy.ledger.state import LedgerState
-from fedllm.runs.lineage import Ancestor, ancestors, may_have_trained, names
+from fedllm.runs.lineage import ancestors, may_have_trained, names
 from fedllm.serving.released import Released
 
 _UNKNOWN = "a run that is not known"
@@ -37,7 +37,7 @@ def require_new_in_simulation(released: Released) -> None:
     ConfigError
         Names the earlier runs.
     """
-    if seen := may_have_trained(_before(released), released.config, simulated=True):
+    if seen := may_have_trained(ancestors(released.about)[1:], released.config, simulated=True):
         raise ConfigError(
             f"the run began with an adapter that goes back to {names(seen, _UNKNOWN)}, which may "
             "have trained on the records held out now: they are no new records to the shared "
@@ -74,7 +74,7 @@ def _why_not_in_run(
 ) -> str:
     units = {charge.unit for charge in ledger.reservations.values() if charge.run == run}
     if not units:
-        return _carried(ledger)
+        return _carried(ledger, run)
     # As sites are sent it.
     stated = digest(to_toml(shared_config(released.config)))
     if ledger.configs.get(run) != stated:
@@ -93,11 +93,15 @@ def _why_not_in_run(
 
 
 def _why_not_before(released: Released, ledger: LedgerState, run: str) -> str:
-    taken = {charge.run for charge in ledger.reservations.values()} - {run}
-    if not taken and not ledger.carried:
+    taken = {charge.run for charge in ledger.reservations.values()}
+    taken = taken.union(*(carried.runs for carried in ledger.carried)) - {run}
+    unknown = _forgets_runs(ledger)
+    if not taken and not unknown:
         return ""
     earlier = [
-        one for one in _before(released) if one.run_id in taken or not one.run_id or ledger.carried
+        one
+        for one in ancestors(released.about)[1:]
+        if unknown or one.run_id in taken or not one.run_id
     ]
     seen = may_have_trained(earlier, released.config, simulated=False)
     if not seen:
@@ -108,12 +112,15 @@ def _why_not_before(released: Released, ledger: LedgerState, run: str) -> str:
     )
 
 
-def _carried(ledger: LedgerState) -> str:
-    if not ledger.carried:
+def _carried(ledger: LedgerState, run: str) -> str:
+    if not _forgets_runs(ledger) and not any(run in one.runs for one in ledger.carried):
         return ""
-    return "this site's ledger was carried over and does not say whether the site was in the run"
+    return (
+        "this site's ledger was carried over, and the new one does not say what the site was asked "
+        "for in the run"
+    )
 
 
-def _before(released: Released) -> tuple[Ancestor, ...]:
-    """Return what the run itself goes back to."""
-    return ancestors(released.about)[1:]
+def _forgets_runs(ledger: LedgerState) -> bool:
+    """Tell whether spending was carried over without the runs that it was spent in."""
+    return not all(carried.runs for carried in ledger.carried)
