@@ -252,6 +252,8 @@ def test_the_whole_chain_is_carried_and_a_run_without_privacy_leaves_it_unbounde
     page = (tmp_path / "three" / "report.html").read_text()
     assert "two, one" in page
     assert "no epsilon is known" in page
+    card = (tmp_path / "three" / "adapter" / "README.md").read_text()
+    assert "`two, one`" in card and "bounded by no epsilon" in card
     # The first has seen what the third measures on.
     assert "may have trained on them" in page
     with pytest.raises(ConfigError, match="two, one") as error:
