@@ -22,7 +22,8 @@ def benefit(
 
     Its own model, the shared one, and the shared one with a layer of the site's own, which is
     trained on the site's records without noise and would stay there. Measured on the records that
-    the run held back at each site (evaluation.every). At a deployed site: `fedllm client
+    the run held back at each site (evaluation.every); a run that began with another's adapter
+    (model.start) has none that are new to the model. At a deployed site: `fedllm client
     personalise`.
     """
     from rich.console import Console

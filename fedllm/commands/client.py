@@ -102,8 +102,8 @@ def personalise(
 
     Trains on this site's records without noise, and sends nothing: the layer lies in the kit,
     encrypted with this site's keys. It may hold records nearly word for word; so may its answers.
-    Where the run held records back (evaluation.every), compares on them this site's own model, the
-    shared one, and the shared one with the layer.
+    Where the run held records back (evaluation.every), and no run before it had them, compares on
+    them this site's own model, the shared one, and the shared one with the layer.
     """
     from fedllm.commands.benefit import print_benefit
     from fedllm.config import load_site_policy
@@ -122,19 +122,25 @@ def personalise(
             "name the site's own records and base model; see examples/deployment/site.toml",
         )
     data = found.data
-    benefit, layer, path = compare_here(
+    here = compare_here(
         run, own, found.model, lambda config: task_of(config.task).read(data.train, data)
     )
     if json_output:
-        told = None if benefit is None else benefit.model_dump(mode="json")
-        print(json.dumps({"layer": str(path), "epochs": layer.epochs, "benefit": told}, indent=2))
+        told = {
+            "layer": str(here.path),
+            "epochs": here.layer.epochs,
+            "benefit": None if here.benefit is None else here.benefit.model_dump(mode="json"),
+            "why_not": here.why_not,
+        }
+        print(json.dumps(told, indent=2))
         return
-    if benefit is None:
-        print("nothing to compare on: the run held no records back (evaluation.every)")
+    if here.benefit is None:
+        print(visible(f"nothing to compare on: {here.why_not}"))
     else:
-        print_benefit(benefit)
-    kept = f"{layer.epochs} epochs" if layer.epochs else "no better than the shared model, so empty"
-    print(f"the layer ({kept}) lies encrypted in {path}; nothing was sent")
+        print_benefit(here.benefit)
+    epochs = here.layer.epochs
+    kept = f"{epochs} epochs" if epochs else "no better than the shared model, so empty"
+    print(f"the layer ({kept}) lies encrypted in {here.path}; nothing was sent")
 
 
 @app.command()

@@ -136,8 +136,11 @@ def plan(
     if quality:
         _plan_recipe(context, (epsilon, delta, sites), (records, rounds), json_output, plot)
         return
-    if batch < 1 or steps < 1:
-        raise ConfigError("--batch and --steps must be at least 1", "e.g. --batch 64 --steps 10")
+    if not (1 <= batch <= _MOST and 1 <= steps <= _MOST):
+        raise ConfigError(
+            f"--batch and --steps must be at least 1 and at most {_MOST:.0e}",
+            "e.g. --batch 64 --steps 10",
+        )
     rows = [
         row
         for count in _numbers("--records", records, int)
@@ -227,6 +230,9 @@ def _plan_recipe(
     )
 
 
+# The accountants count no more steps, and no site has as many records.
+_MOST = 10**12
+_SHOWN_LETTERS = 40
 # Gradients are clipped: a sum of so many is never longer.
 _BEYOND_USE = (
     "WARNING: a noise multiplier above the records of a batch is beyond use: the noise on every "
@@ -333,8 +339,12 @@ def _numbers(option: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
         values = tuple(kind(part) for part in text.split(","))
     except ValueError:
         values = ()
-    if not values or not all(value > 0 and math.isfinite(value) for value in values):
-        raise ConfigError(f"{option} {text!r} is not a list of positive numbers", "e.g. 300,1000")
+    if not values or not all(0 < value <= _MOST for value in values):
+        shown = text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."
+        raise ConfigError(
+            f"{option} {shown!r} is not a list of positive numbers up to {_MOST:.0e}",
+            "e.g. 300,1000",
+        )
     return values
 
 

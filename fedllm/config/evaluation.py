@@ -19,7 +19,8 @@ class EvaluationSection(Section):
     every : int
         Rounds between two evaluations at the sites, and after the last one; 0 for none.
     holdout : float
-        Part of each site's records (or persons) that is never trained on.
+        Part of each site's records (or persons) that this run does not train on. Runs of the same
+        task and unit hold the same ones out, and all of a smaller share; others may train on them.
     epsilon : float
         Spent by all evaluations together, out of the run's ``privacy.epsilon``; a run
         without privacy sends exact sums.

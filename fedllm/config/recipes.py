@@ -6,8 +6,9 @@ found best for such a run. It is written into the values before they are checked
 version can read another meaning into them. What a section alone says (`LoraSection` and so on) is
 older, and stays: digests of runs leave out what stands at it.
 
-A configuration as a run's folder or a message has it, also one of an earlier version, is left as it
-is: it says everything.
+A configuration as a run's folder or a message has it is left as it is: it says everything, and
+that it does (``complete``). One of an earlier version, which does not say so, is known by the many
+keys that all of them wrote.
 """
 
 from __future__ import annotations
@@ -16,8 +17,15 @@ from collections.abc import Mapping
 from math import inf, sqrt
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
+from fedllm.config.data import DataSection
+from fedllm.config.encryption import EncryptionSection
+from fedllm.config.model import LoraSection, ModelSection
+from fedllm.config.privacy import PrivacySection
+from fedllm.config.rounds import RoundsSection
+from fedllm.config.section import Section
+from fedllm.config.training import TrainingSection
 from fedllm.limits import MAX_SITES
 
 # The noise of all rounds moves every value about as far, whatever epsilon, records and sites are:
@@ -31,8 +39,8 @@ _SITES = 10
 # whose batches are up to four times as large take part.
 _RECORDS = 1000
 _WITH_HEADS = ("classification", "token_classification")
-# More are refused elsewhere.
-_MOST_ROUNDS = 99_999
+# A sum of fewer sites is none.
+_FEWEST = 2
 # What may be filled.
 FILLED = frozenset(
     {
@@ -52,21 +60,32 @@ FILLED = frozenset(
         "privacy.noise",
     }
 )
-# What every version wrote of every run.
-_ALWAYS_WRITTEN = (
-    ("model", "max_length"),
-    ("lora", "rank"),
-    ("rounds", "count"),
-    ("training", "local_steps"),
-    ("privacy", "delta"),
-    ("encryption", "scheme"),
-)
+# What is read here.
+_SECTIONS: Mapping[str, type[Section]] = {
+    "model": ModelSection,
+    "data": DataSection,
+    "lora": LoraSection,
+    "rounds": RoundsSection,
+    "training": TrainingSection,
+    "privacy": PrivacySection,
+    "encryption": EncryptionSection,
+}
+# What every version wrote of every run, until they said that they had written everything.
+_WRITTEN_BEFORE: Mapping[str, frozenset[str]] = {
+    "model": frozenset({"path", "max_length", "pooling", "feature_scale"}),
+    "lora": frozenset({"rank", "alpha"}),
+    "rounds": frozenset({"count", "min_sites", "optimizer", "learning_rate"}),
+    "training": frozenset({"local_steps", "batch_size", "optimizer"}),
+    "privacy": frozenset({"delta", "noise"}),
+    "encryption": frozenset({"scheme", "bits"}),
+}
 
 
 def with_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's plain values with what the recipe says of keys that are not there.
 
-    Values that are wrong are left as they are, for others to refuse.
+    They say afterwards that they are complete. Where any value is wrong nothing is filled, and it
+    is left for others to refuse.
 
     Parameters
     ----------
@@ -74,16 +93,18 @@ def with_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
         Sections are mappings, or sections that were made already.
     """
     run = _Filling(values)
-    if all(key in run.given(section) for section, key in _ALWAYS_WRITTEN):
+    if values.get("complete") not in (None, False) or not run.readable:
+        return run.values
+    run.values["complete"] = True
+    if all(keys <= run.given(section) for section, keys in _WRITTEN_BEFORE.items()):
         return run.values
     classifies = values.get("task") == "classification"
     if classifies:
         _names_as_features(run)
     if _one_gradient(run):
-        private = run.get("privacy", "epsilon") not in (None, "none")
         if classifies and not run.given("lora"):
             run.fill("lora", rank=0)
-        if private:
+        if run.get("privacy", "epsilon") is not None:
             _shared_noise(run)
         _gradient_a_round(run)
     return run.values
@@ -120,32 +141,21 @@ def _gradient_a_round(run: _Filling) -> None:
     if run.get("training", "sampling_rate") is None:
         run.fill("training", sampling_rate=_HEAD_RATE if head_alone else _ADAPTER_RATE)
     rate = run.get("training", "sampling_rate")
-    if isinstance(rate, float | int) and 0 < rate <= 1:
+    if rate is not None:
         run.fill("training", batch_size=max(1, round(_RECORDS * rate)))
     if not {"optimizer", "learning_rate"} & run.given("rounds"):
         run.fill("rounds", optimizer="adam")
     count = run.get("rounds", "count")
-    known = isinstance(count, int) and 0 < count <= _MOST_ROUNDS
-    if (
-        run.get("rounds", "optimizer") == "adam"
-        and known
-        and "learning_rate" not in run.given("rounds")
-    ):
-        noise = _epsilon(run), _records(run)
+    if run.get("rounds", "optimizer") == "adam" and "learning_rate" not in run.given("rounds"):
+        noise = run.get("privacy", "epsilon"), _records(run)
         if not head_alone and run.values.get("task") in _WITH_HEADS:
             run.fill("rounds", head_learning_rate=coordinator_step(count, *noise))
         run.fill("rounds", learning_rate=coordinator_step(count, *noise, adapters=not head_alone))
 
 
-def _epsilon(run: _Filling) -> float | None:
-    found = run.get("privacy", "epsilon")
-    return float(found) if isinstance(found, float | int) and found > 0 else None
-
-
 def _records(run: _Filling) -> float:
     """Return how many records a run might have, as far as noise counts."""
-    sites = run.get("data", "sites") if "sites" in run.given("data") else _SITES
-    many = min(max(1, sites), MAX_SITES) if isinstance(sites, int) else 1
+    many = min(run.get("data", "sites") or _SITES, MAX_SITES)
     shared = run.get("privacy", "noise") == "distributed"
     return _RECORDS * (many if shared else sqrt(many))
 
@@ -186,10 +196,10 @@ def _shared_noise(run: _Filling) -> None:
         return
     # Each site adds a part of the noise that is enough for the smallest sum that may be opened:
     # where fewer than all may be in it, all together add more than is needed.
-    sites = run.get("data", "sites") if "sites" in run.given("data") else _SITES
-    drawn = run.get("rounds", "sites")
-    smallest = min((s for s in (sites, drawn) if isinstance(s, int)), default=2)
-    if 2 <= smallest <= MAX_SITES:
+    # One sum holds no more than so many.
+    sites = min(run.get("data", "sites") or _SITES, MAX_SITES)
+    smallest = min(sites, run.get("rounds", "sites") or sites)
+    if smallest >= _FEWEST:
         run.fill("rounds", min_sites=smallest)
 
 
@@ -198,20 +208,23 @@ class _Filling:
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = dict(values)
+        self._read: dict[str, Section] = {}
+        for name in _SECTIONS:
+            self._see(name)
+
+    @property
+    def readable(self) -> bool:
+        """Whether all sections that are there hold what they may."""
+        return all(name in self._read for name in _SECTIONS if name in self.values)
 
     def given(self, section: str) -> set[str]:
         """Return the keys of a section that have a value, were it none."""
-        found = self.values.get(section)
-        if isinstance(found, BaseModel):
-            return set(found.model_fields_set)
-        return set(found) if isinstance(found, Mapping) else set()
+        found = self._read.get(section)
+        return set() if found is None else set(found.model_fields_set)
 
     def get(self, section: str, key: str) -> Any:
-        """Return a key's value; None where it is not given."""
-        found = self.values.get(section)
-        if isinstance(found, BaseModel):
-            return getattr(found, key) if key in found.model_fields_set else None
-        return found.get(key) if isinstance(found, Mapping) else None
+        """Return a key's value as the section takes it; None where it is not given."""
+        return getattr(self._read[section], key) if key in self.given(section) else None
 
     def fill(self, section: str, **defaults: Any) -> None:
         """Give keys of a section a value, where they have none."""
@@ -220,8 +233,17 @@ class _Filling:
         missing = {k: v for k, v in defaults.items() if k not in self.given(section)}
         found = self.values.get(section, {})
         if isinstance(found, BaseModel):
-            self.values[section] = type(found)(
-                **{**found.model_dump(exclude_unset=True), **missing}
-            )
-        elif isinstance(found, Mapping):
+            found = found.model_dump(exclude_unset=True)
+        if isinstance(found, Mapping):
             self.values[section] = {**found, **missing}
+            self._see(section)
+
+    def _see(self, name: str) -> None:
+        """Read a section as the run will: what is said there may be spelled in several ways."""
+        found = self.values.get(name)
+        if found is None:
+            return
+        try:
+            self._read[name] = _SECTIONS[name].model_validate(found)
+        except (ValidationError, OverflowError):
+            self._read.pop(name, None)

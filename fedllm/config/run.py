@@ -36,11 +36,15 @@ class RunConfig(Section):
     seed : int
         Of what is public: adapters before training, and how a simulation deals records out.
         Batches and noise of private runs follow from no seed.
+    complete : bool
+        Whether the file says everything, as ``run.toml`` of a run's folder does; what it leaves out
+        stands then at the section's default. Otherwise the recipe fills it.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     task: Task
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    complete: Annotated[bool, Field(strict=True)] = True
     model: ModelSection
     data: DataSection
     lora: LoraSection = LoraSection()

@@ -27,6 +27,7 @@ from fedllm.files import write_bytes
 from fedllm.mechanisms import mechanism_of
 from fedllm.privacy.accounting.words import ADJACENCY, epsilon_text
 from fedllm.privacy.ledger.heads import read_heads
+from fedllm.runs.lineage import ancestors, names, spent_together
 from fedllm.runs.names import HEADS, REPORT
 from fedllm.runs.record import RunFolder
 from fedllm.visible import visible
@@ -285,7 +286,10 @@ def _origin(run: RunFolder, said: CardSection) -> list[str]:
     }
     lines = [f"- {name}: {_span(value) if value else UNKNOWN}" for name, value in rows.items()]
     if started:
-        lines.append(f"- started from: {_span(started.get('run') or UNKNOWN)}")
+        earlier = ancestors(started)
+        lines.append(f"- started from: {_span(names(earlier, UNKNOWN))}")
+        if run.config.private and spent_together(earlier, run.config.unit) is None:
+            lines.append("- what that tells of its own records: bounded by no epsilon here")
     lines += [f"- {_cell(name)}: {_span(value)}" for name, value in versions.items()]
     return lines
 

@@ -14,7 +14,8 @@ from fedllm.models.architecture import Architecture
 from fedllm.models.lora import adapted_layers
 
 # Softmax takes off again what the same vector at all keys adds to a query's products, so these
-# get no gradient but rounding: under noise they would be noise alone.
+# get no gradient but rounding: under noise they would be noise alone. A layer that makes query,
+# key and value together has one bias for all three, which is trained whole.
 _NO_EFFECT = tuple(f".{name}.bias" for name in ("key", "k", "k_proj", "k_lin", "key_proj"))
 
 
@@ -48,8 +49,8 @@ def own_tensors(
 ) -> list[str]:
     """Return the names of what ``lora.method`` trains of the base itself, in the model's order.
 
-    Biases of keys are left out, for attention does not depend on them but where positions turn
-    keys.
+    Biases of keys that have a layer of their own are left out, for attention does not depend on
+    them but where positions turn keys.
     """
     within = tuple(f"{layer}." for layer in adapted_layers(backbone, architecture, section))
     return [

@@ -1,6 +1,7 @@
 """What a site gains by the federation: its own model, the shared one, and that with its own layer.
 
-All three are measured on records of the site that none of them was trained on.
+All three are measured on records of the site that none of them was trained on
+(`fedllm.personal.held_out` tells whether that is so).
 """
 
 from __future__ import annotations

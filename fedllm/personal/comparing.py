@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from fedllm.federation.protocol.evaluating import Holdout
 from fedllm.identity.keys import Identity
 from fedllm.identity.kits import Kit
 from fedllm.personal.benefit import Benefit, SiteBenefit, benefit_of, compare
+from fedllm.personal.held_out import holds_back, require_new_in_simulation, why_not_new
 from fedllm.personal.own_layer import OwnLayer, fit_own_layer
 from fedllm.personal.sealed import own_layer_path, seal_own_layer
 from fedllm.runs import names
@@ -27,6 +29,28 @@ _HOLD_BACK = (
     "set evaluation.every in the next run, such as to rounds.count; sites then keep "
     "evaluation.holdout of their records out of training"
 )
+
+
+@dataclass(frozen=True, eq=False)
+class Here:
+    """What came of a deployed site's own layer.
+
+    Attributes
+    ----------
+    benefit : Benefit, optional
+        Of this site alone; None where no records are certain to be new to the model.
+    layer : OwnLayer
+        What was made.
+    path : Path
+        Where it lies, sealed.
+    why_not : str
+        Why nothing was compared.
+    """
+
+    benefit: Benefit | None
+    layer: OwnLayer
+    path: Path
+    why_not: str = ""
 
 
 def compare_simulated(
@@ -46,15 +70,17 @@ def compare_simulated(
     Raises
     ------
     ConfigError
-        If the run is not finished, was no simulation, or held no records back.
+        If the run is not finished, was no simulation, held no records back, or began with an
+        earlier run's adapter.
     """
     released = load_released(folder)
-    if not _holds_back(released):
+    if not holds_back(released):
         raise ConfigError(
             f"the run in {folder} held no records back: the shared model has seen every one, and "
             "would look better than it is",
             _HOLD_BACK,
         )
+    require_new_in_simulation(released)
     keys = folder / names.IDENTITIES
     found = []
     for site, records in divided(released.config).items():
@@ -72,7 +98,7 @@ def compare_simulated(
 
 def compare_here(
     folder: Path, kit: Kit, base: SiteModelSection, records: Callable[[RunConfig], list[Record]]
-) -> tuple[Benefit | None, OwnLayer, Path]:
+) -> Here:
     """Make a deployed site's own layer, keep it sealed in the kit, and compare.
 
     Parameters
@@ -84,18 +110,15 @@ def compare_here(
     records : callable
         Reads the site's records for a run.
 
-    Returns
-    -------
-    Benefit, optional
-        Of this site alone; None where the run held no records back to compare on.
-    OwnLayer
-        What was made.
-    Path
-        Where it lies, sealed.
+    Raises
+    ------
+    FedllmError
+        If the model cannot be loaded, the site's ledger was changed, or there are too few records.
     """
     released = load_released(folder, base.path, base.device or "cpu")
     own_records, benefit = records(released.config), None
-    if _holds_back(released):
+    why_not = why_not_new(released, kit, own_records)
+    if not why_not:
         benefit, layer = _at_site(released, own_records, kit.identity, kit.identity.name)
     else:
         layer = fit_own_layer(released.model, _encoded(released, own_records))
@@ -104,14 +127,9 @@ def compare_here(
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     seal_own_layer(layer, path, kit.identity, released.model, sha256)
     if benefit is None:
-        return None, layer, path
+        return Here(None, layer, path, why_not)
     found = benefit_of(released.config.name, _run_id(released), released.model, [benefit])
-    return found, layer, path
-
-
-def _holds_back(released: Released) -> bool:
-    """Tell whether sites kept records out of training."""
-    return bool(released.config.evaluation.every)
+    return Here(found, layer, path)
 
 
 def _run_id(released: Released) -> str:

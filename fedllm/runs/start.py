@@ -10,7 +10,9 @@ from typing import Any
 from fedllm.config import RunConfig
 from fedllm.errors import ConfigError, FedllmError
 from fedllm.runs.checkpoints import RunState
+from fedllm.runs.lineage import CHAIN, ancestors, link
 from fedllm.runs.names import ADAPTER, RUN_TOML, SUMMARY
+from fedllm.runs.record import read_config
 from fedllm.runs.summary import read_summary
 
 _ABOUT = "shared_model.json"
@@ -35,8 +37,9 @@ class StartedFrom:
         As `SharedModel.save_adapter` wrote it.
     about : dict
         What is said of it ever after: ``adapter`` (SHA-256 of its files) and, where it lies in a
-        run folder, ``run`` (name), ``run_id``, and ``epsilon`` and ``delta`` (as that run spent
-        them at most; None without privacy).
+        run folder, ``run`` (name), ``run_id``, ``epsilon`` and ``delta`` (as that run spent them at
+        most; None without privacy), and ``chain`` (that run, and all that it goes back to; see
+        `fedllm.runs.lineage`).
     """
 
     folder: Path
@@ -103,5 +106,13 @@ def _run(folder: Path) -> dict[str, Any]:
         summary = read_summary(folder)
     except FedllmError as error:
         raise ConfigError(f"model.start: {error.message}", error.remedy) from None
-    told = {"run": summary.run, "run_id": summary.run_id}
-    return told | {key: summary.privacy.get(key) for key in ("epsilon", "delta")}
+    try:
+        config = read_config(folder)
+    except FedllmError:
+        config = None
+    told = link(summary.model_dump(), summary.privacy, config)
+    before = [one.model_dump(mode="json") for one in ancestors(summary.started_from)]
+    return {
+        **{key: told[key] for key in ("run", "run_id", "epsilon", "delta")},
+        CHAIN: [told, *before],
+    }

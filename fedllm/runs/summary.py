@@ -19,6 +19,7 @@ from pydantic import (
 from fedllm.files import write_json
 from fedllm.identity.titles import shown
 from fedllm.privacy.accounting.words import epsilon_text
+from fedllm.runs.lineage import ancestors, names, spent_together
 from fedllm.runs.metrics import Figures
 from fedllm.runs.names import SUMMARY
 from fedllm.runs.plain_json import damaged, finite, read_object
@@ -65,8 +66,9 @@ class Summary(BaseModel):
     started_from : dict
         Of a run that went on from an earlier run's adapter: ``adapter`` (SHA-256 of its files),
         ``head`` (whether the head was taken over), and where they are known ``run``, ``run_id``,
-        ``epsilon`` and ``delta`` of the earlier run. A record that took part in both spent both;
-        a site's ledger adds them up where both were charged to it.
+        ``epsilon`` and ``delta`` of the earlier run, and ``chain``: that run and all that it goes
+        back to, the nearest first (`fedllm.runs.lineage.Ancestor`). A record that took part in
+        several spent the epsilon of each; a site's ledger adds up what was charged to it.
     quality : dict
         By "label" or "group" of the public test file (`data.group`), then by name: test metrics
         ``after`` the run and, where it began untrained, ``before``.
@@ -190,8 +192,20 @@ class Summary(BaseModel):
             return []
         name = self.started_from.get("run") or "an adapter"
         words = f"from {name} ({str(self.started_from.get('adapter'))[:16]})"
+        earlier = ancestors(self.started_from)
+        if before := earlier[1:]:
+            words += f", which goes back to {names(before, 'what is not known')}"
         if self.privacy.get("promised") is not None:
-            words += "; a record that took part in both spent the epsilon of both"
+            spent = spent_together(earlier, str(self.privacy.get("unit")))
+            if spent is None:
+                words += "; what that adapter tells of its own records no epsilon bounds"
+            elif before:
+                words += (
+                    "; a record that took part in all spent the epsilon of all: "
+                    f"{epsilon_text(spent)} before this run"
+                )
+            else:
+                words += "; a record that took part in both spent the epsilon of both"
         return [visible(f"  started     {words}")]
 
     def _encryption(self) -> str:

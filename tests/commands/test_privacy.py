@@ -188,3 +188,11 @@ def test_a_plan_says_how_many_held_out_units_a_label_needs():
         parts="label"
     )
     assert "not told of" not in told()
+
+
+@pytest.mark.parametrize("option", ["--records", "--rounds", "--noise", "--batch", "--steps"])
+def test_a_number_of_four_hundred_digits_is_refused_in_words(option):
+    done = CliRunner().invoke(app, ["privacy", "plan", option, "1" + "0" * 400])
+    assert isinstance(done.exception, ConfigError), done.exception
+    assert option in done.exception.message
+    assert len(done.exception.message) < 200

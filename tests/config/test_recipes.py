@@ -6,6 +6,8 @@ import pytest
 
 from fedllm.config import DataSection, ModelSection, RunConfig, parse, parse_toml, to_toml
 from fedllm.config.recipes import coordinator_step
+from fedllm.errors import ConfigError
+from fedllm.limits import MAX_SITES
 from fedllm.runs.folder import config_digest
 
 MINIMAL = {
@@ -137,3 +139,62 @@ def test_a_run_of_an_earlier_version_means_what_it_meant():
     assert config_digest(config) == (
         "3a65b4071259bbc62a9e6600851efc4af9935a001bdff3b758d9b0ff1b04e183"
     )
+
+
+SPELLED = [
+    ({"data": {"sites": 20}}, {"data": {"sites": 20.0}}),
+    ({"rounds": {"count": 50}}, {"rounds": {"count": 50.0}}),
+    ({"rounds": {"count": 50}}, {"rounds": {"count": "50"}}),
+    ({"rounds": {"sites": 4}}, {"rounds": {"sites": 4.0}}),
+    ({"privacy": {"epsilon": 0.5}}, {"privacy": {"epsilon": "0.5"}}),
+    ({"training": {"sampling_rate": 0.2}}, {"training": {"sampling_rate": "0.2"}}),
+    ({"training": {"local_steps": 5}}, {"training": {"local_steps": "5"}}),
+    ({"lora": {"rank": 0}}, {"lora": {"rank": 0.0}}),
+    ({"model": {"feature_scale": 0.0}}, {"model": {"feature_scale": "0"}}),
+    ({"encryption": {"masks": False}}, {"encryption": {"masks": "false"}}),
+]
+
+
+@pytest.mark.parametrize(("plain", "spelled"), SPELLED)
+def test_the_recipe_reads_a_value_as_the_run_does(plain, spelled):
+    assert made(**spelled) == made(**plain)
+
+
+def test_more_sites_than_one_sum_holds_do_not_leave_the_smallest_sum_at_two():
+    many = made(data={"sites": MAX_SITES + 1})
+    assert many.rounds.min_sites == MAX_SITES
+    assert made(data={"sites": MAX_SITES + 1}, rounds={"sites": 6}).rounds.min_sites == 6
+
+
+@pytest.mark.parametrize("key", ["privacy.epsilon", "training.sampling_rate", "data.alpha"])
+def test_a_number_of_four_hundred_digits_is_refused_by_its_key(key):
+    section, name = key.split(".")
+    with pytest.raises(ConfigError, match=key):
+        made(**{section: {name: 10**400}})
+
+
+# Every key that once told a file of the program's from one written by hand, at its default.
+AT_DEFAULT = {
+    "model": {"max_length": 128},
+    "rounds": {"count": 100},
+    "training": {"local_steps": 1},
+    "privacy": {"delta": 1e-5},
+    "encryption": {"scheme": "bfv"},
+    "lora": {"rank": 0},
+}
+
+
+def test_a_file_that_says_many_keys_as_the_recipe_has_them_is_the_same_run():
+    assert made(**AT_DEFAULT) == made()
+
+
+def test_what_is_written_says_that_it_is_complete():
+    config = made()
+    assert "\ncomplete = true\n" in to_toml(config)
+    # With a key taken out, what the file leaves out stands at the section's default.
+    values = parse_toml(to_toml(config), "it")
+    del values["privacy"]["noise"]
+    assert parse(RunConfig, values, "it").privacy.noise == "local"
+    assert parse(RunConfig, {**values, "complete": False}, "it").privacy.noise == "distributed"
+    with pytest.raises(ConfigError, match="complete"):
+        parse(RunConfig, {**MINIMAL, "complete": "yes"}, "it")

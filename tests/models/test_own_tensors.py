@@ -100,6 +100,18 @@ def test_what_is_trained(kind, lora, expected, base):
     assert trained == {s.name for s in model.manifest.segments}
 
 
+def test_a_bias_that_keys_share_with_queries_and_values_is_trained_whole(base, random_dataset):
+    """As docs/adapters.md says: the key's third has no gradient, and gets noise all the same."""
+    model = moved(model_of(base, "gpt2", "instruction", BITFIT))
+    losses = record_losses(model, random_dataset(2, "instruction").batch(np.array([0])))
+    names = [segment.name for segment in model.manifest.segments]
+    parts = torch.autograd.grad(losses[0], model.trained, materialize_grads=True)
+    shared = [part for name, part in zip(names, parts, strict=True) if "c_attn.bias" in name]
+    assert len(shared) == LAYERS
+    for query, key, value in (part.chunk(3) for part in shared):
+        assert key.norm() < 1e-4 * min(query.norm(), value.norm())
+
+
 @every_way
 def test_a_saved_model_is_what_transformers_loads(lora, base, tmp_path, random_dataset):
     model = moved(model_of(base, "bert", "classification", lora))

@@ -14,9 +14,12 @@ from fedllm.adapters import adapter_of
 from fedllm.audit.report.page import write_report
 from fedllm.errors import ConfigError, FedllmError
 from fedllm.models.start import take_over
+from fedllm.personal.comparing import compare_simulated
 from fedllm.runs.checkpoints import load_checkpoint
+from fedllm.runs.lineage import ancestors
 from fedllm.runs.record import read_run_folder
 from fedllm.runs.start import find_start
+from fedllm_client.dividing import divide
 from fedllm_server.simulation import simulate
 
 METHODS = ("lora", "ffa", "ffa_orthonormal", "rolora", "fedsvd", "core")
@@ -224,3 +227,35 @@ def test_an_adapters_folder_alone_will_do(config, earlier, tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:-3])
     with pytest.raises(FedllmError, match="damaged"):
         simulate(started(config, alone), tmp_path / "last", observers=[])
+
+
+def test_the_whole_chain_is_carried_and_a_run_without_privacy_leaves_it_unbounded(
+    config, earlier, tmp_path
+):
+    _, one = earlier(name="one")
+    runs = {}
+    for name, before in (("two", one), ("three", tmp_path / "two")):
+        asked = config(
+            name=name,
+            model={"start": str(before)},
+            privacy={"epsilon": 2.0},
+            evaluation={"every": 2, "epsilon": 0.5, "holdout": 0.25},
+        )
+        runs[name] = simulate(asked, tmp_path / name, observers=[])
+    chain = ancestors(runs["three"].started_from)
+    assert [link.run for link in chain] == ["two", "one"]
+    assert [link.epsilon is None for link in chain] == [False, True]
+    assert [link.held_out for link in chain] == [0.25, 0.0]
+    assert runs["three"].started_from["run"] == "two"
+    words = runs["three"].describe(tmp_path / "three")
+    assert "goes back to one" in words and "the epsilon of both" not in words
+    page = (tmp_path / "three" / "report.html").read_text()
+    assert "two, one" in page
+    assert "no epsilon is known" in page
+    card = (tmp_path / "three" / "adapter" / "README.md").read_text()
+    assert "`two, one`" in card and "bounded by no epsilon" in card
+    # The first has seen what the third measures on.
+    assert "may have trained on them" in page
+    with pytest.raises(ConfigError, match="two, one") as error:
+        compare_simulated(tmp_path / "three", divide, lambda _: None)
+    assert "new records" in error.value.message

@@ -22,6 +22,7 @@ from fedllm.audit.report.quality import quality_parts, site_parts
 from fedllm.errors import RefusedError
 from fedllm.identity.titles import shown as shown_name
 from fedllm.mechanisms import Wording, mechanism_of, planned_cost
+from fedllm.runs.lineage import Ancestor, ancestors, may_have_trained, names, spent_together
 from fedllm.runs.record import RunFolder
 from fedllm.tasks import task_of
 
@@ -143,8 +144,8 @@ class RunParts:
             if key in model
         ]
         if started := self._run.section("started_from"):
-            run = str(started.get("run") or texts["started_unknown"])
-            rows.append((texts["started_from"], run))
+            runs = names(ancestors(started), texts["started_unknown"])
+            rows.append((texts["started_from"], runs))
         rows += [
             (texts["sites"], str(self._site_count)),
             (texts["rounds"], f"{self._finished_rounds} / {config.rounds.count}"),
@@ -242,12 +243,30 @@ class RunParts:
             yield texts["single_updates"]
 
     def _started(self) -> Iterator[str]:
-        """Say what a record that took part in the run before this one has spent."""
-        started = self._run.section("started_from")
-        if started:
-            spent = started.get("epsilon")
-            key = "started" if is_number(spent) else "started_unbounded"
-            yield str(self._texts["protected"][key].format(epsilon=bound(spent or 0.0)))
+        """Say what a record that took part in the runs before this one has spent."""
+        texts, earlier = self._texts["protected"], self._earlier
+        if not earlier:
+            return
+        spent = spent_together(earlier, self._config.unit)
+        if spent is None:
+            yield texts["started_unbounded"]
+        elif len(earlier) == 1:
+            yield texts["started"].format(epsilon=bound(spent))
+        else:
+            runs = names(earlier, self._texts["what"]["started_unknown"])
+            yield texts["started_chain"].format(count=len(earlier), runs=runs, epsilon=bound(spent))
+
+    @property
+    def _earlier(self) -> tuple[Ancestor, ...]:
+        return ancestors(self._run.section("started_from"))
+
+    def _seen_before(self) -> Iterator[str]:
+        """Say that records on which sites measured may have been trained on in earlier runs."""
+        if not self._run.section("site_metrics"):
+            return
+        if seen := may_have_trained(self._earlier, self._config, self._run.simulated):
+            runs = names(seen, self._texts["what"]["started_unknown"])
+            yield self._texts["limits"]["seen_before"].format(runs=runs)
 
     def _colluding(self) -> Iterator[str]:
         """Say what everyone else together could learn: as spent, or in a deployment as planned."""
@@ -335,6 +354,7 @@ class RunParts:
         texts, config = self._texts["limits"], self._config
         if not config.private:
             yield texts["not_private"]
+        yield from self._seen_before()
         if config.encryption.scheme == "none":
             yield texts["not_encrypted"]
         if self._run.simulated:

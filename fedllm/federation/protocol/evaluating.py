@@ -112,7 +112,10 @@ def parts_of(
 
 @dataclass(frozen=True)
 class Holdout:
-    """Which records of a site are kept from training, the same in every run.
+    """Which records of a site are kept from training.
+
+    The same in every run of a task, and all of a smaller fraction are in a larger one. A task reads
+    other columns than another: where no person is named, it holds out other records of a source.
 
     Parameters
     ----------
