@@ -7,18 +7,17 @@ from math import inf
 
 from fedllm.canonical import sha256_hex
 from fedllm.config import RunConfig, SitePolicy
-from fedllm.config.task import smallest_unit
 from fedllm.errors import RefusedError
 from fedllm.federation.protocol.round_statement import RoundStatement
 from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.site.memory import SiteMemory
+from fedllm.federation.site.policy import protected_unit
 from fedllm.identity.keys import Identity
 from fedllm.mechanisms import Cost, mechanism_of
 from fedllm.privacy.accounting.accountants import upper_bound
 from fedllm.privacy.accounting.events import fold
 from fedllm.privacy.ledger.budget import Ceiling, Charge
 from fedllm.privacy.ledger.entries import Head
-from fedllm.privacy.ledger.fingerprints import Unit
 from fedllm.privacy.ledger.ledger import Ledger
 
 
@@ -200,9 +199,7 @@ class SiteAccount:
         return reservation
 
     def _charge(self, run: str, number: int, config: RunConfig, cost: Cost) -> Charge:
-        # What the site's own source names is protected, whatever the run says of its data.
-        source = self._data or config.data
-        unit: Unit = smallest_unit(config.task) if source.unit is None else "person"
+        unit = protected_unit(config, self._data)
         if self._persons and unit != "person" and config.unit != "site":
             raise RefusedError(
                 "the site's policy asks for the protection of persons, and its source names none",
