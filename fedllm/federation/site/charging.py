@@ -92,7 +92,9 @@ class SiteAccount:
         rounds = range(number, config.rounds.count + 1)
         planned = [self._charge(run, one, config, cost) for one in rounds]
         left = [one for one in mechanism.evaluation.rounds if one >= number]
-        planned += [self._evaluation_charge(run, one, config) for one in left]
+        if left:
+            of_one = mechanism.evaluation.cost
+            planned += [self._evaluation_charge(run, one, config, of_one) for one in left]
         self._ledger.check(planned, self._ceiling(config))
 
     def require_config(self, run: str, config: str) -> None:
@@ -137,14 +139,15 @@ class SiteAccount:
             If this statement was charged before.
         """
         self._require_new(statement, "evaluation")
-        rounds = mechanism_of(config).evaluation.rounds
+        evaluation = mechanism_of(config).evaluation
+        rounds = evaluation.rounds
         done = self._ledger.events_of_run(statement.run, "evaluation")
         if statement.round not in rounds or len(done) >= len(rounds):
             raise RefusedError(
                 "the run has no evaluation at the sites left for this round",
                 "what the run may spend on evaluation was fixed before it began",
             )
-        charge = self._evaluation_charge(statement.run, statement.round, config)
+        charge = self._evaluation_charge(statement.run, statement.round, config, evaluation.cost)
         return Paid(self._reserve(charge, statement, config), None)
 
     def settle(self, statement: RoundStatement, words: bytes, sites: int) -> None:
@@ -216,8 +219,7 @@ class SiteAccount:
             unit=unit,
         )
 
-    def _evaluation_charge(self, run: str, number: int, config: RunConfig) -> Charge:
-        cost = mechanism_of(config).evaluation.cost
+    def _evaluation_charge(self, run: str, number: int, config: RunConfig, cost: Cost) -> Charge:
         return replace(self._charge(run, number, config, cost), purpose="evaluation")
 
     def _ceiling(self, config: RunConfig) -> Ceiling:
