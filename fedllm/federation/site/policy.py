@@ -34,7 +34,8 @@ def check_allowed(config: RunConfig, allow: AllowSection, model_fingerprint: str
     """
     refuse(config.task not in allow.tasks, f"task {config.task!r} is not in allow.tasks")
     # A policy names files; a run, what they are held as.
-    allowed = {held_as(model, config.model.quantization) for model in allow.models}
+    held = config.model.quantization, config.model.precision
+    allowed = {held_as(model, *held) for model in allow.models}
     if allowed and model_fingerprint not in allowed:
         raise RefusedError(
             "the base model's fingerprint is not in allow.models",
