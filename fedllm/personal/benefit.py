@@ -55,7 +55,8 @@ class SiteBenefit(BaseModel):
     trained, held_out : int
         Records trained on; units measured on.
     alone, shared, own : float
-        The measure, within the limits of `fedllm.tasks.scores`, of the site's own model, the shared one, and the shared one with its own layer.
+        The measure of the site's own model, the shared one, and the shared one with its own layer;
+        each unit's is within the limits of `fedllm.tasks.scores`.
     own_over_shared, own_over_alone, shared_over_alone : Difference
         Positive where the first is the better one.
     epochs, blend : number
