@@ -116,6 +116,16 @@ class TrainingError(FedllmError):
     """Training gave a result that must not be released."""
 
 
+class ShortOfMemoryError(FedllmError):
+    """Work found too little memory, and again when all was given back that could be.
+
+    It ends what it is part of, however many records that has: what a machine has room for must
+    not decide which of them count.
+    """
+
+
 # Orders to stop, and no failures of the work. Everything else that a library raises is one, also
 # what is no `Exception`: a panic of the tokenizers, which are written in Rust, is none.
 STOPPING = (KeyboardInterrupt, SystemExit, GeneratorExit)
+# Nor is a lack of memory a failure of the unit at which it shows.
+ENDING = (*STOPPING, ShortOfMemoryError)

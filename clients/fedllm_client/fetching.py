@@ -260,7 +260,9 @@ def _require_adapter_of(release: Release, config: RunConfig, adapter: Path) -> N
         about = read_object((adapter / ABOUT).read_bytes())
     except (OSError, ValueError):
         about = {}
-    if about.get("base_fingerprint") != held_as(release.base, config.model.quantization):
+    if about.get("base_fingerprint") != held_as(
+        release.base, config.model.quantization, config.model.precision
+    ):
         raise PeerError(
             "the adapter was not made for the base model that its release names",
             "do not use it, and tell the coordinator",

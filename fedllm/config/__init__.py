@@ -10,7 +10,7 @@ from fedllm.config.engine import EngineSection
 from fedllm.config.evaluation import EvaluationSection
 from fedllm.config.files import load_run_config, load_site_policy, with_absolute_locations
 from fedllm.config.locations import resolve_location
-from fedllm.config.model import AdapterKind, LoraSection, ModelSection, Quantization
+from fedllm.config.model import AdapterKind, LoraSection, ModelSection, Precision, Quantization
 from fedllm.config.overrides import apply_overrides
 from fedllm.config.packages import package_folder
 from fedllm.config.parsing import parse
@@ -34,6 +34,7 @@ __all__ = [
     "ModelSection",
     "PositiveFloat",
     "PositiveInt",
+    "Precision",
     "PrivacySection",
     "Quantization",
     "RoundsSection",

@@ -14,6 +14,7 @@ AdapterKind = Literal[
 ]
 # How the frozen base model's linear layers are held.
 Quantization = Literal["none", "int8", "int4"]
+Precision = Literal["float32", "bfloat16"]
 # They train tensors of the base model itself.
 OWN_TENSORS: tuple[AdapterKind, ...] = ("bitfit", "layers")
 # A and B are of rank-one blocks that hang on nothing else.
@@ -75,7 +76,7 @@ class ModelSection(Section):
     feature_scale: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 10.0
     feature_center: Literal["zero", "label_names"] = "zero"
     head_start: Literal["zero", "label_names"] = "zero"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     quantization: Quantization = "none"
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedllm.data.records import Record, RowProblems
 from fedllm.errors import STOPPING, ConfigError, DataError
+from fedllm.memory import lacks_memory
 from fedllm.padding import PAD_MULTIPLE
 
 if TYPE_CHECKING:
@@ -276,7 +277,8 @@ def _tokenised(
 ) -> list[TokenSequence | None]:
     """Tokenise some records at once; one by one, if that breaks off and may not, to find out why.
 
-    None stands for a record at which a library gave up. Its words may quote the record.
+    None stands for a record at which a library gave up. Its words may quote the record. For a
+    lack of memory no record is left out: it need not be the record's doing.
     """
     try:
         return list(encoder.sequences(chunk))
@@ -291,6 +293,8 @@ def _tokenised(
                 for record in chunk
                 for sequence in _tokenised([record], encoder, problems, strict)
             ]
+        if lacks_memory(error):
+            raise
         kind = type(error).__name__
         problems.add(chunk[0].where, f"tokenising broke off ({kind})", "take the record out")
         return [None]

@@ -99,7 +99,7 @@ def read_released(folder: Path, base: Path | None = None) -> Released:
     location = str(base) if base is not None else run.config.model.path
     lies = _base_folder(location, base is None)
     found = checkpoints.fingerprints(lies)
-    held = held_as(found.current, run.config.model.quantization)
+    held = held_as(found.current, run.config.model.quantization, run.config.model.precision)
     if about.get("base_fingerprint") not in (held, found.earlier):
         raise CheckpointError(
             f"the adapter in {adapter} was trained on another base model: its fingerprint is "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import sqrt
 
 import numpy as np
@@ -58,7 +58,7 @@ class EvaluationSums:
     def __init__(self, config: RunConfig) -> None:
         self._config = config
 
-    @property
+    @cached_property
     def rounds(self) -> tuple[int, ...]:
         """The rounds after which the sites evaluate: every k-th one, and the last."""
         every, last = self._config.evaluation.every, self._config.rounds.count

@@ -321,7 +321,8 @@ class Mechanism(ABC):
         """Return what a whole run will cost a site of ``units``: all rounds, then evaluations."""
         noise = self.needed_noise(units, 1, ())
         rounds = [self.cost(units, length, noise)] * self._config.rounds.count
-        return [*rounds, *(self.evaluation.cost for _ in self.evaluation.rounds)]
+        evaluations = len(self.evaluation.rounds)
+        return [*rounds, *([self.evaluation.cost] * evaluations if evaluations else ())]
 
     # What leaves
 

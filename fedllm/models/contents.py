@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedllm.canonical import read_object as read_json_object
-from fedllm.config import Quantization
+from fedllm.config import Precision, Quantization
 from fedllm.errors import CheckpointError, FedllmError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -40,8 +40,10 @@ _NAMES_A_FILE = re.compile(r"vocab|merge|file|path|(^|_)dir|args|inputs|url", re
 _NEVER_OPENED = frozenset({"special_tokens_map_file", "name_or_path"})
 
 
-def held_as(fingerprint: str, quantization: Quantization) -> str:
+def held_as(fingerprint: str, quantization: Quantization, precision: Precision) -> str:
     """Return what identifies a base model whose weights are held so.
+
+    What is rounded is rounded from numbers of a precision: other ones give other integers.
 
     Parameters
     ----------
@@ -50,7 +52,7 @@ def held_as(fingerprint: str, quantization: Quantization) -> str:
     """
     if quantization == "none":
         return fingerprint
-    text = f"fedllm.quantized.v1\n{quantization}\n{fingerprint}\n"
+    text = f"fedllm.quantized.v2\n{quantization}\n{precision}\n{fingerprint}\n"
     return hashlib.sha256(text.encode()).hexdigest()
 
 

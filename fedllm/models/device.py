@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from fedllm.errors import ConfigError
+from fedllm.errors import ConfigError, ShortOfMemoryError
+from fedllm.memory import lacks_memory
 from fedllm.models.transformer import Batch
 
 CPU = torch.device("cpu")
@@ -148,26 +149,46 @@ def _require_below(size: int, numbers: torch.Tensor) -> None:
 def with_room(
     device: torch.device, work: Callable[[], Result], again: Callable[[], None] = lambda: None
 ) -> Result:
-    """Do some work; where a device's memory was too small, once more with all that is unused.
+    """Do some work; where memory was too small, once more with all that can be given back.
 
-    What earlier work left to the allocator must not decide whether a record fits: then one
-    record's length would decide whether another counts.
+    What earlier work left in memory must not decide whether a record fits: then one record's
+    length would decide whether another counts.
 
     Parameters
     ----------
+    device : torch.device
+        Where the work computes; the machine's own memory may be too small as well.
     again : callable
-        Undoes what was begun, before the second time.
+        Undoes what was begun, and gives up what others keep, before the second time.
+
+    Raises
+    ------
+    ShortOfMemoryError
+        If there is too little the second time too. Whether the work itself or what still lay
+        around it was too large, nobody can tell.
     """
     try:
         return work()
-    except torch.OutOfMemoryError:
-        pass
+    except BaseException as error:
+        if not lacks_memory(error):
+            raise
     # Not inside: an error that is handled keeps the tensors of all functions that it went through.
     again()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return work()
+    try:
+        return work()
+    except BaseException as error:
+        if not lacks_memory(error):
+            raise
+    again()
+    raise ShortOfMemoryError(
+        f"the memory of {'this machine' if device.type == 'cpu' else device} is too small for "
+        "what is computed at once, and was once more with nothing kept",
+        "free memory of other programs, raise the limit that the process runs under, or give the "
+        "run a smaller model.max_length or training.microbatch_size",
+    )
 
 
 def state_of_chance(device: torch.device) -> torch.Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedllm.errors import STOPPING
 from fedllm.models.on_disk import TensorFile, scratch_folder
 
 
@@ -69,13 +70,33 @@ class KeptStates:
             return found
         try:
             return found.read()
-        except OSError:
+        except STOPPING:
+            raise
+        except BaseException:
+            # It can be computed afresh: no record is the worse for being kept.
             return None
 
     def add(self, index: int, states: Tensor) -> None:
-        """Keep one record's states (T or 1, H), unless neither memory nor disk has room."""
+        """Keep one record's states (T or 1, H), if memory or disk has room and nothing fails."""
         if index in self._states:
             return
+        try:
+            self._keep(index, states)
+        except STOPPING:
+            raise
+        except BaseException:
+            # Keeping saves time alone. Were it to fail a record, what others keep would decide.
+            return
+
+    def drop(self) -> None:
+        """Give back the memory; what lies on disk takes none, and stays."""
+        self._states = {
+            index: own for index, own in self._states.items() if isinstance(own, _OnDisk)
+        }
+        self._room.used_bytes -= self._used_bytes
+        self._used_bytes = 0
+
+    def _keep(self, index: int, states: Tensor) -> None:
         if states.nbytes <= self._room.budget_bytes - self._room.used_bytes:
             # A copy: what is given may be a part of something larger.
             self._states[index] = states.clone()

@@ -7,8 +7,8 @@ that no batch has drawn yet costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,13 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedllm.errors import STOPPING
+from fedllm.errors import ENDING
 from fedllm.models.device import ON_CPU, Place, with_room
 from fedllm.models.kept_states import KeptStates, Room
 from fedllm.models.pieces import by_width
 from fedllm.models.transformer import Batch
 
 DEFAULT_BUDGET_BYTES = 2 << 30
+
+Result = TypeVar("Result")
 
 
 class Dataset(Protocol):
@@ -82,6 +84,35 @@ class PrefixCache:
         """Disk held now."""
         return sum(kept.used_disk_bytes for kept in self._kept.values())
 
+    def with_room(
+        self, work: Callable[[], Result], undo: Callable[[], None] = lambda: None
+    ) -> Result:
+        """Do some work; where memory was too small, once more when nothing is kept in it.
+
+        Parameters
+        ----------
+        undo : callable
+            Undoes what was begun.
+
+        Raises
+        ------
+        ShortOfMemoryError
+            See `fedllm.models.device.with_room`.
+        """
+
+        def again() -> None:
+            undo()
+            self.drop()
+
+        return with_room(self._place.device, work, again)
+
+    def drop(self) -> None:
+        """Give back all memory, and hold half as much from now on; the rest goes to disk."""
+        if self._room.used_bytes:
+            self._room.budget_bytes = self._room.used_bytes // 2
+        for kept in list(self._kept.values()):
+            kept.drop()
+
     def attach(self, dataset: Dataset, indices: NDArray[np.int64], batch: Batch) -> Batch:
         """Return ``batch`` (the records at ``indices``) with ``"states"``, kept or computed.
 
@@ -137,12 +168,12 @@ class PrefixCache:
     def _state(self, piece: Batch) -> Tensor | None:
         """Run the frozen part on one record by itself, (T or 1, H); None where it breaks off.
 
-        The states lie in the machine's own memory.
+        The states lie in the machine's own memory. A lack of memory is no breaking off.
         """
         try:
-            (states,) = with_room(self._place.device, lambda: self._computed(piece))
+            (states,) = self.with_room(lambda: self._computed(piece))
             return states
-        except STOPPING:
+        except ENDING:
             raise
         except BaseException:
             return None

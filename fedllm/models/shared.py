@@ -327,7 +327,7 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
         tokenizer=tokenizer,
         task=config.task,
         labels=labels,
-        fingerprint=held_as(prints.current, quantization),
+        fingerprint=held_as(prints.current, quantization, config.model.precision),
         files_fingerprint=prints.current,
         # No earlier version quantised.
         earlier_fingerprint=prints.earlier if quantization == "none" else "",

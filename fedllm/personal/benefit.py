@@ -19,6 +19,7 @@ from fedllm.data.encode import EncodedDataset
 from fedllm.models.shared import SharedModel
 from fedllm.personal.own_layer import OwnLayer, fit_alone, fit_own_layer
 from fedllm.tasks import task_of
+from fedllm.tasks.scores import unit_vectors
 from fedllm.training.evaluate import unit_scores
 
 # Two-sided, 95 %, of a normal distribution.
@@ -55,7 +56,8 @@ class SiteBenefit(BaseModel):
     trained, held_out : int
         Records trained on; units measured on.
     alone, shared, own : float
-        The measure of the site's own model, the shared one, and the shared one with its own layer.
+        The measure of the site's own model, the shared one, and the shared one with its own layer;
+        each unit's is within the limits of `fedllm.tasks.scores`.
     own_over_shared, own_over_alone, shared_over_alone : Difference
         Positive where the first is the better one.
     epochs, blend : number
@@ -149,7 +151,7 @@ def compare(
     column, sign = _measured(model)
     if len(of_shared) < _FEWEST_HELD:
         raise ValueError("fewer than two units are held out")
-    one, two, three = (np.nan_to_num(s[:, column]) for s in (of_alone, of_shared, of_own))
+    one, two, three = (_bounded(model, s, column) for s in (of_alone, of_shared, of_own))
     return (
         SiteBenefit(
             site=site,
@@ -180,6 +182,15 @@ def _scored(model: SharedModel, layer: OwnLayer, held_out: EncodedDataset) -> ND
     with model.unchanged():
         model.set_adapter(model.adapter() + layer.change)
         return unit_scores(model, held_out)
+
+
+def _bounded(model: SharedModel, values: NDArray[np.float64], column: int) -> NDArray[np.float64]:
+    """Return one score of each unit (U,) as an evaluation at the sites counts it.
+
+    No number is the worst there is: a model that breaks off at a record is not the better for it.
+    """
+    scores = task_of(model.task).site_scores
+    return unit_vectors(scores, values)[:, 1 + column] * scores[column].limit
 
 
 def _measured(model: SharedModel) -> tuple[int, int]:

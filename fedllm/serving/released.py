@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedllm.adapters import adapter_of
-from fedllm.config import Quantization, RunConfig, parse
+from fedllm.config import ModelSection, Precision, Quantization, RunConfig, parse
 from fedllm.errors import CheckpointError, ConfigError
 from fedllm.models import checkpoints, saved
 from fedllm.models.contents import held_as, read_object
@@ -22,7 +22,13 @@ from fedllm.runs.record import read_config
 from fedllm.runs.start import find_start
 from fedllm.tasks import task_of
 
-_QUANTIZATIONS: tuple[Quantization, ...] = ("none", "int8", "int4")
+# How a base may be held where its fingerprint says so.
+_ROUNDED: tuple[tuple[Quantization, Precision], ...] = (
+    ("int8", "float32"),
+    ("int8", "bfloat16"),
+    ("int4", "float32"),
+    ("int4", "bfloat16"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +97,7 @@ def load_released(
     if config is None:
         config = _made_up_for(found.folder, about, given)
     elif base is not None:
-        _require_base(found.folder, about, folder, config.model.quantization)
+        _require_base(found.folder, about, folder, config.model)
     config = _placed(config, given, device, max_length)
     torch.set_num_threads(config.engine.threads or torch.get_num_threads())
     labels = _labels(found.folder, about, config)
@@ -172,12 +178,11 @@ def _labels(folder: Path, about: Mapping[str, Any], config: RunConfig) -> tuple[
     return tuple(labels)
 
 
-def _require_base(
-    folder: Path, about: Mapping[str, Any], base: Path, quantization: Quantization
-) -> None:
+def _require_base(folder: Path, about: Mapping[str, Any], base: Path, model: ModelSection) -> None:
     """Refuse another base model before it is loaded, which may fail in other words."""
     prints = checkpoints.fingerprints(base)
-    _require_same(folder, about, base, held_as(prints.current, quantization), prints.earlier)
+    held = held_as(prints.current, model.quantization, model.precision)
+    _require_same(folder, about, base, held, prints.earlier)
 
 
 def _require_same(
@@ -203,12 +208,12 @@ def _made_up_for(folder: Path, about: Mapping[str, Any], base: str) -> RunConfig
         )
     prints = checkpoints.fingerprints(Path(checkpoints.checkpoint_folder(base)))
     told = about.get("base_fingerprint")
-    quantization: Quantization = "none"
-    for held in _QUANTIZATIONS:
-        if told == held_as(prints.current, held):
-            quantization = held
-    _require_same(folder, about, Path(base), held_as(prints.current, quantization), prints.earlier)
-    model: dict[str, Any] = {"path": base, "quantization": quantization, "head_start": "zero"}
+    held = next((one for one in _ROUNDED if told == held_as(prints.current, *one)), None)
+    current = held_as(prints.current, *held) if held else prints.current
+    _require_same(folder, about, Path(base), current, prints.earlier)
+    model: dict[str, Any] = {"path": base, "head_start": "zero"}
+    if held:
+        model |= {"quantization": held[0], "precision": held[1]}
     model |= {key: about[key] for key in ("feature_scale", "feature_center") if key in about}
     if about.get("pooling") in ("mean", "cls"):
         model["pooling"] = about["pooling"]

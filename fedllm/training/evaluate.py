@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedllm.data.encode import EncodedDataset
-from fedllm.errors import STOPPING, DataError
-from fedllm.models.device import with_room
+from fedllm.errors import ENDING, DataError
 from fedllm.models.pieces import by_width
 from fedllm.models.prefix import Dataset
 from fedllm.models.shared import SharedModel
@@ -107,6 +106,11 @@ def scores_of_units(
         None holds no units.
     parts : int64 array (N,), optional
         Which part each record is in; see `UnitScores`.
+
+    Raises
+    ------
+    ShortOfMemoryError
+        See `PrefixCache.with_room`: as in training, memory does not decide what a record counts.
     """
     task = task_of(model.task)
     if dataset is None:
@@ -131,12 +135,12 @@ def _scores(
     """
     nothing = np.full((1, len(task.site_scores)), np.nan)
     try:
-        found = with_room(
-            model.device, lambda: task.scores(model, model.prefix.attach(dataset, rows, piece))
+        found = model.prefix.with_room(
+            lambda: task.scores(model, model.prefix.attach(dataset, rows, piece))
         )
         # Whether its frozen part was kept, or broke off just now, is for others to decide.
         return found if np.isfinite(found).all() else nothing
-    except STOPPING:
+    except ENDING:
         raise
     except BaseException:
         return nothing

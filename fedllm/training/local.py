@@ -12,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedllm.errors import STOPPING, TrainingError
+from fedllm.errors import ENDING, TrainingError
 from fedllm.mechanisms.work import LocalResult, LocalSettings, LocalStatistics
-from fedllm.models.device import with_room
 from fedllm.models.pieces import by_unit, by_width
 from fedllm.models.prefix import Dataset
 from fedllm.models.recomputing import recomputed
@@ -78,7 +77,8 @@ def train_locally(
     A private step ends in a noised sum whatever the records are: a unit at which the model or
     a library breaks off adds nothing. What else looks wrong stands in the statistics, for the
     site's own log; `fedllm.training.made_up` tells beforehand, on records that are nobody's,
-    whether training can work at all.
+    whether training can work at all. A lack of memory ends the training: it need not be the
+    unit's own doing.
 
     Parameters
     ----------
@@ -102,6 +102,8 @@ def train_locally(
     TrainingError
         Without a noise multiplier: if the update is not finite or did not change the adapter as
         training must, or a loss or gradient is not finite.
+    ShortOfMemoryError
+        See `PrefixCache.with_room`.
     """
     start = model.adapter()
     optimizer = Optimizer(
@@ -183,6 +185,10 @@ def clipped_gradient_sum(
     LocalStatistics
         Private.
 
+    Raises
+    ------
+    ShortOfMemoryError
+        As in `train_locally`.
     """
     record = StepRecord(model.manifest, model.frozen_zeros)
     with _collecting(model, settings):
@@ -238,13 +244,31 @@ def _gradient_sum(
     batch = dataset.batch(indices)
     if settings.noise_multiplier is None:
         for places, piece in by_width(batch, settings.microbatch_size):
-            attached = model.prefix.attach(dataset, indices[places.numpy()], piece)
-            total += plain_gradient(model, _losses(model, attached, record))
+            total += _plain(model, dataset, indices[places.numpy()], piece, record)
         return total if trained is None else np.where(trained, total, 0.0)
     took = _OneUnit(model, dataset, settings, record, source or gradients_of(model), trained)
     for pieces in by_unit(batch, dataset.units[indices], settings.microbatch_size):
         total += took.clipped([(indices[places.numpy()], piece) for places, piece in pieces])
     return total
+
+
+def _plain(
+    model: SharedModel,
+    dataset: SiteDataset,
+    rows: NDArray[np.int64],
+    piece: Batch,
+    record: StepRecord,
+) -> Vector:
+    seen = len(record.losses)
+
+    def gradient() -> Vector:
+        attached = model.prefix.attach(dataset, rows, piece)
+        return plain_gradient(model, _losses(model, attached, record))
+
+    def forget() -> None:
+        del record.losses[seen:]
+
+    return model.prefix.with_room(gradient, forget)
 
 
 def _losses(model: SharedModel, batch: Batch, record: StepRecord) -> Tensor:
@@ -269,12 +293,19 @@ class _OneUnit:
         """Return the unit's clipped gradient (P,); zeros where a library breaks off.
 
         To give up the whole batch would make all its gradients hang on one unit, and to refuse
-        would tell that such a unit is there.
+        would tell that such a unit is there. A lack of memory is another matter: it may come of
+        what lies around the unit, and adding nothing then would let others decide whether it
+        counts.
 
         Parameters
         ----------
         pieces : sequence of (int64 array, Batch)
             The unit's records: which of the data set, and the same, padded.
+
+        Raises
+        ------
+        ShortOfMemoryError
+            If the unit alone, with nothing kept of others, has too little memory.
         """
         seen = len(self.record.losses)
 
@@ -283,12 +314,10 @@ class _OneUnit:
             del self.record.losses[seen:]
 
         try:
-            gradient = with_room(
-                self.model.device,
-                lambda: sum(self._gradient(rows, piece) for rows, piece in pieces),
-                forget,
+            gradient = self.model.prefix.with_room(
+                lambda: sum(self._gradient(rows, piece) for rows, piece in pieces), forget
             )
-        except STOPPING:
+        except ENDING:
             raise
         except BaseException as error:
             forget()

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedllm.data.encode import EncodedDataset
-from fedllm.errors import STOPPING, FedllmError, TrainingError
-from fedllm.models.device import with_room
+from fedllm.errors import STOPPING, FedllmError, ShortOfMemoryError, TrainingError
+from fedllm.memory import lacks_memory
 from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import Batch
 from fedllm.privacy.dpsgd import Gradients, OuterProducts, forget_step
@@ -69,27 +69,21 @@ class MadeUpTraining:
         ------
         TrainingError
             If a loss is no number, or a tensor gets no gradient that must get one.
-        FedllmError
-            If the device has too little memory.
+        ShortOfMemoryError
+            If there is too little memory.
         """
         try:
             losses, reached = self._step(model, max_length, activation_checkpointing)
             if rows_at_once and model.device.type != "cpu":
                 self._longest(model, max_length, activation_checkpointing, rows_at_once)
-        except torch.OutOfMemoryError:
-            # Nothing is wrong with the adapter: others may train from it.
-            raise FedllmError(
-                f"the memory of {model.device} is too small for the gradient of "
-                f"{rows_at_once or 1} record(s) of model.max_length = {max_length} tokens",
-                "free the GPU of other programs, let the site train on its processor, or give the "
-                "run a smaller model.max_length or training.microbatch_size, or "
-                "training.activation_checkpointing = true",
-            ) from None
-        except FedllmError:
-            raise
         except STOPPING:
             raise
         except BaseException as error:
+            if lacks_memory(error):
+                # Nothing is wrong with the adapter: others may train from it.
+                raise _too_small(model, max_length, rows_at_once or 1) from None
+            if isinstance(error, FedllmError):
+                raise
             # The records are public, and so are these words.
             raise TrainingError(
                 f"a private step on made-up records broke off ({type(error).__name__}: {error})",
@@ -140,13 +134,27 @@ class MadeUpTraining:
         batch = model.moved(_stretched(self._records.batch(np.array([0])), rows, max_length))
         try:
             with watched(model, activation_checkpointing):
-                with_room(
-                    model.device,
+                model.prefix.with_room(
                     lambda: gradients_of(model)(model.trained, lambda: record_losses(model, batch)),
                     lambda: forget_step(model.module),
                 )
         finally:
             forget_step(model.module)
+
+
+def _too_small(model: SharedModel, max_length: int, rows: int) -> ShortOfMemoryError:
+    on_gpu = model.device.type != "cpu"
+    return ShortOfMemoryError(
+        f"the memory of {model.device if on_gpu else 'this machine'} is too small for the "
+        f"gradient of {rows} record(s) of model.max_length = {max_length} tokens",
+        (
+            "free the GPU of other programs, let the site train on its processor, "
+            if on_gpu
+            else "free memory of other programs, raise the limit that the process runs under, "
+        )
+        + "or give the run a smaller model.max_length or training.microbatch_size, or "
+        "training.activation_checkpointing = true",
+    )
 
 
 def _stretched(batch: Batch, rows: int, length: int) -> Batch:

@@ -148,7 +148,7 @@ def estimate(config: RunConfig, folder: Path, head: Head, losses: Losses) -> Mem
 
 def _several_rows(config: RunConfig) -> bool:
     """Whether more than one record is computed at a time."""
-    return not config.private or config.data.unit is not None
+    return not config.private or config.unit != "record"
 
 
 def _without_numbers(

@@ -129,7 +129,8 @@ def _require_same_request(kit: Path, folder: Path, config: RunConfig) -> None:
     from fedllm.models.contents import held_as
 
     files = fingerprint(checkpoint_folder(config.model.path))
-    require_same_model(state.model, held_as(files, config.model.quantization), folder)
+    held = held_as(files, config.model.quantization, config.model.precision)
+    require_same_model(state.model, held, folder)
 
 
 def cancel(kit: Path, name: str) -> None:

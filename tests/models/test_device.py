@@ -8,7 +8,7 @@ import torch
 from support.devices import on_a_gpu
 
 from fedllm.config import EngineSection, SiteModelSection, parse
-from fedllm.errors import ConfigError
+from fedllm.errors import ConfigError, ShortOfMemoryError
 from fedllm.models.device import CPU, Place, chosen_device, state_of_chance, with_room
 
 GPU = torch.device("cuda", 0)
@@ -107,18 +107,22 @@ def test_work_that_does_not_fit_is_done_once_more_when_all_else_is_given_back():
 
 
 def test_work_that_never_fits_and_other_errors_are_told():
-    calls = []
+    calls, given_back = [], []
 
-    def work(error):
-        calls.append(error)
-        raise error
+    def work(*errors):
+        calls.append(errors)
+        raise errors[(len(calls) - 1) % len(errors)]
 
-    with pytest.raises(torch.OutOfMemoryError):
-        with_room(CPU, lambda: work(torch.OutOfMemoryError()))
-    assert len(calls) == 2
+    with pytest.raises(ShortOfMemoryError, match="the memory of this machine"):
+        with_room(CPU, lambda: work(torch.OutOfMemoryError()), lambda: given_back.append(1))
+    assert (len(calls), len(given_back)) == (2, 2)
     with pytest.raises(KeyError):
         with_room(CPU, lambda: work(KeyError()))
     assert len(calls) == 3
+    # What it breaks off at the second time is the work's own.
+    with pytest.raises(KeyError):
+        with_room(CPU, lambda: work(KeyError(), MemoryError()))
+    assert len(calls) == 5
 
 
 @on_a_gpu

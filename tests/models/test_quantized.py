@@ -17,6 +17,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedllm.errors import CheckpointError, ConfigError
+from fedllm.models.contents import fingerprints, held_as
 from fedllm.models.core import basis
 from fedllm.models.quantized import QuantizedLinear, pack, quantize_layers, unpack
 from fedllm.models.start import take_over
@@ -227,6 +228,18 @@ def test_its_identity_covers_how_it_is_held(base, tmp_path):
             models[here].load_adapter(tmp_path / there)
         with pytest.raises(ConfigError, match=r"model\.quantization"):
             take_over(models[here], tmp_path / there)
+
+
+def test_its_identity_covers_the_numbers_that_were_rounded(base):
+    """Rounded from bfloat16, the integers are other ones; unrounded, files say it all."""
+    folder = base("llama")
+    for held in ("none", *BITS):
+        prints = {held_as("a" * 64, held, precision) for precision in ("float32", "bfloat16")}
+        assert len(prints) == (1 if held == "none" else 2)
+    assert model_of(folder, held="int8").fingerprint in {
+        held_as(fingerprints(folder).current, "int8", precision)
+        for precision in ("float32", "bfloat16")
+    }
 
 
 @pytest.mark.parametrize("lora", [{"method": "bitfit"}, {"method": "layers", "last_layers": 1}])

@@ -11,6 +11,7 @@ import torch
 from fedllm.adapters import adapter_of
 from fedllm.personal.benefit import Difference, benefit_of, compare
 from fedllm.personal.own_layer import fit_alone, fit_own_layer
+from fedllm.tasks.scores import LOSS
 from fedllm.training.evaluate import evaluate, unit_scores
 
 
@@ -130,6 +131,19 @@ def test_losses_are_better_when_they_are_lower(tiny_model, random_dataset):
     assert found.own_over_shared.mean == pytest.approx(found.shared - found.own)
     together = benefit_of("run", "0" * 16, model, [found])
     assert (together.measure, together.better) == ("loss", "lower")
+
+
+def test_a_record_at_which_the_model_breaks_off_is_counted_as_the_worst(tiny_model, random_dataset):
+    model = tiny_model("llama", "instruction", trained=False)
+    adapter = adapter_of(model).start()
+    train, held = (random_dataset(n, "instruction", seed=n) for n in (4, 5))
+    adapter_of(model).place(adapter)
+    tokens = held.tokens.copy()
+    tokens[held.offsets[4]] = 10**6
+    good = unit_scores(model, held)[:4, 0]
+    found, _ = compare(model, adapter, train, dataclasses.replace(held, tokens=tokens), "anne")
+    assert found.held_out == 5
+    assert found.shared == pytest.approx((good.sum() + LOSS.limit) / 5)
 
 
 def test_an_interval_is_that_of_a_mean():

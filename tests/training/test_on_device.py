@@ -15,7 +15,7 @@ from support.devices import DEVICES, ENGINE, models_on, on_a_gpu
 from support.tiny_models import save_tiny
 
 from fedllm.audit.attacks.canaries import CanaryDataset, Places, PlantedGradients, losses_of
-from fedllm.errors import FedllmError
+from fedllm.errors import ShortOfMemoryError
 from fedllm.mechanisms import LocalSettings
 from fedllm.models.prefix import PrefixCache
 from fedllm.models.start import take_over
@@ -243,24 +243,22 @@ def test_a_unit_that_fits_at_the_second_attempt_counts_as_ever(
     assert (again.loss, again.records_seen) == (seen.loss, seen.records_seen)
 
 
-def test_a_unit_that_never_fits_adds_nothing_and_leaves_the_others_as_they_are(
-    tiny_model, random_dataset, monkeypatch
-):
+def test_a_unit_that_never_fits_ends_the_step(tiny_model, random_dataset, monkeypatch):
     model, data = tiny_model(), random_dataset(5)
-    record = local.StepRecord(model.manifest)
-    with local.watched(model, False):
-        others = local._gradient_sum(model, data, np.array([0, 1, 3, 4]), STEP, record)
-    tried = broken(monkeypatch, times=2, unit=2)
-    total, seen = clipped_gradient_sum(model, data, STEP, streams()[0])
-    np.testing.assert_array_equal(total, others)
-    assert len(tried) == 6
-    assert seen.broken_units == {"OutOfMemoryError": 1}
-    assert seen.records_seen == 4
-    # What leaves is noised as in any step.
-    broken(monkeypatch, times=100, unit=0)
-    result = train_locally(model, random_dataset(2), STEP, *streams())
-    assert np.isfinite(result.update).all()
-    assert result.update.all()
+    start = model.adapter()
+    with monkeypatch.context() as patch:
+        tried = broken(patch, times=2, unit=2)
+        with pytest.raises(ShortOfMemoryError):
+            clipped_gradient_sum(model, data, STEP, streams()[0])
+        assert len(tried) == 4
+    with monkeypatch.context() as patch:
+        broken(patch, times=100, unit=0)
+        with pytest.raises(ShortOfMemoryError):
+            train_locally(model, random_dataset(2), STEP, *streams())
+    np.testing.assert_array_equal(model.adapter(), start)
+    # And nothing is left of it.
+    _, seen = clipped_gradient_sum(model, data, STEP, streams()[0])
+    assert (seen.records_seen, seen.broken_units) == (5, {})
 
 
 def test_a_frozen_part_that_fits_at_the_second_attempt_is_kept(tiny_model, random_dataset):
@@ -311,13 +309,13 @@ def test_a_gpu_too_small_for_the_longest_record_is_refused_before_any(
             return right(model, batch)
 
         monkeypatch.setattr("fedllm.training.made_up.record_losses", losses)
-        with pytest.raises(FedllmError, match=r"record\(s\) of model.max_length = 24 tokens"):
+        with pytest.raises(ShortOfMemoryError, match=r"record\(s\) of model.max_length = 24"):
             MadeUpTraining().require(model, 24, rows_at_once=3)
         assert sizes[-2:] == [(3, 24)] * 2
 
 
 @on_a_gpu
-def test_a_unit_beyond_a_gpus_memory_adds_nothing(tiny_model, random_dataset):
+def test_a_unit_beyond_a_gpus_memory_ends_the_step(tiny_model, random_dataset):
     model, data = tiny_model(engine=ENGINE), random_dataset(3)
     free, _ = torch.cuda.mem_get_info(model.device)
     tried, right = [], local.per_sample_gradients
@@ -330,8 +328,9 @@ def test_a_unit_beyond_a_gpus_memory_adds_nothing(tiny_model, random_dataset):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "per_sample_gradients", gradients)
-        total, seen = clipped_gradient_sum(model, data, STEP, streams()[0])
-    assert seen.broken_units == {"OutOfMemoryError": 1}
+        with pytest.raises(ShortOfMemoryError):
+            clipped_gradient_sum(model, data, STEP, streams()[0])
+    total, _ = clipped_gradient_sum(model, data, STEP, streams()[0])
     assert np.linalg.norm(total) > 0
 
 

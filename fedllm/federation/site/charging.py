@@ -7,18 +7,17 @@ from math import inf
 
 from fedllm.canonical import sha256_hex
 from fedllm.config import RunConfig, SitePolicy
-from fedllm.config.task import smallest_unit
 from fedllm.errors import RefusedError
 from fedllm.federation.protocol.round_statement import RoundStatement
 from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.site.memory import SiteMemory
+from fedllm.federation.site.policy import protected_unit
 from fedllm.identity.keys import Identity
 from fedllm.mechanisms import Cost, mechanism_of
 from fedllm.privacy.accounting.accountants import upper_bound
 from fedllm.privacy.accounting.events import fold
 from fedllm.privacy.ledger.budget import Ceiling, Charge
 from fedllm.privacy.ledger.entries import Head
-from fedllm.privacy.ledger.fingerprints import Unit
 from fedllm.privacy.ledger.ledger import Ledger
 
 
@@ -93,7 +92,9 @@ class SiteAccount:
         rounds = range(number, config.rounds.count + 1)
         planned = [self._charge(run, one, config, cost) for one in rounds]
         left = [one for one in mechanism.evaluation.rounds if one >= number]
-        planned += [self._evaluation_charge(run, one, config) for one in left]
+        if left:
+            of_one = mechanism.evaluation.cost
+            planned += [self._evaluation_charge(run, one, config, of_one) for one in left]
         self._ledger.check(planned, self._ceiling(config))
 
     def require_config(self, run: str, config: str) -> None:
@@ -138,14 +139,15 @@ class SiteAccount:
             If this statement was charged before.
         """
         self._require_new(statement, "evaluation")
-        rounds = mechanism_of(config).evaluation.rounds
+        evaluation = mechanism_of(config).evaluation
+        rounds = evaluation.rounds
         done = self._ledger.events_of_run(statement.run, "evaluation")
         if statement.round not in rounds or len(done) >= len(rounds):
             raise RefusedError(
                 "the run has no evaluation at the sites left for this round",
                 "what the run may spend on evaluation was fixed before it began",
             )
-        charge = self._evaluation_charge(statement.run, statement.round, config)
+        charge = self._evaluation_charge(statement.run, statement.round, config, evaluation.cost)
         return Paid(self._reserve(charge, statement, config), None)
 
     def settle(self, statement: RoundStatement, words: bytes, sites: int) -> None:
@@ -200,9 +202,7 @@ class SiteAccount:
         return reservation
 
     def _charge(self, run: str, number: int, config: RunConfig, cost: Cost) -> Charge:
-        # What the site's own source names is protected, whatever the run says of its data.
-        source = self._data or config.data
-        unit: Unit = smallest_unit(config.task) if source.unit is None else "person"
+        unit = protected_unit(config, self._data)
         if self._persons and unit != "person" and config.unit != "site":
             raise RefusedError(
                 "the site's policy asks for the protection of persons, and its source names none",
@@ -219,8 +219,7 @@ class SiteAccount:
             unit=unit,
         )
 
-    def _evaluation_charge(self, run: str, number: int, config: RunConfig) -> Charge:
-        cost = mechanism_of(config).evaluation.cost
+    def _evaluation_charge(self, run: str, number: int, config: RunConfig, cost: Cost) -> Charge:
         return replace(self._charge(run, number, config, cost), purpose="evaluation")
 
     def _ceiling(self, config: RunConfig) -> Ceiling:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from fedllm.config import AllowSection, RunConfig
+from fedllm.config import AllowSection, DataSection, RunConfig
+from fedllm.config.task import smallest_unit
 from fedllm.encryption.sparse import MaskGraph, is_large
 from fedllm.errors import RefusedError
 from fedllm.mechanisms import mechanism_of
 from fedllm.models.contents import held_as
+from fedllm.privacy.ledger.fingerprints import Unit
+
+
+def protected_unit(config: RunConfig, data: DataSection | None) -> Unit:
+    """Return whose protection a site's training keeps, by its own source where it names one.
+
+    Parameters
+    ----------
+    data : DataSection, optional
+        Of the site's policy; without one, the run's counts. Whatever a run says of its data, what
+        the site's own names is protected.
+    """
+    source = data or config.data
+    return smallest_unit(config.task) if source.unit is None else "person"
 
 
 def check_allowed(config: RunConfig, allow: AllowSection, model_fingerprint: str) -> None:
@@ -19,7 +34,8 @@ def check_allowed(config: RunConfig, allow: AllowSection, model_fingerprint: str
     """
     refuse(config.task not in allow.tasks, f"task {config.task!r} is not in allow.tasks")
     # A policy names files; a run, what they are held as.
-    allowed = {held_as(model, config.model.quantization) for model in allow.models}
+    held = config.model.quantization, config.model.precision
+    allowed = {held_as(model, *held) for model in allow.models}
     if allowed and model_fingerprint not in allowed:
         raise RefusedError(
             "the base model's fingerprint is not in allow.models",

@@ -116,7 +116,7 @@ class Site:
         self._files = files
         self._data = SiteData(records, identity)
         self._orders = OrderReader(identity, roster, policy.allow, models, model_path, device)
-        self._work = SiteWork(self.name)
+        self._work = SiteWork(self.name, policy.data)
         self._draws = Draws()
         self._sums = SiteSums(identity, roster, self._orders, self._account)
         self._full_errors = full_errors

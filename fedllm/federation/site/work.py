@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from fedllm.adapters import AdapterMethod
 from fedllm.adapters.ranks import trained_places
-from fedllm.config import RunConfig
+from fedllm.config import DataSection, RunConfig
 from fedllm.data.encode import EncodedDataset
 from fedllm.federation.protocol.evaluating import noised_sum, parts_of
 from fedllm.federation.site.orders import Order
+from fedllm.federation.site.policy import protected_unit
 from fedllm.mechanisms import LocalResult, LocalSettings, LocalStatistics, SiteRound, mechanism_of
 from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
@@ -28,10 +29,13 @@ class SiteWork:
     ----------
     name : str
         The site's; makes its random numbers its own where a run can be repeated exactly.
+    data : DataSection, optional
+        The site's own source, which says whose records belong together; else the run's does.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, data: DataSection | None = None) -> None:
         self._name = name
+        self._data = data
         # After a restart a norm that moves starts anew; what it follows is noised either way.
         self._clipping_norms: dict[str, float] = {}
         self._made_up = MadeUpTraining()
@@ -56,7 +60,7 @@ class SiteWork:
                 model,
                 config.model.max_length,
                 activation_checkpointing=config.training.activation_checkpointing,
-                rows_at_once=_rows_at_once(config),
+                rows_at_once=_rows_at_once(config, self._data),
             )
 
     def train(
@@ -98,11 +102,16 @@ class SiteWork:
         return order.quantiser.quantise(noised, rounding)
 
 
-def _rows_at_once(config: RunConfig) -> int:
-    """Return how many records of one unit a private step computes at once, at most."""
+def _rows_at_once(config: RunConfig, data: DataSection | None) -> int:
+    """Return how many records of one unit a private step computes at once, at most.
+
+    Also where no unit of the site has so many: how many they have is private, and a refusal
+    would tell.
+    """
     if not config.private:
         return 0
-    return 1 if config.unit == "record" else config.training.microbatch_size
+    alone = config.unit != "site" and protected_unit(config, data) == "record"
+    return 1 if alone else config.training.microbatch_size
 
 
 def _trained_here(order: Order) -> NDArray[np.bool_] | None:

@@ -13,6 +13,7 @@ from fedllm.federation.protocol.round_statement import RoundStatement
 from fedllm.federation.site.charging import SiteAccount
 from fedllm.federation.site.files import SiteFiles
 from fedllm.identity.keys import Identity
+from fedllm.mechanisms import EvaluationSums, mechanism_of
 from fedllm.privacy.ledger.audit import read_state
 from fedllm.privacy.ledger.budget import Charge
 from fedllm.privacy.ledger.ledger import Ledger
@@ -194,3 +195,20 @@ def test_a_sum_that_was_not_settled_on_is_refused_in_words(files, identity):
         account.require_settled(statement(), b"those")
     (settled,) = read_state(files.ledger).settled.values()
     assert settled.sites == 2
+
+
+def test_the_work_of_a_join_does_not_grow_with_the_square_of_its_rounds(
+    files, identity, monkeypatch
+):
+    """Whoever asks for many evaluations would keep the site at work out."""
+    costs, right = [], EvaluationSums.cost.fget
+    monkeypatch.setattr(
+        EvaluationSums, "cost", property(lambda self: costs.append(1) or right(self))
+    )
+    account = SiteAccount(files, identity, policy(PERSONS))
+    asked = config(evaluation={"every": 1}, rounds={"count": 50})
+    account.check_run("run-1", 1, asked, 40, 100)
+    mechanism = mechanism_of(asked)
+    mechanism.planned(40, 100)
+    assert len(costs) == 2
+    assert mechanism.evaluation.rounds is mechanism.evaluation.rounds

@@ -68,7 +68,7 @@ def test_a_run_at_the_edge_is_allowed_and_one_beyond_is_refused(sections, kept, 
 def test_a_policy_names_files_and_a_run_may_round_what_is_in_them():
     """The coordinator names the base as it is held, which no list of files holds."""
     allow = AllowSection(min_cohort=1, models=(MODEL,))
-    held = {name: held_as(MODEL, name) for name in ("none", "int8", "int4")}
+    held = {name: held_as(MODEL, name, "float32") for name in ("none", "int8", "int4")}
     assert held["none"] == MODEL
     for name in held:
         values = config_values("base", **PRIVATE)

@@ -9,6 +9,7 @@ import pytest
 from support.federation import LABELS, small_config
 
 from fedllm.adapters import adapter_of
+from fedllm.config import DataSection, RunConfig
 from fedllm.errors import TrainingError
 from fedllm.federation.site import work as module
 from fedllm.federation.site.work import SiteWork
@@ -63,3 +64,32 @@ def test_an_adapter_from_which_nothing_is_learnt_is_refused_and_the_model_stays(
     assert (placed == adapter).all()
     assert max_length == place.config.model.max_length
     np.testing.assert_array_equal(place.model.adapter(), before)
+
+
+@pytest.mark.parametrize(
+    ("run", "own", "rows"),
+    [
+        ({}, None, 1),
+        ({}, DataSection(train="t"), 1),
+        ({}, DataSection(train="t", unit="person"), 8),
+        ({"data": {"train": "t", "unit": "person"}}, None, 8),
+        ({"privacy": {"epsilon": None}}, DataSection(train="t", unit="person"), 0),
+    ],
+)
+def test_as_many_rows_are_tried_as_a_unit_of_the_sites_own_source_may_have(
+    run, own, rows, place, tiny_checkpoint, monkeypatch
+):
+    """The run may name no persons: the site's source decides whose records are computed at once."""
+    tried = []
+    monkeypatch.setattr(
+        module.MadeUpTraining, "require", lambda self, *_, **more: tried.append(more)
+    )
+    base = small_config(
+        tiny_checkpoint("bert"), training={"microbatch_size": 8}, privacy={"epsilon": 2.0}
+    )
+    values = base.model_dump()
+    for section, keys in run.items():
+        values[section] |= keys
+    config = RunConfig.model_validate(values)
+    SiteWork("anne", own).require_trainable(config, place.model, place.method, place.method.start())
+    assert [more["rows_at_once"] for more in tried] == [rows]
