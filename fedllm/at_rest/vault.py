@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -144,9 +145,14 @@ class Vault:
             If one does not open; those before it were yielded.
         """
         sealed, plain = self._state / SEALED_LOG, self._state / LOG
-        yield from _plain_lines(plain)
-        if sealed.exists():
-            yield from read_log(sealed, self.keys.all, _LOG_ABOUT)
+        clear = _plain_lines(plain)
+        lines = read_log(sealed, self.keys.all, _LOG_ABOUT) if sealed.exists() else iter(())
+        first = list(islice(lines, len(clear)))
+        # Where a crash cut the first exchange off, the sealed log begins with all of the other.
+        if first != clear:
+            yield from clear
+        yield from first
+        yield from lines
 
     def _about(self, path: Path, purpose: str) -> About:
         return About(purpose, path.relative_to(self._state).as_posix())

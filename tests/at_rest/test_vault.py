@@ -194,6 +194,38 @@ def test_at_every_instant_of_a_crash_the_old_or_the_new_key_opens_everything(
     assert instants >= 6
 
 
+def test_a_first_exchange_that_is_cut_off_loses_and_doubles_nothing(place, monkeypatch):
+    state, identity, folder = place
+    lock, whole, instants = lock_in(folder, "key"), folder / "whole", 0
+    new_secret(lock, Secrets(b""))
+    state.rename(whole)
+    for at in range(1, 40):
+        shutil.rmtree(state, ignore_errors=True)
+        shutil.copytree(whole, state)
+        with monkeypatch.context() as patched:
+            crashing(patched, at)
+            try:
+                exchange(state, identity, lock)
+                break
+            except Crash:
+                instants += 1
+        assert all_opens(state, identity), at
+        exchange(state, identity, lock)
+        assert all_opens(state, identity), at
+        assert not (state / "rounds.jsonl").exists()
+    # The ring, three layers, the sealed log, the one in clear, the ring.
+    assert instants >= 7
+
+
+def test_what_was_written_in_clear_meanwhile_is_kept(place):
+    state, identity, folder = place
+    exchange(state, identity, lock_in(folder, "key"))
+    (state / "rounds.jsonl").write_text('{"loss": 9}\n')
+    assert list(Vault.of(state, identity).log_lines()) == ['{"loss": 9}', *LINES]
+    exchange(state, identity, lock_in(folder, "key"))
+    assert sorted(Vault.of(state, identity).log_lines()) == sorted(['{"loss": 9}', *LINES])
+
+
 def opens_with_only(folder: Path, state: Path, identity: Identity, name: str) -> bool:
     """Whether everything opens while the files of all other keys are gone."""
     away = [path for path in (folder / "old", folder / "new") if path.name != name]
