@@ -255,7 +255,7 @@ class Generator:
     ) -> None:
         config = self.network.config
         pad = _token(self.tokenizer.pad_token_id, config.pad_token_id, min(self.ends, default=0))
-        ids, mask = self._padded(prompts, pad)
+        ids, mask = self.padded(prompts, pad)
         self._network.generate(
             ids,
             attention_mask=mask,
@@ -270,7 +270,7 @@ class Generator:
             stopping_criteria=stopping,
         )
 
-    def _padded(self, prompts: Sequence[Tokens], pad: int) -> tuple[Tensor, Tensor]:
+    def padded(self, prompts: Sequence[Tokens], pad: int) -> tuple[Tensor, Tensor]:
         """Return ids and mask (B, T): padded on the left, so that each row goes on at its end.
 
         What an encoder reads is padded on the right, as in training, and ends with its end token.
