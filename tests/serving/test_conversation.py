@@ -28,12 +28,11 @@ def said(talk):
 
 def test_turns_are_kept_and_forgotten(talk):
     pieces = []
-    assert talk.say("my card", drawn(1), pieces.append) == [
-        "the answer ended after 1 tokens (--max-new-tokens)"
-    ]
+    told = talk.say("my card rate", drawn(8), pieces.append)
+    assert told in ([], ["the answer ended after 8 tokens (--max-new-tokens)"])
     answer = "".join(pieces)
     assert answer
-    assert said(talk) == [("user", "my card"), ("assistant", answer)]
+    assert said(talk) == [("user", "my card rate"), ("assistant", answer)]
     talk.say("lost", drawn(3), pieces.append)
     assert [role for role, _ in said(talk)] == ["user", "assistant"] * 2
     talk.forget()
