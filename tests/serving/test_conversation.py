@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedllm.errors import ConfigError
+from fedllm.models.drawing import Sampling
 from fedllm.models.generation import Writing
 from fedllm.serving.conversation import Conversation
 from fedllm.serving.usable import open_usable
@@ -16,19 +17,23 @@ def talk(released):
     return Conversation.of(found)
 
 
+def drawn(tokens):
+    """Another answer than the likeliest, which may be to end at once."""
+    return Writing(tokens, sampling=Sampling(3.0, seed=3))
+
+
 def said(talk):
     return [(turn.role, turn.content) for turn in talk.turns]
 
 
 def test_turns_are_kept_and_forgotten(talk):
     pieces = []
-    assert talk.say("my card", Writing(3), pieces.append) == [
-        "the answer ended after 3 tokens (--max-new-tokens)"
-    ]
+    told = talk.say("my card rate", drawn(8), pieces.append)
+    assert told in ([], ["the answer ended after 8 tokens (--max-new-tokens)"])
     answer = "".join(pieces)
     assert answer
-    assert said(talk) == [("user", "my card"), ("assistant", answer)]
-    talk.say("lost", Writing(3), pieces.append)
+    assert said(talk) == [("user", "my card rate"), ("assistant", answer)]
+    talk.say("lost", drawn(3), pieces.append)
     assert [role for role, _ in said(talk)] == ["user", "assistant"] * 2
     talk.forget()
     assert said(talk) == []
@@ -39,7 +44,7 @@ def test_the_answer_hangs_on_what_was_said(talk):
         talk.forget()
         for question in questions:
             pieces = []
-            talk.say(question, Writing(6), pieces.append)
+            talk.say(question, drawn(6), pieces.append)
         return "".join(pieces)
 
     assert asked("fee", "lost") == asked("fee", "lost")
