@@ -184,6 +184,7 @@ def _print_fetched(found: Fetched, kit: Path, policy: Path) -> None:
     command = ["fedllm", "client", "personalise", str(found.folder)]
     command += ["--kit", str(kit), "--policy", str(policy)]
     print(f"next    {visible(shlex.join(command))}")
+    print(f"        {visible(shlex.join(['fedllm', 'serve', str(found.folder)]))}")
 
 
 def _plain(release: Release) -> dict[str, Any]:
