@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -65,6 +66,18 @@ class _Factories(TorchDispatchMode):
         return _run(func, args, kwargs or {})
 
 
+class _Literals(TorchFunctionMode):
+    """Makes tensors of lists there, which no operation tells of."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func is torch.tensor and given.get("device") == PRETENDED:
+            return OnDevice(torch.tensor(*args, **given | {"device": "cpu"}))
+        return func(*args, **given)
+
+
 def _run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     given = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
     mine = {id(v.inside): v for v in given if isinstance(v, OnDevice)}
@@ -101,6 +114,7 @@ def pretended() -> Iterator[None]:
         def put_on(model: Any, where: torch.device) -> Any:
             if where == PRETENDED:
                 active.enter_context(_Factories())
+                active.enter_context(_Literals())
             return device.put_on(model, where)
 
         patch.setattr(shared, "chosen_device", chosen)
