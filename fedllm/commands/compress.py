@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fedllm.exporting.written import Written
 
 app = CommandGroup(
-    help="Make a run's model smaller or faster: prune, quantize, distill, pack.",
+    help="Make a run's model smaller: prune, quantize, distill, pack.",
     no_args_is_help=True,
 )
 
@@ -110,10 +110,10 @@ def distill(
     base: Path | None = _BASE,
     json_output: bool = options.JSON,
 ) -> None:
-    """Teach a model of fewer blocks to answer as the run's does, on public texts.
+    """Teach a model of fewer blocks to answer as the run's does.
 
-    For private texts, start a federated run with the student as its base model: there they are
-    noised and charged.
+    On public texts. For private ones, start a federated run with the student as its base model:
+    there they are noised and charged.
     """
     from fedllm.compression.steps import Texts, distil_run
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from fedllm.cli import app
 from fedllm.errors import ConfigError, DataError
 from fedllm.identity.kits import read_kit
+from fedllm.personal import own_layer
 from fedllm.personal.sealed import open_own_layer
 from fedllm.serving.released import load_released
 from fedllm_server.simulation import simulate
@@ -98,7 +99,10 @@ def test_a_site_makes_a_layer_that_it_alone_can_open(place, kit, policy, tiny_ch
     assert "nothing was sent" in run(*arguments).stdout
 
 
-def test_a_site_asks_the_model_with_its_own_layer_on_top(place, kit, policy):
+def test_a_site_asks_the_model_with_its_own_layer_on_top(place, kit, policy, monkeypatch):
+    # Left to itself it may find that no layer is best.
+    monkeypatch.setattr(own_layer, "_FEWEST_UNITS", 1)
+    monkeypatch.setattr(own_layer._Training, "_chosen", lambda self, keep: (3, 1.0))
     done = run("client", "personalise", place / "seen", "--kit", kit, "--policy", policy)
     assert done.exit_code == 0, done.exception
     text = ["predict", place / "seen", "--text", "my card is lost", "--top", 0]

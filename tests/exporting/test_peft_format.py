@@ -95,14 +95,15 @@ def test_the_script_of_a_language_model_runs_without_fedllm(finished, tmp_path, 
     released = read_released(run)
     (line,) = use(tmp_path / "out", tiny("qwen2"), "card cash")
     tokenizer, module = released.model.tokenizer, released.model.module
-    from fedllm.data.template import end_token_id, prompt_ids
+    from fedllm.data.template import end_token_id
+    from fedllm.tasks.prompting import TemplatedPrompting
 
-    ids = torch.tensor(prompt_ids(tokenizer, ["card cash"]))
+    ids = torch.tensor([TemplatedPrompting(tokenizer).prompt("card cash", None).ids])
     start, end = ids.shape[1], end_token_id(tokenizer)
     for _ in range(8):
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         with torch.no_grad():
-            following = module.following(batch).argmax(-1)
+            following = module.backbone(**batch).logits[:, -1].argmax(-1)
         ids = torch.cat([ids, following[:, None]], 1)
         if int(following) == end:
             break

@@ -94,8 +94,8 @@ def test_it_goes_on_with_resume_though_the_earlier_run_is_gone(
     whole = simulate(later, tmp_path / "whole", observers=[])
     right = loop.save_checkpoint
 
-    def dies(place, state):
-        path = right(place, state)
+    def dies(place, state, vault):
+        path = right(place, state, vault)
         if state.round == 1 and state.report is not None:
             raise KeyboardInterrupt
         return path

@@ -6,8 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tasks import encode, everything, record, sequence
 
-from fedllm.data.template import end_token_id, prompt_ids, prompt_text, template_of
+from fedllm.data.template import end_token_id, prompt_text, template_of
 from fedllm.errors import ConfigError, DataError
+
+
+def prompt_ids(tokenizer, prompt):
+    """Tokens of a prompt between the template's two halves, as it is asked."""
+    return tokenizer(prompt_text(tokenizer, prompt), add_special_tokens=False)["input_ids"]
+
 
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60).filter(str.strip)
 
@@ -22,7 +28,7 @@ def test_loss_covers_response_and_end_exactly(kind, request):
         batch = everything(
             encode([record(prompt=prompt, response=response)], "instruction", tokenizer, 1024)
         )
-        (before,) = prompt_ids(tokenizer, [prompt])
+        before = prompt_ids(tokenizer, prompt)
         text = template_of(tokenizer).response(response)
         after = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert sequence(batch, 0) == [*before, *after, end_token_id(tokenizer)]
@@ -37,7 +43,7 @@ def test_loss_covers_response_and_end_exactly(kind, request):
 @pytest.mark.parametrize("kind", ["plain", "turns", "chat"])
 def test_cut_sequences_keep_template_and_a_part_of_the_response(kind, request):
     tokenizer = request.getfixturevalue(kind)
-    template = len(prompt_ids(tokenizer, [""])[0]) + 2
+    template = len(prompt_ids(tokenizer, "")) + 2
     numbers = st.integers(2 * template, 160)
 
     @given(words, words, numbers)
@@ -47,7 +53,7 @@ def test_cut_sequences_keep_template_and_a_part_of_the_response(kind, request):
             encode([record(prompt=prompt, response=response)], "instruction", tokenizer, max_length)
         )
         ids = sequence(batch, 0)
-        (whole,) = prompt_ids(tokenizer, [prompt])
+        whole = prompt_ids(tokenizer, prompt)
         text = template_of(tokenizer).response(response)
         after = tokenizer(text, add_special_tokens=False)["input_ids"]
         answer = [*after, end_token_id(tokenizer)]
