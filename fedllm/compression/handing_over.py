@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save as format_safetensors
 
 from fedllm.compression.int8 import to_int8
-from fedllm.compression.int8_folder import ABOUT, INT8, WEIGHTS
+from fedllm.compression.int8_folder import ABOUT, INT8, WEIGHTS, load_int8
 from fedllm.compression.whole import Whole
-from fedllm.errors import ConfigError
+from fedllm.errors import ConfigError, TrainingError
 from fedllm.exporting.export import describe
 from fedllm.exporting.kinds import kind_of
 from fedllm.exporting.merged import copy_beside, write_head, write_merged
-from fedllm.exporting.probe import answers, make_probe
+from fedllm.exporting.probe import REMEDY, answers, make_probe
 from fedllm.exporting.written import Settings, Written
 from fedllm.files import atomic_directory, write_bytes, write_json
 
@@ -78,6 +78,8 @@ def write_int8(whole: Whole, out: Path, notes: Sequence[str]) -> Written:
     ------
     ConfigError
         If there is nothing to round.
+    TrainingError
+        If what was written is read back otherwise; nothing is left of the folder.
     StorageError
         If the disk is full; nothing is left of the folder.
     """
@@ -89,7 +91,10 @@ def write_int8(whole: Whole, out: Path, notes: Sequence[str]) -> Written:
     with atomic_directory(out) as new:
         tensors = {name: _own(values) for name, values in _once(backbone.state_dict()).items()}
         write_bytes(new / WEIGHTS, format_safetensors(tensors, {"format": "pt"}))
-        backbone.config.to_json_file(new / "config.json")
+        plain = type(backbone.config).from_pretrained(released.base, local_files_only=True)
+        # Where the base lies on this machine is nobody's business.
+        plain.name_or_path = ""
+        plain.to_json_file(new / "config.json")
         told = {
             "label": INT8,
             "layers": whole.architecture.layers,
@@ -99,6 +104,10 @@ def write_int8(whole: Whole, out: Path, notes: Sequence[str]) -> Written:
         if kind_of(whole.model).head is not None:
             write_head(released, new)
         copy_beside(released.base, new)
+        again, _ = load_int8(new)
+        held = again.state_dict()
+        if any(not torch.equal(values, held[name]) for name, values in tensors.items()):
+            raise TrainingError(f"{out} does not hold what was written", REMEDY)
         written = Written(
             library="fedllm",
             what=f"A model with {rounded} linear layers and embeddings in 8 bits, for fedllm.",

@@ -19,10 +19,11 @@ from fedllm.exporting.written import Written
 from fedllm.randomness import RandomStream
 
 Told = Callable[[int, int, float], None]
-Kept = Literal["float32", "bfloat16", "float16", "int8"]
+Kept = Literal["bfloat16", "float16", "int8"]
 # Texts by which it is seen what matters.
 _LOOKED_AT = 128
-NOT_PRIVATE = "Made smaller with public texts and what the run released; no record was touched."
+_ALONE = "Made of what the run released alone; nothing else was read."
+_BY_TEXTS = "Texts that whoever made it smaller called public had a part in it, and nothing else."
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,9 @@ def prune_run(
             None if asked.pattern is None else linears(small.backbone, small.architecture.lists)
         )
         notes.append(_taught(whole, small, kept, found, teaching, told, pruned))
-    return write_smaller(small, out, "pruned", before, [*notes, NOT_PRIVATE])
+    return write_smaller(
+        small, out, "pruned", before, [*notes, _ALONE if texts is None else _BY_TEXTS]
+    )
 
 
 def _take_out(
@@ -187,7 +190,7 @@ def distil_run(
     small = whole.with_module(student_of(whole.module, kept))
     first = f"A student of {len(kept)} blocks, which began as {', '.join(map(str, kept))}."
     taught = _taught(whole, small, kept, found, teaching, told, None)
-    return write_smaller(small, out, "distilled", before, [first, taught, NOT_PRIVATE])
+    return write_smaller(small, out, "distilled", before, [first, taught, _BY_TEXTS])
 
 
 def _taught(
@@ -228,6 +231,6 @@ def quantize_run(run: Path, out: Path, kept: Kept, base: Path | None = None) -> 
     whole = open_whole(run, base)
     if kept == "int8":
         note = "Each token's states are rounded as they arrive; nothing was calibrated."
-        return write_int8(whole, out, [note, NOT_PRIVATE])
+        return write_int8(whole, out, [note, _ALONE])
     before = whole.backbone.config.to_dict()
-    return write_smaller(whole, out, kept, before, [NOT_PRIVATE], kept)
+    return write_smaller(whole, out, kept, before, [_ALONE], kept)
