@@ -97,6 +97,7 @@ def test_only_what_is_drawn_is_computed_and_only_once(tiny_model, random_dataset
 
 def test_the_file_is_gone_with_the_data_set(tiny_model, random_dataset):
     model, data = tiny_model(), random_dataset(9)
+    gc.collect()
     before = unnamed_files()
     cache = cache_of(model, 0)
     cache.attach(data, np.arange(9), data.batch(np.arange(9)))
@@ -107,7 +108,8 @@ def test_the_file_is_gone_with_the_data_set(tiny_model, random_dataset):
     del data
     gc.collect()
     assert cache.used_disk_bytes == 0
-    assert unnamed_files() == before
+    # Files of data sets that other tests left for the collector may go with it.
+    assert unnamed_files() <= before
 
 
 def test_nothing_on_disk_can_be_read_without_the_process(scratch):
