@@ -81,6 +81,8 @@ class StepRecord:
     def check(self, update: NDArray[np.float32]) -> None:
         """Refuse an update that must not be released.
 
+        An update of nothing is right where sampling drew nobody.
+
         Raises
         ------
         TrainingError
@@ -94,15 +96,6 @@ class StepRecord:
             if s.name in self._must_move and not update[s.slice].any()
         ]
         self.check_connected(still)
-        if not update.any() and not self._fits():
-            raise TrainingError(
-                "training changed nothing: no batch held a record with a loss",
-                "raise training.batch_size or training.local_steps",
-            )
-
-    def _fits(self) -> bool:
-        """Tell whether there were records, and the model fitted all of them perfectly."""
-        return not self._learned and any(bool(np.isfinite(part).any()) for part in self.losses)
 
     def check_connected(self, still: Sequence[str] = ()) -> None:
         """Refuse when a tensor had to have a gradient and had none, or is ``still``.

@@ -328,11 +328,12 @@ def test_an_empty_unit_is_sampled_like_any_other(tiny_model, random_dataset):
     assert seen == [len(chosen), len(set(chosen.tolist()) - {0, 9})]
 
 
-def test_an_update_of_nothing_is_refused(tiny_model, random_dataset):
+def test_whom_sampling_does_not_draw_nobody_misses(tiny_model, random_dataset):
     model, data = tiny_model(), random_dataset(10)
     settings = replace(ONE_STEP, sampling_rate=1e-9, noise_multiplier=None)
-    with pytest.raises(TrainingError, match="changed nothing"):
-        train(model, data, settings)
+    result = train_locally(model, data, settings, RandomStream.secure(), RandomStream.secure())
+    assert not result.update.any()
+    assert result.statistics.empty_batches == settings.steps
 
 
 def test_steps_too_small_for_float32_are_refused(tiny_model, random_dataset):

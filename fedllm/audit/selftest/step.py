@@ -177,7 +177,7 @@ def batches_of_steps(material: Material, calls: int = 120, all_cases: bool = Tru
 
 def _batches(part: Reference, rate: float, steps: int, calls: int) -> NDArray[np.int64] | None:
     """Read out how often each unit was in a batch, (calls, units); None if that cannot be."""
-    # A little noise: an update of an empty batch without any is refused as no training.
+    # A little noise, far below the half by which batches are told apart.
     settings = _settings(part, 1e-3, sampling_rate=rate, steps=steps)
     each = clipped(part.unit_gradients, part.clipping_norm)
     inverse = np.linalg.pinv(each.T)
