@@ -228,6 +228,7 @@ def test_what_is_explained_is_still_there() -> None:
         assert found, entry["name"]
 
 
+@pytest.mark.slow
 def test_survivors_are_named_and_the_program_is_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,9 +66,8 @@ def test_a_run_ends_with_a_card_whose_script_runs_without_fedllm(tiny_checkpoint
     torch.testing.assert_close(rows, torch.stack(wanted), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("method", ["bitfit", "lora"])
+@pytest.mark.parametrize("method", ["bitfit", pytest.param("lora", marks=pytest.mark.slow)])
 def test_the_script_of_a_released_language_model_runs(finished, tmp_path, tiny, method):
-
     run = finished("llama", "causal", lora={"method": method})
     write_released_card(run, read_released(run).model)
     text = (run / "adapter" / "README.md").read_text()

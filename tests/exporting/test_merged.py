@@ -89,7 +89,9 @@ def test_a_standard_head_is_part_of_the_checkpoint(finished, tmp_path):
     assert not (tmp_path / "out" / "head.safetensors").exists()
 
 
-@pytest.mark.parametrize("lora", [{}, {"rank": 0, "last_layers": None}])
+@pytest.mark.parametrize(
+    "lora", [{}, pytest.param({"rank": 0, "last_layers": None}, marks=pytest.mark.slow)]
+)
 def test_the_script_needs_no_base(finished, tmp_path, lora):
     run = finished("bert", lora=lora, model={"feature_center": "label_names"})
     export(run, tmp_path / "out", "merged")

@@ -52,6 +52,7 @@ def test_the_script_needs_onnxruntime_alone(finished, tmp_path):
     torch.testing.assert_close(rows, torch.stack(wanted), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_scripts_of_tags_and_of_answers_run(finished, tmp_path, tiny):
     run = finished("bert", "token_classification")
     export(run, tmp_path / "tags", "onnx")

@@ -191,6 +191,7 @@ def test_an_encoder_decoder_is_loaded_too(finished, tmp_path):
     assert written.use.auto == "AutoModelForSeq2SeqLM"
 
 
+@pytest.mark.slow
 def test_the_script_of_tags_runs_without_fedllm(finished, tmp_path, tiny):
     for scale in (0.0, 10.0):
         run = finished(
