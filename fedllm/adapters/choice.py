@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedllm.adapters.core import CoreAdapter
+from fedllm.adapters.explained import ExplainedAdapter
 from fedllm.adapters.fedsvd import FedSvd
 from fedllm.adapters.method import AdapterMethod
 from fedllm.adapters.plain import PlainAdapter
@@ -25,6 +26,8 @@ def adapter_of(model: SharedModel, number: int = 1) -> AdapterMethod:
             return AlternatingAdapter(model, number)
         case "fedsvd":
             return FedSvd(model, number)
+        case "eva":
+            return ExplainedAdapter(model, number)
         case "core":
             return CoreAdapter(model, number)
         case _:

@@ -12,11 +12,12 @@ from fedllm.compression.handing_over import require_new, write_int8, write_small
 from fedllm.compression.linears import Batch, Linear, input_norms, linears
 from fedllm.compression.pruning import Pattern, prune, zeros
 from fedllm.compression.removing import remove_blocks, remove_channels, remove_heads
-from fedllm.compression.texts import Tokens, endless, read_texts, single
+from fedllm.compression.texts import endless, single
 from fedllm.compression.whole import Whole, open_whole
 from fedllm.errors import ConfigError
 from fedllm.exporting.written import Written
 from fedllm.randomness import RandomStream
+from fedllm.tasks.public_texts import Tokens, read_texts
 
 Told = Callable[[int, int, float], None]
 Kept = Literal["bfloat16", "float16", "int8"]

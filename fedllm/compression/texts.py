@@ -2,50 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from typing import cast
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from fedllm.compression.linears import Batch
-from fedllm.data.asked import read_asked
-from fedllm.errors import DataError
 from fedllm.randomness import RandomStream
-
-Tokens = tuple[int, ...]
-_CHUNK = 512
-
-
-def read_texts(
-    location: str, column: str, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> list[Tokens]:
-    """Read a file's texts as tokens.
-
-    Parameters
-    ----------
-    location : str
-        JSON Lines, CSV or Parquet with ``column``, or plain text, one a line.
-    max_length : int
-        Tokens that are read of a text.
-
-    Raises
-    ------
-    DataError
-        As `fedllm.data.asked.read_asked`; or if no text has two tokens.
-    """
-    texts = [one.text for one in read_asked(location, column, sys.stdin.buffer)]
-    found: list[Tokens] = []
-    for start in range(0, len(texts), _CHUNK):
-        encoded = tokenizer(texts[start : start + _CHUNK], truncation=True, max_length=max_length)
-        # One token says nothing of what comes next.
-        found += [
-            tuple(ids) for ids in cast("list[list[int]]", encoded["input_ids"]) if len(ids) > 1
-        ]
-    if not found:
-        raise DataError(f"{location} holds no text of two tokens", "give a file of whole texts")
-    return found
+from fedllm.tasks.public_texts import Tokens
 
 
 def single(texts: Sequence[Tokens], most: int) -> list[Batch]:

@@ -10,7 +10,13 @@ from typing import Any
 from fedllm.errors import ConfigError
 
 _SQLITE = "sqlite:///"
-_PLACES = (("model", "path"), ("model", "start"), ("data", "train"), ("data", "test"))
+_PLACES = (
+    ("model", "path"),
+    ("model", "start"),
+    ("lora", "public_texts"),
+    ("data", "train"),
+    ("data", "test"),
+)
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 

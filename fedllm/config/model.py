@@ -10,7 +10,7 @@ from fedllm.config.section import PositiveFloat, PositiveInt, Section
 
 # How adapters are trained; "head" is no method of the file, but what rank 0 leaves.
 AdapterKind = Literal[
-    "lora", "ffa", "ffa_orthonormal", "rolora", "fedsvd", "core", "bitfit", "layers"
+    "lora", "ffa", "ffa_orthonormal", "eva", "rolora", "fedsvd", "core", "bitfit", "layers"
 ]
 # How the frozen base model's linear layers are held.
 Quantization = Literal["none", "int8", "int4"]
@@ -27,7 +27,7 @@ def _one_of_a_blind_sum(value: object) -> object:
         raise ValueError(
             "stacking and residual methods need every site's own A and B, for their product is not "
             "linear in what a site sends, and all that is ever opened is the sum over sites; take "
-            "'ffa', 'ffa_orthonormal', 'rolora', 'fedsvd' or 'core', or 'lora' with "
+            "'ffa', 'ffa_orthonormal', 'eva', 'rolora', 'fedsvd' or 'core', or 'lora' with "
             "training.local_steps = 1"
         )
     return value
@@ -99,16 +99,21 @@ class LoraSection(Section):
         Names of the linear layers that get an adapter; "auto" takes query and value.
     last_layers : int, optional
         Adapt only this many layers, counted from the output; all when left out.
-    method : {"lora", "ffa", "ffa_orthonormal", "rolora", "fedsvd", "core", "bitfit", "layers"}
+    method : {"lora", "ffa", "ffa_orthonormal", "eva", "rolora", "fedsvd", "core", ...}
         What of an adapter is trained and sent, see docs/adapters.md. "lora": A and B. "ffa": B
         alone, A stays at its random start (FFA-LoRA, Sun et al. 2024), so that averaged updates
         are exactly the averaged product. "ffa_orthonormal": the same with orthogonal rows of
-        A. "rolora": B in odd rounds, A in even ones (Chen et al. 2024). "fedsvd": B, and the
-        coordinator makes A's rows the right singular vectors of the product after each round
-        (Lee et al. 2025). "core": a matrix of rank by rank between B and A, which stay at
-        singular vectors of the base's own weights (LoRA-XS, Balazy et al. 2024). "bitfit": biases
-        and norms of the base itself (Ben Zaken et al. 2022). "layers": the last layers whole, as
-        many as ``last_layers`` says. Rank and alpha have no meaning for these two.
+        A. "eva": B alone, and the rows of A are the directions of the layer's inputs on
+        ``public_texts`` (EVA, Paischer et al. 2024). "rolora": B in odd rounds, A in even ones
+        (Chen et al. 2024). "fedsvd": B, and the coordinator makes A's rows the right singular
+        vectors of the product after each round (Lee et al. 2025). "core": a matrix of rank by rank
+        between B and A, which stay at singular vectors of the base's own weights (LoRA-XS, Balazy
+        et al. 2024). "bitfit": biases and norms of the base itself (Ben Zaken et al. 2022).
+        "layers": the last layers whole, as many as ``last_layers`` says. Rank and alpha have no
+        meaning for these two.
+    public_texts : str, optional
+        For "eva": public texts like those that will be trained on; a file with a column ``text``
+        (``.jsonl``, ``.csv``, ``.parquet``) or of one text a line. Read by the coordinator alone.
     freeze_a : bool
         The older way to ask for "ffa".
     ranks : list of [units, rank]
@@ -122,6 +127,7 @@ class LoraSection(Section):
     target_modules: Literal["auto"] | tuple[str, ...] = "auto"
     last_layers: PositiveInt | None = None
     method: Annotated[AdapterKind, BeforeValidator(_one_of_a_blind_sum)] = "lora"
+    public_texts: str | None = None
     freeze_a: bool = False
     ranks: tuple[tuple[Annotated[int, Field(ge=0)], PositiveInt], ...] = ()
 
@@ -130,6 +136,11 @@ class LoraSection(Section):
         if self.freeze_a and self.method not in ("lora", "ffa"):
             raise ValueError(
                 f"freeze_a means method = 'ffa', and not {self.method!r}: leave freeze_a out"
+            )
+        if self.public_texts is not None and self.method != "eva":
+            raise ValueError(
+                f"public_texts decides where method = 'eva' begins, and method = {self.method!r} "
+                "reads none: leave it out"
             )
         if self.rank == 0 and self.method != "lora":
             raise ValueError(

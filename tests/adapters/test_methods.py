@@ -17,7 +17,7 @@ from fedllm.runs.checkpoints import load_checkpoint
 from fedllm.runs.summary import read_summary
 from fedllm_server.simulation import simulate
 
-ADAPTERS = ("lora", "ffa", "ffa_orthonormal", "rolora", "fedsvd", "core")
+ADAPTERS = ("lora", "ffa", "ffa_orthonormal", "eva", "rolora", "fedsvd", "core")
 METHODS = (*ADAPTERS, "bitfit")
 
 
@@ -39,6 +39,9 @@ def run(tiny_checkpoint, tmp_path):
         merged = {name: dict(section) for name, section in sections.items()}
         merged["rounds"] = {"rollback_rise": 0.0, "count": 3, **merged.get("rounds", {})}
         merged["lora"] = {"rank": 2, "method": method, **merged.get("lora", {})}
+        if method == "eva":
+            public = write_jsonl(tmp_path / "public.jsonl", records(20, seed=5))
+            merged["lora"]["public_texts"] = str(public)
         config = small_config(
             tiny_checkpoint("bert"),
             data={"train": str(train), "test": str(test), "labels": None},
@@ -67,6 +70,8 @@ def test_every_method_goes_through_every_mechanism(run, tiny_checkpoint, method,
     }
     expected = {
         "ffa_orthonormal": {"B"},
+        # A, once: before the first round.
+        "eva": {"A", "B"},
         "rolora": {"A", "B"},
         "fedsvd": {"A", "B"},
         "core": {"R"},
@@ -169,6 +174,7 @@ def test_what_each_method_sends(tiny_checkpoint):
         "lora": [384],
         "ffa": [192],
         "ffa_orthonormal": [192],
+        "eva": [192],
         "rolora": [192, 192],
         "fedsvd": [192],
         "core": [24],
@@ -190,6 +196,7 @@ def test_half_of_the_adapter_is_half_of_the_bytes(run):
     ("method", "optimizer"),
     [
         ("ffa_orthonormal", "average"),
+        ("eva", "adam"),
         ("rolora", "momentum"),
         ("rolora", "adam"),
         ("fedsvd", "momentum"),

@@ -4,30 +4,10 @@ from __future__ import annotations
 
 import itertools
 
-import pytest
 import torch
 
-from fedllm.compression.texts import endless, read_texts, single
-from fedllm.errors import DataError
-from fedllm.models.checkpoints import load_tokenizer
+from fedllm.compression.texts import endless, single
 from fedllm.randomness import RandomStream
-
-
-@pytest.fixture
-def tokenizer(tiny_checkpoint):
-    return load_tokenizer(tiny_checkpoint("bert"))
-
-
-def test_texts_are_read_as_tokens_and_cut(tmp_path, tokenizer):
-    (tmp_path / "a.jsonl").write_text(
-        '{"words": "card pay fee"}\n{"words": "loan rate"}\n{"words": "fee"}\n'
-    )
-    (tmp_path / "a.txt").write_text("card pay fee\n\nloan rate\nfee\n")
-    whole = read_texts(str(tmp_path / "a.jsonl"), "words", tokenizer, 50)
-    assert whole == read_texts(str(tmp_path / "a.txt"), "words", tokenizer, 50)
-    assert len(whole) == 2
-    cut = read_texts(str(tmp_path / "a.txt"), "words", tokenizer, 2)
-    assert [len(text) for text in cut] == [2, 2]
 
 
 def test_single_texts_are_drawn_evenly_and_have_no_padding():
@@ -48,9 +28,3 @@ def test_each_pass_has_every_text_once_in_an_order_of_its_own():
     for batch in passes[0]:
         assert torch.equal(batch["input_ids"] == 99, batch["attention_mask"] == 0)
     assert next(endless(texts[:2], 4, 99, RandomStream.seeded(0)))["input_ids"].shape[0] == 2
-
-
-def test_a_file_without_texts_is_named(tmp_path, tokenizer):
-    (tmp_path / "a.txt").write_text("\n")
-    with pytest.raises(DataError, match=r"a\.txt"):
-        read_texts(str(tmp_path / "a.txt"), "text", tokenizer, 50)

@@ -38,7 +38,7 @@ def test_the_older_key_is_still_read(lora, kind):
     assert parse(RunConfig, parse_toml(to_toml(asked), "it"), "it") == asked
 
 
-@pytest.mark.parametrize("method", ["ffa_orthonormal", "rolora", "fedsvd", "core"])
+@pytest.mark.parametrize("method", ["ffa_orthonormal", "eva", "rolora", "fedsvd", "core"])
 def test_two_keys_that_contradict_each_other_are_refused(method):
     with pytest.raises(ConfigError, match="freeze_a means method = 'ffa'"):
         config(method=method, freeze_a=True)
@@ -65,7 +65,7 @@ def test_where_a_run_starts_is_known_by_its_name_alone():
     assert at("/a/runs/first") != config_digest(config())
 
 
-@pytest.mark.parametrize("method", ["ffa", "ffa_orthonormal", "rolora", "fedsvd", "core"])
+@pytest.mark.parametrize("method", ["ffa", "ffa_orthonormal", "eva", "rolora", "fedsvd", "core"])
 def test_a_method_without_an_adapter_is_refused(method):
     """Whoever sets it on an example that trains the head alone would compare nothing."""
     with pytest.raises(ConfigError, match="rank = 0 trains the head alone"):

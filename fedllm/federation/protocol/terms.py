@@ -106,5 +106,6 @@ def shared_config(config: RunConfig) -> RunConfig:
         }
     )
     model = config.model.model_copy(update={"path": "the site's own", "start": None})
+    lora = config.lora.model_copy(update={"public_texts": None})
     engine = config.engine.model_copy(update={"device": None})
-    return config.model_copy(update={"data": data, "model": model, "engine": engine})
+    return config.model_copy(update={"data": data, "model": model, "lora": lora, "engine": engine})
