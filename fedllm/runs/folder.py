@@ -84,8 +84,8 @@ def _digest_of_names(config: RunConfig, name: Callable[[str], str]) -> str:
     values["model"].pop("path")
     if "start" in values["model"]:
         values["model"]["start"] = name(values["model"]["start"])
-    if "public_texts" in values["lora"]:
-        values["lora"]["public_texts"] = name(values["lora"]["public_texts"])
+    if "public_texts" in (lora := values.get("lora", {})):
+        lora["public_texts"] = name(lora["public_texts"])
     for key in _FILES:
         if key in values["data"]:
             values["data"][key] = name(values["data"][key])
