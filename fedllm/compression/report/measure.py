@@ -25,7 +25,7 @@ from fedllm.compression.report.folders import Compressed, Original, disk_bytes
 from fedllm.compression.report.membership import (
     Attack,
     attacked_run,
-    records_digest,
+    check_records,
     tell_apart,
 )
 from fedllm.compression.report.opened import (
@@ -79,6 +79,7 @@ def measure(
         is kept.
     """
     attacked = None if attack is None else attacked_run(original, attack)
+    apart = "" if attacked is None else check_records(attacked)
     task = task_of(original.whole.task)
     found = task.read_public(original.data.model_copy(update={"test": records}))
     make_output_folder(out, "--out")
@@ -98,8 +99,8 @@ def measure(
         membership = None
         if attack is not None and attacked is not None:
             named = [[model.name, model.digest] for model in models]
-            apart = {"pairs": attack.pairs, "records": records_digest(attacked), "models": named}
-            path = _path(out, {"setting": setting, "membership": apart})
+            told = {"pairs": attack.pairs, "records": apart, "models": named}
+            path = _path(out, {"setting": setting, "membership": told})
             membership = _read(path, MembershipResult)
             if membership is None:
                 opened = ((model.name, session.open(model)) for model in models)

@@ -72,10 +72,17 @@ def attacked_run(original: Original, attack: Attack) -> RunConfig:
     return without_privacy(config)
 
 
-def records_digest(config: RunConfig) -> str:
-    """Return what identifies the records that are told apart."""
+def check_records(config: RunConfig) -> str:
+    """Read all records that may be told apart, and return what identifies them.
+
+    Raises
+    ------
+    DataError
+        If there are too few, or some are members and others at once.
+    """
     task = task_of(config.task)
     sources = (task.read(config.data.train, config.site_data), task.read_public(config.data))
+    _require_apart(*sources)
     told = [[sha256_hex(record.canonical()) for record in source] for source in sources]
     return sha256_hex(canonical_json({"records": told}))
 
@@ -98,15 +105,14 @@ def tell_apart(
 
     Raises
     ------
-    DataError
-        If there are too few records, or some are members and others at once.
+    ConfigError
+        If the run's labels are not the released model's.
     FedllmError
         As `open_sandbox`.
     """
     stream = RandomStream.seeded(0, "membership records")
     sandbox = open_sandbox(config, _MOST, stream)
     members = training_records(config, _MOST, stream)
-    _require_apart(members, sandbox.public)
     if sandbox.model.labels != original.whole.labels:
         raise ConfigError(
             "the run's public test file gives other labels than the released model has",
