@@ -128,7 +128,7 @@ def test_losses_and_gradients_are_those_of_pytorch(dtype):
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 1000])
-def test_the_likeliest_token_is_that_of_all_logits(model, at_once):
+def test_the_likeliest_token_is_that_of_all_logits(model, at_once, monkeypatch):
     batch = {
         "input_ids": torch.randint(4, 16, (3, 9), generator=torch.Generator().manual_seed(0)),
         "attention_mask": torch.ones(3, 9, dtype=torch.int64),
@@ -137,7 +137,7 @@ def test_the_likeliest_token_is_that_of_all_logits(model, at_once):
     batch["labels"][:, :4] = -100
     with torch.no_grad():
         right = model.module(batch)[0].argmax(-1)
-    model.module.readout.tokens_at_once = at_once
+    monkeypatch.setattr(model.module.readout, "tokens_at_once", at_once)
     assert model.module.likeliest(batch).tolist() == right.tolist()
 
 

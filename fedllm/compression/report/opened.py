@@ -24,7 +24,7 @@ from fedllm.tasks import task_of
 
 TOGETHER = 16
 NEW_TOKENS = 16
-_ALONE, _BATCHES = 8, 2
+_ALONE, _BATCHES = 4, 2
 Answer = Callable[[Sequence[Tokens]], object]
 
 
