@@ -85,11 +85,16 @@ def read_original(location: Path, base: Path | None) -> Original:
     Raises
     ------
     ConfigError
-        If it is neither, or packed.
+        If it is neither, or packed, or a whole model with another base.
     CheckpointError
         If a file is damaged.
     """
     if is_exported(location):
+        if base is not None:
+            raise ConfigError(
+                f"{location} is a whole model, with no adapter to put on another base",
+                "leave --base out, or give the run's folder",
+            )
         whole = _read_compressed(location, location.name)
         if whole.packed:
             raise ConfigError(

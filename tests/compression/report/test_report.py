@@ -238,6 +238,8 @@ def test_what_cannot_be_compared_is_refused_by_name(finished, tmp_path, no_proce
         assert caught.value.remedy
     with pytest.raises(ConfigError, match="named twice"):
         read_variants(original, [tmp_path / "merged", tmp_path / "merged" / "." / ".." / "merged"])
+    with pytest.raises(ConfigError, match="whole model"):
+        read_original(tmp_path / "merged", tmp_path)
     with pytest.raises(ConfigError, match="neither a finished run"):
         read_original(tmp_path, None)
     few = write(tmp_path / "few.jsonl", [{"text": "card", "label": LABELS[0]}] * 3)
