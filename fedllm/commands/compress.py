@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fedllm.exporting.written import Written
 
 app = CommandGroup(
-    help="Make a run's model smaller: prune, quantize, distill, pack; report compares.",
+    help="Make a run's model smaller: prune, quantize, distill, pack.",
     no_args_is_help=True,
 )
 

@@ -54,11 +54,11 @@ def report(
     ),
     json_output: bool = options.JSON,
 ) -> None:
-    """Show a model and what it was made smaller to side by side, on the same records.
+    """Show a run's model and smaller ones side by side.
 
-    Size, weights, operations, time on this processor, memory, quality with intervals, how often
-    the answer is the same, and what membership inference finds. Writes report.html, report.json
-    and table.md. An interrupted report goes on with the same command.
+    All get the same records. Size, weights, operations, time on this processor, memory, quality
+    with intervals, how often the answer is the same, and what membership inference finds. Writes
+    report.html, report.json and table.md. An interrupted report goes on with the same command.
     """
     from fedllm.compression.report.folders import read_original, read_variants
     from fedllm.compression.report.measure import measure
