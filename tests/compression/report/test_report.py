@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from fedllm.cli import app
 from fedllm.compression.packing import pack, unpack
-from fedllm.compression.report import costs
+from fedllm.compression.report import costs, opened
+from fedllm.compression.report import measure as measure_module
 from fedllm.compression.report.folders import read_original, read_variants
 from fedllm.compression.report.measure import measure
 from fedllm.compression.report.page import write_report
@@ -33,6 +34,8 @@ def no_process(monkeypatch, tmp_path):
     monkeypatch.setattr(costs, "_STATUS", tmp_path / "none")
     # How long tiny models take is nobody's question.
     monkeypatch.setattr(costs, "_PASSES", 1)
+    for module in (opened, measure_module):
+        monkeypatch.setattr(module, "NEW_TOKENS", 3)
 
 
 def silent(*_):
@@ -144,7 +147,7 @@ def test_a_decoder_is_judged_by_its_tokens(finished, tmp_path, no_process):
     # The original as a whole model: its columns are those of the run.
     told, _ = reported(tmp_path / "merged", given, records, tmp_path / "out")
     found = by_name(told)
-    assert told.new_tokens == 16
+    assert told.new_tokens == 3
     assert told.measures == ("loss",)
     assert found["merged"].same_answers == 1
     assert found["other"].same_answers < found["q8"].same_answers
