@@ -103,8 +103,12 @@ def describe(released: Released, folder: Path, form: str, written: Written) -> N
     write_card(folder, released.run, handed)
     read = task_of(config.task).columns(config.data)
     columns = {role: column.name for role, column in read.items()}
-    asked = {"task": config.task, "max_length": config.model.max_length}
-    asked |= {"column": next(iter(columns.values())), "columns": columns}
+    asked = {
+        "task": config.task,
+        "max_length": config.model.max_length,
+        "column": next(iter(columns.values())),
+        "columns": columns,
+    }
     write_exported(folder, form, asked)
 
 
