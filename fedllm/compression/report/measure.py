@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,10 +43,11 @@ from fedllm.config.task import trains_a_head
 from fedllm.data.records import Record
 from fedllm.exporting.export import export
 from fedllm.files import make_output_folder, write_json
+from fedllm.locks import exclusive
 from fedllm.models.shared import SharedModel
 from fedllm.tasks import task_of
 
-_KEPT = "measured"
+_KEPT, _LOCK, _UNPACKED = "measured", ".lock", ".unpacked."
 Heard = Callable[[str, int, int], None]
 Setting = dict[str, str | int]
 Kept = TypeVar("Kept", Figures, MembershipResult)
@@ -75,8 +77,8 @@ def measure(
     Raises
     ------
     FedllmError
-        If records cannot be read, or a model not be loaded or compared; what was measured of others
-        is kept.
+        If records cannot be read, a model not be loaded or compared, or another process writes into
+        the folder; what was measured of others is kept.
     """
     attacked = None if attack is None else attacked_run(original, attack)
     apart = "" if attacked is None else check_records(attacked)
@@ -85,7 +87,8 @@ def measure(
     make_output_folder(out, "--out")
     setting = _setting(original, found)
     models = [original.whole, *variants]
-    with _Folders(out) as folders:
+    busy, remedy = f"another report is written into {out}", "wait for it, or name another --out"
+    with exclusive(out / _LOCK, busy, remedy), _Folders(out) as folders:
         session = _Session(original, found, folders, heard)
         compared = []
         for model in models:
@@ -121,8 +124,11 @@ class _Folders:
     """Where each model lies ready to be loaded; what had to be unpacked goes at the end."""
 
     def __init__(self, out: Path) -> None:
+        # A report that was killed left them.
+        for earlier in out.glob(f"{_UNPACKED}*"):
+            shutil.rmtree(earlier, ignore_errors=True)
         # Beside the report: a temporary folder of the system may be small, or in memory.
-        self._scratch = tempfile.TemporaryDirectory(prefix=".unpacked.", dir=out)
+        self._scratch = tempfile.TemporaryDirectory(prefix=_UNPACKED, dir=out)
         self._ready: dict[str, Path] = {}
 
     def __enter__(self) -> _Folders:

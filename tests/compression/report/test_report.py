@@ -21,6 +21,7 @@ from fedllm.compression.report.page import write_report
 from fedllm.compression.steps import Pruning, prune_run, quantize_run
 from fedllm.errors import CheckpointError, ConfigError, DataError, TrainingError
 from fedllm.exporting.export import export
+from fedllm.locks import in_turn
 from fedllm.serving.usable import open_usable
 
 __all__ = ["finished", "tiny"]
@@ -175,6 +176,9 @@ def test_what_was_measured_is_not_measured_again(finished, tmp_path, no_process)
     quantize_run(run, tmp_path / "a", "float16")
     quantize_run(run, tmp_path / "b", "bfloat16")
     given, out = [tmp_path / "a", tmp_path / "b"], tmp_path / "out"
+    out.mkdir()
+    with in_turn(out / ".lock"), pytest.raises(ConfigError, match="another report"):
+        reported(run, given, records, out)
     broken = tmp_path / "b" / "model.safetensors"
     whole = broken.read_bytes()
     broken.write_bytes(b"\xff" * len(whole))
@@ -191,10 +195,11 @@ def test_what_was_measured_is_not_measured_again(finished, tmp_path, no_process)
     # Other records are another report.
     other = tmp_path / "other.jsonl"
     other.write_text("".join((tmp_path / "records.jsonl").read_text().splitlines(True)[:20]))
+    (out / ".unpacked.killed" / "0").mkdir(parents=True)
     third, heard = reported(run, given, str(other), out)
     assert "a: loading" in heard
     assert third.records == 20
-    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [".lock"]
 
 
 def test_a_packed_folder_is_measured_as_it_unpacks_and_sized_as_it_lies(
