@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import click
 import typer
 
-from fedllm.commands import options
+from fedllm.commands import compress_report, options
 from fedllm.commands.help import CommandGroup
 from fedllm.visible import visible
 
@@ -190,6 +190,9 @@ def unpack(
 
     write(folder, out)
     print(visible(str(out)))
+
+
+app.command()(compress_report.report)
 
 
 def _texts(location: str | None, column: str) -> Texts | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from fedllm.compression.linears import Batch
+Given = TypeVar("Given")
 
 
 def tensor_bytes(model: nn.Module) -> int:
@@ -20,19 +22,38 @@ def tensor_bytes(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def operations(answer: Callable[[Batch], object], batch: Batch) -> int:
-    """Return the floating-point operations of one forward pass, two for each multiplication.
+def operations(answer: Callable[[Given], object], given: Given) -> int:
+    """Return the operations of products of one answer, two for each multiplication.
 
-    Of plain tensors; where products are of integers it tells how many there would be.
+    Integers count as other numbers do, and so do zeros: the processor multiplies them.
     """
-    with FlopCounterMode(display=False) as counter:
-        answer(batch)
+    with FlopCounterMode(display=False, custom_mapping=_uncounted()) as counter:
+        answer(given)
     return counter.get_total_flops()
+
+
+def _uncounted() -> dict[Any, Any]:
+    """Return how products are counted that PyTorch's own counter does not know."""
+    aten = torch.ops.aten
+    products = ("_int_mm", "_weight_int8pack_mm", "_weight_int4pack_mm_for_cpu")
+    found = {getattr(aten, name): _product for name in products if hasattr(aten, name)}
+    return found | {aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+
+
+def _product(left: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    # Each number of the result is a sum of as many products as the left side is wide.
+    return 2 * math.prod(out_shape) * left[-1]
+
+
+def _attention(
+    queries: Sequence[int], keys: Sequence[int], values: Sequence[int], *_: Any, **__: Any
+) -> int:
+    return int(sdpa_flop_count(queries, keys, values))
 
 
 @torch.no_grad()
 def latencies_ms(
-    models: Mapping[str, Callable[[Batch], object]], batches: Sequence[Batch], passes: int
+    models: Mapping[str, Callable[[Given], object]], batches: Sequence[Given], passes: int
 ) -> dict[str, float]:
     """Return the median time of a batch, model by model, in milliseconds.
 

@@ -14,7 +14,7 @@ from fedllm.tasks.public_texts import Tokens
 def single(texts: Sequence[Tokens], most: int) -> list[Batch]:
     """Return texts by themselves, so that there is no padding: at most so many, evenly drawn."""
     step = max(1, len(texts) // most)
-    return [_padded([text], 0) for text in texts[::step][:most]]
+    return [padded([text], 0) for text in texts[::step][:most]]
 
 
 def endless(texts: Sequence[Tokens], size: int, pad: int, stream: RandomStream) -> Iterator[Batch]:
@@ -31,10 +31,11 @@ def endless(texts: Sequence[Tokens], size: int, pad: int, stream: RandomStream) 
     while True:
         order = stream.permutation(len(texts))
         for start in range(0, len(texts) - size + 1, size):
-            yield _padded([texts[place] for place in order[start : start + size]], pad)
+            yield padded([texts[place] for place in order[start : start + size]], pad)
 
 
-def _padded(texts: Sequence[Tokens], pad: int) -> Batch:
+def padded(texts: Sequence[Tokens], pad: int) -> Batch:
+    """Return texts as one batch, filled up on the right."""
     width = max(map(len, texts))
     ids = torch.full((len(texts), width), pad)
     mask = torch.zeros_like(ids)

@@ -101,8 +101,14 @@ def describe(released: Released, folder: Path, form: str, written: Written) -> N
         notes=written.notes,
     )
     write_card(folder, released.run, handed)
-    column = next(iter(task_of(config.task).columns(config.data).values())).name
-    asked = {"task": config.task, "max_length": config.model.max_length, "column": column}
+    read = task_of(config.task).columns(config.data)
+    columns = {role: column.name for role, column in read.items()}
+    asked = {
+        "task": config.task,
+        "max_length": config.model.max_length,
+        "column": next(iter(columns.values())),
+        "columns": columns,
+    }
     write_exported(folder, form, asked)
 
 

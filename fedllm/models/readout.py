@@ -52,8 +52,11 @@ class Readout:
         self._model = model
         self._top = top
         self._kind: type[ModelOutput] = BaseModelOutput
-        head = cast(nn.Linear, model.get_output_embeddings()).weight
-        self.tokens_at_once = max(LOGITS_AT_ONCE_BYTES // (len(head) * head.itemsize), 1)
+        head = cast(nn.Linear, model.get_output_embeddings())
+        # Integers give numbers of four bytes.
+        size = head.weight.itemsize if head.weight.is_floating_point() else 4
+        words = getattr(head, "out_features", len(head.weight))
+        self.tokens_at_once = max(LOGITS_AT_ONCE_BYTES // (words * size), 1)
 
     def states(self, **inputs: Any) -> Tensor:
         """Run the model on ``inputs`` up to its head; returns states (B, T, H)."""
@@ -102,6 +105,12 @@ class Readout:
         """
         return cast(Tensor, _InPieces.apply(states, targets, self))
 
+    def likeliest(self, states: Tensor) -> Tensor:
+        """Return the likeliest next tokens (N,), int64, of states (N, H); as `losses` in pieces."""
+        pieces = states.split(self.tokens_at_once) if len(states) else ()
+        found = [self.logits(piece).argmax(-1) for piece in pieces]
+        return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)
+
 
 class TokenModel(nn.Module, ABC):
     """A model whose own, frozen, head says which token comes next.
@@ -146,6 +155,11 @@ class TokenModel(nn.Module, ABC):
         """
         states, targets, rows = self.counted(batch)
         return self.readout.losses(states, targets), rows
+
+    @torch.no_grad()
+    def likeliest(self, batch: Batch) -> Tensor:
+        """Return the token that is likeliest at each place that counts, (N,), int64."""
+        return self.readout.likeliest(self.counted(batch)[0])
 
     @abstractmethod
     def counted(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -47,6 +47,8 @@ class Exported:
         Tokens of a record in the run.
     column : str
         Where the run's files have texts or prompts.
+    layers : str
+        Dotted name of the list of blocks in the Transformer without a head.
     """
 
     task: Task
@@ -55,6 +57,7 @@ class Exported:
     model: SharedModel | None
     max_length: int
     column: str
+    layers: str
 
 
 def is_exported(folder: Path) -> bool:
@@ -104,7 +107,7 @@ def load_exported(folder: Path, device: str | None = None) -> Exported:
     tokenizer = checkpoints.load_tokenizer(folder, int(network.config.vocab_size))
     network.eval()
     model = _with_head(folder, task, network, layers, tokenizer) if trains_a_head(task) else None
-    return Exported(task, network, tokenizer, model, length, column)
+    return Exported(task, network, tokenizer, model, length, column, layers)
 
 
 def _with_head(

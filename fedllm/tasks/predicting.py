@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,11 @@ class Prediction(ABC):
     """What a model says of one text."""
 
     cut: int
+
+    @property
+    @abstractmethod
+    def answer(self) -> Hashable:
+        """What it says, without how likely that is: equal where two models say the same."""
 
     @abstractmethod
     def fields(self, most: int) -> dict[str, Any]:
@@ -50,6 +55,11 @@ class LabelPrediction(Prediction):
 
     labels: tuple[tuple[str, float], ...]
     cut: int
+
+    @property
+    def answer(self) -> str:
+        """The likeliest label."""
+        return self.labels[0][0]
 
     def fields(self, most: int) -> dict[str, Any]:
         """Return the likeliest label, and some labels with their probabilities."""
@@ -92,6 +102,11 @@ class SpanPrediction(Prediction):
 
     spans: tuple[FoundSpan, ...]
     cut: int
+
+    @property
+    def answer(self) -> tuple[tuple[int, int, str], ...]:
+        """Places and labels of all spans."""
+        return tuple((span.start, span.end, span.label) for span in self.spans)
 
     def fields(self, most: int) -> dict[str, Any]:
         """Return all spans."""

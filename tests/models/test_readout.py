@@ -125,3 +125,35 @@ def test_losses_and_gradients_are_those_of_pytorch(dtype):
     torch.testing.assert_close(row_losses(logits, targets, slopes), wanted.detach())
     torch.testing.assert_close(slopes, given.grad)
     torch.testing.assert_close(row_losses(logits, targets, None), wanted.detach())
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_the_likeliest_token_is_that_of_all_logits(model, at_once, monkeypatch):
+    batch = {
+        "input_ids": torch.randint(4, 16, (3, 9), generator=torch.Generator().manual_seed(0)),
+        "attention_mask": torch.ones(3, 9, dtype=torch.int64),
+    }
+    batch["labels"] = batch["input_ids"].clone()
+    batch["labels"][:, :4] = -100
+    with torch.no_grad():
+        right = model.module(batch)[0].argmax(-1)
+    monkeypatch.setattr(model.module.readout, "tokens_at_once", at_once)
+    assert model.module.likeliest(batch).tolist() == right.tolist()
+
+
+def test_a_head_of_integers_gives_as_many_logits_at_once_as_one_of_numbers():
+    from fedllm.compression.int8 import to_int8
+    from fedllm.models.readout import Readout
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(4, 1000)
+
+        def get_output_embeddings(self):
+            return self.head
+
+    made = Model()
+    before = Readout(made, made.head).tokens_at_once
+    to_int8(made)
+    assert Readout(made, made.head).tokens_at_once == before

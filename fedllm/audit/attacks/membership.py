@@ -22,7 +22,9 @@ from fedllm.audit.attacks.results import MembershipAttack
 from fedllm.audit.attacks.sandbox import Sandbox
 from fedllm.data.encode import EncodedDataset
 from fedllm.data.records import Record
+from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
+from fedllm.tasks import task_of
 
 Vector = NDArray[np.float64]
 _CURVE_POINTS = 200
@@ -93,23 +95,23 @@ def train_shadows(
 def attack(
     name: str,
     epsilon: float | None,
-    sandbox: Sandbox,
+    model: SharedModel,
     everyone: EncodedDataset,
     member: NDArray[np.bool_],
     shadows: Shadows,
 ) -> MembershipAttack:
-    """Attack the adapter that the sandbox's model holds.
+    """Attack a model with what it holds.
 
     Parameters
     ----------
     name, epsilon
-        What the run is called and promises.
+        What the model is called and promises.
     everyone : EncodedDataset
         Members and others, in the order that the shadows know.
     member : bool array (N,)
         Which are members.
     """
-    confidence = sandbox.task.confidence(losses_of(sandbox.model, everyone))
+    confidence = task_of(model.task).confidence(losses_of(model, everyone))
     # The attacked model may be more or less confident altogether than the shadows are.
     shifted = confidence - np.median(confidence) + np.median((shadows.inside + shadows.outside) / 2)
     return judge(name, epsilon, shadows.score(shifted), member)

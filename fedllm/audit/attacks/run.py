@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +15,19 @@ from fedllm.audit.attacks.results import (
     ExtractionResult,
     MembershipResult,
 )
-from fedllm.audit.attacks.sandbox import open_sandbox
+from fedllm.audit.attacks.sandbox import Sandbox, open_sandbox
 from fedllm.audit.ledgers.recompute import recompute
 from fedllm.config import RunConfig, load_run_config
 from fedllm.data.records import Record
 from fedllm.errors import ConfigError
+from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
-from fedllm.runs.names import RUN_TOML
+from fedllm.runs.names import ADAPTER, RUN_TOML
 from fedllm.tasks import task_of
 
 Heard = Callable[[str, int, int], None]
+# Name, promised epsilon and model.
+Attacked = tuple[str, float | None, SharedModel]
 # Ordinary records beside black-box canaries and secrets.
 _ORDINARY = 400
 
@@ -119,32 +122,62 @@ def run_membership(
     # The same records for every call, so that two reports can be compared.
     stream = RandomStream.seeded(0, "membership records")
     sandbox = open_sandbox(without_privacy(first), most, stream)
-    members = _members(first, most, stream)
-    records = [*members, *sandbox.public]
+
+    def models() -> Iterator[Attacked]:
+        for number, (folder, config) in enumerate(zip(folders, configs, strict=True), 1):
+            sandbox.model.load_adapter(folder / ADAPTER)
+            name = config.name if folder.name == config.name else f"{config.name} ({folder.name})"
+            yield name, config.privacy.epsilon, sandbox.model
+            heard("models attacked", number, len(folders))
+
+    members = training_records(first, most, stream)
+    return attack_models(sandbox, members, sandbox.public, pairs, models(), heard)
+
+
+def attack_models(
+    sandbox: Sandbox,
+    members: Sequence[Record],
+    others: Sequence[Record],
+    pairs: int,
+    models: Iterable[Attacked],
+    heard: Heard,
+) -> MembershipResult:
+    """Train shadow models, and tell members from others by the losses of several models.
+
+    Parameters
+    ----------
+    sandbox : Sandbox
+        Of a run without privacy, whose settings shadows are trained by. Its model holds a shadow
+        at first, then nothing that was trained.
+    pairs : int
+        Pairs of shadow models.
+    models : iterable of (str, float or None, SharedModel)
+        Name, promised epsilon and model of each that is attacked; asked for one by one when
+        shadows are trained, so that all may be one model with another adapter each time.
+    """
+    records = [*members, *others]
     member = np.arange(len(records)) < len(members)
     shadows = membership.train_shadows(
         sandbox, records, pairs, RandomStream.secure(), lambda n, of: heard("shadow models", n, of)
     )
     everyone = sandbox.encode(records)
     sandbox.reset()
-    control = membership.attack("before training", None, sandbox, everyone, member, shadows)
-    attacks = []
-    for number, (folder, config) in enumerate(zip(folders, configs, strict=True), 1):
-        sandbox.model.load_adapter(folder / "adapter")
-        name = config.name if folder.name == config.name else f"{config.name} ({folder.name})"
-        epsilon = config.privacy.epsilon
-        attacks.append(membership.attack(name, epsilon, sandbox, everyone, member, shadows))
-        heard("models attacked", number, len(folders))
+    control = membership.attack("before training", None, sandbox.model, everyone, member, shadows)
+    attacks = tuple(
+        membership.attack(name, epsilon, model, everyone, member, shadows)
+        for name, epsilon, model in models
+    )
     return MembershipResult(
         members=len(members),
-        others=len(records) - len(members),
+        others=len(others),
         shadows=2 * pairs,
-        models=tuple(attacks),
+        models=attacks,
         control=control,
     )
 
 
-def _members(config: RunConfig, most: int, stream: RandomStream) -> list[Record]:
+def training_records(config: RunConfig, most: int, stream: RandomStream) -> list[Record]:
+    """Return some of a run's training records, drawn by ``stream``."""
     records = task_of(config.task).read(config.data.train, config.site_data)
     return [records[i] for i in stream.permutation(len(records))[:most]]
 

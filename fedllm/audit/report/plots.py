@@ -63,7 +63,8 @@ _STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def _figure(seed: str, height: float) -> Iterator[tuple[Figure, Callable[[str], Markup]]]:
+def svg_figure(seed: str, height: float) -> Iterator[tuple[Figure, Callable[[str], Markup]]]:
+    """Yield an empty figure, and what makes SVG of it with words for those who do not see it."""
     # Each plot has its own seed for element names, which must differ within one page.
     with mpl.rc_context({**_STYLE, "svg.hashsalt": seed}):
         figure = Figure(figsize=(5.4, height), layout="constrained")
@@ -85,7 +86,8 @@ def _figure(seed: str, height: float) -> Iterator[tuple[Figure, Callable[[str], 
         yield figure, finish
 
 
-def _clean(axes: Axes) -> None:
+def clean(axes: Axes) -> None:
+    """Leave of a frame what is read by."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(length=0)
     axes.set_axisbelow(True)
@@ -110,7 +112,7 @@ def metric_plot(
     round_label, description : str
         Words at the axis, and for those who do not see the plot.
     """
-    with _figure(f"metric-{name}", 2.6) as (figure, finish):
+    with svg_figure(f"metric-{name}", 2.6) as (figure, finish):
         axes = figure.add_subplot()
         rounds, values = zip(*points, strict=True)
         axes.plot(rounds, values, color=COLOURS[0], marker="o", markersize=3.5)
@@ -125,7 +127,7 @@ def metric_plot(
         axes.margins(x=0.06, y=0.18)
         axes.set_ylabel(visible(name))
         _rounds_axis(axes, round_label)
-        _clean(axes)
+        clean(axes)
         return finish(description)
 
 
@@ -148,7 +150,7 @@ def epsilon_plot(
     description : str
         For those who do not see the plot.
     """
-    with _figure("epsilon", 2.9) as (figure, finish):
+    with svg_figure("epsilon", 2.9) as (figure, finish):
         axes = figure.add_subplot()
         alike: dict[tuple[tuple[int, float], ...], list[str]] = {}
         for site, points in curves.items():
@@ -172,7 +174,7 @@ def epsilon_plot(
         axes.margins(y=0.12)
         axes.set_ylabel(words["epsilon"])
         _rounds_axis(axes, words["round"])
-        _clean(axes)
+        clean(axes)
         figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9)
         return finish(description)
 
@@ -197,7 +199,7 @@ def exposure_plot(
     description : str
         For those who do not see the plot.
     """
-    with _figure("exposure", 1.2 + 0.5 * len(models)) as (figure, finish):
+    with svg_figure("exposure", 1.2 + 0.5 * len(models)) as (figure, finish):
         axes = figure.add_subplot()
         looks = styles(len(models))
         for row, (_, values) in enumerate(models):
@@ -211,7 +213,7 @@ def exposure_plot(
         axes.set_ylim(len(models) - 0.4, -0.6)
         axes.set_xlim(-0.3, maximum + 0.5)
         axes.set_xlabel(words["exposure"])
-        _clean(axes)
+        clean(axes)
         figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9)
         return finish(description)
 
@@ -233,7 +235,7 @@ def promise_plot(
     description : str
         For those who do not see the plot.
     """
-    with _figure("promise", 1.4 + 0.6 * len(runs)) as (figure, finish):
+    with svg_figure("promise", 1.4 + 0.6 * len(runs)) as (figure, finish):
         axes = figure.add_subplot()
         known = [value for _, values in runs for value in values if value is not None]
         reach = 1.15 * max([*known, 1.0])
@@ -276,7 +278,7 @@ def promise_plot(
         axes.set_ylim(len(runs) - 0.45, -0.55)
         axes.set_xlim(0, reach)
         axes.set_xlabel(words["axis"])
-        _clean(axes)
+        clean(axes)
         figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9)
         return finish(description)
 
@@ -297,7 +299,7 @@ def roc_plot(
     description : str
         For those who do not see the plot.
     """
-    with _figure("roc", 3.6) as (figure, finish):
+    with svg_figure("roc", 3.6) as (figure, finish):
         axes = figure.add_subplot()
         low = 1e-3
         for (name, (false, true)), look in zip(curves, styles(len(curves)), strict=True):
@@ -321,6 +323,6 @@ def roc_plot(
         axes.set_yticks(ticks, ["0.1%", "1%", "10%", "100%"])
         axes.set_xlabel(words["false"])
         axes.set_ylabel(words["true"])
-        _clean(axes)
+        clean(axes)
         figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9)
         return finish(description)

@@ -70,9 +70,9 @@ def test_a_model_that_learnt_its_records_by_heart_is_told_by_its_shadows(tmp_pat
     assert (shadows.inside > shadows.outside).mean() > 0.8
     everyone = sandbox.encode(records)
     sandbox.model.set_adapter(sandbox.model.initial)
-    untrained = membership.attack("before", None, sandbox, everyone, member, shadows)
+    untrained = membership.attack("before", None, sandbox.model, everyone, member, shadows)
     sandbox.train(sandbox.encode(records[:60]), sandbox.settings(60), lambda *_: None)
     assert losses_of(sandbox.model, everyone)[:60].mean() < 0.5
-    trained = membership.attack("after", None, sandbox, everyone, member, shadows)
+    trained = membership.attack("after", None, sandbox.model, everyone, member, shadows)
     assert trained.auc > 0.8
     assert 0.3 < untrained.auc < 0.7
