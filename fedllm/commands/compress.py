@@ -17,8 +17,9 @@ from fedllm.commands.help import CommandGroup
 from fedllm.visible import visible
 
 if TYPE_CHECKING:
+    from fedllm.compression.integers import Integers
     from fedllm.compression.pruning import Pattern
-    from fedllm.compression.steps import Kept, Teaching, Texts, Told
+    from fedllm.compression.steps import Short, Teaching, Texts, Told
     from fedllm.exporting.written import Written
 
 app = CommandGroup(
@@ -129,8 +130,9 @@ def quantize(
     out: Path = _OUT,
     to: str = typer.Option(
         "int8",
-        help="int8: integers, computed with as such, on processors. Others: weights are kept so.",
-        click_type=click.Choice(["int8", "bfloat16", "float16"]),
+        help="int8: integers that are computed with as such. int8-weights, int4: integers that "
+        "plain states meet. These are for processors; of the others weights are kept so.",
+        click_type=click.Choice(["int8", "int8-weights", "int4", "bfloat16", "float16"]),
     ),
     base: Path | None = _BASE,
     json_output: bool = options.JSON,
@@ -138,7 +140,7 @@ def quantize(
     """Keep a run's model in fewer bits a weight."""
     from fedllm.compression.steps import quantize_run
 
-    _print(quantize_run(run, out, cast("Kept", to), base), out, json_output)
+    _print(quantize_run(run, out, cast("Integers | Short", to), base), out, json_output)
 
 
 @app.command()

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from fedllm.compression.distilling import Distillation, distil, evenly, student_of, trainable
-from fedllm.compression.handing_over import require_new, write_int8, write_smaller
+from fedllm.compression.handing_over import require_new, write_integers, write_smaller
+from fedllm.compression.integers import INTEGERS, Integers
+from fedllm.compression.integers_folder import is_of_integers
 from fedllm.compression.linears import Batch, Linear, input_norms, linears
 from fedllm.compression.pruning import Pattern, prune, zeros
 from fedllm.compression.removing import remove_blocks, remove_channels, remove_heads
 from fedllm.compression.texts import Tokens, endless, read_texts, single
 from fedllm.compression.whole import Whole, open_whole
 from fedllm.errors import ConfigError
+from fedllm.exporting.probe import answers, make_probe
 from fedllm.exporting.written import Written
 from fedllm.randomness import RandomStream
 
+Short = Literal["bfloat16", "float16"]
+KEPT: tuple[Integers | Short, ...] = (*INTEGERS, *get_args(Short))
 Told = Callable[[int, int, float], None]
-Kept = Literal["bfloat16", "float16", "int8"]
 # Texts by which it is seen what matters.
 _LOOKED_AT = 128
 _ALONE = "Made of what the run released alone; nothing else was read."
@@ -219,18 +223,32 @@ def _taught(
     )
 
 
-def quantize_run(run: Path, out: Path, kept: Kept, base: Path | None = None) -> Written:
+def quantize_run(run: Path, out: Path, kept: Integers | Short, base: Path | None = None) -> Written:
     """Write a run's model with fewer bits a weight.
 
     Raises
     ------
+    ConfigError
+        If ``run`` is what this made of one.
     FedllmError
-        As `open_whole`, `write_smaller` and `write_int8`.
+        As `open_whole`, `write_smaller` and `write_integers`.
     """
     require_new(out)
+    if is_of_integers(run):
+        raise ConfigError(
+            f"the model in {run} is quantised already", "give the run that it was made of"
+        )
     whole = open_whole(run, base)
-    if kept == "int8":
-        note = "Each token's states are rounded as they arrive; nothing was calibrated."
-        return write_int8(whole, out, [note, _ALONE])
-    before = whole.backbone.config.to_dict()
-    return write_smaller(whole, out, kept, before, [_ALONE], kept)
+    held = next((one for one in INTEGERS if one == kept), None)
+    if held is None:
+        before = whole.backbone.config.to_dict()
+        return write_smaller(whole, out, kept, before, [_ALONE], kept)
+    wanted = answers(whole.released, make_probe(whole.released))
+    return write_integers(whole, out, held, wanted, [_STATES[held], _ALONE])
+
+
+_STATES: dict[Integers, str] = {
+    "int8": "Each token's states are rounded as they arrive; nothing was calibrated.",
+    "int8-weights": "Weights alone are rounded; for few tokens at a time states are bfloat16.",
+    "int4": "Weights alone are rounded, 32 of them to a scale; states are bfloat16.",
+}
