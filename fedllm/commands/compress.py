@@ -149,16 +149,22 @@ def pack(
         metavar="DIR", help="A whole model, as fedllm export or compress wrote it."
     ),
     out: Path = _OUT,
+    times_smaller: float = typer.Option(
+        8.0,
+        "--times-smaller",
+        min=1.0,
+        help="Than in float32: up to it, room goes into finer values where they win most.",
+    ),
     json_output: bool = options.JSON,
 ) -> None:
     """Store a whole model in as few bytes as it takes.
 
-    Large matrices become one of fifteen values a weight, or zero, in Huffman's code. `fedllm
+    Large matrices become one of 15, 31 or 63 values a weight, or zero, in Huffman's code. `fedllm
     compress unpack` makes an ordinary folder of it again, with the values to the bit.
     """
     from fedllm.compression.packing import pack as write
 
-    sizes = write(folder, out)
+    sizes = write(folder, out, times_smaller)
     if json_output:
         from dataclasses import asdict
 
@@ -177,6 +183,8 @@ def pack(
     print(visible(str(out)))
     for name, size in rows.items():
         print(f"  {name:<16}{size:>15,} bytes")
+    shares = ", ".join(f"{count} of {bits} bits" for bits, count in sizes.matrices.items())
+    print(f"matrices with codes: {shares}")
     least = sizes.entropy_bits / 8
     print(f"weights are {sizes.times_smaller:.1f} times smaller than in float32")
     print(f"no code of single weights could take less than {least:,.0f} bytes for the codes")
