@@ -19,7 +19,8 @@ from fedllm.visible import visible
 if TYPE_CHECKING:
     from fedllm.compression.integers import Integers
     from fedllm.compression.pruning import Pattern
-    from fedllm.compression.steps import Short, Teaching, Texts, Told
+    from fedllm.compression.steps import Short, Texts
+    from fedllm.compression.teaching import Teaching, Told
     from fedllm.exporting.written import Written
 
 app = CommandGroup(
@@ -134,13 +135,31 @@ def quantize(
         "plain states meet. These are for processors; of the others weights are kept so.",
         click_type=click.Choice(["int8", "int8-weights", "int4", "bfloat16", "float16"]),
     ),
+    texts: str | None = typer.Option(None, metavar="FILE", help=_TEXTS_HELP),
+    column: str = _COLUMN,
+    steps: int = typer.Option(
+        0, min=0, metavar="N", help="Let the whole model teach the one of integers so many steps."
+    ),
+    learning_rate: float = typer.Option(
+        1e-5, "--learning-rate", min=1e-7, max=1.0, help="Of teaching, at most."
+    ),
+    rows: int = _ROWS,
+    seed: int = _SEED,
     base: Path | None = _BASE,
     json_output: bool = options.JSON,
 ) -> None:
-    """Keep a run's model in fewer bits a weight."""
+    """Keep a run's model in fewer bits a weight.
+
+    With --texts and --steps its weights are trained first so that, rounded, they answer as the
+    whole model does.
+    """
     from fedllm.compression.steps import quantize_run
 
-    _print(quantize_run(run, out, cast("Integers | Short", to), base), out, json_output)
+    held = cast("Integers | Short", to)
+    teaching = _teaching(steps, learning_rate, rows, seed) if steps else None
+    with _heard(json_output) as told:
+        found = quantize_run(run, out, held, _texts(texts, column), teaching, told, base)
+    _print(found, out, json_output)
 
 
 @app.command()
@@ -217,7 +236,7 @@ def _teaching(
     hidden: float = 1.0,
 ) -> Teaching:
     from fedllm.compression.distilling import Distillation
-    from fedllm.compression.steps import Teaching
+    from fedllm.compression.teaching import Teaching
 
     return Teaching(Distillation(steps, learning_rate, temperature, hidden), rows, seed)
 

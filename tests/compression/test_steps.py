@@ -19,12 +19,12 @@ from fedllm.compression.integers_folder import load_integers
 from fedllm.compression.packing import pack, unpack
 from fedllm.compression.steps import (
     Pruning,
-    Teaching,
     Texts,
     distil_run,
     prune_run,
     quantize_run,
 )
+from fedllm.compression.teaching import Teaching
 from fedllm.compression.whole import open_whole
 from fedllm.errors import CheckpointError, ConfigError, TrainingError
 from fedllm.exporting.probe import answers, make_probe
@@ -122,6 +122,51 @@ def test_what_is_quantised_is_not_quantised_again(finished, tmp_path):
     with pytest.raises(ConfigError, match="is quantised already"):
         quantize_run(tmp_path / "small", tmp_path / "smaller", "int8")
     assert not (tmp_path / "smaller").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "to"), [("bert", "classification", "int8"), ("llama", "instruction", "int4")]
+)
+def test_a_model_is_taught_to_be_of_integers(finished, texts, tmp_path, kind, task, to):
+    run, heard = finished(kind, task), []
+    teaching = Teaching(Distillation(3), 4)
+    written = quantize_run(
+        run, tmp_path / "small", to, texts, teaching, lambda *said: heard.append(said)
+    )
+    assert [step for step, _, _ in heard] == [1, 2, 3]
+    assert "in 3 steps of 4" in " ".join(written.notes)
+    assert "public had a part in it" in (tmp_path / "small" / "README.md").read_text()
+    assert open_usable(tmp_path / "small") is not None
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_teaching_that_was_broken_off_goes_on(finished, texts, tmp_path, monkeypatch):
+    from functools import partial
+
+    from fedllm.compression import teaching as module
+
+    monkeypatch.setattr(module, "Unfinished", partial(module.Unfinished, every_s=0.0))
+    run, small, heard = finished("bert"), tmp_path / "small", []
+    teaching = Teaching(Distillation(4), 4)
+
+    def told(step, steps, loss):
+        heard.append(step)
+        if heard == [1, 2]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distil_run(run, small, 0.7, texts, teaching, told)
+    assert (tmp_path / ".small.teaching").exists()
+    # Another one in the same place would be another model.
+    with pytest.raises(ConfigError, match="another teaching"):
+        distil_run(run, small, 0.7, texts, Teaching(Distillation(5), 4), told)
+    distil_run(run, small, 0.7, texts, teaching, told)
+    assert heard == [1, 2, 3, 4]
+    assert not (tmp_path / ".small.teaching").exists()
+    whole = tmp_path / "whole"
+    distil_run(run, whole, 0.7, texts, teaching, told)
+    name = "model.safetensors"
+    assert (whole / name).read_bytes() == (small / name).read_bytes()
 
 
 def test_integers_that_are_read_back_otherwise_are_not_handed_over(finished, tmp_path, monkeypatch):
