@@ -10,16 +10,28 @@ from typing import Any
 import torch
 from safetensors.torch import save as format_safetensors
 
-from fedllm.compression.int8 import to_int8
-from fedllm.compression.int8_folder import ABOUT, INT8, WEIGHTS, load_int8
+from fedllm.compression.integers import Integers, quicken, to_integers
+from fedllm.compression.integers_folder import ABOUT, LABEL, WEIGHTS, load_integers
 from fedllm.compression.whole import Whole
 from fedllm.errors import ConfigError, TrainingError
 from fedllm.exporting.export import describe
 from fedllm.exporting.kinds import kind_of
-from fedllm.exporting.merged import copy_beside, write_head, write_merged
-from fedllm.exporting.probe import REMEDY, answers, make_probe
+from fedllm.exporting.merged import HEAD_ABOUT, copy_beside, write_head, write_merged
+from fedllm.exporting.peft_format import written_head
+from fedllm.exporting.probe import (
+    REMEDY,
+    answers,
+    difference,
+    head_answers,
+    language_answers,
+    make_probe,
+    require_same,
+)
 from fedllm.exporting.written import Settings, Written
 from fedllm.files import atomic_directory, write_bytes, write_json
+
+# Two models of the same integers differ by how float32 rounds alone.
+_MOST = 1e-4
 
 
 def require_new(out: Path) -> None:
@@ -71,8 +83,17 @@ def write_smaller(
     return written
 
 
-def write_int8(whole: Whole, out: Path, notes: Sequence[str]) -> Written:
+def write_integers(
+    whole: Whole, out: Path, held: Integers, wanted: torch.Tensor, notes: Sequence[str]
+) -> Written:
     """Write a model whose linear layers and embeddings are integers; it is rounded in place.
+
+    Parameters
+    ----------
+    held : {"int8", "int8-weights", "int4"}
+        See `fedllm.compression.integers.to_integers`.
+    wanted : Tensor
+        (N, C), what the run's own model gives for the probe.
 
     Raises
     ------
@@ -84,10 +105,7 @@ def write_int8(whole: Whole, out: Path, notes: Sequence[str]) -> Written:
         If the disk is full; nothing is left of the folder.
     """
     released, backbone = whole.released, whole.backbone
-    probe = make_probe(released)
-    wanted = answers(released, probe)
-    rounded = to_int8(backbone)
-    largest = float((answers(released, probe) - wanted).abs().max())
+    rounded = to_integers(backbone, held)
     with atomic_directory(out) as new:
         tensors = {name: _own(values) for name, values in _once(backbone.state_dict()).items()}
         write_bytes(new / WEIGHTS, format_safetensors(tensors, {"format": "pt"}))
@@ -96,7 +114,8 @@ def write_int8(whole: Whole, out: Path, notes: Sequence[str]) -> Written:
         plain.name_or_path = ""
         plain.to_json_file(new / "config.json")
         told = {
-            "label": INT8,
+            "label": LABEL,
+            "held": held,
             "layers": whole.architecture.layers,
             "auto": kind_of(whole.model).auto,
         }
@@ -104,18 +123,44 @@ def write_int8(whole: Whole, out: Path, notes: Sequence[str]) -> Written:
         if kind_of(whole.model).head is not None:
             write_head(released, new)
         copy_beside(released.base, new)
-        again, _ = load_int8(new)
-        held = again.state_dict()
-        if any(not torch.equal(values, held[name]) for name, values in tensors.items()):
-            raise TrainingError(f"{out} does not hold what was written", REMEDY)
+        found = _read_back(whole, new, tensors)
         written = Written(
             library="fedllm",
-            what=f"A model with {rounded} linear layers and embeddings in 8 bits, for fedllm.",
-            largest=largest,
+            what=f"A model with {rounded} linear layers and embeddings as {_WORDS[held]}, for "
+            "fedllm.",
+            largest=difference(found, wanted),
             notes=tuple(notes),
         )
-        describe(released, new, "int8", written)
+        describe(released, new, held, written)
     return written
+
+
+_WORDS: dict[Integers, str] = {
+    "int8": "integers of 8 bits",
+    "int8-weights": "integers of 8 bits that plain states meet",
+    "int4": "integers of 4 bits that plain states meet (embeddings of 8)",
+}
+
+
+def _read_back(whole: Whole, folder: Path, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return what the model in a folder gives, if it is the one that was written."""
+    released, kind = whole.released, kind_of(whole.model)
+    probe = make_probe(released)
+    again, _ = load_integers(folder)
+    held = again.state_dict()
+    same = all(torch.equal(values, held[name]) for name, values in tensors.items())
+
+    if not same:
+        raise TrainingError(f"{folder} does not hold what was written", REMEDY)
+
+    def given() -> torch.Tensor:
+        if kind.head is not None:
+            return head_answers(again, written_head(folder, HEAD_ABOUT), probe)
+        return language_answers(released, again, probe)
+
+    require_same("what was written", given(), answers(released, probe), _MOST, REMEDY)
+    quicken(again)
+    return given()
 
 
 def _once(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
