@@ -34,6 +34,12 @@ _BASE = typer.Option(
     None, metavar="DIR", help="The base model's folder, if it was moved since the run."
 )
 _COLUMN = typer.Option("text", metavar="COLUMN", help="Where rows of --texts have the text.")
+_DTYPE = typer.Option(
+    None,
+    "--dtype",
+    help="In which weights are kept; as the base does when left out.",
+    click_type=click.Choice(["float32", "bfloat16", "float16"]),
+)
 _RATE = typer.Option(1e-4, "--learning-rate", min=1e-7, max=1.0, help="Of teaching, at most.")
 _ROWS = typer.Option(16, "--batch", min=1, metavar="N", help="Texts of a step of teaching.")
 _SEED = typer.Option(0, min=0, metavar="N", help="Orders the texts.")
@@ -68,6 +74,7 @@ def prune(
     rows: int = _ROWS,
     seed: int = _SEED,
     base: Path | None = _BASE,
+    dtype: str | None = _DTYPE,
     json_output: bool = options.JSON,
 ) -> None:
     """Take out what matters least.
@@ -87,11 +94,8 @@ def prune(
     asked = Pruning(pattern, share or 0.0, channels, heads, layers)
     teaching = _teaching(steps, learning_rate, rows, seed) if steps else None
     with _heard(json_output) as told:
-        _print(
-            prune_run(run, out, asked, _texts(texts, column), teaching, told, base),
-            out,
-            json_output,
-        )
+        found = prune_run(run, out, asked, _texts(texts, column), teaching, told, base, dtype)
+    _print(found, out, json_output)
 
 
 @app.command()
@@ -110,6 +114,7 @@ def distill(
     rows: int = _ROWS,
     seed: int = _SEED,
     base: Path | None = _BASE,
+    dtype: str | None = _DTYPE,
     json_output: bool = options.JSON,
 ) -> None:
     """Teach a model of fewer blocks to answer as the run's does.
@@ -121,7 +126,7 @@ def distill(
 
     teaching = _teaching(steps, learning_rate, rows, seed, temperature, hidden)
     with _heard(json_output) as told:
-        found = distil_run(run, out, layers, Texts(texts, column), teaching, told, base)
+        found = distil_run(run, out, layers, Texts(texts, column), teaching, told, base, dtype)
     _print(found, out, json_output)
 
 
@@ -265,5 +270,6 @@ def _print(written: Written, out: Path, json_output: bool) -> None:
         print(json.dumps(told | {"notes": list(written.notes)}, indent=2))
         return
     print(f"{visible(str(out))}: {written.what}")
+    print(f"logits differ from the run's own model by {written.largest:.2g} at most")
     for note in written.notes:
         print(f"- {note}")

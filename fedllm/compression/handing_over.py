@@ -30,6 +30,11 @@ from fedllm.exporting.probe import (
 from fedllm.exporting.written import Settings, Written
 from fedllm.files import atomic_directory, write_bytes, write_json
 
+_PLAIN = "take fedllm export with --format merged --dtype float32, or --format peft"
+_FINER = (
+    "teach it to be rounded with --texts and --steps, take --to int8-weights or bfloat16, or "
+    "fedllm export with --format merged --dtype float32"
+)
 # Two models of the same integers differ by how float32 rounds alone.
 _MOST = 1e-4
 
@@ -52,6 +57,8 @@ def write_smaller(
     before: Mapping[str, Any],
     notes: Sequence[str],
     dtype: str | None = None,
+    *,
+    answers_as_the_run: bool = False,
 ) -> Written:
     """Write a model as a whole checkpoint of transformers.
 
@@ -65,42 +72,54 @@ def write_smaller(
         What the card says of it.
     dtype : str, optional
         In which weights are kept; as the base does when left out.
+    answers_as_the_run : bool
+        Whether it is meant to. Else the card says how far its answers are from the run's.
 
     Raises
     ------
     TrainingError
-        If what was written answers otherwise than the model in memory; nothing is left of it.
+        If what was written answers otherwise than the model in memory, or the type of its weights
+        loses what was trained; nothing is left of it.
     StorageError
         If the disk is full; nothing is left of it.
     """
     released = whole.released
     probe = make_probe(released)
-    settings = Settings(probe, answers(released, probe), dtype, whole.reshaped(before))
+    effect, given = whole.effect, answers(released, probe)
+    settings = Settings(
+        probe,
+        effect.trained if answers_as_the_run else given,
+        dtype,
+        whole.reshaped(before),
+        effect,
+        _PLAIN if answers_as_the_run else "take --dtype float32",
+    )
+    told = () if answers_as_the_run else (effect.told(given),)
     with atomic_directory(out) as new:
         written = write_merged(released, new, settings)
-        written = replace(written, notes=(*notes, *written.notes))
+        largest = written.largest if answers_as_the_run else difference(given, effect.trained)
+        written = replace(
+            written, largest=largest, notes=(*notes, *told, *written.notes), smaller=True
+        )
         describe(released, new, how, written)
     return written
 
 
-def write_integers(
-    whole: Whole, out: Path, held: Integers, wanted: torch.Tensor, notes: Sequence[str]
-) -> Written:
+def write_integers(whole: Whole, out: Path, held: Integers, notes: Sequence[str]) -> Written:
     """Write a model whose linear layers and embeddings are integers; it is rounded in place.
 
     Parameters
     ----------
     held : {"int8", "int8-weights", "int4"}
         See `fedllm.compression.integers.to_integers`.
-    wanted : Tensor
-        (N, C), what the run's own model gives for the probe.
 
     Raises
     ------
     ConfigError
         If there is nothing to round.
     TrainingError
-        If what was written is read back otherwise; nothing is left of the folder.
+        If what was written is read back otherwise, or integers lose what was trained; nothing is
+        left of the folder.
     StorageError
         If the disk is full; nothing is left of the folder.
     """
@@ -124,12 +143,15 @@ def write_integers(
             write_head(released, new)
         copy_beside(released.base, new)
         found = _read_back(whole, new, tensors)
+        wanted = whole.effect.trained
+        whole.effect.require_kept(_WORDS[held], found, wanted, _FINER)
         written = Written(
             library="fedllm",
             what=f"A model with {rounded} linear layers and embeddings as {_WORDS[held]}, for "
             "fedllm.",
             largest=difference(found, wanted),
-            notes=tuple(notes),
+            notes=(*notes, whole.effect.told(found)),
+            smaller=True,
         )
         describe(released, new, held, written)
     return written

@@ -18,7 +18,6 @@ from fedllm.compression.teaching import Lesson, Teaching, Told
 from fedllm.compression.texts import single
 from fedllm.compression.whole import Whole, open_whole
 from fedllm.errors import ConfigError
-from fedllm.exporting.probe import answers, make_probe
 from fedllm.exporting.written import Written
 from fedllm.tasks.public_texts import Tokens, read_texts
 
@@ -85,6 +84,7 @@ def prune_run(
     teaching: Teaching | None,
     told: Told,
     base: Path | None = None,
+    dtype: str | None = None,
 ) -> Written:
     """Prune a run's model, teach what is left if asked, and write it.
 
@@ -92,6 +92,8 @@ def prune_run(
     ----------
     texts : Texts, optional
         By which it is seen what matters, and by which is taught. Single weights can go without.
+    dtype : str, optional
+        In which weights are kept; as the base does when left out.
 
     Raises
     ------
@@ -124,7 +126,7 @@ def prune_run(
         )
         notes.append(lesson.teach(small, kept, "pruned", pruned))
     notes.append(_ALONE if texts is None else _BY_TEXTS)
-    written = write_smaller(small, out, "pruned", before, notes)
+    written = write_smaller(small, out, "pruned", before, notes, dtype)
     if lesson is not None:
         lesson.done()
     return written
@@ -162,6 +164,7 @@ def distil_run(
     teaching: Teaching,
     told: Told,
     base: Path | None = None,
+    dtype: str | None = None,
 ) -> Written:
     """Teach a student that has a share of the model's blocks, and write it.
 
@@ -180,7 +183,7 @@ def distil_run(
     lesson = Lesson(whole, out, texts.of(whole), teaching, told)
     first = f"A student of {len(kept)} blocks, which began as {', '.join(map(str, kept))}."
     taught = lesson.teach(small, kept, "distilled")
-    written = write_smaller(small, out, "distilled", before, [first, taught, _BY_TEXTS])
+    written = write_smaller(small, out, "distilled", before, [first, taught, _BY_TEXTS], dtype)
     lesson.done()
     return written
 
@@ -224,15 +227,14 @@ def quantize_run(
     whole = open_whole(run, base)
     if held is None:
         before = whole.backbone.config.to_dict()
-        return write_smaller(whole, out, kept, before, [_ALONE], kept)
-    wanted = answers(whole.released, make_probe(whole.released))
+        return write_smaller(whole, out, kept, before, [_ALONE], kept, answers_as_the_run=True)
     if texts is None or teaching is None:
-        return write_integers(whole, out, held, wanted, [_STATES[held], _ALONE])
+        return write_integers(whole, out, held, [_STATES[held], _ALONE])
     small = whole.with_module(trainable(whole.module))
     lesson = Lesson(whole, out, texts.of(whole), teaching, told)
     with as_if_rounded(small.backbone, held):
         taught = lesson.teach(small, tuple(range(len(whole.blocks))), held)
-    written = write_integers(small, out, held, wanted, [_STATES[held], taught, _BY_TEXTS])
+    written = write_integers(small, out, held, [_STATES[held], taught, _BY_TEXTS])
     lesson.done()
     return written
 

@@ -57,6 +57,8 @@ class Handed:
         What uses it without fedllm; empty where the format has tools of its own.
     notes : sequence of str
         What else whoever uses it should know.
+    smaller : bool
+        Whether it was made smaller after the run measured and audited its model.
     """
 
     library: str
@@ -66,6 +68,7 @@ class Handed:
     licence: str
     script: str
     notes: Sequence[str] = field(default_factory=tuple)
+    smaller: bool = False
 
 
 def write_card(folder: Path, run: RunFolder, handed: Handed) -> Path:
@@ -94,9 +97,9 @@ def card(run: RunFolder, handed: Handed) -> str:
         _code(handed),
         ["## Base model", "", *_base(run, handed)],
         ["## Data", "", _said(said.data, "what the records are", "data"), "", *_who(run)],
-        ["## Quality", "", *_quality(run)],
+        ["## Quality", "", *_before_smaller(handed, "Measured"), *_quality(run)],
         ["## Privacy", "", *_privacy(run)],
-        ["## Audits", "", *_audits(run)],
+        ["## Audits", "", *_before_smaller(handed, "Attacked"), *_audits(run)],
         ["## Ledgers of the sites", "", *_ledgers(run)],
         ["## Origin", "", *_origin(run, said)],
     )
@@ -186,6 +189,14 @@ def _who(run: RunFolder) -> list[str]:
         f"- sites: {sites if isinstance(sites, int) else UNKNOWN}",
         f"- one unit of privacy: a {run.config.unit}",
     ]
+
+
+def _before_smaller(handed: Handed, done: str) -> list[str]:
+    """Say of which model figures are, where it is not the one in the folder."""
+    if not handed.smaller:
+        return []
+    words = f"{done} before it was made smaller: figures here are of the run's own model."
+    return [f"{words} The model in this folder was not {done.lower()}.", ""]
 
 
 def _quality(run: RunFolder) -> list[str]:
