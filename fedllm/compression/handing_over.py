@@ -14,6 +14,7 @@ from fedllm.compression.integers import Integers, quicken, to_integers
 from fedllm.compression.integers_folder import ABOUT, LABEL, WEIGHTS, load_integers
 from fedllm.compression.whole import Whole
 from fedllm.errors import ConfigError, TrainingError
+from fedllm.exporting.effect import MOST_LOST
 from fedllm.exporting.export import describe
 from fedllm.exporting.kinds import kind_of
 from fedllm.exporting.merged import HEAD_ABOUT, copy_beside, write_head, write_merged
@@ -144,7 +145,7 @@ def write_integers(whole: Whole, out: Path, held: Integers, notes: Sequence[str]
         copy_beside(released.base, new)
         found = _read_back(whole, new, tensors)
         wanted = whole.effect.trained
-        whole.effect.require_kept(_WORDS[held], found, wanted, _FINER)
+        whole.effect.require_kept(_WORDS[held], found, wanted, _FINER, _MOST_LOST[held])
         written = Written(
             library="fedllm",
             what=f"A model with {rounded} linear layers and embeddings as {_WORDS[held]}, for "
@@ -157,6 +158,8 @@ def write_integers(whole: Whole, out: Path, held: Integers, notes: Sequence[str]
     return written
 
 
+# Four bits are coarse: what they add to the answers is noise, of which whoever takes them knows.
+_MOST_LOST: dict[Integers, float] = {"int8": MOST_LOST, "int8-weights": MOST_LOST, "int4": 0.5}
 _WORDS: dict[Integers, str] = {
     "int8": "integers of 8 bits",
     "int8-weights": "integers of 8 bits that plain states meet",

@@ -11,7 +11,7 @@ from fedllm.exporting.probe import Probe, answers, untrained
 from fedllm.exporting.released import Released
 
 # What of the training's effect rounding may take or add, as root mean squares.
-_MOST_LOST = 0.25
+MOST_LOST = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,9 @@ class Effect:
                 "look into why nothing was learned before the model is handed over",
             )
 
-    def require_kept(self, what: str, found: Tensor, wanted: Tensor, remedy: str) -> None:
+    def require_kept(
+        self, what: str, found: Tensor, wanted: Tensor, remedy: str, most: float = MOST_LOST
+    ) -> None:
         """Refuse what rounds away what was trained.
 
         Parameters
@@ -66,6 +68,8 @@ class Effect:
             Names what was written, such as "weights in bfloat16".
         found, wanted : Tensor
             (N, C): of what was written, and of the model that was to be written.
+        most : float
+            Share of what training moved.
 
         Raises
         ------
@@ -77,7 +81,7 @@ class Effect:
             return
         self.require_any()
         lost = rms(found - wanted)
-        if not lost <= _MOST_LOST * moved:
+        if not lost <= most * moved:
             raise TrainingError(
                 f"{what} lose what was trained: logits move by {lost:.3g} on the mean, and "
                 f"training moved them by {moved:.3g}",
