@@ -49,6 +49,12 @@ def decode(content: bytes, count: int, bits: int) -> Codes:
     """
     in_a_byte = 2 if bits == _PAIRED else 1
     wanted = -(-count // in_a_byte)
+    # Huffman's code has a bit at least for each byte; zlib would read repetitions too, of which few
+    # bytes make any number. Compared before memory is taken.
+    if wanted > 8 * len(content):
+        raise CheckpointError(
+            f"coded weights are damaged: {len(content)} bytes cannot hold {count} numbers", _REMEDY
+        )
     reader = zlib.decompressobj(_RAW_DEFLATE)
     try:
         found = reader.decompress(content, wanted + 1)

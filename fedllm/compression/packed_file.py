@@ -20,7 +20,6 @@ CODES, VALUES, SCALES = "#codes", "#values", "#scales"
 # Of a code; a matrix has one value less than codes of so many bits tell apart, beside zero.
 BITS = (4, 5, 6)
 _BITS_BY_VALUES = {2**bits - 1: bits for bits in BITS}
-_MOST_VALUES = 2**36
 
 
 def read_packed(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -72,7 +71,7 @@ def _shapes(path: Path, metadata: dict[str, str]) -> dict[str, tuple[int, int]]:
         right = whole and all(len(shape) == 2 for shape in found.values())
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError):
         raise damaged(path, "its list of shapes cannot be read") from None
-    if not right or any(rows * columns > _MOST_VALUES for rows, columns in shapes.values()):
+    if not right:
         raise damaged(path, "its list of shapes is none")
     return shapes
 

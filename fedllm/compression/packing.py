@@ -185,7 +185,8 @@ def unpack(folder: Path, out: Path) -> None:
     ConfigError
         If ``out`` is there, or ``folder`` is not packed.
     CheckpointError
-        If a file is damaged.
+        If a file is damaged, missing, or a link to what lies elsewhere; or would take more memory
+        than codes of its size can say.
     StorageError
         If the disk is full; ``out`` is not there then.
     """
@@ -195,6 +196,8 @@ def unpack(folder: Path, out: Path) -> None:
         raise ConfigError(
             f"{folder} is not packed", "give a folder that fedllm compress pack wrote"
         )
+    # What is written of it is said to be whole again.
+    check_contents(folder, weights=False)
     with atomic_directory(out) as new:
         for path in packed:
             tensors = dict(read_packed(path))
