@@ -14,7 +14,7 @@ from transformers.initialization import no_init_weights
 from fedllm.compression.integers import INTEGERS, to_integers
 from fedllm.errors import CheckpointError
 from fedllm.models.architecture import attention, options
-from fedllm.models.checkpoints import quietly
+from fedllm.models.checkpoints import quietly, read_config
 from fedllm.models.contents import check_contents, read_object, reading
 
 LABEL = "fedllm.integers.v1"
@@ -37,7 +37,8 @@ def load_integers(folder: Path) -> tuple[PreTrainedModel, str]:
     Raises
     ------
     CheckpointError
-        If a file is missing, damaged, or of another model than the others.
+        If a file is missing, damaged, or of another model than the others, or the configuration
+        is one that `read_config` refuses.
     """
     check_contents(folder, weights=False)
     told = read_object(folder / ABOUT)
@@ -47,9 +48,8 @@ def load_integers(folder: Path) -> tuple[PreTrainedModel, str]:
     if not right or held is None or not isinstance(layers, str):
         raise CheckpointError(f"{folder / ABOUT} is no description that fedllm wrote", _REMEDY)
     with reading(f"the model in {folder} cannot be loaded", _REMEDY), quietly():
-        config = transformers.AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        # What a checkpoint's is refused for, this one is too.
+        config, architecture = read_config(folder, integers=True)
         how = attention(config) if auto == "AutoModelForCausalLM" else options(config)
         of_class: Any = getattr(transformers, str(auto))
         # Numbers that nobody looks at cost time, and memory as soon as they are written.
@@ -70,7 +70,6 @@ def load_integers(folder: Path) -> tuple[PreTrainedModel, str]:
         found = model.load_state_dict(tensors, strict=False)
         # A second name of a tensor is not stored; it lies where the first one's does.
         lacking = [name for name in found.missing_keys if state[name].data_ptr() not in at]
-        model.base_model.get_submodule(layers)
-    if lacking or wrong or found.unexpected_keys:
+    if lacking or wrong or layers != architecture.layers or found.unexpected_keys:
         raise CheckpointError(f"{folder / WEIGHTS} is of another model than config.json", _REMEDY)
     return model.eval().requires_grad_(False), layers

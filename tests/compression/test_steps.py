@@ -290,6 +290,30 @@ def test_a_damaged_folder_is_refused(finished, tmp_path, damage):
         open_usable(small)
 
 
+ASKED = {
+    "dynamic positions": {
+        "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    },
+    "code of its own": {"auto_map": {"AutoConfig": "other.Config"}},
+    "other files": {"configuration_files": ["config.4.json"]},
+    "a larger model": {"num_hidden_layers": 10**6},
+}
+
+
+def test_integers_with_a_configuration_that_checkpoints_are_refused_for(finished, tmp_path):
+    quantize_run(finished("llama", "causal"), tmp_path / "small", "int8")
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    about = json.loads((tmp_path / "small" / "export.json").read_text())
+    for name, asked in ASKED.items():
+        text = json.dumps(config | asked)
+        (tmp_path / "small" / "config.json").write_text(text)
+        about["files"]["config.json"] = len(text)
+        (tmp_path / "small" / "export.json").write_text(json.dumps(about))
+        with pytest.raises(CheckpointError, match=r"not supported|code of its own|does not fit"):
+            load_integers(tmp_path / "small")
+            pytest.fail(name)
+
+
 def test_commands_say_what_came_out(finished, texts, tmp_path):
     run, runner = finished("bert"), CliRunner()
     given = ["compress", "prune", str(run), "--out", str(tmp_path / "a"), "--share", "0.5"]
