@@ -59,10 +59,20 @@ def rekey_server(
     later. Stop the coordinator first. The old key works until the last file is done, and
     then no more; if the command is cut off, give it again.
     """
-    from fedllm.runs.checkpoints import FILES, PURPOSE, seal_checkpoints
+    from fedllm.runs.checkpoints import FILES, PURPOSE, recover_checkpoints, seal_checkpoints
 
     kind, lock = (FILES, PURPOSE), "server.lock"
-    _rekey(kit, "coordinator", "a coordinator", lock, kind, to, json_output, seal_checkpoints)
+    _rekey(
+        kit,
+        "coordinator",
+        "a coordinator",
+        lock,
+        kind,
+        to,
+        json_output,
+        recover_checkpoints,
+        seal_checkpoints,
+    )
 
 
 def _rekey(
@@ -73,6 +83,7 @@ def _rekey(
     kind: tuple[str, str],
     to: str,
     json_output: bool,
+    recover: Callable[[Path], None] = lambda state: None,
     seal_clear: Callable[[Path, Vault], list[Path]] = lambda state, vault: [],
 ) -> list[Path]:
     from fedllm.at_rest.keyring import PLACE_VARIABLE, Lock, Secrets, new_secret
@@ -86,6 +97,7 @@ def _rekey(
     state.mkdir(mode=0o700, exist_ok=True)
     done: list[Path] = []
     with only_one(state / lock_file, service):
+        recover(state)
         vault = Vault.of(state, own.identity)
         secret = new_secret(lock, Secrets(own.identity.derive(DERIVATION), _new_passphrase))
         left = vault.rekey(lock, secret, [kind], done.append)

@@ -17,8 +17,10 @@ from fedllm.commands.help import CommandGroup
 from fedllm.visible import visible
 
 if TYPE_CHECKING:
+    from fedllm.compression.integers import Integers
     from fedllm.compression.pruning import Pattern
-    from fedllm.compression.steps import Kept, Teaching, Texts, Told
+    from fedllm.compression.steps import Short, Texts
+    from fedllm.compression.teaching import Teaching, Told
     from fedllm.exporting.written import Written
 
 app = CommandGroup(
@@ -32,6 +34,12 @@ _BASE = typer.Option(
     None, metavar="DIR", help="The base model's folder, if it was moved since the run."
 )
 _COLUMN = typer.Option("text", metavar="COLUMN", help="Where rows of --texts have the text.")
+_DTYPE = typer.Option(
+    None,
+    "--dtype",
+    help="In which weights are kept; as the base does when left out.",
+    click_type=click.Choice(["float32", "bfloat16", "float16"]),
+)
 _RATE = typer.Option(1e-4, "--learning-rate", min=1e-7, max=1.0, help="Of teaching, at most.")
 _ROWS = typer.Option(16, "--batch", min=1, metavar="N", help="Texts of a step of teaching.")
 _SEED = typer.Option(0, min=0, metavar="N", help="Orders the texts.")
@@ -66,6 +74,7 @@ def prune(
     rows: int = _ROWS,
     seed: int = _SEED,
     base: Path | None = _BASE,
+    dtype: str | None = _DTYPE,
     json_output: bool = options.JSON,
 ) -> None:
     """Take out what matters least.
@@ -85,11 +94,8 @@ def prune(
     asked = Pruning(pattern, share or 0.0, channels, heads, layers)
     teaching = _teaching(steps, learning_rate, rows, seed) if steps else None
     with _heard(json_output) as told:
-        _print(
-            prune_run(run, out, asked, _texts(texts, column), teaching, told, base),
-            out,
-            json_output,
-        )
+        found = prune_run(run, out, asked, _texts(texts, column), teaching, told, base, dtype)
+    _print(found, out, json_output)
 
 
 @app.command()
@@ -108,6 +114,7 @@ def distill(
     rows: int = _ROWS,
     seed: int = _SEED,
     base: Path | None = _BASE,
+    dtype: str | None = _DTYPE,
     json_output: bool = options.JSON,
 ) -> None:
     """Teach a model of fewer blocks to answer as the run's does.
@@ -119,7 +126,7 @@ def distill(
 
     teaching = _teaching(steps, learning_rate, rows, seed, temperature, hidden)
     with _heard(json_output) as told:
-        found = distil_run(run, out, layers, Texts(texts, column), teaching, told, base)
+        found = distil_run(run, out, layers, Texts(texts, column), teaching, told, base, dtype)
     _print(found, out, json_output)
 
 
@@ -129,16 +136,35 @@ def quantize(
     out: Path = _OUT,
     to: str = typer.Option(
         "int8",
-        help="int8: integers, computed with as such, on processors. Others: weights are kept so.",
-        click_type=click.Choice(["int8", "bfloat16", "float16"]),
+        help="int8: integers that are computed with as such. int8-weights, int4: integers that "
+        "plain states meet. These are for processors; of the others weights are kept so.",
+        click_type=click.Choice(["int8", "int8-weights", "int4", "bfloat16", "float16"]),
     ),
+    texts: str | None = typer.Option(None, metavar="FILE", help=_TEXTS_HELP),
+    column: str = _COLUMN,
+    steps: int = typer.Option(
+        0, min=0, metavar="N", help="Let the whole model teach the one of integers so many steps."
+    ),
+    learning_rate: float = typer.Option(
+        1e-5, "--learning-rate", min=1e-7, max=1.0, help="Of teaching, at most."
+    ),
+    rows: int = _ROWS,
+    seed: int = _SEED,
     base: Path | None = _BASE,
     json_output: bool = options.JSON,
 ) -> None:
-    """Keep a run's model in fewer bits a weight."""
+    """Keep a run's model in fewer bits a weight.
+
+    With --texts and --steps its weights are trained first so that, rounded, they answer as the
+    whole model does.
+    """
     from fedllm.compression.steps import quantize_run
 
-    _print(quantize_run(run, out, cast("Kept", to), base), out, json_output)
+    held = cast("Integers | Short", to)
+    teaching = _teaching(steps, learning_rate, rows, seed) if steps else None
+    with _heard(json_output) as told:
+        found = quantize_run(run, out, held, _texts(texts, column), teaching, told, base)
+    _print(found, out, json_output)
 
 
 @app.command()
@@ -147,16 +173,22 @@ def pack(
         metavar="DIR", help="A whole model, as fedllm export or compress wrote it."
     ),
     out: Path = _OUT,
+    times_smaller: float = typer.Option(
+        8.0,
+        "--times-smaller",
+        min=1.0,
+        help="Than in float32: up to it, room goes into finer values where they win most.",
+    ),
     json_output: bool = options.JSON,
 ) -> None:
     """Store a whole model in as few bytes as it takes.
 
-    Large matrices become one of fifteen values a weight, or zero, in Huffman's code. `fedllm
+    Large matrices become one of 15, 31 or 63 values a weight, or zero, in Huffman's code. `fedllm
     compress unpack` makes an ordinary folder of it again, with the values to the bit.
     """
     from fedllm.compression.packing import pack as write
 
-    sizes = write(folder, out)
+    sizes = write(folder, out, times_smaller)
     if json_output:
         from dataclasses import asdict
 
@@ -175,6 +207,8 @@ def pack(
     print(visible(str(out)))
     for name, size in rows.items():
         print(f"  {name:<16}{size:>15,} bytes")
+    shares = ", ".join(f"{count} of {bits} bits" for bits, count in sizes.matrices.items())
+    print(f"matrices with codes: {shares}")
     least = sizes.entropy_bits / 8
     print(f"weights are {sizes.times_smaller:.1f} times smaller than in float32")
     print(f"no code of single weights could take less than {least:,.0f} bytes for the codes")
@@ -210,7 +244,7 @@ def _teaching(
     hidden: float = 1.0,
 ) -> Teaching:
     from fedllm.compression.distilling import Distillation
-    from fedllm.compression.steps import Teaching
+    from fedllm.compression.teaching import Teaching
 
     return Teaching(Distillation(steps, learning_rate, temperature, hidden), rows, seed)
 
@@ -239,5 +273,6 @@ def _print(written: Written, out: Path, json_output: bool) -> None:
         print(json.dumps(told | {"notes": list(written.notes)}, indent=2))
         return
     print(f"{visible(str(out))}: {written.what}")
+    print(f"logits differ from the run's own model by {written.largest:.2g} at most")
     for note in written.notes:
         print(f"- {note}")

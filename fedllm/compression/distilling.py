@@ -22,6 +22,7 @@ from torch.nn.functional import kl_div, log_softmax, normalize
 from fedllm.compression.linears import Batch, Linear
 from fedllm.compression.pruning import zeros_kept
 from fedllm.compression.removing import keep_blocks
+from fedllm.compression.resuming import Unfinished
 from fedllm.errors import ConfigError, TrainingError
 from fedllm.models.language_model import LanguageModel
 from fedllm.models.token_head import TokenClassifier
@@ -50,6 +51,16 @@ class Distillation:
     learning_rate: float = 1e-4
     temperature: float = 2.0
     hidden_weight: float = 1.0
+
+    @property
+    def rise(self) -> int:
+        """A tenth of the steps."""
+        return max(1, self.steps // 10)
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, the first of which is 0."""
+        falls = (self.steps - step) / (self.steps - self.rise + 1)
+        return self.learning_rate * min((step + 1) / self.rise, falls)
 
 
 def evenly(blocks: int, share: float) -> tuple[int, ...]:
@@ -101,6 +112,7 @@ def distil(
     settings: Distillation,
     told: Callable[[int, float], None],
     pruned: Mapping[str, Linear] | None = None,
+    unfinished: Unfinished | None = None,
 ) -> float:
     """Teach a student, in place.
 
@@ -114,6 +126,8 @@ def distil(
         Hears the number of the step and its loss.
     pruned : mapping, optional
         The student's layers whose zeros stay.
+    unfinished : Unfinished, optional
+        Where it is kept how far teaching is; what lies there is gone on with.
 
     Returns
     -------
@@ -125,18 +139,15 @@ def distil(
     TrainingError
         If the loss is no number.
     """
-    trained = [p for p in student.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.01)
-    rise = max(1, settings.steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / rise, (settings.steps - step) / (settings.steps - rise + 1)),
-    )
-    last: list[float] = []
+    trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), lr=settings.learning_rate, weight_decay=0.01)
     teacher.eval()
     student.train()
     with zeros_kept(pruned or {}, optimizer):
-        for step in range(settings.steps):
+        losses = [] if unfinished is None else unfinished.resume(trained, optimizer)
+        for _ in losses:
+            next(batches)
+        for step in range(len(losses), settings.steps):
             loss = _loss(teacher, student, kept, next(batches), settings)
             if not bool(torch.isfinite(loss)):
                 raise TrainingError(
@@ -144,12 +155,15 @@ def distil(
                 )
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(trained, 1.0)
+            nn.utils.clip_grad_norm_(trained.values(), 1.0)
+            optimizer.param_groups[0]["lr"] = settings.rate(step)
             optimizer.step()
-            schedule.step()
-            last = [*last, loss.item()][-rise:]
-            told(step + 1, last[-1])
+            losses.append(loss.item())
+            if unfinished is not None:
+                unfinished.keep(trained, optimizer, losses)
+            told(step + 1, losses[-1])
     student.eval()
+    last = losses[-settings.rise :]
     return sum(last) / len(last)
 
 

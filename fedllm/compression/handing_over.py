@@ -10,16 +10,34 @@ from typing import Any
 import torch
 from safetensors.torch import save as format_safetensors
 
-from fedllm.compression.int8 import to_int8
-from fedllm.compression.int8_folder import ABOUT, INT8, WEIGHTS, load_int8
+from fedllm.compression.integers import Integers, quicken, to_integers
+from fedllm.compression.integers_folder import ABOUT, LABEL, WEIGHTS, load_integers
 from fedllm.compression.whole import Whole
 from fedllm.errors import ConfigError, TrainingError
+from fedllm.exporting.effect import MOST_LOST
 from fedllm.exporting.export import describe
 from fedllm.exporting.kinds import kind_of
-from fedllm.exporting.merged import copy_beside, write_head, write_merged
-from fedllm.exporting.probe import REMEDY, answers, make_probe
+from fedllm.exporting.merged import HEAD_ABOUT, copy_beside, write_head, write_merged
+from fedllm.exporting.peft_format import written_head
+from fedllm.exporting.probe import (
+    REMEDY,
+    answers,
+    difference,
+    head_answers,
+    language_answers,
+    make_probe,
+    require_same,
+)
 from fedllm.exporting.written import Settings, Written
 from fedllm.files import atomic_directory, write_bytes, write_json
+
+_PLAIN = "take fedllm export with --format merged --dtype float32, or --format peft"
+_FINER = (
+    "teach it to be rounded with --texts and --steps, take --to int8-weights or bfloat16, or "
+    "fedllm export with --format merged --dtype float32"
+)
+# Two models of the same integers differ by how float32 rounds alone.
+_MOST = 1e-4
 
 
 def require_new(out: Path) -> None:
@@ -40,6 +58,8 @@ def write_smaller(
     before: Mapping[str, Any],
     notes: Sequence[str],
     dtype: str | None = None,
+    *,
+    answers_as_the_run: bool = False,
 ) -> Written:
     """Write a model as a whole checkpoint of transformers.
 
@@ -53,41 +73,59 @@ def write_smaller(
         What the card says of it.
     dtype : str, optional
         In which weights are kept; as the base does when left out.
+    answers_as_the_run : bool
+        Whether it is meant to. Else the card says how far its answers are from the run's.
 
     Raises
     ------
     TrainingError
-        If what was written answers otherwise than the model in memory; nothing is left of it.
+        If what was written answers otherwise than the model in memory, or the type of its weights
+        loses what was trained; nothing is left of it.
     StorageError
         If the disk is full; nothing is left of it.
     """
     released = whole.released
     probe = make_probe(released)
-    settings = Settings(probe, answers(released, probe), dtype, whole.reshaped(before))
+    effect, given = whole.effect, answers(released, probe)
+    settings = Settings(
+        probe,
+        effect.trained if answers_as_the_run else given,
+        dtype,
+        whole.reshaped(before),
+        effect,
+        _PLAIN if answers_as_the_run else "take --dtype float32",
+    )
+    told = () if answers_as_the_run else (effect.told(given),)
     with atomic_directory(out) as new:
         written = write_merged(released, new, settings)
-        written = replace(written, notes=(*notes, *written.notes))
+        largest = written.largest if answers_as_the_run else difference(given, effect.trained)
+        written = replace(
+            written, largest=largest, notes=(*notes, *told, *written.notes), smaller=True
+        )
         describe(released, new, how, written)
     return written
 
 
-def write_int8(whole: Whole, out: Path, notes: Sequence[str]) -> Written:
+def write_integers(whole: Whole, out: Path, held: Integers, notes: Sequence[str]) -> Written:
     """Write a model whose linear layers and embeddings are integers; it is rounded in place.
+
+    Parameters
+    ----------
+    held : {"int8", "int8-weights", "int4"}
+        See `fedllm.compression.integers.to_integers`.
 
     Raises
     ------
     ConfigError
         If there is nothing to round.
     TrainingError
-        If what was written is read back otherwise; nothing is left of the folder.
+        If what was written is read back otherwise, or integers lose what was trained; nothing is
+        left of the folder.
     StorageError
         If the disk is full; nothing is left of the folder.
     """
     released, backbone = whole.released, whole.backbone
-    probe = make_probe(released)
-    wanted = answers(released, probe)
-    rounded = to_int8(backbone)
-    largest = float((answers(released, probe) - wanted).abs().max())
+    rounded = to_integers(backbone, held)
     with atomic_directory(out) as new:
         tensors = {name: _own(values) for name, values in _once(backbone.state_dict()).items()}
         write_bytes(new / WEIGHTS, format_safetensors(tensors, {"format": "pt"}))
@@ -96,7 +134,8 @@ def write_int8(whole: Whole, out: Path, notes: Sequence[str]) -> Written:
         plain.name_or_path = ""
         plain.to_json_file(new / "config.json")
         told = {
-            "label": INT8,
+            "label": LABEL,
+            "held": held,
             "layers": whole.architecture.layers,
             "auto": kind_of(whole.model).auto,
         }
@@ -104,18 +143,49 @@ def write_int8(whole: Whole, out: Path, notes: Sequence[str]) -> Written:
         if kind_of(whole.model).head is not None:
             write_head(released, new)
         copy_beside(released.base, new)
-        again, _ = load_int8(new)
-        held = again.state_dict()
-        if any(not torch.equal(values, held[name]) for name, values in tensors.items()):
-            raise TrainingError(f"{out} does not hold what was written", REMEDY)
+        found = _read_back(whole, new, tensors)
+        wanted = whole.effect.trained
+        whole.effect.require_kept(_WORDS[held], found, wanted, _FINER, _MOST_LOST[held])
         written = Written(
             library="fedllm",
-            what=f"A model with {rounded} linear layers and embeddings in 8 bits, for fedllm.",
-            largest=largest,
-            notes=tuple(notes),
+            what=f"A model with {rounded} linear layers and embeddings as {_WORDS[held]}, for "
+            "fedllm.",
+            largest=difference(found, wanted),
+            notes=(*notes, whole.effect.told(found)),
+            smaller=True,
         )
-        describe(released, new, "int8", written)
+        describe(released, new, held, written)
     return written
+
+
+# Four bits are coarse: what they add to the answers is noise, of which whoever takes them knows.
+_MOST_LOST: dict[Integers, float] = {"int8": MOST_LOST, "int8-weights": MOST_LOST, "int4": 0.5}
+_WORDS: dict[Integers, str] = {
+    "int8": "integers of 8 bits",
+    "int8-weights": "integers of 8 bits that plain states meet",
+    "int4": "integers of 4 bits that plain states meet (embeddings of 8)",
+}
+
+
+def _read_back(whole: Whole, folder: Path, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return what the model in a folder gives, if it is the one that was written."""
+    released, kind = whole.released, kind_of(whole.model)
+    probe = make_probe(released)
+    again, _ = load_integers(folder)
+    held = again.state_dict()
+    same = all(torch.equal(values, held[name]) for name, values in tensors.items())
+
+    if not same:
+        raise TrainingError(f"{folder} does not hold what was written", REMEDY)
+
+    def given() -> torch.Tensor:
+        if kind.head is not None:
+            return head_answers(again, written_head(folder, HEAD_ABOUT), probe)
+        return language_answers(released, again, probe)
+
+    require_same("what was written", given(), answers(released, probe), _MOST, REMEDY)
+    quicken(again)
+    return given()
 
 
 def _once(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -8,15 +8,16 @@ row: in a small model they are most of its bytes.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fedllm.errors import ConfigError
+from fedllm.compression.linears import rows_by_output
 
 _LARGEST = 127
+_TRIED = 4
 
 
 def rounded(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,7 +33,7 @@ def rounded(values: Tensor) -> tuple[Tensor, Tensor]:
     tuple of Tensor
         int8 (R, C), and float32 (R, 1) above zero.
     """
-    values = values.float()
+    values = values.float().contiguous()
     scales = values.abs().amax(dim=-1, keepdim=True).div_(_LARGEST)
     # A row of zeros has any scale; one of 0 would make it none.
     scales.masked_fill_(scales == 0, 1.0)
@@ -61,15 +62,19 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", torch.zeros(outputs) if bias else None)
 
     @classmethod
-    def of(cls, plain: nn.Linear | Conv1D) -> Int8Linear:
+    def of(cls, plain: nn.Linear | Conv1D) -> Self:
         """Round a layer."""
-        weights = plain.weight.detach()
-        weights = weights.T if isinstance(plain, Conv1D) else weights
-        made = cls(weights.shape[1], weights.shape[0], plain.bias is not None)
-        made.weight, made.scales = rounded(weights)
+        made = cls.like(plain)
+        made.weight, made.scales = rounded(rows_by_output(plain))
         if plain.bias is not None:
             made.bias = plain.bias.detach().float()
         return made
+
+    @classmethod
+    def like(cls, plain: nn.Linear | Conv1D) -> Self:
+        """Return an empty layer of the size of another."""
+        outputs, inputs = rows_by_output(plain).shape
+        return cls(inputs, outputs, plain.bias is not None)
 
     def forward(self, states: Tensor) -> Tensor:
         """Return (..., outputs) of states (..., inputs)."""
@@ -90,70 +95,61 @@ class Int8Embedding(nn.Module):
         Of the table.
     dtype : torch.dtype
         Of what it gives.
+    factored : bool
+        Whether what it gives is multiplied by one number more, as Gemma's is.
     """
 
     weight: Tensor
     scales: Tensor
+    factor: Tensor | None
 
-    def __init__(self, rows: int, width: int, dtype: torch.dtype) -> None:
+    def __init__(self, rows: int, width: int, dtype: torch.dtype, factored: bool) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim, self._dtype = rows, width, dtype
         self.register_buffer("weight", torch.zeros(rows, width, dtype=torch.int8))
         self.register_buffer("scales", torch.ones(rows, 1))
+        self.register_buffer("factor", torch.ones(()) if factored else None)
 
     @classmethod
     def of(cls, plain: nn.Embedding) -> Int8Embedding:
         """Round a table."""
-        made = cls(plain.num_embeddings, plain.embedding_dim, plain.weight.dtype)
+        made = cls.like(plain)
         made.weight, made.scales = rounded(plain.weight.detach())
+        if made.factor is not None:
+            made.factor = factor_of(plain).float()
         return made
+
+    @classmethod
+    def like(cls, plain: nn.Embedding) -> Int8Embedding:
+        """Return an empty table of the size and kind of another."""
+        factored = type(plain) is not nn.Embedding
+        return cls(plain.num_embeddings, plain.embedding_dim, plain.weight.dtype, factored)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return (..., width) of numbers of rows (...)."""
-        return (self.weight[ids].float() * self.scales[ids]).type(self._dtype)
+        found = (self.weight[ids].float() * self.scales[ids]).type(self._dtype)
+        return found if self.factor is None else found * self.factor.type(self._dtype)
 
 
-def to_int8(model: nn.Module) -> int:
-    """Round a model's plain linear layers and embeddings, in place; it can be used, not trained.
+def is_table(part: nn.Module) -> bool:
+    """Tell whether a part is a table of embeddings, or one whose rows are multiplied by a number.
 
-    A head that is tied to the embeddings is rounded with them, and both are one table.
-
-    Returns
-    -------
-    int
-        How many parts were rounded.
-
-    Raises
-    ------
-    ConfigError
-        If there is none, or if it is rounded already.
+    One of a class of its own is tried on other rows: it may do something else with them.
     """
-    found = [
-        (name, part)
-        for name, part in model.named_modules()
-        if type(part) in (nn.Linear, nn.Embedding, Conv1D)
-    ]
-    if any(isinstance(part, Int8Linear | Int8Embedding) for part in model.modules()):
-        raise ConfigError("the model is quantised already", "quantise the one that it was made of")
-    if not found:
-        raise ConfigError(
-            "the model has no plain linear layers or embeddings", "use fedllm compress distill"
-        )
-    tables: dict[int, Int8Embedding] = {}
-    for name, part in found:
-        if isinstance(part, nn.Embedding):
-            tables[id(part.weight)] = new = Int8Embedding.of(part)
-            _put(model, name, new)
-    for name, part in found:
-        if isinstance(part, nn.Embedding):
-            continue
-        layer = Int8Linear.of(cast(nn.Linear, part))
-        if (tied := tables.get(id(part.weight))) is not None:
-            layer.weight, layer.scales = tied.weight, tied.scales
-        _put(model, name, layer)
-    return len(found)
+    if type(part) is nn.Embedding:
+        return True
+    if not isinstance(part, nn.Embedding) or getattr(part, "embed_scale", None) is None:
+        return False
+    ids = torch.arange(max(_TRIED, 1 + (part.padding_idx or 0)))
+    rows = torch.linspace(-1, 1, len(ids))[:, None].expand(-1, part.embedding_dim)
+    rows = rows.to(part.weight).contiguous()
+    try:
+        found = torch.func.functional_call(part, {"weight": rows}, (ids.to(rows.device),))
+    except TypeError:  # it asks for more than numbers of rows
+        return False
+    return bool(torch.equal(found, rows * factor_of(part).to(rows)))
 
 
-def _put(model: nn.Module, name: str, part: nn.Module) -> None:
-    above, _, own = name.rpartition(".")
-    setattr(model.get_submodule(above), own, part)
+def factor_of(part: nn.Embedding) -> Tensor:
+    """Return the number, (), by which a table of a class of its own multiplies its rows."""
+    return torch.as_tensor(cast(Any, part).embed_scale).detach().clone()

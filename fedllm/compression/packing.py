@@ -1,28 +1,40 @@
 """A checkpoint's folder in as few bytes as it takes: clustered, coded, exactly read back.
 
 Deep compression (Han, Mao, Dally 2016) of what `fedllm compress prune` left: each large matrix
-becomes codes of four bits, their values, and a scale a row (`clustering`), and the codes are
-written in Huffman's code (`coding`). Everything else is kept in 16 bits where these hold it. What
-is read back are the clustered weights, in the type that they had; clustering loses a little.
+becomes codes of few bits, their values, and a scale a row (`clustering`), and the codes are written
+in Huffman's code (`coding`). How many bits is for each matrix to say: all begin with the fewest,
+and those get more that win the most by them, for as long as the whole stays as small as was asked.
+Everything else is kept in 16 bits where these hold it. What is read back are the clustered weights,
+in the type that they had; clustering loses a little.
 """
 
 from __future__ import annotations
 
+import heapq
 import json
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from numpy.typing import NDArray
 from safetensors.torch import save as format_safetensors
 from torch import Tensor
 
-from fedllm.compression.clustering import VALUES, Clustered, cluster
-from fedllm.compression.coding import decode, encode, entropy_bits
+from fedllm.compression.clustering import cluster
+from fedllm.compression.coding import encode, entropy_bits
+from fedllm.compression.packed_file import (
+    BITS,
+    CODES,
+    FORMAT,
+    SCALES,
+    VALUES,
+    opened,
+    read_packed,
+)
 from fedllm.errors import CheckpointError, ConfigError
 from fedllm.files import atomic_directory, write_bytes
 from fedllm.models.contents import EXPORTED, check_contents, read_object
@@ -30,11 +42,10 @@ from fedllm.models.exported import write_exported
 
 SUFFIX, ENDING = ".packed", ".safetensors"
 _WEIGHTS = f"model*{ENDING}"
-_FORMAT = "fedllm.packed.v1"
-_CODES, _VALUES, _SCALES = "#codes", "#values", "#scales"
 # Below it, a matrix's list of values costs more than its codes save.
 _SMALLEST = 4096
-_MOST_VALUES = 2**36
+# What the header says of a tensor beside its name, and of a file, at most.
+_ENTRY, _HEADER = 120, 512
 
 
 @dataclass(slots=True)
@@ -55,6 +66,8 @@ class Sizes:
         How many weights were coded, and how many not.
     entropy_bits : float
         The fewest bits that codes could take in any code that knows their frequencies.
+    matrices : dict of int to int
+        How many have codes of so many bits.
     """
 
     codes: int = 0
@@ -66,6 +79,7 @@ class Sizes:
     coded_weights: int = 0
     plain_weights: int = 0
     entropy_bits: float = 0.0
+    matrices: dict[int, int] = field(default_factory=lambda: dict.fromkeys(BITS, 0))
 
     @property
     def weights_bytes(self) -> int:
@@ -83,14 +97,44 @@ class Sizes:
         return 4 * (self.coded_weights + self.plain_weights) / self.weights_bytes
 
 
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """A matrix with codes of so many bits."""
+
+    bits: int
+    codes: NDArray[np.uint8]
+    values: NDArray[np.float32]
+    scales: NDArray[np.float16]
+    lost: float
+    entropy_bits: float
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.values.nbytes + self.scales.nbytes
+
+
 @dataclass(slots=True)
-class _Packed:
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+class _File:
+    """What is to be written in place of a file of weights."""
+
+    metadata: dict[str, str]
+    plain: dict[str, Tensor] = field(default_factory=dict)
+    ways: dict[str, list[_Way]] = field(default_factory=dict)
     shapes: dict[str, list[int]] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)
 
+    def words(self) -> dict[str, str]:
+        """Return what its header says beside names and places."""
+        own = {"format": "pt", "packed": FORMAT, "shapes": json.dumps(self.shapes)}
+        return self.metadata | own | {"types": json.dumps(self.types)}
 
-def pack(folder: Path, out: Path) -> Sizes:
+    def most_names_bytes(self) -> int:
+        names = [*self.plain, *(name + VALUES for name in self.ways for _ in range(3))]
+        entries = sum(len(name.encode()) + _ENTRY for name in names)
+        return _HEADER + entries + len(json.dumps(self.words()))
+
+
+def pack(folder: Path, out: Path, times_smaller: float = 8.0) -> Sizes:
     """Pack a checkpoint's folder into a new one.
 
     Parameters
@@ -99,6 +143,9 @@ def pack(folder: Path, out: Path) -> Sizes:
         Of a Hugging Face checkpoint, whole or in shards.
     out : Path
         Must not be there.
+    times_smaller : float
+        Than in float32: as small as weights must be at least, where the fewest bits reach it. What
+        is left until then goes into finer values.
 
     Raises
     ------
@@ -119,10 +166,11 @@ def pack(folder: Path, out: Path) -> Sizes:
             "give the folder of a whole model, as fedllm export RUN --format merged writes it",
         )
     check_contents(folder)
-    sizes = Sizes()
+    sizes, files = Sizes(), {path: _read(path) for path in weights}
+    chosen = _chosen(files.values(), times_smaller)
     with atomic_directory(out) as new:
-        for path in weights:
-            content = _packed_file(path, sizes)
+        for path, file in files.items():
+            content = _packed_file(file, chosen, sizes)
             write_bytes(new / f"{path.name.removesuffix(ENDING)}{SUFFIX}{ENDING}", content)
         _copy_others(folder, new, weights)
         sizes.files = sum(path.stat().st_size for path in new.iterdir()) - sizes.weights_bytes
@@ -137,7 +185,8 @@ def unpack(folder: Path, out: Path) -> None:
     ConfigError
         If ``out`` is there, or ``folder`` is not packed.
     CheckpointError
-        If a file is damaged.
+        If a file is damaged, missing, or a link to what lies elsewhere; or would take more memory
+        than codes of its size can say.
     StorageError
         If the disk is full; ``out`` is not there then.
     """
@@ -147,6 +196,8 @@ def unpack(folder: Path, out: Path) -> None:
         raise ConfigError(
             f"{folder} is not packed", "give a folder that fedllm compress pack wrote"
         )
+    # What is written of it is said to be whole again.
+    check_contents(folder, weights=False)
     with atomic_directory(out) as new:
         for path in packed:
             tensors = dict(read_packed(path))
@@ -155,45 +206,15 @@ def unpack(folder: Path, out: Path) -> None:
         _copy_others(folder, new, packed)
 
 
-def read_packed(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Read a packed file's tensors one after another, each in the type that it had.
-
-    Raises
-    ------
-    CheckpointError
-        If it is damaged, or says of itself what cannot be.
-    """
-    with _opened(path) as file:
-        metadata = file.metadata() or {}
-        shapes, types = _shapes(path, metadata), _types(path, metadata)
-        names = set(file.keys())
-        for name in sorted(names):
-            base, mark, _ = name.partition("#")
-            if not mark:
-                found = file.get_tensor(name)
-                yield name, found.type(types.get(name, found.dtype))
-            elif name == base + _CODES:
-                if base not in shapes or not {base + _VALUES, base + _SCALES} <= names:
-                    raise _damaged(path, f"{base} lacks a part")
-                found = _matrix(path, file, base, shapes[base])
-                yield base, found.type(types.get(base, found.dtype))
-
-
-def _packed_file(path: Path, sizes: Sizes) -> bytes:
-    packed = _Packed()
-    with _opened(path) as file:
-        metadata = dict(file.metadata() or {})
+def _read(path: Path) -> _File:
+    with opened(path) as file:
+        found = _File(dict(file.metadata() or {}))
         for name in sorted(file.keys()):
-            _add(path, name, file.get_tensor(name), packed, sizes)
-    metadata |= {"format": "pt", "packed": _FORMAT, "shapes": json.dumps(packed.shapes)}
-    metadata["types"] = json.dumps(packed.types)
-    content = format_safetensors(packed.tensors, metadata)
-    held = sum(tensor.nbytes for tensor in packed.tensors.values())
-    sizes.names += len(content) - held
-    return content
+            _add(path, name, file.get_tensor(name), found)
+    return found
 
 
-def _add(path: Path, name: str, tensor: Tensor, packed: _Packed, sizes: Sizes) -> None:
+def _add(path: Path, name: str, tensor: Tensor, found: _File) -> None:
     if "#" in name:
         raise CheckpointError(
             f"{path}: a tensor is called {name!r:.80}", "give the tensor another name"
@@ -202,24 +223,75 @@ def _add(path: Path, name: str, tensor: Tensor, packed: _Packed, sizes: Sizes) -
         raise CheckpointError(
             f"{path}: {name} holds NaN or infinity", "use a model whose training ended well"
         )
-    packed.types[name] = str(tensor.dtype).removeprefix("torch.")
+    found.types[name] = str(tensor.dtype).removeprefix("torch.")
     if tensor.dim() != 2 or tensor.numel() < _SMALLEST or not tensor.is_floating_point():
-        kept = _short(tensor)
-        packed.tensors[name] = kept
-        sizes.plain += kept.nbytes
-        sizes.plain_weights += kept.numel()
+        found.plain[name] = _short(tensor)
         return
-    found = cluster(tensor.float().numpy())
-    codes = np.frombuffer(encode(found.codes.reshape(-1)), dtype=np.uint8)
-    parts = (torch.from_numpy(part.copy()) for part in (codes, found.values, found.scales))
-    names = (name + mark for mark in (_CODES, _VALUES, _SCALES))
-    packed.tensors |= dict(zip(names, parts, strict=True))
-    packed.shapes[name] = list(tensor.shape)
-    sizes.codes += codes.nbytes
-    sizes.values += found.values.nbytes
-    sizes.scales += found.scales.nbytes
-    sizes.coded_weights += tensor.numel()
-    sizes.entropy_bits += entropy_bits(found.codes)
+    found.shapes[name] = list(tensor.shape)
+    found.ways[name] = list(_ways(tensor.float().numpy()))
+
+
+def _ways(matrix: NDArray[np.float32]) -> Iterator[_Way]:
+    for bits in BITS:
+        found = cluster(matrix, bits)
+        codes = np.frombuffer(encode(found.codes.reshape(-1), bits), dtype=np.uint8)
+        yield _Way(
+            bits, codes, found.values, found.scales, found.lost(matrix), entropy_bits(found.codes)
+        )
+
+
+def _chosen(files: Iterable[_File], times_smaller: float) -> dict[int, _Way]:
+    """Return how each matrix is written, by the identity of its list of ways.
+
+    More bits go first where a byte of them takes the most of what is lost.
+    """
+    matrices: list[list[_Way]] = []
+    whole = room = 0.0
+    for file in files:
+        matrices += file.ways.values()
+        whole += 4 * sum(math.prod(shape) for shape in file.shapes.values())
+        whole += 4 * sum(tensor.numel() for tensor in file.plain.values())
+        room -= file.most_names_bytes() + sum(tensor.nbytes for tensor in file.plain.values())
+    room += whole / times_smaller - sum(ways[0].nbytes for ways in matrices)
+    places = [0] * len(matrices)
+    waiting = [(-_won(ways, 1), place) for place, ways in enumerate(matrices)]
+    heapq.heapify(waiting)
+    while waiting:
+        _, place = heapq.heappop(waiting)
+        ways, now = matrices[place], places[place]
+        cost = ways[now + 1].nbytes - ways[now].nbytes
+        if cost > room:
+            continue
+        room -= cost
+        places[place] = now + 1
+        if now + 2 < len(ways):
+            heapq.heappush(waiting, (-_won(ways, now + 2), place))
+    return {id(ways): ways[now] for ways, now in zip(matrices, places, strict=True)}
+
+
+def _won(ways: list[_Way], place: int) -> float:
+    """Return how much less is lost, for each byte more, than with the bits before."""
+    before, after = ways[place - 1], ways[place]
+    return (before.lost - after.lost) / max(1, after.nbytes - before.nbytes)
+
+
+def _packed_file(file: _File, chosen: dict[int, _Way], sizes: Sizes) -> bytes:
+    tensors = dict(file.plain)
+    for name, ways in file.ways.items():
+        way = chosen[id(ways)]
+        parts = {CODES: way.codes, VALUES: way.values, SCALES: way.scales}
+        tensors |= {name + mark: torch.from_numpy(part.copy()) for mark, part in parts.items()}
+        sizes.codes += way.codes.nbytes
+        sizes.values += way.values.nbytes
+        sizes.scales += way.scales.nbytes
+        sizes.coded_weights += math.prod(file.shapes[name])
+        sizes.entropy_bits += way.entropy_bits
+        sizes.matrices[way.bits] += 1
+    sizes.plain += sum(tensor.nbytes for tensor in file.plain.values())
+    sizes.plain_weights += sum(tensor.numel() for tensor in file.plain.values())
+    content = format_safetensors(tensors, file.words())
+    sizes.names += len(content) - sum(tensor.nbytes for tensor in tensors.values())
+    return content
 
 
 def _short(tensor: Tensor) -> Tensor:
@@ -230,72 +302,6 @@ def _short(tensor: Tensor) -> Tensor:
     small = tensor.abs() < torch.finfo(torch.float16).smallest_normal
     holds = bool(torch.isfinite(short).all()) and bool((~small | (tensor == 0)).all())
     return short if holds else tensor.contiguous()
-
-
-def _matrix(path: Path, file: Any, name: str, shape: tuple[int, int]) -> Tensor:
-    coded, values, scales = (file.get_tensor(name + mark) for mark in (_CODES, _VALUES, _SCALES))
-    right = (
-        (coded.dtype, values.dtype, scales.dtype) == (torch.uint8, torch.float32, torch.float16)
-        and values.shape == (VALUES,)
-        and scales.shape == shape[:1]
-    )
-    if not right:
-        raise _damaged(path, f"the parts of {name} do not fit each other")
-    codes = decode(coded.numpy().tobytes(), shape[0] * shape[1]).reshape(shape)
-    return torch.from_numpy(Clustered(codes, values.numpy(), scales.numpy()).matrix())
-
-
-def _shapes(path: Path, metadata: dict[str, str]) -> dict[str, tuple[int, int]]:
-    if metadata.get("packed") != _FORMAT:
-        raise _damaged(path, f"it is not of the format {_FORMAT}")
-    try:
-        found = json.loads(metadata["shapes"])
-        shapes = {str(name): (shape[0], shape[1]) for name, shape in found.items()}
-        whole = all(type(n) is int and n > 0 for shape in shapes.values() for n in shape)
-        right = whole and all(len(shape) == 2 for shape in found.values())
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError):
-        raise _damaged(path, "its list of shapes cannot be read") from None
-    if not right or any(rows * columns > _MOST_VALUES for rows, columns in shapes.values()):
-        raise _damaged(path, "its list of shapes is none")
-    return shapes
-
-
-def _types(path: Path, metadata: dict[str, str]) -> dict[str, torch.dtype]:
-    try:
-        found = json.loads(metadata["types"])
-        return {str(name): _TYPES[kind] for name, kind in found.items()}
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        raise _damaged(path, "its list of types cannot be read") from None
-
-
-_TYPES = {
-    str(kind).removeprefix("torch."): kind
-    for kind in (
-        torch.float64,
-        torch.float32,
-        torch.float16,
-        torch.bfloat16,
-        torch.int64,
-        torch.int32,
-        torch.int16,
-        torch.int8,
-        torch.uint8,
-        torch.bool,
-    )
-}
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(str(path), "pt")
-    except Exception as error:
-        raise _damaged(path, str(error)) from None
-
-
-def _damaged(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} is damaged: {what}", "copy the folder again, or make it once more"
-    )
 
 
 def _require_new(out: Path) -> None:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from fedllm.compression.distilling import Distillation, distil, evenly, student_of, trainable
-from fedllm.compression.handing_over import require_new, write_int8, write_smaller
-from fedllm.compression.linears import Batch, Linear, input_norms, linears
+from fedllm.compression.distilling import evenly, student_of, trainable
+from fedllm.compression.handing_over import require_new, write_integers, write_smaller
+from fedllm.compression.integers import INTEGERS, Integers
+from fedllm.compression.integers_folder import is_of_integers
+from fedllm.compression.linears import Batch, input_norms, linears
 from fedllm.compression.pruning import Pattern, prune, zeros
 from fedllm.compression.removing import remove_blocks, remove_channels, remove_heads
-from fedllm.compression.texts import endless, single
+from fedllm.compression.rounding_aware import as_if_rounded
+from fedllm.compression.teaching import Lesson, Teaching, Told
+from fedllm.compression.texts import single
 from fedllm.compression.whole import Whole, open_whole
 from fedllm.errors import ConfigError
 from fedllm.exporting.written import Written
-from fedllm.randomness import RandomStream
 from fedllm.tasks.public_texts import Tokens, read_texts
 
-Told = Callable[[int, int, float], None]
-Kept = Literal["bfloat16", "float16", "int8"]
+Short = Literal["bfloat16", "float16"]
+KEPT: tuple[Integers | Short, ...] = (*INTEGERS, *get_args(Short))
 # Texts by which it is seen what matters.
 _LOOKED_AT = 128
 _ALONE = "Made of what the run released alone; nothing else was read."
@@ -74,24 +76,6 @@ class Pruning:
         return bool(self.channels or self.heads or self.blocks)
 
 
-@dataclass(frozen=True, slots=True)
-class Teaching:
-    """How a smaller model is taught by the whole one.
-
-    Attributes
-    ----------
-    how : Distillation
-    rows : int
-        Texts of a step.
-    seed : int
-        Orders the texts.
-    """
-
-    how: Distillation
-    rows: int = 16
-    seed: int = 0
-
-
 def prune_run(
     run: Path,
     out: Path,
@@ -100,6 +84,7 @@ def prune_run(
     teaching: Teaching | None,
     told: Told,
     base: Path | None = None,
+    dtype: str | None = None,
 ) -> Written:
     """Prune a run's model, teach what is left if asked, and write it.
 
@@ -107,6 +92,8 @@ def prune_run(
     ----------
     texts : Texts, optional
         By which it is seen what matters, and by which is taught. Single weights can go without.
+    dtype : str, optional
+        In which weights are kept; as the base does when left out.
 
     Raises
     ------
@@ -132,14 +119,17 @@ def prune_run(
     before = whole.backbone.config.to_dict()
     small = whole.with_module(trainable(whole.module))
     kept, notes = _take_out(small, asked, single(found, _LOOKED_AT))
-    if teaching is not None:
+    lesson = None if teaching is None else Lesson(whole, out, found, teaching, told)
+    if lesson is not None:
         pruned = (
             None if asked.pattern is None else linears(small.backbone, small.architecture.lists)
         )
-        notes.append(_taught(whole, small, kept, found, teaching, told, pruned))
-    return write_smaller(
-        small, out, "pruned", before, [*notes, _ALONE if texts is None else _BY_TEXTS]
-    )
+        notes.append(lesson.teach(small, kept, "pruned", pruned))
+    notes.append(_ALONE if texts is None else _BY_TEXTS)
+    written = write_smaller(small, out, "pruned", before, notes, dtype)
+    if lesson is not None:
+        lesson.done()
+    return written
 
 
 def _take_out(
@@ -174,6 +164,7 @@ def distil_run(
     teaching: Teaching,
     told: Told,
     base: Path | None = None,
+    dtype: str | None = None,
 ) -> Written:
     """Teach a student that has a share of the model's blocks, and write it.
 
@@ -187,51 +178,69 @@ def distil_run(
     require_new(out)
     whole = open_whole(run, base)
     kept = evenly(len(whole.blocks), share)
-    found, before = texts.of(whole), whole.backbone.config.to_dict()
+    before = whole.backbone.config.to_dict()
     small = whole.with_module(student_of(whole.module, kept))
+    lesson = Lesson(whole, out, texts.of(whole), teaching, told)
     first = f"A student of {len(kept)} blocks, which began as {', '.join(map(str, kept))}."
-    taught = _taught(whole, small, kept, found, teaching, told, None)
-    return write_smaller(small, out, "distilled", before, [first, taught, _BY_TEXTS])
+    taught = lesson.teach(small, kept, "distilled")
+    written = write_smaller(small, out, "distilled", before, [first, taught, _BY_TEXTS], dtype)
+    lesson.done()
+    return written
 
 
-def _taught(
-    whole: Whole,
-    small: Whole,
-    kept: tuple[int, ...],
-    texts: list[Tokens],
-    teaching: Teaching,
-    told: Told,
-    pruned: Mapping[str, Linear] | None,
-) -> str:
-    steps, pad = teaching.how.steps, int(whole.model.tokenizer.pad_token_id or 0)
-    batches = endless(texts, teaching.rows, pad, RandomStream.seeded(teaching.seed, "distilling"))
-    last = distil(
-        whole.module,
-        small.module,
-        kept,
-        batches,
-        teaching.how,
-        lambda step, loss: told(step, steps, loss),
-        pruned,
-    )
-    return (
-        f"Taught by the whole model in {steps} steps of {teaching.rows} of {len(texts)} texts; "
-        f"loss at the end {last:.4g}."
-    )
-
-
-def quantize_run(run: Path, out: Path, kept: Kept, base: Path | None = None) -> Written:
+def quantize_run(
+    run: Path,
+    out: Path,
+    kept: Integers | Short,
+    texts: Texts | None = None,
+    teaching: Teaching | None = None,
+    told: Told = lambda step, steps, loss: None,
+    base: Path | None = None,
+) -> Written:
     """Write a run's model with fewer bits a weight.
+
+    Parameters
+    ----------
+    texts, teaching : optional
+        On which, and how, the whole model teaches the one that will be of integers.
 
     Raises
     ------
+    ConfigError
+        If ``run`` is what this made of one, or what is not rounded to integers is to be taught, or
+        there are texts or a way of teaching alone.
     FedllmError
-        As `open_whole`, `write_smaller` and `write_int8`.
+        As `open_whole`, `distil`, `write_smaller` and `write_integers`.
     """
     require_new(out)
+    if is_of_integers(run):
+        raise ConfigError(
+            f"the model in {run} is quantised already", "give the run that it was made of"
+        )
+    held = next((one for one in INTEGERS if one == kept), None)
+    if (texts is None) != (teaching is None):
+        raise ConfigError(
+            "teaching needs public texts and a number of steps", "give both --texts and --steps"
+        )
+    if held is None and teaching is not None:
+        raise ConfigError(f"{kept} loses too little to be taught", "leave --texts and --steps out")
     whole = open_whole(run, base)
-    if kept == "int8":
-        note = "Each token's states are rounded as they arrive; nothing was calibrated."
-        return write_int8(whole, out, [note, _ALONE])
-    before = whole.backbone.config.to_dict()
-    return write_smaller(whole, out, kept, before, [_ALONE], kept)
+    if held is None:
+        before = whole.backbone.config.to_dict()
+        return write_smaller(whole, out, kept, before, [_ALONE], kept, answers_as_the_run=True)
+    if texts is None or teaching is None:
+        return write_integers(whole, out, held, [_STATES[held], _ALONE])
+    small = whole.with_module(trainable(whole.module))
+    lesson = Lesson(whole, out, texts.of(whole), teaching, told)
+    with as_if_rounded(small.backbone, held):
+        taught = lesson.teach(small, tuple(range(len(whole.blocks))), held)
+    written = write_integers(small, out, held, [_STATES[held], taught, _BY_TEXTS])
+    lesson.done()
+    return written
+
+
+_STATES: dict[Integers, str] = {
+    "int8": "Each token's states are rounded as they arrive; nothing was calibrated.",
+    "int8-weights": "Weights alone are rounded; for few tokens at a time states are bfloat16.",
+    "int4": "Weights alone are rounded, 32 of them to a scale; states are bfloat16.",
+}

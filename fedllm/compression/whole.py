@@ -11,7 +11,9 @@ from transformers import PreTrainedModel
 
 from fedllm.compression.distilling import Module
 from fedllm.errors import ConfigError
+from fedllm.exporting.effect import Effect
 from fedllm.exporting.merged import merged_base
+from fedllm.exporting.probe import make_probe
 from fedllm.exporting.released import Released, read_released
 from fedllm.models.architecture import Architecture
 from fedllm.models.checkpoints import read_config
@@ -29,10 +31,13 @@ class Whole:
         Its model holds what was trained in plain weights, in float32.
     architecture : Architecture
         Of its base.
+    effect : Effect
+        What training did, as the run's own model told it before its adapter was added.
     """
 
     released: Released
     architecture: Architecture
+    effect: Effect
 
     @property
     def model(self) -> SharedModel:
@@ -76,6 +81,8 @@ def open_whole(run: Path, base: Path | None = None) -> Whole:
     ------
     ConfigError
         If the model is an encoder-decoder.
+    TrainingError
+        If the run's adapter changes nothing.
     FedllmError
         As `read_released`.
     """
@@ -85,12 +92,15 @@ def open_whole(run: Path, base: Path | None = None) -> Whole:
         raise ConfigError(
             "encoder-decoders are not made smaller here", "use fedllm export --format merged"
         )
+    # In the merged model nobody sees any more what is the base's.
+    effect = Effect.of(released, make_probe(released))
+    effect.require_any()
     merged_base(released)
     # Nothing is frozen any more: what a block gives may change.
     module.stack.first = 0
     _, architecture = read_config(released.base)
     whole = replace(released, model=_shared(released.model, module))
-    return Whole(whole, architecture)
+    return Whole(whole, architecture, effect)
 
 
 def _shared(model: SharedModel, module: Module) -> SharedModel:

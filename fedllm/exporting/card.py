@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from fedllm.config.task import pools_text, trains_a_head
 from fedllm.files import write_bytes
 from fedllm.mechanisms import mechanism_of
 from fedllm.privacy.accounting.words import ADJACENCY, epsilon_text
+from fedllm.privacy.ledger.entries import Head
 from fedllm.privacy.ledger.heads import read_heads
 from fedllm.runs.lineage import ancestors, names, spent_together
 from fedllm.runs.names import HEADS, REPORT
@@ -35,6 +37,9 @@ from fedllm.visible import visible
 CARD = "README.md"
 UNKNOWN = "unknown"
 _MOST_ROWS = 40
+# What Markdown reads anywhere as more than itself, and what it does at the beginning of a line.
+_ACTIVE = re.compile(r"[\\`*_\[\]{}#|~!$]")
+_BEGINS = re.compile(r"^(\d*)([-+=.)])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,8 @@ class Handed:
         What uses it without fedllm; empty where the format has tools of its own.
     notes : sequence of str
         What else whoever uses it should know.
+    smaller : bool
+        Whether it was made smaller after the run measured and audited its model.
     """
 
     library: str
@@ -66,6 +73,7 @@ class Handed:
     licence: str
     script: str
     notes: Sequence[str] = field(default_factory=tuple)
+    smaller: bool = False
 
 
 def write_card(folder: Path, run: RunFolder, handed: Handed) -> Path:
@@ -94,9 +102,9 @@ def card(run: RunFolder, handed: Handed) -> str:
         _code(handed),
         ["## Base model", "", *_base(run, handed)],
         ["## Data", "", _said(said.data, "what the records are", "data"), "", *_who(run)],
-        ["## Quality", "", *_quality(run)],
+        ["## Quality", "", *_before_smaller(handed, "Measured"), *_quality(run)],
         ["## Privacy", "", *_privacy(run)],
-        ["## Audits", "", *_audits(run)],
+        ["## Audits", "", *_before_smaller(handed, "Attacked"), *_audits(run)],
         ["## Ledgers of the sites", "", *_ledgers(run)],
         ["## Origin", "", *_origin(run, said)],
     )
@@ -139,8 +147,21 @@ def _what(run: RunFolder, handed: Handed) -> str:
 
 def _said(words: str | None, what: str, key: str) -> str:
     if words:
-        return visible(words, keep="\n")
+        return f"The coordinator says:\n\n{_quoted(words)}"
     return f"{UNKNOWN.capitalize()}: the coordinator did not say {what} (`card.{key}` of run.toml)."
+
+
+def _quoted(words: str) -> str:
+    """Write words of others as a quotation in which nothing is a heading, code, or HTML."""
+    lines = visible(words, keep="\n").split("\n")
+    return "\n".join(f"> {_plain(line.strip())}".rstrip() for line in lines)
+
+
+def _plain(line: str) -> str:
+    """Write a line so that Markdown shows its characters as they are."""
+    shown = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    shown = _ACTIVE.sub(r"\\\g<0>", shown)
+    return _BEGINS.sub(r"\1\\\2", shown)
 
 
 def _code(handed: Handed) -> list[str]:
@@ -188,6 +209,14 @@ def _who(run: RunFolder) -> list[str]:
     ]
 
 
+def _before_smaller(handed: Handed, done: str) -> list[str]:
+    """Say of which model figures are, where it is not the one in the folder."""
+    if not handed.smaller:
+        return []
+    words = f"{done} before it was made smaller: figures here are of the run's own model."
+    return [f"{words} The model in this folder was not {done.lower()}.", ""]
+
+
 def _quality(run: RunFolder) -> list[str]:
     first, last = run.first_metrics, run.last_metrics
     lost = [name for name, value in run.section("metrics").items() if value is None]
@@ -218,10 +247,11 @@ def _privacy(run: RunFolder) -> list[str]:
     spent = max([*run.epsilon.values(), *_claimed(run)], default=None)
     colluders = run.section("privacy").get("colluders_epsilon")
     words = mechanism_of(config)
+    signed = "" if _heads(run) else " (as the coordinator claims; no ledger here)"
     rows = {
-        "epsilon": epsilon_text(spent) if spent is not None else UNKNOWN,
+        "epsilon": UNKNOWN if spent is None else epsilon_text(spent) + signed,
         "epsilon that was asked for": epsilon_text(config.privacy.epsilon),
-        "epsilon against all others together": _known_epsilon(colluders),
+        "epsilon against all others together": _known_epsilon(colluders, signed),
         "delta": f"{config.privacy.delta:g}",
         "unit": f"each {config.unit}",
         "adjacency": ADJACENCY,
@@ -235,9 +265,9 @@ def _claimed(run: RunFolder) -> list[float]:
     return [] if run.claimed_epsilon is None else [run.claimed_epsilon]
 
 
-def _known_epsilon(value: Any) -> str:
+def _known_epsilon(value: Any, signed: str) -> str:
     known = isinstance(value, int | float) and not isinstance(value, bool)
-    return epsilon_text(value) if known and math.isfinite(value) else UNKNOWN
+    return epsilon_text(value) + signed if known and math.isfinite(value) else UNKNOWN
 
 
 def _audits(run: RunFolder) -> list[str]:
@@ -250,9 +280,14 @@ def _audits(run: RunFolder) -> list[str]:
     return lines
 
 
-def _ledgers(run: RunFolder) -> list[str]:
+def _heads(run: RunFolder) -> dict[str, Head]:
+    """Return the last entry that each site signed in a run, as far as its folder holds them."""
     path = run.path / HEADS
-    heads = {site: found[-1] for site, found in read_heads(path).items()} if path.exists() else {}
+    return {site: found[-1] for site, found in read_heads(path).items()} if path.exists() else {}
+
+
+def _ledgers(run: RunFolder) -> list[str]:
+    heads = _heads(run)
     if not heads:
         return [f"{UNKNOWN.capitalize()}: the run folder holds no heads of ledgers."]
     rows = [

@@ -99,6 +99,7 @@ def describe(released: Released, folder: Path, form: str, written: Written) -> N
         licence=licence_of(released.base),
         script=text,
         notes=written.notes,
+        smaller=written.smaller,
     )
     write_card(folder, released.run, handed)
     read = task_of(config.task).columns(config.data)

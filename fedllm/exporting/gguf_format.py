@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from fedllm.errors import CheckpointError, ConfigError, TrainingError
+from fedllm.exporting.effect import Effect
 from fedllm.exporting.gguf_tokens import GgufTokens, gguf_tokens
 from fedllm.exporting.kinds import kind_of
 from fedllm.exporting.llama_cpp_script import llama_cpp_script
-from fedllm.exporting.merged import answers_untrained, compare, copy_beside, kept_in, merged_base
+from fedllm.exporting.merged import compare, copy_beside, kept_in, merged_base
 from fedllm.exporting.onnx_format import require_kind
 from fedllm.exporting.probe import language_answers
 from fedllm.exporting.released import Released, quantized_notes
@@ -73,7 +74,7 @@ def write_gguf(released: Released, folder: Path, settings: Settings) -> Written:
     except ImportError:
         raise ConfigError("--format gguf needs the package gguf", remedy_of("gguf")) from None
     dtype = settings.dtype or kept_in(released.base)
-    before = answers_untrained(released, settings.probe)
+    effect = settings.effect or Effect.of(released, settings.probe, settings.wanted)
     with torch.no_grad():
         model: Any = merged_base(released)
         _require_usual(model.config)
@@ -83,7 +84,7 @@ def write_gguf(released: Released, folder: Path, settings: Settings) -> Written:
         _write(folder / FILE, released, model, tokens, dtype)
     copy_beside(released.base, folder, tokenizer=False)
     found = _read_back(released, folder / FILE, settings)
-    largest = compare(released, dtype, found, settings.wanted, before)
+    largest = compare(dtype, found, settings, effect)
     return Written(
         library="gguf",
         what=f"A GGUF file for llama.cpp, weights in {dtype}.",

@@ -19,18 +19,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from fedllm.errors import TrainingError
+from fedllm.exporting.effect import Effect
 from fedllm.exporting.kinds import kind_of
 from fedllm.exporting.peft_format import LABELS, written_head
-from fedllm.exporting.probe import (
-    REMEDY,
-    Probe,
-    answers,
-    head_answers,
-    language_answers,
-    require_same,
-    untrained,
-)
+from fedllm.exporting.probe import REMEDY, Probe, head_answers, language_answers, require_same
 from fedllm.exporting.released import Released, quantized_notes
 from fedllm.exporting.scripts import Use
 from fedllm.exporting.standard_head import StandardHead, standard_head, with_standard_head
@@ -46,8 +38,6 @@ _STORED = {"BF16": "bfloat16", "F16": "float16"}
 _SHARD = "5GB"
 # Weights of float32 differ from base and adapter by rounding alone.
 _MOST = 1e-3
-# What of the training's effect rounding may take or add, as root mean squares.
-_MOST_LOST = 0.25
 _COPIED = re.compile(
     r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
     r"|chat_template\..*|generation_config\.json|.*(vocab|merges|spm|bpe).*\.(txt|json|model)"
@@ -66,7 +56,7 @@ def write_merged(released: Released, folder: Path, settings: Settings) -> Writte
     """
     kind, standard = kind_of(released.model), standard_head(released)
     dtype = settings.dtype or kept_in(released.base)
-    before = answers_untrained(released, settings.probe)
+    effect = settings.effect or Effect.of(released, settings.probe, settings.wanted)
     write_checkpoint(released, folder, standard, dtype, settings.reshaped)
     if kind.head is not None and standard is None:
         write_head(released, folder)
@@ -80,7 +70,7 @@ def write_merged(released: Released, folder: Path, settings: Settings) -> Writte
         fast=(folder / "tokenizer.json").is_file(),
     )
     found = read_back(released, folder, standard, settings.probe)
-    largest = compare(released, dtype, found, settings.wanted, before)
+    largest = compare(dtype, found, settings, effect)
     head = " and, beside it, the head that the run trained" if use.plain_head else ""
     return Written(
         library="transformers",
@@ -95,14 +85,6 @@ def kept_in(base: Path) -> str:
     """Return in what most of a base model's numbers are stored, as torch calls it."""
     stored = stored_as(base)
     return _STORED.get(max(stored, key=lambda kind: stored[kind]), "float32")
-
-
-def answers_untrained(released: Released, probe: Probe) -> Tensor | None:
-    """Return what the run's head makes of the base as it was; None where that is no other."""
-    if not released.model.adapts_layers:
-        return None
-    with untrained(released):
-        return answers(released, probe)
 
 
 @torch.no_grad()
@@ -211,39 +193,20 @@ def read_back(
     return language_answers(released, model, probe)
 
 
-def compare(
-    released: Released, dtype: str, found: Tensor, wanted: Tensor, before: Tensor | None
-) -> float:
+def compare(dtype: str, found: Tensor, settings: Settings, effect: Effect) -> float:
     """Refuse weights that lost what was trained; returns the largest difference of logits.
 
     Parameters
     ----------
-    found, wanted : Tensor
-        (N, C): of what was written, and of the run's own model.
-    before : Tensor, optional
-        Of the base as it was, where the run adapted its layers.
+    found : Tensor
+        (N, C), of what was written.
 
     Raises
     ------
     TrainingError
         With the figures.
     """
-    if before is not None:
-        effect, lost = _size(wanted - before), _size(found - wanted)
-        if effect == 0.0:
-            raise TrainingError(
-                "the run's adapter changes nothing: merged weights would be the base's own",
-                "look into why nothing was learned before the model is handed over",
-            )
-        if not lost <= _MOST_LOST * effect:
-            raise TrainingError(
-                f"weights in {dtype} lose what was trained: logits move by {lost:.3g} on the mean, "
-                f"and training moved them by {effect:.3g}",
-                "take --dtype float32, or --format peft" if dtype != "float32" else REMEDY,
-            )
+    remedy = settings.if_lost if dtype != "float32" else REMEDY
+    effect.require_kept(f"weights in {dtype}", found, settings.wanted, remedy)
     most = _MOST if dtype == "float32" else float("inf")
-    return require_same("the merged checkpoint", found, wanted, most, REMEDY)
-
-
-def _size(values: Tensor) -> float:
-    return float(values.double().square().mean().sqrt())
+    return require_same("the merged checkpoint", found, settings.wanted, most, REMEDY)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fedllm.exporting.effect import Effect
 from fedllm.exporting.probe import Probe
 from fedllm.exporting.scripts import Use
 
@@ -21,17 +22,23 @@ class Settings:
     probe : Probe
         Token sequences.
     wanted : Tensor
-        (N, C) float32, what the run's own model gives for them.
+        (N, C) float32, what the model that is to be written gives for them.
     dtype : str, optional
         In which whole checkpoints keep their weights.
     reshaped : mapping
         What a whole checkpoint's configuration has otherwise than the base's, by its keys there.
+    effect : Effect, optional
+        What training did, where the adapter is in the weights already; else it is asked for.
+    if_lost : str
+        What to do where a type of fewer bits loses what was trained.
     """
 
     probe: Probe
     wanted: Tensor
     dtype: str | None = None
     reshaped: Mapping[str, Any] = field(default_factory=dict)
+    effect: Effect | None = None
+    if_lost: str = "take --dtype float32, or --format peft"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +59,8 @@ class Written:
         One that needs no torch; empty where there is none.
     notes : tuple of str
         What else whoever uses it should know.
+    smaller : bool
+        Whether it is not the model that the run measured, but one made of it.
     """
 
     library: str
@@ -60,3 +69,4 @@ class Written:
     use: Use | None = None
     script: str = ""
     notes: tuple[str, ...] = ()
+    smaller: bool = False

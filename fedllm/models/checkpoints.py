@@ -90,8 +90,13 @@ def fingerprint(folder: Path) -> str:
     return fingerprints(folder).current
 
 
-def read_config(folder: Path) -> tuple[PretrainedConfig, Architecture]:
+def read_config(folder: Path, *, integers: bool = False) -> tuple[PretrainedConfig, Architecture]:
     """Read the configuration, with every dropout rate set to zero.
+
+    Parameters
+    ----------
+    integers : bool
+        Whether the weights beside it may be integers, as `fedllm.compression` writes them.
 
     Raises
     ------
@@ -111,7 +116,7 @@ def read_config(folder: Path) -> tuple[PretrainedConfig, Architecture]:
                 setattr(config, name, 0.0)
         # A configuration may name other code for experts, which would be fetched.
         config._experts_implementation = "eager"
-        weights = check_sizes(folder, config)
+        weights = check_sizes(folder, config, integers=integers)
     return config, find_architecture(path, config, weights)
 
 

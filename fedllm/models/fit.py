@@ -86,8 +86,13 @@ def check_settings(path: Path, values: dict[str, Any]) -> None:
             )
 
 
-def check_sizes(folder: Path, config: PretrainedConfig) -> int:
+def check_sizes(folder: Path, config: PretrainedConfig, *, integers: bool = False) -> int:
     """Compare the numbers of a configuration with the headers of the weights.
+
+    Parameters
+    ----------
+    integers : bool
+        Whether weights may be integers, as `fedllm.compression` writes them.
 
     Returns
     -------
@@ -100,7 +105,7 @@ def check_sizes(folder: Path, config: PretrainedConfig) -> int:
         If the weights cannot be read, or the configuration describes a model larger than they
         are, or one whose layers depend on what else is in a batch.
     """
-    tensors, values = _headers(folder)
+    tensors, values = _headers(folder, integers)
     path = folder / "config.json"
     remedy = "use the config.json that came with the weights"
     # What a configuration asks for is made before it is compared with the weights.
@@ -149,7 +154,7 @@ def _rope_types(parameters: Any) -> list[Any]:
     return [part["rope_type"] for part in parts if "rope_type" in part]
 
 
-def _headers(folder: Path) -> tuple[int, int]:
+def _headers(folder: Path, integers: bool) -> tuple[int, int]:
     """Return how many tensors the weights have, and how many numbers."""
     tensors = values = 0
     for path in sorted(folder.glob("*.safetensors")):
@@ -159,7 +164,8 @@ def _headers(folder: Path) -> tuple[int, int]:
         ):
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
-                if name.endswith("weight") and part.get_dtype() in _INTEGERS:
+                held = not integers and part.get_dtype() in _INTEGERS
+                if name.endswith("weight") and held:
                     raise CheckpointError(
                         f"{path}: {name} is quantised ({part.get_dtype()}); quantised checkpoints "
                         "are not supported",

@@ -24,11 +24,13 @@ from fedllm.runs.plain_json import finite, read_object
 _NAME = re.compile(r"^round-(\d{5})$")
 # A crash between the two renames of an exchange leaves the folder under this name.
 _RETIRED = re.compile(r"^round-(\d{5})\.old$")
+# And one in the midst of writing leaves this.
+_UNFINISHED = re.compile(r"^\.round-\d{5}\..+$")
 _KEEP = 2
 _LENGTH_BYTES = 8
 _HEADER, _ARRAYS, _SEALED = "state.json", "state.npz", "state.sealed"
 # What checkpoints are sealed for, and where they lie below a coordinator's folder ``state``.
-PURPOSE, FILES = "checkpoint", f"runs/*/checkpoints/*/{_SEALED}"
+PURPOSE, FILES = "checkpoint", f"runs/*/checkpoints/round-?????/{_SEALED}"
 
 
 @dataclass(frozen=True)
@@ -233,6 +235,25 @@ def _with_header(header: Path, arrays: bytes) -> bytes:
     """Return what is sealed: the length of the readable part, that part, and the arrays."""
     text = header.read_bytes()
     return len(text).to_bytes(_LENGTH_BYTES, "big") + text + arrays
+
+
+def recover_checkpoints(state: Path) -> None:
+    """Undo what a kill left of checkpoints of a coordinator's runs; its service must not run.
+
+    What lies under another name than the one that it was sealed for opens with no key any more.
+    ``state`` is the folder of its kit.
+    """
+    for folder in state.glob("runs/*/checkpoints"):
+        for path in sorted(folder.iterdir()):
+            if _RETIRED.match(path.name):
+                recover_directory(path.with_suffix(""))
+            elif _UNFINISHED.match(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def holds_sealed(state: Path) -> bool:
+    """Tell whether anything is sealed among checkpoints of a coordinator's runs."""
+    return any(state.glob(f"runs/*/checkpoints/*/{_SEALED}"))
 
 
 def seal_checkpoints(state: Path, vault: Vault) -> list[Path]:

@@ -33,6 +33,7 @@ CANCEL = "cancel"
 TERMS = "terms.toml"
 # Of a model that was released: what the coordinator signed.
 RELEASE = "release.json"
+WITHDRAWN = "withdrawn.json"
 
 # Of a pretraining run.
 MODEL = "model"

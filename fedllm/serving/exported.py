@@ -12,7 +12,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedllm.compression.int8_folder import is_int8, load_int8
+from fedllm.compression.integers import quicken
+from fedllm.compression.integers_folder import is_of_integers, load_integers
 from fedllm.config import Task
 from fedllm.config.task import pools_text, trains_a_head
 from fedllm.errors import CheckpointError, ConfigError
@@ -71,7 +72,7 @@ def load_exported(folder: Path, device: str | None = None) -> Exported:
     Parameters
     ----------
     device : str, optional
-        Where it computes; see `chosen_device`. Integers of 8 bits are for the processor.
+        Where it computes; see `chosen_device`. Integers are for the processor.
 
     Raises
     ------
@@ -86,13 +87,14 @@ def load_exported(folder: Path, device: str | None = None) -> Exported:
     if task is None or type(length) is not int or not isinstance(column, str):
         raise CheckpointError(f"{folder / EXPORTED} does not say what the model is for", _REMEDY)
     place = chosen_device(device, "--device")
-    if is_int8(folder):
+    if is_of_integers(folder):
         if place.type != "cpu":
             raise ConfigError(
-                f"the model in {folder} computes with integers of 8 bits, on the processor alone",
+                f"the model in {folder} computes with integers, on the processor alone",
                 "leave --device out, or export it with --format merged",
             )
-        network, layers = load_int8(folder)
+        network, layers = load_integers(folder)
+        quicken(network)
     else:
         config, architecture = checkpoints.read_config(folder)
         layers = architecture.layers

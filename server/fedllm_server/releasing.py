@@ -89,6 +89,10 @@ def release_run(kit: Kit, name: str, now: datetime | None = None) -> Release:
                 f"--kit {kit.folder}",
             )
         release = before
+    withdrawn = _released_before(place, names.WITHDRAWN)
+    if withdrawn is not None and withdrawn == replace(release, time=withdrawn.time):
+        # Sites that fetched it then keep its digest, and refuse another one.
+        release = withdrawn
     try:
         text = sign_release(release, kit.identity)
     except PeerError as error:
@@ -104,6 +108,8 @@ def release_run(kit: Kit, name: str, now: datetime | None = None) -> Release:
 def withdraw(kit: Kit, name: str) -> Release:
     """Stop giving a run's model to sites; those that have it keep it.
 
+    What was signed stays beside, so that the same model is the same release when it is given again.
+
     Raises
     ------
     ConfigError
@@ -112,7 +118,8 @@ def withdraw(kit: Kit, name: str) -> Release:
     for place in releases_folder(kit.folder).glob("*"):
         release = _released_before(place)
         if release is not None and release.name == name:
-            shutil.rmtree(place)
+            (place / names.RELEASE).replace(place / names.WITHDRAWN)
+            shutil.rmtree(place / names.ADAPTER)
             return release
     raise ConfigError(f"no model of the run '{name}' is released", "check the run's name")
 
@@ -154,17 +161,17 @@ def _told(summary: Summary) -> dict[str, object]:
     return told
 
 
-def _released_before(place: Path) -> Release | None:
+def _released_before(place: Path, document: str = names.RELEASE) -> Release | None:
     """Return what lies in a folder of releases, by whichever key it was signed; None if nothing."""
     try:
-        text = (place / names.RELEASE).read_bytes()
+        text = (place / document).read_bytes()
     except OSError:
         return None
     try:
         return read_unverified_release(text)
     except PeerError as error:
         raise ConfigError(
-            f"{place / names.RELEASE} is damaged ({error.message})", f"remove {place}"
+            f"{place / document} is damaged ({error.message})", f"remove {place}"
         ) from None
 
 

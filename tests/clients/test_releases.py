@@ -191,6 +191,17 @@ def test_releasing_twice_changes_nothing_and_another_model_is_refused(place):
     assert place.release().digest != first.digest
 
 
+def test_what_is_withdrawn_and_given_again_is_the_same_release(place):
+    """Sites that have it would refuse one of another digest."""
+    first = place.release(now=datetime(2026, 1, 1, tzinfo=UTC))
+    withdraw(place.kit, NAME)
+    assert offered_releases(place.site()) == ([], 0)
+    assert not (releases_folder(place.kit.folder) / RUN_ID / names.ADAPTER).exists()
+    again = place.release(now=datetime(2026, 2, 1, tzinfo=UTC))
+    assert again.digest == first.digest
+    assert [offer.release.digest for offer in offered_releases(place.site())[0]] == [first.digest]
+
+
 def test_only_a_finished_run_is_released(place):
     with pytest.raises(ConfigError, match="is not there"):
         release_run(place.kit, "other")

@@ -110,6 +110,34 @@ def test_a_passphrase_that_nobody_types_is_refused(place):
     assert not (place.state / "keyring.json").exists()
 
 
+def test_what_a_kill_left_of_a_checkpoint_does_not_keep_keys_from_being_exchanged(
+    federation, tmp_path
+):
+    """What was sealed for another name opens with no key, and both locks would stay for ever."""
+    kit = shutil.copytree(federation / "operator" / "kits" / "coordinator", tmp_path / "kit")
+    checkpoints = runs_folder(kit) / "bank" / "checkpoints"
+    state = RunState("0123456789abcdef", 1, (0.0,), "digest", np.ones(5, dtype=np.float32))
+    arguments = ["server", "rekey", "--kit", str(kit), "--to"]
+
+    def exchange(name):
+        CliRunner().invoke(app, [*arguments, f"key:file:{tmp_path / name}"], catch_exceptions=False)
+
+    exchange("first")
+    save_checkpoint(checkpoints, state, vault_of(kit))
+    # In the midst of writing round 2, and between the two renames of round 1 once more.
+    shutil.copytree(checkpoints / "round-00001", checkpoints / ".round-00002.ab_4x1zq")
+    (checkpoints / "round-00001").rename(checkpoints / "round-00001.old")
+    exchange("second")
+    (tmp_path / "first").unlink()
+    assert load_checkpoint(checkpoints, vault_of(kit)).round == 1
+    assert [path.name for path in checkpoints.iterdir()] == ["round-00001"]
+    assert len(json.loads((kit / "state" / "keyring.json").read_text())["slots"]) == 1
+    # Without the ring, one in clear would be taken, by whomever it is.
+    (kit / "state" / "keyring.json").unlink()
+    with pytest.raises(ConfigError, match=r"keyring\.json is gone"):
+        vault_of(kit)
+
+
 def test_a_coordinators_checkpoints_are_sealed_from_then_on(federation, tmp_path):
     kit = shutil.copytree(federation / "operator" / "kits" / "coordinator", tmp_path / "kit")
     checkpoints = runs_folder(kit) / "bank" / "checkpoints"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.tiny_models import save_tiny
 
 
 @pytest.fixture
@@ -24,14 +25,15 @@ def texts():
 
 
 @pytest.fixture
-def plain(tiny_checkpoint):
-    """A tiny Transformer and the names of its blocks."""
+def plain(tiny_checkpoint, tmp_path):
+    """A tiny Transformer and the names of its blocks; Gemma's is grouped as the table has it."""
     from transformers import AutoModel, AutoModelForCausalLM
 
     from fedllm.models.checkpoints import read_config
 
     def make(kind: str):
-        folder = tiny_checkpoint(kind)
+        grouped = kind == "gemma3_text"
+        folder = save_tiny(kind, tmp_path / kind) if grouped else tiny_checkpoint(kind)
         _, architecture = read_config(folder)
         auto = AutoModelForCausalLM if architecture.causal else AutoModel
         model = auto.from_pretrained(folder, dtype=torch.float32).eval()

@@ -52,13 +52,13 @@ def test_each_byte_is_counted_once(folder, tmp_path):
 
 
 def test_what_is_read_back_are_the_clustered_weights_to_the_bit(folder, tmp_path):
-    pack(folder, tmp_path / "packed")
+    pack(folder, tmp_path / "packed", 100)
     unpack(tmp_path / "packed", tmp_path / "again")
     before = load_file(folder / "model.safetensors")
     after = load_file(tmp_path / "again" / "model.safetensors")
     assert after.keys() == before.keys()
     for name in ("layer.weight", "half.weight"):
-        right = torch.from_numpy(cluster(before[name].float().numpy()).matrix())
+        right = torch.from_numpy(cluster(before[name].float().numpy(), 4).matrix())
         assert torch.equal(after[name], right.to(before[name].dtype))
     assert {n: t.dtype for n, t in after.items()} == {n: t.dtype for n, t in before.items()}
     assert torch.equal(after["layer.bias"], before["layer.bias"].half().float())
@@ -67,6 +67,50 @@ def test_what_is_read_back_are_the_clustered_weights_to_the_bit(folder, tmp_path
     assert torch.equal(after["places"], before["places"])
     for name in OTHERS:
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def lost(folder, other):
+    """Return which share of each large matrix's squares is lost."""
+    one, two = (load_file(place / "model.safetensors") for place in (folder, other))
+    return {
+        name: float((one[name] - two[name]).float().norm() ** 2 / one[name].float().norm() ** 2)
+        for name in ("layer.weight", "half.weight")
+    }
+
+
+def test_what_room_is_left_goes_into_finer_values(folder, tmp_path):
+    found = {}
+    for times in (100.0, 4.7, 1.0):
+        place = tmp_path / f"{times:g}"
+        sizes = pack(folder, place, times)
+        unpack(place, tmp_path / f"again{times:g}")
+        found[times] = sizes, lost(folder, tmp_path / f"again{times:g}")
+        assert sizes.total_bytes == disk(place)
+        assert sum(sizes.matrices.values()) == 2
+    (least, coarse), (some, between), (most, fine) = found.values()
+    assert least.matrices == {4: 2, 5: 0, 6: 0}
+    assert most.matrices == {4: 0, 5: 0, 6: 2}
+    assert some.times_smaller >= 4.7
+    assert most.weights_bytes > some.weights_bytes > least.weights_bytes
+    assert sum(fine.values()) < sum(between.values()) < sum(coarse.values())
+    assert max(fine.values()) < 0.002
+
+
+def test_more_bits_go_where_they_win_most(tmp_path):
+    """Of two matrices of one size, the one of which coarse values lose more."""
+    generator = torch.Generator().manual_seed(0)
+    few = torch.randn(100, 100, generator=generator).sign()
+    many = torch.randn(100, 100, generator=generator)
+    (tmp_path / "model").mkdir()
+    save_file({"a": few, "b": many}, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "bert"}')
+    least = pack(tmp_path / "model", tmp_path / "least", 100).weights_bytes
+    # Room for one of them.
+    sizes = pack(tmp_path / "model", tmp_path / "some", 80_000 / (least + 2500))
+    assert sum(sizes.matrices[bits] for bits in (5, 6)) == 1
+    unpack(tmp_path / "some", tmp_path / "again")
+    after = load_file(tmp_path / "again" / "model.safetensors")
+    assert (after["b"] - many).square().mean() < 0.004
 
 
 def test_what_is_packed_is_not_packed_again_and_what_is_not_is_not_unpacked(folder, tmp_path):
@@ -117,6 +161,15 @@ DAMAGE = {
         lambda t: t.update({"layer.weight#scales": torch.ones(80)}),
         None,
     ),
+    "values of no bits": (
+        lambda t: t.update({"layer.weight#values": torch.ones(16)}),
+        None,
+    ),
+    "one value": (lambda t: t.update({"layer.weight#values": torch.tensor(1.0)}), None),
+    "values of fewer bits": (
+        lambda t: t.update({"layer.weight#values": t["layer.weight#values"][:15].clone()}),
+        None,
+    ),
     "codes cut off": (
         lambda t: t.update({"layer.weight#codes": t["layer.weight#codes"][:-40].clone()}),
         None,
@@ -134,7 +187,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_is_told_and_nothing_is_left(folder, tmp_path, name):
-    pack(folder, tmp_path / "packed")
+    pack(folder, tmp_path / "packed", 1.0)
     changed(tmp_path / "packed" / "model.packed.safetensors", *DAMAGE[name])
     with pytest.raises(CheckpointError, match="damaged"):
         unpack(tmp_path / "packed", tmp_path / "again")

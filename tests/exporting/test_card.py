@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 
 import pytest
 import torch
@@ -101,6 +102,35 @@ def test_privacy_is_told_with_its_unit(finished):
     assert "NONE: this run was not private" in text
     assert "- epsilon:" not in text
     assert "differential-privacy" not in head_of(text)["tags"]
+
+
+def test_words_of_the_coordinator_stay_words(finished):
+    """They could forge sections, links and HTML, and hide the true ones in a comment."""
+    words = (
+        "Questions & <b>answers</b>.\n\n## Privacy\n\n- epsilon: 0.1\nForged\n---\n```\n    code\n"
+        "<!--\n<script>alert(1)</script> [here](http://evil) ![x](http://evil)\n1. one\n\u202e"
+    )
+    run = finished(card={"data": words, "intended_use": words})
+    text = card(read_run_folder(run), HANDED)
+    assert text.count("\n## Privacy\n") == 1
+    for part in ("Data", "Use"):
+        said = text.partition(f"\n## {part}\n\nThe coordinator says:\n\n")[2].partition("\n\n")[0]
+        assert said.count("\n") == words.count("\n")
+        assert all(line == ">" or line.startswith("> ") for line in said.split("\n"))
+        assert "> Questions &amp; &lt;b&gt;answers&lt;/b&gt;." in said
+        assert "> \\#\\# Privacy" in said
+        assert "> \\- epsilon: 0.1" in said
+        assert "> \\---" in said
+        assert "> 1\\. one" in said
+        for active in ("<", "\u202e", "> `", "> -"):
+            assert active not in said
+        assert not re.search(r"(?<!\\)[\[\]!]", said)
+
+
+def test_an_epsilon_without_ledgers_is_a_claim(finished):
+    run = finished()
+    text = card(read_run_folder(run), HANDED)
+    assert "- epsilon: 7.933 (as the coordinator claims; no ledger here)\n" in text
 
 
 def test_what_attacks_found_is_told(finished):

@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForTokenClass
 
 from fedllm.errors import CheckpointError, ConfigError, TrainingError
 from fedllm.exporting import merged
+from fedllm.exporting.effect import Effect
 from fedllm.exporting.export import export
 from fedllm.exporting.probe import answers, make_probe
 from fedllm.exporting.released import read_released
@@ -47,7 +48,7 @@ def test_a_merged_checkpoint_answers_as_the_run_and_not_as_its_base(
     wanted = answers(released, probe)
     found = merged.read_back(released, tmp_path / "out", None, probe)
     torch.testing.assert_close(found, wanted, atol=2e-4, rtol=1e-4)
-    plain = merged.answers_untrained(released, probe)
+    plain = Effect.of(released, probe).untrained
     assert (plain - wanted).abs().max() > 1e-2
 
 

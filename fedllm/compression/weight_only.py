@@ -1,0 +1,123 @@
+"""Linear layers whose weights are integers, and whose states stay as they are.
+
+For decoders that write token by token: there the time goes into reading weights from memory, and
+what states are rounded to saves nothing. States become bfloat16 for the products of a few rows,
+whose operations torch has for processors; results are of the type that states had.
+"""
+
+from __future__ import annotations
+
+from typing import Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+from transformers.pytorch_utils import Conv1D
+
+from fedllm.compression.int8 import Int8Linear
+from fedllm.compression.linears import rows_by_output
+from fedllm.models.quantized import pack, quantize, unpack
+
+# Of one scale; what a frozen base of 4 bits has.
+GROUP = 32
+# Up to it, reading integers is quicker than making plain numbers of them.
+_FEW_ROWS = 16
+# torch 2.13 reads beyond a row whose inputs are no whole number of 16, and dies.
+_INPUTS = 32
+# That torch's operation for 4 bits takes its outputs in.
+_OUTPUTS = 16
+_ZERO_AT = 8
+
+
+class Int8WeightsLinear(Int8Linear):
+    """A linear layer with weights of 8 bits, one scale for each output; see `Int8Linear`."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return (..., outputs) of states (..., inputs)."""
+        rows = states.reshape(-1, self.in_features)
+        if len(rows) <= _FEW_ROWS and self.in_features % _INPUTS == 0:
+            # Scales come after the product: in bfloat16 each would be off by its rounding.
+            ones = torch.ones(self.out_features, dtype=torch.bfloat16)
+            product = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, ones).float()
+        else:
+            product = linear(rows.float(), self.weight.float())
+        product = product * self.scales.T
+        return _result(product, cast("Tensor | None", self.bias), states)
+
+
+class Int4Linear(nn.Module):
+    """A linear layer with weights of 4 bits, one scale for each 32 of an output's.
+
+    The integers are those of a run's frozen base (`fedllm.models.quantized.quantize`).
+
+    Parameters
+    ----------
+    inputs, outputs : int
+        Its widths.
+    bias : bool
+        Whether there is one.
+    """
+
+    codes: Tensor
+    scales: Tensor
+
+    def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
+        super().__init__()
+        self.in_features, self.out_features = inputs, outputs
+        groups = -(-inputs // GROUP)
+        codes = torch.zeros(outputs, groups, GROUP // 2, dtype=torch.int8)
+        self.register_buffer("codes", codes)
+        self.register_buffer("scales", torch.ones(outputs, groups, 1, dtype=torch.bfloat16))
+        self.register_buffer("bias", torch.zeros(outputs) if bias else None)
+        self._is_quick = False
+
+    @classmethod
+    def of(cls, plain: nn.Linear | Conv1D) -> Self:
+        """Round a layer."""
+        made = cls.like(plain)
+        codes, scales = quantize(rows_by_output(plain), 4, GROUP)
+        made.codes, made.scales = pack(codes), scales.bfloat16()
+        if plain.bias is not None:
+            made.bias = plain.bias.detach().float()
+        return made
+
+    @classmethod
+    def like(cls, plain: nn.Linear | Conv1D) -> Self:
+        """Return an empty layer of the size of another."""
+        outputs, inputs = rows_by_output(plain).shape
+        return cls(inputs, outputs, plain.bias is not None)
+
+    def weights(self) -> Tensor:
+        """Return the numbers, float32 (outputs, inputs), that the integers stand for."""
+        values = unpack(self.codes).float().mul_(self.scales.float())
+        return values.flatten(1)[:, : self.in_features]
+
+    def quicken(self) -> None:
+        """Lay the integers out as this processor reads them quickest; they stay so.
+
+        Layers whose outputs are no whole number of 16 stay as they are, and slow.
+        """
+        if self._is_quick or self.out_features % _OUTPUTS:
+            return
+        codes = unpack(self.codes).flatten(1).to(torch.int32) + _ZERO_AT
+        scales = self.scales.flatten(1).T
+        self.codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+        self.scales = torch.stack((scales, torch.zeros_like(scales)), dim=-1)
+        self._is_quick = True
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return (..., outputs) of states (..., inputs)."""
+        rows = states.reshape(-1, self.in_features)
+        if self._is_quick:
+            rows = pad(rows.bfloat16(), (0, -self.in_features % GROUP))
+            product = torch.ops.aten._weight_int4pack_mm_for_cpu(
+                rows, self.codes, GROUP, self.scales
+            )
+        else:
+            product = linear(rows.float(), self.weights())
+        return _result(product.float(), cast("Tensor | None", self.bias), states)
+
+
+def _result(product: Tensor, bias: Tensor | None, states: Tensor) -> Tensor:
+    found = product if bias is None else product + bias
+    return found.type(states.dtype).reshape(*states.shape[:-1], -1)
