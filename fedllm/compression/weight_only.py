@@ -38,7 +38,9 @@ class Int8WeightsLinear(Int8Linear):
         if len(rows) <= _FEW_ROWS and self.in_features % _INPUTS == 0:
             # Scales come after the product: in bfloat16 each would be off by its rounding.
             ones = torch.ones(self.out_features, dtype=torch.bfloat16)
-            product = torch._weight_int8pack_mm(rows.type(torch.bfloat16), self.weight, ones).float()
+            product = torch._weight_int8pack_mm(
+                rows.type(torch.bfloat16), self.weight, ones
+            ).float()
         else:
             product = linear(rows.float(), self.weight.float())
         product = product * self.scales.T
