@@ -80,9 +80,11 @@ def service(
     rows: int = 16,
     waiting: int = 64,
     time_s: float = 60.0,
+    cache: Any = None,
     **limits: Any,
 ) -> Iterator[Running]:
     """Listen on loopback, as `fedllm serve` does, in threads of this process."""
+    from fedllm.models.prompt_cache import PromptCache
     from fedllm.serving.door import Gate, Limits
     from fedllm.serving.engine import Engine
     from fedllm.serving.keys import Keys
@@ -91,8 +93,9 @@ def service(
     from fedllm.serving.service import Service, application
 
     metrics, log = Metrics(), []
-    engine = Engine(rows, waiting, metrics.failed)
-    metrics.watch(lambda: engine.load)
+    cache = PromptCache() if cache is None else cache
+    engine = Engine(rows, waiting, metrics.failed, cache)
+    metrics.watch(lambda: engine.load, lambda: cache.used_bytes)
     bounds = Limits(time_s=time_s, **limits)
     made = Service(models, engine, metrics, bounds, guard, 64)
     gate = Gate(application(made), keys or Keys(), bounds, metrics, log.append)
