@@ -273,10 +273,8 @@ def _filled(group: Sequence[_Begun], width: int) -> DynamicCache:
 def _is_table(cache: DynamicCache, width: int) -> bool:
     """Tell whether all layers hold keys and values of each token, and nothing else."""
     layers: Sequence[Any] = cache.layers
-    return all(
-        type(layer) is DynamicLayer
-        and layer.is_initialized
-        and layer.keys.shape[2] == layer.values.shape[2] == width
+    return {type(layer) for layer in layers} == {DynamicLayer} and all(
+        layer.is_initialized and layer.keys.shape[2] == layer.values.shape[2] == width
         for layer in layers
     )
 

@@ -66,10 +66,11 @@ class Running:
     engine: Any
     service: Any
     log: list[str] = field(default_factory=list)
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
 
 @contextmanager
@@ -81,9 +82,13 @@ def service(
     waiting: int = 64,
     time_s: float = 60.0,
     cache: Any = None,
+    tls: tuple[Path, Path] | tuple[None, None] = (None, None),
     **limits: Any,
 ) -> Iterator[Running]:
-    """Listen on loopback, as `fedllm serve` does, in threads of this process."""
+    """Listen on loopback, as `fedllm serve` does, in threads of this process.
+
+    ``tls``: certificate and key.
+    """
     from fedllm.models.prompt_cache import PromptCache
     from fedllm.serving.door import Gate, Limits
     from fedllm.serving.engine import Engine
@@ -106,11 +111,12 @@ def service(
         listening.set()
 
     engine.start()
-    thread = threading.Thread(target=serve, args=(gate, Address("127.0.0.1", 0), stop, ready, 5))
+    address = Address("127.0.0.1", 0, *tls)
+    thread = threading.Thread(target=serve, args=(gate, address, stop, ready, 5))
     thread.start()
     try:
         assert listening.wait(30)
-        yield Running(ports[0], engine, made, log)
+        yield Running(ports[0], engine, made, log, "http" if tls[0] is None else "https")
     finally:
         stop.set()
         thread.join(30)
