@@ -44,9 +44,10 @@ def chat(
     """Talk with a model.
 
     Answers appear as they are written. Each line is a turn; /reset forgets the conversation, /quit
-    or the end of the input ends it, Ctrl-C breaks an answer off, and on a terminal /help says so. The template is the run's, or
-    the base model's own. When the conversation grows too long, its earliest turns are left out,
-    and it is told how many. Works on a pipe: one question a line, one answer each.
+    or the end of the input ends it, Ctrl-C breaks an answer off, and on a terminal /help says so.
+    The template is the run's, or the base model's own. When the conversation grows too long, its
+    earliest turns are left out, and it is told how many. Works on a pipe: one question a line, one
+    answer each.
     """
     writing = asking.writing_of(new_tokens, temperature, top_p, seed, stop)
     found = asking.opened(run, base, device, max_length, kit)
