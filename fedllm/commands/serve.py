@@ -15,7 +15,8 @@ from fedllm.extras import remedy_of
 def serve(
     models: list[str] = typer.Argument(
         metavar="RUN|ADAPTER|DIR...",
-        help="Folders of runs, adapters or base models; NAME=FOLDER names one for requests.",
+        help="Folders of runs, adapters, exports or base models; NAME=FOLDER names one for "
+        "requests.",
     ),
     host: str = typer.Option("127.0.0.1", help="Address to listen on; loopback by default."),
     port: int = typer.Option(8000, min=0, max=65535, help="Port; 0 takes a free one."),
