@@ -14,8 +14,9 @@ from contextlib import contextmanager
 import pytest
 from support.tiny_models import save_tiny
 
-# A model without a largest length, so that an answer lasts until it is broken off.
-ENDLESS = ("--max-new-tokens", "1000000", "--temperature", "0")
+# An answer that lasts until it is broken off.
+LENGTH = 1_000_000
+ENDLESS = ("--max-new-tokens", str(LENGTH), "--temperature", "0")
 
 
 class Terminal:
@@ -75,14 +76,15 @@ def chat(*arguments):
 
 @pytest.mark.slow
 def test_a_person_sees_it_write_and_breaks_it_off(tmp_path):
-    with chat(save_tiny("bloom", tmp_path / "bloom"), *ENDLESS) as terminal:
+    base = save_tiny("llama", tmp_path / "base", max_position_embeddings=LENGTH)
+    with chat(base, *ENDLESS) as terminal:
         told = terminal.until("> ")
         assert "/reset" in told and "/quit" in told
         terminal.type("/help\n")
         assert "Ctrl-C breaks an answer off" in terminal.until("> ")
         for _ in range(2):
             terminal.type("my card\n")
-            # Words come while it is written, which it is for ever.
+            # Words come while it is written, long before its end.
             terminal.until("my card\r\n")
             terminal.until(" ")
             terminal.until(" ")
@@ -101,7 +103,7 @@ def test_a_person_sees_it_write_and_breaks_it_off(tmp_path):
 @pytest.mark.parametrize(("typed", "code"), [("/quit\n", 0), ("\x03", 130)])
 def test_it_ends_when_it_is_told_to(typed, code, tmp_path):
     """Where nothing is written, Ctrl-C ends the program, as it does others."""
-    with chat(save_tiny("bloom", tmp_path / "bloom"), "--max-new-tokens", 4) as terminal:
+    with chat(save_tiny("llama", tmp_path / "base"), "--max-new-tokens", 4) as terminal:
         terminal.until("> ")
         terminal.type(typed)
         assert terminal.ended() in (code, -signal.SIGINT if code else code)
