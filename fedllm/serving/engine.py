@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fedllm.models.generation import Generator, Writing
-from fedllm.models.running_batch import Row, RunningBatch
-from fedllm.models.transcript import Transcript
+from fedllm.models.prompt_cache import PromptCache
+from fedllm.models.running_batch import Row, RunningBatch, row_of, running_batch_of
 
 Ending = Literal["stop", "length", "timeout", "failed", "stopping"]
 
@@ -33,6 +33,8 @@ class Ticket:
     ----------
     lane : Lane
         Whose model writes it.
+    tenant : str
+        Who asked: what is kept of a prompt is for nobody else.
     prompt : tuple of int
     writing : Writing
     heard : callable
@@ -43,15 +45,19 @@ class Ticket:
         Set by anybody: whoever asked went away.
     tokens : int
         Written so far.
+    reused : int
+        Of the prompt's, how many were kept from before and not read again.
     """
 
     lane: Lane
+    tenant: str
     prompt: tuple[int, ...] = field(repr=False)
     writing: Writing = field(repr=False)
     heard: Callable[[str, Ending | None], None] = field(repr=False)
     deadline: float
     gone: bool = False
     tokens: int = 0
+    reused: int = 0
     row: Row | None = field(default=None, repr=False)
 
 
@@ -64,13 +70,8 @@ class Lane:
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
-        self.batch: RunningBatch | None = None
+        self.batch = running_batch_of(generator)
         self.tickets: dict[Row, Ticket] = {}
-        network = generator.network
-        if not network.config.is_encoder_decoder and generator.ignores_padding:
-            # Nothing trains here.
-            network.eval()
-            self.batch = RunningBatch(network, int(generator.tokenizer.pad_token_id or 0))
 
 
 class Engine:
@@ -84,11 +85,18 @@ class Engine:
         Texts that may wait beside them.
     noticed : callable
         Told the kind of an error that ended texts; never what was asked.
+    cache : PromptCache, optional
+        What is kept of prompts, for a decoder's; forgotten at the end, and when something breaks.
     """
 
     def __init__(
-        self, rows: int, waiting: int, noticed: Callable[[str], None] = lambda kind: None
+        self,
+        rows: int,
+        waiting: int,
+        noticed: Callable[[str], None] = lambda kind: None,
+        cache: PromptCache | None = None,
     ) -> None:
+        self._cache = PromptCache(0) if cache is None else cache
         self._rows = rows
         self._most_waiting = waiting
         self._noticed = noticed
@@ -139,8 +147,10 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._changed:
+                left_s = self._cache.expire()
                 while not (self._waiting or self._stopping or self._under_way()):
-                    self._changed.wait()
+                    self._changed.wait(left_s)
+                    left_s = self._cache.expire()
                 if self._stopping and not self._under_way():
                     left, self._waiting = list(self._waiting), deque()
                     break
@@ -148,6 +158,7 @@ class Engine:
             self._add(new)
             for lane in self._lanes:
                 self._step(lane)
+        self._cache.clear()
         for ticket in left:
             ticket.heard("", "stopping")
 
@@ -181,7 +192,8 @@ class Engine:
                 self._write(lane, mine)
                 continue
             for ticket in mine:
-                ticket.row = _row(lane.generator, ticket)
+                kept = self._cache.of(lane, ticket.tenant)
+                ticket.row = row_of(lane.generator, ticket.prompt, ticket.writing, kept)
                 lane.tickets[ticket.row] = ticket
             self._guarded(lane, lane.batch, [t.row for t in mine if t.row])
 
@@ -207,7 +219,7 @@ class Engine:
             return
         for row, piece in pieces:
             ticket = lane.tickets[row]
-            ticket.tokens = len(row.transcript.tokens)
+            ticket.tokens, ticket.reused = len(row.transcript.tokens), row.reused
             finish = row.transcript.finish
             if finish is not None:
                 del lane.tickets[row]
@@ -218,6 +230,7 @@ class Engine:
 
     def _failed(self, lane: Lane, error: Exception) -> None:
         self._noticed(type(error).__name__)
+        self._cache.clear()
         ended, lane.tickets = list(lane.tickets.values()), {}
         if lane.batch is not None:
             lane.batch.drop(list(lane.batch.rows))
@@ -240,14 +253,3 @@ class Engine:
             self._noticed(type(error).__name__)
             for ticket in tickets:
                 ticket.heard("", "failed")
-
-
-def _row(generator: Generator, ticket: Ticket) -> Row:
-    writing = ticket.writing
-    room = generator.room(ticket.prompt)
-    most = writing.new_tokens if room is None else min(writing.new_tokens, room)
-    return Row(
-        ticket.prompt,
-        writing.sampling.drawing(ticket.prompt),
-        Transcript(generator.tokenizer, generator.ends_of(writing), writing.stops, most),
-    )

@@ -35,6 +35,17 @@ class Metrics:
         self.tokens = Counter(
             "fedllm_tokens", "Tokens read and written.", ["tenant", "model", "kind"], registry=told
         )
+        self.cache_texts = Counter(
+            "fedllm_prompt_cache_texts",
+            "Texts whose prompt began as one that was kept, or not.",
+            ["result"],
+            registry=told,
+        )
+        self.cache_tokens = Counter(
+            "fedllm_prompt_cache_tokens",
+            "Tokens of prompts that were kept and not read again.",
+            registry=told,
+        )
         self.masked = Counter(
             "fedllm_masked", "Matches that the guard masked.", ["pattern"], registry=told
         )
@@ -42,11 +53,20 @@ class Metrics:
             "fedllm_errors", "Errors in the service itself.", ["kind"], registry=told
         )
 
-    def watch(self, load: Callable[[], tuple[int, int]]) -> None:
-        """Tell at each look how many texts are written, and how many wait."""
+    def watch(
+        self, load: Callable[[], tuple[int, int]], cache_bytes: Callable[[], int] = lambda: 0
+    ) -> None:
+        """Tell at each look how many texts are written, how many wait, and what is kept."""
+        kept = Gauge("fedllm_prompt_cache_bytes", "Memory of kept prompts.", registry=self.registry)
+        kept.set_function(cache_bytes)
         for place, name in enumerate(("writing", "waiting")):
             gauge = Gauge(f"fedllm_{name}", f"Texts {name} now.", registry=self.registry)
             gauge.set_function(lambda place=place: load()[place])  # type: ignore[misc]
+
+    def reuse(self, tokens: int) -> None:
+        """Count how much of a prompt was kept from before."""
+        self.cache_texts.labels("hit" if tokens else "miss").inc()
+        self.cache_tokens.inc(tokens)
 
     def failed(self, kind: str) -> None:
         """Count an error of the service itself."""

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from support.serving_runs import make_run, service
 
+from fedllm.models.prompt_cache import PromptCache
 from fedllm.serving.door import Gate
 from fedllm.serving.keys import Keys, Tenant
 from fedllm.serving.served import serve_models
@@ -92,6 +93,40 @@ def test_another_tenants_model_is_as_one_that_is_not_there(running):
     headers = {"authorization": f"Bearer {WARD}"}
     listed = httpx.get(f"{running.url}/v1/models", headers=headers).json()
     assert [model["id"] for model in listed["data"]] == ["mine"]
+
+
+def cached(answer):
+    return answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+def test_time_does_not_tell_what_another_tenant_asked(models):
+    """What one asked is read anew for another, and for another model."""
+    asked = chat("shared", "my card is lost " * 6)
+    keys = Keys((tenant("ward", WARD, "shared", "mine"), tenant("lab", LAB, "shared", "theirs")))
+    shared = {**models, "shared": models["theirs"], "mine": models["mine"]}
+    with service(shared, keys) as running:
+        assert cached(post(running, "chat/completions", asked)) == 0
+        assert cached(post(running, "chat/completions", asked, LAB)) == 0
+        assert cached(post(running, "chat/completions", asked | {"model": "mine"})) == 0
+        assert cached(post(running, "chat/completions", asked)) > 0
+        assert cached(post(running, "chat/completions", asked, LAB)) > 0
+
+
+def test_what_breaks_leaves_nothing_behind(models, monkeypatch):
+    cache, asked = PromptCache(), chat(text="my card is lost " * 6)
+    with service(models, KEYS, cache=cache) as running:
+        post(running, "chat/completions", asked)
+        assert cache.used_bytes > 0
+
+        def broken(*arguments):
+            raise ValueError(SECRET)
+
+        monkeypatch.setattr(models["mine"].lane.batch, "_logits", broken)
+        assert post(running, "chat/completions", asked).status_code == 500
+        assert cache.used_bytes == 0
+        monkeypatch.undo()
+        assert cached(post(running, "chat/completions", asked)) == 0
+        assert cached(post(running, "chat/completions", asked)) > 0
 
 
 # --- sizes --------------------------------------------------------------------------------------
