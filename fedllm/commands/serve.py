@@ -110,10 +110,10 @@ def serve(
     limits = Limits(time_s=time_s)
     metrics = Metrics()
     cache = PromptCache(cache_mib << 20)
-    engine = Engine(rows, waiting, metrics.failed, cache)
+    engine = Engine(rows, waiting, metrics.failed, cache, known.shared)
     metrics.watch(lambda: engine.load, lambda: cache.used_bytes)
     service = Service(served, engine, metrics, limits, masks, most_tokens)
-    gate = Gate(application(service), known, limits, metrics, say)
+    gate = Gate(application(service), known, limits, metrics, say, lambda: engine.is_alive)
     if not known.tenants:
         say("no keys: every program of this machine can ask")
     engine.start()

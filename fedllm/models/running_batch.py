@@ -107,6 +107,11 @@ class RunningBatch:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether keys are kept of the rows and of nothing else; not where `add` was broken off."""
+        return len(self._mask) == len(self.rows)
+
     @torch.no_grad()
     def add(self, rows: Sequence[Row]) -> list[tuple[Row, str]]:
         """Read prompts, and write the first token of each; see `step`."""

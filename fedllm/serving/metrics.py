@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
+from fedllm.serving.keys import Tenant
+
+# Whose requests have no key that opens anything.
+NOBODY = "nobody"
+# What is of the service itself. Other sums over all would tell each tenant of the others.
+_OF_ALL = ("fedllm_errors", "fedllm_writing", "fedllm_waiting")
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -77,6 +85,30 @@ class Metrics:
         for name, count in found.items():
             self.masked.labels(name).inc(count)
 
-    def page(self) -> bytes:
-        """Return all of it in Prometheus' text format."""
-        return generate_latest(self.registry)
+    def page(self, tenant: Tenant) -> bytes:
+        """Return what a tenant may see, in Prometheus' text format: its own, or all of it."""
+        if tenant.oversees:
+            return generate_latest(self.registry)
+        shown = CollectorRegistry()
+        shown.register(_Own(self.registry, tenant.name))
+        return generate_latest(shown)
+
+
+class _Own(Collector):
+    """Counters without the lines of other tenants."""
+
+    def __init__(self, registry: CollectorRegistry, tenant: str) -> None:
+        self._registry = registry
+        self._tenant = tenant
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what is of the tenant, of nobody, or of the service itself."""
+        for found in self._registry.collect():
+            shown = Metric(found.name, found.documentation, found.type, found.unit)
+            shown.samples = [
+                sample
+                for sample in found.samples
+                if found.name in _OF_ALL or sample.labels.get("tenant") in (self._tenant, NOBODY)
+            ]
+            if shown.samples:
+                yield shown

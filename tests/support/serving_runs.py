@@ -98,12 +98,13 @@ def service(
     from fedllm.serving.service import Service, application
 
     metrics, log = Metrics(), []
+    keys = keys or Keys()
     cache = PromptCache() if cache is None else cache
-    engine = Engine(rows, waiting, metrics.failed, cache)
+    engine = Engine(rows, waiting, metrics.failed, cache, keys.shared)
     metrics.watch(lambda: engine.load, lambda: cache.used_bytes)
     bounds = Limits(time_s=time_s, **limits)
     made = Service(models, engine, metrics, bounds, guard, 64)
-    gate = Gate(application(made), keys or Keys(), bounds, metrics, log.append)
+    gate = Gate(application(made), keys, bounds, metrics, log.append, lambda: engine.is_alive)
     stop, ports, listening = threading.Event(), [], threading.Event()
 
     def ready(port: int) -> None:
