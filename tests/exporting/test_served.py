@@ -6,8 +6,10 @@ import httpx
 import pytest
 from support.serving_runs import service
 
+from fedllm.errors import ConfigError
 from fedllm.exporting.export import export
 from fedllm.serving.served import serve_models
+from fedllm.serving.usable import open_usable
 
 
 def test_an_exported_classifier_answers_as_its_run(finished, tmp_path):
@@ -24,3 +26,10 @@ def test_an_exported_classifier_answers_as_its_run(finished, tmp_path):
         ]
     assert said[0]["label"] == said[1]["label"]
     assert said[0]["probability"] == pytest.approx(said[1]["probability"], abs=1e-4)
+
+
+def test_an_export_reads_no_more_than_its_positions(finished, tmp_path):
+    """As a run and a base model: what is longer would be refused at each text."""
+    export(finished("bert"), tmp_path / "shop", "merged")
+    with pytest.raises(ConfigError, match=r"--max-length = 100000: the model has"):
+        open_usable(tmp_path / "shop", max_length=100_000)

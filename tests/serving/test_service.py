@@ -200,6 +200,24 @@ WRONG = [
     ({"model": "answers", "messages": [{"role": "tool", "content": "a"}]}, "role"),
     ({"model": "answers", "messages": asked("a"), "n": 2}, "n is not served"),
     ({"model": "answers", "messages": asked("a"), "tools": [{}]}, "tools is not served"),
+    ({"model": "answers", "messages": asked("a"), "logprobs": 0}, "logprobs is not served"),
+    ({"model": "answers", "messages": asked("a"), "top_k": 1}, "top_k is not served"),
+    ({"model": "answers", "messages": asked("a"), "min_p": 0.5}, "min_p is not served"),
+    ({"model": "answers", "messages": asked("a"), "min_tokens": 5}, "min_tokens is not served"),
+    (
+        {"model": "answers", "messages": asked("a"), "repetition_penalty": 9},
+        "repetition_penalty is not served",
+    ),
+    (
+        {"model": "answers", "messages": asked("a"), "function_call": {"name": "f"}},
+        "function_call is not served",
+    ),
+    ({"model": "answers", "messages": asked("a"), "guided_regex": "x"}, "guided_regex is not"),
+    ({"model": "answers", "messages": asked("a"), "Zebediah Quux": 1}, "a field of another name"),
+    (
+        {"model": "answers", "messages": [{"role": "user", "content": "a", "tool_calls": [{}]}]},
+        "tool_calls is not served",
+    ),
     ({"model": "answers", "messages": asked("a"), "temperature": -1}, "temperature"),
     ({"model": "answers", "messages": asked("a"), "max_tokens": 0}, "max_tokens"),
     ({"model": "answers", "messages": asked("a", "b")}, "is not the user's"),
@@ -214,6 +232,34 @@ def test_a_wrong_request_is_told_what_is_wrong(body, words, running):
     error = found.json()["error"]
     assert words in error["message"]
     assert error["type"] == "invalid_request_error"
+    assert error["code"] is None
+
+
+@pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b'{"model": "\xff"}'])
+def test_what_is_no_json_is_refused_in_the_same_form(content, running):
+    found = httpx.post(
+        f"{running.url}/v1/completions",
+        content=content,
+        headers={"content-type": "application/json"},
+    )
+    assert found.status_code == 400
+    assert found.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_text_without_a_token_is_refused(running):
+    for prompt in (" ", ["my card", " "]):
+        body = {"model": "plain", "prompt": prompt}
+        found = httpx.post(f"{running.url}/v1/completions", json=body)
+        assert (found.status_code, "no tokens" in found.text) == (400, True)
+
+
+def test_a_temperature_next_to_nothing_takes_the_likeliest(running):
+    body = {"model": "plain", "prompt": "my card", "max_tokens": 4}
+    url = f"{running.url}/v1/completions"
+    cold, zero = (
+        httpx.post(url, json=body | {"temperature": t}).json()["choices"] for t in (1e-44, 0)
+    )
+    assert cold == zero
 
 
 def test_what_changes_nothing_is_taken(client):
