@@ -1,11 +1,15 @@
 """How fast the service's batch writes, beside transformers' own `generate` and one after another.
 
     .venv/bin/python benchmarks/serving.py [--model DIR] [--rows 8] [--tokens 48] [--repeats 3]
+                                           [--known 256] [--new 16]
 
 All three write the same number of tokens after the same prompts of unequal length, the likeliest
 each time, in one process and one after the other; the median of the repeats counts, in seconds of
 the processor. No text ends before its last token. Without a model's folder: a random Llama of 8
 layers of width 512.
+
+Then the time to the first token of one prompt, of which so many tokens were read before and so
+many are new, beside the same prompt where nothing is kept.
 """
 
 from __future__ import annotations
@@ -25,9 +29,10 @@ from transformers import (
 )
 
 from fedllm.models.drawing import LIKELIEST
-from fedllm.models.generation import Generator
+from fedllm.models.generation import Generator, Writing
 from fedllm.models.plain import load_plain_model
-from fedllm.models.running_batch import Row, RunningBatch
+from fedllm.models.prompt_cache import KeptPrompts, PromptCache
+from fedllm.models.running_batch import Row, RunningBatch, row_of
 from fedllm.models.transcript import Transcript
 
 WORDS = 512
@@ -40,6 +45,8 @@ def main() -> None:
     options.add_argument("--rows", type=int, default=8)
     options.add_argument("--tokens", type=int, default=48)
     options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--known", type=int, default=256)
+    options.add_argument("--new", type=int, default=16)
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--quick", action="store_true", help="a small size, to see that it runs")
     given = options.parse_args()
@@ -68,6 +75,7 @@ def main() -> None:
         print(f"{name:<14} {rate:8.1f} tokens a CPU-second")
     print(f"together / transformers: ratio {rates['together'] / rates['transformers']:.2f}")
     print(f"together / one by one: ratio {rates['together'] / rates['one by one']:.2f}")
+    first_token(generator, 48 if given.quick else given.known, given.new, repeats)
 
 
 def loaded(folder: str) -> Generator:
@@ -121,6 +129,32 @@ def together(generator: Generator, prompts: list[list[int]], tokens: int) -> Non
     )
     while len(batch):
         batch.step()
+
+
+def first_token(generator: Generator, known: int, new: int, repeats: int) -> None:
+    """Print the time to a prompt's first token with and without its beginning kept."""
+    beginning = [(5 * place) % (WORDS - 8) + 4 for place in range(known)]
+    kept = PromptCache().of("model", "tenant")
+    read(generator, beginning, kept)
+    spent: dict[str, list[float]] = {"kept": [], "not kept": []}
+    for repeat in range(repeats + 1):
+        prompt = beginning + [(repeat + 3 * place) % (WORDS - 8) + 4 for place in range(new)]
+        for name, place in (("not kept", None), ("kept", kept)):
+            begun = time.process_time()
+            read(generator, prompt, place)
+            spent[name].append(time.process_time() - begun)
+    # The first warms up.
+    times = {name: 1e3 * statistics.median(each[1:]) for name, each in spent.items()}
+    for name, ms in times.items():
+        print(f"first token after {known} + {new} tokens, {name:<8} {ms:8.1f} CPU-ms")
+    print(f"kept / not kept: ratio {times['kept'] / times['not kept']:.2f}")
+
+
+def read(generator: Generator, prompt: list[int], kept: KeptPrompts | None) -> None:
+    """Read a prompt and write one token."""
+    RunningBatch(generator.network, 0).add(
+        [row_of(generator, tuple(prompt), Writing(1), kept)],
+    )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ RATIO = {
     "quality": r"ratio to a law that always says the mean: \d",
     "unequal_ranks": r"4, 8, 16 by size \| 0\.\d+ \| [+-]\d",
     "round": r"encrypted / clear +\d",
-    "serving": r"together / transformers: ratio \d+\.\d\d\n",
+    "serving": r"together / transformers: ratio \d+\.\d\d\n(.*\n)*kept / not kept: ratio \d\.\d\d",
 }
 NEEDS_DATA = {
     "adapters",

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from fedllm.models.generation import Writing
     from fedllm.serving.conversation import Conversation
 
-_RESET, _QUIT = "/reset", "/quit"
+_HELP, _RESET, _QUIT = "/help", "/reset", "/quit"
+_TOLD = f"{_RESET} forgets the conversation, {_QUIT} ends it, Ctrl-C breaks an answer off"
 
 
 def chat(
@@ -43,9 +44,10 @@ def chat(
     """Talk with a model.
 
     Answers appear as they are written. Each line is a turn; /reset forgets the conversation, /quit
-    or the end of the input ends it, and Ctrl-C breaks an answer off. The template is the run's, or
-    the base model's own. When the conversation grows too long, its earliest turns are left out,
-    and it is told how many. Works on a pipe: one question a line, one answer each.
+    or the end of the input ends it, Ctrl-C breaks an answer off, and on a terminal /help says so.
+    The template is the run's, or the base model's own. When the conversation grows too long, its
+    earliest turns are left out, and it is told how many. Works on a pipe: one question a line, one
+    answer each.
     """
     writing = asking.writing_of(new_tokens, temperature, top_p, seed, stop)
     found = asking.opened(run, base, device, max_length, kit)
@@ -53,12 +55,15 @@ def chat(
 
     talk = Conversation.of(found, system)
     if sys.stdin.isatty():
-        asking.tell(f"{_RESET} forgets the conversation, {_QUIT} ends it")
+        asking.tell(_TOLD)
     for question in _questions():
         if question == _QUIT:
             return
         if question == _RESET:
             talk.forget()
+            continue
+        if question == _HELP and sys.stdin.isatty():
+            asking.tell(_TOLD)
             continue
         if question.strip():
             _answer(talk, question, writing)

@@ -15,7 +15,8 @@ from fedllm.extras import remedy_of
 def serve(
     models: list[str] = typer.Argument(
         metavar="RUN|ADAPTER|DIR...",
-        help="Folders of runs, adapters or base models; NAME=FOLDER names one for requests.",
+        help="Folders of runs, adapters, exports or base models; NAME=FOLDER names one for "
+        "requests.",
     ),
     host: str = typer.Option("127.0.0.1", help="Address to listen on; loopback by default."),
     port: int = typer.Option(8000, min=0, max=65535, help="Port; 0 takes a free one."),
@@ -50,6 +51,14 @@ def serve(
     most_tokens: int = typer.Option(
         1024, "--max-new-tokens", min=1, metavar="N", help="Most tokens that a request may get."
     ),
+    cache_mib: int = typer.Option(
+        512,
+        "--prompt-cache",
+        min=0,
+        metavar="MIB",
+        help="Memory for keys and values of prompts, so that a prompt that begins as an earlier "
+        "one of the same key is read from there on; 0 keeps none.",
+    ),
     base: str | None = asking.BASE,
     kit: Path | None = asking.KIT,
     device: str | None = asking.DEVICE,
@@ -69,6 +78,7 @@ def serve(
         raise ConfigError(
             "packages that `fedllm serve` needs are not installed", remedy_of("serve")
         ) from None
+    from fedllm.models.prompt_cache import PromptCache
     from fedllm.processes import say, stop_on_signals
     from fedllm.serving.door import Gate, Limits
     from fedllm.serving.engine import Engine
@@ -99,10 +109,11 @@ def serve(
     known = read_keys(keys, environment, frozenset(served))
     limits = Limits(time_s=time_s)
     metrics = Metrics()
-    engine = Engine(rows, waiting, metrics.failed)
-    metrics.watch(lambda: engine.load)
+    cache = PromptCache(cache_mib << 20)
+    engine = Engine(rows, waiting, metrics.failed, cache, known.shared)
+    metrics.watch(lambda: engine.load, lambda: cache.used_bytes)
     service = Service(served, engine, metrics, limits, masks, most_tokens)
-    gate = Gate(application(service), known, limits, metrics, say)
+    gate = Gate(application(service), known, limits, metrics, say, lambda: engine.is_alive)
     if not known.tenants:
         say("no keys: every program of this machine can ask")
     engine.start()

@@ -29,6 +29,7 @@ _UNREAD = re.compile(
     r"|(LICENSE|NOTICE|USE_POLICY)(\.txt)?",
     re.IGNORECASE,
 )
+_BLOB = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 _EARLIER_SUFFIXES = (".safetensors", "config.json", "tokenizer.json", "vocab.txt", "merges.txt")
 _MAX_WORDS = 300
@@ -138,11 +139,29 @@ def _give_up(error: OSError) -> None:
 
 def _check_link(path: Path, root: Path, inner: str, folder: Path) -> None:
     target = path.resolve()
+    if _is_blob(target, root):
+        return
     if target.is_dir() or not target.is_relative_to(root):
         raise CheckpointError(
             f"{folder}: {inner} is a link to what lies elsewhere",
             f"copy the folder with its contents (cp -rL {folder} NEW) and name the copy",
         )
+
+
+def _is_blob(target: Path, root: Path) -> bool:
+    """Tell whether a link of a hub cache's snapshot leads to a file of the same repository.
+
+    There ``models--ORG--NAME/snapshots/REVISION/`` has the names, and ``blobs`` beside it the
+    files, each under its digest.
+    """
+    repository = root.parent.parent
+    return (
+        root.parent.name == "snapshots"
+        and repository.name.startswith("models--")
+        and target.parent == repository / "blobs"
+        and _BLOB.fullmatch(target.name) is not None
+        and target.is_file()
+    )
 
 
 def state(folder: Path) -> tuple[tuple[str, int, int, int, int], ...]:

@@ -17,6 +17,8 @@ from fedllm.randomness import RandomStream
 
 # Most of what top-p keeps is among so few tokens; then the vocabulary need not be sorted.
 _MANY = 256
+# Below it, logits divided by the temperature overflow, and it is the likeliest that is drawn.
+_COLDEST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Sampling:
     Attributes
     ----------
     temperature : float
-        Logits are divided by it; 0 takes the likeliest token each time.
+        Logits are divided by it; 0, and what is next to it, takes the likeliest token each time.
     top_p : float
         Only the likeliest tokens that have this probability together are drawn from (nucleus
         sampling, Holtzman et al. 2020).
@@ -83,7 +85,7 @@ class Drawing:
 
     def next(self, logits: Tensor) -> int:
         """Return the token that comes next, from its logits (V,), float32."""
-        if not self.sampling.temperature:
+        if self.sampling.temperature < _COLDEST:
             return int(logits.argmax())
         shares = (logits / self.sampling.temperature).softmax(-1)
         number = float(self.stream.uniform(1)[0])

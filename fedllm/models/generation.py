@@ -38,6 +38,8 @@ _CLOSE = 1e-3
 Tokens = Sequence[int]
 # Told which prompt it is of, and the next piece of its text.
 Heard = Callable[[int, str], None]
+# Says at each token whether nobody waits for the text of a prompt any more.
+GivenUp = Callable[[int], bool]
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,14 @@ class Completion:
         Without what ended it.
     tokens : tuple of int
         Likewise.
-    finish : {"stop", "length"}
-        Whether the model, or a stop text, ended it, or it came to its largest length.
+    finish : {"stop", "length"} or None
+        Whether the model, or a stop text, ended it, or it came to its largest length; None where
+        it was given up.
     """
 
     text: str
     tokens: tuple[int, ...]
-    finish: Finish
+    finish: Finish | None
 
 
 class Generator:
@@ -173,15 +176,29 @@ class Generator:
         writing: Writing | Sequence[Writing],
         heard: Heard = lambda number, piece: None,
         rows: int = ROWS,
+        given_up: GivenUp = lambda number: False,
     ) -> Iterator[tuple[int, Completion]]:
-        """Yield which prompt it is and its completion, as they are finished; see `write`."""
+        """Yield which prompt it is and its completion, as they are finished; see `write`.
+
+        Parameters
+        ----------
+        given_up : callable
+            Whether a prompt's text need not be written on.
+        """
         ways = [writing] * len(prompts) if isinstance(writing, Writing) else list(writing)
         for part in self._batches(self._sequences(prompts, ways, heard), rows):
             with self._evaluating():
-                self._run(part)
+                self._run(part, given_up)
             for s in part:
                 done = s.transcript
-                yield s.number, Completion(done.text, tuple(done.tokens), done.finish or "stop")
+                yield (
+                    s.number,
+                    Completion(
+                        done.text,
+                        tuple(done.tokens),
+                        done.finish or (None if given_up(s.number) else "stop"),
+                    ),
+                )
 
     def _sequences(
         self, prompts: Sequence[Tokens], ways: Sequence[Writing], heard: Heard
@@ -237,12 +254,12 @@ class Generator:
         self._generate(prompts, LogitsProcessorList([kept]), StoppingCriteriaList(), 1)
         return kept.scores
 
-    def _run(self, part: Sequence[_Sequence]) -> None:
+    def _run(self, part: Sequence[_Sequence], given_up: GivenUp) -> None:
         drawn = DrawnTokens([s.drawing for s in part])
         self._generate(
             [s.prompt for s in part],
             LogitsProcessorList([drawn]),
-            StoppingCriteriaList([_Ends(part)]),
+            StoppingCriteriaList([_Ends(part, given_up)]),
             max(s.most for s in part),
         )
 
@@ -324,12 +341,16 @@ class _Sequence:
 class _Ends(StoppingCriteria):
     """Hands each row's last token to its text, and says which rows have ended."""
 
-    def __init__(self, part: Sequence[_Sequence]) -> None:
+    def __init__(self, part: Sequence[_Sequence], given_up: GivenUp) -> None:
         self._part = part
+        self._given_up = given_up
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         last = input_ids[:, -1].tolist()
-        ended = [s.push(token) for s, token in zip(self._part, last, strict=True)]
+        ended = [
+            s.push(token) or self._given_up(s.number)
+            for s, token in zip(self._part, last, strict=True)
+        ]
         return torch.tensor(ended, device=input_ids.device)
 
 

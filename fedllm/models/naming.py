@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 # How a hub's cache names the folder of a repository's revision.
+# As the hub takes them.
+_REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 
 
@@ -25,3 +27,22 @@ def repository_of(folder: Path) -> str | None:
 def portable_name(fingerprint: str, repository: str | None = None) -> str:
     """Return what others find a base model by: its repository, or else its files' SHA-256."""
     return repository or f"sha256-{fingerprint}"
+
+
+def is_repository(name: str) -> bool:
+    """Tell whether a name is one of a repository, ORG/NAME."""
+    return _REPOSITORY.fullmatch(name) is not None and not any(w in name for w in ("..", "--"))
+
+
+def cached_folder(repository: str) -> Path | None:
+    """Return where a repository's newest snapshot lies in this machine's hub cache; else None.
+
+    The cache is where ``HF_HOME`` or ``HF_HUB_CACHE`` say. Nothing is fetched.
+    """
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(repository, "config.json", local_files_only=True)
+    except OSError:
+        return None
+    return None if found is None else Path(found).parent

@@ -4,6 +4,9 @@ Prompts that arrive are read together, in one pass, and their keys and values ar
 of the sequences that are under way; then all take one step at a time. A sequence that has ended
 leaves at once (Yu et al. 2022, "Orca", iteration-level scheduling). transformers' own continuous
 batching has one seed for all and its own kinds of attention, which not every decoder knows.
+
+A row may bring what is kept of earlier ones (`fedllm.models.prompt_cache`): then only what follows
+the common beginning is read.
 """
 
 from __future__ import annotations
@@ -17,8 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from fedllm.models.drawing import Drawing
+from fedllm.models.generation import Generator, Writing
+from fedllm.models.prompt_cache import BLOCK, KeptPrompts, Layers
 from fedllm.models.transcript import Transcript
 
 
@@ -34,11 +40,42 @@ class Row:
         Chooses its tokens.
     transcript : Transcript
         What it wrote; it has ended when ``transcript.finish`` is set.
+    kept : KeptPrompts, optional
+        Where a common beginning is looked for, and what was read and written is kept.
+    reused : int
+        Tokens of the prompt that were not read again.
     """
 
     prompt: tuple[int, ...]
     drawing: Drawing
     transcript: Transcript
+    kept: KeptPrompts | None = None
+    reused: int = 0
+
+
+def row_of(
+    generator: Generator, prompt: tuple[int, ...], writing: Writing, kept: KeptPrompts | None
+) -> Row:
+    """Return a sequence that goes on from a prompt.
+
+    Raises
+    ------
+    ConfigError
+        If the prompt is empty, or leaves no room.
+    """
+    room = generator.room(prompt)
+    most = writing.new_tokens if room is None else min(writing.new_tokens, room)
+    transcript = Transcript(generator.tokenizer, generator.ends_of(writing), writing.stops, most)
+    return Row(prompt, writing.sampling.drawing(prompt), transcript, kept)
+
+
+def running_batch_of(generator: Generator) -> RunningBatch | None:
+    """Return a batch for a model that nothing trains; None where it can have none."""
+    network = generator.network
+    if network.config.is_encoder_decoder or not generator.ignores_padding:
+        return None
+    network.eval()
+    return RunningBatch(network, int(generator.tokenizer.pad_token_id or 0))
 
 
 class RunningBatch:
@@ -70,21 +107,17 @@ class RunningBatch:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether keys are kept of the rows and of nothing else; not where `add` was broken off."""
+        return len(self._mask) == len(self.rows)
+
     @torch.no_grad()
     def add(self, rows: Sequence[Row]) -> list[tuple[Row, str]]:
         """Read prompts, and write the first token of each; see `step`."""
-        if not rows:
-            return []
-        width = max(len(row.prompt) for row in rows)
-        ids = [[self._pad_id] * (width - len(row.prompt)) + list(row.prompt) for row in rows]
-        mask = [[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows]
-        device = self._network.device
-        cache, held = DynamicCache(), torch.tensor(mask, device=device)
-        logits = self._logits(torch.tensor(ids, device=device), held, cache)
-        self._merge(cache, held)
-        self.rows.extend(rows)
-        self._last.extend([self._pad_id] * len(rows))
-        return self._written(logits, len(self.rows) - len(rows))
+        # One token at least is read, for what follows it.
+        found = [(row, row.kept.find(row.prompt[:-1]) if row.kept else []) for row in rows]
+        return [piece for group in _groups(found) for piece in self._read(group)]
 
     @torch.no_grad()
     def step(self) -> list[tuple[Row, str]]:
@@ -103,6 +136,48 @@ class RunningBatch:
     def drop(self, gone: Sequence[Row]) -> None:
         """Let rows leave, whatever they have written."""
         self._keep([place for place, row in enumerate(self.rows) if row not in gone])
+
+    def _read(self, group: Sequence[_Begun]) -> list[tuple[Row, str]]:
+        """Read what is left of prompts, in one pass.
+
+        All rows read as many tokens, also some that are kept, so that none has a gap between what
+        is kept and what is read: windows count places.
+        """
+        rows = [row for row, _ in group]
+        width = max(_left(begun) for begun in group)
+        for row in rows:
+            row.reused = max(len(row.prompt) - width, 0)
+        before = max(row.reused for row in rows)
+        ids = [_padded(row.prompt[row.reused :], width, self._pad_id) for row in rows]
+        mask = [_padded([1] * len(row.prompt), before + width, 0) for row in rows]
+        device = self._network.device
+        held = torch.tensor(mask, device=device)
+        cache = _filled(group, before) if before else DynamicCache()
+        logits = self._logits(torch.tensor(ids, device=device), held, cache)
+        self._merge(cache, held)
+        self.rows.extend(rows)
+        self._last.extend([self._pad_id] * len(rows))
+        first = len(self.rows) - len(rows)
+        for place in range(first, len(self.rows)):
+            self._remember(place)
+        return self._written(logits, first)
+
+    def _remember(self, place: int) -> None:
+        """Keep what a row has read and written; nothing where the cache is no table of tokens."""
+        row, width = self.rows[place], self._mask.shape[1]
+        if row.kept is None or self._cache is None or not _is_table(self._cache, width):
+            return
+        layers: Sequence[Any] = self._cache.layers
+        held = int(self._mask[place].sum())
+
+        def read(start: int, stop: int) -> Layers:
+            part = slice(width - held + start, width - held + stop)
+            return tuple(
+                (layer.keys[place, :, part].clone(), layer.values[place, :, part].clone())
+                for layer in layers
+            )
+
+        row.kept.keep([*row.prompt, *row.transcript.tokens][:held], read)
 
     def _logits(self, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
         """Run the model; returns what follows each row, (B, V), float32."""
@@ -123,6 +198,8 @@ class RunningBatch:
             pieces.append((row, piece))
             if row.transcript.finish is None:
                 going.append(place)
+            else:
+                self._remember(place)
         self._keep(going)
         return pieces
 
@@ -154,6 +231,61 @@ class RunningBatch:
         for layer in self._cache.layers if self._cache else ():
             for name in ("keys", "values"):
                 setattr(layer, name, getattr(layer, name)[chosen, :, unused:].contiguous())
+
+
+# A row, and the blocks that are kept of its beginning.
+_Begun = tuple[Row, list[Layers]]
+
+
+def _left(begun: _Begun) -> int:
+    row, blocks = begun
+    return len(row.prompt) - BLOCK * len(blocks)
+
+
+def _groups(found: Sequence[_Begun]) -> list[list[_Begun]]:
+    """Put together what is read in one pass: all that is new; and else what is of similar length.
+
+    Within a group no row reads twice as much as it must.
+    """
+    groups: list[list[_Begun]] = [[]]
+    for begun in sorted((b for b in found if b[1]), key=_left):
+        if not groups[-1] or _left(begun) > 2 * _left(groups[-1][0]):
+            groups.append([])
+        groups[-1].append(begun)
+    groups.append([begun for begun in found if not begun[1]])
+    return [group for group in groups if group]
+
+
+def _filled(group: Sequence[_Begun], width: int) -> DynamicCache:
+    """Return a cache of what is kept, padded on the left to so many tokens."""
+    cache = DynamicCache()
+    for layer in range(len(group[0][1][0])):
+        pair = [
+            torch.stack(
+                [
+                    _wider(
+                        torch.cat([b[layer][which] for b in blocks], 1)[:, : row.reused], width, 1
+                    )
+                    for row, blocks in group
+                ]
+            )
+            for which in (0, 1)
+        ]
+        cache.update(pair[0], pair[1], layer)
+    return cache
+
+
+def _is_table(cache: DynamicCache, width: int) -> bool:
+    """Tell whether all layers hold keys and values of each token, and nothing else."""
+    layers: Sequence[Any] = cache.layers
+    return {type(layer) for layer in layers} == {DynamicLayer} and all(
+        layer.is_initialized and layer.keys.shape[2] == layer.values.shape[2] == width
+        for layer in layers
+    )
+
+
+def _padded(values: Sequence[int], width: int, pad_with: int) -> list[int]:
+    return [pad_with] * (width - len(values)) + list(values)
 
 
 def _wider(values: Tensor, width: int, axis: int) -> Tensor:

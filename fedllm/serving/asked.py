@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _MOST_TEXTS, _MOST_STOPS, _MOST_OF_A_STOP = 64, 8, 64
 Stop = Annotated[str, Field(min_length=1, max_length=_MOST_OF_A_STOP)]
 Text = Annotated[str, Field(min_length=1)]
 Texts = Text | Annotated[list[Text], Field(min_length=1, max_length=_MOST_TEXTS)]
-# What would change an answer and is not served; with these values it changes nothing.
+# Changes no answer, whatever it holds.
+_NEVER_CHANGES = frozenset(
+    (
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "parallel_tool_calls",
+    )
+)
+# Changes none with these values. Whatever else a request holds might.
 _NOT_SERVED: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
     "best_of": (None, 1),
@@ -24,6 +40,11 @@ _NOT_SERVED: dict[str, tuple[Any, ...]] = {
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
+    "function_call": (None, "none", "auto"),
+    "top_k": (None, 0, -1),
+    "min_p": (None, 0, 0.0),
+    "repetition_penalty": (None, 1, 1.0),
+    "min_tokens": (None, 0),
     "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "audio": (None,),
@@ -41,10 +62,17 @@ class Body(BaseModel):
 
     @model_validator(mode="after")
     def _nothing_is_left_out_silently(self) -> Self:
-        for name, value in (self.model_extra or {}).items():
-            if name in _NOT_SERVED and value not in _NOT_SERVED[name]:
-                raise ValueError(f"{name} is not served")
+        _refuse_others(self.model_extra or {})
         return self
+
+
+def _refuse_others(more: Mapping[str, Any]) -> None:
+    for name, value in more.items():
+        # 0 and false are equal, and ask for different things.
+        same = (one for one in _NOT_SERVED.get(name, (None,)) if type(one) is type(value))
+        if name not in _NEVER_CHANGES and value not in same:
+            known = name if _NAME.fullmatch(name) else "a field of another name"
+            raise ValueError(f"{known} is not served")
 
 
 class StreamOptions(BaseModel):
@@ -83,12 +111,19 @@ class Part(BaseModel):
 
 
 class Message(BaseModel):
-    """One turn."""
+    """One turn; what it says beside its text must change nothing."""
 
-    model_config = ConfigDict(hide_input_in_errors=True)
+    model_config = ConfigDict(extra="allow", hide_input_in_errors=True)
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part]
+
+    @model_validator(mode="after")
+    def _calls_nothing(self) -> Self:
+        for name in ("tool_calls", "function_call", "audio", "prefix"):
+            if (self.model_extra or {}).get(name):
+                raise ValueError(f"{name} is not served")
+        return self
 
     @property
     def text(self) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from fedllm.data.template import Turn
-from fedllm.models.generation import Generator, Writing
+from fedllm.models.generation import Completion, Generator, Writing
+from fedllm.models.prompt_cache import KeptPrompts, PromptCache
+from fedllm.models.running_batch import row_of, running_batch_of
 from fedllm.serving.usable import Usable
 from fedllm.tasks.prompting import TemplatedPrompting
 
@@ -39,6 +41,9 @@ class Conversation:
     generator: Generator
     prompting: TemplatedPrompting
     turns: list[Turn] = field(default_factory=list, repr=False)
+    kept: KeptPrompts = field(
+        default_factory=lambda: PromptCache().of("conversation", ""), repr=False
+    )
 
     @classmethod
     def of(cls, usable: Usable, system: str | None = None) -> Conversation:
@@ -55,6 +60,7 @@ class Conversation:
     def forget(self) -> None:
         """Begin anew; what the system says stays."""
         self.turns = [turn for turn in self.turns if turn.role == "system"]
+        self.kept.cache.clear()
 
     def say(self, question: str, writing: Writing, heard: Callable[[str], None]) -> list[str]:
         """Ask, and hear the answer in pieces; return what there is to tell of it.
@@ -69,7 +75,7 @@ class Conversation:
         prompt = self.prompting.conversation(turns, room)
         ended = replace(writing, stops=(*writing.stops, *self.prompting.next_turn))
         written = Answer(self.prompting.gap, heard)
-        (done,) = self.generator.write([prompt.ids], ended, lambda _, piece: written.hear(piece))
+        done = self._completed(prompt.ids, ended, written.hear)
         kept = [turn for turn in turns if turn.role != "system"][prompt.dropped :]
         system = [turn for turn in turns if turn.role == "system"]
         self.turns = [*system, *kept, Turn("assistant", done.text.removeprefix(self.prompting.gap))]
@@ -84,3 +90,21 @@ class Conversation:
         if done.finish == "length":
             told.append(f"the answer ended after {len(done.tokens)} tokens (--max-new-tokens)")
         return told
+
+    def _completed(
+        self, prompt: tuple[int, ...], writing: Writing, heard: Callable[[str], None]
+    ) -> Completion:
+        """Write an answer; what was read and written of the conversation is not read again."""
+        batch = running_batch_of(self.generator)
+        if batch is None:
+            (done,) = self.generator.write([prompt], writing, lambda _, piece: heard(piece))
+            return done
+        row = row_of(self.generator, prompt, writing, self.kept)
+        pieces = batch.add([row])
+        while pieces:
+            for _, piece in pieces:
+                if piece:
+                    heard(piece)
+            pieces = batch.step()
+        written = row.transcript
+        return Completion(written.text, tuple(written.tokens), written.finish or "stop")

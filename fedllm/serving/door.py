@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 from fedllm.federation.transport.bodies import Bodies, BodyError, Patience, Receive, replayed
 from fedllm.serving.keys import Keys, Tenant
-from fedllm.serving.metrics import Metrics
+from fedllm.serving.metrics import NOBODY, Metrics
+from fedllm.serving.share import Share
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -32,10 +35,15 @@ ENDPOINTS = {
     HEALTH: "GET",
     "/metrics": "GET",
 }
+_METHODS = frozenset(["GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"])
 _MOST_DIGITS = 9
+# What a program of this machine calls it; a web page reaches loopback by another name, which it
+# lets point there (DNS rebinding).
+_LOCAL = re.compile(rb"(?:localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?", re.IGNORECASE)
 _WORDS = {
     400: "the request cannot be read",
     401: "the key is missing or wrong: Authorization: Bearer KEY",
+    403: "without keys it is reached as localhost, 127.0.0.1 or [::1] alone",
     404: "there is no such path here",
     405: "this path takes another method",
     408: "the request came too slowly",
@@ -44,7 +52,7 @@ _WORDS = {
     429: "too many requests at once",
     499: "nobody waits for the answer",
     500: "an error of the service itself; its log has the kind",
-    503: "the service stops",
+    503: "the service stops, or nothing writes texts any more",
     504: "the answer took longer than this service works on one",
 }
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
@@ -91,18 +99,28 @@ class Gate:
         Of the service.
     say : callable
         Writes a line of the log.
+    writes : callable
+        Whether there is still who writes.
     """
 
     def __init__(
-        self, app: App, keys: Keys, limits: Limits, metrics: Metrics, say: Callable[[str], None]
+        self,
+        app: App,
+        keys: Keys,
+        limits: Limits,
+        metrics: Metrics,
+        say: Callable[[str], None],
+        writes: Callable[[], bool] = lambda: True,
     ) -> None:
         self._app = app
         self._keys = keys
         self._limits = limits
         self._metrics = metrics
         self._say = say
+        self._writes = writes
         self._bodies = Bodies(Patience(silence_s=10.0, bytes_per_s=4096.0, at_once=limits.at_once))
-        self._at_once = 0
+        self._share = Share(limits.at_once, keys.shared)
+        self._answering: Counter[str] = Counter()
         self.stopping = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,7 +131,6 @@ class Gate:
         endpoint = path if path in ENDPOINTS else "other"
         tenant = self._tenant(scope)
         heard = _Heard(send)
-        self._at_once += 1
         try:
             async with asyncio.timeout(self._limits.time_s):
                 await self._answer(scope, tenant, receive, heard)
@@ -124,13 +141,13 @@ class Gate:
             self._say(f"error: {type(error).__name__} in {endpoint}")
             await heard.refuse(500)
         finally:
-            self._at_once -= 1
             spent = time.monotonic() - started
-            name = "nobody" if tenant is None else tenant.name
+            name = NOBODY if tenant is None else tenant.name
             self._metrics.requests.labels(name, endpoint, str(heard.status)).inc()
             self._metrics.seconds.labels(endpoint).observe(spent)
             if path != HEALTH:
-                self._say(f"{scope['method']} {endpoint} {heard.status} {name} {spent:.2f}s")
+                method = scope["method"] if scope["method"] in _METHODS else "other"
+                self._say(f"{method} {endpoint} {heard.status} {name} {spent:.2f}s")
 
     def _tenant(self, scope: Scope) -> Tenant | None:
         headers = dict(scope["headers"])
@@ -139,20 +156,32 @@ class Gate:
     async def _answer(
         self, scope: Scope, tenant: Tenant | None, receive: Receive, heard: _Heard
     ) -> None:
-        path, headers = scope["path"], dict(scope["headers"])
-        if path not in ENDPOINTS:
+        path = scope["path"]
+        if not self._keys.tenants and not _is_local(scope):
+            await heard.refuse(403)
+        elif path not in ENDPOINTS:
             await heard.refuse(404)
         elif scope["method"] != ENDPOINTS[path]:
             await heard.refuse(405)
         elif path == HEALTH:
-            await heard.refuse(503) if self.stopping else await heard.say(200, b'{"status":"ok"}')
+            sound = not self.stopping and self._writes()
+            await heard.say(200, b'{"status":"ok"}') if sound else await heard.refuse(503)
         elif tenant is None:
             await heard.refuse(401)
         elif self.stopping:
             await heard.refuse(503)
-        elif self._at_once > self._limits.at_once:
+        elif not self._share.allows(self._answering[tenant.name], self._answering.total(), 1):
             await heard.refuse(429, (b"retry-after", b"1"))
-        elif scope["method"] == "GET":
+        else:
+            self._answering[tenant.name] += 1
+            try:
+                await self._let_in(scope, tenant, receive, heard)
+            finally:
+                self._answering[tenant.name] -= 1
+
+    async def _let_in(self, scope: Scope, tenant: Tenant, receive: Receive, heard: _Heard) -> None:
+        headers = dict(scope["headers"])
+        if scope["method"] == "GET":
             await self._app(_known(scope, tenant), receive, heard)
         elif status := self._wrong_size(headers):
             await heard.refuse(status)
@@ -176,6 +205,11 @@ class Gate:
         if len(length) > _MOST_DIGITS or int(length) > self._limits.body_bytes:
             return 413
         return 0
+
+
+def _is_local(scope: Scope) -> bool:
+    hosts = [value for name, value in scope["headers"] if name == b"host"]
+    return bool(hosts) and all(_LOCAL.fullmatch(host) for host in hosts)
 
 
 class _Heard:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from fedllm.models.generation import Generator, Writing
-from fedllm.models.running_batch import Row, RunningBatch
-from fedllm.models.transcript import Transcript
+from fedllm.models.prompt_cache import PromptCache
+from fedllm.models.running_batch import Row, RunningBatch, row_of, running_batch_of
+from fedllm.serving.share import Share
 
 Ending = Literal["stop", "length", "timeout", "failed", "stopping"]
 
@@ -33,6 +34,8 @@ class Ticket:
     ----------
     lane : Lane
         Whose model writes it.
+    tenant : str
+        Who asked: what is kept of a prompt is for nobody else.
     prompt : tuple of int
     writing : Writing
     heard : callable
@@ -43,15 +46,19 @@ class Ticket:
         Set by anybody: whoever asked went away.
     tokens : int
         Written so far.
+    reused : int
+        Of the prompt's, how many were kept from before and not read again.
     """
 
     lane: Lane
+    tenant: str
     prompt: tuple[int, ...] = field(repr=False)
     writing: Writing = field(repr=False)
     heard: Callable[[str, Ending | None], None] = field(repr=False)
     deadline: float
     gone: bool = False
     tokens: int = 0
+    reused: int = 0
     row: Row | None = field(default=None, repr=False)
 
 
@@ -59,18 +66,20 @@ class Lane:
     """One model's texts under way.
 
     A decoder's grow and shrink together; an encoder-decoder, and a decoder in which padding
-    counts, writes batches of what waits.
+    counts, writes batches of what waits, in a thread of their own: nobody else waits for it.
     """
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
-        self.batch: RunningBatch | None = None
+        self.batch = running_batch_of(generator)
         self.tickets: dict[Row, Ticket] = {}
-        network = generator.network
-        if not network.config.is_encoder_decoder and generator.ignores_padding:
-            # Nothing trains here.
-            network.eval()
-            self.batch = RunningBatch(network, int(generator.tokenizer.pad_token_id or 0))
+        # Those of a batch that is written from its beginning to its end.
+        self.together: list[Ticket] = []
+
+    @property
+    def under_way(self) -> list[Ticket]:
+        """What is written."""
+        return [*self.tickets.values(), *self.together]
 
 
 class Engine:
@@ -84,16 +93,30 @@ class Engine:
         Texts that may wait beside them.
     noticed : callable
         Told the kind of an error that ended texts; never what was asked.
+    cache : PromptCache, optional
+        What is kept of prompts, for a decoder's; forgotten at the end, and when something breaks.
+    shared : bool
+        Whether several tenants ask: one may then have as many texts here as there is room left,
+        so that there is room for another.
     """
 
     def __init__(
-        self, rows: int, waiting: int, noticed: Callable[[str], None] = lambda kind: None
+        self,
+        rows: int,
+        waiting: int,
+        noticed: Callable[[str], None] = lambda kind: None,
+        cache: PromptCache | None = None,
+        shared: bool = False,
     ) -> None:
+        self._cache = PromptCache(0) if cache is None else cache
         self._rows = rows
-        self._most_waiting = waiting
+        self._places = rows + waiting
+        self._share = Share(self._places, shared)
         self._noticed = noticed
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
+        # Taken from those that wait, and in no lane yet.
+        self._arriving: list[Ticket] = []
         self._lanes: list[Lane] = []
         self._stopping = False
         # Seconds that a text takes, as of the last few.
@@ -111,18 +134,27 @@ class Engine:
             self._changed.notify_all()
         self._thread.join(grace_s)
         if self._thread.is_alive():
-            for lane in self._lanes:
-                for ticket in list(lane.tickets.values()):
-                    ticket.gone = True
+            for ticket in self._under_way():
+                ticket.gone = True
             self._thread.join(grace_s)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether there is still a thread that writes."""
+        return self._thread.is_alive()
 
     @property
     def load(self) -> tuple[int, int]:
         """How many texts are written, and how many wait."""
-        return sum(len(lane.tickets) for lane in self._lanes), len(self._waiting)
+        return len(self._under_way()), len(self._waiting)
+
+    @property
+    def most_texts(self) -> int:
+        """Texts that one request can ever have."""
+        return self._share.most
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
-        """Take texts to write, all or none.
+        """Take texts of one tenant to write, all or none.
 
         Raises
         ------
@@ -130,40 +162,71 @@ class Engine:
             If more would wait than may.
         """
         with self._changed:
-            if self._stopping or len(self._waiting) + len(tickets) > self._most_waiting:
+            here = [*self._under_way(), *self._waiting]
+            mine = sum(ticket.tenant == tickets[0].tenant for ticket in here)
+            if self._stopping or not self._share.allows(mine, len(here), len(tickets)):
                 turns = math.ceil((len(self._waiting) + 1) / self._rows)
                 raise Busy(max(1, math.ceil(turns * self._usual_s)))
             self._waiting.extend(tickets)
             self._changed.notify_all()
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._waiting or self._stopping or self._under_way()):
-                    self._changed.wait()
-                if self._stopping and not self._under_way():
-                    left, self._waiting = list(self._waiting), deque()
-                    break
-                new = self._admitted()
-            self._add(new)
-            for lane in self._lanes:
-                self._step(lane)
+        try:
+            while self._turn():
+                pass
+            ending: Ending = "stopping"
+        except Exception as error:
+            # What no lane could end by itself: nobody is left waiting for a thread that is over.
+            self._noticed(type(error).__name__)
+            ending = "failed"
+        with self._changed:
+            self._stopping = True
+            left, self._waiting = [*self._under_way(), *self._waiting], deque()
+        self._cache.clear()
         for ticket in left:
-            ticket.heard("", "stopping")
+            ticket.heard("", ending)
 
-    def _under_way(self) -> bool:
-        return any(lane.tickets for lane in self._lanes)
+    def _turn(self) -> bool:
+        """Take what is new, and write a token of each text; False when all is done."""
+        with self._changed:
+            while True:
+                left_s = self._cache.expire()
+                self._arriving = new = self._admitted()
+                ended = self._stopping and not self._under_way()
+                if new or ended or any(lane.tickets for lane in self._lanes):
+                    break
+                self._changed.wait(left_s)
+            if ended:
+                return False
+        self._add(new)
+        self._arriving = []
+        for lane in self._lanes:
+            self._step(lane)
+        return True
+
+    def _under_way(self) -> list[Ticket]:
+        found = [ticket for lane in self._lanes for ticket in lane.under_way]
+        # One that arrives may stand in its lane already.
+        return list(dict.fromkeys([*found, *self._arriving]))
 
     def _admitted(self) -> list[Ticket]:
-        """Take from those that wait as many as there is room for, the earliest first."""
-        room = self._rows - sum(len(lane.tickets) for lane in self._lanes)
+        """Take from those that wait as many as there is room for.
+
+        The earliest of the tenant for whom the fewest are written is the next.
+        """
         if self._stopping:
             return []
+        self._waiting = deque(ticket for ticket in self._waiting if not ticket.gone)
+        under_way = self._under_way()
+        held = Counter(ticket.tenant for ticket in under_way)
+        able = [ticket for ticket in self._waiting if not ticket.lane.together]
         found: list[Ticket] = []
-        while self._waiting and len(found) < room:
-            ticket = self._waiting.popleft()
-            if not ticket.gone:
-                found.append(ticket)
+        while able and len(under_way) + len(found) < self._rows:
+            ticket = min(able, key=lambda one: held[one.tenant])
+            held[ticket.tenant] += 1
+            able.remove(ticket)
+            self._waiting.remove(ticket)
+            found.append(ticket)
         return found
 
     def _add(self, tickets: Sequence[Ticket]) -> None:
@@ -172,42 +235,73 @@ class Engine:
         for ticket in late:
             ticket.heard("", "timeout")
         for lane in dict.fromkeys(ticket.lane for ticket in tickets):
-            mine = [t for t in tickets if t.lane is lane and t not in late]
             if lane not in self._lanes:
                 self._lanes.append(lane)
-            if not mine:
-                continue
+            mine = [t for t in tickets if t.lane is lane and t not in late]
+            begun = [ticket for ticket in mine if self._begun(ticket)]
+            if begun and lane.batch is None:
+                self._write(lane, begun)
+            elif begun and lane.batch is not None:
+                self._read(lane, lane.batch, [ticket.row for ticket in begun if ticket.row])
+
+    def _begun(self, ticket: Ticket) -> bool:
+        """Make ready what a text needs; one that cannot be written ends alone."""
+        lane = ticket.lane
+        try:
             if lane.batch is None:
-                self._write(lane, mine)
-                continue
-            for ticket in mine:
-                ticket.row = _row(lane.generator, ticket)
-                lane.tickets[ticket.row] = ticket
-            self._guarded(lane, lane.batch, [t.row for t in mine if t.row])
+                lane.generator.room(ticket.prompt)
+                return True
+            kept = self._cache.of(lane, ticket.tenant)
+            ticket.row = row_of(lane.generator, ticket.prompt, ticket.writing, kept)
+        except Exception as error:
+            self._noticed(type(error).__name__)
+            ticket.heard("", "failed")
+            return False
+        lane.tickets[ticket.row] = ticket
+        return True
 
     def _step(self, lane: Lane) -> None:
         if lane.batch is None or not lane.tickets:
             return
         now = time.monotonic()
         gone = {r: t for r, t in lane.tickets.items() if t.gone or t.deadline <= now}
-        if gone:
-            lane.batch.drop(list(gone))
-            for row, ticket in gone.items():
-                del lane.tickets[row]
-                ticket.heard("", "timeout")
-        self._guarded(lane, lane.batch, None)
-
-    def _guarded(self, lane: Lane, batch: RunningBatch, new: list[Row] | None) -> None:
-        """Read new prompts, or write a token of each text; what breaks ends the lane's texts."""
-        started = time.monotonic()
         try:
-            pieces = batch.step() if new is None else batch.add(new)
+            if gone:
+                lane.batch.drop(list(gone))
+                for row, ticket in gone.items():
+                    del lane.tickets[row]
+                    ticket.heard("", "timeout")
+            started = time.monotonic()
+            pieces = lane.batch.step()
         except Exception as error:
             self._failed(lane, error)
             return
+        self._tell(lane, pieces, started)
+
+    def _read(self, lane: Lane, batch: RunningBatch, new: Sequence[Row]) -> None:
+        """Read new prompts; where that breaks, those under way go on if the batch is unharmed."""
+        started, before = time.monotonic(), list(batch.rows)
+        try:
+            pieces = batch.add(new)
+        except Exception as error:
+            if batch.rows != before or not batch.is_whole:
+                self._failed(lane, error)
+            elif len(new) > 1:
+                for row in new:
+                    # One before it may have ended all.
+                    if row in lane.tickets:
+                        self._read(lane, batch, [row])
+            else:
+                self._noticed(type(error).__name__)
+                self._cache.clear()
+                lane.tickets.pop(new[0]).heard("", "failed")
+            return
+        self._tell(lane, pieces, started)
+
+    def _tell(self, lane: Lane, pieces: Sequence[tuple[Row, str]], started: float) -> None:
         for row, piece in pieces:
             ticket = lane.tickets[row]
-            ticket.tokens = len(row.transcript.tokens)
+            ticket.tokens, ticket.reused = len(row.transcript.tokens), row.reused
             finish = row.transcript.finish
             if finish is not None:
                 del lane.tickets[row]
@@ -217,37 +311,49 @@ class Engine:
                 ticket.heard(piece, finish)
 
     def _failed(self, lane: Lane, error: Exception) -> None:
+        """End a lane's texts: its batch cannot be trusted any more."""
         self._noticed(type(error).__name__)
+        self._cache.clear()
         ended, lane.tickets = list(lane.tickets.values()), {}
         if lane.batch is not None:
             lane.batch.drop(list(lane.batch.rows))
         for ticket in ended:
             ticket.heard("", "failed")
 
-    def _write(self, lane: Lane, tickets: Sequence[Ticket]) -> None:
-        """Write a batch from its beginning to its end."""
+    def _write(self, lane: Lane, tickets: list[Ticket]) -> None:
+        """Write a batch from its beginning to its end, beside everything else."""
+        lane.together = tickets
 
-        def heard(number: int, piece: str) -> None:
-            tickets[number].heard(piece, None)
+        def work() -> None:
+            try:
+                told = self._written(lane, tickets)
+            finally:
+                with self._changed:
+                    lane.together = []
+                    self._changed.notify_all()
+            for ticket, ending in told:
+                ticket.heard("", ending)
 
+        threading.Thread(target=work, name="batch", daemon=True).start()
+
+    def _written(self, lane: Lane, tickets: Sequence[Ticket]) -> list[tuple[Ticket, Ending]]:
+        """Write a batch; return how each text ended. What nobody waits for is not written on."""
+
+        def given_up(number: int) -> bool:
+            ticket = tickets[number]
+            return ticket.gone or ticket.deadline <= time.monotonic()
+
+        endings: dict[int, Ending] = {}
         try:
             for number, done in lane.generator.each(
-                [t.prompt for t in tickets], [t.writing for t in tickets], heard, self._rows
+                [t.prompt for t in tickets],
+                [t.writing for t in tickets],
+                lambda number, piece: tickets[number].heard(piece, None),
+                self._rows,
+                given_up,
             ):
                 tickets[number].tokens = len(done.tokens)
-                tickets[number].heard("", done.finish)
+                endings[number] = "timeout" if done.finish is None else done.finish
         except Exception as error:
             self._noticed(type(error).__name__)
-            for ticket in tickets:
-                ticket.heard("", "failed")
-
-
-def _row(generator: Generator, ticket: Ticket) -> Row:
-    writing = ticket.writing
-    room = generator.room(ticket.prompt)
-    most = writing.new_tokens if room is None else min(writing.new_tokens, room)
-    return Row(
-        ticket.prompt,
-        writing.sampling.drawing(ticket.prompt),
-        Transcript(generator.tokenizer, generator.ends_of(writing), writing.stops, most),
-    )
+        return [(t, endings.get(number, "failed")) for number, t in enumerate(tickets)]

@@ -6,7 +6,22 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
+
+
+class CachedTokens(TypedDict):
+    """Of a prompt's tokens, those that were not read again."""
+
+    cached_tokens: int
+
+
+class Usage(TypedDict):
+    """What an answer took."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
 
 
 class Form(ABC):
@@ -26,7 +41,7 @@ class Form(ABC):
         name = f"{self.kind}-{uuid.uuid4().hex}"
         self._about = {"id": name, "created": int(time.time()), "model": model}
 
-    def whole(self, texts: Sequence[tuple[str, str]], usage: dict[str, int]) -> dict[str, Any]:
+    def whole(self, texts: Sequence[tuple[str, str]], usage: Usage) -> dict[str, Any]:
         """Return the whole answer: each text, and why it ended."""
         choices = [self._choice(n, text, why) for n, (text, why) in enumerate(texts)]
         return {**self._about, "object": self.whole_object, "choices": choices, "usage": usage}
@@ -36,7 +51,7 @@ class Form(ABC):
         choice = self._piece(number, piece, why, first)
         return {**self._about, "object": self.part_object, "choices": [choice]}
 
-    def last(self, usage: dict[str, int]) -> dict[str, Any]:
+    def last(self, usage: Usage) -> dict[str, Any]:
         """Return what a stream took, at its end."""
         return {**self._about, "object": self.part_object, "choices": [], "usage": usage}
 

@@ -42,6 +42,23 @@ class Pattern:
     regex: re.Pattern[str]
     valid: Callable[[str], bool] = lambda plain: True
 
+    def end_of(self, match: re.Match[str]) -> int:
+        """Return where a match ends as such a number; where it begins, if it is none.
+
+        Behind a number there may be what looks as if it went on: a date behind a card. So where
+        the check fails it is tried on what ends at a border within the match.
+        """
+        text, start = match.string, match.start()
+        if self.valid(_plain(match[0])):
+            return match.end()
+        for end in range(match.end() - 1, start, -1):
+            if not _borders(text, end):
+                continue
+            shorter = self.regex.fullmatch(text, start, end)
+            if shorter is not None and self.valid(_plain(shorter[0])):
+                return end
+        return start
+
 
 def _digits(text: str) -> list[int]:
     return [int(letter) for letter in text if letter.isdigit()]
@@ -162,11 +179,17 @@ class Guard:
             while (match := pattern.regex.search(text, place)) is not None:
                 if best is not None and match.start() >= best[0]:
                     break
-                if match.end() > match.start() and pattern.valid(_plain(match[0])):
-                    best = (match.start(), match.end(), pattern.name)
+                end = pattern.end_of(match)
+                if end > match.start():
+                    best = (match.start(), end, pattern.name)
                     break
                 place = match.start() + 1
         return best
+
+
+def _borders(text: str, end: int) -> bool:
+    """Tell whether a word or number ends at a place."""
+    return text[end - 1].isalnum() and not (text[end].isalnum() or text[end] == "_")
 
 
 def _plain(text: str) -> str:

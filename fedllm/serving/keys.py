@@ -32,11 +32,14 @@ class Tenant:
         Which it may ask; None: all.
     digest : bytes
         SHA-256 of its key.
+    oversees : bool
+        Whether it sees what is counted of all others.
     """
 
     name: str
     models: frozenset[str] | None
     digest: bytes = field(repr=False)
+    oversees: bool = False
 
     def may_ask(self, model: str) -> bool:
         """Tell whether a model is one of its."""
@@ -49,15 +52,20 @@ class Keys:
 
     tenants: tuple[Tenant, ...] = ()
 
+    @property
+    def shared(self) -> bool:
+        """Whether several tenants share the service."""
+        return len(self.tenants) > 1
+
     def tenant(self, authorization: str | None) -> Tenant | None:
-        """Return whose key a header ``Authorization`` holds; None if it is nobody's.
+        """Return whose key a header ``Authorization`` holds (its bytes as Latin-1); None: nobody's.
 
         Compared with every key, in a time that hangs on none of them.
         """
         if not self.tenants:
-            return Tenant(_EVERYBODY, None, b"")
+            return Tenant(_EVERYBODY, None, b"", oversees=True)
         scheme, _, key = (authorization or "").partition(" ")
-        given = hashlib.sha256(key.strip().encode("utf-8", "replace")).digest()
+        given = hashlib.sha256(key.strip().encode("latin-1", "replace")).digest()
         found = None
         for tenant in self.tenants:
             if hmac.compare_digest(tenant.digest, given):
@@ -84,7 +92,7 @@ def read_keys(path: Path | None, key: str | None, models: frozenset[str]) -> Key
     """
     tenants = [] if path is None else _of_file(path, models)
     if key is not None:
-        tenants.append(Tenant("environment", None, _digest(key, ENVIRONMENT)))
+        tenants.append(Tenant("environment", None, _digest(key, ENVIRONMENT), oversees=True))
     if len({tenant.digest for tenant in tenants}) < len(tenants):
         raise ConfigError("two tenants have one key", "give each a key of its own")
     return Keys(tuple(tenants))
@@ -132,6 +140,12 @@ def _digest(key: object, where: str) -> bytes:
         raise ConfigError(
             f"{where}: the key is shorter than {_FEWEST_LETTERS} letters, or has white space "
             "around it",
+            'make one: python -c "import secrets; print(secrets.token_urlsafe(32))"',
+        )
+    if not key.isascii() or not key.isprintable():
+        # Clients send no other in a header.
+        raise ConfigError(
+            f"{where}: the key has letters beyond ASCII",
             'make one: python -c "import secrets; print(secrets.token_urlsafe(32))"',
         )
     return hashlib.sha256(key.encode()).digest()

@@ -16,6 +16,7 @@ from fedllm.config import ModelSection, Precision, Quantization, RunConfig, pars
 from fedllm.errors import CheckpointError, ConfigError
 from fedllm.models import checkpoints, saved
 from fedllm.models.contents import held_as, read_object
+from fedllm.models.naming import cached_folder, is_repository
 from fedllm.models.shared import SharedModel
 from fedllm.runs.names import RUN_TOML
 from fedllm.runs.record import read_config
@@ -128,19 +129,29 @@ def _config_beside(folder: Path) -> RunConfig | None:
 
 
 def _base_of(config: RunConfig | None, folder: Path) -> str:
-    """Return where the run, or peft's file beside the adapter, says that the base lies."""
-    if config is not None:
-        named: object = config.model.path
-    elif (folder / saved.LORA_CONFIG).exists():
+    """Return where the base lies: as the run says, or by its repository in the hub's cache."""
+    named: object = None
+    if (folder / saved.LORA_CONFIG).exists():
         named = read_object(folder / saved.LORA_CONFIG).get("base_model_name_or_path")
-    else:
-        named = None
-    if isinstance(named, str) and (named.startswith("package:") or Path(named).is_dir()):
-        return named
-    there = f"; the run's was {named}" if named else ""
+    elif config is not None and config.card is not None:
+        named = config.card.base_model
+    repository = named if isinstance(named, str) and is_repository(named) else None
+    place = named if config is None else config.model.path
+    if isinstance(place, str) and (place.startswith("package:") or Path(place).is_dir()):
+        return place
+    if repository is not None and (cached := cached_folder(repository)) is not None:
+        return str(cached)
+    there = f"; the run's was {place}" if place and place != repository else ""
+    if repository is None:
+        raise ConfigError(
+            f"the base model of the adapter in {folder} is not on this machine where it was{there}",
+            "name its folder with --base",
+        )
     raise ConfigError(
-        f"the base model of the adapter in {folder} is not on this machine where it was{there}",
-        "name its folder with --base",
+        f"the base model of the adapter in {folder}, {repository}, is not in this machine's hub "
+        f"cache{there}",
+        f"put it there where there is a network (hf download {repository}), or name its folder "
+        "with --base; fedllm fetches nothing",
     )
 
 

@@ -13,6 +13,7 @@ from fedllm.models import checkpoints
 from fedllm.models.shared import SharedModel
 from fedllm.serving.embedding import Embedding
 from fedllm.serving.engine import Lane
+from fedllm.serving.exported import is_exported
 from fedllm.serving.released import is_released
 from fedllm.serving.usable import OwnLayerOf, Usable, open_usable
 from fedllm.tasks.registry import task_for_base
@@ -101,7 +102,7 @@ def _opened(
     max_length: int | None,
     own_layer: OwnLayerOf | None,
 ) -> Usable:
-    if is_released(place) or not (place / "config.json").exists():
+    if is_released(place) or is_exported(place) or not (place / "config.json").exists():
         return open_usable(place, base, device, max_length, own_layer)
     _, architecture = checkpoints.read_config(checkpoints.checkpoint_folder(str(place)))
     if architecture.causal:

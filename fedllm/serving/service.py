@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 
 from fedllm.data.template import Turn
 from fedllm.errors import ConfigError
@@ -35,9 +38,10 @@ from fedllm.serving.keys import Tenant
 from fedllm.serving.metrics import TYPE, Metrics
 from fedllm.serving.served import Served
 from fedllm.serving.writing import Order, Texts, Unwritten
-from fedllm.tasks.prompting import Prompt
+from fedllm.tasks.prompting import PlainPrompting, Prompt
 
 _DEFAULT_TOKENS = 256
+Found = TypeVar("Found")
 
 
 class Refused(Exception):
@@ -66,8 +70,9 @@ class Service:
     guard: Guard | None
     most_tokens: int
     started: int = field(default_factory=lambda: int(time.time()))
-    # One at a time: what labels and embeds uses all cores as it is.
-    computing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    # One at a time, also where nobody waits for it any more: what labels and embeds uses all
+    # cores as it is.
+    computing: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "computing"))
 
     def model(self, name: str, request: Request) -> Served:
         """Return a model that the tenant may ask; another's is as one that is not there."""
@@ -88,6 +93,7 @@ def application(service: Service) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     # FastAPI's own answer quotes what was sent.
     app.add_exception_handler(RequestValidationError, _unreadable)
+    app.add_exception_handler(HTTPException, _unreadable)
     app.add_exception_handler(Refused, _refused)
 
     @app.get("/v1/models")
@@ -100,8 +106,8 @@ def application(service: Service) -> FastAPI:
         return {"object": "list", "data": data}
 
     @app.get("/metrics")
-    async def metrics() -> Response:
-        return Response(service.metrics.page(), media_type=TYPE)
+    async def metrics(request: Request) -> Response:
+        return Response(service.metrics.page(_tenant(request)), media_type=TYPE)
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
@@ -121,8 +127,8 @@ def application(service: Service) -> FastAPI:
         embedding = served.usable.embedding
         if embedding is None:
             raise Refused(400, f"{body.model} makes no vectors of texts")
-        async with service.computing:
-            found, tokens = await run_in_threadpool(embedding.embed, several(body.input))
+        texts = several(body.input)
+        ((found, tokens),) = await _computed(service, request, lambda: [embedding.embed(texts)])
         service.metrics.tokens.labels(_tenant(request).name, body.model, "read").inc(tokens)
         coded = body.encoding_format == "base64"
         data = [
@@ -145,8 +151,7 @@ def application(service: Service) -> FastAPI:
         if predicting is None:
             raise Refused(400, f"{body.model} has no labels")
         texts = several(body.input)
-        async with service.computing:
-            found = await run_in_threadpool(lambda: list(predicting.predict(texts)))
+        found = await _computed(service, request, lambda: predicting.predict(texts))
         data = [
             {"index": place, **said.fields(body.top), "tokens_cut": said.cut}
             for place, said in enumerate(found)
@@ -180,6 +185,36 @@ async def _refused(request: Request, error: Exception) -> Response:
     return Response(error.body, error.status, error.headers, media_type="application/json")
 
 
+async def _computed(
+    service: Service, request: Request, work: Callable[[], Iterable[Found]]
+) -> list[Found]:
+    """Return what is found; no more is looked for when nobody waits for it."""
+    gone = threading.Event()
+
+    def found() -> list[Found]:
+        kept: list[Found] = []
+        if not gone.is_set():
+            for one in work():
+                kept.append(one)
+                if gone.is_set():
+                    break
+        return kept
+
+    working = asyncio.get_running_loop().run_in_executor(service.computing, found)
+    leaving = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Refused(499)
+        return working.result()
+    finally:
+        gone.set()
+        leaving.cancel()
+        if not working.cancel() and not working.cancelled():
+            # An error that nobody asks for is shown, with its words, by the event loop.
+            working.exception()
+
+
 # --- what is asked ------------------------------------------------------------------------------
 
 
@@ -190,8 +225,8 @@ async def _put(how: Any, service: Service, served: Served, body: Any) -> Any:
     try:
         return await run_in_threadpool(how, service, served, body)
     except ConfigError as error:
-        # Its words name lengths alone.
-        raise Refused(400, error.message, "context_length_exceeded") from None
+        # Of the turns or the template; its words quote neither.
+        raise Refused(400, error.message) from None
 
 
 def _most(service: Service, body: Written) -> int:
@@ -200,29 +235,34 @@ def _most(service: Service, body: Written) -> int:
 
 def _conversation(service: Service, served: Served, body: ChatBody) -> Prompt:
     turns = [Turn("system" if m.role == "developer" else m.role, m.text) for m in body.messages]
-    found = served.usable.conversing().conversation(turns, _longest(served, body, service))
-    if found.dropped or found.cut:
-        raise ConfigError(
-            f"the conversation is longer than the {_longest(served, body, service)} tokens that "
-            f"{served.name} reads beside its answer"
-        )
+    found = served.usable.conversing().whole_conversation(turns)
+    _require_fitting(found, "the conversation", service, served, body)
     return found
 
 
 def _texts(service: Service, served: Served, body: CompletionBody) -> list[Prompt]:
-    found = [
-        served.usable.prompt(text, _most(service, body), raw=True) for text in several(body.prompt)
-    ]
-    if any(prompt.cut for prompt in found):
-        raise ConfigError(
-            f"a prompt is longer than the {_longest(served, body, service)} tokens that "
-            f"{served.name} reads beside its answer"
-        )
+    most, texts = service.engine.most_texts, several(body.prompt)
+    if len(texts) > most:
+        raise Refused(400, f"{len(texts)} texts in one request; this service takes {most}")
+    how, found = PlainPrompting(served.usable.require_generator().tokenizer), []
+    for text in texts:
+        found.append(how.prompt(text, None))
+        _require_fitting(found[-1], "a prompt", service, served, body)
     return found
 
 
-def _longest(served: Served, body: Written, service: Service) -> int:
-    return served.usable.room_for_prompt(_most(service, body))
+def _require_fitting(
+    prompt: Prompt, what: str, service: Service, served: Served, body: Written
+) -> None:
+    if not prompt.ids:
+        raise Refused(400, f"{what} has no tokens for {served.name}: nothing to go on with")
+    most = served.usable.room_for_prompt(_most(service, body))
+    if len(prompt.ids) > most:
+        raise Refused(
+            400,
+            f"{what} is longer than the {most} tokens that {served.name} reads beside its answer",
+            "context_length_exceeded",
+        )
 
 
 # --- what is written ----------------------------------------------------------------------------
@@ -250,6 +290,8 @@ async def _written(
     )
     if served.lane is None:
         raise Refused(400, f"{served.name} writes no text")
+    if not service.engine.is_alive:
+        raise Refused(503)
     texts = Texts(order, served.lane, service.guard, service.metrics)
     try:
         texts.submit(service.engine)

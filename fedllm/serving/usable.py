@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from fedllm.config.task import pools_text
 from fedllm.data.template import brings_template
 from fedllm.errors import ConfigError
+from fedllm.models import checkpoints
+from fedllm.models.fit import check_length
 from fedllm.models.generation import Generator
 from fedllm.models.plain import load_plain_model
 from fedllm.personal.own_layer import OwnLayer
@@ -193,6 +195,7 @@ def _exported(location: Path, device: str | None, max_length: int | None) -> Usa
     task = task_of(found.task)
     how, labelling = task.prompting(), task.predicting()
     length, generator, predicting = max_length or found.max_length, None, None
+    check_length(checkpoints.read_config(location)[1], length, "--max-length")
     if found.model is None:
         generator = Generator(found.network, found.tokenizer, _ends(found.tokenizer))
     elif labelling is not None:

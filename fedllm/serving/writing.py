@@ -13,7 +13,7 @@ from typing import Any
 from fedllm.models.generation import Writing
 from fedllm.serving.door import failure
 from fedllm.serving.engine import Ending, Engine, Lane, Ticket
-from fedllm.serving.forms import Form
+from fedllm.serving.forms import Form, Usage
 from fedllm.serving.guard import Guard, GuardedText
 from fedllm.serving.metrics import Metrics
 from fedllm.tasks.prompting import Prompt
@@ -111,6 +111,7 @@ class Texts:
                 number,
                 Ticket(
                     lane,
+                    order.tenant,
                     prompt.ids,
                     _repeated(order.writing, number, order.prompts),
                     heard_of(number),
@@ -147,16 +148,23 @@ class Texts:
 
     def _count(self) -> None:
         usage, tokens = self._usage(), self._metrics.tokens
-        for kind, name in (("read", "prompt_tokens"), ("written", "completion_tokens")):
-            tokens.labels(self._order.tenant, self._order.model, kind).inc(usage[name])
+        counted = {"read": usage["prompt_tokens"], "written": usage["completion_tokens"]}
+        for kind, count in counted.items():
+            tokens.labels(self._order.tenant, self._order.model, kind).inc(count)
         for text in self._texts:
+            self._metrics.reuse(text.ticket.reused)
             if text.guarded is not None:
                 self._metrics.mask(text.guarded.found)
 
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> Usage:
         read = sum(len(prompt.ids) for prompt in self._order.prompts)
         written = sum(text.ticket.tokens for text in self._texts)
-        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+        return {
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            "total_tokens": read + written,
+            "prompt_tokens_details": {"cached_tokens": sum(t.ticket.reused for t in self._texts)},
+        }
 
     async def whole(self, form: Form, leaving: Callable[[], Any]) -> dict[str, Any]:
         """Return the whole answer.

@@ -152,10 +152,7 @@ class TemplatedPrompting(Prompting):
             If the last turn is nobody's question, the model's chat template refuses the turns, or
             there is no room even for the last one.
         """
-        if not turns or turns[-1].role != "user":
-            raise ConfigError(
-                "the last turn of the conversation is not the user's", "let it end with a question"
-            )
+        _require_question(turns)
         system = [turn for turn in turns if turn.role == "system"]
         said = [turn for turn in turns if turn.role != "system"]
         dropped = 0
@@ -170,6 +167,19 @@ class TemplatedPrompting(Prompting):
                 return Prompt(found.ids, dropped=dropped)
             dropped, said = dropped + (following or 0), said[following or 0 :]
 
+    def whole_conversation(self, turns: Sequence[Turn]) -> Prompt:
+        """Return the tokens of a conversation, however long, with one look at its turns.
+
+        Raises
+        ------
+        ConfigError
+            If the last turn is nobody's question, or the model's chat template refuses the turns.
+        """
+        _require_question(turns)
+        if len(turns) == 1:
+            return self.prompt(turns[0].content, None)
+        return self._of_conversation(turns, None)
+
     def _of_conversation(self, turns: Sequence[Turn], most: int | None) -> Prompt:
         text = conversation_text(self.tokenizer, turns)
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -180,6 +190,13 @@ class TemplatedPrompting(Prompting):
                 "give a shorter question, fewer new tokens, or a larger length",
             )
         return Prompt(tuple(ids))
+
+
+def _require_question(turns: Sequence[Turn]) -> None:
+    if not turns or turns[-1].role != "user":
+        raise ConfigError(
+            "the last turn of the conversation is not the user's", "let it end with a question"
+        )
 
 
 def shortened(

@@ -5,17 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import select
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx
 import pytest
 from support.serving_runs import make_run, service
 
+from fedllm.data.template import conversation_text
+from fedllm.models.prompt_cache import PromptCache
 from fedllm.serving.door import Gate
 from fedllm.serving.keys import Keys, Tenant
 from fedllm.serving.served import serve_models
+from fedllm.tasks import prompting
 
 SECRET = "Zebediah Quux has the plague"
 WARD, LAB = "w" * 32, "l" * 32
@@ -92,6 +98,40 @@ def test_another_tenants_model_is_as_one_that_is_not_there(running):
     headers = {"authorization": f"Bearer {WARD}"}
     listed = httpx.get(f"{running.url}/v1/models", headers=headers).json()
     assert [model["id"] for model in listed["data"]] == ["mine"]
+
+
+def cached(answer):
+    return answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+def test_time_does_not_tell_what_another_tenant_asked(models):
+    """What one asked is read anew for another, and for another model."""
+    asked = chat("shared", "my card is lost " * 6)
+    keys = Keys((tenant("ward", WARD, "shared", "mine"), tenant("lab", LAB, "shared", "theirs")))
+    shared = {**models, "shared": models["theirs"], "mine": models["mine"]}
+    with service(shared, keys) as running:
+        assert cached(post(running, "chat/completions", asked)) == 0
+        assert cached(post(running, "chat/completions", asked, LAB)) == 0
+        assert cached(post(running, "chat/completions", asked | {"model": "mine"})) == 0
+        assert cached(post(running, "chat/completions", asked)) > 0
+        assert cached(post(running, "chat/completions", asked, LAB)) > 0
+
+
+def test_what_breaks_leaves_nothing_behind(models, monkeypatch):
+    cache, asked = PromptCache(), chat(text="my card is lost " * 6)
+    with service(models, KEYS, cache=cache) as running:
+        post(running, "chat/completions", asked)
+        assert cache.used_bytes > 0
+
+        def broken(*arguments):
+            raise ValueError(SECRET)
+
+        monkeypatch.setattr(models["mine"].lane.batch, "_logits", broken)
+        assert post(running, "chat/completions", asked).status_code == 500
+        assert cache.used_bytes == 0
+        monkeypatch.undo()
+        assert cached(post(running, "chat/completions", asked)) == 0
+        assert cached(post(running, "chat/completions", asked)) > 0
 
 
 # --- sizes --------------------------------------------------------------------------------------
@@ -233,8 +273,97 @@ def test_a_request_of_many_texts_waits_or_is_refused_as_a_whole(models):
     with service(models, KEYS, rows=2, waiting=3) as running:
         body = {"model": "mine", "prompt": ["a"] * 4, "max_tokens": 2}
         found = post(running, "completions", body)
-        assert found.status_code == 429
+        # Of five places one of two tenants can have two.
+        assert found.status_code == 400
+        assert "takes 2" in found.text
         assert running.engine.load == (0, 0)
+
+
+def half_a_request(running, key):
+    line = socket.create_connection(("127.0.0.1", running.port))
+    line.sendall(
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n"
+        + f"authorization: Bearer {key}\r\n\r\n{{".encode()
+    )
+    return line
+
+
+def test_a_tenant_that_never_ends_its_requests_shuts_nobody_out(models):
+    with service(models, KEYS, at_once=6) as running, ExitStack() as lines:
+        held = [lines.enter_context(half_a_request(running, WARD)) for _ in range(6)]
+        refused = [line for line in held if readable(line)]
+        assert len(refused) == 3
+        assert all(b" 429 " in line.recv(4096) for line in refused)
+        assert post(running, "chat/completions", chat("theirs"), LAB).status_code == 200
+
+
+def readable(line, wait_s=2.0):
+    return bool(select.select([line], [], [], wait_s)[0])
+
+
+# --- work for nobody ----------------------------------------------------------------------------
+
+
+def test_a_conversation_that_is_too_long_is_put_together_once(running, monkeypatch):
+    """And not once for each turn that one could drop."""
+    looked = []
+    monkeypatch.setattr(
+        prompting, "conversation_text", lambda *a: looked.append(1) or conversation_text(*a)
+    )
+    turns = [{"role": ("user", "assistant")[n % 2], "content": "my card"} for n in range(61)]
+    found = post(running, "chat/completions", chat() | {"messages": turns})
+    assert (found.status_code, len(looked)) == (400, 1)
+    assert found.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_what_nobody_waits_for_is_not_computed_beside_another(models, monkeypatch):
+    """One that is given up still ends before the next begins, and those that wait never do."""
+    hold, begun, ended = threading.Event(), [], []
+
+    def predict(texts):
+        begun.append(1)
+        assert hold.wait(30)
+        yield "one"
+        ended.append(1)
+        yield "two"
+
+    monkeypatch.setattr(models["labels"].usable.predicting, "predict", predict)
+    with service(models, KEYS, time_s=0.5) as running:
+        asked = {"model": "labels", "input": "a"}
+        found = [post(running, "classify", asked, LAB).status_code for _ in range(3)]
+        assert (found, len(begun)) == ([504] * 3, 1)
+        hold.set()
+        monkeypatch.undo()
+        assert post(running, "classify", asked, LAB).status_code == 200
+        assert (len(begun), ended) == (1, [])
+
+
+# --- who reaches it -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil", "x"])
+def test_a_web_page_reaches_no_service_without_keys(host, models):
+    """By a name of its own that it lets point to loopback."""
+    with service(models) as running:
+        for path in ("/v1/models", "/health"):
+            found = httpx.get(running.url + path, headers={"host": f"{host}:{running.port}"})
+            assert found.status_code == 403
+        for own in ("localhost", "LocalHost:8000", "127.0.0.1", "[::1]:1"):
+            found = httpx.get(f"{running.url}/v1/models", headers={"host": own})
+            assert found.status_code == 200
+
+
+def test_health_says_that_nothing_writes_any_more(models, monkeypatch):
+    with service(models, KEYS) as running:
+
+        def broken(tickets):
+            raise RuntimeError(SECRET)
+
+        monkeypatch.setattr(running.engine, "_add", broken)
+        assert post(running, "chat/completions", chat()).status_code == 500
+        running.engine._thread.join(30)
+        assert httpx.get(f"{running.url}/health").status_code == 503
+        assert post(running, "chat/completions", chat()).status_code == 503
 
 
 # --- nothing is told ----------------------------------------------------------------------------
@@ -271,6 +400,35 @@ def test_no_text_stands_in_a_log(models, caplog, capfd, monkeypatch):
     assert "POST /v1/chat/completions 200 ward" in log
     assert "error: ValueError in /v1/classify" in log
     assert "other 401 nobody" in log or "other 404" in log
+
+
+def test_metrics_tell_a_tenant_nothing_of_another(models):
+    boss = Tenant("boss", None, hashlib.sha256(b"b" * 32).digest(), oversees=True)
+    with service(models, Keys((*KEYS.tenants, boss))) as running:
+        post(running, "chat/completions", chat())
+        post(running, "chat/completions", chat("theirs"), LAB)
+        pages = {
+            key: httpx.get(
+                f"{running.url}/metrics", headers={"authorization": f"Bearer {key}"}
+            ).text
+            for key in (LAB, "b" * 32)
+        }
+    assert 'model="theirs",tenant="lab"' in pages[LAB]
+    assert "fedllm_writing 0.0" in pages[LAB]
+    # Nor sums over all, of which one's own could be taken.
+    for word in ("ward", "mine", "seconds", "cache"):
+        assert word not in pages[LAB]
+        assert word in pages["b" * 32]
+
+
+def test_a_method_of_ones_own_stands_in_no_log(running):
+    with socket.create_connection(("127.0.0.1", running.port)) as line:
+        line.sendall(b"ZEBEDIAH-" + b"Q" * 3000 + b" /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert b" 405 " in line.recv(4096)
+    # What it was is noted behind the answer.
+    post(running, "chat/completions", chat())
+    assert "ZEBEDIAH" not in "\n".join(running.log)
+    assert any(one.startswith("other /v1/models 405 nobody") for one in running.log)
 
 
 def test_a_refusal_quotes_nothing(running):

@@ -7,6 +7,8 @@ import pytest
 from fedllm.errors import ConfigError
 from fedllm.models.drawing import Sampling
 from fedllm.models.generation import Writing
+from fedllm.models.prompt_cache import PromptCache
+from fedllm.models.running_batch import RunningBatch
 from fedllm.serving.conversation import Conversation
 from fedllm.serving.usable import open_usable
 
@@ -49,6 +51,27 @@ def test_the_answer_hangs_on_what_was_said(talk):
 
     assert asked("fee", "lost") == asked("fee", "lost")
     assert len({asked("fee", "lost"), asked("lost"), asked("bank loan", "lost")}) > 1
+
+
+def test_the_next_turn_reads_what_is_new(released, monkeypatch):
+    """And says what it would have said."""
+    found = open_usable(released("llama", "instruction"), max_length=120)
+    talk, forgetful = (Conversation.of(found, "my card is lost " * 4) for _ in range(2))
+    forgetful.kept = PromptCache(0).of("conversation", "")
+    rows = []
+    own = RunningBatch.add
+    monkeypatch.setattr(
+        RunningBatch, "add", lambda self, new: (rows.extend(new), own(self, new))[1]
+    )
+    for question in ("fee", "lost rate", "bank"):
+        for each in (talk, forgetful):
+            each.say(question, Writing(8), lambda piece: None)
+        assert said(talk) == said(forgetful)
+    assert [row.reused for row in rows[1::2]] == [0, 0, 0]
+    first, second, third = (row.reused for row in rows[::2])
+    assert 0 == first < second < third
+    talk.forget()
+    assert talk.kept.cache.used_bytes == 0
 
 
 def test_a_long_conversation_is_cut_in_front_and_told(talk):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -46,6 +47,36 @@ def test_numbers_are_masked(name, text, around):
     assert found == {name: around.count("{}")}
 
 
+# Numbers with what looks as if they went on, in words of the text that is left of them.
+BEHIND = [
+    ("4111 1111 1111 1111 12/27", "[card] 12/27"),
+    ("4111111111111111 123", "[card] 123"),
+    ("4111-1111-1111-1111 12-2027", "[card] 12-2027"),
+    ("4111 1111 1111 1111 12 2027", "[card] 12 2027"),
+    ("4111 1111 1111 1111 1", "[card] 1"),
+    ("DE89370400440532013000 BIC COBADEFFXXX", "[iban] BIC COBADEFFXXX"),
+    ("DE89 3704 0044 0532 0130 00 EUR 500", "[iban] EUR 500"),
+    ("GB82WEST12345698765432 AMOUNT 12", "[iban] AMOUNT 12"),
+]
+
+
+@pytest.mark.parametrize(("text", "wanted"), BEHIND)
+def test_what_stands_behind_a_number_hides_it_not(text, wanted):
+    assert Guard().mask(text)[0] == wanted
+    stream = Guard().stream()
+    assert "".join([*map(stream.push, text), stream.end()]) == wanted
+
+
+def test_a_number_ends_at_a_border_alone():
+    """No part of a longer number is one: each start is tried at some borders, and no more."""
+    assert Guard().mask("41111111111111112")[0] == "41111111111111112"
+    tried = []
+    card = next(p for p in Guard().patterns if p.name == "card")
+    counting = replace(card, valid=lambda plain: tried.append(plain) or False)
+    Guard((counting,)).mask("1 " * 500)
+    assert len(tried) <= 500 * 7
+
+
 @pytest.mark.parametrize("text", LEFT)
 def test_other_numbers_are_left(text):
     masked, found = Guard().mask(text)
@@ -57,7 +88,10 @@ def test_other_numbers_are_left(text):
 
 
 parts = st.sampled_from(
-    [t for texts in FOUND.values() for t in texts] + LEFT + [" ", "1", "@", "12", "-", "é漢", ". "]
+    [t for texts in FOUND.values() for t in texts]
+    + LEFT
+    + [t for t, _ in BEHIND]
+    + [" ", "1", "@", "12", "-", "é漢", ". "]
 )
 
 

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from fedllm.errors import ConfigError
-from fedllm.serving.keys import Keys, read_keys
+from fedllm.serving.keys import Keys, Tenant, read_keys
 
 WARD, LAB = "w" * 32, "l" * 32
 MODELS = frozenset({"a", "b"})
@@ -43,6 +43,13 @@ def test_each_tenant_has_its_models(tmp_path):
     assert WARD not in repr(keys)
 
 
+def test_a_key_is_compared_by_its_bytes():
+    """As a header has them: what a client sends in UTF-8 arrives as Latin-1."""
+    key = "ключ-ключ-ключ-ключ-ключ"
+    keys = Keys((Tenant("ward", None, hashlib.sha256(key.encode()).digest()),))
+    assert keys.tenant("Bearer " + key.encode().decode("latin-1")).name == "ward"
+
+
 def test_every_key_is_compared(tmp_path, monkeypatch):
     """However early one fits."""
     import hmac
@@ -70,6 +77,7 @@ def test_without_keys_everybody_may_ask():
         "[ward]\n",
         '[ward]\nkey = "short"\n',
         f'[ward]\nkey = " {WARD}"\n',
+        '[ward]\nkey = "ключ-ключ-ключ-ключ-ключ"\n',
         "[ward]\nkey = 7\n",
         '[ward]\nkey_sha256 = "ab"\n',
         f'[ward]\nkey = "{WARD}"\nkey_sha256 = "{"a" * 64}"\n',

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ import torch
 from support.tasks import load_model
 
 from fedllm.errors import CheckpointError, ConfigError
+from fedllm.models.contents import check_contents
 from fedllm.runs.record import read_config
 from fedllm.serving.released import is_released, load_released
 
@@ -168,3 +173,130 @@ def test_what_is_no_released_model_is_told(released, tiny_checkpoint, tmp_path):
     (folder / "summary.json").unlink()
     with pytest.raises(ConfigError, match="not finished"):
         load_released(folder)
+
+
+# --- a base by its repository ---------------------------------------------------------------------
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub's cache in which a checkpoint can be put, as the hub's own program leaves it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def put(checkpoint, name="north/tiny"):
+        place = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        snapshot = place / "snapshots" / REVISION
+        for folder in (snapshot, place / "blobs", place / "refs"):
+            folder.mkdir(parents=True, exist_ok=True)
+        (place / "refs" / "main").write_text(REVISION)
+        for file in checkpoint.iterdir():
+            blob = place / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+            shutil.copy(file, blob)
+            (snapshot / file.name).symlink_to(f"../../blobs/{blob.name}")
+        return snapshot
+
+    return put
+
+
+def named_by(folder, name):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": name}))
+    return folder
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_base_is_found_in_the_hubs_cache(alone, released, tiny_checkpoint, hub, tmp_path):
+    folder = released("llama", "instruction")
+    wanted = expected(folder)
+    named_by(folder / "adapter", "north/tiny")
+    text = (folder / "run.toml").read_text()
+    (folder / "run.toml").write_text(text.replace(str(tiny_checkpoint("llama")), "/nowhere/base"))
+    if alone:
+        shutil.copytree(folder / "adapter", tmp_path / "alone")
+        folder = tmp_path / "alone"
+    with pytest.raises(ConfigError, match=r"north/tiny, is not in this machine's hub cache") as no:
+        load_released(folder)
+    assert "hf download north/tiny" in no.value.remedy
+    assert "--base" in no.value.remedy
+    snapshot = hub(tiny_checkpoint("llama"))
+    found = load_released(folder)
+    assert torch.equal(answers(found.model), wanted)
+    assert found.config.model.path == str(snapshot)
+
+
+def test_another_model_under_the_name_is_refused(released, tiny_checkpoint, hub, tmp_path):
+    shutil.copytree(released("llama", "instruction") / "adapter", tmp_path / "alone")
+    named_by(tmp_path / "alone", "north/tiny")
+    hub(tiny_checkpoint("gpt2"))
+    with pytest.raises(CheckpointError, match="is of another base model"):
+        load_released(tmp_path / "alone")
+
+
+def test_a_head_alone_is_found_by_the_runs_card(released, tiny_checkpoint, hub):
+    folder = released(lora={"rank": 0}, card={"base_model": "north/tiny"})
+    wanted = expected(folder)
+    text = (folder / "run.toml").read_text()
+    (folder / "run.toml").write_text(text.replace(str(tiny_checkpoint("bert")), "/nowhere/base"))
+    hub(tiny_checkpoint("bert"))
+    assert torch.equal(answers(load_released(folder).model), wanted)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc", "/etc/passwd", "a/b/c", "a--b/c", "north/..", "x", 7]
+)
+def test_what_is_no_repository_is_looked_for_nowhere(name, released, monkeypatch, tmp_path):
+    shutil.copytree(released("llama", "instruction") / "adapter", tmp_path / "alone")
+    named_by(tmp_path / "alone", name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fedllm.serving.released.cached_folder", lambda name: 1 / 0)
+    with pytest.raises((ConfigError, CheckpointError)):
+        load_released(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("leads", ["elsewhere", "up", "name", "folder"])
+def test_a_snapshot_may_lead_to_its_own_files_alone(leads, tiny_checkpoint, hub, tmp_path):
+    snapshot = hub(tiny_checkpoint("llama"))
+    link, blobs = snapshot / "config.json", snapshot.parent.parent / "blobs"
+    inside, digest = blobs.parent / "other", "ab" * 32
+    inside.write_bytes(link.read_bytes())
+    shutil.copy(inside, tmp_path / digest)
+    link.unlink()
+    if leads == "elsewhere":
+        (blobs / digest).symlink_to(tmp_path / digest)
+        link.symlink_to(blobs / digest)
+    elif leads == "up":
+        link.symlink_to(inside)
+    elif leads == "name":
+        shutil.copy(inside, blobs / "config")
+        link.symlink_to(blobs / "config")
+    else:
+        (blobs / digest).mkdir()
+        link.symlink_to(blobs / digest)
+    with pytest.raises(CheckpointError, match="link to what lies elsewhere"):
+        check_contents(snapshot)
+
+
+@pytest.mark.slow
+def test_the_commands_find_it_where_hf_home_says(released, tiny_checkpoint, hub, tmp_path):
+    """As a program of its own, which could reach no network if it tried."""
+    shutil.copytree(released("llama", "instruction") / "adapter", tmp_path / "alone")
+    named_by(tmp_path / "alone", "north/tiny")
+    program = [sys.executable, "-m", "fedllm", "generate", str(tmp_path / "alone")]
+    ask = [*program, "--prompt", "my card", "--max-new-tokens", "4", "--json"]
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HTTPS_PROXY": "http://127.0.0.1:9"}
+    environment.pop("HF_HUB_CACHE", None)
+
+    def asked():
+        return subprocess.run(
+            ask, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
+        )
+
+    absent = asked()
+    assert absent.returncode == 2, absent.stderr
+    assert "hf download north/tiny" in absent.stderr
+    hub(tiny_checkpoint("llama"))
+    found = asked()
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["response_tokens"] <= 4

@@ -14,6 +14,7 @@ from support.serving_runs import LABELS, make_run, service
 
 from fedllm.models.drawing import Sampling
 from fedllm.models.generation import Writing
+from fedllm.models.prompt_cache import PromptCache
 from fedllm.serving.conversation import Conversation
 from fedllm.serving.guard import Guard, Pattern
 from fedllm.serving.served import serve_models
@@ -181,6 +182,8 @@ def test_health_and_metrics(running, client):
     client.chat.completions.create(model="answers", messages=asked("my card"), **FIXED)
     page = httpx.get(f"{running.url}/metrics").text
     for line in (
+        'fedllm_prompt_cache_texts_total{result="miss"}',
+        "fedllm_prompt_cache_bytes",
         'fedllm_requests_total{endpoint="/v1/chat/completions",status="200",tenant="everybody"}',
         'fedllm_tokens_total{kind="written",model="answers",tenant="everybody"}',
         "fedllm_first_piece_seconds_bucket",
@@ -197,6 +200,24 @@ WRONG = [
     ({"model": "answers", "messages": [{"role": "tool", "content": "a"}]}, "role"),
     ({"model": "answers", "messages": asked("a"), "n": 2}, "n is not served"),
     ({"model": "answers", "messages": asked("a"), "tools": [{}]}, "tools is not served"),
+    ({"model": "answers", "messages": asked("a"), "logprobs": 0}, "logprobs is not served"),
+    ({"model": "answers", "messages": asked("a"), "top_k": 1}, "top_k is not served"),
+    ({"model": "answers", "messages": asked("a"), "min_p": 0.5}, "min_p is not served"),
+    ({"model": "answers", "messages": asked("a"), "min_tokens": 5}, "min_tokens is not served"),
+    (
+        {"model": "answers", "messages": asked("a"), "repetition_penalty": 9},
+        "repetition_penalty is not served",
+    ),
+    (
+        {"model": "answers", "messages": asked("a"), "function_call": {"name": "f"}},
+        "function_call is not served",
+    ),
+    ({"model": "answers", "messages": asked("a"), "guided_regex": "x"}, "guided_regex is not"),
+    ({"model": "answers", "messages": asked("a"), "Zebediah Quux": 1}, "a field of another name"),
+    (
+        {"model": "answers", "messages": [{"role": "user", "content": "a", "tool_calls": [{}]}]},
+        "tool_calls is not served",
+    ),
     ({"model": "answers", "messages": asked("a"), "temperature": -1}, "temperature"),
     ({"model": "answers", "messages": asked("a"), "max_tokens": 0}, "max_tokens"),
     ({"model": "answers", "messages": asked("a", "b")}, "is not the user's"),
@@ -211,6 +232,34 @@ def test_a_wrong_request_is_told_what_is_wrong(body, words, running):
     error = found.json()["error"]
     assert words in error["message"]
     assert error["type"] == "invalid_request_error"
+    assert error["code"] is None
+
+
+@pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b'{"model": "\xff"}'])
+def test_what_is_no_json_is_refused_in_the_same_form(content, running):
+    found = httpx.post(
+        f"{running.url}/v1/completions",
+        content=content,
+        headers={"content-type": "application/json"},
+    )
+    assert found.status_code == 400
+    assert found.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_text_without_a_token_is_refused(running):
+    for prompt in (" ", ["my card", " "]):
+        body = {"model": "plain", "prompt": prompt}
+        found = httpx.post(f"{running.url}/v1/completions", json=body)
+        assert (found.status_code, "no tokens" in found.text) == (400, True)
+
+
+def test_a_temperature_next_to_nothing_takes_the_likeliest(running):
+    body = {"model": "plain", "prompt": "my card", "max_tokens": 4}
+    url = f"{running.url}/v1/completions"
+    cold, zero = (
+        httpx.post(url, json=body | {"temperature": t}).json()["choices"] for t in (1e-44, 0)
+    )
+    assert cold == zero
 
 
 def test_what_changes_nothing_is_taken(client):
@@ -233,6 +282,48 @@ def test_a_system_and_parts_of_content_are_heard(client):
     told = client.chat.completions.create(model="answers", messages=system + parts, **FIXED)
     assert same.choices[0].message.content == plain.choices[0].message.content
     assert told.usage.prompt_tokens > same.usage.prompt_tokens
+
+
+# --- prompts that begin alike ---------------------------------------------------------------------
+
+
+def test_a_beginning_is_read_once(models):
+    """And the answer is the same; of the next turn what was answered is known too."""
+    said = "my card is lost " * 6
+    body = {"model": "answers", "messages": asked(said), "temperature": 0, "max_tokens": 8}
+    with service(models, cache=PromptCache(0)) as running:
+        plain = httpx.post(f"{running.url}/v1/chat/completions", json=body).json()
+        turns = asked(said, plain["choices"][0]["message"]["content"], "fee")
+        again = body | {"messages": turns}
+        wanted = httpx.post(f"{running.url}/v1/chat/completions", json=again).json()
+        assert wanted["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+        assert "fedllm_prompt_cache_bytes 0.0" in httpx.get(f"{running.url}/metrics").text
+    cache = PromptCache()
+    with service(models, cache=cache) as running:
+        url = f"{running.url}/v1"
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            first = client.chat.completions.create(**body)
+            assert first.usage.prompt_tokens_details.cached_tokens == 0
+            assert first.choices[0].message.content == plain["choices"][0]["message"]["content"]
+            second = client.chat.completions.create(**again)
+            read = first.usage.total_tokens - 1
+            assert second.usage.prompt_tokens_details.cached_tokens == read // 16 * 16 > 16
+            assert second.choices[0].message.content == wanted["choices"][0]["message"]["content"]
+            parts = list(
+                client.chat.completions.create(
+                    **body, stream=True, stream_options={"include_usage": True}
+                )
+            )
+            assert parts[-1].usage.prompt_tokens_details.cached_tokens > 0
+            text = "".join(p.choices[0].delta.content or "" for p in parts if p.choices)
+            assert text == first.choices[0].message.content
+        page = httpx.get(f"{running.url}/metrics").text
+        assert 'fedllm_prompt_cache_texts_total{result="hit"} 2.0' in page
+        assert 'fedllm_prompt_cache_texts_total{result="miss"} 1.0' in page
+        assert f"fedllm_prompt_cache_bytes {float(cache.used_bytes)!r}" in page
+        assert cache.used_bytes > 0
+    # Nothing outlives the service.
+    assert (cache.used_bytes, len(cache._blocks)) == (0, 0)
 
 
 # --- the guard ----------------------------------------------------------------------------------

@@ -66,10 +66,11 @@ class Running:
     engine: Any
     service: Any
     log: list[str] = field(default_factory=list)
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
 
 @contextmanager
@@ -80,9 +81,15 @@ def service(
     rows: int = 16,
     waiting: int = 64,
     time_s: float = 60.0,
+    cache: Any = None,
+    tls: tuple[Path, Path] | tuple[None, None] = (None, None),
     **limits: Any,
 ) -> Iterator[Running]:
-    """Listen on loopback, as `fedllm serve` does, in threads of this process."""
+    """Listen on loopback, as `fedllm serve` does, in threads of this process.
+
+    ``tls``: certificate and key.
+    """
+    from fedllm.models.prompt_cache import PromptCache
     from fedllm.serving.door import Gate, Limits
     from fedllm.serving.engine import Engine
     from fedllm.serving.keys import Keys
@@ -91,11 +98,13 @@ def service(
     from fedllm.serving.service import Service, application
 
     metrics, log = Metrics(), []
-    engine = Engine(rows, waiting, metrics.failed)
-    metrics.watch(lambda: engine.load)
+    keys = keys or Keys()
+    cache = PromptCache() if cache is None else cache
+    engine = Engine(rows, waiting, metrics.failed, cache, keys.shared)
+    metrics.watch(lambda: engine.load, lambda: cache.used_bytes)
     bounds = Limits(time_s=time_s, **limits)
     made = Service(models, engine, metrics, bounds, guard, 64)
-    gate = Gate(application(made), keys or Keys(), bounds, metrics, log.append)
+    gate = Gate(application(made), keys, bounds, metrics, log.append, lambda: engine.is_alive)
     stop, ports, listening = threading.Event(), [], threading.Event()
 
     def ready(port: int) -> None:
@@ -103,11 +112,12 @@ def service(
         listening.set()
 
     engine.start()
-    thread = threading.Thread(target=serve, args=(gate, Address("127.0.0.1", 0), stop, ready, 5))
+    address = Address("127.0.0.1", 0, *tls)
+    thread = threading.Thread(target=serve, args=(gate, address, stop, ready, 5))
     thread.start()
     try:
         assert listening.wait(30)
-        yield Running(ports[0], engine, made, log)
+        yield Running(ports[0], engine, made, log, "http" if tls[0] is None else "https")
     finally:
         stop.set()
         thread.join(30)

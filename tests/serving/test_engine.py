@@ -1,0 +1,192 @@
+"""Who is written for: what breaks, who goes away and who asks for much ends nobody else's text."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from support.tiny_models import save_tiny
+
+from fedllm.models.generation import Generator, Writing
+from fedllm.models.plain import load_plain_model
+from fedllm.serving.engine import Busy, Engine, Lane, Ticket
+from fedllm.serving.share import Share
+
+WAIT_S = 60
+
+
+def lane_of(folder):
+    loaded = load_plain_model(str(folder))
+    return Lane(Generator(loaded.network, loaded.tokenizer, ()))
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny_checkpoint):
+    return lane_of(tiny_checkpoint("gpt2"))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return lane_of(save_tiny("t5", tmp_path_factory.mktemp("t5")))
+
+
+class Asked:
+    """One text, and how it ended."""
+
+    def __init__(self, lane, prompt=(5, 6, 7), tokens=4, tenant="ward", left_s=WAIT_S):
+        self.endings = []
+        self.begun, self.over = threading.Event(), threading.Event()
+        deadline = time.monotonic() + left_s
+        self.ticket = Ticket(lane, tenant, tuple(prompt), Writing(tokens), self.heard, deadline)
+
+    def heard(self, piece, ending):
+        self.begun.set()
+        if ending is not None:
+            self.endings.append(ending)
+            self.over.set()
+
+    def ended(self):
+        assert self.over.wait(WAIT_S)
+        (ending,) = self.endings
+        return ending
+
+
+def submit(engine, *asked):
+    engine.submit([one.ticket for one in asked])
+    return [one.ended() for one in asked]
+
+
+@pytest.fixture
+def engine():
+    kinds = []
+    made = Engine(4, 8, kinds.append)
+    made.kinds = kinds
+    made.start()
+    yield made
+    made.stop(WAIT_S)
+
+
+def test_a_prompt_that_cannot_be_read_ends_alone(engine, decoder, pair):
+    """Without a token, or longer than the model: the thread writes on for others."""
+    for lane in (decoder, pair):
+        assert submit(engine, Asked(lane, ()), Asked(lane)) == ["failed", "length"]
+    assert submit(engine, Asked(decoder, [5] * 10_000)) == ["failed"]
+    assert submit(engine, Asked(decoder)) == ["length"]
+    assert engine.kinds == ["ConfigError"] * 3
+    assert engine.is_alive
+
+
+def test_what_breaks_while_it_is_read_ends_no_text_under_way(engine, decoder, monkeypatch):
+    own, hold = decoder.batch._logits, threading.Event()
+
+    def logits(ids, mask, cache):
+        if (ids == 9).any() and ids.shape[1] > 1:
+            raise ValueError
+        if len(ids) and ids.shape[1] == 1:
+            assert hold.wait(WAIT_S)
+        return own(ids, mask, cache)
+
+    monkeypatch.setattr(decoder.batch, "_logits", logits)
+    under_way = Asked(decoder, tokens=12)
+    engine.submit([under_way.ticket])
+    assert under_way.begun.wait(WAIT_S)
+    broken, beside = Asked(decoder, (9, 9)), Asked(decoder, tenant="lab")
+    engine.submit([broken.ticket, beside.ticket])
+    hold.set()
+    assert [broken.ended(), beside.ended(), under_way.ended()] == ["failed", "length", "length"]
+
+
+def test_nobody_waits_for_a_thread_that_is_over(decoder, monkeypatch):
+    kinds = []
+    engine = Engine(4, 8, kinds.append)
+    asked = [Asked(decoder), Asked(decoder)]
+
+    def broken(tickets):
+        raise RuntimeError
+
+    monkeypatch.setattr(engine, "_add", broken)
+    engine.start()
+    assert submit(engine, *asked) == ["failed", "failed"]
+    engine.stop(WAIT_S)
+    assert (engine.is_alive, kinds) == (False, ["RuntimeError"])
+    with pytest.raises(Busy):
+        engine.submit([asked[0].ticket])
+
+
+# --- a batch that is written from its beginning to its end ---------------------------------------
+
+
+def test_a_whole_batch_stops_no_other_model_and_is_given_up(engine, decoder, pair, monkeypatch):
+    """Of two texts one hangs up: the other is finished, and then nothing is written for nobody."""
+    steps, hold = [], threading.Event()
+    own = pair.generator.network.forward
+
+    def forward(*arguments, **settings):
+        steps.append(1)
+        assert hold.wait(WAIT_S)
+        return own(*arguments, **settings)
+
+    monkeypatch.setattr(pair.generator.network, "forward", forward)
+    leaves, stays = Asked(pair, tokens=30), Asked(pair, tokens=3)
+    engine.submit([leaves.ticket, stays.ticket])
+    assert submit(engine, Asked(decoder)) == ["length"]
+    waits = Asked(pair, tokens=2)
+    engine.submit([waits.ticket])
+    leaves.ticket.gone = True
+    hold.set()
+    assert [leaves.ended(), stays.ended(), waits.ended()] == ["timeout", "length", "length"]
+    assert len(steps) <= 3 + 2
+    assert leaves.ticket.tokens < 30
+
+
+def test_a_whole_batch_ends_at_its_deadline(engine, pair, monkeypatch):
+    late = Asked(pair, tokens=30)
+    own = pair.generator.network.forward
+
+    def forward(*arguments, **settings):
+        late.ticket.deadline = 0.0
+        return own(*arguments, **settings)
+
+    monkeypatch.setattr(pair.generator.network, "forward", forward)
+    assert submit(engine, late) == ["timeout"]
+    assert late.ticket.tokens == 1
+
+
+# --- room ---------------------------------------------------------------------------------------
+
+
+def test_where_nothing_may_wait_an_idle_service_writes(decoder):
+    engine = Engine(2, 0)
+    engine.start()
+    assert submit(engine, Asked(decoder), Asked(decoder)) == ["length"] * 2
+    assert engine.most_texts == 2
+    with pytest.raises(Busy):
+        engine.submit([Asked(decoder).ticket for _ in range(3)])
+    engine.stop(WAIT_S)
+
+
+def test_the_next_is_of_whom_the_fewest_are_written_for(decoder):
+    """And one tenant, however greedy, leaves a place to another."""
+    engine = Engine(2, 6, shared=True)
+    greedy = [Asked(decoder) for _ in range(4)]
+    engine.submit([one.ticket for one in greedy])
+    with pytest.raises(Busy):
+        engine.submit([Asked(decoder).ticket])
+    modest = Asked(decoder, tenant="lab")
+    engine.submit([modest.ticket])
+    assert engine._admitted() == [greedy[0].ticket, modest.ticket]
+    assert engine.most_texts == 4
+
+
+def test_however_many_are_greedy_one_more_finds_a_place():
+    share, held = Share(16, shared=True), {}
+    for tenant in range(3):
+        held[tenant] = 0
+        while share.allows(held[tenant], sum(held.values()), 1):
+            held[tenant] += 1
+    assert held[0] == 8
+    assert min(held.values()) >= 1
+    assert share.allows(0, sum(held.values()), 1)
+    assert not Share(4, shared=True).allows(0, 4, 1)
+    assert Share(4, shared=False).allows(3, 3, 1)
