@@ -94,6 +94,13 @@ class Int4Linear(nn.Module):
         values = unpack(self.codes).float().mul_(self.scales.float())
         return values.flatten(1)[:, : self.in_features]
 
+    def count_nonzero(self) -> int:
+        """Return how many of the integers are not zero, however they are laid out."""
+        if not self._is_quick:
+            return int(torch.count_nonzero(unpack(self.codes)))
+        halves = torch.stack((self.codes & 15, self.codes >> 4))
+        return int(torch.count_nonzero(halves != _ZERO_AT))
+
     def quicken(self) -> None:
         """Lay the integers out as this processor reads them quickest; they stay so.
 

@@ -95,8 +95,9 @@ def _inputs(
 
             def look(_: nn.Module, given: tuple[Any, ...], kept: list[Tensor] = kept) -> None:
                 states = given[0].detach().reshape(-1, given[0].shape[-1])
-                places = torch.linspace(0, len(states) - 1, min(each, len(states))).long()
-                kept.append(states[places.to(states.device)].float().cpu())
+                last, count = len(states) - 1, min(each, len(states))
+                places = torch.linspace(0, last, count, device=states.device).long()
+                kept.append(states[places].float().cpu())
 
             handle = cast(nn.Module, layer).register_forward_pre_hook(look)
             hooks.callback(handle.remove)

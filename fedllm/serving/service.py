@@ -203,7 +203,8 @@ async def _computed(
     working = asyncio.get_running_loop().run_in_executor(service.computing, found)
     leaving = asyncio.create_task(_left(request))
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        both: set[asyncio.Future[Any]] = {working, leaving}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise Refused(499)
         return working.result()

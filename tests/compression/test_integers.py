@@ -92,11 +92,14 @@ def test_4_bits_laid_out_for_a_processor_are_the_same_numbers(outputs, inputs):
     layer = Int4Linear.of(nn.Linear(inputs, outputs))
     states = torch.randn(3, 9, inputs)
     before = layer(states)
+    counted = layer.count_nonzero()
+    assert 0 < counted == int(torch.count_nonzero(layer.weights()))
     layer.quicken()
     layer.quicken()
     after = layer(states)
     assert (after - before).norm() / before.norm() < 0.01
     assert (layer.codes.dtype == torch.uint8) == (outputs % 16 == 0)
+    assert layer.count_nonzero() == counted
 
 
 def test_4_bits_are_those_of_a_runs_frozen_base():

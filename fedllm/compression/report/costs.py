@@ -15,8 +15,9 @@ from fedllm.compression.int8 import Int8Embedding, Int8Linear
 from fedllm.compression.measuring import latencies_ms
 from fedllm.compression.report.figures import Latency, Memory
 from fedllm.compression.report.opened import Answer, Inputs, answering, open_model
-from fedllm.compression.texts import Tokens
+from fedllm.compression.weight_only import Int4Linear
 from fedllm.errors import ShortOfMemoryError
+from fedllm.tasks.public_texts import Tokens
 
 _STATUS = Path("/proc/self/status")
 _PASSES = 5
@@ -29,15 +30,20 @@ def weights(model: nn.Module) -> tuple[int, int] | None:
     weights are held in a form that is not known here.
     """
     found: dict[int, Tensor] = {}
+    count = nonzero = 0
     for part in model.modules():
         own: Sequence[Tensor | None] = tuple(part.parameters(recurse=False))
         if isinstance(part, Int8Linear | Int8Embedding):
             own = (part.weight, getattr(part, "bias", None))
+        elif isinstance(part, Int4Linear):
+            own = (part.get_buffer("bias"),) if part.bias is not None else ()
+            count += part.in_features * part.out_features
+            nonzero += part.count_nonzero()
         elif hasattr(part, "in_features") and not isinstance(part.weight, nn.Parameter):
             return None
         found |= {values.data_ptr(): values for values in own if values is not None}
-    count = sum(values.numel() for values in found.values())
-    return count, sum(int(torch.count_nonzero(values)) for values in found.values())
+    count += sum(values.numel() for values in found.values())
+    return count, nonzero + sum(int(torch.count_nonzero(values)) for values in found.values())
 
 
 def latencies(answer: Answer, original: Answer, inputs: Inputs) -> tuple[Latency, ...]:

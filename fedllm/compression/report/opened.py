@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedllm.compression.texts import Tokens, padded
+from fedllm.compression.texts import padded
 from fedllm.config.task import columns_read, trains_a_head
 from fedllm.data.encode import EncodedDataset
 from fedllm.data.records import Record
@@ -21,6 +21,7 @@ from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import LayerStack
 from fedllm.serving.exported import load_exported
 from fedllm.tasks import task_of
+from fedllm.tasks.public_texts import Tokens
 
 TOGETHER = 16
 NEW_TOKENS = 16
