@@ -33,7 +33,7 @@ def encode(codes: Codes, bits: int) -> bytes:
     """
     if bits == _PAIRED:
         even = codes if len(codes) % 2 == 0 else np.append(codes, np.uint8(0))
-        codes = (even[0::2] << _PAIRED) | even[1::2]
+        codes = ((even[0::2] << _PAIRED) | even[1::2]).astype(np.uint8)
     coder = zlib.compressobj(9, zlib.DEFLATED, _RAW_DEFLATE, 9, zlib.Z_HUFFMAN_ONLY)
     return coder.compress(codes.tobytes()) + coder.flush()
 

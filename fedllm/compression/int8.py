@@ -140,14 +140,16 @@ def is_table(part: nn.Module) -> bool:
         return True
     if not isinstance(part, nn.Embedding) or getattr(part, "embed_scale", None) is None:
         return False
-    ids = torch.arange(max(_TRIED, 1 + (part.padding_idx or 0)))
-    rows = torch.linspace(-1, 1, len(ids))[:, None].expand(-1, part.embedding_dim)
-    rows = rows.to(part.weight).contiguous()
+    like: dict[str, Any] = {"dtype": part.weight.dtype, "device": part.weight.device}
+    count = max(_TRIED, 1 + (part.padding_idx or 0))
+    rows = torch.linspace(-1, 1, count * part.embedding_dim, **like).reshape(count, -1)
     try:
-        found = torch.func.functional_call(part, {"weight": rows}, (ids.to(rows.device),))
+        found = torch.func.functional_call(
+            part, {"weight": rows}, (torch.arange(count, device=rows.device),)
+        )
     except TypeError:  # it asks for more than numbers of rows
         return False
-    return bool(torch.equal(found, rows * factor_of(part).to(rows)))
+    return bool(torch.equal(found, rows * factor_of(part).type(rows.dtype)))
 
 
 def factor_of(part: nn.Embedding) -> Tensor:

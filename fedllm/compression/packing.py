@@ -279,8 +279,9 @@ def _packed_file(file: _File, chosen: dict[int, _Way], sizes: Sizes) -> bytes:
     tensors = dict(file.plain)
     for name, ways in file.ways.items():
         way = chosen[id(ways)]
-        parts = {CODES: way.codes, VALUES: way.values, SCALES: way.scales}
-        tensors |= {name + mark: torch.from_numpy(part.copy()) for mark, part in parts.items()}
+        tensors[name + CODES] = torch.from_numpy(way.codes.copy())
+        tensors[name + VALUES] = torch.from_numpy(way.values)
+        tensors[name + SCALES] = torch.from_numpy(way.scales)
         sizes.codes += way.codes.nbytes
         sizes.values += way.values.nbytes
         sizes.scales += way.scales.nbytes

@@ -115,7 +115,7 @@ def fingerprint(models: Sequence[torch.nn.Module], asked: object) -> str:
         Whatever else it hangs on, as JSON can say it.
     """
     digests = [
-        sha256_hex(values.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy().data)
+        sha256_hex(values.detach().reshape(-1).contiguous().view(torch.uint8).numpy().data)
         for model in models
         for values in model.state_dict().values()
     ]

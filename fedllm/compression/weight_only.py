@@ -38,7 +38,9 @@ class Int8WeightsLinear(Int8Linear):
         if len(rows) <= _FEW_ROWS and self.in_features % _INPUTS == 0:
             # Scales come after the product: in bfloat16 each would be off by its rounding.
             ones = torch.ones(self.out_features, dtype=torch.bfloat16)
-            product = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, ones).float()
+            product = torch._weight_int8pack_mm(
+                rows.type(torch.bfloat16), self.weight, ones
+            ).float()
         else:
             product = linear(rows.float(), self.weight.float())
         product = product * self.scales.T
@@ -76,7 +78,7 @@ class Int4Linear(nn.Module):
         """Round a layer."""
         made = cls.like(plain)
         codes, scales = quantize(rows_by_output(plain), 4, GROUP)
-        made.codes, made.scales = pack(codes), scales.bfloat16()
+        made.codes, made.scales = pack(codes), scales.type(torch.bfloat16)
         if plain.bias is not None:
             made.bias = plain.bias.detach().float()
         return made
@@ -99,7 +101,7 @@ class Int4Linear(nn.Module):
         """
         if self._is_quick or self.out_features % _OUTPUTS:
             return
-        codes = unpack(self.codes).flatten(1).to(torch.int32) + _ZERO_AT
+        codes = unpack(self.codes).flatten(1).int() + _ZERO_AT
         scales = self.scales.flatten(1).T
         self.codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
         self.scales = torch.stack((scales, torch.zeros_like(scales)), dim=-1)
@@ -109,7 +111,7 @@ class Int4Linear(nn.Module):
         """Return (..., outputs) of states (..., inputs)."""
         rows = states.reshape(-1, self.in_features)
         if self._is_quick:
-            rows = pad(rows.bfloat16(), (0, -self.in_features % GROUP))
+            rows = pad(rows.type(torch.bfloat16), (0, -self.in_features % GROUP))
             product = torch.ops.aten._weight_int4pack_mm_for_cpu(
                 rows, self.codes, GROUP, self.scales
             )
