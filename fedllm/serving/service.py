@@ -202,9 +202,9 @@ async def _computed(
 
     working = asyncio.get_running_loop().run_in_executor(service.computing, found)
     leaving = asyncio.create_task(_left(request))
+    waited: set[asyncio.Future[Any]] = {working, leaving}
     try:
-        both: set[asyncio.Future[Any]] = {working, leaving}
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise Refused(499)
         return working.result()

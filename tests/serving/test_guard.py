@@ -74,7 +74,8 @@ def test_a_number_ends_at_a_border_alone():
     card = next(p for p in Guard().patterns if p.name == "card")
     counting = replace(card, valid=lambda plain: tried.append(plain) or False)
     Guard((counting,)).mask("1 " * 500)
-    assert len(tried) <= 500 * 7
+    # The last are looked at twice, for more may follow them.
+    assert len(tried) <= (500 + 64) * 7
 
 
 @pytest.mark.parametrize("text", LEFT)
