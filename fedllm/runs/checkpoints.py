@@ -269,7 +269,7 @@ def require_ring(state: Path) -> None:
     if not (state / KEYRING).exists() and any(state.glob(f"runs/*/checkpoints/*/{_SEALED}")):
         raise ConfigError(
             f"{state / KEYRING} is gone, without which nothing sealed there opens",
-            "restore it from its backup, or remove the sealed checkpoints and begin their runs anew",
+            "restore it from its backup, or remove the sealed checkpoints and begin the runs anew",
         )
 
 
