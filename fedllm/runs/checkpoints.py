@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedllm.at_rest.stream import SealedError
-from fedllm.at_rest.vault import Vault
+from fedllm.at_rest.vault import KEYRING, Vault
 from fedllm.canonical import UNREADABLE
-from fedllm.errors import CheckpointError, FedllmError
+from fedllm.errors import CheckpointError, ConfigError, FedllmError
 from fedllm.files import atomic_directory, recover_directory, write_bytes, write_json
 from fedllm.runs.metrics import RoundReport
 from fedllm.runs.plain_json import finite, read_object
@@ -242,7 +242,13 @@ def recover_checkpoints(state: Path) -> None:
 
     What lies under another name than the one that it was sealed for opens with no key any more.
     ``state`` is the folder of its kit.
+
+    Raises
+    ------
+    ConfigError
+        As `require_ring`.
     """
+    require_ring(state)
     for folder in state.glob("runs/*/checkpoints"):
         for path in sorted(folder.iterdir()):
             if _RETIRED.match(path.name):
@@ -251,9 +257,20 @@ def recover_checkpoints(state: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def holds_sealed(state: Path) -> bool:
-    """Tell whether anything is sealed among checkpoints of a coordinator's runs."""
-    return any(state.glob(f"runs/*/checkpoints/*/{_SEALED}"))
+def require_ring(state: Path) -> None:
+    """Refuse sealed checkpoints of a coordinator's runs whose ring of keys is gone.
+
+    Those in clear would be taken from then on, by whomever they are.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if not (state / KEYRING).exists() and any(state.glob(f"runs/*/checkpoints/*/{_SEALED}")):
+        raise ConfigError(
+            f"{state / KEYRING} is gone, without which nothing sealed there opens",
+            "restore it from its backup, or remove the sealed checkpoints and begin the runs anew",
+        )
 
 
 def seal_checkpoints(state: Path, vault: Vault) -> list[Path]:

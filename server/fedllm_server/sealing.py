@@ -7,9 +7,8 @@ from pathlib import Path
 from fedllm.at_rest.keyring import Ask
 from fedllm.at_rest.sources import ask_at_terminal
 from fedllm.at_rest.vault import KEYRING, Vault
-from fedllm.errors import ConfigError
 from fedllm.identity.keys import Identity
-from fedllm.runs.checkpoints import holds_sealed
+from fedllm.runs.checkpoints import require_ring
 
 
 def vault_of(kit: Path, ask: Ask = ask_at_terminal) -> Vault | None:
@@ -21,13 +20,7 @@ def vault_of(kit: Path, ask: Ask = ask_at_terminal) -> Vault | None:
         If the keys do not open, or are gone and checkpoints that they sealed are there.
     """
     state = kit / "state"
+    require_ring(state)
     if not (state / KEYRING).exists():
-        if holds_sealed(state):
-            # Checkpoints in clear would be taken from now on, by whomever they are.
-            raise ConfigError(
-                f"{state / KEYRING} is gone, without which nothing sealed there opens",
-                "restore it from its backup, or remove the sealed checkpoints and begin their runs "
-                "anew",
-            )
         return None
     return Vault.of(state, Identity.load("coordinator", kit / "keys"), ask)

@@ -136,6 +136,9 @@ def test_what_a_kill_left_of_a_checkpoint_does_not_keep_keys_from_being_exchange
     (kit / "state" / "keyring.json").unlink()
     with pytest.raises(ConfigError, match=r"keyring\.json is gone"):
         vault_of(kit)
+    with pytest.raises(ConfigError, match=r"keyring\.json is gone"):
+        exchange("third")
+    assert not (kit / "state" / "keyring.json").exists()
 
 
 def test_a_coordinators_checkpoints_are_sealed_from_then_on(federation, tmp_path):
