@@ -12,8 +12,8 @@ from fedllm.errors import ConfigError
 from fedllm.models import checkpoints
 from fedllm.models.shared import SharedModel
 from fedllm.serving.embedding import Embedding
-from fedllm.serving.engine import Lane
 from fedllm.serving.exported import is_exported
+from fedllm.serving.lane import Lane
 from fedllm.serving.released import is_released
 from fedllm.serving.usable import OwnLayerOf, Usable, open_usable
 from fedllm.tasks.registry import task_for_base

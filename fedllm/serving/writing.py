@@ -12,9 +12,10 @@ from typing import Any
 
 from fedllm.models.generation import Writing
 from fedllm.serving.door import failure
-from fedllm.serving.engine import Ending, Engine, Lane, Ticket
+from fedllm.serving.engine import Engine
 from fedllm.serving.forms import Form, Usage
 from fedllm.serving.guard import Guard, GuardedText
+from fedllm.serving.lane import Ending, Lane, Ticket
 from fedllm.serving.metrics import Metrics
 from fedllm.tasks.prompting import Prompt
 

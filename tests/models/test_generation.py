@@ -85,9 +85,9 @@ def test_prompts_of_one_length_go_together_where_padding_counts(generator_of, mo
     sizes = []
     own = Generator._run
 
-    def run(self, part):
+    def run(self, part, given_up):
         sizes.append({len(s.prompt) for s in part})
-        own(self, part)
+        own(self, part, given_up)
 
     monkeypatch.setattr(Generator, "_run", run)
     assert generator.write(PROMPTS, Writing(4)) == expected

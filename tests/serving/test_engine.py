@@ -10,7 +10,8 @@ from support.tiny_models import save_tiny
 
 from fedllm.models.generation import Generator, Writing
 from fedllm.models.plain import load_plain_model
-from fedllm.serving.engine import Busy, Engine, Lane, Ticket
+from fedllm.serving.engine import Busy, Engine
+from fedllm.serving.lane import Lane, Ticket
 from fedllm.serving.share import Share
 
 WAIT_S = 60
