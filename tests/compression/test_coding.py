@@ -59,7 +59,7 @@ def test_damage_is_told_or_harmless_but_never_another_length(data):
 
 @pytest.mark.parametrize("count", [0, 300, 499, 503, 10_000])
 def test_another_number_of_codes_is_refused(count):
-    with pytest.raises(CheckpointError, match="were expected|cannot hold"):
+    with pytest.raises(CheckpointError, match=r"were expected|cannot hold"):
         decode(encode(drawn([0.5, 0.5], 501), 4), count, 4)
 
 
