@@ -10,6 +10,7 @@ clipped sum up to float32 rounding, which `Bench.check` holds them to before any
 
 from __future__ import annotations
 
+import os
 import time
 import zlib
 from base64 import b64encode
@@ -54,9 +55,11 @@ from fedllm.tasks import task_of
 from fedllm.training.local import clipped_gradient_sum
 from fedllm.training.objectives import record_losses
 from fedllm.training.server_optimizer import ServerOptimizer
+from fedllm_server.starting import starting_state
 
 Vector = NDArray[np.float64]
 EXAMPLES = Path(__file__).parents[1] / "examples"
+DATA = Path(os.environ.get("FEDLLM_DATA", Path(__file__).parents[2] / "shared/data")).absolute()
 ROWS = 64
 # The part of train on which settings are judged, and the seed of its runs.
 JUDGED_PART, CHOOSING_SEED = 0.25, 100
@@ -77,6 +80,8 @@ class Setup:
         The product's figure; ``higher`` says which way is better.
     splits : tuple of str
         How the records lie at sites.
+    public : str
+        Public texts of the same kind, or of any, below `DATA`.
     """
 
     name: str
@@ -85,9 +90,18 @@ class Setup:
     metric: str
     higher: bool
     splits: tuple[str, ...]
+    public: str
 
 
-BANK = Setup("banking77", "bank_intents/adapters.toml", (), "accuracy", True, ("iid", "dirichlet"))
+BANK = Setup(
+    "banking77",
+    "bank_intents/adapters.toml",
+    (),
+    "accuracy",
+    True,
+    ("iid", "dirichlet"),
+    "clinc_finance/train.jsonl.gz",
+)
 MEDQUAD = Setup(
     "medquad",
     "hospital_questions/run.toml",
@@ -100,6 +114,7 @@ MEDQUAD = Setup(
     "loss",
     False,
     ("iid", "natural"),
+    "pretrain_en/train.jsonl.gz",
 )
 SETUPS = {setup.name: setup for setup in (BANK, MEDQUAD)}
 
@@ -341,6 +356,11 @@ class Bench:
                 f"lora.rank={case.rank}",
                 f"lora.alpha={2 * case.rank or 16}",
                 "lora.method=" if head else f'lora.method="{case.method}"',
+                *(
+                    [f'lora.public_texts="{DATA / self.setup.public}"']
+                    if case.method == "eva"
+                    else []
+                ),
                 f"seed={case.seed}",
                 *(["data.site="] if case.split != "natural" else []),
                 f'data.partition="{case.split if case.split == "dirichlet" else "iid"}"',
@@ -445,7 +465,7 @@ class Bench:
         quantisers = [_quantiser(config, up) for up in turns]
         optimizer = ServerOptimizer(config.rounds, *turns)
         noise = mechanism.announced_noise(1, ())
-        adapter = adapter_of(model).start()
+        adapter = starting_state(config, model, None).adapter
         for number in range(1, config.rounds.count + 1):
             method = adapter_of(model, number)
             quantiser = quantisers[(number - 1) % len(turns)]
