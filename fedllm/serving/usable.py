@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedllm.compression.integers_folder import is_of_integers
 from fedllm.config.task import pools_text
 from fedllm.data.template import brings_template
 from fedllm.errors import ConfigError
@@ -195,7 +196,8 @@ def _exported(location: Path, device: str | None, max_length: int | None) -> Usa
     task = task_of(found.task)
     how, labelling = task.prompting(), task.predicting()
     length, generator, predicting = max_length or found.max_length, None, None
-    check_length(checkpoints.read_config(location)[1], length, "--max-length")
+    _, architecture = checkpoints.read_config(location, integers=is_of_integers(location))
+    check_length(architecture, length, "--max-length")
     if found.model is None:
         generator = Generator(found.network, found.tokenizer, _ends(found.tokenizer))
     elif labelling is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fedllm.compression.int8 import Int8Linear, to_int8
+from fedllm.compression.int8 import Int8Linear
+from fedllm.compression.integers import to_integers
 from fedllm.compression.measuring import latencies_ms, operations, tensor_bytes
 from fedllm.compression.report.costs import weights
 
@@ -49,7 +50,7 @@ def test_weights_that_are_zero_are_counted_once_and_scales_are_none():
     model[0].weight.data.fill_(1.0)[0] = 0
     model[1].weight = model[0].weight
     assert weights(model) == (40, 36)
-    to_int8(model)
+    to_integers(model, "int8")
     assert weights(model) == (40, 36)
 
     class Packed(nn.Module):

@@ -142,7 +142,7 @@ def test_the_likeliest_token_is_that_of_all_logits(model, at_once, monkeypatch):
 
 
 def test_a_head_of_integers_gives_as_many_logits_at_once_as_one_of_numbers():
-    from fedllm.compression.int8 import to_int8
+    from fedllm.compression.integers import to_integers
     from fedllm.models.readout import Readout
 
     class Model(torch.nn.Module):
@@ -155,5 +155,5 @@ def test_a_head_of_integers_gives_as_many_logits_at_once_as_one_of_numbers():
 
     made = Model()
     before = Readout(made, made.head).tokens_at_once
-    to_int8(made)
+    to_integers(made, "int8")
     assert Readout(made, made.head).tokens_at_once == before

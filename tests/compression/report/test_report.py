@@ -260,7 +260,7 @@ def test_what_cannot_be_compared_is_refused_by_name(finished, tmp_path, no_proce
     nan = damaged(
         tmp_path / "q8",
         tmp_path / "nan",
-        "int8.safetensors",
+        "integers.safetensors",
         lambda t: [v.fill_(float("nan")) for n, v in t.items() if n.endswith("scales")],
     )
     with pytest.raises(TrainingError, match="nan answers with numbers that are none"):
