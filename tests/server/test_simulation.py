@@ -245,6 +245,7 @@ def test_encryption_and_engine_change_nothing_but_who_sees_what(config, tmp_path
         assert other.adapter_sha256 == whole, name
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_adapter(config, tmp_path):
     here = simulate(config, tmp_path / "here")
     ray = simulate(config, tmp_path / "ray", engine="ray")
