@@ -32,11 +32,9 @@ class Terminal:
         while text not in self.shown:
             assert time.monotonic() < end, self.shown[-2000:]
             if select.select([self._master], [], [], 0.2)[0]:
-                try:
-                    self.shown += os.read(self._master, 4096).decode()
-                except OSError:
-                    # Nobody holds its other end any more.
-                    assert text in self.shown, self.shown[-2000:]
+                self.shown += os.read(self._master, 4096).decode()
+            else:
+                assert self.program.poll() is None, self.shown[-2000:]
         before, _, self.shown = self.shown.partition(text)
         return before
 
@@ -47,10 +45,7 @@ class Terminal:
         """Let it show what is left, and return how it ended."""
         while self.program.poll() is None:
             if select.select([self._master], [], [], 0.2)[0]:
-                try:
-                    self.shown += os.read(self._master, 4096).decode()
-                except OSError:
-                    break
+                self.shown += os.read(self._master, 4096).decode()
         return self.program.wait(60)
 
 
@@ -65,12 +60,13 @@ def chat(*arguments):
         env=os.environ | {"TERM": "dumb"},
         start_new_session=True,
     )
-    os.close(slave)
     try:
         yield Terminal(master, program)
     finally:
         program.kill()
         program.wait()
+        # Held until now: a terminal that nobody holds, as before the program opens it, is gone.
+        os.close(slave)
         os.close(master)
 
 
