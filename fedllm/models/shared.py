@@ -181,6 +181,10 @@ class SharedModel:
         """Return the values of some tensors before any training, float32."""
         return self._start[self.tensors.places(manifest)]
 
+    def begin_with(self, manifest: AdapterManifest) -> None:
+        """Take what the model holds of some tensors for what it began with."""
+        self._start[self.tensors.places(manifest)] = self.values(manifest)
+
     def train_only(self, manifest: AdapterManifest) -> None:
         """From now on train these tensors, and leave the others as they are."""
         if manifest == self.manifest:

@@ -107,6 +107,9 @@ def load_released(
     if not whole:
         _train_as(model, about)
     model.load_adapter(found.folder)
+    if model.method == "eva":
+        # Nothing trains its A, and the texts that it was made of need not be here.
+        model.begin_with(model.tensors.only("A"))
     method = adapter_of(model)
     adapter = method.held()
     method.place(adapter)

@@ -11,17 +11,12 @@ from numpy.typing import NDArray
 
 from fedllm.adapters import adapter_of
 from fedllm.config import RunConfig
-from fedllm.errors import ConfigError
-from fedllm.models.explained import explain_inputs
 from fedllm.models.shared import SharedModel
 from fedllm.models.start import take_over
 from fedllm.runs.checkpoints import RunState
 from fedllm.runs.folder import config_digest
 from fedllm.runs.start import StartedFrom
-from fedllm.tasks.public_texts import Tokens, read_texts
-
-# Public texts that are looked at.
-_TEXTS = 64
+from fedllm.tasks.beginning import begin
 
 
 def starting_state(
@@ -63,21 +58,9 @@ def _first_adapter(
     config: RunConfig, model: SharedModel, start: StartedFrom | None
 ) -> tuple[NDArray[np.float32], dict[str, Any] | None]:
     method = adapter_of(model)
+    if start is None:
+        begin(config, model)
+        return method.start(), None
     method.place(method.start())
-    if start is not None:
-        head = take_over(model, start.folder)
-        return method.held(), {**start.about, "head": head}
-    if model.method == "eva":
-        explain_inputs(model, _public_texts(config, model))
-    return method.held(), None
-
-
-def _public_texts(config: RunConfig, model: SharedModel) -> list[Tokens]:
-    """Return the texts that decide where training begins: evenly drawn from the file."""
-    if config.lora.public_texts is None:
-        raise ConfigError(
-            "lora.method = 'eva' needs public texts",
-            "name a file of them as lora.public_texts, or take lora.method = 'ffa_orthonormal'",
-        )
-    texts = read_texts(config.lora.public_texts, "text", model.tokenizer, config.model.max_length)
-    return texts[:: max(1, len(texts) // _TEXTS)][:_TEXTS]
+    head = take_over(model, start.folder)
+    return method.held(), {**start.about, "head": head}

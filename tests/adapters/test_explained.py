@@ -10,11 +10,14 @@ from support.tasks import load_model
 from support.tiny_models import save_tiny
 
 from fedllm.adapters import adapter_of
+from fedllm.audit.attacks.sandbox import open_sandbox
 from fedllm.errors import ConfigError, DataError
 from fedllm.federation.protocol.terms import shared_config
 from fedllm.models.explained import directions, explain_inputs
+from fedllm.randomness import RandomStream
 from fedllm.runs.checkpoints import load_checkpoint
 from fedllm.runs.folder import config_digest
+from fedllm.serving.released import load_released
 from fedllm.tasks.public_texts import read_texts
 from fedllm_server.simulation import simulate
 
@@ -91,6 +94,22 @@ def test_a_run_keeps_the_directions_of_the_public_texts(made, tmp_path):
     for segment in method.down.segments:
         same = np.allclose(method.held()[segment.slice], found[segment.slice], atol=1e-6)
         assert same == (segment.kind == "A"), segment.name
+
+
+def test_who_trains_from_the_beginning_begins_there_too(made, tmp_path):
+    """Shadow models of an audit, and what a site trains for itself to compare with."""
+    config = made()
+    simulate(config, tmp_path / "run", observers=[])
+    released = load_released(tmp_path / "run")
+    sandbox = open_sandbox(config, 5, RandomStream.seeded(1))
+    for model in (released.model, sandbox.model):
+        start = adapter_of(model).start()
+        for segment in adapter_of(model).down.segments:
+            part = start[segment.slice]
+            if segment.kind == "A":
+                np.testing.assert_allclose(part, released.adapter[segment.slice], atol=1e-6)
+            elif segment.kind == "B":
+                assert not part.any()
 
 
 def test_sites_are_not_told_where_the_texts_lie_and_a_run_may_move(made):

@@ -22,6 +22,7 @@ from fedllm.models.shared import SharedModel
 from fedllm.privacy.accounting.events import Event, NonPrivate, PoissonGaussian
 from fedllm.randomness import RandomStream
 from fedllm.tasks import LearningTask, task_of
+from fedllm.tasks.beginning import begin
 from fedllm.training.local import GradientSource, Released, SiteDataset, train_locally
 from fedllm.training.server_optimizer import ServerOptimizer
 
@@ -152,6 +153,7 @@ def open_sandbox(config: RunConfig, most_public: int, stream: RandomStream) -> S
     records = task.read_public(config.data)
     labels = task.labels(config.data, records)
     model = task.load_model(config, labels)
+    begin(config, model)
     if records:
         public = [records[i] for i in stream.permutation(len(records))[:most_public]]
     else:
