@@ -1,11 +1,10 @@
 """Directions in which a layer's inputs lie on public text, as the rows of a frozen A.
 
-What a model reads lies mostly in few directions, and so do the gradients of its weights: of a
-matrix they are sums of outer products with the layer's inputs. An A whose rows are the first
-directions (EVA, Paischer et al. 2024) sees more of them than a random one of the same rank, so that
-less noise is needed for the same signal. Each row is divided by the root mean square of what comes
-out of it: otherwise the first would be many times as strong as the others, and the layers would
-differ as much, and one learning rate could not be right for all.
+The gradient of a matrix is a sum of outer products with the layer's inputs, and no other A of the
+same rank keeps more of these than one whose rows are their first directions (EVA, Paischer et al.
+2024). Each row is divided by the root mean square of what comes out of it: otherwise the first
+would be many times as strong as the others, and the layers would differ as much, and one learning
+rate could not be right for all.
 
 The texts decide what sites train in, and nothing noises them: they must be public, like the base.
 """

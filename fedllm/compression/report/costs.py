@@ -39,7 +39,9 @@ def weights(model: nn.Module) -> tuple[int, int] | None:
             own = (part.get_buffer("bias"),) if part.bias is not None else ()
             count += part.in_features * part.out_features
             nonzero += part.count_nonzero()
-        elif hasattr(part, "in_features") and not isinstance(part.weight, nn.Parameter):
+        elif hasattr(part, "in_features") and not isinstance(
+            getattr(part, "weight", None), nn.Parameter
+        ):
             return None
         found |= {values.data_ptr(): values for values in own if values is not None}
     count += sum(values.numel() for values in found.values())
