@@ -8,6 +8,7 @@ row: in a small model they are most of its bytes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Self, cast
 
 import torch
@@ -40,8 +41,8 @@ def rounded(values: Tensor) -> tuple[Tensor, Tensor]:
     return (values / scales).round_().type(torch.int8), scales
 
 
-class Int8Linear(nn.Module):
-    """A linear layer on integers; gives what it was given in: the same type of numbers.
+class IntegerLinear(nn.Module, ABC):
+    """A linear layer whose weights are integers; gives what it was given in.
 
     Parameters
     ----------
@@ -51,21 +52,19 @@ class Int8Linear(nn.Module):
         Whether there is one.
     """
 
-    weight: Tensor
     scales: Tensor
 
     def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
         super().__init__()
         self.in_features, self.out_features = inputs, outputs
-        self.register_buffer("weight", torch.zeros(outputs, inputs, dtype=torch.int8))
-        self.register_buffer("scales", torch.ones(outputs, 1))
+        self._make_empty()
         self.register_buffer("bias", torch.zeros(outputs) if bias else None)
 
     @classmethod
     def of(cls, plain: nn.Linear | Conv1D) -> Self:
         """Round a layer."""
         made = cls.like(plain)
-        made.weight, made.scales = rounded(rows_by_output(plain))
+        made._round(rows_by_output(plain))
         if plain.bias is not None:
             made.bias = plain.bias.detach().float()
         return made
@@ -75,6 +74,28 @@ class Int8Linear(nn.Module):
         """Return an empty layer of the size of another."""
         outputs, inputs = rows_by_output(plain).shape
         return cls(inputs, outputs, plain.bias is not None)
+
+    @abstractmethod
+    def _make_empty(self) -> None:
+        """Register integers and scales."""
+
+    @abstractmethod
+    def _round(self, rows: Tensor) -> None:
+        """Take over weights (outputs, inputs)."""
+
+
+class Int8Linear(IntegerLinear):
+    """A linear layer of 8 bits that rounded states meet."""
+
+    weight: Tensor
+
+    def _make_empty(self) -> None:
+        shape = (self.out_features, self.in_features)
+        self.register_buffer("weight", torch.zeros(shape, dtype=torch.int8))
+        self.register_buffer("scales", torch.ones(self.out_features, 1))
+
+    def _round(self, rows: Tensor) -> None:
+        self.weight, self.scales = rounded(rows)
 
     def forward(self, states: Tensor) -> Tensor:
         """Return (..., outputs) of states (..., inputs)."""

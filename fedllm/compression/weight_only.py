@@ -7,15 +7,13 @@ whose operations torch has for processors; results are of the type that states h
 
 from __future__ import annotations
 
-from typing import Self, cast
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear, pad
-from transformers.pytorch_utils import Conv1D
 
-from fedllm.compression.int8 import Int8Linear
-from fedllm.compression.linears import rows_by_output
+from fedllm.compression.int8 import Int8Linear, IntegerLinear
 from fedllm.models.quantized import pack, quantize, unpack
 
 # Of one scale; what a frozen base of 4 bits has.
@@ -47,47 +45,24 @@ class Int8WeightsLinear(Int8Linear):
         return _result(product, cast("Tensor | None", self.bias), states)
 
 
-class Int4Linear(nn.Module):
+class Int4Linear(IntegerLinear):
     """A linear layer with weights of 4 bits, one scale for each 32 of an output's.
 
     The integers are those of a run's frozen base (`fedllm.models.quantized.quantize`).
-
-    Parameters
-    ----------
-    inputs, outputs : int
-        Its widths.
-    bias : bool
-        Whether there is one.
     """
 
     codes: Tensor
-    scales: Tensor
 
-    def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
-        super().__init__()
-        self.in_features, self.out_features = inputs, outputs
-        groups = -(-inputs // GROUP)
+    def _make_empty(self) -> None:
+        outputs, groups = self.out_features, -(-self.in_features // GROUP)
         codes = torch.zeros(outputs, groups, GROUP // 2, dtype=torch.int8)
         self.register_buffer("codes", codes)
         self.register_buffer("scales", torch.ones(outputs, groups, 1, dtype=torch.bfloat16))
-        self.register_buffer("bias", torch.zeros(outputs) if bias else None)
         self._is_quick = False
 
-    @classmethod
-    def of(cls, plain: nn.Linear | Conv1D) -> Self:
-        """Round a layer."""
-        made = cls.like(plain)
-        codes, scales = quantize(rows_by_output(plain), 4, GROUP)
-        made.codes, made.scales = pack(codes), scales.type(torch.bfloat16)
-        if plain.bias is not None:
-            made.bias = plain.bias.detach().float()
-        return made
-
-    @classmethod
-    def like(cls, plain: nn.Linear | Conv1D) -> Self:
-        """Return an empty layer of the size of another."""
-        outputs, inputs = rows_by_output(plain).shape
-        return cls(inputs, outputs, plain.bias is not None)
+    def _round(self, rows: Tensor) -> None:
+        codes, scales = quantize(rows, 4, GROUP)
+        self.codes, self.scales = pack(codes), scales.type(torch.bfloat16)
 
     def weights(self) -> Tensor:
         """Return the numbers, float32 (outputs, inputs), that the integers stand for."""
