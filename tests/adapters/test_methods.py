@@ -200,12 +200,12 @@ def test_half_of_the_adapter_is_half_of_the_bytes(run):
     ("method", "optimizer"),
     [
         pytest.param("ffa_orthonormal", "average", marks=pytest.mark.slow),
-        ("eva", "adam"),
+        pytest.param("eva", "adam", marks=pytest.mark.slow),
         ("rolora", "momentum"),
         pytest.param("rolora", "adam", marks=pytest.mark.slow),
         pytest.param("fedsvd", "momentum", marks=pytest.mark.slow),
         ("fedsvd", "adam"),
-        ("core", "momentum"),
+        pytest.param("core", "momentum", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_was_cut_off_in_any_round_ends_as_it_would_have(

@@ -126,6 +126,7 @@ def transcript(tiny_checkpoint, tmp_path_factory, injected):
     return run
 
 
+@pytest.mark.slow
 def test_nothing_that_leaves_a_site_depends_on_what_units_hold(transcript):
     """All at once, under everything that the coordinator can vary."""
     plain = transcript(beside_others())

@@ -59,6 +59,7 @@ def transcript(tiny_checkpoint, tmp_path_factory, injected):
     return run
 
 
+@pytest.mark.slow
 def test_nothing_that_leaves_a_site_depends_on_one_units_spans(transcript):
     plain = transcript(beside_others())
     assert sum('"train"' in line for line in plain) >= 6
@@ -73,7 +74,7 @@ def test_nothing_that_leaves_a_site_depends_on_the_spans_of_one_text_alone(trans
         assert transcript(beside_others(TARGETS[name]), ["evaluated"]) == plain, name
 
 
-@pytest.mark.parametrize("name", ["a foreign label", "no JSON"])
+@pytest.mark.parametrize("name", ["a foreign label", pytest.param("no JSON", marks=SLOW)])
 def test_a_site_that_encoded_before_it_answered_would_be_found(transcript, monkeypatch, name):
     before = Coordinator.run
 

@@ -190,6 +190,7 @@ def test_without_the_gate_the_same_run_ends_with_the_poisoned_model(
     assert lines(tmp_path / "run")[2].get("rejected") is None
 
 
+@pytest.mark.slow
 def test_a_poisoned_run_killed_after_any_write_goes_on_to_the_same_end(
     open_run, tmp_path, monkeypatch
 ):

@@ -94,9 +94,8 @@ def settings(run: PretrainConfig, folder: Path, sharded: bool) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "sharded", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["ddp", "fsdp"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp"])
 def test_two_processes_follow_the_curve_of_one_and_one_goes_on_where_they_stopped(
     alone, tmp_path, sharded
 ):
