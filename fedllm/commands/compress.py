@@ -73,7 +73,7 @@ def prune(
     learning_rate: float = _RATE,
     rows: int = _ROWS,
     seed: int = _SEED,
-    base: Path | None = _BASE,
+    base: str | None = _BASE,
     dtype: str | None = _DTYPE,
     json_output: bool = options.JSON,
 ) -> None:
@@ -113,7 +113,7 @@ def distill(
     learning_rate: float = _RATE,
     rows: int = _ROWS,
     seed: int = _SEED,
-    base: Path | None = _BASE,
+    base: str | None = _BASE,
     dtype: str | None = _DTYPE,
     json_output: bool = options.JSON,
 ) -> None:
@@ -150,7 +150,7 @@ def quantize(
     ),
     rows: int = _ROWS,
     seed: int = _SEED,
-    base: Path | None = _BASE,
+    base: str | None = _BASE,
     json_output: bool = options.JSON,
 ) -> None:
     """Keep a run's model in fewer bits a weight.

@@ -49,7 +49,7 @@ def report(
     others: str | None = typer.Option(
         None, metavar="FILE", help="Records that were not trained on, of the same kind."
     ),
-    base: Path | None = typer.Option(
+    base: str | None = typer.Option(
         None, metavar="DIR", help="The base model's folder, if it was moved since the run."
     ),
     json_output: bool = options.JSON,

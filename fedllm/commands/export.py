@@ -27,7 +27,7 @@ def export(
         click_type=click.Choice(["peft", "merged", "onnx", "gguf"]),
     ),
     out: Path = typer.Option(..., metavar="DIR", help="The new folder."),
-    base: Path | None = typer.Option(
+    base: str | None = typer.Option(
         None, metavar="DIR", help="The base model's folder, if it was moved since the run."
     ),
     dtype: str | None = typer.Option(

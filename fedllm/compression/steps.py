@@ -83,7 +83,7 @@ def prune_run(
     texts: Texts | None,
     teaching: Teaching | None,
     told: Told,
-    base: Path | None = None,
+    base: str | None = None,
     dtype: str | None = None,
 ) -> Written:
     """Prune a run's model, teach what is left if asked, and write it.
@@ -163,7 +163,7 @@ def distil_run(
     texts: Texts,
     teaching: Teaching,
     told: Told,
-    base: Path | None = None,
+    base: str | None = None,
     dtype: str | None = None,
 ) -> Written:
     """Teach a student that has a share of the model's blocks, and write it.
@@ -195,7 +195,7 @@ def quantize_run(
     texts: Texts | None = None,
     teaching: Teaching | None = None,
     told: Told = lambda step, steps, loss: None,
-    base: Path | None = None,
+    base: str | None = None,
 ) -> Written:
     """Write a run's model with fewer bits a weight.
 

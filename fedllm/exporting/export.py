@@ -41,7 +41,7 @@ _WRITERS: dict[Format, Callable[[Released, Path, Settings], Written]] = {
 
 
 def export(
-    run: Path, out: Path, form: Format, base: Path | None = None, dtype: str | None = None
+    run: Path, out: Path, form: Format, base: str | None = None, dtype: str | None = None
 ) -> Written:
     """Export a finished run's model, and check that it answers as the run's own.
 
@@ -53,7 +53,7 @@ def export(
         The new folder; must not be there.
     form : str
         One of `FORMATS`.
-    base : Path, optional
+    base : str, optional
         Folder of the base model, where it was moved.
     dtype : str, optional
         In which whole checkpoints keep their weights: as the base does when left out.

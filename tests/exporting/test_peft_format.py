@@ -246,12 +246,23 @@ def test_a_quantised_run_is_put_on_plain_weights_and_that_is_said(finished, tmp_
     assert "int8" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_labels_that_do_not_fit_the_head_are_refused(finished, tmp_path):
+    run = finished("bert")
+    path = run / "adapter" / "shared_model.json"
+    told = json.loads(path.read_text())
+    for labels, words in ((told["labels"][:2], "2 labels need 2"), (["a"] * 3, "a label twice")):
+        path.write_text(json.dumps(told | {"labels": labels}))
+        with pytest.raises(CheckpointError, match=words):
+            export(run, tmp_path / "out", "peft")
+    assert not (tmp_path / "out").exists()
+
+
 # --- what is wrong ---------------------------------------------------------------------------
 
 
 def test_an_adapter_of_another_base_is_refused(finished, tmp_path, tiny):
     with pytest.raises(CheckpointError, match=r"(?s)another base model.*--base"):
-        export(finished("bert"), tmp_path / "out", "peft", base=tiny("electra"))
+        export(finished("bert"), tmp_path / "out", "peft", base=str(tiny("electra")))
 
 
 def test_a_moved_base_is_asked_for_and_taken(finished, tmp_path, tiny):
@@ -260,15 +271,15 @@ def test_a_moved_base_is_asked_for_and_taken(finished, tmp_path, tiny):
     shutil.copytree(tiny("bert"), tmp_path / "before")
     run = finished("bert", base=tmp_path / "before")
     (tmp_path / "before").rename(tmp_path / "after")
-    with pytest.raises(CheckpointError, match=r"(?s)there is no folder.*--base"):
+    with pytest.raises(ConfigError, match=r"(?s)not on this machine where it was.*before.*--base"):
         export(run, tmp_path / "out", "peft")
-    export(run, tmp_path / "out", "peft", base=tmp_path / "after")
+    export(run, tmp_path / "out", "peft", base=str(tmp_path / "after"))
 
 
 def test_a_run_without_an_adapter_is_refused(finished, tmp_path):
     run = finished()
     (run / "adapter" / "shared_model.json").unlink()
-    with pytest.raises(ConfigError, match="no released adapter"):
+    with pytest.raises(ConfigError, match="holds no adapter"):
         export(run, tmp_path / "out", "peft")
     (run / "summary.json").unlink()
     with pytest.raises(ConfigError, match="not finished"):

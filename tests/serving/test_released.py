@@ -250,7 +250,7 @@ def test_what_is_no_repository_is_looked_for_nowhere(name, released, monkeypatch
     shutil.copytree(released("llama", "instruction") / "adapter", tmp_path / "alone")
     named_by(tmp_path / "alone", name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fedllm.serving.released.cached_folder", lambda name: 1 / 0)
+    monkeypatch.setattr("fedllm.exporting.found.cached_folder", lambda name: 1 / 0)
     with pytest.raises((ConfigError, CheckpointError)):
         load_released(tmp_path / "alone")
 

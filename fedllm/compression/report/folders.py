@@ -68,7 +68,7 @@ class Original:
         Tokens that are read of a record.
     config : RunConfig, optional
         The run's, with the base model where it lies here; None where a whole model was given.
-    base : Path, optional
+    base : str, optional
         As it was given.
     """
 
@@ -76,10 +76,10 @@ class Original:
     data: DataSection
     max_length: int
     config: RunConfig | None = None
-    base: Path | None = None
+    base: str | None = None
 
 
-def read_original(location: Path, base: Path | None) -> Original:
+def read_original(location: Path, base: str | None) -> Original:
     """Read what a run, or a whole model, says of itself.
 
     Raises
@@ -143,11 +143,11 @@ def disk_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _read_run(location: Path, base: Path | None) -> Original:
+def _read_run(location: Path, base: str | None) -> Original:
     run = read_run_folder(location)
     config = run.config
     if base is not None:
-        model = config.model.model_copy(update={"path": str(base)})
+        model = config.model.model_copy(update={"path": base})
         config = config.model_copy(update={"model": model})
     found = find_start(str(location), "RUN")
     prints = checkpoints.fingerprints(checkpoints.checkpoint_folder(config.model.path))
