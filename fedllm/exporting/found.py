@@ -69,7 +69,8 @@ def find_released(location: Path, base: str | None = None) -> Found:
     location : Path
         The folder of a finished run, or its folder ``adapter``, perhaps by itself.
     base : str, optional
-        The base model's folder, where it is not the one that the run names.
+        The base model's folder, or its repository in this machine's hub cache, where it is not
+        the one that the run names.
 
     Raises
     ------
@@ -81,7 +82,7 @@ def find_released(location: Path, base: str | None = None) -> Found:
     start = find_start(str(location), "RUN")
     about = read_object(start.folder / saved.ABOUT)
     config = _config_beside(start.folder)
-    place = base if base is not None else _base_of(config, start.folder)
+    place = _base_of(config, start.folder) if base is None else _base_at(base)
     folder = checkpoints.checkpoint_folder(place)
     held = _PLAIN if config is None else (config.model.quantization, config.model.precision)
     if config is None or base is not None:
@@ -132,6 +133,21 @@ def _config_beside(folder: Path) -> RunConfig | None:
         if (place / RUN_TOML).exists():
             return read_config(place)
     return None
+
+
+def _base_at(named: str) -> str:
+    """Return where a base lies that somebody named by its folder or repository."""
+    if named.startswith("package:") or Path(named).exists() or not is_repository(named):
+        return named
+    cached = cached_folder(named)
+    if cached is None:
+        raise ConfigError(
+            f"there is no folder {named}, and no repository of that name in this machine's hub "
+            "cache",
+            f"check the folder's name, or put the repository there where there is a network (hf "
+            f"download {named}); fedllm fetches nothing",
+        )
+    return str(cached)
 
 
 def _base_of(config: RunConfig | None, folder: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from exporting.test_peft_format import use
@@ -113,6 +115,14 @@ def test_the_file_is_read_back_as_the_runs_model(finished, base, tmp_path, kind)
     assert found.architecture == kind.removesuffix("_text")
     for path in (tmp_path / "out").iterdir():
         assert str(tmp_path).encode() not in path.read_bytes(), path
+
+
+@pytest.mark.slow
+def test_a_base_in_the_hubs_cache_is_found(finished, base, hub, tmp_path):
+    run = finished("llama", "instruction", base=base("llama"))
+    hub(base("llama"))
+    shutil.rmtree(tmp_path / "base-llama")
+    assert export(run, tmp_path / "out", "gguf", "north/tiny").largest < 1e-3
 
 
 def test_half_the_numbers_hold_what_was_trained(finished, base, tmp_path):

@@ -12,13 +12,13 @@ from fedllm.compression.packing import SUFFIX
 from fedllm.config import DataSection, RunConfig, Task
 from fedllm.config.task import columns_read, trains_a_head
 from fedllm.errors import CheckpointError, ConfigError
+from fedllm.exporting.found import find_released
 from fedllm.exporting.merged import HEAD_ABOUT
 from fedllm.exporting.peft_format import LABELS
 from fedllm.models import checkpoints, saved
 from fedllm.models.contents import EXPORTED, check_contents, read_object
 from fedllm.runs.names import ADAPTER, RUN_TOML
 from fedllm.runs.record import read_run_folder
-from fedllm.runs.start import find_start
 from fedllm.serving.exported import is_exported
 
 _REMEDY = "copy the folder again, or repeat the command that made it"
@@ -144,16 +144,12 @@ def disk_bytes(folder: Path) -> int:
 
 
 def _read_run(location: Path, base: str | None) -> Original:
-    run = read_run_folder(location)
-    config = run.config
-    if base is not None:
-        model = config.model.model_copy(update={"path": base})
-        config = config.model_copy(update={"model": model})
-    found = find_start(str(location), "RUN")
-    prints = checkpoints.fingerprints(checkpoints.checkpoint_folder(config.model.path))
-    digest = {"adapter": str(found.about["adapter"]), "base": prints.current}
-    about = read_object(location / ADAPTER / saved.ABOUT)
-    labels = about.get("labels") if trains_a_head(config.task) else []
+    run, found = read_run_folder(location), find_released(location, base)
+    model = run.config.model.model_copy(update={"path": str(found.base)})
+    config = run.config.model_copy(update={"model": model})
+    prints = checkpoints.fingerprints(found.base)
+    digest = {"adapter": str(found.origin["adapter"]), "base": prints.current}
+    labels = found.about.get("labels") if trains_a_head(config.task) else []
     whole = Compressed(
         location.resolve().name,
         location,
