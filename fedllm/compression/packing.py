@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fedllm.compression.clustering import cluster
 from fedllm.compression.coding import encode, entropy_bits
+from fedllm.compression.fitting import Shape, check_fits
 from fedllm.compression.packed_file import (
     BITS,
     CODES,
@@ -33,6 +34,8 @@ from fedllm.compression.packed_file import (
     SCALES,
     VALUES,
     opened,
+    packed_shapes,
+    plain_shapes,
     read_packed,
 )
 from fedllm.errors import CheckpointError, ConfigError
@@ -152,7 +155,8 @@ def pack(folder: Path, out: Path, times_smaller: float = 8.0) -> Sizes:
     ConfigError
         If ``out`` is there, or ``folder`` holds no weights, or is packed already.
     CheckpointError
-        If a file of weights is damaged, or holds numbers that are none.
+        If a file of weights is damaged, holds numbers that are none, or tensors that the model of
+        ``config.json`` does not have, or in other shapes.
     StorageError
         If the disk is full; ``out`` is not there then.
     """
@@ -166,6 +170,8 @@ def pack(folder: Path, out: Path, times_smaller: float = 8.0) -> Sizes:
             "give the folder of a whole model, as fedllm export RUN --format merged writes it",
         )
     check_contents(folder)
+    # Else it could not be unpacked.
+    check_fits(folder, _all(plain_shapes(path) for path in weights))
     sizes, files = Sizes(), {path: _read(path) for path in weights}
     chosen = _chosen(files.values(), times_smaller)
     with atomic_directory(out) as new:
@@ -185,8 +191,9 @@ def unpack(folder: Path, out: Path) -> None:
     ConfigError
         If ``out`` is there, or ``folder`` is not packed.
     CheckpointError
-        If a file is damaged, missing, or a link to what lies elsewhere; or would take more memory
-        than codes of its size can say.
+        If a file is damaged, missing, or a link to what lies elsewhere; holds tensors that the
+        model of ``config.json`` does not have, or in other shapes; or would take more memory than
+        codes of its size can say.
     StorageError
         If the disk is full; ``out`` is not there then.
     """
@@ -198,12 +205,17 @@ def unpack(folder: Path, out: Path) -> None:
         )
     # What is written of it is said to be whole again.
     check_contents(folder, weights=False)
+    check_fits(folder, _all(packed_shapes(path) for path in packed))
     with atomic_directory(out) as new:
         for path in packed:
             tensors = dict(read_packed(path))
             name = path.name.removesuffix(SUFFIX + ENDING) + ENDING
             write_bytes(new / name, format_safetensors(tensors, {"format": "pt"}))
         _copy_others(folder, new, packed)
+
+
+def _all(shapes: Iterable[dict[str, Shape]]) -> dict[str, Shape]:
+    return {name: shape for found in shapes for name, shape in found.items()}
 
 
 def _read(path: Path) -> _File:
