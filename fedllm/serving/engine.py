@@ -13,6 +13,7 @@ from fedllm.models.prompt_cache import PromptCache
 from fedllm.models.rows import Row, row_of
 from fedllm.serving.lane import Ending, Lane, Ticket
 from fedllm.serving.share import Share
+from fedllm.serving.whole_batch import write_whole
 
 
 class Busy(Exception):
@@ -267,49 +268,17 @@ class Engine:
         """Write a batch from its beginning to its end, beside everything else."""
         lane.together = tickets
 
+        def tell(ticket: Ticket, piece: str) -> None:
+            self._tell(ticket, piece, None)
+
         def work() -> None:
             try:
-                told = self._written(lane, tickets)
+                endings = write_whole(lane, tickets, self._rows, tell, self._noticed)
             finally:
                 with self._changed:
                     lane.together = []
                     self._changed.notify_all()
-            for ticket, ending in told:
+            for ticket, ending in endings.items():
                 self._tell(ticket, "", ending)
 
         threading.Thread(target=work, name="batch", daemon=True).start()
-
-    def _written(self, lane: Lane, tickets: Sequence[Ticket]) -> list[tuple[Ticket, Ending]]:
-        """Write a batch; return how each text ended.
-
-        Where it breaks, each of which nothing was heard is written by itself.
-        """
-        heard: set[Ticket] = set()
-        endings = self._tried(lane, tickets, heard)
-        for ticket in tickets if len(tickets) > 1 else ():
-            if ticket not in endings and ticket not in heard:
-                endings |= self._tried(lane, [ticket], heard)
-        return [(ticket, endings.get(ticket, "failed")) for ticket in tickets]
-
-    def _tried(
-        self, lane: Lane, tickets: Sequence[Ticket], heard: set[Ticket]
-    ) -> dict[Ticket, Ending]:
-        """Return how those ended that were written; what nobody waits for is not written on."""
-        endings: dict[Ticket, Ending] = {}
-
-        def hear(number: int, piece: str) -> None:
-            heard.add(tickets[number])
-            self._tell(tickets[number], piece, None)
-
-        def given_up(number: int) -> bool:
-            ticket = tickets[number]
-            return ticket.gone or ticket.deadline <= time.monotonic()
-
-        prompts, ways = [t.prompt for t in tickets], [t.writing for t in tickets]
-        try:
-            for number, done in lane.generator.each(prompts, ways, hear, self._rows, given_up):
-                tickets[number].tokens = len(done.tokens)
-                endings[tickets[number]] = "timeout" if done.finish is None else done.finish
-        except Exception as error:
-            self._noticed(type(error).__name__)
-        return endings
