@@ -17,9 +17,9 @@ from fedllm.exporting.merged import HEAD_ABOUT
 from fedllm.exporting.peft_format import LABELS
 from fedllm.models import checkpoints, saved
 from fedllm.models.contents import EXPORTED, check_contents, read_object
-from fedllm.runs.names import ADAPTER, RUN_TOML
+from fedllm.runs.names import RUN_TOML
 from fedllm.runs.record import read_run_folder
-from fedllm.serving.exported import is_exported
+from fedllm.serving.exported import is_exported, labels_in
 
 _REMEDY = "copy the folder again, or repeat the command that made it"
 
@@ -149,14 +149,13 @@ def _read_run(location: Path, base: str | None) -> Original:
     config = run.config.model_copy(update={"model": model})
     prints = checkpoints.fingerprints(found.base)
     digest = {"adapter": str(found.origin["adapter"]), "base": prints.current}
-    labels = found.about.get("labels") if trains_a_head(config.task) else []
     whole = Compressed(
         location.resolve().name,
         location,
         "merged",
         False,
         config.task,
-        _texts(location / ADAPTER / saved.ABOUT, labels),
+        labels_in(found.folder / saved.ABOUT) if trains_a_head(config.task) else (),
         sha256_hex(canonical_json(digest)),
     )
     data = config.data.model_copy(update=_NOBODYS)
@@ -177,7 +176,7 @@ def _read_compressed(folder: Path, name: str) -> Compressed:
     labels: tuple[str, ...] = ()
     if trains_a_head(task):
         path = folder / (HEAD_ABOUT if (folder / HEAD_ABOUT).exists() else LABELS)
-        labels = _texts(path, read_object(path).get("labels"))
+        labels = labels_in(path)
     digest = checkpoints.fingerprints(folder).current
     return Compressed(name, folder, str(about.get("format", "")), packed, task, labels, digest)
 
@@ -214,9 +213,3 @@ def _length(folder: Path, about: dict[str, Any]) -> int:
     if type(length) is not int or length < 1:
         raise CheckpointError(f"{folder / EXPORTED} does not say how long records were", _REMEDY)
     return length
-
-
-def _texts(path: Path, values: object) -> tuple[str, ...]:
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise CheckpointError(f"{path} has no list of labels", _REMEDY)
-    return tuple(values)
