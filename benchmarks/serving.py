@@ -32,7 +32,8 @@ from fedllm.models.drawing import LIKELIEST
 from fedllm.models.generation import Generator, Writing
 from fedllm.models.plain import load_plain_model
 from fedllm.models.prompt_cache import KeptPrompts, PromptCache
-from fedllm.models.running_batch import Row, RunningBatch, row_of
+from fedllm.models.rows import Row, row_of
+from fedllm.models.running_batch import RunningBatch
 from fedllm.models.transcript import Transcript
 
 WORDS = 512

@@ -138,6 +138,17 @@ def write_json(path: Path, value: Any, durable: bool = True) -> None:
     write_bytes(path, text.encode() + b"\n", durable=durable)
 
 
+def require_new(folder: Path) -> None:
+    """Refuse to write into a folder that is there.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if folder.exists():
+        raise ConfigError(f"{folder} is there already", "name another folder, or remove it")
+
+
 @contextmanager
 def atomic_directory(path: Path, mode: int = 0o755) -> Iterator[Path]:
     """Fill a temporary folder that replaces ``path`` only when the block ends well.

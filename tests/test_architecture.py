@@ -203,6 +203,17 @@ def test_how_imports_are_seen(tmp_path):
     assert not is_public("flwr.server.Driver")
 
 
+def test_what_a_run_released_is_read_in_one_place():
+    """Else exports and services would take other folders, and refuse other ones."""
+    reading = {
+        str(path.relative_to(ROOT))
+        for path in files("fedllm/exporting", "fedllm/serving", "fedllm/compression")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "load_adapter"
+    }
+    assert reading == {"fedllm/exporting/found.py"}
+
+
 # --- tasks ----------------------------------------------------------------------------------
 
 TASK_NAMES = set(get_args(Task))

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from fedllm.serving.released import Released
     from fedllm.serving.usable import OwnLayerOf, Usable
 
-BASE = typer.Option(
-    None, "--base", metavar="DIR", help="Folder of the base model, if not where the run says."
-)
 DEVICE = typer.Option(
     None, metavar="DEVICE", help="Where it computes: cpu, cuda, cuda:N or auto; as the run says."
 )

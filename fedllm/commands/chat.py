@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fedllm.commands import asking
+from fedllm.commands import asking, options
 from fedllm.errors import FedllmError
 from fedllm.visible import visible
 
@@ -36,7 +36,7 @@ def chat(
     top_p: float = asking.TOP_P,
     seed: int | None = asking.SEED,
     stop: list[str] = asking.STOP,
-    base: str | None = asking.BASE,
+    base: str | None = options.BASE,
     kit: Path | None = asking.KIT,
     device: str | None = asking.DEVICE,
     max_length: int | None = asking.MAX_LENGTH,

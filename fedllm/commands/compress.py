@@ -30,9 +30,6 @@ app = CommandGroup(
 
 _RUN = typer.Argument(metavar="RUN", help="The folder of a finished run.")
 _OUT = typer.Option(..., metavar="DIR", help="The new folder.")
-_BASE = typer.Option(
-    None, metavar="DIR", help="The base model's folder, if it was moved since the run."
-)
 _COLUMN = typer.Option("text", metavar="COLUMN", help="Where rows of --texts have the text.")
 _DTYPE = typer.Option(
     None,
@@ -73,7 +70,7 @@ def prune(
     learning_rate: float = _RATE,
     rows: int = _ROWS,
     seed: int = _SEED,
-    base: Path | None = _BASE,
+    base: str | None = options.BASE,
     dtype: str | None = _DTYPE,
     json_output: bool = options.JSON,
 ) -> None:
@@ -113,7 +110,7 @@ def distill(
     learning_rate: float = _RATE,
     rows: int = _ROWS,
     seed: int = _SEED,
-    base: Path | None = _BASE,
+    base: str | None = options.BASE,
     dtype: str | None = _DTYPE,
     json_output: bool = options.JSON,
 ) -> None:
@@ -150,7 +147,7 @@ def quantize(
     ),
     rows: int = _ROWS,
     seed: int = _SEED,
-    base: Path | None = _BASE,
+    base: str | None = options.BASE,
     json_output: bool = options.JSON,
 ) -> None:
     """Keep a run's model in fewer bits a weight.

@@ -49,9 +49,7 @@ def report(
     others: str | None = typer.Option(
         None, metavar="FILE", help="Records that were not trained on, of the same kind."
     ),
-    base: Path | None = typer.Option(
-        None, metavar="DIR", help="The base model's folder, if it was moved since the run."
-    ),
+    base: str | None = options.BASE,
     json_output: bool = options.JSON,
 ) -> None:
     """Show a run's model and smaller ones side by side.

@@ -27,9 +27,7 @@ def export(
         click_type=click.Choice(["peft", "merged", "onnx", "gguf"]),
     ),
     out: Path = typer.Option(..., metavar="DIR", help="The new folder."),
-    base: Path | None = typer.Option(
-        None, metavar="DIR", help="The base model's folder, if it was moved since the run."
-    ),
+    base: str | None = options.BASE,
     dtype: str | None = typer.Option(
         None,
         help="In which a whole checkpoint keeps its weights; as the base does when left out.",

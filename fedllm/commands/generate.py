@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fedllm.commands import asking
+from fedllm.commands import asking, options
 from fedllm.visible import visible
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def generate(
         False, "--raw", help="Go on with the prompt as it stands, without the model's template."
     ),
     rows: int = typer.Option(16, "--batch", min=1, metavar="N", help="Prompts completed at once."),
-    base: str | None = asking.BASE,
+    base: str | None = options.BASE,
     kit: Path | None = asking.KIT,
     device: str | None = asking.DEVICE,
     max_length: int | None = asking.MAX_LENGTH,

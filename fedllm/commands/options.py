@@ -18,3 +18,10 @@ HEADS = typer.Option(
     help="Ends of the sites' ledgers as the coordinator kept them (ledger_heads.jsonl in its "
     "folder of a run).",
 )
+BASE = typer.Option(
+    None,
+    "--base",
+    metavar="DIR",
+    help="Folder of the base model, or its repository in the hub's cache, if not where the run "
+    "says.",
+)

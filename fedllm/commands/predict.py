@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fedllm.commands import asking
+from fedllm.commands import asking, options
 from fedllm.visible import visible
 from fedllm.words import safe, table
 
@@ -34,7 +34,7 @@ def predict(
     top: int = typer.Option(
         3, min=0, metavar="N", help="Show so many labels of each text, the likeliest; 0 for all."
     ),
-    base: str | None = asking.BASE,
+    base: str | None = options.BASE,
     kit: Path | None = asking.KIT,
     device: str | None = asking.DEVICE,
     max_length: int | None = asking.MAX_LENGTH,

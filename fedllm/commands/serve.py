@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from fedllm.commands import asking
+from fedllm.commands import asking, options
 from fedllm.errors import ConfigError
 from fedllm.extras import remedy_of
 
@@ -59,7 +59,7 @@ def serve(
         help="Memory for keys and values of prompts, so that a prompt that begins as an earlier "
         "one of the same key is read from there on; 0 keeps none.",
     ),
-    base: str | None = asking.BASE,
+    base: str | None = options.BASE,
     kit: Path | None = asking.KIT,
     device: str | None = asking.DEVICE,
     max_length: int | None = asking.MAX_LENGTH,

@@ -13,7 +13,7 @@ from safetensors.torch import save as format_safetensors
 from fedllm.compression.integers import Integers, quicken, to_integers
 from fedllm.compression.integers_folder import ABOUT, LABEL, WEIGHTS, load_integers
 from fedllm.compression.whole import Whole
-from fedllm.errors import ConfigError, TrainingError
+from fedllm.errors import TrainingError
 from fedllm.exporting.effect import MOST_LOST
 from fedllm.exporting.export import describe
 from fedllm.exporting.kinds import kind_of
@@ -38,17 +38,6 @@ _FINER = (
 )
 # Two models of the same integers differ by how float32 rounds alone.
 _MOST = 1e-4
-
-
-def require_new(out: Path) -> None:
-    """Refuse a folder that is there.
-
-    Raises
-    ------
-    ConfigError
-    """
-    if out.exists():
-        raise ConfigError(f"{out} is there already", "name another folder, or remove it")
 
 
 def write_smaller(

@@ -22,6 +22,32 @@ BITS = (4, 5, 6)
 _BITS_BY_VALUES = {2**bits - 1: bits for bits in BITS}
 
 
+def packed_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that a packed file's tensors have when they are read, from its header.
+
+    Raises
+    ------
+    CheckpointError
+        As `read_packed`.
+    """
+    with opened(path) as file:
+        coded = _shapes(path, file.metadata() or {})
+    plain = {name: shape for name, shape in plain_shapes(path).items() if "#" not in name}
+    return plain | coded
+
+
+def plain_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a file's tensors as they lie there, from its header.
+
+    Raises
+    ------
+    CheckpointError
+        If it is damaged.
+    """
+    with opened(path) as file:
+        return {n: tuple(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
+
+
 def read_packed(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Read a packed file's tensors one after another, each in the type that it had.
 

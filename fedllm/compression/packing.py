@@ -10,22 +10,19 @@ in the type that they had; clustering loses a little.
 
 from __future__ import annotations
 
-import heapq
 import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save as format_safetensors
 from torch import Tensor
 
-from fedllm.compression.clustering import cluster
-from fedllm.compression.coding import encode, entropy_bits
+from fedllm.compression.finer import Way, chosen_within, ways_of
+from fedllm.compression.fitting import Shape, check_fits
 from fedllm.compression.packed_file import (
     BITS,
     CODES,
@@ -33,10 +30,12 @@ from fedllm.compression.packed_file import (
     SCALES,
     VALUES,
     opened,
+    packed_shapes,
+    plain_shapes,
     read_packed,
 )
 from fedllm.errors import CheckpointError, ConfigError
-from fedllm.files import atomic_directory, write_bytes
+from fedllm.files import atomic_directory, require_new, write_bytes
 from fedllm.models.contents import EXPORTED, check_contents, read_object
 from fedllm.models.exported import write_exported
 
@@ -97,29 +96,13 @@ class Sizes:
         return 4 * (self.coded_weights + self.plain_weights) / self.weights_bytes
 
 
-@dataclass(frozen=True, eq=False)
-class _Way:
-    """A matrix with codes of so many bits."""
-
-    bits: int
-    codes: NDArray[np.uint8]
-    values: NDArray[np.float32]
-    scales: NDArray[np.float16]
-    lost: float
-    entropy_bits: float
-
-    @property
-    def nbytes(self) -> int:
-        return self.codes.nbytes + self.values.nbytes + self.scales.nbytes
-
-
 @dataclass(slots=True)
 class _File:
     """What is to be written in place of a file of weights."""
 
     metadata: dict[str, str]
     plain: dict[str, Tensor] = field(default_factory=dict)
-    ways: dict[str, list[_Way]] = field(default_factory=dict)
+    ways: dict[str, list[Way]] = field(default_factory=dict)
     shapes: dict[str, list[int]] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)
 
@@ -152,11 +135,12 @@ def pack(folder: Path, out: Path, times_smaller: float = 8.0) -> Sizes:
     ConfigError
         If ``out`` is there, or ``folder`` holds no weights, or is packed already.
     CheckpointError
-        If a file of weights is damaged, or holds numbers that are none.
+        If a file of weights is damaged, holds numbers that are none, or tensors that the model of
+        ``config.json`` does not have, or in other shapes.
     StorageError
         If the disk is full; ``out`` is not there then.
     """
-    _require_new(out)
+    require_new(out)
     weights = sorted(folder.glob(_WEIGHTS))
     if any(path.name.endswith(SUFFIX + ENDING) for path in weights):
         raise ConfigError(f"{folder} is packed already", "name the folder that it was made of")
@@ -166,6 +150,8 @@ def pack(folder: Path, out: Path, times_smaller: float = 8.0) -> Sizes:
             "give the folder of a whole model, as fedllm export RUN --format merged writes it",
         )
     check_contents(folder)
+    # Else it could not be unpacked.
+    check_fits(folder, _all(plain_shapes(path) for path in weights))
     sizes, files = Sizes(), {path: _read(path) for path in weights}
     chosen = _chosen(files.values(), times_smaller)
     with atomic_directory(out) as new:
@@ -185,12 +171,13 @@ def unpack(folder: Path, out: Path) -> None:
     ConfigError
         If ``out`` is there, or ``folder`` is not packed.
     CheckpointError
-        If a file is damaged, missing, or a link to what lies elsewhere; or would take more memory
-        than codes of its size can say.
+        If a file is damaged, missing, or a link to what lies elsewhere; holds tensors that the
+        model of ``config.json`` does not have, or in other shapes; or would take more memory than
+        codes of its size can say.
     StorageError
         If the disk is full; ``out`` is not there then.
     """
-    _require_new(out)
+    require_new(out)
     packed = sorted(folder.glob(f"*{SUFFIX}{ENDING}"))
     if not packed:
         raise ConfigError(
@@ -198,12 +185,17 @@ def unpack(folder: Path, out: Path) -> None:
         )
     # What is written of it is said to be whole again.
     check_contents(folder, weights=False)
+    check_fits(folder, _all(packed_shapes(path) for path in packed))
     with atomic_directory(out) as new:
         for path in packed:
             tensors = dict(read_packed(path))
             name = path.name.removesuffix(SUFFIX + ENDING) + ENDING
             write_bytes(new / name, format_safetensors(tensors, {"format": "pt"}))
         _copy_others(folder, new, packed)
+
+
+def _all(shapes: Iterable[dict[str, Shape]]) -> dict[str, Shape]:
+    return {name: shape for found in shapes for name, shape in found.items()}
 
 
 def _read(path: Path) -> _File:
@@ -228,54 +220,24 @@ def _add(path: Path, name: str, tensor: Tensor, found: _File) -> None:
         found.plain[name] = _short(tensor)
         return
     found.shapes[name] = list(tensor.shape)
-    found.ways[name] = list(_ways(tensor.float().numpy()))
+    found.ways[name] = list(ways_of(tensor.float().numpy()))
 
 
-def _ways(matrix: NDArray[np.float32]) -> Iterator[_Way]:
-    for bits in BITS:
-        found = cluster(matrix, bits)
-        codes = np.frombuffer(encode(found.codes.reshape(-1), bits), dtype=np.uint8)
-        yield _Way(
-            bits, codes, found.values, found.scales, found.lost(matrix), entropy_bits(found.codes)
-        )
-
-
-def _chosen(files: Iterable[_File], times_smaller: float) -> dict[int, _Way]:
-    """Return how each matrix is written, by the identity of its list of ways.
-
-    More bits go first where a byte of them takes the most of what is lost.
-    """
-    matrices: list[list[_Way]] = []
-    whole = room = 0.0
+def _chosen(files: Iterable[_File], times_smaller: float) -> dict[int, Way]:
+    """Return how each matrix is written, by the identity of its list of ways."""
+    matrices: list[list[Way]] = []
+    room = 0.0
     for file in files:
         matrices += file.ways.values()
-        whole += 4 * sum(math.prod(shape) for shape in file.shapes.values())
-        whole += 4 * sum(tensor.numel() for tensor in file.plain.values())
-        room -= file.most_names_bytes() + sum(tensor.nbytes for tensor in file.plain.values())
-    room += whole / times_smaller - sum(ways[0].nbytes for ways in matrices)
-    places = [0] * len(matrices)
-    waiting = [(-_won(ways, 1), place) for place, ways in enumerate(matrices)]
-    heapq.heapify(waiting)
-    while waiting:
-        _, place = heapq.heappop(waiting)
-        ways, now = matrices[place], places[place]
-        cost = ways[now + 1].nbytes - ways[now].nbytes
-        if cost > room:
-            continue
-        room -= cost
-        places[place] = now + 1
-        if now + 2 < len(ways):
-            heapq.heappush(waiting, (-_won(ways, now + 2), place))
-    return {id(ways): ways[now] for ways, now in zip(matrices, places, strict=True)}
+        weights = sum(math.prod(shape) for shape in file.shapes.values())
+        weights += sum(tensor.numel() for tensor in file.plain.values())
+        room += 4 * weights / times_smaller - file.most_names_bytes()
+        room -= sum(tensor.nbytes for tensor in file.plain.values())
+    found = chosen_within(matrices, room)
+    return {id(ways): way for ways, way in zip(matrices, found, strict=True)}
 
 
-def _won(ways: list[_Way], place: int) -> float:
-    """Return how much less is lost, for each byte more, than with the bits before."""
-    before, after = ways[place - 1], ways[place]
-    return (before.lost - after.lost) / max(1, after.nbytes - before.nbytes)
-
-
-def _packed_file(file: _File, chosen: dict[int, _Way], sizes: Sizes) -> bytes:
+def _packed_file(file: _File, chosen: dict[int, Way], sizes: Sizes) -> bytes:
     tensors = dict(file.plain)
     for name, ways in file.ways.items():
         way = chosen[id(ways)]
@@ -303,11 +265,6 @@ def _short(tensor: Tensor) -> Tensor:
     small = tensor.abs() < torch.finfo(torch.float16).smallest_normal
     holds = bool(torch.isfinite(short).all()) and bool((~small | (tensor == 0)).all())
     return short if holds else tensor.contiguous()
-
-
-def _require_new(out: Path) -> None:
-    if out.exists():
-        raise ConfigError(f"{out} is there already", "name another folder, or remove it")
 
 
 def _copy_others(folder: Path, new: Path, weights: list[Path]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from fedllm.compression.distilling import evenly, student_of, trainable
-from fedllm.compression.handing_over import require_new, write_integers, write_smaller
+from fedllm.compression.handing_over import write_integers, write_smaller
 from fedllm.compression.integers import INTEGERS, Integers
 from fedllm.compression.integers_folder import is_of_integers
 from fedllm.compression.linears import Batch, input_norms, linears
@@ -19,6 +19,7 @@ from fedllm.compression.texts import single
 from fedllm.compression.whole import Whole, open_whole
 from fedllm.errors import ConfigError
 from fedllm.exporting.written import Written
+from fedllm.files import require_new
 from fedllm.tasks.public_texts import Tokens, read_texts
 
 Short = Literal["bfloat16", "float16"]
@@ -83,7 +84,7 @@ def prune_run(
     texts: Texts | None,
     teaching: Teaching | None,
     told: Told,
-    base: Path | None = None,
+    base: str | None = None,
     dtype: str | None = None,
 ) -> Written:
     """Prune a run's model, teach what is left if asked, and write it.
@@ -163,7 +164,7 @@ def distil_run(
     texts: Texts,
     teaching: Teaching,
     told: Told,
-    base: Path | None = None,
+    base: str | None = None,
     dtype: str | None = None,
 ) -> Written:
     """Teach a student that has a share of the model's blocks, and write it.
@@ -195,7 +196,7 @@ def quantize_run(
     texts: Texts | None = None,
     teaching: Teaching | None = None,
     told: Told = lambda step, steps, loss: None,
-    base: Path | None = None,
+    base: str | None = None,
 ) -> Written:
     """Write a run's model with fewer bits a weight.
 

@@ -69,12 +69,12 @@ class Whole:
         return replace(self, released=replace(self.released, model=_shared(self.model, module)))
 
 
-def open_whole(run: Path, base: Path | None = None) -> Whole:
+def open_whole(run: Path, base: str | None = None) -> Whole:
     """Load a finished run's model, the adapter added into its weights.
 
     Parameters
     ----------
-    base : Path, optional
+    base : str, optional
         Of the base model, where it was moved.
 
     Raises

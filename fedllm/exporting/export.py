@@ -18,7 +18,7 @@ from fedllm.exporting.probe import answers, make_probe
 from fedllm.exporting.released import Released, base_repository, read_released
 from fedllm.exporting.scripts import SCRIPT, released_use, script
 from fedllm.exporting.written import Settings, Written
-from fedllm.files import atomic_directory, write_bytes
+from fedllm.files import atomic_directory, require_new, write_bytes
 from fedllm.models.about import licence_of
 from fedllm.models.checkpoints import checkpoint_folder
 from fedllm.models.exported import write_exported
@@ -41,7 +41,7 @@ _WRITERS: dict[Format, Callable[[Released, Path, Settings], Written]] = {
 
 
 def export(
-    run: Path, out: Path, form: Format, base: Path | None = None, dtype: str | None = None
+    run: Path, out: Path, form: Format, base: str | None = None, dtype: str | None = None
 ) -> Written:
     """Export a finished run's model, and check that it answers as the run's own.
 
@@ -53,7 +53,7 @@ def export(
         The new folder; must not be there.
     form : str
         One of `FORMATS`.
-    base : Path, optional
+    base : str, optional
         Folder of the base model, where it was moved.
     dtype : str, optional
         In which whole checkpoints keep their weights: as the base does when left out.
@@ -67,8 +67,7 @@ def export(
     StorageError
         If the disk is full; nothing is left of the folder.
     """
-    if out.exists():
-        raise ConfigError(f"{out} is there already", "name another folder, or remove it")
+    require_new(out)
     if dtype is not None and form not in WITH_DTYPE:
         raise ConfigError(
             f"--dtype says how whole weights are kept, and --format {form} has none",

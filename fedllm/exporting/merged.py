@@ -72,12 +72,13 @@ def write_merged(released: Released, folder: Path, settings: Settings) -> Writte
     found = read_back(released, folder, standard, settings.probe)
     largest = compare(dtype, found, settings, effect)
     head = " and, beside it, the head that the run trained" if use.plain_head else ""
+    notes = (standard.note,) if standard is not None and standard.note else ()
     return Written(
         library="transformers",
         what=f"A whole checkpoint of transformers ({use.auto}), weights in {dtype}{head}.",
         largest=largest,
         use=use,
-        notes=quantized_notes(released),
+        notes=notes + quantized_notes(released),
     )
 
 

@@ -22,6 +22,7 @@ from fedllm.exporting.probe import REMEDY, Probe, head_answers, language_answers
 from fedllm.exporting.released import Released, quantized_notes
 from fedllm.exporting.scripts import Use
 from fedllm.exporting.standard_head import StandardHead, standard_head
+from fedllm.exporting.tanh_head import tanh_head
 from fedllm.exporting.written import Settings, Written
 from fedllm.files import write_bytes, write_json
 from fedllm.models import checkpoints, saved
@@ -56,7 +57,9 @@ def write_peft(released: Released, folder: Path, settings: Settings) -> Written:
             "take --format merged: a whole checkpoint with these tensors in it",
         )
     kind = kind_of(model)
-    standard = standard_head(released) if model.peft is not None else None
+    standard = None
+    if model.peft is not None:
+        standard = standard_head(released) or tanh_head(released)
     if standard is None:
         model.save_adapter(folder / "adapter", released.repository)
         for path in (folder / "adapter").iterdir():
@@ -83,7 +86,7 @@ def write_peft(released: Released, folder: Path, settings: Settings) -> Written:
         what=_what(released, standard),
         largest=largest,
         use=use,
-        notes=_notes(released),
+        notes=_notes(released, standard),
     )
 
 
@@ -100,8 +103,8 @@ def _what(released: Released, standard: StandardHead | None) -> str:
     return f"An adapter in peft's format ({loads}){more}."
 
 
-def _notes(released: Released) -> tuple[str, ...]:
-    notes = []
+def _notes(released: Released, standard: StandardHead | None) -> tuple[str, ...]:
+    notes = [standard.note] if standard is not None and standard.note else []
     if released.model.peft is not None:
         notes.append(
             "peft's own class finds the base model by the name in adapter_config.json: a "
@@ -116,14 +119,14 @@ def _write_standard(released: Released, standard: StandardHead, folder: Path) ->
     model = released.model
     settings = saved.lora_config(model, released.repository)
     settings["target_modules"] = [standard.inside(n) for n in settings["target_modules"]]
-    settings |= {"task_type": standard.task_type, "modules_to_save": [standard.name]}
+    settings |= {"task_type": standard.task_type, "modules_to_save": list(standard.modules)}
     start = "base_model.model."
     tensors = {
         start + standard.inside(name.removeprefix(start)): values.detach()
         for name, values in folded(get_peft_model_state_dict(cast(PeftModel, model.peft))).items()
     }
     for name, values in standard.tensors.items():
-        tensors[f"{start}{standard.name}.{name}"] = values
+        tensors[start + name] = values
     plain = {name: values.contiguous() for name, values in sorted(tensors.items())}
     write_bytes(folder / saved.LORA, format_safetensors(plain, {"format": "pt"}))
     write_json(folder / saved.LORA_CONFIG, settings)

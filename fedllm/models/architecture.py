@@ -156,7 +156,7 @@ def find_architecture(path: Path, config: PretrainedConfig, weights: int) -> Arc
         raise CheckpointError(f"{path.parent}: {kind!r} models with {reason}", REMEDY)
     remedy = "use the config.json that came with the weights"
     with reading(f"{path} describes no model that transformers can build", remedy):
-        model = _skeleton(config)
+        model = skeleton(config)
         if sum(p.numel() for p in model.parameters()) > 10 * weights:
             raise CheckpointError(f"{path} describes a far larger model than the weights", remedy)
         if sum(buffer.numel() for buffer in model.buffers()) > _MOST_IN_BUFFERS:
@@ -180,7 +180,8 @@ def find_architecture(path: Path, config: PretrainedConfig, weights: int) -> Arc
         )
 
 
-def _skeleton(config: PretrainedConfig) -> PreTrainedModel:
+def skeleton(config: PretrainedConfig) -> PreTrainedModel:
+    """Return the Transformer without a head, and without memory for its weights."""
     of_class, made_with = base_class(config), options(config)
     with torch.device("meta"):
         chosen = deepcopy(config)

@@ -17,6 +17,8 @@ from fedllm.models.architecture import Architecture, is_encoder, is_encoder_deco
 from fedllm.models.contents import reading
 from fedllm.models.heads import Head, LabelHead, LanguageHead
 
+# Endings of tensors that older files have, and no model reads.
+IDLE = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 # Keys of config.json that say how a model is loaded instead of what it is.
 _STEERING = ("transformers_weights", "fusion_config", "distributed_config", "configuration_files")
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
@@ -195,11 +197,10 @@ def check_weights(
             "use a checkpoint whose config.json and weights belong together",
         )
     # A head or a pooler that is not used may be left over, a part of the layers not.
-    idle = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
     left = [
         name
         for name in sorted(map(str, info["unexpected_keys"]))
-        if any(f".{layers}." in f".{name}" for layers in lists) and not name.endswith(idle)
+        if any(f".{layers}." in f".{name}" for layers in lists) and not name.endswith(IDLE)
     ]
     if left:
         raise CheckpointError(

@@ -12,61 +12,27 @@ the common beginning is read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
-from fedllm.models.drawing import Drawing
-from fedllm.models.generation import Generator, Writing
-from fedllm.models.prompt_cache import BLOCK, KeptPrompts, Layers
-from fedllm.models.transcript import Transcript
-
-
-@dataclass(eq=False)
-class Row:
-    """One sequence that is written.
-
-    Attributes
-    ----------
-    prompt : tuple of int
-        Its tokens; at least one.
-    drawing : Drawing
-        Chooses its tokens.
-    transcript : Transcript
-        What it wrote; it has ended when ``transcript.finish`` is set.
-    kept : KeptPrompts, optional
-        Where a common beginning is looked for, and what was read and written is kept.
-    reused : int
-        Tokens of the prompt that were not read again.
-    """
-
-    prompt: tuple[int, ...]
-    drawing: Drawing
-    transcript: Transcript
-    kept: KeptPrompts | None = None
-    reused: int = 0
-
-
-def row_of(
-    generator: Generator, prompt: tuple[int, ...], writing: Writing, kept: KeptPrompts | None
-) -> Row:
-    """Return a sequence that goes on from a prompt.
-
-    Raises
-    ------
-    ConfigError
-        If the prompt is empty, or leaves no room.
-    """
-    room = generator.room(prompt)
-    most = writing.new_tokens if room is None else min(writing.new_tokens, room)
-    transcript = Transcript(generator.tokenizer, generator.ends_of(writing), writing.stops, most)
-    return Row(prompt, writing.sampling.drawing(prompt), transcript, kept)
+from fedllm.memory import lacks_memory
+from fedllm.models.batch_cache import (
+    choose,
+    filled,
+    is_table,
+    merge,
+    one_row,
+    padded,
+    take_back,
+    wider,
+)
+from fedllm.models.generation import Generator
+from fedllm.models.prompt_cache import Layers
+from fedllm.models.rows import Begun, Row, broken_off, grouped, left_of
 
 
 def running_batch_of(generator: Generator) -> RunningBatch | None:
@@ -107,65 +73,121 @@ class RunningBatch:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether keys are kept of the rows and of nothing else; not where `add` was broken off."""
-        return len(self._mask) == len(self.rows)
-
     @torch.no_grad()
     def add(self, rows: Sequence[Row]) -> list[tuple[Row, str]]:
         """Read prompts, and write the first token of each; see `step`."""
         # One token at least is read, for what follows it.
         found = [(row, row.kept.find(row.prompt[:-1]) if row.kept else []) for row in rows]
-        return [piece for group in _groups(found) for piece in self._read(group)]
+        return [piece for group in grouped(found) for piece in self._begun(group)]
 
     @torch.no_grad()
     def step(self) -> list[tuple[Row, str]]:
         """Write one token of each sequence; return the pieces of text that came of it.
 
-        Rows that ended are among them, and have left the batch.
+        Rows that ended are among them, and have left the batch: also those that broke, which have
+        their ``error``. Where the pass of all breaks, those leave that break by themselves; where
+        none does, or memory is short, the newest; and the others go on.
+
+        Raises
+        ------
+        Exception
+            Of the pass, where what it did to the others cannot be taken back. Drop all rows then.
         """
-        if self._cache is None or not self.rows:
-            return []
-        device = self._network.device
-        newest = torch.ones(len(self.rows), 1, dtype=torch.int64, device=device)
-        self._mask = torch.cat([self._mask, newest], dim=1)
-        ids = torch.tensor(self._last, device=device)[:, None]
-        return self._written(self._logits(ids, self._mask, self._cache), 0)
+        left: list[tuple[Row, str]] = []
+        while self._cache is not None and self.rows:
+            try:
+                logits = self._next(self._last, self._mask, self._cache)
+            except Exception as found:
+                # Without its frames, which hold what the pass had computed.
+                broken = found.with_traceback(None)
+            else:
+                self._mask = _one_more(self._mask)
+                return left + self._written(logits, 0)
+            self._take_back(broken, at_the_end=True)
+            gone = self._breaking(broken, self._cache)
+            self.drop(gone)
+            left += [broken_off(row, broken) for row in gone]
+        return left
 
     def drop(self, gone: Sequence[Row]) -> None:
         """Let rows leave, whatever they have written."""
         self._keep([place for place, row in enumerate(self.rows) if row not in gone])
 
-    def _read(self, group: Sequence[_Begun]) -> list[tuple[Row, str]]:
-        """Read what is left of prompts, in one pass.
+    def _next(self, last: Sequence[int], mask: Tensor, cache: DynamicCache) -> Tensor:
+        """Return what follows the last tokens of rows (B,), of which a cache has those before."""
+        ids = torch.tensor(last, device=self._network.device)[:, None]
+        return self._logits(ids, _one_more(mask), cache)
+
+    def _take_back(self, broken: Exception, *, at_the_end: bool) -> None:
+        """Let the cache hold what it held, or raise."""
+        rows, width = self._mask.shape
+        if self._cache is None or take_back(self._cache, rows, width, at_the_end=at_the_end):
+            return
+        raise broken
+
+    def _breaking(self, broken: Exception, cache: DynamicCache) -> list[Row]:
+        """Return who is to leave so that others can go on."""
+        newest = self.rows[-1:]
+        if len(self) == 1 or lacks_memory(broken):
+            return newest
+        return [row for place, row in enumerate(self.rows) if self._breaks(place, cache)] or newest
+
+    def _breaks(self, place: int, cache: DynamicCache) -> bool:
+        """Tell whether a row cannot be written on by itself."""
+        part = slice(place, place + 1)
+        try:
+            self._next(self._last[part], self._mask[part], one_row(cache, place))
+        except Exception:
+            return True
+        return False
+
+    def _begun(self, group: Sequence[Begun]) -> list[tuple[Row, str]]:
+        """Read what is left of prompts and write a token of each; what breaks so is read alone."""
+        merging = False
+        try:
+            logits, cache, mask = self._read(group)
+            merging = True
+            self._merge(cache, mask)
+        except Exception as found:
+            broken = found.with_traceback(None)
+        else:
+            first = len(self)
+            self.rows.extend(row for row, _ in group)
+            self._last.extend([self._pad_id] * len(group))
+            return self._written(logits, first)
+        if merging:
+            self._take_back(broken, at_the_end=False)
+        if len(group) == 1:
+            return [broken_off(group[0][0], broken)]
+        return [piece for one in group for piece in self._begun([one])]
+
+    def _read(self, group: Sequence[Begun]) -> tuple[Tensor, DynamicCache, Tensor]:
+        """Read what is left of prompts in one pass; returns what follows each, its keys, its mask.
 
         All rows read as many tokens, also some that are kept, so that none has a gap between what
         is kept and what is read: windows count places.
         """
         rows = [row for row, _ in group]
-        width = max(_left(begun) for begun in group)
+        width = max(left_of(begun) for begun in group)
         for row in rows:
             row.reused = max(len(row.prompt) - width, 0)
         before = max(row.reused for row in rows)
-        ids = [_padded(row.prompt[row.reused :], width, self._pad_id) for row in rows]
-        mask = [_padded([1] * len(row.prompt), before + width, 0) for row in rows]
+        ids = [padded(row.prompt[row.reused :], width, self._pad_id) for row in rows]
+        mask = [padded([1] * len(row.prompt), before + width, 0) for row in rows]
         device = self._network.device
         held = torch.tensor(mask, device=device)
-        cache = _filled(group, before) if before else DynamicCache()
+        taken = [(row.reused, blocks) for row, blocks in group]
+        cache = filled(taken, before) if before else DynamicCache()
         logits = self._logits(torch.tensor(ids, device=device), held, cache)
-        self._merge(cache, held)
-        self.rows.extend(rows)
-        self._last.extend([self._pad_id] * len(rows))
-        first = len(self.rows) - len(rows)
-        for place in range(first, len(self.rows)):
-            self._remember(place)
-        return self._written(logits, first)
+        return logits, cache, held
 
     def _remember(self, place: int) -> None:
-        """Keep what a row has read and written; nothing where the cache is no table of tokens."""
+        """Keep what a row has read and written, if there is memory for it.
+
+        Nothing is kept where the cache is no table of tokens.
+        """
         row, width = self.rows[place], self._mask.shape[1]
-        if row.kept is None or self._cache is None or not _is_table(self._cache, width):
+        if row.kept is None or self._cache is None or not is_table(self._cache, width):
             return
         layers: Sequence[Any] = self._cache.layers
         held = int(self._mask[place].sum())
@@ -177,7 +199,11 @@ class RunningBatch:
                 for layer in layers
             )
 
-        row.kept.keep([*row.prompt, *row.transcript.tokens][:held], read)
+        try:
+            row.kept.keep([*row.prompt, *row.transcript.tokens][:held], read)
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
 
     def _logits(self, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
         """Run the model; returns what follows each row, (B, V), float32."""
@@ -191,17 +217,28 @@ class RunningBatch:
         return output.logits[:, -1].float()  # type: ignore[no-any-return]
 
     def _written(self, logits: Tensor, first: int) -> list[tuple[Row, str]]:
+        """Hand each row from the ``first`` on what follows it; what breaks there ends it alone."""
         pieces, going = [], list(range(first))
         for place, row in enumerate(self.rows[first:], first):
-            token = row.drawing.next(logits[place - first])
-            piece, self._last[place] = row.transcript.push(token), token
-            pieces.append((row, piece))
-            if row.transcript.finish is None:
+            try:
+                pieces.append((row, self._chosen(place, logits[place - first])))
+            except Exception as error:
+                pieces.append(broken_off(row, error))
+            if row.error is None and row.transcript.finish is None:
                 going.append(place)
-            else:
-                self._remember(place)
         self._keep(going)
         return pieces
+
+    def _chosen(self, place: int, logits: Tensor) -> str:
+        """Choose a row's next token; returns the piece of text that comes of it."""
+        row = self.rows[place]
+        if not row.transcript.tokens:
+            self._remember(place)
+        token = row.drawing.next(logits)
+        piece, self._last[place] = row.transcript.push(token), token
+        if row.transcript.finish is not None:
+            self._remember(place)
+        return piece
 
     def _merge(self, cache: DynamicCache, mask: Tensor) -> None:
         """Put newly read keys and values beside those that are kept."""
@@ -209,11 +246,9 @@ class RunningBatch:
             self._cache, self._mask = cache, mask
             return
         width = max(self._mask.shape[1], mask.shape[1])
-        self._mask = torch.cat([_wider(part, width, 1) for part in (self._mask, mask)])
-        for own, new in zip(self._cache.layers, cache.layers, strict=True):
-            for name in ("keys", "values"):
-                parts = [_wider(getattr(layer, name), width, 2) for layer in (own, new)]
-                setattr(own, name, torch.cat(parts))
+        both = torch.cat([wider(part, width, 1) for part in (self._mask, mask)])
+        merge(self._cache, cache, width)
+        self._mask = both
 
     def _keep(self, places: list[int]) -> None:
         """Let all other rows leave, and with them what no row needs any more."""
@@ -228,67 +263,10 @@ class RunningBatch:
         self._mask = self._mask[chosen]
         unused = int(self._mask.any(0).int().argmax())
         self._mask = self._mask[:, unused:]
-        for layer in self._cache.layers if self._cache else ():
-            for name in ("keys", "values"):
-                setattr(layer, name, getattr(layer, name)[chosen, :, unused:].contiguous())
+        if self._cache is not None:
+            choose(self._cache, chosen, unused)
 
 
-# A row, and the blocks that are kept of its beginning.
-_Begun = tuple[Row, list[Layers]]
-
-
-def _left(begun: _Begun) -> int:
-    row, blocks = begun
-    return len(row.prompt) - BLOCK * len(blocks)
-
-
-def _groups(found: Sequence[_Begun]) -> list[list[_Begun]]:
-    """Put together what is read in one pass: all that is new; and else what is of similar length.
-
-    Within a group no row reads twice as much as it must.
-    """
-    groups: list[list[_Begun]] = [[]]
-    for begun in sorted((b for b in found if b[1]), key=_left):
-        if not groups[-1] or _left(begun) > 2 * _left(groups[-1][0]):
-            groups.append([])
-        groups[-1].append(begun)
-    groups.append([begun for begun in found if not begun[1]])
-    return [group for group in groups if group]
-
-
-def _filled(group: Sequence[_Begun], width: int) -> DynamicCache:
-    """Return a cache of what is kept, padded on the left to so many tokens."""
-    cache = DynamicCache()
-    for layer in range(len(group[0][1][0])):
-        pair = [
-            torch.stack(
-                [
-                    _wider(
-                        torch.cat([b[layer][which] for b in blocks], 1)[:, : row.reused], width, 1
-                    )
-                    for row, blocks in group
-                ]
-            )
-            for which in (0, 1)
-        ]
-        cache.update(pair[0], pair[1], layer)
-    return cache
-
-
-def _is_table(cache: DynamicCache, width: int) -> bool:
-    """Tell whether all layers hold keys and values of each token, and nothing else."""
-    layers: Sequence[Any] = cache.layers
-    return {type(layer) for layer in layers} == {DynamicLayer} and all(
-        layer.is_initialized and layer.keys.shape[2] == layer.values.shape[2] == width
-        for layer in layers
-    )
-
-
-def _padded(values: Sequence[int], width: int, pad_with: int) -> list[int]:
-    return [pad_with] * (width - len(values)) + list(values)
-
-
-def _wider(values: Tensor, width: int, axis: int) -> Tensor:
-    """Put zeros before what there is along an axis."""
-    missing = width - values.shape[axis]
-    return pad(values, (*[0, 0] * (values.dim() - 1 - axis), missing, 0)) if missing else values
+def _one_more(mask: Tensor) -> Tensor:
+    """Return a mask (B, T + 1) in which each row has another token."""
+    return torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)

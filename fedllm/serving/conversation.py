@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from fedllm.data.template import Turn
 from fedllm.models.generation import Completion, Generator, Writing
 from fedllm.models.prompt_cache import KeptPrompts, PromptCache
-from fedllm.models.running_batch import row_of, running_batch_of
+from fedllm.models.rows import row_of
+from fedllm.models.running_batch import running_batch_of
 from fedllm.serving.usable import Usable
 from fedllm.tasks.prompting import TemplatedPrompting
 
@@ -106,5 +107,7 @@ class Conversation:
                 if piece:
                     heard(piece)
             pieces = batch.step()
+        if row.error is not None:
+            raise row.error
         written = row.transcript
         return Completion(written.text, tuple(written.tokens), written.finish or "stop")

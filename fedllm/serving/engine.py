@@ -7,11 +7,13 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from fedllm.models.prompt_cache import PromptCache
-from fedllm.models.running_batch import Row, RunningBatch, row_of
+from fedllm.models.rows import Row, row_of
 from fedllm.serving.lane import Ending, Lane, Ticket
 from fedllm.serving.share import Share
+from fedllm.serving.whole_batch import write_whole
 
 
 class Busy(Exception):
@@ -124,7 +126,7 @@ class Engine:
             left, self._waiting = [*self._under_way(), *self._waiting], deque()
         self._cache.clear()
         for ticket in left:
-            ticket.heard("", ending)
+            self._tell(ticket, "", ending)
 
     def _turn(self) -> bool:
         """Take what is new, and write a token of each text; False when all is done."""
@@ -173,7 +175,7 @@ class Engine:
         now = time.monotonic()
         late = [ticket for ticket in tickets if ticket.deadline <= now]
         for ticket in late:
-            ticket.heard("", "timeout")
+            self._tell(ticket, "", "timeout")
         for lane in dict.fromkeys(ticket.lane for ticket in tickets):
             if lane not in self._lanes:
                 self._lanes.append(lane)
@@ -182,7 +184,8 @@ class Engine:
             if begun and lane.batch is None:
                 self._write(lane, begun)
             elif begun and lane.batch is not None:
-                self._read(lane, lane.batch, [ticket.row for ticket in begun if ticket.row])
+                rows = [ticket.row for ticket in begun if ticket.row]
+                self._pass(lane, partial(lane.batch.add, rows))
 
     def _begun(self, ticket: Ticket) -> bool:
         """Make ready what a text needs; one that cannot be written ends alone."""
@@ -195,105 +198,87 @@ class Engine:
             ticket.row = row_of(lane.generator, ticket.prompt, ticket.writing, kept)
         except Exception as error:
             self._noticed(type(error).__name__)
-            ticket.heard("", "failed")
+            self._tell(ticket, "", "failed")
             return False
         lane.tickets[ticket.row] = ticket
         return True
 
     def _step(self, lane: Lane) -> None:
-        if lane.batch is None or not lane.tickets:
+        batch = lane.batch
+        if batch is None or not lane.tickets:
             return
         now = time.monotonic()
         gone = {r: t for r, t in lane.tickets.items() if t.gone or t.deadline <= now}
+        for row, ticket in gone.items():
+            del lane.tickets[row]
+            self._tell(ticket, "", "timeout")
+
+        def step() -> list[tuple[Row, str]]:
+            batch.drop(list(gone))
+            return batch.step()
+
+        self._pass(lane, step)
+
+    def _pass(self, lane: Lane, work: Callable[[], Sequence[tuple[Row, str]]]) -> None:
+        """Let a batch write a token of each text; those that broke end, and the others go on."""
+        started = time.monotonic()
         try:
-            if gone:
-                lane.batch.drop(list(gone))
-                for row, ticket in gone.items():
-                    del lane.tickets[row]
-                    ticket.heard("", "timeout")
-            started = time.monotonic()
-            pieces = lane.batch.step()
+            pieces = work()
         except Exception as error:
             self._failed(lane, error)
             return
-        self._tell(lane, pieces, started)
-
-    def _read(self, lane: Lane, batch: RunningBatch, new: Sequence[Row]) -> None:
-        """Read new prompts; where that breaks, those under way go on if the batch is unharmed."""
-        started, before = time.monotonic(), list(batch.rows)
-        try:
-            pieces = batch.add(new)
-        except Exception as error:
-            if batch.rows != before or not batch.is_whole:
-                self._failed(lane, error)
-            elif len(new) > 1:
-                for row in new:
-                    # One before it may have ended all.
-                    if row in lane.tickets:
-                        self._read(lane, batch, [row])
-            else:
-                self._noticed(type(error).__name__)
-                self._cache.clear()
-                lane.tickets.pop(new[0]).heard("", "failed")
-            return
-        self._tell(lane, pieces, started)
-
-    def _tell(self, lane: Lane, pieces: Sequence[tuple[Row, str]], started: float) -> None:
         for row, piece in pieces:
             ticket = lane.tickets[row]
             ticket.tokens, ticket.reused = len(row.transcript.tokens), row.reused
-            finish = row.transcript.finish
-            if finish is not None:
-                del lane.tickets[row]
+            finish: Ending | None = row.transcript.finish
+            if row.error is not None:
+                finish = "failed"
+                self._note(row.error)
+            elif finish is not None:
                 spent = (time.monotonic() - started) * max(ticket.tokens, 1)
                 self._usual_s = 0.8 * self._usual_s + 0.2 * spent
+            if finish is not None:
+                del lane.tickets[row]
             if piece or finish is not None:
-                ticket.heard(piece, finish)
+                self._tell(ticket, piece, finish)
+
+    def _tell(self, ticket: Ticket, piece: str, ending: Ending | None) -> None:
+        """Tell who waits for a text; where that breaks, nobody waits any more."""
+        try:
+            ticket.heard(piece, ending)
+        except Exception as error:
+            self._noticed(type(error).__name__)
+            ticket.gone = True
+
+    def _note(self, error: Exception) -> None:
+        """Count an error, and forget what was kept: it may be what broke, or take the memory."""
+        self._noticed(type(error).__name__)
+        self._cache.clear()
 
     def _failed(self, lane: Lane, error: Exception) -> None:
         """End a lane's texts: its batch cannot be trusted any more."""
-        self._noticed(type(error).__name__)
-        self._cache.clear()
+        self._note(error)
         ended, lane.tickets = list(lane.tickets.values()), {}
         if lane.batch is not None:
             lane.batch.drop(list(lane.batch.rows))
         for ticket in ended:
-            ticket.heard("", "failed")
+            self._tell(ticket, "", "failed")
 
     def _write(self, lane: Lane, tickets: list[Ticket]) -> None:
         """Write a batch from its beginning to its end, beside everything else."""
         lane.together = tickets
 
+        def tell(ticket: Ticket, piece: str) -> None:
+            self._tell(ticket, piece, None)
+
         def work() -> None:
             try:
-                told = self._written(lane, tickets)
+                endings = write_whole(lane, tickets, self._rows, tell, self._noticed)
             finally:
                 with self._changed:
                     lane.together = []
                     self._changed.notify_all()
-            for ticket, ending in told:
-                ticket.heard("", ending)
+            for ticket, ending in endings.items():
+                self._tell(ticket, "", ending)
 
         threading.Thread(target=work, name="batch", daemon=True).start()
-
-    def _written(self, lane: Lane, tickets: Sequence[Ticket]) -> list[tuple[Ticket, Ending]]:
-        """Write a batch; return how each text ended. What nobody waits for is not written on."""
-
-        def given_up(number: int) -> bool:
-            ticket = tickets[number]
-            return ticket.gone or ticket.deadline <= time.monotonic()
-
-        endings: dict[int, Ending] = {}
-        try:
-            for number, done in lane.generator.each(
-                [t.prompt for t in tickets],
-                [t.writing for t in tickets],
-                lambda number, piece: tickets[number].heard(piece, None),
-                self._rows,
-                given_up,
-            ):
-                tickets[number].tokens = len(done.tokens)
-                endings[number] = "timeout" if done.finish is None else done.finish
-        except Exception as error:
-            self._noticed(type(error).__name__)
-        return [(t, endings.get(number, "failed")) for number, t in enumerate(tickets)]

@@ -66,6 +66,20 @@ def is_exported(folder: Path) -> bool:
     return (folder / EXPORTED).exists() and (folder / "config.json").exists()
 
 
+def labels_in(path: Path) -> tuple[str, ...]:
+    """Return the labels that a file beside a head has, in the head's order.
+
+    Raises
+    ------
+    CheckpointError
+        If it is missing or damaged, or has none.
+    """
+    labels = read_object(path).get("labels")
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise CheckpointError(f"{path} has no list of labels", _REMEDY)
+    return tuple(labels)
+
+
 def load_exported(folder: Path, device: str | None = None) -> Exported:
     """Load a whole model of a run.
 
@@ -154,14 +168,12 @@ def _with_head(
 def _head(folder: Path, task: Task) -> tuple[tuple[str, ...], Mapping[str, Tensor], str, float]:
     """Return labels, the head's values, how texts are pooled, and features' length."""
     about = HEAD_ABOUT if (folder / HEAD).exists() else LABELS
-    labels = read_object(folder / about).get("labels")
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise CheckpointError(f"{folder / about} has no list of labels", _REMEDY)
+    labels = labels_in(folder / about)
     if about == HEAD_ABOUT:
         head = written_head(folder, HEAD_ABOUT)
-        return tuple(labels), head.tensors, head.pooling, head.scale
+        return labels, head.tensors, head.pooling, head.scale
     # The head of transformers' own class, which looks at the last state where it pools at all.
-    return tuple(labels), _standard_head(folder), "last", 0.0
+    return labels, _standard_head(folder), "last", 0.0
 
 
 def _standard_head(folder: Path) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fedllm.models.generation import Generator, Writing
-from fedllm.models.running_batch import Row, running_batch_of
+from fedllm.models.rows import Row
+from fedllm.models.running_batch import running_batch_of
 
 Ending = Literal["stop", "length", "timeout", "failed", "stopping"]
 

@@ -12,24 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from fedllm.adapters import adapter_of
-from fedllm.config import ModelSection, Precision, Quantization, RunConfig, parse
-from fedllm.errors import CheckpointError, ConfigError
-from fedllm.models import checkpoints, saved
-from fedllm.models.contents import held_as, read_object
-from fedllm.models.naming import cached_folder, is_repository
+from fedllm.config import RunConfig, parse
+from fedllm.errors import ConfigError
+from fedllm.exporting.found import Found, find_released, load_found
+from fedllm.models import saved
+from fedllm.models.contents import read_object
 from fedllm.models.shared import SharedModel
 from fedllm.runs.names import RUN_TOML
-from fedllm.runs.record import read_config
-from fedllm.runs.start import find_start
-from fedllm.tasks import task_of
-
-# How a base may be held where its fingerprint says so.
-_ROUNDED: tuple[tuple[Quantization, Precision], ...] = (
-    ("int8", "float32"),
-    ("int8", "bfloat16"),
-    ("int4", "float32"),
-    ("int4", "bfloat16"),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,31 +78,15 @@ def load_released(
         If a file is missing or damaged, the base is another model than the adapter's, or the
         labels do not fit the head.
     """
-    found = find_start(str(location), "RUN")
-    about = read_object(found.folder / saved.ABOUT)
-    config = _config_beside(found.folder)
-    whole = config is not None
-    given = base if base is not None else _base_of(config, found.folder)
-    folder = checkpoints.checkpoint_folder(given)
-    if config is None:
-        config = _made_up_for(found.folder, about, given)
-    elif base is not None:
-        _require_base(found.folder, about, folder, config.model)
-    config = _placed(config, given, device, max_length)
+    found = find_released(location, base)
+    config = _placed(found.config or _made_up_for(found), found.base, device, max_length)
     torch.set_num_threads(config.engine.threads or torch.get_num_threads())
-    labels = _labels(found.folder, about, config)
-    model = task_of(config.task).load_model(config, labels)
-    _require_same(found.folder, about, folder, model.fingerprint, model.earlier_fingerprint)
-    if not whole:
-        _train_as(model, about)
-    model.load_adapter(found.folder)
-    if model.method == "eva":
-        # Nothing trains its A, and the texts that it was made of need not be here.
-        model.begin_with(model.tensors.only("A"))
+    model = load_found(found, config)
     method = adapter_of(model)
     adapter = method.held()
     method.place(adapter)
-    return Released(found.folder, config, model, adapter, found.about, whole)
+    whole = found.config is not None
+    return Released(found.folder, config, model, adapter, found.origin, whole)
 
 
 def is_released(location: Path) -> bool:
@@ -123,111 +96,27 @@ def is_released(location: Path) -> bool:
     )
 
 
-def _config_beside(folder: Path) -> RunConfig | None:
-    """Return the configuration of the run that an adapter lies in."""
-    for place in (folder.parent, folder):
-        if (place / RUN_TOML).exists():
-            return read_config(place)
-    return None
-
-
-def _base_of(config: RunConfig | None, folder: Path) -> str:
-    """Return where the base lies: as the run says, or by its repository in the hub's cache."""
-    named: object = None
-    if (folder / saved.LORA_CONFIG).exists():
-        named = read_object(folder / saved.LORA_CONFIG).get("base_model_name_or_path")
-    elif config is not None and config.card is not None:
-        named = config.card.base_model
-    repository = named if isinstance(named, str) and is_repository(named) else None
-    place = named if config is None else config.model.path
-    if isinstance(place, str) and (place.startswith("package:") or Path(place).is_dir()):
-        return place
-    if repository is not None and (cached := cached_folder(repository)) is not None:
-        return str(cached)
-    there = f"; the run's was {place}" if place and place != repository else ""
-    if repository is None:
-        raise ConfigError(
-            f"the base model of the adapter in {folder} is not on this machine where it was{there}",
-            "name its folder with --base",
-        )
-    raise ConfigError(
-        f"the base model of the adapter in {folder}, {repository}, is not in this machine's hub "
-        f"cache{there}",
-        f"put it there where there is a network (hf download {repository}), or name its folder "
-        "with --base; fedllm fetches nothing",
-    )
-
-
-def _placed(config: RunConfig, base: str, device: str | None, max_length: int | None) -> RunConfig:
+def _placed(config: RunConfig, base: Path, device: str | None, max_length: int | None) -> RunConfig:
     engine = (
         config.engine if device is None else config.engine.model_copy(update={"device": device})
     )
     length = max_length or config.model.max_length
-    model = config.model.model_copy(update={"path": base, "max_length": length})
+    model = config.model.model_copy(update={"path": str(base), "max_length": length})
     return config.model_copy(update={"model": model, "engine": engine})
 
 
-def _labels(folder: Path, about: Mapping[str, Any], config: RunConfig) -> tuple[str, ...]:
-    """Return the labels in the head's order; there are as many as it has outputs for."""
-    labels = about.get("labels") or []
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise CheckpointError(
-            f"{folder / saved.ABOUT} is damaged: its labels are no list of texts",
-            "copy the adapter's folder again",
-        )
-    if len(set(labels)) < len(labels):
-        raise CheckpointError(
-            f"{folder / saved.ABOUT} names a label twice", "copy the adapter's folder again"
-        )
-    if (folder / saved.HEAD).exists():
-        head = task_of(config.task).head(tuple(labels))
-        wanted = getattr(head, "outputs", len(labels))
-        held = len(next(iter(saved.read_any_tensors(folder / saved.HEAD).values())))
-        if held != wanted:
-            raise CheckpointError(
-                f"the labels in {folder / saved.ABOUT} do not fit the head beside it: "
-                f"{len(labels)} labels need {wanted} outputs, and it has {held}",
-                "copy the adapter's folder again, as the run wrote it",
-            )
-    return tuple(labels)
-
-
-def _require_base(folder: Path, about: Mapping[str, Any], base: Path, model: ModelSection) -> None:
-    """Refuse another base model before it is loaded, which may fail in other words."""
-    prints = checkpoints.fingerprints(base)
-    held = held_as(prints.current, model.quantization, model.precision)
-    _require_same(folder, about, base, held, prints.earlier)
-
-
-def _require_same(
-    folder: Path, about: Mapping[str, Any], base: Path, current: str, earlier: str
-) -> None:
-    told = about.get("base_fingerprint")
-    if told not in (current, earlier or current):
-        raise CheckpointError(
-            f"the adapter in {folder} is of another base model: it was trained on one with the "
-            f"fingerprint {str(told)[:16]}, and that in {base} has {current[:16]}",
-            "name the folder of the base model that the run used with --base (fedllm model show "
-            "tells a folder's fingerprint)",
-        )
-
-
-def _made_up_for(folder: Path, about: Mapping[str, Any], base: str) -> RunConfig:
+def _made_up_for(found: Found) -> RunConfig:
     """Return a configuration with which an adapter by itself can be loaded."""
+    folder, about = found.folder, found.about
     if (folder / saved.OWN).exists():
         raise ConfigError(
             f"{folder} holds tensors of the base model, and nothing there says which layers they "
             "were trained with",
             "give the run's folder, which has its run.toml",
         )
-    prints = checkpoints.fingerprints(Path(checkpoints.checkpoint_folder(base)))
-    told = about.get("base_fingerprint")
-    held = next((one for one in _ROUNDED if told == held_as(prints.current, *one)), None)
-    current = held_as(prints.current, *held) if held else prints.current
-    _require_same(folder, about, Path(base), current, prints.earlier)
-    model: dict[str, Any] = {"path": base, "head_start": "zero"}
-    if held:
-        model |= {"quantization": held[0], "precision": held[1]}
+    quantization, precision = found.held
+    model: dict[str, Any] = {"path": str(found.base), "head_start": "zero"}
+    model |= {"quantization": quantization, "precision": precision}
     model |= {key: about[key] for key in ("feature_scale", "feature_center") if key in about}
     if about.get("pooling") in ("mean", "cls"):
         model["pooling"] = about["pooling"]
@@ -252,11 +141,3 @@ def _lora_of(folder: Path) -> dict[str, Any]:
         "target_modules": told.get("target_modules"),
         "method": method,
     }
-
-
-def _train_as(model: SharedModel, about: Mapping[str, Any]) -> None:
-    """Take the adapter for what its run's method trains first, which decides about its layout."""
-    for part in (model.tensors.only("B", "head"), model.tensors.only("A", "B", "head")):
-        if part.fingerprint == about.get("manifest"):
-            model.layout = part
-            model.train_only(part)

@@ -67,11 +67,20 @@ class _Text:
     finish: Ending | None = None
 
     def piece(self, new: str, ending: Ending | None) -> str:
-        """Return what of a piece can be shown now."""
+        """Return what of a piece can be shown now; nothing more once the text has ended."""
+        if self.finish is not None:
+            return ""
+        shown = self._shown(new, ending)
+        self.finish = ending
+        return shown
+
+    def fail(self) -> None:
+        """End the text, and let nobody write it on."""
+        self.finish, self.ticket.gone = "failed", True
+
+    def _shown(self, new: str, ending: Ending | None) -> str:
         if new and self.gap:
             new, self.gap = new.removeprefix(self.gap), ""
-        if ending is not None:
-            self.finish = ending
         if self.guarded is None:
             return new
         shown = self.guarded.push(new)
@@ -137,10 +146,15 @@ class Texts:
                 if first:
                     self._metrics.first.observe(time.monotonic() - self._started)
                     first = False
-                text = self._texts[number]
-                shown = text.piece(new, ending)
+                text, shown = self._texts[number], ""
+                try:
+                    shown = text.piece(new, ending)
+                except Exception as error:
+                    # Its words may quote the text.
+                    self._metrics.failed(type(error).__name__)
+                    text.fail()
                 left -= ending is not None
-                if shown or ending is not None:
+                if shown or text.finish is not None:
                     yield text, shown
         finally:
             for text in self._texts:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -143,8 +144,9 @@ class TemplatedPrompting(Prompting):
     def conversation(self, turns: Sequence[Turn], most: int | None) -> Prompt:
         """Return the tokens of a conversation whose last turn is to be answered.
 
-        Where they are too many, the earliest questions and their answers go first; what the
-        system says stays.
+        Where they are too many, the earliest questions and their answers go first, and no more of
+        them than must; what the system says stays. A longer conversation is taken for one of more
+        tokens, so that few lengths need be tried.
 
         Raises
         ------
@@ -155,17 +157,24 @@ class TemplatedPrompting(Prompting):
         _require_question(turns)
         system = [turn for turn in turns if turn.role == "system"]
         said = [turn for turn in turns if turn.role != "system"]
-        dropped = 0
-        while True:
-            if not system and len(said) == 1:
-                found = self.prompt(said[0].content, most)
-                return Prompt(found.ids, found.cut, dropped)
-            following = next((n for n, t in enumerate(said) if n and t.role == "user"), None)
-            last = following is None
-            found = self._of_conversation([*system, *said], most if last else None)
-            if most is None or len(found.ids) <= most:
-                return Prompt(found.ids, dropped=dropped)
-            dropped, said = dropped + (following or 0), said[following or 0 :]
+        # Where what is kept may begin: with a question.
+        starts = [n for n, turn in enumerate(said) if n == 0 or turn.role == "user"]
+        rendered: dict[int, Prompt] = {}
+
+        def fits(number: int) -> bool:
+            kept = [*system, *said[starts[number] :]]
+            rendered[number] = self._of_conversation(kept, None)
+            return most is None or len(rendered[number].ids) <= most
+
+        last = len(starts) - 1
+        chosen = _first(last, fits)
+        dropped, kept = starts[chosen], said[starts[chosen] :]
+        if not system and len(kept) == 1:
+            found = self.prompt(kept[0].content, most)
+            return Prompt(found.ids, found.cut, dropped)
+        if chosen == last:
+            return replace(self._of_conversation([*system, *kept], most), dropped=dropped)
+        return replace(rendered[chosen], dropped=dropped)
 
     def whole_conversation(self, turns: Sequence[Turn]) -> Prompt:
         """Return the tokens of a conversation, however long, with one look at its turns.
@@ -197,6 +206,18 @@ def _require_question(turns: Sequence[Turn]) -> None:
         raise ConfigError(
             "the last turn of the conversation is not the user's", "let it end with a question"
         )
+
+
+def _first(last: int, holds: Callable[[int], bool]) -> int:
+    """Return the first number for which something holds, as it does for all that follow.
+
+    ``last`` where it holds for none before, which is not asked for itself. Few are asked: those at
+    doubling distances, for it is most often one of the first, and then by halving.
+    """
+    before, tried = -1, 0
+    while tried < last and not holds(tried):
+        before, tried = tried, 2 * tried + 1
+    return bisect_left(range(last), True, before + 1, min(tried, last), key=holds)
 
 
 def shortened(

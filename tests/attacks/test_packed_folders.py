@@ -9,10 +9,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fedllm.compression.packed_file import FORMAT
+from fedllm.compression.packed_file import FORMAT, read_packed
 from fedllm.compression.packing import pack, unpack
 from fedllm.errors import CheckpointError
 from fedllm.models.exported import write_exported
+
+# A model that is larger than what is packed beside it here.
+CONFIG = json.dumps(
+    {"model_type": "bert", "vocab_size": 256, "hidden_size": 32, "intermediate_size": 80}
+    | {"num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 64}
+)
 
 
 @pytest.fixture
@@ -23,7 +29,7 @@ def packed(tmp_path):
     weights = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     save_file({"w.weight": weights}, folder / "model.safetensors", {"format": "pt"})
     save_file({"center": torch.ones(64)}, folder / "feature_center.safetensors")
-    (folder / "config.json").write_text('{"model_type": "bert"}')
+    (folder / "config.json").write_text(CONFIG)
     write_exported(folder, "merged", {"task": "classification"})
     pack(folder, tmp_path / "packed")
     return tmp_path / "packed"
@@ -69,4 +75,8 @@ def test_a_few_bytes_do_not_become_many(tmp_path, values):
     }
     words = {"format": "pt", "packed": FORMAT, "shapes": json.dumps({"w": [side, side]})}
     save_file(tensors, folder / "model.packed.safetensors", words | {"types": "{}"})
-    refused(folder, "cannot hold 4194304 numbers")
+    with pytest.raises(CheckpointError, match="cannot hold 4194304 numbers"):
+        dict(read_packed(folder / "model.packed.safetensors"))
+    # Nor does it come so far: no model has such a matrix.
+    (folder / "config.json").write_text(CONFIG)
+    refused(folder, r"'w' has the shape \(2048, 2048\)")

@@ -7,12 +7,21 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.tiny_models import ALL, ENCODER_DECODERS, ENCODERS, save_tiny
+from transformers import AutoModelForTokenClassification
 
+from fedllm.compression import packed_file
 from fedllm.compression.clustering import cluster
+from fedllm.compression.fitting import check_fits
 from fedllm.compression.packing import pack, unpack
 from fedllm.errors import CheckpointError, ConfigError
 
 OTHERS = ("config.json", "head.safetensors")
+# A model that is larger than what is packed beside it here.
+CONFIG = json.dumps(
+    {"model_type": "bert", "vocab_size": 512, "hidden_size": 32, "intermediate_size": 80}
+    | {"num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 64}
+)
 
 
 @pytest.fixture
@@ -31,7 +40,7 @@ def folder(tmp_path):
         "places": torch.arange(5),
     }
     save_file(tensors, found / "model.safetensors", {"format": "pt"})
-    (found / "config.json").write_text('{"model_type": "bert"}')
+    (found / "config.json").write_text(CONFIG)
     save_file({"weight": torch.ones(90, 90)}, found / "head.safetensors")
     return found
 
@@ -103,7 +112,7 @@ def test_more_bits_go_where_they_win_most(tmp_path):
     many = torch.randn(100, 100, generator=generator)
     (tmp_path / "model").mkdir()
     save_file({"a": few, "b": many}, tmp_path / "model" / "model.safetensors", {"format": "pt"})
-    (tmp_path / "model" / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "model" / "config.json").write_text(CONFIG)
     least = pack(tmp_path / "model", tmp_path / "least", 100).weights_bytes
     # Room for one of them.
     sizes = pack(tmp_path / "model", tmp_path / "some", 80_000 / (least + 2500))
@@ -189,9 +198,54 @@ DAMAGE = {
 def test_damage_is_told_and_nothing_is_left(folder, tmp_path, name):
     pack(folder, tmp_path / "packed", 1.0)
     changed(tmp_path / "packed" / "model.packed.safetensors", *DAMAGE[name])
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match=r"damaged|model does not have"):
         unpack(tmp_path / "packed", tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("kind", sorted(ALL | ENCODER_DECODERS))
+def test_every_kind_of_model_fits_its_configuration(kind, tmp_path):
+    """With the names that its own class gives, with and without a head."""
+    made = save_tiny(kind, tmp_path / "base")
+    tensors = load_file(made / "model.safetensors")
+    check_fits(made, {name: tuple(values.shape) for name, values in tensors.items()})
+    if kind in ENCODERS:
+        model = AutoModelForTokenClassification.from_pretrained(made, num_labels=5)
+        model.save_pretrained(tmp_path / "head")
+        tensors = load_file(tmp_path / "head" / "model.safetensors")
+        shapes = {name: tuple(values.shape) for name, values in tensors.items()}
+        check_fits(tmp_path / "head", shapes)
+        name = next(n for n in shapes if n.endswith("classifier.weight") or n == "score.weight")
+        with pytest.raises(CheckpointError, match=rf"{name} has the shape \(6, 16\).*\(5, 16\)"):
+            check_fits(tmp_path / "head", shapes | {name: (6, 16)})
+
+
+def test_another_configuration_is_refused_before_weights_are_read(tmp_path, monkeypatch):
+    """Also where it is packed: what cannot be unpacked is not packed."""
+    made = save_tiny("llama", tmp_path / "base", hidden_size=64, intermediate_size=96)
+    pack(made, tmp_path / "packed")
+    path = tmp_path / "packed" / "config.json"
+    told = json.loads(path.read_text())
+    monkeypatch.setattr(packed_file, "decode", lambda *_: 1 / 0)
+    right, layer = load_file(made / "model.safetensors"), "model.layers.2.mlp.up_proj.weight"
+    assert right[layer].shape == (96, 64)
+    for change, words in (
+        ({"intermediate_size": 80}, r"layers\.0\.mlp\.down_proj.* \(64, 96\).* \(64, 80\)"),
+        ({"num_hidden_layers": 2}, r"layers\.2\.input_layernorm.* \(64,\).*none of that name"),
+        ({"model_type": "nobodys"}, "nobodys"),
+    ):
+        path.write_text(json.dumps(told | change))
+        with pytest.raises(CheckpointError, match=words) as caught:
+            unpack(tmp_path / "packed", tmp_path / "again")
+        assert caught.value.remedy
+        (made / "config.json").write_text(json.dumps(told | change))
+        with pytest.raises(CheckpointError, match=words):
+            pack(made, tmp_path / "other")
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        unpack(tmp_path / "packed", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_file_that_is_cut_short_is_told(folder, tmp_path):

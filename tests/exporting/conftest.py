@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.hub_cache import hub
 from support.run_folder import summary, write_run
 from support.tiny_models import save_tiny
 
@@ -17,6 +18,8 @@ from fedllm.tasks import task_of
 
 if TYPE_CHECKING:
     from fedllm.models.shared import SharedModel
+
+__all__ = ["hub"]
 
 LABELS = ("card", 'a | "b" `c`', "三")
 

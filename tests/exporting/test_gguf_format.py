@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from exporting.test_peft_format import use
@@ -115,6 +117,14 @@ def test_the_file_is_read_back_as_the_runs_model(finished, base, tmp_path, kind)
         assert str(tmp_path).encode() not in path.read_bytes(), path
 
 
+@pytest.mark.slow
+def test_a_base_in_the_hubs_cache_is_found(finished, base, hub, tmp_path):
+    run = finished("llama", "instruction", base=base("llama"))
+    hub(base("llama"))
+    shutil.rmtree(tmp_path / "base-llama")
+    assert export(run, tmp_path / "out", "gguf", "north/tiny").largest < 1e-3
+
+
 def test_half_the_numbers_hold_what_was_trained(finished, base, tmp_path):
     run = finished("qwen2", "causal", base=base("qwen2"))
     written = export(run, tmp_path / "out", "gguf", dtype="float16")
@@ -194,7 +204,9 @@ def test_llama_cpp_gives_the_same_greedy_answers(finished, base, tmp_path, kind)
     words = " ".join(TEXTS[:2]).split()
     prompts = [" ".join(words[place : place + 3]) for place in range(10)]
     prompts += [f"{words[place]}  {words[-place]}" for place in range(10)]
-    mine = [line["answer"][:60] for line in use(tmp_path / "peft", folder, *prompts)]
-    theirs = [line["answer"][:60] for line in use(tmp_path / "gguf", *prompts)]
+    # Some tokens each: random weights have ties within what llama.cpp rounds otherwise (it keeps
+    # keys in float16), and behind one of these answers have nothing in common.
+    mine = [line["answer"][:16] for line in use(tmp_path / "peft", folder, *prompts)]
+    theirs = [line["answer"][:16] for line in use(tmp_path / "gguf", *prompts)]
     assert theirs == mine
     assert any(mine)

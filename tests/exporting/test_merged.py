@@ -9,7 +9,12 @@ import torch
 from exporting.test_peft_format import TEXTS, own_shares, use
 from safetensors.torch import load_file
 from support.tiny_models import save_tiny
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForTokenClassification
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from fedllm.errors import CheckpointError, ConfigError, TrainingError
 from fedllm.exporting import merged
@@ -18,6 +23,7 @@ from fedllm.exporting.export import export
 from fedllm.exporting.probe import answers, make_probe
 from fedllm.exporting.released import read_released
 from fedllm.models.checkpoints import checkpoint_folder
+from fedllm.serving.exported import load_exported
 
 LAST = {"last_layers": 1}
 
@@ -88,6 +94,21 @@ def test_a_standard_head_is_part_of_the_checkpoint(finished, tmp_path):
     torch.testing.assert_close(found, answers(released, probe), atol=1e-4, rtol=1e-4)
     assert model.config.id2label[1] == f"B-{released.model.labels[0]}"
     assert not (tmp_path / "out" / "head.safetensors").exists()
+
+
+def test_a_bias_that_the_class_has_not_is_in_its_weights(finished, tmp_path):
+    run = finished("gpt2", model={"feature_scale": 0.0})
+    written = export(run, tmp_path / "out", "merged")
+    assert "has no bias" in written.notes[0]
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    released = read_released(run)
+    probe = make_probe(released, seed=5)
+    with torch.no_grad():
+        found = model(**probe.inputs).logits
+    torch.testing.assert_close(found, answers(released, probe), atol=1e-4, rtol=1e-4)
+    again = load_exported(tmp_path / "out").model
+    with torch.no_grad():
+        torch.testing.assert_close(again.module(probe.batch), found, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -59,20 +59,31 @@ def own_shares(run, texts=TEXTS):
     return model, found
 
 
+OURS, STANDARD = "AutoModel", "AutoModelForSequenceClassification"
 CLASSIFIERS = [
-    ("bert", {"feature_scale": 10.0}),
-    ("bert", {"feature_scale": 7.5, "pooling": "cls", "feature_center": "label_names"}),
-    ("modernbert", {"feature_scale": 0.0, "feature_center": "zero"}),
-    ("llama", {"feature_scale": 10.0, "feature_center": "label_names"}),
-    ("gpt2", {"feature_scale": 0.0}),
+    ("bert", {"feature_scale": 10.0}, OURS),
+    ("bert", {"feature_scale": 7.5, "pooling": "cls", "feature_center": "label_names"}, OURS),
+    ("bert", {"feature_scale": 0.0}, OURS),
+    ("bert", {"feature_scale": 0.0, "pooling": "cls"}, STANDARD),
+    ("roberta", {"feature_scale": 0.0, "pooling": "cls"}, STANDARD),
+    # What its class has before the head bends next to zero, too.
+    ("electra", {"feature_scale": 0.0, "pooling": "cls"}, OURS),
+    ("modernbert", {"feature_scale": 0.0, "feature_center": "zero"}, OURS),
+    ("llama", {"feature_scale": 10.0, "feature_center": "label_names"}, OURS),
+    # Its last norm leaves no direction in which all states are alike.
+    ("llama", {"feature_scale": 0.0}, OURS),
+    ("gpt2", {"feature_scale": 0.0}, STANDARD),
+    ("gpt_neox", {"feature_scale": 0.0}, STANDARD),
 ]
 
 
-@pytest.mark.parametrize(("kind", "model"), CLASSIFIERS)
-def test_a_classifier_answers_the_same(finished, tmp_path, kind, model):
-    written = export(finished(kind, model=model), tmp_path / "out", "peft")
+@pytest.mark.parametrize(("kind", "model", "auto"), CLASSIFIERS)
+def test_a_classifier_answers_the_same(finished, tmp_path, kind, model, auto):
+    run = finished(kind, model=model)
+    assert load_file(run / "adapter" / "head.safetensors")["bias"].abs().min() > 0
+    written = export(run, tmp_path / "out", "peft")
     assert written.largest < 5e-4
-    assert written.use.auto == "AutoModel"
+    assert written.use.auto == auto
 
 
 def test_the_script_of_a_classifier_runs_without_fedllm(finished, tmp_path, tiny):
@@ -158,6 +169,41 @@ def test_pefts_own_class_loads_a_standard_head(finished, tmp_path, tiny, monkeyp
     torch.testing.assert_close(found, answers(released, probe), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("kind", "pooling", "saved"),
+    [
+        ("bert", "cls", ["bert.pooler", "classifier"]),
+        ("roberta", "cls", ["classifier"]),
+        ("gpt2", "mean", ["score"]),
+    ],
+)
+def test_pefts_own_class_loads_a_head_with_a_bias(
+    finished, tmp_path, tiny, monkeypatch, kind, pooling, saved
+):
+    """Where the class has a layer before its head, and where its head has no bias."""
+    from peft import AutoPeftModelForSequenceClassification
+
+    run = finished(kind, model={"feature_scale": 0.0, "pooling": pooling})
+    out = tmp_path / "out"
+    written = export(run, out, "peft")
+    assert json.loads((out / "adapter_config.json").read_text())["modules_to_save"] == saved
+    assert written.notes[0] in (out / "README.md").read_text()
+    named_like_the_base(tmp_path, out, tiny(kind))
+    monkeypatch.chdir(tmp_path)
+    loaded = AutoPeftModelForSequenceClassification.from_pretrained(
+        str(out), num_labels=3, dtype=torch.float32
+    ).eval()
+    released = read_released(run)
+    probe = make_probe(released, seed=5)
+    wanted = answers(released, probe)
+    with torch.no_grad():
+        found = loaded(**probe.inputs).logits
+        loaded.base_model.disable_adapter_layers()
+        plain = loaded.base_model(**probe.inputs).logits
+    torch.testing.assert_close(found, wanted, atol=2e-4, rtol=1e-4)
+    assert (plain - wanted).abs().max() > 0.01
+
+
 @pytest.mark.parametrize("method", ["lora", "ffa", "rolora", "fedsvd", "core"])
 def test_pefts_own_class_loads_a_language_model(finished, tmp_path, tiny, monkeypatch, method):
     from peft import AutoPeftModelForCausalLM
@@ -207,6 +253,17 @@ def test_the_script_of_tags_runs_without_fedllm(finished, tmp_path, tiny):
             assert tags[:3] == ["O", f"B-{model.labels[0]}", f"I-{model.labels[0]}"]
 
 
+@pytest.mark.slow
+def test_the_script_of_a_standard_classifier_runs_without_fedllm(finished, tmp_path, tiny):
+    run, out = finished("bert", model={"feature_scale": 0.0, "pooling": "cls"}), tmp_path / "out"
+    assert not export(run, out, "peft").use.plain_head
+    model, wanted = own_shares(run)
+    for line, row in zip(use(out, tiny("bert"), *TEXTS), wanted, strict=True):
+        assert list(line["labels"]) == list(model.labels)
+        found = torch.tensor(list(line["labels"].values()))
+        torch.testing.assert_close(found, row, atol=1e-4, rtol=0)
+
+
 def test_a_head_alone_is_exported(finished, tmp_path, tiny):
     run = finished("bert", lora={"rank": 0, "last_layers": None})
     export(run, tmp_path / "out", "peft")
@@ -246,12 +303,23 @@ def test_a_quantised_run_is_put_on_plain_weights_and_that_is_said(finished, tmp_
     assert "int8" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_labels_that_do_not_fit_the_head_are_refused(finished, tmp_path):
+    run = finished("bert")
+    path = run / "adapter" / "shared_model.json"
+    told = json.loads(path.read_text())
+    for labels, words in ((told["labels"][:2], "2 labels need 2"), (["a"] * 3, "a label twice")):
+        path.write_text(json.dumps(told | {"labels": labels}))
+        with pytest.raises(CheckpointError, match=words):
+            export(run, tmp_path / "out", "peft")
+    assert not (tmp_path / "out").exists()
+
+
 # --- what is wrong ---------------------------------------------------------------------------
 
 
 def test_an_adapter_of_another_base_is_refused(finished, tmp_path, tiny):
     with pytest.raises(CheckpointError, match=r"(?s)another base model.*--base"):
-        export(finished("bert"), tmp_path / "out", "peft", base=tiny("electra"))
+        export(finished("bert"), tmp_path / "out", "peft", base=str(tiny("electra")))
 
 
 def test_a_moved_base_is_asked_for_and_taken(finished, tmp_path, tiny):
@@ -260,15 +328,15 @@ def test_a_moved_base_is_asked_for_and_taken(finished, tmp_path, tiny):
     shutil.copytree(tiny("bert"), tmp_path / "before")
     run = finished("bert", base=tmp_path / "before")
     (tmp_path / "before").rename(tmp_path / "after")
-    with pytest.raises(CheckpointError, match=r"(?s)there is no folder.*--base"):
+    with pytest.raises(ConfigError, match=r"(?s)not on this machine where it was.*before.*--base"):
         export(run, tmp_path / "out", "peft")
-    export(run, tmp_path / "out", "peft", base=tmp_path / "after")
+    export(run, tmp_path / "out", "peft", base=str(tmp_path / "after"))
 
 
 def test_a_run_without_an_adapter_is_refused(finished, tmp_path):
     run = finished()
     (run / "adapter" / "shared_model.json").unlink()
-    with pytest.raises(ConfigError, match="no released adapter"):
+    with pytest.raises(ConfigError, match="holds no adapter"):
         export(run, tmp_path / "out", "peft")
     (run / "summary.json").unlink()
     with pytest.raises(ConfigError, match="not finished"):

@@ -9,13 +9,16 @@ import pytest
 import torch
 from support.tiny_models import DECODERS, save_tiny
 from transformers import AutoModelForCausalLM
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from fedllm.models import running_batch
+from fedllm.models.batch_cache import wider
 from fedllm.models.checkpoints import load_tokenizer
 from fedllm.models.drawing import Sampling
 from fedllm.models.generation import Generator, Writing
 from fedllm.models.prompt_cache import PromptCache
-from fedllm.models.running_batch import Row, RunningBatch, row_of, running_batch_of
+from fedllm.models.rows import Row, row_of
+from fedllm.models.running_batch import RunningBatch, running_batch_of
 from fedllm.models.transcript import Transcript
 
 PROMPTS = [[4, 5, 6], [7, 4, 9, 10, 11, 4, 6, 8, 5], [12], [13, 14, 4, 5, 7, 8], [9, 9, 15]]
@@ -214,3 +217,148 @@ def test_what_is_kept_holds_no_larger_table(generator_of):
         for tensor in pair
     }
     assert sum(held.values()) == cache.used_bytes > 0
+
+
+# --- what breaks ---------------------------------------------------------------------------------
+
+
+def written(batch, rows, begin=None):
+    """Write until all have left; returns the tokens of each that came to its end."""
+    batch.add(rows) if begin is None else begin()
+    while len(batch):
+        batch.step()
+    return [None if row.error else row.transcript.tokens for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("part", "at"), [("next", 0), ("next", 1), ("push", 0), ("push", 1), ("keep", 0)]
+)
+def test_a_rows_own_part_ends_it_alone(part, at, generator_of, monkeypatch):
+    generator = generator_of("llama")
+    batch, rows = RunningBatch(generator.network, 0), [row(generator, n) for n in range(5)]
+    calls = []
+
+    def broken(*arguments):
+        calls.append(1)
+        if len(calls) > at:
+            raise ValueError
+        return "" if part == "push" else 5
+
+    if part == "keep":
+        rows[2].kept = PromptCache().of("llama", "ward")
+        monkeypatch.setattr(type(rows[2].kept), "keep", broken)
+    elif part == "next":
+        rows[2].drawing = type("Broken", (), {"next": broken})()
+    else:
+        rows[2].transcript.push = broken
+    wanted = expected(generator)
+    found = written(batch, rows)
+    assert found == [*wanted[:2], None, *wanted[3:]]
+    assert isinstance(rows[2].error, ValueError)
+    assert rows[2].error.__traceback__ is None
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text"])
+def test_who_breaks_the_pass_of_all_leaves_alone(kind, generator_of):
+    """In the second block, when the first has kept keys of the new tokens already."""
+    generator = generator_of(kind)
+    wanted, seen = expected(generator), []
+    # By which one row is known while the model computes.
+    mark = next(t for t in range(4, 16) if not any(t in tokens for tokens in wanted))
+    batch, rows = RunningBatch(generator.network, 0), [row(generator, n) for n in range(5)]
+    rows[1].drawing = type("Marked", (), {"next": lambda self, logits: mark})()
+    backbone = generator.network.base_model
+    block = (backbone.layers if kind != "gpt2" else backbone.h)[1]
+
+    def look(module, arguments):
+        seen[:] = [(arguments[0] == mark).any() and arguments[0].shape[1] == 1]
+
+    def breaks(module, arguments):
+        if seen[0]:
+            raise ValueError
+
+    hooks = [
+        backbone.get_input_embeddings().register_forward_pre_hook(look),
+        block.register_forward_pre_hook(breaks),
+    ]
+    try:
+        found = written(batch, rows)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert found == [wanted[0], None, *wanted[2:]]
+    assert isinstance(rows[1].error, ValueError)
+
+
+def test_where_memory_is_short_the_newest_leaves(generator_of, monkeypatch):
+    generator = generator_of("llama")
+    wanted, batch = expected(generator), RunningBatch(generator.network, 0)
+    rows, own, sizes = [row(generator, number) for number in (0, 2, 3, 1)], batch._logits, []
+
+    def logits(ids, mask, cache):
+        sizes.append(len(ids))
+        found = own(ids, mask, cache)
+        if ids.shape[1] == 1 and len(ids) > 2:
+            raise torch.OutOfMemoryError
+        return found
+
+    monkeypatch.setattr(batch, "_logits", logits)
+    # The third has ended before there is a pass of one token each.
+    assert written(batch, rows) == [wanted[0], wanted[2], wanted[3], None]
+    assert isinstance(rows[3].error, torch.OutOfMemoryError)
+    # Nobody is tried alone, which would take memory.
+    assert sizes[:3] == [4, 3, 2]
+
+
+def test_a_pass_that_breaks_for_nobody_alone_ends_the_newest(generator_of, monkeypatch):
+    generator = generator_of("llama")
+    wanted, batch = expected(generator), RunningBatch(generator.network, 0)
+    rows, own = [row(generator, number) for number in (0, 2, 1)], batch._logits
+
+    def logits(ids, mask, cache):
+        if ids.shape[1] == 1 and len(ids) > 2:
+            raise ValueError
+        return own(ids, mask, cache)
+
+    monkeypatch.setattr(batch, "_logits", logits)
+    assert written(batch, rows) == [wanted[0], wanted[2], None]
+
+
+def test_what_cannot_be_put_beside_the_others_ends_alone(generator_of, monkeypatch):
+    """Some layers hold it already when the next has no memory for it."""
+    generator = generator_of("llama")
+    wanted, batch = expected(generator), RunningBatch(generator.network, 0)
+    rows, tried = [row(generator, number) for number in (0, 2, 1)], []
+
+    def merge(own, new, width):
+        tried.append(1)
+        for layer in own.layers[:1]:
+            layer.keys = torch.cat(
+                [wider(layer.keys, width, 2), wider(new.layers[0].keys, width, 2)]
+            )
+        raise MemoryError
+
+    def begin():
+        batch.add(rows[:2])
+        monkeypatch.setattr(running_batch, "merge", merge)
+        batch.add(rows[2:])
+
+    assert written(batch, rows, begin) == [wanted[0], wanted[2], None]
+    assert tried == [1]
+
+
+def test_what_cannot_be_taken_back_is_told(generator_of, monkeypatch):
+    generator = generator_of("llama")
+    batch = RunningBatch(generator.network, 0)
+    batch.add([row(generator, 0), row(generator, 2)])
+
+    def logits(ids, mask, cache):
+        cache.layers[0] = DynamicSlidingWindowLayer(sliding_window=2)
+        raise ValueError
+
+    with monkeypatch.context() as patched, pytest.raises(ValueError):
+        patched.setattr(batch, "_logits", logits)
+        batch.step()
+    batch.drop(list(batch.rows))
+    assert written(batch, [again := row(generator, 1)]) == [expected(generator)[1]]
+    assert again.error is None

@@ -1,5 +1,6 @@
-"""Folders of finished runs."""
+"""Folders of finished runs, and a hub's cache."""
 
+from support.hub_cache import hub
 from support.serving_runs import released
 
-__all__ = ["released"]
+__all__ = ["hub", "released"]

@@ -8,6 +8,7 @@ import time
 import pytest
 from support.tiny_models import save_tiny
 
+from fedllm.models.drawing import Sampling
 from fedllm.models.generation import Generator, Writing
 from fedllm.models.plain import load_plain_model
 from fedllm.serving.engine import Busy, Engine
@@ -51,6 +52,21 @@ class Asked:
         assert self.over.wait(WAIT_S)
         (ending,) = self.endings
         return ending
+
+
+class Twice(Sampling):
+    """Chooses a token, and then breaks."""
+
+    def drawing(self, prompt, repeat=0):
+        left = [5]
+
+        class Choice:
+            def next(self, logits):
+                if not left:
+                    raise ValueError
+                return left.pop()
+
+        return Choice()
 
 
 def submit(engine, *asked):
@@ -98,6 +114,45 @@ def test_what_breaks_while_it_is_read_ends_no_text_under_way(engine, decoder, mo
     assert [broken.ended(), beside.ended(), under_way.ended()] == ["failed", "length", "length"]
 
 
+@pytest.mark.parametrize("short", [False, True])
+def test_what_breaks_while_all_are_written_ends_one(short, engine, decoder, monkeypatch):
+    own, hold = decoder.batch._logits, threading.Event()
+
+    def logits(ids, mask, cache):
+        if ids.shape[1] == 1:
+            assert hold.wait(WAIT_S)
+            if len(ids) > 1 and short:
+                raise MemoryError
+        return own(ids, mask, cache)
+
+    monkeypatch.setattr(decoder.batch, "_logits", logits)
+    asked = [Asked(decoder, tokens=9), Asked(decoder, (9, 9))]
+    engine.submit([asked[0].ticket])
+    assert asked[0].begun.wait(WAIT_S)
+    if not short:
+        asked[1].ticket.writing = Writing(4, sampling=Twice())
+    engine.submit([asked[1].ticket])
+    hold.set()
+    assert [one.ended() for one in asked] == ["length", "failed"]
+    assert engine.kinds == ["MemoryError" if short else "ValueError"]
+    assert submit(engine, Asked(decoder)) == ["length"]
+
+
+def test_who_cannot_be_told_ends_alone(engine, decoder):
+    deaf, other = Asked(decoder), Asked(decoder, tokens=6)
+    told = []
+
+    def heard(piece, ending):
+        told.append(ending)
+        raise OSError
+
+    deaf.ticket.heard = heard
+    engine.submit([deaf.ticket, other.ticket])
+    assert other.ended() == "length"
+    assert told[-1] in ("timeout", "length")
+    assert engine.is_alive
+
+
 def test_nobody_waits_for_a_thread_that_is_over(decoder, monkeypatch):
     kinds = []
     engine = Engine(4, 8, kinds.append)
@@ -139,6 +194,21 @@ def test_a_whole_batch_stops_no_other_model_and_is_given_up(engine, decoder, pai
     assert [leaves.ended(), stays.ended(), waits.ended()] == ["timeout", "length", "length"]
     assert len(steps) <= 3 + 2
     assert leaves.ticket.tokens < 30
+
+
+def test_where_a_whole_batch_breaks_each_is_written_alone(engine, pair, monkeypatch):
+    own = pair.generator.network.forward
+
+    def forward(*arguments, **settings):
+        found = own(*arguments, **settings)
+        if len(found.logits) > 1 or (settings["attention_mask"].sum() > 4):
+            raise MemoryError
+        return found
+
+    monkeypatch.setattr(pair.generator.network, "forward", forward)
+    asked = [Asked(pair), Asked(pair, (5, 6, 7, 8)), Asked(pair)]
+    assert submit(engine, *asked) == ["length", "failed", "length"]
+    assert engine.kinds == ["MemoryError"] * 2
 
 
 def test_a_whole_batch_ends_at_its_deadline(engine, pair, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support.hub_cache import named_by
 from support.tasks import load_model
 
 from fedllm.errors import CheckpointError, ConfigError
@@ -177,34 +177,6 @@ def test_what_is_no_released_model_is_told(released, tiny_checkpoint, tmp_path):
 
 # --- a base by its repository ---------------------------------------------------------------------
 
-REVISION = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A hub's cache in which a checkpoint can be put, as the hub's own program leaves it."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-
-    def put(checkpoint, name="north/tiny"):
-        place = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
-        snapshot = place / "snapshots" / REVISION
-        for folder in (snapshot, place / "blobs", place / "refs"):
-            folder.mkdir(parents=True, exist_ok=True)
-        (place / "refs" / "main").write_text(REVISION)
-        for file in checkpoint.iterdir():
-            blob = place / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
-            shutil.copy(file, blob)
-            (snapshot / file.name).symlink_to(f"../../blobs/{blob.name}")
-        return snapshot
-
-    return put
-
-
-def named_by(folder, name):
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": name}))
-    return folder
-
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_base_is_found_in_the_hubs_cache(alone, released, tiny_checkpoint, hub, tmp_path):
@@ -243,6 +215,23 @@ def test_a_head_alone_is_found_by_the_runs_card(released, tiny_checkpoint, hub):
     assert torch.equal(answers(load_released(folder).model), wanted)
 
 
+def test_a_base_is_named_by_its_repository(released, tiny_checkpoint, hub, tmp_path):
+    folder = released("llama", "instruction")
+    wanted = expected(folder)
+    with pytest.raises(ConfigError, match=r"no folder north/tiny, and no .* hub cache") as no:
+        load_released(folder, "north/tiny")
+    assert "hf download north/tiny" in no.value.remedy
+    snapshot = hub(tiny_checkpoint("llama"))
+    found = load_released(folder, "north/tiny")
+    assert torch.equal(answers(found.model), wanted)
+    assert found.config.model.path == str(snapshot)
+    hub(tiny_checkpoint("gpt2"), "north/other")
+    with pytest.raises(CheckpointError, match="is of another base model"):
+        load_released(folder, "north/other")
+    with pytest.raises(CheckpointError, match=r"there is no folder \.\./north/tiny"):
+        load_released(folder, "../north/tiny")
+
+
 @pytest.mark.parametrize(
     "name", ["../../etc", "/etc/passwd", "a/b/c", "a--b/c", "north/..", "x", 7]
 )
@@ -250,7 +239,7 @@ def test_what_is_no_repository_is_looked_for_nowhere(name, released, monkeypatch
     shutil.copytree(released("llama", "instruction") / "adapter", tmp_path / "alone")
     named_by(tmp_path / "alone", name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fedllm.serving.released.cached_folder", lambda name: 1 / 0)
+    monkeypatch.setattr("fedllm.exporting.found.cached_folder", lambda name: 1 / 0)
     with pytest.raises((ConfigError, CheckpointError)):
         load_released(tmp_path / "alone")
 

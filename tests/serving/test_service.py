@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -331,8 +332,6 @@ def test_a_beginning_is_read_once(models):
 
 def test_the_guard_masks_what_is_written_and_counts(models):
     """The tiny model's words stand for what is masked."""
-    import re
-
     word = Pattern("fee", re.compile(r"\b\w+ \w+\b"))
     with service(models, guard=Guard((word,), 16)) as running:
         with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none") as client:
@@ -347,6 +346,34 @@ def test_the_guard_masks_what_is_written_and_counts(models):
             f"{running.url}/v1/classify", json={"model": "spans", "input": "my card fee"}
         )
         assert "[fee]" not in labels.text
+
+
+def test_a_guard_that_breaks_ends_its_text_alone(models):
+    broken = []
+
+    def check(plain):
+        if broken:
+            raise RuntimeError(plain)
+        return False
+
+    word = Pattern("word", re.compile(r"\b\w+ \w+\b"), check)
+    body = {"model": "plain", "prompt": "my card", **FIXED}
+    with service(models, guard=Guard((word,), 16)) as running:
+        url = f"{running.url}/v1/completions"
+        text = httpx.post(url, json=body).json()["choices"][0]["text"]
+        broken.append(1)
+        answer = httpx.post(url, json=body)
+        assert answer.status_code == 500
+        assert answer.json()["error"]["type"] == "server_error"
+        streamed = httpx.post(url, json=body | {"stream": True})
+        assert '"server_error"' in streamed.text
+        assert "[DONE]" not in streamed.text
+        broken.clear()
+        assert httpx.post(url, json=body).json()["choices"][0]["text"] == text
+        page = httpx.get(f"{running.url}/metrics").text
+        assert 'fedllm_errors_total{kind="RuntimeError"} 2.0' in page
+    for word in text.split():
+        assert not any(word in line.split() for line in running.log)
 
 
 # --- many at once -------------------------------------------------------------------------------

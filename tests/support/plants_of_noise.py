@@ -557,6 +557,19 @@ def a_basis_made_of_private_gradients(patch):
     patch.setattr(site_work.TrainingAtSite, "train", train)
 
 
+def another_a_than_the_one_that_was_sent(patch):
+    """The site's own of the seed: what it contributes is no gradient of what all train."""
+    right = site_work.TrainingAtSite.train
+
+    def train(self, settings, sampling, noise):
+        frozen = self.model.tensors.only("A")
+        if self.model.method in ("eva", "fedsvd"):
+            self.model.put(frozen, self.model.untrained(frozen))
+        return right(self, settings, sampling, noise)
+
+    patch.setattr(site_work.TrainingAtSite, "train", train)
+
+
 # Each with a check that must see it.
 NOISE = [
     (noise_from_the_rounds_public_key, "seeds of sites"),
@@ -602,6 +615,7 @@ NOISE = [
     (shares_that_suit_all_sites, "shared noise"),
     (a_head_with_the_noise_of_its_own_norm, "clipping of records"),
     (a_basis_made_of_private_gradients, "noise as charged"),
+    (another_a_than_the_one_that_was_sent, "noise as charged"),
     (clipping_by_microbatch, "clipping of records"),
     (small_gradients_scaled_up, "clipping of records"),
     (persons_clipped_record_by_record, "clipping of persons"),

@@ -6,7 +6,7 @@ import pytest
 from support.tasks import record
 from support.tokenizers import chat, plain, turns
 
-from fedllm.data.template import Turn, template_of
+from fedllm.data.template import Turn, conversation_text, template_of
 from fedllm.errors import ConfigError
 from fedllm.tasks.instruction import Turns
 from fedllm.tasks.prompting import PlainPrompting, TemplatedPrompting
@@ -93,6 +93,30 @@ def test_what_the_system_says_stays(kind, request):
     assert "Is it flu?" not in text
     with pytest.raises(ConfigError, match="there is room for"):
         prompting.conversation(talk, 5)
+
+
+@every_kind
+@pytest.mark.parametrize("system", [True, False])
+def test_a_long_conversation_is_rendered_few_times(kind, system, request, monkeypatch):
+    prompting, rendered = TemplatedPrompting(request.getfixturevalue(kind)), []
+    first = [Turn("system", "Be brief.")] if system else []
+    talk = []
+    for number in range(16):
+        talk += [Turn("user", "a " * (number % 5 + 1)), Turn("assistant", "b " * (number % 3))]
+    talk.append(Turn("user", "Is it flu?"))
+    cuts = [(n, prompting.conversation([*first, *talk[n:]], None).ids) for n in range(0, 33, 2)]
+
+    def counted(tokenizer, turns):
+        rendered.append(turns)
+        return conversation_text(tokenizer, turns)
+
+    monkeypatch.setattr("fedllm.tasks.prompting.conversation_text", counted)
+    for number, (dropped, ids) in enumerate(cuts):
+        for most in (len(ids), len(cuts[max(number - 1, 0)][1]) - (number > 0)):
+            rendered.clear()
+            found = prompting.conversation([*first, *talk], most)
+            assert (found.ids, found.dropped) == (ids, dropped)
+            assert len(rendered) <= 2 * (number + 1).bit_length()
 
 
 @every_kind

@@ -22,6 +22,7 @@ from fedllm.config.task import trains_a_head
 from fedllm.data.encode import EncodedDataset
 from fedllm.data.records import Record
 from fedllm.mechanisms import LocalSettings
+from fedllm.models.explained import explain_inputs
 from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
 from fedllm.tasks import LearningTask, task_for_base, task_of
@@ -241,13 +242,24 @@ def dataset_of(records: Sequence[Record], config: RunConfig, model: SharedModel)
 
 
 def start_of(model: SharedModel) -> NDArray[np.float32]:
-    """Return an adapter (D,) with no zeros in what the first round trains, the same each time."""
+    """Return an adapter (D,) with no zeros in what the first round trains, the same each time.
+
+    Where public texts decide on its A, made-up ones do: it is not the A that sites have themselves.
+    """
     method = adapter_of(model)
     with model.unchanged():
         method.place(method.start())
+        if model.method == "eva":
+            explain_inputs(model, _public_texts())
         values = RandomStream.seeded(5, "selftest adapter").normal(method.trained.length)
         model.set_adapter(0.3 * values)
         return method.held()
+
+
+def _public_texts() -> list[list[int]]:
+    """Return made-up texts as tokens, more of them than any layer's rank."""
+    stream = RandomStream.seeded(11, "selftest", "public texts")
+    return [[4 + int(place) for place in stream.below(len(_WORDS), 12)] for _ in range(8)]
 
 
 def gradients_of(model: SharedModel, dataset: EncodedDataset) -> Vector:

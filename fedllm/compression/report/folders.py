@@ -12,14 +12,14 @@ from fedllm.compression.packing import SUFFIX
 from fedllm.config import DataSection, RunConfig, Task
 from fedllm.config.task import columns_read, trains_a_head
 from fedllm.errors import CheckpointError, ConfigError
+from fedllm.exporting.found import find_released
 from fedllm.exporting.merged import HEAD_ABOUT
 from fedllm.exporting.peft_format import LABELS
 from fedllm.models import checkpoints, saved
 from fedllm.models.contents import EXPORTED, check_contents, read_object
-from fedllm.runs.names import ADAPTER, RUN_TOML
+from fedllm.runs.names import RUN_TOML
 from fedllm.runs.record import read_run_folder
-from fedllm.runs.start import find_start
-from fedllm.serving.exported import is_exported
+from fedllm.serving.exported import is_exported, labels_in
 
 _REMEDY = "copy the folder again, or repeat the command that made it"
 
@@ -68,7 +68,7 @@ class Original:
         Tokens that are read of a record.
     config : RunConfig, optional
         The run's, with the base model where it lies here; None where a whole model was given.
-    base : Path, optional
+    base : str, optional
         As it was given.
     """
 
@@ -76,10 +76,10 @@ class Original:
     data: DataSection
     max_length: int
     config: RunConfig | None = None
-    base: Path | None = None
+    base: str | None = None
 
 
-def read_original(location: Path, base: Path | None) -> Original:
+def read_original(location: Path, base: str | None) -> Original:
     """Read what a run, or a whole model, says of itself.
 
     Raises
@@ -143,24 +143,19 @@ def disk_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _read_run(location: Path, base: Path | None) -> Original:
-    run = read_run_folder(location)
-    config = run.config
-    if base is not None:
-        model = config.model.model_copy(update={"path": str(base)})
-        config = config.model_copy(update={"model": model})
-    found = find_start(str(location), "RUN")
-    prints = checkpoints.fingerprints(checkpoints.checkpoint_folder(config.model.path))
-    digest = {"adapter": str(found.about["adapter"]), "base": prints.current}
-    about = read_object(location / ADAPTER / saved.ABOUT)
-    labels = about.get("labels") if trains_a_head(config.task) else []
+def _read_run(location: Path, base: str | None) -> Original:
+    run, found = read_run_folder(location), find_released(location, base)
+    model = run.config.model.model_copy(update={"path": str(found.base)})
+    config = run.config.model_copy(update={"model": model})
+    prints = checkpoints.fingerprints(found.base)
+    digest = {"adapter": str(found.origin["adapter"]), "base": prints.current}
     whole = Compressed(
         location.resolve().name,
         location,
         "merged",
         False,
         config.task,
-        _texts(location / ADAPTER / saved.ABOUT, labels),
+        labels_in(found.folder / saved.ABOUT) if trains_a_head(config.task) else (),
         sha256_hex(canonical_json(digest)),
     )
     data = config.data.model_copy(update=_NOBODYS)
@@ -181,7 +176,7 @@ def _read_compressed(folder: Path, name: str) -> Compressed:
     labels: tuple[str, ...] = ()
     if trains_a_head(task):
         path = folder / (HEAD_ABOUT if (folder / HEAD_ABOUT).exists() else LABELS)
-        labels = _texts(path, read_object(path).get("labels"))
+        labels = labels_in(path)
     digest = checkpoints.fingerprints(folder).current
     return Compressed(name, folder, str(about.get("format", "")), packed, task, labels, digest)
 
@@ -218,9 +213,3 @@ def _length(folder: Path, about: dict[str, Any]) -> int:
     if type(length) is not int or length < 1:
         raise CheckpointError(f"{folder / EXPORTED} does not say how long records were", _REMEDY)
     return length
-
-
-def _texts(path: Path, values: object) -> tuple[str, ...]:
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise CheckpointError(f"{path} has no list of labels", _REMEDY)
-    return tuple(values)

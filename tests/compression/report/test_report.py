@@ -8,6 +8,7 @@ import shutil
 import pytest
 from exporting.conftest import LABELS, finished, tiny
 from safetensors.torch import load_file, save_file
+from support.hub_cache import hub
 from support.tiny_models import WORDS
 from typer.testing import CliRunner
 
@@ -19,12 +20,13 @@ from fedllm.compression.report.folders import read_original, read_variants
 from fedllm.compression.report.measure import measure
 from fedllm.compression.report.page import write_report
 from fedllm.compression.steps import Pruning, prune_run, quantize_run
+from fedllm.compression.whole import open_whole
 from fedllm.errors import CheckpointError, ConfigError, DataError, TrainingError
 from fedllm.exporting.export import export
 from fedllm.locks import in_turn
 from fedllm.serving.usable import open_usable
 
-__all__ = ["finished", "tiny"]
+__all__ = ["finished", "hub", "tiny"]
 
 COUNT = 24
 
@@ -247,7 +249,7 @@ def test_what_cannot_be_compared_is_refused_by_name(finished, tmp_path, no_proce
     with pytest.raises(ConfigError, match="named twice"):
         read_variants(original, [tmp_path / "merged", tmp_path / "merged" / "." / ".." / "merged"])
     with pytest.raises(ConfigError, match="whole model"):
-        read_original(tmp_path / "merged", tmp_path)
+        read_original(tmp_path / "merged", str(tmp_path))
     with pytest.raises(ConfigError, match="neither a finished run"):
         read_original(tmp_path, None)
     few = write(tmp_path / "few.jsonl", [{"text": "card", "label": LABELS[0]}] * 3)
@@ -265,6 +267,17 @@ def test_what_cannot_be_compared_is_refused_by_name(finished, tmp_path, no_proce
     )
     with pytest.raises(TrainingError, match="nan answers with numbers that are none"):
         reported(run, [nan], records, tmp_path / "out")
+
+
+def test_a_base_in_the_hubs_cache_is_found(finished, tiny, hub, tmp_path):
+    shutil.copytree(tiny("bert"), tmp_path / "base")
+    run = finished("bert", base=tmp_path / "base")
+    (tmp_path / "base").rename(tmp_path / "moved")
+    snapshot = hub(tmp_path / "moved")
+    assert read_original(run, "north/tiny").config.model.path == str(snapshot)
+    assert open_whole(run, "north/tiny").released.base == snapshot
+    with pytest.raises(ConfigError, match="not on this machine"):
+        read_original(run, None)
 
 
 def test_folders_of_one_name_are_told_apart(finished, tmp_path):
