@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from fedllm.alignment.loop import Outcome
     from fedllm.serving.released import Released
 
-# Of `Summary`: what is there of an alignment alone.
-ALIGNMENT = "alignment"
-
 
 def add_line(
     path: Path,
@@ -116,7 +113,7 @@ def summary_of(
         "started": course.started,
         "finished": utc_now(),
         "simulated": earlier.simulated,
-        ALIGNMENT: {
+        "alignment": {
             "algorithm": algorithm,
             "steps": course.step,
             "kept_step": course.best_step,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from fedllm.alignment.folder import check_folder, is_finished
 from fedllm.alignment.loop import Alignment, Parts, Told
 from fedllm.alignment.policy import Policy
 from fedllm.alignment.private_files import require_public
@@ -15,7 +16,6 @@ from fedllm.canonical import sha256_hex
 from fedllm.config import RunConfig, to_toml
 from fedllm.config.alignment import Algorithm, AlignConfig
 from fedllm.errors import ConfigError
-from fedllm.exporting.card import CARD
 from fedllm.exporting.export import write_released_card
 from fedllm.files import write_bytes
 from fedllm.runs import names
@@ -28,27 +28,6 @@ from fedllm.serving.usable import Usable, open_usable
 
 # Where things lie, and on what they are computed, is not what they are.
 _PLACES = {"model": ("start", "base", "device"), "prompts": ("file",)}
-
-
-def check_folder(out: Path, resume: bool) -> None:
-    """Refuse a folder in which an alignment can neither begin nor go on; writes nothing.
-
-    Raises
-    ------
-    ConfigError
-        If it is a file, holds something else, or has no alignment to resume.
-    """
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file", "choose another folder with --out")
-    known = (out / names.ALIGN_TOML).exists()
-    if resume and not known:
-        raise ConfigError(f"there is no alignment to resume in {out}", "leave out --resume")
-    begun = (out / names.CHECKPOINTS).exists()
-    if not resume and (begun or (not known and out.exists() and any(out.iterdir()))):
-        raise ConfigError(
-            f"the folder {out} is not empty",
-            "go on with the command that began it and --resume, or name another --out",
-        )
 
 
 def run_alignment(
@@ -70,13 +49,9 @@ def run_alignment(
     """
     check_folder(out, resume)
     with locked(out):
-        if resume and _is_finished(out):
+        if resume and is_finished(out):
             return read_summary(out)
         return _run(config, algorithm, out, told)
-
-
-def _is_finished(out: Path) -> bool:
-    return (out / names.SUMMARY).exists() and (out / names.ADAPTER / CARD).exists()
 
 
 def _run(config: AlignConfig, algorithm: Algorithm, out: Path, told: Told) -> Summary:

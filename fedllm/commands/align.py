@@ -91,9 +91,12 @@ def _align(
     config = load_align_config(file, override)
     folder = out or Path("runs") / config.name
 
-    from fedllm.alignment.run import check_folder, run_alignment
+    from fedllm.alignment.folder import check_folder
 
+    # Before torch is loaded.
     check_folder(folder, resume)
+    from fedllm.alignment.run import run_alignment
+
     try:
         with _heard(json_output) as told:
             summary = run_alignment(config, algorithm, folder, resume, told)
@@ -156,7 +159,7 @@ def _figures(values: Mapping[str, float]) -> str:
 
 def _described(summary: Summary, folder: Path) -> str:
     """Say the main figures in a few lines."""
-    told: dict[str, Any] = (summary.model_extra or {})["alignment"]
+    told: Mapping[str, Any] = summary.alignment
     before, after = summary.metrics_before, summary.metrics
 
     def both(name: str, form: str) -> str:

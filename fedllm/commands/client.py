@@ -110,11 +110,12 @@ def personalise(
     from fedllm.identity.kits import read_kit
     from fedllm.personal.comparing import compare_here
     from fedllm.processes import keep_memory_private
-    from fedllm.runs.record import require_run
+    from fedllm.runs.record import require_run, require_trained
     from fedllm.tasks import task_of
 
     keep_memory_private()
     require_run(run)
+    require_trained(run)
     own, found = read_kit(kit, "site"), load_site_policy(policy)
     if found.data is None or found.model is None:
         raise ConfigError(

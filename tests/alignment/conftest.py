@@ -1,97 +1,29 @@
-"""A tiny model that writes, and rewards whose truth is known."""
+"""Folders of runs whose models write."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from support.serving_runs import make_run
-from support.tiny_models import WORDS
-
-from fedllm.alignment.evaluation import Prompt
-from fedllm.alignment.loop import Alignment, Parts
-from fedllm.alignment.policy import Policy
-from fedllm.alignment.prompts import PublicPrompts
-from fedllm.config import parse
-from fedllm.config.alignment import AlignConfig
-from fedllm.serving.usable import Usable, open_usable
-
-WANTED = "loan"
 
 
-class ShareOf:
-    """Rewards answers by which part of their words is one word."""
+@pytest.fixture(scope="session")
+def start(tiny_checkpoint, tmp_path_factory) -> Callable[..., Path]:
+    """Make the folder of a finished run that learned to answer, once; nobody writes into it."""
+    folders: dict[str, Path] = {}
 
-    def __init__(self, word: str = WANTED) -> None:
-        self._word = word
-
-    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> torch.Tensor:
-        words = [answer.split() for answer in answers]
-        return torch.tensor([w.count(self._word) / max(len(w), 1) for w in words])
-
-
-def configuration(**sections: Any) -> AlignConfig:
-    """Return a configuration of small numbers; what stands in it comes last."""
-    values: dict[str, Any] = {
-        "name": "aligned",
-        "model": {"start": "start"},
-        "reward": {"run": "reward"},
-        "prompts": {"file": "prompts.jsonl", "selection": 8, "test": 8},
-        "answers": {"new_tokens": 8, "per_prompt": 4},
-        "training": {"steps": 4, "prompts": 4, "learning_rate": 0.02, "microbatch_size": 8},
-        "guards": {"distinct": 0.0, "length_change": 5.0, "most_faulty": 1.0},
-        "selection": {"every": 2},
-    }
-    for section, change in sections.items():
-        laid_over = isinstance(change, dict) and section in values
-        values[section] = {**values[section], **change} if laid_over else change
-    return parse(AlignConfig, values, "test")
-
-
-def texts(count: int) -> list[str]:
-    """Return different prompts of words that the tiny tokenizer knows."""
-    return [
-        f"{WORDS[n % 12]} {WORDS[n // 12 % 12]} {WORDS[(n * 5 + 1) % 12]}" for n in range(count)
-    ]
-
-
-@pytest.fixture
-def start(tiny_checkpoint, tmp_path) -> Callable[..., Path]:
-    """Make the folder of a finished run that learned to answer."""
-
-    def make(kind: str = "llama", name: str = "start", **settings: Any) -> Path:
+    def make(kind: str = "llama", **settings: Any) -> Path:
         settings = {"model": {"max_length": 32}, **settings}
-        return make_run(tiny_checkpoint(kind), tmp_path, "instruction", name, **settings)
+        key = json.dumps([kind, settings])
+        if key not in folders:
+            place = tmp_path_factory.mktemp("start")
+            folders[key] = make_run(
+                tiny_checkpoint(kind), place, "instruction", "start", **settings
+            )
+        return folders[key]
 
     return make
-
-
-def opened(folder: Path) -> Usable:
-    """Open a run's model."""
-    return open_usable(folder)
-
-
-def parts_of(usable: Usable, reward: Any = None, judge: Any = None) -> Parts:
-    """Return what an alignment of a model works with."""
-    reward = reward or ShareOf()
-    prompts = [Prompt(text, usable.prompt(text, 8).ids) for text in texts(32)]
-    return Parts(
-        Policy(usable.released.model),
-        usable.require_generator(),
-        usable.prompting.gap,
-        reward,
-        judge or reward,
-        PublicPrompts(prompts[16:], prompts[:8], prompts[8:16], 0, 0),
-    )
-
-
-def alignment(
-    folder: Path, out: Path, algorithm: str = "grpo", config: AlignConfig | None = None, **more: Any
-) -> Alignment:
-    """Return an alignment of the model in a folder."""
-    keep = {key: more.pop(key) for key in ("reward", "judge") if key in more}
-    parts = parts_of(opened(folder), **keep)
-    return Alignment(config or configuration(), algorithm, parts, out, {}, **more)
