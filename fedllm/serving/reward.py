@@ -103,7 +103,7 @@ class RewardModel:
         given = [""] * len(prompts) if contexts is None else list(contexts)
         if not len(prompts) == len(answers) == len(given):
             raise ValueError(
-                f"there are {len(prompts)} prompts, {len(answers)} answers and {len(given)} contexts"
+                f"{len(prompts)} prompts, {len(answers)} answers and {len(given)} contexts"
             )
         from fedllm.tasks.preference_asking import Rewarding
 
