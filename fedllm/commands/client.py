@@ -124,7 +124,7 @@ def personalise(
         )
     data = found.data
     here = compare_here(
-        run, own, found.model, lambda config: task_of(config.task).read(data.train, data)
+        run, own, found.model, lambda config: task_of(config).read(data.train, data)
     )
     if json_output:
         told = {

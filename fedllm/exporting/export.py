@@ -102,7 +102,7 @@ def describe(released: Released, folder: Path, form: str, written: Written) -> N
         smaller=written.smaller,
     )
     write_card(folder, released.run, handed)
-    read = task_of(config.task).columns(config.data)
+    read = task_of(config).columns(config.data)
     columns = {role: column.name for role, column in read.items()}
     asked = {
         "task": config.task,

@@ -137,4 +137,4 @@ def _plain_model(config: RunConfig, location: str, about: dict[str, Any]) -> Sha
     labels = about.get("labels")
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise CheckpointError(f"{saved.ABOUT} of the adapter has no list of labels")
-    return task_of(config.task).load_model(plain, tuple(labels))
+    return task_of(config).load_model(plain, tuple(labels))

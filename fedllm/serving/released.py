@@ -102,7 +102,7 @@ def load_released(
     config = _placed(config, given, device, max_length)
     torch.set_num_threads(config.engine.threads or torch.get_num_threads())
     labels = _labels(found.folder, about, config)
-    model = task_of(config.task).load_model(config, labels)
+    model = task_of(config).load_model(config, labels)
     _require_same(found.folder, about, folder, model.fingerprint, model.earlier_fingerprint)
     if not whole:
         _train_as(model, about)
@@ -180,7 +180,7 @@ def _labels(folder: Path, about: Mapping[str, Any], config: RunConfig) -> tuple[
             f"{folder / saved.ABOUT} names a label twice", "copy the adapter's folder again"
         )
     if (folder / saved.HEAD).exists():
-        head = task_of(config.task).head(tuple(labels))
+        head = task_of(config).head(tuple(labels))
         wanted = getattr(head, "outputs", len(labels))
         held = len(next(iter(saved.read_any_tensors(folder / saved.HEAD).values())))
         if held != wanted:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedllm.errors import ConfigError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -48,7 +50,17 @@ class RewardModel:
         CheckpointError
             If a file is missing or damaged, or the base is another model than the adapter's.
         """
-        raise NotImplementedError
+        from fedllm.serving.released import load_released
+
+        released = load_released(run, base, device)
+        learned = released.model.preference
+        if learned is None or learned.objective != "reward":
+            raise ConfigError(
+                f"{run} holds no reward model: its task is {released.config.task!r}"
+                + ("" if learned is None else f", its objective {learned.objective!r}"),
+                "give a run with task = 'preference' and preference.objective = 'reward'",
+            )
+        return cls(released)
 
     @property
     def base_fingerprint(self) -> str:
@@ -88,4 +100,12 @@ class RewardModel:
         ValueError
             If there are not as many of each.
         """
-        raise NotImplementedError
+        given = [""] * len(prompts) if contexts is None else list(contexts)
+        if not len(prompts) == len(answers) == len(given):
+            raise ValueError(
+                f"{len(prompts)} prompts, {len(answers)} answers and {len(given)} contexts"
+            )
+        from fedllm.tasks.preference_asking import Rewarding
+
+        asked = list(zip(prompts, given, answers, strict=True))
+        return Rewarding(self.released.model, self.max_length).rewards(asked)

@@ -218,7 +218,7 @@ def _exported(location: Path, device: str | None, max_length: int | None) -> Usa
 
 def _tuned(location: Path, released: Released, notes: tuple[str, ...]) -> Usable:
     config, model = released.config, released.model
-    task = task_of(config.task)
+    task = task_of(config)
     how, labelling = task.prompting(), task.predicting()
     length, generator = config.model.max_length, None
     if how is not None:

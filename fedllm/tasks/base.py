@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fedllm.config import DataSection, RunConfig, Task
+from fedllm.config.task import either_of
 from fedllm.data.columns import Column
 from fedllm.data.labels import Doubt
 from fedllm.data.records import Record, RowProblems
@@ -188,7 +189,7 @@ class LearningTask(ABC):
         """
         from fedllm.data.sources import read_records
 
-        records = read_records(location, data, self.columns(data))
+        records = read_records(location, data, self.columns(data), either_of(self.name))
         return [replace(record, unit=self.unit(record)) for record in records]
 
     def read_public(self, data: DataSection) -> list[Record]:

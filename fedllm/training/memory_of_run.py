@@ -21,7 +21,7 @@ _LABELS = tuple(f"label {number}" for number in range(100))
 
 def memory_of(config: RunConfig, folder: Path) -> MemoryEstimate:
     """Estimate a site's memory for training in a run; errors as `estimate`."""
-    task = task_of(config.task)
+    task = task_of(config)
 
     def losses(module: Module, batch: Batch) -> Tensor:
         # Losses ask for the module alone.
