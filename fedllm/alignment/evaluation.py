@@ -61,8 +61,9 @@ class Measured(BaseModel):
         return float(np.mean(self.verdicts))
 
     def figures(self) -> dict[str, float]:
-        """Return the means."""
-        return {"reward": float(np.mean(self.rewards)), "judge": self.verdict, **self.shares}
+        """Return the means; the judge's where it is another than the reward model."""
+        judge = {} if self.verdicts == self.rewards else {"judge": self.verdict}
+        return {"reward": float(np.mean(self.rewards)), **judge, **self.shares}
 
 
 class Measuring:

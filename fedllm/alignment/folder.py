@@ -25,11 +25,17 @@ def check_folder(out: Path, resume: bool) -> None:
     if resume and not known:
         raise ConfigError(f"there is no alignment to resume in {out}", "leave out --resume")
     begun = (out / names.CHECKPOINTS).exists()
-    if not resume and (begun or (not known and out.exists() and any(out.iterdir()))):
+    if not resume and (begun or (not known and _holds_more(out))):
         raise ConfigError(
             f"the folder {out} is not empty",
             "go on with the command that began it and --resume, or name another --out",
         )
+
+
+def _holds_more(out: Path) -> bool:
+    # One that was refused, or a crash, may leave these.
+    ours = (names.LOCK, f".{names.ALIGN_TOML}.", ".writable.")
+    return out.is_dir() and not all(path.name.startswith(ours) for path in out.iterdir())
 
 
 def is_finished(out: Path) -> bool:

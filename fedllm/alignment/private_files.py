@@ -169,7 +169,7 @@ def _require_prompts_alone(path: Path, column: str, configs: Sequence[RunConfig]
 def _columns_of(config: RunConfig) -> set[str]:
     """Return what a run's records have beside what people ask."""
     data = config.data
-    read = [column.name for column in task_of(config.task).columns(data).values()]
+    read = [column.name for column in task_of(config).columns(data).values()]
     # The first is what is asked.
     return {name for name in (*read[1:], data.unit) if name is not None}
 
@@ -178,7 +178,7 @@ def _require_other_texts(texts: Sequence[str], config: RunConfig) -> None:
     if "://" in config.data.train:
         return
     try:
-        records = task_of(config.task).read(config.data.train, config.site_data)
+        records = task_of(config).read(config.data.train, config.site_data)
     except (FedllmError, OSError):
         return
     theirs = {_plain(value) for one in records for value in one.values.values()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,13 +56,14 @@ def run_alignment(
 
 
 def _run(config: AlignConfig, algorithm: Algorithm, out: Path, told: Told) -> Summary:
-    start = find_start(config.model.start)
+    start = _require_run(find_start(config.model.start))
     others = _reward_runs(config)
     texts = read_texts(config)
     runs = [start.folder.parent, *(one.folder.parent for one in others.values())]
     require_public(config.prompts.file, config.prompts.column, texts, runs)
-    usable = open_usable(Path(config.model.start), config.model.base, config.model.device)
-    released = _require_writer(usable, config)
+    with _keys_of_the_file("model.base"):
+        usable = open_usable(Path(config.model.start), config.model.base, config.model.device)
+    released = _require_writer(usable)
     prompts = deal_out(texts, config, lambda text: _tokens(usable, text, config))
     reward, judge = _scorers(config)
     policy = Policy(released.model)
@@ -106,15 +108,31 @@ def _reward_runs(config: AlignConfig) -> dict[str, StartedFrom]:
     return found
 
 
-def _require_writer(usable: Usable, config: AlignConfig) -> Released:
-    usable.require_generator()
-    released = usable.released
-    if released is None or not released.whole:
+def _require_run(start: StartedFrom) -> StartedFrom:
+    run = start.folder.parent
+    if not all((run / name).exists() for name in (names.RUN_TOML, names.SUMMARY)):
         raise ConfigError(
-            f"model.start = {config.model.start} is not the folder of a finished run",
-            "give the folder that fedllm simulate or fedllm run made, with its run.toml",
+            f"model.start: {start.folder} lies in no folder of a finished run",
+            f"give the folder that a run was written into, with {names.RUN_TOML} and "
+            f"{names.SUMMARY}",
         )
-    return released
+    return start
+
+
+def _require_writer(usable: Usable) -> Released:
+    usable.require_generator()
+    if usable.released is None:
+        raise ConfigError(f"{usable.what} has no adapter", "give the folder of a finished run")
+    return usable.released
+
+
+@contextmanager
+def _keys_of_the_file(key: str) -> Iterator[None]:
+    """Name the key where others, who load models, name an option of theirs."""
+    try:
+        yield
+    except ConfigError as error:
+        raise type(error)(error.message, error.remedy.replace("--base", key)) from None
 
 
 def _tokens(usable: Usable, text: str, config: AlignConfig) -> tuple[tuple[int, ...], int]:
@@ -124,10 +142,12 @@ def _tokens(usable: Usable, text: str, config: AlignConfig) -> tuple[tuple[int, 
 
 def _scorers(config: AlignConfig) -> tuple[RewardModel, RewardModel]:
     asked, device = config.reward, config.model.device
-    reward = RewardModel.opened(Path(asked.run), asked.base, device)
+    with _keys_of_the_file("reward.base"):
+        reward = RewardModel.opened(Path(asked.run), asked.base, device)
     if asked.judge is None:
         return reward, reward
-    return reward, RewardModel.opened(Path(asked.judge), asked.judge_base, device)
+    with _keys_of_the_file("reward.judge_base"):
+        return reward, RewardModel.opened(Path(asked.judge), asked.judge_base, device)
 
 
 def _asked(

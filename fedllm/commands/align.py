@@ -173,9 +173,14 @@ def _described(summary: Summary, folder: Path) -> str:
         else ("by the reward model itself, which is no independent measure (reward.judge)")
     )
     count = told["prompts"]["test"]
+    kept = (
+        f"the model of step {told['kept_step']}"
+        if told["kept_step"]
+        else "the starting model: none was better and without objection"
+    )
     lines = [
-        f"{summary.run}: {told['algorithm']} of {summary.rounds} steps, the model of step "
-        f"{told['kept_step']} is kept; {told['ended']}",
+        f"{summary.run}: {told['algorithm']} of {summary.rounds} steps; {told['ended']}",
+        f"  kept        {kept}",
         f"  on {count} held-out prompts that nothing was chosen by",
         f"  reward      {both('reward', '{:.3f}')}: {told['reward_gain']:+.2f} standard "
         f"deviations of its start ({told['reward_gain_low']:+.2f} to "

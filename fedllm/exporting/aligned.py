@@ -96,6 +96,14 @@ def privacy(run: RunFolder) -> list[str]:
     return lines
 
 
+def audits(run: RunFolder) -> list[str]:
+    """Say that nobody attacked it: attacks train runs again, and this is none."""
+    return [
+        "- Not attacked: nobody tried to find records in what this model writes. Audits of the runs "
+        "above are of their own models."
+    ]
+
+
 def ledgers(run: RunFolder) -> list[str]:
     """Say where the charges are."""
     return ["None: an alignment charges nobody. The ledgers of the runs above have what was spent."]

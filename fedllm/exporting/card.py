@@ -91,14 +91,10 @@ def write_card(folder: Path, run: RunFolder, handed: Handed) -> Path:
 def card(run: RunFolder, handed: Handed) -> str:
     """Return the card of a run's model."""
     said = run.config.card or CardSection()
-    data, quality, privacy, ledgers = _who, _quality, _privacy, _ledgers
+    data, quality, privacy, audits, ledgers = _who, _quality, _privacy, _audits, _ledgers
     if aligned.is_aligned(run):
-        data, quality, privacy, ledgers = (
-            aligned.data,
-            aligned.quality,
-            aligned.privacy,
-            aligned.ledgers,
-        )
+        data, quality, privacy = aligned.data, aligned.quality, aligned.privacy
+        audits, ledgers = aligned.audits, aligned.ledgers
     parts = (
         _head(run, handed, said),
         [f"# {run.config.name}", "", _what(run, handed)],
@@ -109,7 +105,7 @@ def card(run: RunFolder, handed: Handed) -> str:
         ["## Data", "", _said(said.data, "what the records are", "data"), "", *data(run)],
         ["## Quality", "", *_before_smaller(handed, "Measured"), *quality(run)],
         ["## Privacy", "", *privacy(run)],
-        ["## Audits", "", *_before_smaller(handed, "Attacked"), *_audits(run)],
+        ["## Audits", "", *_before_smaller(handed, "Attacked"), *audits(run)],
         ["## Ledgers of the sites", "", *ledgers(run)],
         ["## Origin", "", *_origin(run, said)],
     )

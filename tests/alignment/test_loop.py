@@ -149,7 +149,7 @@ def test_a_model_that_is_objected_to_is_not_kept(start, tmp_path):
     objected = [one["round"] for one in measured if one["note"].startswith("not kept: ")]
     assert objected
     assert found.course.best_step not in objected
-    better = {one["round"] for one in measured if one["metrics"]["judge"] > 0}
+    better = {one["round"] for one in measured if one["metrics"]["reward"] > 0}
     assert found.course.best_step in {0, *better} - set(objected)
 
 
