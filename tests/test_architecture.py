@@ -84,6 +84,14 @@ def test_what_training_stands_on_does_not_know_training(folder):
                 assert not within(module, f"fedllm.{above}"), f"{path} imports {module}"
 
 
+def test_an_alignment_knows_neither_mechanisms_nor_sites():
+    """It uses what was released: else it would be no post-processing."""
+    strangers = ("mechanisms", "training", "federation", "privacy", "encryption", "identity")
+    for path in files("fedllm/alignment"):
+        for module in imports(path):
+            assert not any(within(module, f"fedllm.{name}") for name in strangers), (path, module)
+
+
 def test_adapters_know_models_and_nothing_above():
     for path in files("fedllm/adapters"):
         for module in imports(path):

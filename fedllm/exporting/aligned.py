@@ -99,8 +99,8 @@ def privacy(run: RunFolder) -> list[str]:
 def audits(run: RunFolder) -> list[str]:
     """Say that nobody attacked it: attacks train runs again, and this is none."""
     return [
-        "- Not attacked: nobody tried to find records in what this model writes. Audits of the runs "
-        "above are of their own models."
+        "- Not attacked: nobody tried to find records in what this model writes. Audits of the "
+        "runs above are of their own models."
     ]
 
 
