@@ -90,8 +90,11 @@ class Preference(LearningTask):
     def made_up(
         self, words: Words, stream: RandomStream, labels: tuple[str, ...], length: int = 8
     ) -> Record:
-        """Make a prompt and two answers."""
-        answers = words(length), words(length)
+        """Make a prompt and two answers, of which the first is short.
+
+        So they differ also where the words are all unknown, and where a text is cut.
+        """
+        answers = words(1), words(max(length - 1, 2))
         values = Ranking(words(length), "", answers, ((0, 1),)).written()
         return Record(values, None, None, "made up")
 
