@@ -224,6 +224,7 @@ NAMES_TASKS = {
     "fedllm/tasks/causal.py",
     "fedllm/tasks/classification.py",
     "fedllm/tasks/instruction.py",
+    "fedllm/tasks/preference.py",
     "fedllm/tasks/token_classification.py",
     # Objectives of pretraining, one of which is called "causal" too.
     "fedllm/pretraining/card.py",

@@ -47,6 +47,11 @@ class ReferringAdapter(AdapterMethod):
         return AdapterManifest.of([*own, *first])
 
     @property
+    def own(self) -> AdapterManifest:
+        """What the inner method sends."""
+        return self._inner.down
+
+    @property
     def up(self) -> AdapterManifest:
         """What the inner method's sites send."""
         return self._inner.up

@@ -128,7 +128,7 @@ def together(rankings: Sequence[Ranking]) -> Ranking:
     """
     places: dict[str, int] = {}
     texts: list[str] = []
-    pairs = []
+    pairs: list[tuple[int, int]] = []
     for ranking in rankings:
         own = []
         for answer in ranking.answers:

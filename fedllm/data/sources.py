@@ -59,7 +59,8 @@ def read_records(
         that cannot be used: names file, row, line and field, and quotes no value.
     """
     if isinstance(roles, str):
-        roles, either = task_columns(roles, data), either_of(roles)
+        either = either_of(roles)
+        roles = task_columns(roles, data)
     public_test = location == data.test and location != data.train
     columns = column_map(data, roles, public_test=public_test, either=either)
     problems = RowProblems()

@@ -130,6 +130,8 @@ def _head(run: RunFolder, handed: Handed, said: CardSection) -> list[str]:
 def _pipeline(run: RunFolder) -> str:
     if pools_text(run.config.task):
         return "text-classification"
+    if run.config.preferences is not None:
+        return "text-ranking" if run.config.trains_a_head else "text-generation"
     return "token-classification" if trains_a_head(run.config.task) else "text-generation"
 
 

@@ -25,7 +25,9 @@ _IGNORED = -100
 class Network(Protocol):
     """What runs a frozen part."""
 
-    one_vector: Any
+    @property
+    def one_vector(self) -> bool:
+        """Whether it ends in one vector a sequence."""
 
     def prefix(self, batch: Batch) -> Tensor:
         """Run it; (S, T, H), or (S, 1, H) where it ends in one vector a sequence."""

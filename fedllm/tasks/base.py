@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fedllm.models.transformer import Batch
     from fedllm.tasks.answering import Answering
     from fedllm.tasks.predicting import Predicting
+    from fedllm.tasks.preference_asking import Judging
     from fedllm.tasks.prompting import Prompting
 
 # Makes so many words.
@@ -125,6 +126,10 @@ class LearningTask(ABC):
     def predicting(self) -> type[Predicting] | None:
         """Return what gives texts their labels by a tuned model; None if it has no labels."""
 
+    def judging(self) -> type[Judging] | None:
+        """Return what says how good answers to a prompt are; None of most tasks."""
+        return None
+
     # --- how good it is -----------------------------------------------------------------
 
     @abstractmethod
@@ -171,6 +176,10 @@ class LearningTask(ABC):
         """
 
     # --- what follows from these ----------------------------------------------------------
+
+    def sized_as(self) -> tuple[LearningTask, int]:
+        """Return a task whose records need as much memory, and of how many of them one is made."""
+        return self, 1
 
     def site_figures(self, means: dict[str, float]) -> dict[str, float]:
         """Return what an opened sum of `site_scores` says (`fedllm.tasks.scores.means`).

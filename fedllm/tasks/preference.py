@@ -14,6 +14,8 @@ from fedllm.data.records import Record
 from fedllm.models.heads import LanguageHead, RewardHead
 from fedllm.randomness import RandomStream
 from fedllm.tasks.base import LearningTask, Words
+from fedllm.tasks.causal import Causal
+from fedllm.tasks.classification import Classification
 from fedllm.tasks.confidence import logit_of_likelihood
 from fedllm.tasks.preference_encoding import Answers, Choices, Rankings
 from fedllm.tasks.preference_events import disputed, events, rows_of
@@ -90,8 +92,11 @@ class Preference(LearningTask):
     def made_up(
         self, words: Words, stream: RandomStream, labels: tuple[str, ...], length: int = 8
     ) -> Record:
-        """Make a prompt and two answers."""
-        answers = words(length), words(length)
+        """Make a prompt and two answers, of which the first is short.
+
+        So they differ also where the words are all unknown, and where a text is cut.
+        """
+        answers = words(1), words(max(length - 1, 2))
         values = Ranking(words(length), "", answers, ((0, 1),)).written()
         return Record(values, None, None, "made up")
 
@@ -113,6 +118,12 @@ class Preference(LearningTask):
         found, records = margins(model, batch)
         losses = pair_losses(self.learned.objective, found)
         return means_of_records(losses, records, len(batch["labels"]))
+
+    def sized_as(self) -> tuple[LearningTask, int]:
+        """Return a task that reads one sequence, of which a pair of answers is two."""
+        if self.learned.objective == "reward":
+            return Classification(), 2
+        return Causal(), 2
 
     def answering(self) -> type[Answering] | None:
         """Return what completes prompts, of a model that writes."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedllm.config import DataSection
+from fedllm.data.columns import Column
 from fedllm.data.encode import EncodedDataset, encode
 from fedllm.data.rankings import Ranking
 from fedllm.data.records import Record
+from fedllm.data.sources import read_records
 from fedllm.models.pieces import by_width
 from fedllm.models.sequences import unpacked
 from fedllm.tasks.answering import Answering
@@ -66,6 +70,36 @@ class Judging(ABC):
         ConfigError
             If there is no room for them.
         """
+
+
+def read_answers(location: str, columns: Mapping[str, Column], data: DataSection) -> list[Record]:
+    """Read rows with a prompt, perhaps a context and an id, and two to eight answers.
+
+    Parameters
+    ----------
+    columns : mapping of str to Column
+        The task's.
+
+    Raises
+    ------
+    DataError
+        See `fedllm.data.sources.read_records`.
+    """
+    wanted = {role: columns[role] for role in ("prompt", "context", "answers")}
+    wanted["answers"] = wanted["answers"]._replace(needed=True)
+    nobodys = data.model_copy(update={"unit": None, "site": None, "group": None, "test": None})
+    return read_records(location, nobodys, wanted | {"id": Column("id", "name", needed=False)})
+
+
+def asked_of(record: Record) -> tuple[str, str, tuple[str, ...]]:
+    """Return prompt, context and answers of what `read_answers` read."""
+    values = record.values
+    return values["prompt"], values.get("context", ""), tuple(json.loads(values["answers"]))
+
+
+def ranks_of(scores: Sequence[float]) -> list[int]:
+    """Return the rank of each answer, 1 for the best; equal scores are tied."""
+    return [1 + sum(other > score for other in scores) for score in scores]
 
 
 class Rewarding(Judging):

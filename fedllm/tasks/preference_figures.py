@@ -22,7 +22,6 @@ from fedllm.randomness import RandomStream
 if TYPE_CHECKING:
     from fedllm.models.transformer import Batch
 
-Floats = NDArray[np.float64]
 REPLICATES = 400
 # Of both ends of the interval, together.
 _OUTSIDE = 0.05
@@ -30,7 +29,12 @@ _OUTSIDE = 0.05
 _OWN = 4
 
 
-def sums_of(batch: Batch, margins: Floats, losses: Floats, records: NDArray[np.int64]) -> Floats:
+def sums_of(
+    batch: Batch,
+    margins: NDArray[np.float64],
+    losses: NDArray[np.float64],
+    records: NDArray[np.int64],
+) -> NDArray[np.float64]:
     """Return what a batch adds: loss, right pairs, pairs that rules get right, replicates, pairs.
 
     Parameters
@@ -56,7 +60,7 @@ def sums_of(batch: Batch, margins: Floats, losses: Floats, records: NDArray[np.i
     return total
 
 
-def figures_of(sums: Floats, records: int) -> dict[str, float]:
+def figures_of(sums: NDArray[np.float64], records: int) -> dict[str, float]:
     """Turn sums into loss, accuracies and the interval of the model's."""
     loss, right, longer, overlap = (sums[:_OWN] / sums[-1]).tolist()
     low, high = interval(sums)
@@ -72,13 +76,13 @@ def figures_of(sums: Floats, records: int) -> dict[str, float]:
     }
 
 
-def replicates(sums: Floats) -> Floats:
+def replicates(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the accuracy in each replicate that has a pair, (R,)."""
     hits, counts = sums[_OWN : _OWN + REPLICATES], sums[_OWN + REPLICATES : -1]
     return hits[counts > 0] / counts[counts > 0]
 
 
-def interval(sums: Floats) -> tuple[float, float]:
+def interval(sums: NDArray[np.float64]) -> tuple[float, float]:
     """Return the interval in which 95% of the replicates lie."""
     found = replicates(sums)
     if not len(found):
@@ -87,13 +91,13 @@ def interval(sums: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def shares_right(margins: Floats) -> Floats:
+def shares_right(margins: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return 1 for each pair whose first answer is preferred, 0 for another, 1/2 for neither."""
-    found: Floats = (1.0 + np.sign(margins)) / 2.0
+    found: NDArray[np.float64] = (1.0 + np.sign(margins)) / 2.0
     return found
 
 
-def _weights(tokens: NDArray[np.int64]) -> Floats:
+def _weights(tokens: NDArray[np.int64]) -> NDArray[np.float64]:
     """Draw how often an event counts in each replicate, from its own tokens."""
     digest = hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest()
     drawn = RandomStream.seeded(0, "bootstrap", digest).uniform(REPLICATES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, assert_never
+from typing import Protocol, assert_never, cast
 
 from fedllm.config import PreferenceSection, RunConfig, Task
 from fedllm.tasks.base import LearningTask
@@ -32,7 +32,8 @@ def task_of(of: Task | RunConfig | Learned) -> LearningTask:
     how, may hang on the run. mypy refuses a name that is not decided here, and a task that lacks a
     part.
     """
-    name, preference = (of, None) if isinstance(of, str) else (of.task, of.preference)
+    name = cast(Task, of if isinstance(of, str) else of.task)
+    preference = None if isinstance(of, str) else of.preference
     match name:
         case "classification":
             return Classification()

@@ -1,23 +1,19 @@
-"""Preferences: losses by hand in float64, one gradient an event, and what a model is compared with."""
+"""Preferences: losses by hand in float64, one gradient an event, and their own words."""
 
 from __future__ import annotations
-
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from support.tasks import record
 
-from fedllm.config import PreferenceSection, RunConfig, parse
+from fedllm.config import RunConfig, parse
 from fedllm.data.rankings import Ranking
-from fedllm.errors import ConfigError, DataError
-from fedllm.models.sequences import KINDS, WORD, unpacked
-from fedllm.privacy.dpsgd import added_up, clipped
+from fedllm.models.sequences import KINDS, WORD
+from fedllm.privacy.dpsgd import clipped
 from fedllm.randomness import RandomStream
 from fedllm.tasks import preference_encoding, task_of
-from fedllm.tasks.preference import Preference
-from fedllm.training.local import clipped_gradient_sum, gradients_of, watched
+from fedllm.training.local import clipped_gradient_sum
 
 BETA = 0.3
 CASES = [
