@@ -18,7 +18,7 @@ from fedllm.alignment.checkpoint import Course, has_checkpoint, read_checkpoint,
 from fedllm.alignment.evaluation import Measured, Measuring, compared, deviation
 from fedllm.alignment.guards import Scale, look_at, objections, shaped, shares
 from fedllm.alignment.learning import Learner
-from fedllm.alignment.losses import KlPrice
+from fedllm.alignment.losses import kl_price
 from fedllm.alignment.policy import Policy
 from fedllm.alignment.prompts import PublicPrompts
 from fedllm.alignment.results import add_line, forget_after
@@ -237,8 +237,8 @@ class Alignment:
         lesson = self._learner.lesson(sampled, worth, config.answers.per_prompt, course.coefficient)
         stream = RandomStream.seeded(config.seed, "minibatches", number)
         figures |= self._learner.learn(lesson, course.coefficient, stream)
-        course.coefficient = (
-            KlPrice(course.coefficient, config.kl.target).after(sampled.kl).coefficient
+        course.coefficient = kl_price(
+            course.coefficient, sampled.kl, config.kl.target, config.kl.coefficient
         )
         due = number % config.selection.every == 0 or number == config.training.steps
         measured, note = self._chosen(course) if due else ({}, "")

@@ -7,13 +7,12 @@ tokens, so that a token of a long answer counts as much as one of a short one.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Of the relative distance from the target, at most so much of it, moves the coefficient.
-_LARGEST, _GAIN = 0.2, 0.5
+# How much of the relative distance from the target moves the price, and how much of that.
+_LARGEST, _GAIN = 1.0, 0.5
 
 
 def clipped_objective(
@@ -74,24 +73,25 @@ def clipped_value_loss(values: Tensor, before: Tensor, returns: Tensor, clip: fl
     return 0.5 * torch.maximum((values - returns).square(), (near - returns).square())
 
 
-@dataclass(frozen=True)
-class KlPrice:
-    """What a nat of distance from the reference costs (Ziegler et al. 2019).
+def kl_price(coefficient: float, kl: float, target: float | None, least: float) -> float:
+    """Return what a nat costs in the next step (after Ziegler et al. 2019).
 
-    Attributes
+    It rises while answers are farther from the reference than the target, and falls back while they
+    are nearer, but not below ``least``: an alignment begins at a distance of 0, and a price that
+    fell then would let the model run past the target before it had risen again.
+
+    Parameters
     ----------
     coefficient : float
-        In standard deviations of the reward.
+        What a nat cost, in standard deviations of the reward.
+    kl : float
+        Of the step's answers, in nats an answer.
     target : float, optional
-        Nats an answer; above it the coefficient rises, below it falls. None: it stays.
+        Of ``kl``; None: the price stays.
+    least : float
+        It never falls below.
     """
-
-    coefficient: float
-    target: float | None
-
-    def after(self, kl: float) -> KlPrice:
-        """Return the price of the next step, after one whose answers were ``kl`` nats away."""
-        if self.target is None:
-            return self
-        apart = max(-_LARGEST, min(_LARGEST, kl / self.target - 1))
-        return KlPrice(self.coefficient * math.exp(_GAIN * apart), self.target)
+    if target is None:
+        return coefficient
+    apart = max(-_LARGEST, min(_LARGEST, kl / target - 1))
+    return max(coefficient * math.exp(_GAIN * apart), least)

@@ -39,7 +39,8 @@ _RESUME = typer.Option(
     False, "--resume", help="Go on with one that was broken off, after its last step."
 )
 _SHOWN = {
-    "reward_gain": ("reward", "{:+.2f} sd"),
+    "reward": ("reward", "{:.3f}"),
+    "reward_gain": ("", "{:+.2f} sd"),
     "kl": ("KL", "{:.2f} nats"),
     "win_rate": ("wins", "{:.0%}"),
     "tokens": ("length", "{:.1f}"),
@@ -149,7 +150,7 @@ def _line(progress: Progress) -> str:
 
 def _figures(values: Mapping[str, float]) -> str:
     told = [
-        f"{words} {form.format(values[name])}"
+        f"{words} {form.format(values[name])}".strip()
         for name, (words, form) in _SHOWN.items()
         if name in values
     ]

@@ -153,14 +153,15 @@ class KlSection(Section):
     Attributes
     ----------
     coefficient : float
-        What a nat costs, in standard deviations of the reward, at the start.
+        What a nat costs at least, in standard deviations of the reward.
     target : float, optional
-        The coefficient rises above and falls below it; it stays as it is when left out.
+        While answers are farther away than this a nat costs more from step to step; always the
+        same when left out.
     ceiling : float
         Training ends where the answers of a step are farther away.
     """
 
-    coefficient: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
+    coefficient: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     target: PositiveFloat | None = 4.0
     ceiling: PositiveFloat = 10.0
 
@@ -215,8 +216,8 @@ class SelectionSection(Section):
         Training ends after so many measurements without a better one.
     """
 
-    every: PositiveInt = 10
-    patience: PositiveInt = 5
+    every: PositiveInt = 5
+    patience: PositiveInt = 6
 
 
 class AlignConfig(Section):

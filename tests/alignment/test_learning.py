@@ -125,7 +125,7 @@ def test_the_reward_of_ppo_comes_with_the_last_token_drawn(learner, start):
 
 
 def test_the_head_learns_what_to_expect(learner, start):
-    made = learner("ppo", epochs=30)
+    made = learner("ppo", epochs=8)
     answers = answers_of(made, start)
     lesson = made.lesson(made.look(answers), torch.full((8,), 2.0), GROUP, 0.0)
     errors = [

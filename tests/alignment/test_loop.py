@@ -86,18 +86,12 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(start, tmp_path):
     assert [report.round for report in read_reports(broken / "metrics.jsonl")] == [0, 1, 2, 3, 4]
 
 
-def test_another_alignment_is_not_gone_on_with(start, tmp_path):
-    out = tmp_path / "out"
-    alignment(start(), out, config=configuration(training={"steps": 1})).run()
+def test_another_alignment_and_a_damaged_checkpoint_are_not_gone_on_with(start, tmp_path):
+    out, config = tmp_path / "out", configuration(training={"steps": 1})
+    alignment(start(), out, config=config).run()
     assert has_checkpoint(out / "checkpoints")
     with pytest.raises(ConfigError, match="something else than is given now: algorithm"):
-        alignment(start(), out, "ppo", configuration(training={"steps": 1})).run()
-
-
-def test_a_damaged_checkpoint_is_told(start, tmp_path):
-    out = tmp_path / "out"
-    config = configuration(training={"steps": 1})
-    alignment(start(), out, config=config).run()
+        alignment(start(), out, "ppo", config).run()
     (path,) = (out / "checkpoints").iterdir()
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="damaged"):
@@ -121,6 +115,7 @@ def test_it_ends_at_the_ceiling_before_it_learns_on(start, tmp_path):
     assert found.test.shares["kl"] == 0
 
 
+@pytest.mark.slow
 def test_the_judge_chooses_and_is_asked_for_nothing_else(start, tmp_path):
     config = configuration(selection={"every": 1}, training={"steps": 6})
     judge = Turned(ShareOf(WANTED))
@@ -134,6 +129,7 @@ def test_the_judge_chooses_and_is_asked_for_nothing_else(start, tmp_path):
     assert rewards.index(max(rewards)) != found.course.best_step
 
 
+@pytest.mark.slow
 def test_it_ends_when_nothing_better_comes(start, tmp_path):
     config = configuration(training={"steps": 50}, selection={"every": 1, "patience": 2})
     found = alignment(start(), tmp_path / "out", config=config, judge=Turned(ShareOf())).run()
@@ -141,6 +137,7 @@ def test_it_ends_when_nothing_better_comes(start, tmp_path):
     assert "selection.patience" in found.course.ended
 
 
+@pytest.mark.slow
 def test_a_model_that_is_objected_to_is_not_kept(start, tmp_path):
     # About a half of all answers is too short, and no more than at the start may be.
     config = configuration(guards={"minimum_tokens": 6, "most_faulty": 0.0}, selection={"every": 1})

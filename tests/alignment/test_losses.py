@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from fedllm.alignment.losses import (
-    KlPrice,
     clipped_objective,
     clipped_share,
     clipped_value_loss,
     kl_estimate,
+    kl_price,
 )
 
 CLIP = 0.2
@@ -97,11 +97,17 @@ def test_the_loss_of_values(value, loss, slope):
     assert float(now.grad) == pytest.approx(slope, abs=1e-12)
 
 
-def test_the_price_of_kl_rises_above_the_target_and_falls_below_it():
-    price = KlPrice(0.1, 4.0)
-    assert price.after(4.4).coefficient == pytest.approx(0.1 * math.exp(0.05), abs=1e-15)
-    assert price.after(3.6).coefficient == pytest.approx(0.1 * math.exp(-0.05), abs=1e-15)
-    # Ten percent at most.
-    assert price.after(400.0).coefficient == pytest.approx(0.1 * math.exp(0.1), abs=1e-15)
-    assert price.after(0.0).coefficient == pytest.approx(0.1 * math.exp(-0.1), abs=1e-15)
-    assert KlPrice(0.1, None).after(400.0).coefficient == 0.1
+@pytest.mark.parametrize(
+    ("kl", "price"),
+    [
+        (4.0, 0.2),
+        (4.4, 0.2 * math.exp(0.05)),
+        (3.6, 0.2 * math.exp(-0.05)),
+        # Of however far, as of twice the target; and never below the least.
+        (400.0, 0.2 * math.exp(0.5)),
+        (0.0, max(0.2 * math.exp(-0.5), 0.13)),
+    ],
+)
+def test_the_price_of_kl_rises_above_the_target_and_falls_back_below_it(kl, price):
+    assert kl_price(0.2, kl, 4.0, 0.13) == pytest.approx(price, abs=1e-15)
+    assert kl_price(0.2, kl, None, 0.13) == 0.2
