@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fedllm.runs.summary import Summary
 
 app = CommandGroup(
-    help="Teach a run's model by a released reward model, on public prompts.",
+    help="Teach a run's model by a reward model, on public prompts.",
     no_args_is_help=True,
 )
 
@@ -55,7 +55,7 @@ def ppo(
     resume: bool = _RESUME,
     json_output: bool = options.SUMMARY,
 ) -> None:
-    """Align with proximal policy optimisation: a value head says what was expected.
+    """Align by proximal policy optimisation, with a value head.
 
     Reads public prompts and released models alone, so nothing is charged to any site. The folder
     is used like a run's.
@@ -71,10 +71,10 @@ def grpo(
     resume: bool = _RESUME,
     json_output: bool = options.SUMMARY,
 ) -> None:
-    """Align with group-relative policy optimisation: answers to one prompt are compared.
+    """Align by group-relative policy optimisation.
 
-    Reads public prompts and released models alone, so nothing is charged to any site. The folder
-    is used like a run's.
+    Answers to one prompt are compared with each other. Reads public prompts and released models
+    alone, so nothing is charged to any site. The folder is used like a run's.
     """
     _align("grpo", file, override, out, resume, json_output)
 
@@ -173,7 +173,7 @@ def _described(summary: Summary, folder: Path) -> str:
         if judge
         else ("by the reward model itself, which is no independent measure (reward.judge)")
     )
-    count = told["prompts"]["test"]
+    count, cut = (told["prompts"][name] for name in ("test", "cut"))
     kept = (
         f"the model of step {told['kept_step']}"
         if told["kept_step"]
@@ -192,6 +192,7 @@ def _described(summary: Summary, folder: Path) -> str:
         f"  length      {both('tokens', '{:.1f}')} tokens; cut {both('cut', '{:.1%}')}",
         f"  faulty      empty {both('empty', '{:.1%}')}, short {both('short', '{:.1%}')}, "
         f"repeated {both('repeated', '{:.1%}')}",
+        *([f"  prompts     {cut} were too long, and lost their beginning"] if cut else []),
         "  privacy     nothing private was read and nothing charged; what it is made of spent "
         + _spent(summary),
         f"  folder      {folder}",
