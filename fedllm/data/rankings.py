@@ -95,7 +95,8 @@ def ranking_of_row(values: Mapping[str, str], columns: Mapping[str, str]) -> Ran
             f"{of(min(pair))} and {of(min(several))} are both there",
             "a row says which of two answers was preferred, or ranks several: keep one of them",
         )
-    for role in {"chosen", "rejected"} - pair if not several else {"answers", "ranks"} - several:
+    lacking = {"answers", "ranks"} - several if several else {"chosen", "rejected"} - pair
+    for role in sorted(lacking):
         raise BadValueError(f"{of(role)} is empty", REMEDY if several else "")
     if pair:
         answers: tuple[str, ...] = (values["chosen"], values["rejected"])
