@@ -15,6 +15,7 @@ from fedllm.randomness import RandomStream
 from fedllm.runs.checkpoints import load_checkpoint
 from fedllm.runs.metrics import read_reports
 from fedllm.runs.names import METRICS
+from fedllm.runs.terminal import PlainObserver
 from fedllm.serving.released import load_released
 from fedllm_server.simulation import simulate
 
@@ -146,8 +147,17 @@ def test_events_are_evaluated_at_the_sites(config_of, tmp_path):
     assert 0 <= summary.site_metrics["accuracy"] <= 1
 
 
+class StopAfterRound(PlainObserver):
+    """Interrupts a run when the first site answers in its second round."""
+
+    def site_answered(self, round: int, site: str, answered: int, sites: int) -> None:
+        if (round, answered) == (2, 1):
+            raise KeyboardInterrupt
+
+
+@pytest.mark.slow
 def test_a_run_compares_with_the_adapter_that_it_starts_from_also_when_resumed(config_of, tmp_path):
-    """At its first round nothing is preferred yet: the earlier run's answers are where it begins."""
+    """At its first round nothing is preferred yet: the earlier run's answers are its beginning."""
     start = instruction_run(config_of, tmp_path)
     config = config_of(
         model={"start": str(start)},
@@ -156,7 +166,13 @@ def test_a_run_compares_with_the_adapter_that_it_starts_from_also_when_resumed(c
         rounds={"count": 2},
     )
     whole = tmp_path / "whole"
-    simulate(config, whole, observers=[])
+    with pytest.raises(KeyboardInterrupt):
+        simulate(config, whole, observers=[StopAfterRound()])
+    # What it starts from need not be there any more.
+    moved = tmp_path / "moved"
+    start.rename(moved)
+    simulate(config, whole, resume=True, observers=[])
+    moved.rename(start)
     first, *_, last = read_reports(whole / METRICS)
     assert first.metrics["loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert last.metrics["loss"] != pytest.approx(np.log(2), abs=1e-6)
