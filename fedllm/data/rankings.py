@@ -20,7 +20,7 @@ REMEDY = (
     f'give each row {FEWEST} to {MOST} answers, such as ["It is.", "No."], and as many ranks, such '
     "as [1, 2], 1 for the best, equal ones for a tie"
 )
-EQUAL = "two equal answers tell nothing of each other: take the row out, or correct one of them"
+EQUAL = "take the row out, or correct it: two equal answers tell nothing of each other"
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,10 @@ def ranking_of_row(values: Mapping[str, str], columns: Mapping[str, str]) -> Ran
     if pair and several:
         raise BadValueError(
             f"{of(min(pair))} and {of(min(several))} are both there",
-            "a row says which of two answers was preferred, or ranks several: keep one of them",
+            "keep one of them: a row says which of two answers was preferred, or ranks several",
         )
-    for role in {"chosen", "rejected"} - pair if not several else {"answers", "ranks"} - several:
+    lacking = {"answers", "ranks"} - several if several else {"chosen", "rejected"} - pair
+    for role in sorted(lacking):
         raise BadValueError(f"{of(role)} is empty", REMEDY if several else "")
     if pair:
         answers: tuple[str, ...] = (values["chosen"], values["rejected"])

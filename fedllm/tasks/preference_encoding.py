@@ -225,6 +225,8 @@ class Choices(Rankings):
                 *ranking.answers,
             ]
         )
+        gap, *words = self._words
+        asked = [*asked, *gap]
         room = self.max_length - len(before) - len(first) - len(other) - len(asked) - 1
         if room < len(WORDS) + 1:
             raise ConfigError(
@@ -246,8 +248,8 @@ class Choices(Rankings):
                 if one == two:
                     continue
                 number_of[key] = len(found)
-                for word, (a, b) in zip(self._words, ((one, two), (two, one)), strict=True):
-                    ids = [*before, *shown, *first, *a, *other, *b, *asked, word]
+                for word, (a, b) in zip(words, ((one, two), (two, one)), strict=True):
+                    ids = [*before, *shown, *first, *a, *other, *b, *asked, *word]
                     kinds = [_AROUND] * len(ids)
                     start = len(before) + len(shown) + len(first)
                     kinds[start : start + len(a)] = [_ANSWER] * len(a)
@@ -265,25 +267,31 @@ class Choices(Rankings):
         return template_of(self.tokenizer)
 
     @cached_property
-    def _words(self) -> tuple[int, int]:
-        one, other = (ids[:1] for ids in self._ids([self._template.response(w) for w in WORDS]))
-        if not one or not other or one == other:
+    def _words(self) -> tuple[list[int], list[int], list[int]]:
+        """Return what both words begin with, such as a space, and then a token of each."""
+        one, other = self._ids([self._template.response(word) for word in WORDS])
+        same = 0
+        while same < min(len(one), len(other)) and one[same] == other[same]:
+            same += 1
+        if same in (len(one), len(other)):
             raise ConfigError(
                 "the model's tokenizer has no tokens of their own for the words A and B",
                 "take another base model, or preference.objective = 'reward' or 'dpo'",
             )
-        return one[0], other[0]
+        return one[:same], one[same : same + 1], other[same : same + 1]
 
 
 def _shares(lengths: Sequence[int], room: int) -> list[int]:
     """Return how much of each part is kept, so that all fit: the longest give way first."""
-    kept = list(lengths)
-    while sum(kept) > room:
-        largest = max(kept)
-        over = sum(kept) - room
-        second = max((n for n in kept if n < largest), default=0)
-        longest = [place for place, n in enumerate(kept) if n == largest]
-        step = min(largest - second, -(-over // len(longest)))
-        for place in longest:
-            kept[place] -= min(step, max(sum(kept) - room, 0))
+    if sum(lengths) <= room:
+        return list(lengths)
+    most = 0
+    for below, length in enumerate(sorted(lengths)):
+        most = (room - sum(sorted(lengths)[:below])) // (len(lengths) - below)
+        if most < length:
+            break
+    kept = [min(length, most) for length in lengths]
+    for place, length in enumerate(lengths):
+        if sum(kept) < room and kept[place] < length:
+            kept[place] += 1
     return kept

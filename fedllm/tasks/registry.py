@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol, assert_never, cast
+from typing import Protocol, assert_never
 
-from fedllm.config import PreferenceSection, RunConfig, Task
+from fedllm.config import PreferenceSection, Task
 from fedllm.tasks.base import LearningTask
 from fedllm.tasks.causal import Causal
 from fedllm.tasks.classification import Classification
@@ -14,7 +14,7 @@ from fedllm.tasks.token_classification import TokenClassification
 
 
 class Learned(Protocol):
-    """A model, which knows what it is trained for."""
+    """A run's configuration, or a model, which knows what it is trained for."""
 
     @property
     def task(self) -> Task:
@@ -25,14 +25,14 @@ class Learned(Protocol):
         """How preferences are learned, where they are."""
 
 
-def task_of(of: Task | RunConfig | Learned) -> LearningTask:
+def task_of(of: Task | Learned) -> LearningTask:
     """Return the task of a run, a model, or a name.
 
     By its name alone a task reads records as any of its runs does; what is trained on them, and
     how, may hang on the run. mypy refuses a name that is not decided here, and a task that lacks a
     part.
     """
-    name = cast(Task, of if isinstance(of, str) else of.task)
+    name = of if isinstance(of, str) else of.task
     preference = None if isinstance(of, str) else of.preference
     match name:
         case "classification":

@@ -119,8 +119,8 @@ def _gradient(
         answer = torch.from_numpy(tags[mine] % _KINDS == _ANSWER)
         scores.append(_score(model, untrained, given, answer))
     pairs = (dataset.pairs or ())[index].tolist()
-    loss = sum(softplus(scores[worse] - scores[better]) for better, worse in pairs) / len(pairs)
-    parts = torch.autograd.grad(loss, model.trained)
+    losses = [softplus(scores[worse] - scores[better]) for better, worse in pairs]
+    parts = torch.autograd.grad(torch.stack(losses).mean(), model.trained)
     return torch.cat([gradient.reshape(-1) for gradient in parts]).double().numpy()
 
 
