@@ -180,9 +180,7 @@ def _run_config(config: AlignConfig, released: Released) -> RunConfig:
 
     Its epsilon is what the records of that run were promised.
     """
-    before = released.config
-    model = before.model.model_copy(update={"start": config.model.start})
-    return before.model_copy(update={"name": config.name, "model": model})
+    return released.config.model_copy(update={"name": config.name})
 
 
 def _repository(released: Released) -> str | None:

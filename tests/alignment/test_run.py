@@ -183,3 +183,14 @@ def test_prompts_that_are_records_are_refused_before_anything_is_written(models)
     with pytest.raises(RefusedError, match="records, and not prompts alone"):
         run_alignment(asked(models), "grpo", models / "out", resume=False, told=quiet)
     assert not (models / "out/align.toml").exists()
+
+
+@pytest.mark.slow
+def test_a_model_that_learned_preferences_is_aligned_too(models, tiny_checkpoint):
+    learned = {"preference": {"objective": "dpo"}, "model": {"max_length": 32}}
+    folder = make_run(tiny_checkpoint("llama"), models, "preference", "preferring", **learned)
+    config = asked(models, model={"start": str(folder)})
+    summary = run_alignment(config, "ppo", models / "out", resume=False, told=quiet)
+    assert summary.task == "preference"
+    usable = open_usable(models / "out")
+    assert usable.require_generator().write([usable.prompt("my card", 4).ids], Writing(4))
