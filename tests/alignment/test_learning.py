@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from support.alignment_models import configuration, opened, texts
+from support.devices import DEVICES, models_on
 
 from fedllm.alignment.learning import Learner, Lesson
 from fedllm.alignment.policy import Policy, by_answer, by_piece
 from fedllm.alignment.rollouts import sample
 from fedllm.errors import TrainingError
 from fedllm.randomness import RandomStream
+from fedllm.serving.usable import open_usable
 
 # One optimiser step, whose gradient is as it is.
 ONCE = {"epochs": 1, "minibatches": 1, "gradient_norm": 1e9, "microbatch_size": 3}
@@ -168,3 +170,28 @@ def test_what_is_kept_goes_on_to_the_bit(learner, start):
     for name, values in made.tensors().items():
         assert torch.equal(values, other.tensors()[name])
     assert by_piece([], []) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_a_gpu_learns_what_the_processor_does(learner, start, algorithm, device):
+    made = learner(algorithm)
+    answers = answers_of(made, start)
+    rewards = torch.arange(8.0, dtype=torch.float64)
+
+    def steps(one: Learner) -> None:
+        for number in range(2):
+            lesson = one.lesson(one.look(answers), rewards, GROUP, 0.1)
+            one.learn(lesson, 0.1, RandomStream.seeded(number, "test"))
+            kept = {name: values.cpu().clone() for name, values in one.tensors().items()}
+            one.restore(kept)
+
+    steps(made)
+    with models_on(device):
+        model = open_usable(start(), device="cuda").released.model
+        other = Learner(Policy(model), configuration(training=ONCE), algorithm)
+        assert other.policy.model.device.type != "cpu"
+        steps(other)
+        assert np.allclose(other.policy.adapter, made.policy.adapter, atol=1e-4)
+        assert other.look(answers).kl == pytest.approx(made.look(answers).kl, rel=1e-3)
