@@ -226,6 +226,7 @@ NAMES_TASKS = {
     "fedllm/tasks/instruction.py",
     "fedllm/tasks/preference.py",
     "fedllm/tasks/token_classification.py",
+    "fedllm/serving/released.py",  # the section of a configuration that is called as one
     # Objectives of pretraining, one of which is called "causal" too.
     "fedllm/pretraining/card.py",
     "fedllm/pretraining/config.py",

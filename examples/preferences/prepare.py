@@ -3,7 +3,7 @@
     python examples/preferences/prepare.py runs/preferences-data
 
 Every answer is made of a few sentences, each of which has a worth. An answer's worth is their mean,
-less what repeating costs. A rater ranks two to four answers by worth and chance, as Bradley, Terry
+less what repeating costs. A rater ranks two or three answers by worth and chance, as Bradley, Terry
 and Plackett have it: of two answers the first is preferred with probability sigmoid(difference).
 So it is known how often the best possible judge of a pair is right (its share is printed), and that
 length says nothing. All texts are made here; nothing is anybody's.
@@ -57,23 +57,23 @@ WHO = ("brother", "mother", "neighbour", "colleague", "daughter", "friend", "bos
 WHEN = ("today", "this week", "before my holiday", "by Friday", "from abroad", "without the app")
 # What a sentence is worth.
 SENTENCES = {
-    "Open the app and choose the card menu there.": 2.0,
-    "Call the number on the back of the card at any hour.": 2.0,
-    "We will check who you are before anything changes.": 1.5,
-    "You get a message as soon as it is done.": 1.5,
-    "It takes two working days and costs nothing.": 1.0,
-    "Please keep the receipt until it is booked.": 1.0,
-    "Our branch can do it with you as well.": 0.5,
-    "Thank you for asking us about this.": 0.0,
-    "There are several ways to do that.": 0.0,
-    "It depends on what kind of account it is.": -0.5,
-    "Some people find that rather difficult.": -0.5,
-    "You should have read the terms before.": -1.0,
-    "That is really not our department at all.": -1.0,
-    "Just write your PIN on the card.": -1.5,
-    "Tell your password to whoever calls you.": -1.5,
-    "Nobody knows, so do not ask us again.": -2.0,
-    "The weather will be fine on the coast.": -2.0,
+    "Open the card menu in the app.": 2.0,
+    "Call the number on the back.": 2.0,
+    "We check who you are first.": 1.5,
+    "You get a message when done.": 1.5,
+    "It takes two days at most.": 1.0,
+    "Please keep the receipt for us.": 1.0,
+    "Our branch can help as well.": 0.5,
+    "Thank you for asking us this.": 0.0,
+    "There are several ways for that.": 0.0,
+    "It depends on the account, really.": -0.5,
+    "Some people find that rather hard.": -0.5,
+    "You should have read the terms.": -1.0,
+    "That is not our department here.": -1.0,
+    "Write your PIN on the card.": -1.5,
+    "Tell your password to all callers.": -1.5,
+    "Nobody knows, do not ask again.": -2.0,
+    "The weather is fine at sea.": -2.0,
 }
 TEXTS, WORTH = tuple(SENTENCES), tuple(SENTENCES.values())
 
@@ -85,8 +85,8 @@ def question(draw: random.Random) -> str:
 
 
 def answer(draw: random.Random) -> tuple[str, float]:
-    """Return an answer of two to four sentences and its worth; some repeat one of them."""
-    count = draw.randint(2, 4)
+    """Return an answer of two or three sentences and its worth; some repeat one of them."""
+    count = draw.randint(2, 3)
     if draw.random() < 0.1:
         place = draw.randrange(len(TEXTS))
         return " ".join([TEXTS[place]] * count), min(WORTH[place], 0.0) - 1.0
@@ -97,9 +97,9 @@ def answer(draw: random.Random) -> tuple[str, float]:
 def ranking(draw: random.Random, number: int) -> dict[str, object]:
     """Return one rater's ranking; ties where chance puts two close together."""
     # A number of its own: no two rankings are one event.
-    prompt = f"{question(draw)} (Case {number})"
+    prompt = f"{question(draw)} ({number})"
     found: dict[str, float] = {}
-    count = draw.randint(2, 4)
+    count = draw.randint(2, 3)
     while len(found) < count:
         text, worth = answer(draw)
         found[text] = SHARPNESS * worth

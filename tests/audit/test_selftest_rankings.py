@@ -85,8 +85,8 @@ def sum_over_pairs(patch):
         (clip_answers_apart, "clipped gradient is off"),
         (read_rows_apart, "18 units"),
         (refer_to_the_trained_model, "is off"),
-        (forget_the_reference, "is off"),
-        (sum_over_pairs, "is off"),
+        pytest.param(forget_the_reference, "is off", marks=pytest.mark.slow),
+        pytest.param(sum_over_pairs, "is off", marks=pytest.mark.slow),
     ],
 )
 def test_planted_bugs_are_seen(plant, seen, material, monkeypatch):
