@@ -58,3 +58,13 @@ def test_what_is_wrong_is_named(file, change, words, remedy):
 def test_a_change_of_a_key_is_taken(file):
     assert load_align_config(file, ["kl.target="]).kl.target == 4.0
     assert load_align_config(file, ["training.steps=7"]).training.steps == 7
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_the_example_begins_where_its_runs_end(algorithm):
+    examples = Path(__file__).resolve().parents[2] / "examples/preferences"
+    config = load_align_config(examples / f"align_{algorithm}.toml")
+    text = (examples / "README.md").read_text()
+    assert f"fedllm align {algorithm} examples/preferences/align_{algorithm}.toml" in text
+    for place in (config.model.start, config.reward.run, config.reward.judge):
+        assert Path(place).name in text or Path(place).name == "preferences-reward"
