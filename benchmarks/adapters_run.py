@@ -323,7 +323,7 @@ class Bench:
         self.setup = setup
         self._given = (*setup.overrides, *([f'model.path="{model}"'] if model else []))
         config = self._load(["lora.rank=8"])
-        self._task, self._data = task_of(config.task), config.data
+        self._task, self._data = task_of(config), config.data
         self._records = self._task.read(config.data.train, config.data)[:limit]
         test = self._task.read_public(config.data)
         if limit:

@@ -162,7 +162,7 @@ def train(case: Case) -> None:
     """Take two private steps, and let VmHWM begin anew before them."""
     config = case.config()
     labels = tuple(f"label {n}" for n in range(100)) if trains_a_head(config.task) else ()
-    model = task_of(config.task).load_model(config, labels)
+    model = task_of(config).load_model(config, labels)
     dataset = make_dataset(case.length, not labels)
     settings = LocalSettings(
         steps=2,

@@ -66,7 +66,7 @@ class Bank:
 
     def __init__(self, count: int) -> None:
         config = load_run_config(FOLDER / "run.toml", [])
-        self._data, self._task = config.data, task_of(config.task)
+        self._data, self._task = config.data, task_of(config)
         self._length = config.model.max_length
         test = self._task.read_public(self._data)
         self.labels = self._task.labels(self._data, test)

@@ -168,7 +168,7 @@ class Bench:
 
     def __init__(self) -> None:
         self._config = load_run_config(EXAMPLE, [CENTRED])
-        data, self._task = self._config.data, task_of(self._config.task)
+        data, self._task = self._config.data, task_of(self._config)
         if data.test is None:
             raise SystemExit(f"{EXAMPLE} names no test file")
         self._records = self._task.read(data.train, data)

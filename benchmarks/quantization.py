@@ -82,7 +82,7 @@ def measured(model: str, precision: str, quantization: str, records: str) -> lis
     bare = resident("VmRSS")
     del tokenizer
     forget_peak()
-    shared = task_of(config.task).load_model(config)
+    shared = task_of(config).load_model(config)
     loading = resident("VmHWM") - bare
     weights = sum(p.nbytes for p in shared.module.parameters())
     data = make_dataset(LENGTH, per_token=True)

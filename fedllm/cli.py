@@ -18,6 +18,7 @@ import typer
 
 from fedllm import __version__
 from fedllm.commands import (
+    align,
     audit,
     authority,
     client,
@@ -83,6 +84,7 @@ app.add_typer(client.app, name="client")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(model.app, name="model")
+app.add_typer(align.app, name="align")
 app.add_typer(compress.app, name="compress")
 app.add_typer(audit.app, name="audit")
 

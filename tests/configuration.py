@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fedllm.config import RunConfig, SitePolicy
+from fedllm.config.alignment import AlignConfig
 from fedllm.config.recipes import FILLED
 from fedllm.config.wording import allowed
 from fedllm.identity.config import FederationConfig
@@ -25,14 +26,15 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 START = """\
 # Configuration
 
-Every key of the four kinds of files. This page is made from the code that reads them
+Every key of the five kinds of files. This page is made from the code that reads them
 (`make reference`), and a test holds it to that.
 
 All are [TOML](https://toml.io): `[section]` begins a section, texts stand in quotation marks,
 numbers have a decimal point and no comma. A key that is not known, or a value that is not allowed,
 is refused with the nearest one that is. Paths count from the folder of the file that names them;
 `${NAME}` and `${NAME:-otherwise}` stand for a variable of the environment. Commands that read a
-run or a pretraining configuration take `--set KEY=VALUE` too (`--set privacy.epsilon=3`).
+run, a pretraining configuration or an alignment take `--set KEY=VALUE` too
+(`--set privacy.epsilon=3`).
 
 "Required" keys have no default. Where the default is "none", leaving the key out is meant. Where it
 is "or the recipe's", [recipes.md](recipes.md#defaults) says what a run gets that says nothing else;
@@ -64,6 +66,12 @@ KINDS: tuple[tuple[str, str, type[BaseModel]], ...] = (
         "For `fedllm pretrain`; see [pretraining.md](pretraining.md). "
         "Examples: `examples/pretraining/*.toml`.",
         PretrainConfig,
+    ),
+    (
+        "An alignment",
+        "For `fedllm align ppo` and `fedllm align grpo`; see [alignment.md](alignment.md). "
+        "Examples: `examples/preferences/align_*.toml`.",
+        AlignConfig,
     ),
 )
 

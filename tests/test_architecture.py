@@ -84,6 +84,14 @@ def test_what_training_stands_on_does_not_know_training(folder):
                 assert not within(module, f"fedllm.{above}"), f"{path} imports {module}"
 
 
+def test_an_alignment_knows_neither_mechanisms_nor_sites():
+    """It uses what was released: else it would be no post-processing."""
+    strangers = ("mechanisms", "training", "federation", "privacy", "encryption", "identity")
+    for path in files("fedllm/alignment"):
+        for module in imports(path):
+            assert not any(within(module, f"fedllm.{name}") for name in strangers), (path, module)
+
+
 def test_adapters_know_models_and_nothing_above():
     for path in files("fedllm/adapters"):
         for module in imports(path):
@@ -227,7 +235,9 @@ NAMES_TASKS = {
     "fedllm/tasks/causal.py",
     "fedllm/tasks/classification.py",
     "fedllm/tasks/instruction.py",
+    "fedllm/tasks/preference.py",
     "fedllm/tasks/token_classification.py",
+    "fedllm/serving/released.py",  # the section of a configuration that is called as one
     # Objectives of pretraining, one of which is called "causal" too.
     "fedllm/pretraining/card.py",
     "fedllm/pretraining/config.py",

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from support.commands import Named, commands
 
 from fedllm.config import RunConfig, SitePolicy, load_run_config
+from fedllm.config.alignment import AlignConfig
 from fedllm.identity.config import FederationConfig
 from fedllm.pretraining.config import PretrainConfig, load_pretrain_config
 
@@ -124,7 +125,7 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 KEYS = {
     key
-    for model in (RunConfig, SitePolicy, PretrainConfig, FederationConfig)
+    for model in (RunConfig, SitePolicy, PretrainConfig, AlignConfig, FederationConfig)
     for key in keys_of(model)
 }
 SECTIONS = {key.partition(".")[0] for key in KEYS if "." in key}

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from fedllm.cli import app
 from fedllm.config import load_run_config, load_site_policy
+from fedllm.data.rankings import Ranking
 from fedllm.data.spans import read_back
 from fedllm.federation.transport.superlink import NodeState
 from fedllm.identity.kits import read_kit
@@ -81,11 +82,37 @@ def test_the_deidentification_marks_names_that_its_runs_can_read(deidentified, n
     assert all(text == text.strip() and text.replace(" ", "").isalnum() for text in marked)
 
 
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory) -> tuple[Path, str]:
+    """The folder that the example of preferences makes, and what it says."""
+    folder = tmp_path_factory.mktemp("preferences")
+    script = EXAMPLES / "preferences/prepare.py"
+    done = subprocess.run(
+        [sys.executable, script, folder], capture_output=True, text=True, check=True
+    )
+    return folder, done.stdout
+
+
+@pytest.mark.parametrize("name", ["reward", "dpo"])
+def test_the_preferences_are_events_that_its_runs_can_read(ranked, name, monkeypatch):
+    folder, told = ranked
+    monkeypatch.setenv("PREFERENCES_DATA", str(folder))
+    config = load_run_config(EXAMPLES / f"preferences/{name}.toml")
+    readme = (EXAMPLES / "preferences/README.md").read_text()
+    assert told.splitlines()[-1].split()[-1] in readme
+    task = task_of(config)
+    public = task.read_public(config.data)
+    assert len(public) == 2000
+    assert all(Ranking.read_back(record.values).pairs for record in public)
+    assert len(Path(config.data.train).read_text().splitlines()) == 8000
+
+
 def test_pretraining_configurations_can_be_read(monkeypatch, tmp_path):
     from fedllm.pretraining.config import load_pretrain_config
 
     monkeypatch.setenv("FEDLLM_DATA", str(tmp_path))
-    found = [EXAMPLES / "hospital_questions/pretrain.toml", *EXAMPLES.glob("pretraining/*.toml")]
+    named = ("hospital_questions/pretrain.toml", "preferences/pretrain.toml")
+    found = [*(EXAMPLES / name for name in named), *EXAMPLES.glob("pretraining/*.toml")]
     assert len({load_pretrain_config(path, []).name for path in found}) == len(found)
 
 

@@ -22,5 +22,5 @@ def divide(config: RunConfig) -> dict[str, list[Record]]:
             "evaluation.parts = 'group' needs the column that says which group a record is of",
             "name a column of data.train, and of data.test if there is one, in data.group",
         )
-    records = task_of(config.task).read(config.data.train, config.site_data)
+    records = task_of(config).read(config.data.train, config.site_data)
     return dict(sorted(split_into_sites(records, config.data, config.seed).items()))

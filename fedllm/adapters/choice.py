@@ -7,6 +7,7 @@ from fedllm.adapters.explained import ExplainedAdapter
 from fedllm.adapters.fedsvd import FedSvd
 from fedllm.adapters.method import AdapterMethod
 from fedllm.adapters.plain import PlainAdapter
+from fedllm.adapters.referring import ReferringAdapter
 from fedllm.adapters.rolora import TURNS, AlternatingAdapter
 from fedllm.models.manifest import AdapterManifest
 from fedllm.models.shared import SharedModel
@@ -20,6 +21,11 @@ def adapter_of(model: SharedModel, number: int = 1) -> AdapterMethod:
     number : int
         Of the round, from 1. What goes down and where a run starts is the same in all of them.
     """
+    method = _method(model, number)
+    return ReferringAdapter(model, number, method) if model.sent_reference else method
+
+
+def _method(model: SharedModel, number: int) -> AdapterMethod:
     # Without adapters there is a head alone, whatever was asked for.
     match model.method if model.peft is not None else "lora":
         case "rolora":

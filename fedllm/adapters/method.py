@@ -65,6 +65,11 @@ class AdapterMethod(ABC):
         """Layout of what the coordinator keeps and sends, D values."""
 
     @property
+    def own(self) -> AdapterManifest:
+        """Layout of the adapter itself: of what goes down, without what comes with it."""
+        return self.down
+
+    @property
     @abstractmethod
     def up(self) -> AdapterManifest:
         """Layout of what a site sends, U values."""

@@ -106,7 +106,7 @@ def _parts(config: RunConfig, deviation: Callable[[float], float]) -> str:
     from fedllm.tasks import task_of
     from fedllm.tasks.scores import LARGEST_SPREAD, longest
 
-    noise = deviation(longest(task_of(config.task).site_scores, 1))
+    noise = deviation(longest(task_of(config).site_scores, 1))
     noise *= sqrt(config.rounds.min_sites)
     return (
         f"a {config.evaluation.parts} of which {config.rounds.min_sites} sites together hold out "

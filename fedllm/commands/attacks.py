@@ -98,10 +98,11 @@ def membership(
     training records: for simulations, and for a site's own copy.
     """
     from fedllm.audit.attacks.run import run_membership
-    from fedllm.runs.record import require_run
+    from fedllm.runs.record import require_run, require_trained
 
     for run in runs:
         require_run(run)
+        require_trained(run)
     result = run_membership(runs, records, shadows, _progress(json_output))
     if json_output:
         print(_as_json(result))
@@ -173,10 +174,11 @@ def _configuration(run: Path, override: list[str]) -> tuple[RunConfig, Path | No
     """Read a run; with the folder in which results are kept, if it is one."""
     from fedllm.commands.base_model import with_base_model
     from fedllm.runs.names import RUN_TOML, SUMMARY
-    from fedllm.runs.record import require_run
+    from fedllm.runs.record import require_run, require_trained
 
     if run.suffix != ".toml":
         require_run(run, finished=False)
+        require_trained(run)
     folder = run if run.is_dir() else run.parent
     config = with_base_model(load_run_config(run / RUN_TOML if run.is_dir() else run, override))
     return config, folder if (folder / SUMMARY).exists() and not override else None

@@ -29,10 +29,11 @@ def benefit(
     from rich.console import Console
 
     from fedllm.personal.comparing import compare_simulated
-    from fedllm.runs.record import require_run
+    from fedllm.runs.record import require_run, require_trained
     from fedllm_client.dividing import divide
 
     require_run(run)
+    require_trained(run)
     console = Console(stderr=True)
     with console.status("loading the model") as status:
         found = compare_simulated(run, divide, lambda site: status.update(f"site {safe(site)}"))

@@ -110,11 +110,12 @@ def personalise(
     from fedllm.identity.kits import read_kit
     from fedllm.personal.comparing import compare_here
     from fedllm.processes import keep_memory_private
-    from fedllm.runs.record import require_run
+    from fedllm.runs.record import require_run, require_trained
     from fedllm.tasks import task_of
 
     keep_memory_private()
     require_run(run)
+    require_trained(run)
     own, found = read_kit(kit, "site"), load_site_policy(policy)
     if found.data is None or found.model is None:
         raise ConfigError(
@@ -123,7 +124,7 @@ def personalise(
         )
     data = found.data
     here = compare_here(
-        run, own, found.model, lambda config: task_of(config.task).read(data.train, data)
+        run, own, found.model, lambda config: task_of(config).read(data.train, data)
     )
     if json_output:
         told = {

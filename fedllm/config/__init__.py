@@ -14,6 +14,7 @@ from fedllm.config.model import AdapterKind, LoraSection, ModelSection, Precisio
 from fedllm.config.overrides import apply_overrides
 from fedllm.config.packages import package_folder
 from fedllm.config.parsing import parse
+from fedllm.config.preference import Objective, PreferenceSection
 from fedllm.config.privacy import PrivacySection
 from fedllm.config.rounds import RoundsSection
 from fedllm.config.run import RunConfig
@@ -32,9 +33,11 @@ __all__ = [
     "EvaluationSection",
     "LoraSection",
     "ModelSection",
+    "Objective",
     "PositiveFloat",
     "PositiveInt",
     "Precision",
+    "PreferenceSection",
     "PrivacySection",
     "Quantization",
     "RoundsSection",

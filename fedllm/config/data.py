@@ -31,9 +31,20 @@ class DataSection(Section):
         ``{"start": 0, "end": 4, "label": "NAME"}``, in characters of the text (Unicode code
         points) from 0, the end not included; none may overlap, and ``[]`` says that there is none.
     prompt : str
-        Column of the prompt, in an instruction task.
+        Column of the prompt, in an instruction or a preference task.
     response : str
         Column of the answer, in an instruction task; the loss counts it alone.
+    context : str
+        Column of what the prompt is about, in a preference task; a source may lack it, and it may
+        be empty in a row.
+    chosen : str
+        Column of the answer that was preferred, in a preference task.
+    rejected : str
+        Column of the answer that it was preferred to.
+    answers : str
+        Instead of these two, column of two to eight answers: a JSON list of texts.
+    ranks : str
+        Column of their ranks: a JSON list of as many numbers, 1 for the best; equal ones are tied.
     labels : list of str, optional
         The public set of labels; taken from the public test file when left out.
     unit : str, optional
@@ -50,7 +61,8 @@ class DataSection(Section):
     sites : int
         To how many sites the file is dealt out (simulation).
     max_records_per_unit : int
-        A person's records beyond this number are left out.
+        A person's records beyond this number are left out, and so are rows with one prompt and
+        context beyond it, in a preference task.
     test_limit : int, optional
         Evaluate on so many of the test records, chosen at random.
     group : str, optional
@@ -71,6 +83,11 @@ class DataSection(Section):
     spans: str = "spans"
     prompt: str = "prompt"
     response: str = "response"
+    context: str = "context"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    answers: str = "answers"
+    ranks: str = "ranks"
     labels: tuple[str, ...] | None = None
     unit: str | None = None
     max_records_per_unit: PositiveInt = 16

@@ -54,6 +54,12 @@ KINDS = (
         ),
     ),
     Kind(
+        "AlignConfig",
+        "the configuration of an alignment",
+        "use it with `fedllm align ppo` or `fedllm align grpo`",
+        frozenset({"reward", "prompts", "answers", "kl", "guards", "value", "selection"}),
+    ),
+    Kind(
         "SitePolicy",
         "a site's policy",
         "use it with --policy: `fedllm client check`, `fedllm client start`, `fedllm simulate`",

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from fedllm.config.data import DataSection
 from fedllm.config.encryption import EncryptionSection
 from fedllm.config.model import LoraSection, ModelSection
+from fedllm.config.preference import PreferenceSection
 from fedllm.config.privacy import PrivacySection
 from fedllm.config.rounds import RoundsSection
 from fedllm.config.section import Section
@@ -64,6 +65,7 @@ FILLED = frozenset(
 _SECTIONS: Mapping[str, type[Section]] = {
     "model": ModelSection,
     "data": DataSection,
+    "preference": PreferenceSection,
     "lora": LoraSection,
     "rounds": RoundsSection,
     "training": TrainingSection,
@@ -148,9 +150,15 @@ def _gradient_a_round(run: _Filling) -> None:
     count = run.get("rounds", "count")
     if run.get("rounds", "optimizer") == "adam" and "learning_rate" not in run.given("rounds"):
         noise = run.get("privacy", "epsilon"), _records(run)
-        if not head_alone and run.values.get("task") in _WITH_HEADS:
+        if not head_alone and _trains_a_head(run):
             run.fill("rounds", head_learning_rate=coordinator_step(count, *noise))
         run.fill("rounds", learning_rate=coordinator_step(count, *noise, adapters=not head_alone))
+
+
+def _trains_a_head(run: _Filling) -> bool:
+    if run.values.get("task") == "preference":
+        return run.get("preference", "objective") == "reward"
+    return run.values.get("task") in _WITH_HEADS
 
 
 def _records(run: _Filling) -> float:

@@ -13,11 +13,18 @@ from fedllm.config.encryption import EncryptionSection
 from fedllm.config.engine import EngineSection
 from fedllm.config.evaluation import EvaluationSection
 from fedllm.config.model import LoraSection, ModelSection
+from fedllm.config.preference import PreferenceSection
 from fedllm.config.privacy import PrivacySection
 from fedllm.config.recipes import with_recipe
 from fedllm.config.rounds import RoundsSection
 from fedllm.config.section import Section, Task
-from fedllm.config.task import labels_records, pools_text, smallest_unit, trains_a_head
+from fedllm.config.task import (
+    labels_records,
+    learns_preferences,
+    pools_text,
+    smallest_unit,
+    trains_a_head,
+)
 from fedllm.config.training import TrainingSection
 from fedllm.errors import ConfigError
 from fedllm.limits import MAX_SITES
@@ -30,9 +37,9 @@ class RunConfig(Section):
     ----------
     name : str
         What people call the run; its folder is ``runs/<name>``.
-    task : {"classification", "instruction", "causal", "token_classification"}
-        A label for each text; an answer to each prompt; each text, token by token; or the parts
-        of each text that have a label, such as names.
+    task : {"classification", "instruction", "causal", "token_classification", "preference"}
+        A label for each text; an answer to each prompt; each text, token by token; the parts of
+        each text that have a label, such as names; or which of several answers people prefer.
     seed : int
         Of what is public: adapters before training, and how a simulation deals records out.
         Batches and noise of private runs follow from no seed.
@@ -47,6 +54,7 @@ class RunConfig(Section):
     complete: Annotated[bool, Field(strict=True)] = True
     model: ModelSection
     data: DataSection
+    preference: PreferenceSection = PreferenceSection()
     lora: LoraSection = LoraSection()
     rounds: RoundsSection = RoundsSection()
     training: TrainingSection = TrainingSection()
@@ -76,6 +84,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
         self._something_can_be_trained()
+        self._preferences_are_asked_for()
         self._label_names_are_texts()
         if self.privacy.noise == "distributed":
             if self.privacy.unit == "record":
@@ -145,7 +154,7 @@ class RunConfig(Section):
             )
 
     def _something_can_be_trained(self) -> None:
-        if self.lora.rank == 0 and not trains_a_head(self.task):
+        if self.lora.rank == 0 and not self.trains_a_head:
             raise ValueError("lora.rank = 0 leaves nothing to train in this task")
         if self.lora.ranks and (self.privacy.noise != "local" or self.privacy.unit == "site"):
             raise ValueError(
@@ -166,13 +175,20 @@ class RunConfig(Section):
             )
 
     def _label_names_are_texts(self) -> None:
-        of_tokens = trains_a_head(self.task) and not pools_text(self.task)
+        nameless = self.trains_a_head and not pools_text(self.task)
         for key in ("head_start", "feature_center"):
-            if of_tokens and getattr(self.model, key) != "zero":
+            if nameless and getattr(self.model, key) != "zero":
                 raise ValueError(
                     f"model.{key} = 'label_names' compares texts with the labels' names, and this "
-                    "task labels tokens: leave it out"
+                    "task gives whole texts no label: leave it out"
                 )
+
+    def _preferences_are_asked_for(self) -> None:
+        if self.preferences is None and self.preference != PreferenceSection():
+            raise ValueError(
+                f"preference says how preferences are learned, and task = {self.task!r} has none: "
+                "leave it out, or take the task that learns them"
+            )
 
     def _sends_one_gradient(self) -> None:
         if self.training.local_steps != 1:
@@ -229,6 +245,22 @@ class RunConfig(Section):
         if self.evaluation.parts == "group":
             return self.data
         return self.data.model_copy(update={"group": None})
+
+    @property
+    def trains_a_head(self) -> bool:
+        """Whether something is trained beside the adapters."""
+        return trains_a_head(self.task, self.preference.objective)
+
+    @property
+    def preferences(self) -> PreferenceSection | None:
+        """How preferences are learned; None in a task that learns something else."""
+        return self.preference if learns_preferences(self.task) else None
+
+    @property
+    def refers_to_start(self) -> bool:
+        """Whether losses hang on an earlier run's adapter, which sites have to be sent then."""
+        learned = self.preferences
+        return learned is not None and learned.refers and self.model.start is not None
 
     @property
     def private(self) -> bool:

@@ -10,7 +10,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # Of the machine that reads the file.
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")]
-Task = Literal["classification", "instruction", "causal", "token_classification"]
+Task = Literal["classification", "instruction", "causal", "token_classification", "preference"]
 
 
 class Section(BaseModel):

@@ -88,6 +88,7 @@ class AllowSection(Section):
         "instruction",
         "causal",
         "token_classification",
+        "preference",
     )
     models: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = ()
     min_cohort: Annotated[int, Field(ge=1)] = 2

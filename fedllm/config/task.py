@@ -7,14 +7,25 @@ from __future__ import annotations
 
 from typing import Literal, assert_never
 
+from fedllm.config.preference import Objective
 from fedllm.config.section import Task
 
+Kind = Literal["text", "name", "spans", "texts", "numbers"]
 
-def trains_a_head(task: Task) -> bool:
-    """Tell whether something is trained beside the adapters, so that a run can do without them."""
+
+def trains_a_head(task: Task, objective: Objective = "dpo") -> bool:
+    """Tell whether something is trained beside the adapters, so that a run can do without them.
+
+    Parameters
+    ----------
+    objective : str
+        Of a preference task.
+    """
     match task:
         case "classification" | "token_classification":
             return True
+        case "preference":
+            return objective == "reward"
         case "instruction" | "causal":
             return False
         case _:
@@ -26,7 +37,7 @@ def pools_text(task: Task) -> bool:
     match task:
         case "classification":
             return True
-        case "instruction" | "causal" | "token_classification":
+        case "instruction" | "causal" | "token_classification" | "preference":
             return False
         case _:
             assert_never(task)
@@ -37,7 +48,18 @@ def labels_records(task: Task) -> bool:
     match task:
         case "classification":
             return True
-        case "instruction" | "causal" | "token_classification":
+        case "instruction" | "causal" | "token_classification" | "preference":
+            return False
+        case _:
+            assert_never(task)
+
+
+def learns_preferences(task: Task) -> bool:
+    """Tell whether ``[preference]`` says what is learned."""
+    match task:
+        case "preference":
+            return True
+        case "classification" | "instruction" | "causal" | "token_classification":
             return False
         case _:
             assert_never(task)
@@ -48,14 +70,17 @@ def smallest_unit(task: Task) -> Literal["record"]:
     match task:
         case "classification" | "instruction" | "causal" | "token_classification":
             return "record"
+        case "preference":
+            # All rows of one ranking event are one record once they are read.
+            return "record"
         case _:
             assert_never(task)
 
 
-def columns_read(task: Task) -> dict[str, Literal["text", "name", "spans"]]:
+def columns_read(task: Task) -> dict[str, Kind]:
     """Return the keys of ``data`` that name what a task reads.
 
-    Free text, short names, or the spans of the text that is read too.
+    Free text, short names, the spans of the text that is read too, or lists of texts or numbers.
     """
     match task:
         case "classification":
@@ -66,5 +91,31 @@ def columns_read(task: Task) -> dict[str, Literal["text", "name", "spans"]]:
             return {"text": "text"}
         case "token_classification":
             return {"text": "text", "spans": "spans"}
+        case "preference":
+            pair: dict[str, Kind] = {"chosen": "text", "rejected": "text"}
+            ranking: dict[str, Kind] = {"answers": "texts", "ranks": "numbers"}
+            return {"prompt": "text", "context": "text", **pair, **ranking}
+        case _:
+            assert_never(task)
+
+
+def may_lack(task: Task) -> frozenset[str]:
+    """Return those of `columns_read` that a source may lack, or that may be empty in a row."""
+    match task:
+        case "classification" | "instruction" | "causal" | "token_classification":
+            return frozenset()
+        case "preference":
+            return frozenset({"context"}).union(*either_of(task))
+        case _:
+            assert_never(task)
+
+
+def either_of(task: Task) -> tuple[tuple[str, ...], ...]:
+    """Return groups of `columns_read`, one of which has to be there whole; none for most tasks."""
+    match task:
+        case "classification" | "instruction" | "causal" | "token_classification":
+            return ()
+        case "preference":
+            return (("chosen", "rejected"), ("answers", "ranks"))
         case _:
             assert_never(task)

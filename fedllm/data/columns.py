@@ -6,11 +6,11 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from fedllm.config import DataSection, Task
-from fedllm.config.task import columns_read
+from fedllm.config.task import Kind, columns_read, may_lack
 from fedllm.errors import DataError
 
 _SHOWN_COLUMNS = 20
@@ -25,13 +25,16 @@ class Column(NamedTuple):
     ----------
     name : str
         In the source.
-    kind : {"text", "name", "spans"}
-        Free text, a short name that comes back in many rows and may be a whole number, or the
-        spans of the text.
+    kind : {"text", "name", "spans", "texts", "numbers"}
+        Free text, a short name that comes back in many rows and may be a whole number, the spans
+        of the text, or a list of texts or of numbers.
+    needed : bool
+        Whether each source has it, and each row something in it.
     """
 
     name: str
-    kind: Literal["text", "name", "spans"]
+    kind: Kind
+    needed: bool = True
 
 
 class MissingColumnError(DataError):
@@ -66,18 +69,21 @@ class ColumnMap:
     optional : Mapping of str to str
         Role to column; taken where they are present.
     texts : frozenset of str
-        Roles that hold free text; the others hold names, or spans.
-    spans : frozenset of str
-        Roles that hold spans of the text.
+        Roles that hold free text; the others hold names, or what ``kinds`` says.
     blank : frozenset of str
-        Required roles that may be empty in a row.
+        Roles that may be empty in a row.
+    kinds : Mapping of str to str
+        Of roles that hold something else: "spans", "texts" or "numbers".
+    either : tuple of tuple of str
+        Groups of optional roles; a source has one of them whole.
     """
 
     required: Mapping[str, str]
     optional: Mapping[str, str]
     texts: frozenset[str] = frozenset()
-    spans: frozenset[str] = frozenset()
     blank: frozenset[str] = frozenset()
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    either: tuple[tuple[str, ...], ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -101,6 +107,7 @@ class ColumnMap:
                     f"{where} has no column '{column}'; columns there: {_listed(present)}",
                     _suggestion(role, column, present),
                 )
+        self._check_either(counts, present, where)
         for column in self.names:
             if counts[column] > 1:
                 raise DataError(
@@ -108,28 +115,58 @@ class ColumnMap:
                     "rename all but one of them",
                 )
 
+    def _check_either(self, counts: Counter[str], present: Sequence[str], where: str) -> None:
+        if not self.either or any(
+            all(self.optional[role] in counts for role in group) for group in self.either
+        ):
+            return
+        ways = " nor ".join(
+            " and ".join(f"'{self.optional[role]}'" for role in group) for group in self.either
+        )
+        lacking = [[r for r in group if self.optional[r] not in counts] for group in self.either]
+        missing = min(lacking, key=len)[0]
+        raise MissingColumnError(
+            f"{where} has neither columns {ways}; columns there: {_listed(present)}",
+            _suggestion(missing, self.optional[missing], present),
+        )
+
 
 def task_columns(task: Task, data: DataSection) -> dict[str, Column]:
     """Return the columns that a task reads, by role; a role is the key that names the column."""
-    return {role: Column(getattr(data, role), kind) for role, kind in columns_read(task).items()}
+    lacking = may_lack(task)
+    return {
+        role: Column(getattr(data, role), kind, role not in lacking)
+        for role, kind in columns_read(task).items()
+    }
 
 
-def column_map(data: DataSection, columns: Mapping[str, Column], *, public_test: bool) -> ColumnMap:
+def column_map(
+    data: DataSection,
+    columns: Mapping[str, Column],
+    *,
+    public_test: bool,
+    either: tuple[tuple[str, ...], ...] = (),
+) -> ColumnMap:
     """Build the map of a task's columns; the public test file may lack the unit and site columns.
 
     Parameters
     ----------
     columns : Mapping of str to Column
         What the task reads, by role; a role is the key of ``data`` that names the column.
+    either : tuple of tuple of str
+        See `ColumnMap`.
     """
-    values = {role: column.name for role, column in columns.items()}
+    values = {role: column.name for role, column in columns.items() if column.needed}
+    lacking = {role: column.name for role, column in columns.items() if not column.needed}
     texts = frozenset(role for role, column in columns.items() if column.kind == "text")
-    spans = frozenset(role for role, column in columns.items() if column.kind == "spans")
+    kinds = {r: c.kind for r, c in columns.items() if c.kind not in ("text", "name")}
     about = {role: column for role in ("unit", "site") if (column := getattr(data, role))}
+    blank = frozenset(lacking)
     if public_test:
-        return ColumnMap(values, about, texts, spans)
+        return ColumnMap(values, about | lacking, texts, blank, kinds, either)
     group = {"group": data.group} if data.group else {}
-    return ColumnMap({**values, **about, **group}, {}, texts, spans, frozenset(group))
+    required = {**values, **about, **group}
+    return ColumnMap(required, lacking, texts, blank.union(group), kinds, either)
 
 
 def _listed(present: Sequence[str]) -> str:

@@ -54,13 +54,15 @@ class TokenSequence(NamedTuple):
     """A record's tokens, and a number that a `Labelling` makes labels of.
 
     ``tags`` has one number for each token, in a task that says it of each; else it is empty.
-    ``cut`` tokens more would belong to it, but for the largest length.
+    ``cut`` tokens more would belong to it, but for the largest length. In a task whose records
+    are several sequences, end to end, ``pairs`` says which of them are compared.
     """
 
     ids: Sequence[int]
     target: int
     tags: Sequence[int] = ()
     cut: int = 0
+    pairs: Sequence[tuple[int, int]] | None = None
 
 
 def tokens_cut(encoded: BatchEncoding) -> list[int]:
@@ -119,6 +121,9 @@ class EncodedDataset:
         How many records were longer than ``max_length``, and by how many tokens altogether.
     groups : tuple of str or None
         What each record is of, where it names it; empty if none does.
+    pairs : tuple of int64 array (M, 2), optional
+        Where a record is several sequences, end to end: which of them are compared, of each
+        record; the one that should be first comes first.
     """
 
     tokens: NDArray[np.int32]
@@ -133,6 +138,7 @@ class EncodedDataset:
     cut_records: int = 0
     cut_tokens: int = 0
     groups: tuple[str | None, ...] = ()
+    pairs: tuple[Integers, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -164,7 +170,7 @@ class EncodedDataset:
         dict
             "input_ids" and "attention_mask", int64 (B, T), and "labels", int64: (B,) for
             labels of sequences; (B, T), not shifted, -100 where no loss is taken, for labels
-            of tokens.
+            of tokens. And "pairs", int64 (B, M, 2), -1 where a record has fewer, if there are.
         """
         indices = np.asarray(indices, dtype=np.int64)
         starts = self.offsets[:-1][indices]
@@ -179,15 +185,28 @@ class EncodedDataset:
             targets = np.full(present.shape, IGNORED, dtype=np.int64)
             targets[present] = self.tags[places]
         labels = self.labelling(ids, present, targets)
-        return {
+        found = {
             "input_ids": torch.from_numpy(ids),
             "attention_mask": torch.from_numpy(present.astype(np.int64)),
             "labels": torch.from_numpy(labels),
         }
+        if self.pairs is not None:
+            found["pairs"] = torch.from_numpy(_filled_up([self.pairs[i] for i in indices]))
+        return found
 
     def _width(self, lengths: NDArray[np.int64]) -> int:
         longest = int(lengths.max(initial=1))
-        return min(-(-longest // PAD_MULTIPLE) * PAD_MULTIPLE, self.max_length)
+        whole = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
+        # Several sequences may be longer together than each may be.
+        return min(whole, max(self.max_length, longest))
+
+
+def _filled_up(pairs: Sequence[Integers]) -> Integers:
+    most = max((len(own) for own in pairs), default=0)
+    filled = np.full((len(pairs), most, 2), -1, dtype=np.int64)
+    for row, own in zip(filled, pairs, strict=True):
+        row[: len(own)] = own
+    return filled
 
 
 def encode(
@@ -231,6 +250,7 @@ def encode(
     lengths: list[int] = []
     targets: list[int] = []
     tags = [np.empty(0, dtype=np.int32)]
+    pairs: list[Integers] = []
     kept: list[int] = []
     cut: list[int] = []
     for start in range(0, len(records), _CHUNK_RECORDS):
@@ -249,6 +269,7 @@ def encode(
         lengths.extend(len(s.ids) for s in good)
         targets.extend(s.target for s in good)
         cut.extend(s.cut for s in good if s.cut)
+        pairs.extend(np.array(s.pairs).reshape(-1, 2) for s in good if s.pairs is not None)
     if left_out is None:
         problems.raise_if_any()
     return EncodedDataset(
@@ -264,6 +285,7 @@ def encode(
         cut_records=len(cut),
         cut_tokens=sum(cut),
         groups=_groups([records[i] for i in kept]),
+        pairs=tuple(pairs) if encoder.labelling is labels_as_given and pairs else None,
     )
 
 

@@ -8,7 +8,9 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 
 from fedllm.config import DataSection, Task
+from fedllm.config.task import either_of
 from fedllm.data.columns import Column, ColumnMap, Row, column_map, task_columns
+from fedllm.data.rankings import numbers_value, texts_value
 from fedllm.data.readers import data_files, file_rows
 from fedllm.data.records import Record, RowProblems, cap_records_per_unit
 from fedllm.data.spans import spans_value
@@ -20,7 +22,10 @@ _ROW_REMEDY = "correct these rows or take them out of the source; no row is drop
 
 
 def read_records(
-    location: str, data: DataSection, roles: Mapping[str, Column] | Task
+    location: str,
+    data: DataSection,
+    roles: Mapping[str, Column] | Task,
+    either: tuple[tuple[str, ...], ...] = (),
 ) -> list[Record]:
     """Read all records of a source.
 
@@ -35,6 +40,9 @@ def read_records(
         training records as `cap_records_per_unit` says.
     roles : Mapping of str to Column, or name of a task
         Which columns are read, and what for; a task says it.
+    either : tuple of tuple of str
+        Groups of roles that a source may lack, one of which has to be there whole; the task's
+        where it is named.
 
     Returns
     -------
@@ -51,9 +59,10 @@ def read_records(
         that cannot be used: names file, row, line and field, and quotes no value.
     """
     if isinstance(roles, str):
+        either = either_of(roles)
         roles = task_columns(roles, data)
     public_test = location == data.test and location != data.train
-    columns = column_map(data, roles, public_test=public_test)
+    columns = column_map(data, roles, public_test=public_test, either=either)
     problems = RowProblems()
     records: list[Record] = []
     for name, rows in _tables(location, data, columns):
@@ -102,27 +111,44 @@ def _records_of(
             values = {
                 role: _required(role, column, row.fields, role in columns.texts)
                 for role, column in columns.required.items()
-                if role not in columns.spans
+                if role not in columns.kinds
                 and not (role in columns.blank and _is_blank(row.fields.get(column)))
             }
-            for role in columns.spans:
-                column = columns.required[role]
-                values[role] = spans_value(_present(column, row.fields), column, values["text"])
             for role, column in columns.optional.items():
-                if row.fields.get(column) is not None:
+                found = row.fields.get(column)
+                blank = _is_blank(found) if role in columns.blank else found is None
+                if not blank and role not in columns.kinds:
                     values[role] = _required(role, column, row.fields, role in columns.texts)
+            values |= _of_kinds(columns, row.fields, values)
         except BadValueError as error:
             problems.add(row.where(name), str(error), error.remedy or _ROW_REMEDY)
             continue
         yield Record(
-            values={role: values[role] for role in roles},
+            values={role: values[role] for role in roles if role in values},
             unit=values.get("unit"),
             site=values.get("site"),
             origin=f"{name}:{row.line or row.number}",
             row=row.number,
-            columns=columns.required,
+            columns={**columns.required, **columns.optional},
             group=values.get("group"),
         )
+
+
+def _of_kinds(
+    columns: ColumnMap, fields: Mapping[str, object], values: Mapping[str, str]
+) -> dict[str, str]:
+    """Return what is neither text nor name, in one form; needs the text that spans are of."""
+    found = {}
+    for role, kind in columns.kinds.items():
+        column = {**columns.optional, **columns.required}[role]
+        if role in columns.blank and _is_blank(fields.get(column)):
+            continue
+        value = _present(column, fields)
+        if kind == "spans":
+            found[role] = spans_value(value, column, values["text"])
+        else:
+            found[role] = (texts_value if kind == "texts" else numbers_value)(value, column)
+    return found
 
 
 def _is_blank(value: object) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,8 @@ from fedllm.audit.report.run_parts import RunParts
 from fedllm.canonical import sha256_hex
 from fedllm.config.card import CardSection
 from fedllm.config.task import pools_text, trains_a_head
+from fedllm.exporting import aligned
+from fedllm.exporting.markdown import cell, quoted, span
 from fedllm.files import write_bytes
 from fedllm.mechanisms import mechanism_of
 from fedllm.privacy.accounting.words import ADJACENCY, epsilon_text
@@ -32,14 +33,10 @@ from fedllm.privacy.ledger.heads import read_heads
 from fedllm.runs.lineage import ancestors, names, spent_together
 from fedllm.runs.names import HEADS, REPORT
 from fedllm.runs.record import RunFolder
-from fedllm.visible import visible
 
 CARD = "README.md"
 UNKNOWN = "unknown"
 _MOST_ROWS = 40
-# What Markdown reads anywhere as more than itself, and what it does at the beginning of a line.
-_ACTIVE = re.compile(r"[\\`*_\[\]{}#|~!$]")
-_BEGINS = re.compile(r"^(\d*)([-+=.)])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +91,10 @@ def write_card(folder: Path, run: RunFolder, handed: Handed) -> Path:
 def card(run: RunFolder, handed: Handed) -> str:
     """Return the card of a run's model."""
     said = run.config.card or CardSection()
+    data, quality, privacy, audits, ledgers = _who, _quality, _privacy, _audits, _ledgers
+    if aligned.is_aligned(run):
+        data, quality, privacy = aligned.data, aligned.quality, aligned.privacy
+        audits, ledgers = aligned.audits, aligned.ledgers
     parts = (
         _head(run, handed, said),
         [f"# {run.config.name}", "", _what(run, handed)],
@@ -101,11 +102,11 @@ def card(run: RunFolder, handed: Handed) -> str:
         ["## Use", "", _said(said.intended_use, "what the model is for", "intended_use")],
         _code(handed),
         ["## Base model", "", *_base(run, handed)],
-        ["## Data", "", _said(said.data, "what the records are", "data"), "", *_who(run)],
-        ["## Quality", "", *_before_smaller(handed, "Measured"), *_quality(run)],
-        ["## Privacy", "", *_privacy(run)],
-        ["## Audits", "", *_before_smaller(handed, "Attacked"), *_audits(run)],
-        ["## Ledgers of the sites", "", *_ledgers(run)],
+        ["## Data", "", _said(said.data, "what the records are", "data"), "", *data(run)],
+        ["## Quality", "", *_before_smaller(handed, "Measured"), *quality(run)],
+        ["## Privacy", "", *privacy(run)],
+        ["## Audits", "", *_before_smaller(handed, "Attacked"), *audits(run)],
+        ["## Ledgers of the sites", "", *ledgers(run)],
         ["## Origin", "", *_origin(run, said)],
     )
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
@@ -113,7 +114,7 @@ def card(run: RunFolder, handed: Handed) -> str:
 
 def _head(run: RunFolder, handed: Handed, said: CardSection) -> list[str]:
     tags = ["fedllm", "federated-learning"]
-    if run.config.private:
+    if aligned.is_bounded(run) if aligned.is_aligned(run) else run.config.private:
         tags.append("differential-privacy")
     if run.config.lora.rank and not run.config.lora.trains_base:
         tags.append("lora")
@@ -129,10 +130,14 @@ def _head(run: RunFolder, handed: Handed, said: CardSection) -> list[str]:
 def _pipeline(run: RunFolder) -> str:
     if pools_text(run.config.task):
         return "text-classification"
+    if run.config.preferences is not None:
+        return "text-ranking" if run.config.trains_a_head else "text-generation"
     return "token-classification" if trains_a_head(run.config.task) else "text-generation"
 
 
 def _what(run: RunFolder, handed: Handed) -> str:
+    if aligned.is_aligned(run):
+        return f"{handed.what} {aligned.what(run)}"
     task = read_texts("en")["task"][run.config.task]
     where = (
         "in a simulation: one machine had all records"
@@ -147,21 +152,8 @@ def _what(run: RunFolder, handed: Handed) -> str:
 
 def _said(words: str | None, what: str, key: str) -> str:
     if words:
-        return f"The coordinator says:\n\n{_quoted(words)}"
+        return f"The coordinator says:\n\n{quoted(words)}"
     return f"{UNKNOWN.capitalize()}: the coordinator did not say {what} (`card.{key}` of run.toml)."
-
-
-def _quoted(words: str) -> str:
-    """Write words of others as a quotation in which nothing is a heading, code, or HTML."""
-    lines = visible(words, keep="\n").split("\n")
-    return "\n".join(f"> {_plain(line.strip())}".rstrip() for line in lines)
-
-
-def _plain(line: str) -> str:
-    """Write a line so that Markdown shows its characters as they are."""
-    shown = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    shown = _ACTIVE.sub(r"\\\g<0>", shown)
-    return _BEGINS.sub(r"\1\\\2", shown)
 
 
 def _code(handed: Handed) -> list[str]:
@@ -191,7 +183,7 @@ def _base(run: RunFolder, handed: Handed) -> list[str]:
     }
     optional = {"from", "linear layers held as"}
     return [
-        f"- {name}: {_span(value) if value else UNKNOWN}"
+        f"- {name}: {span(value) if value else UNKNOWN}"
         for name, value in rows.items()
         if value or name not in optional
     ]
@@ -226,16 +218,16 @@ def _quality(run: RunFolder) -> list[str]:
         lines += ["On the coordinator's public test file:", "", "| measure | before | after |"]
         lines += ["|---|---|---|"]
         lines += [
-            f"| {_cell(name)} | {number(first.get(name))} | {number(value)} |"
+            f"| {cell(name)} | {number(first.get(name))} | {number(value)} |"
             for name, value in last.items()
         ]
     else:
         lines.append("Not measured: the run had no public test file.")
     if lost:
-        lines += ["", f"NOT A NUMBER: {', '.join(map(_cell, lost))}. Do not use this model."]
+        lines += ["", f"NOT A NUMBER: {', '.join(map(cell, lost))}. Do not use this model."]
     if at_sites:
         lines += ["", "On records that the sites held out, with noise:", ""]
-        lines += [f"- {_cell(name)}: {number(value)}" for name, value in at_sites.items()]
+        lines += [f"- {cell(name)}: {number(value)}" for name, value in at_sites.items()]
     return lines
 
 
@@ -291,7 +283,7 @@ def _ledgers(run: RunFolder) -> list[str]:
     if not heads:
         return [f"{UNKNOWN.capitalize()}: the run folder holds no heads of ledgers."]
     rows = [
-        f"| {_cell(site)} | {head.sequence} | `{head.hash}` |"
+        f"| {cell(site)} | {head.sequence} | `{head.hash}` |"
         for site, head in sorted(heads.items())[:_MOST_ROWS]
     ]
     more = len(heads) - len(rows)
@@ -319,20 +311,11 @@ def _origin(run: RunFolder, said: CardSection) -> list[str]:
         "licence of the adapter": said.licence,
         "fedllm that wrote this": __version__,
     }
-    lines = [f"- {name}: {_span(value) if value else UNKNOWN}" for name, value in rows.items()]
+    lines = [f"- {name}: {span(value) if value else UNKNOWN}" for name, value in rows.items()]
     if started:
         earlier = ancestors(started)
-        lines.append(f"- started from: {_span(names(earlier, UNKNOWN))}")
+        lines.append(f"- started from: {span(names(earlier, UNKNOWN))}")
         if run.config.private and spent_together(earlier, run.config.unit) is None:
             lines.append("- what that tells of its own records: bounded by no epsilon here")
-    lines += [f"- {_cell(name)}: {_span(value)}" for name, value in versions.items()]
+    lines += [f"- {cell(name)}: {span(value)}" for name, value in versions.items()]
     return lines
-
-
-def _span(value: Any) -> str:
-    """Write a value of others so that it is shown as it is."""
-    return f"`{visible(str(value)).replace('`', chr(39))}`"
-
-
-def _cell(value: Any) -> str:
-    return _span(str(value).replace("|", "/"))

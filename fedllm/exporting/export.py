@@ -74,12 +74,22 @@ def export(
             f"leave --dtype out, or take --format {' or '.join(WITH_DTYPE)}",
         )
     released = read_released(run, base)
+    if judges(released.model):
+        raise ConfigError(
+            "a model that judges answers has no form that other tools know how to ask",
+            "ask it by `fedllm predict`, or in Python by fedllm.serving.reward.RewardModel",
+        )
     probe = make_probe(released)
     settings = Settings(probe, answers(released, probe), dtype)
     with atomic_directory(out) as new:
         written = _WRITERS[form](released, new, settings)
         describe(released, new, form, written)
     return written
+
+
+def judges(model: SharedModel) -> bool:
+    """Tell whether a model says how good answers are, and neither writes nor gives labels."""
+    return model.preference is not None and not model.preference.refers
 
 
 def describe(released: Released, folder: Path, form: str, written: Written) -> None:
@@ -101,7 +111,7 @@ def describe(released: Released, folder: Path, form: str, written: Written) -> N
         smaller=written.smaller,
     )
     write_card(folder, released.run, handed)
-    read = task_of(config.task).columns(config.data)
+    read = task_of(config).columns(config.data)
     columns = {role: column.name for role, column in read.items()}
     asked = {
         "task": config.task,
@@ -134,7 +144,9 @@ def write_released_card(folder: Path, model: SharedModel) -> Path:
         base_name=portable_name(model.files_fingerprint, repository),
         repository=repository,
         licence=licence,
-        script=script(model, run.config, released_use(model, run.config, fast)),
+        script=""
+        if judges(model)
+        else script(model, run.config, released_use(model, run.config, fast)),
     )
     return write_card(folder / ADAPTER, run, handed)
 

@@ -113,7 +113,7 @@ def load_found(found: Found, config: RunConfig) -> SharedModel:
         If a file is damaged, the base is another model than the adapter's, or the labels do not
         fit the head.
     """
-    model = task_of(config.task).load_model(config, _labels(found, config))
+    model = task_of(config).load_model(config, _labels(found, config))
     current, earlier = held_as(model.files_fingerprint, *found.held), model.earlier_fingerprint
     _require_base(found.folder, found.about, found.base, current, earlier)
     if found.about["base_fingerprint"] != earlier:
@@ -203,7 +203,7 @@ def _labels(found: Found, config: RunConfig) -> tuple[str, ...]:
             f"{folder / saved.ABOUT} names a label twice", "copy the adapter's folder again"
         )
     if (folder / saved.HEAD).exists():
-        head = task_of(config.task).head(tuple(labels))
+        head = task_of(config).head(tuple(labels))
         wanted = getattr(head, "outputs", len(labels))
         held = len(next(iter(saved.read_any_tensors(folder / saved.HEAD).values())))
         if held != wanted:

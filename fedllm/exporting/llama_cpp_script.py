@@ -35,7 +35,7 @@ for prompt in sys.argv[1:]:
 def llama_cpp_script(model: SharedModel, config: RunConfig) -> str:
     """Return a script that answers texts with an exported GGUF file."""
     tokenizer = model.tokenizer
-    if task_of(config.task).answering() is None:
+    if task_of(config).answering() is None:
         return _SCRIPT.format(text="prompt", special=True, end=tokenizer.eos_token_id)
     template = template_of(tokenizer)
     inner = "prompt.strip()" if template.trims else "prompt"

@@ -79,7 +79,7 @@ def onnx_script(model: SharedModel, config: RunConfig) -> str:
         shown = _OF_TEXTS if pools_text(config.task) else _OF_TOKENS
         return _START.format(what=f"{what}, with probabilities") + given + shown
     text, end = "prompt", tokenizer.eos_token_id
-    asked = task_of(config.task).answering() is not None
+    asked = task_of(config).answering() is not None
     if asked:
         template = template_of(tokenizer)
         inner = "prompt.strip()" if template.trims else "prompt"

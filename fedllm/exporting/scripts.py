@@ -223,7 +223,7 @@ def _work(config: RunConfig, model: SharedModel, use: Use) -> str:
 
 def _generating(config: RunConfig, model: SharedModel) -> str:
     tokenizer, prompted = model.tokenizer, kind_of(model).prompted
-    asked = task_of(config.task).answering() is not None
+    asked = task_of(config).answering() is not None
     text, end = "prompt", tokenizer.eos_token_id
     if asked:
         template = template_of(tokenizer)

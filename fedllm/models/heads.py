@@ -51,4 +51,21 @@ class TokenHead:
     outputs: int
 
 
-Head = LabelHead | LanguageHead | TokenHead
+@dataclass(frozen=True, slots=True)
+class RewardHead:
+    """A linear head that gives a whole text one number, trained; goes on any base.
+
+    Only differences of what it gives have a meaning, so that a bias would say nothing.
+
+    Attributes
+    ----------
+    labels : tuple of str
+        None.
+    outputs : int
+    """
+
+    labels: tuple[str, ...] = ()
+    outputs: int = 1
+
+
+Head = LabelHead | LanguageHead | TokenHead | RewardHead

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fedllm.config import RunConfig
 from fedllm.models.architecture import Architecture
 from fedllm.models.device import Place
-from fedllm.models.heads import Head, LabelHead, LanguageHead, TokenHead
+from fedllm.models.heads import Head, LabelHead, LanguageHead, RewardHead, TokenHead
 from fedllm.models.language_model import LanguageModel
 from fedllm.models.token_head import TokenClassifier
 from fedllm.models.transformer import LayerStack, Pooling, TextClassifier
@@ -28,7 +28,7 @@ def put_on_top(
     """Put a task's head on a Transformer of one stack."""
     match head:
         case LabelHead(labels):
-            pooling: Pooling = "last" if architecture.causal else config.model.pooling
+            pooling = _pooling(config, architecture)
             scale = config.model.feature_scale
             module = TextClassifier(backbone, stack, len(labels), pooling, scale)
             if config.model.feature_center == "label_names":
@@ -37,6 +37,13 @@ def put_on_top(
             if config.model.head_start == "label_names":
                 _start_at_label_names(module, tokenizer, labels)
             return module
+        case RewardHead():
+            pooling = _pooling(config, architecture)
+            scale = config.model.feature_scale
+            module = TextClassifier(backbone, stack, head.outputs, pooling, scale)
+            # It takes no part in differences, and has no gradient.
+            module.head.bias.requires_grad_(False)
+            return module
         case TokenHead():
             scale = config.model.feature_scale
             return TokenClassifier(backbone, stack, head.outputs, scale)
@@ -44,6 +51,11 @@ def put_on_top(
             return LanguageModel(backbone, stack)
         case _:
             assert_never(head)
+
+
+def _pooling(config: RunConfig, architecture: Architecture) -> Pooling:
+    """Return how states become one vector: a decoder's last token alone has seen the whole text."""
+    return "last" if architecture.causal else config.model.pooling
 
 
 @torch.no_grad()

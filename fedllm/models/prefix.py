@@ -8,13 +8,13 @@ that no batch has drawn yet costs nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedllm.errors import ENDING
 from fedllm.models.device import ON_CPU, Place, with_room
@@ -47,7 +47,7 @@ class PrefixCache:
 
     Parameters
     ----------
-    network : nn.Module
+    network : nn.Module or FrozenPart
         Has ``prefix(batch)``.
     worthwhile : bool
         Whether anything below the trained part is frozen at all.
@@ -57,17 +57,21 @@ class PrefixCache:
         Memory for all data sets together; the machine's own, also where a GPU computes.
     place : Place
         Where the network computes.
+    vectors : callable, optional
+        Says of a batch how many vectors each record ends in, (B,); one where left out.
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Any,
         worthwhile: bool,
         pooled: bool,
         budget_bytes: int = DEFAULT_BUDGET_BYTES,
         place: Place = ON_CPU,
+        vectors: Callable[[Batch], Tensor] | None = None,
     ) -> None:
         self._network = network
+        self._vectors = vectors
         self._place = place
         self._worthwhile = worthwhile
         self._pooled = pooled
@@ -151,19 +155,28 @@ class PrefixCache:
         if not found:
             raise RuntimeError("the frozen part breaks off at every record")
         count, width = batch["input_ids"].shape
-        pattern = next(iter(found.values()))
-        rows = pattern.new_zeros(count, 1 if self._pooled else width, pattern.shape[1])
-        for place in range(count):
+        pattern, sizes = next(iter(found.values())), self._sizes(batch)
+        most = max(sizes) if self._pooled else width
+        rows = pattern.new_zeros(count, most, pattern.shape[1])
+        for place, size in enumerate(sizes):
             own = found.get(place)
             if own is None:
-                size = 1 if self._pooled else int(batch["attention_mask"][place].sum())
                 rows[place, :size] = torch.nan
             else:
                 rows[place, : len(own)] = own
         return rows
 
+    def _sizes(self, batch: Batch) -> list[int]:
+        """Return how many vectors are kept of each record."""
+        if not self._pooled:
+            return [int(size) for size in batch["attention_mask"].sum(1)]
+        if self._vectors is None:
+            return [1] * len(batch["input_ids"])
+        return [int(size) for size in self._vectors(batch)]
+
     def _size(self, piece: Batch) -> int:
-        return 1 if self._pooled else int(piece["attention_mask"].sum())
+        (size,) = self._sizes(piece)
+        return size
 
     def _state(self, piece: Batch) -> Tensor | None:
         """Run the frozen part on one record by itself, (T or 1, H); None where it breaks off.
@@ -179,4 +192,4 @@ class PrefixCache:
             return None
 
     def _computed(self, piece: Batch) -> Tensor:
-        return self._network.prefix(self._place.moved(piece)).cpu()  # type: ignore[operator,no-any-return]
+        return cast(Tensor, self._network.prefix(self._place.moved(piece)).cpu())

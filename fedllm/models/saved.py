@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, torch.Tensor]
 
-ABOUT, LORA, LORA_CONFIG, HEAD, CENTER, CORE, OWN = (
+ABOUT, LORA, LORA_CONFIG, HEAD, CENTER, CORE, OWN, START = (
     "shared_model.json",
     "adapter_model.safetensors",
     "adapter_config.json",
@@ -37,6 +37,7 @@ ABOUT, LORA, LORA_CONFIG, HEAD, CENTER, CORE, OWN = (
     "feature_center.safetensors",
     "core.safetensors",
     "base_tensors.safetensors",
+    "start.safetensors",
 )
 _SCALE_SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora")
 _LOG = logging.getLogger(__name__)
@@ -72,6 +73,8 @@ def read(model: SharedModel, folder: Path) -> None:
     if model.peft is not None:
         set_peft_model_state_dict(model.peft, tensors.get(CORE, tensors[LORA]))
     put_own(model, tensors.get(OWN, {}))
+    if START in tensors:
+        model.reference.set(tensors[START]["values"].numpy())
     if isinstance(model.module, TextClassifier | TokenClassifier):
         model.module.head.load_state_dict(tensors[HEAD])
 
@@ -111,6 +114,8 @@ def about_of(model: SharedModel) -> dict[str, Any]:
         "manifest": model.layout.fingerprint,
         "labels": list(model.labels),
     }
+    if model.preference is not None:
+        about["objective"] = model.preference.objective
     if isinstance(model.module, TextClassifier):
         about["pooling"] = model.module.pooling
         about["feature_scale"] = model.module.feature_scale
@@ -151,6 +156,9 @@ def _files(model: SharedModel) -> dict[str, Tensors]:
         files[OWN] = own_values(model)
     if isinstance(model.module, TextClassifier | TokenClassifier):
         files[HEAD] = model.module.head.state_dict()
+    if model.sent_reference:
+        # What the trained adapter is compared with is nowhere else.
+        files[START] = {"values": torch.from_numpy(model.reference.values.copy())}
     return {
         name: {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
         for name, tensors in files.items()

@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedllm.config import AdapterKind, RunConfig, Task
+from fedllm.config import AdapterKind, PreferenceSection, RunConfig, Task
 from fedllm.config.task import pools_text
 from fedllm.errors import CheckpointError, TrainingError
 from fedllm.models import checkpoints, saved
@@ -31,8 +31,10 @@ from fedllm.models.lora import add_adapters, first_trained_layer
 from fedllm.models.manifest import AdapterManifest, Group
 from fedllm.models.on_top import put_on_top
 from fedllm.models.own_tensors import train_own_tensors
-from fedllm.models.prefix import PrefixCache
+from fedllm.models.prefix import Dataset, PrefixCache
 from fedllm.models.quantized import parameters_of, quantize_layers
+from fedllm.models.reference import Reference
+from fedllm.models.sequences import FrozenPart, sequences_in
 from fedllm.models.stillness import forgets
 from fedllm.models.token_head import TokenClassifier
 from fedllm.models.transformer import Batch, LayerStack, TextClassifier
@@ -54,6 +56,13 @@ class SharedModel:
         Names of the classes, in the head's order; empty without a head of labels.
     tagging : str
         By which scheme the outputs of a token's head say where spans of a label are; may be empty.
+    preference : PreferenceSection, optional
+        How preferences are learned; records are several sequences then.
+    sent_reference : bool
+        Whether the adapter that the run starts from is an earlier run's, and so comes with each
+        order (`fedllm.adapters.referring`).
+    reference : Reference
+        What the model that the run starts from says of records.
     fingerprint : str
         Of the base model: SHA-256 of its files, and of how its weights are held
         (``model.quantization``).
@@ -85,6 +94,8 @@ class SharedModel:
     earlier_fingerprint: str = ""
     method: AdapterKind = "lora"
     tagging: str = ""
+    preference: PreferenceSection | None = None
+    sent_reference: bool = False
 
     def __post_init__(self) -> None:
         self._parameters = {
@@ -96,12 +107,36 @@ class SharedModel:
         self.manifest = self._laid_out(n for n, p in self._parameters.items() if p.requires_grad)
         self.layout, self._start = self.manifest, self.values(self.tensors)
         self._place = Place.of(self.module)
+        several = self.several_sequences
         self.prefix = PrefixCache(
-            self.module,
+            FrozenPart(self.module, self.pad_id) if several else self.module,
             self.module.stack.has_frozen_part,
             pooled=self.module.one_vector,
             place=self._place,
+            vectors=sequences_in if several else None,
         )
+        self.reference = Reference(self)
+
+    @property
+    def several_sequences(self) -> bool:
+        """Whether a record is several sequences (`fedllm.models.sequences`)."""
+        return self.preference is not None
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills short sequences up."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+    def attach(self, dataset: Dataset, indices: NDArray[np.int64], batch: Batch) -> Batch:
+        """Return ``batch`` (the records at ``indices``) with what never changes in a run.
+
+        The states that enter the trained layers, and what the model that the run starts from says
+        of records, where losses ask for it; kept or computed, where the model computes.
+        """
+        attached = self.prefix.attach(dataset, indices, batch)
+        if self.preference is None or not self.preference.refers:
+            return attached
+        return self.reference.attach(dataset, indices, attached)
 
     @property
     def device(self) -> torch.device:
@@ -338,6 +373,8 @@ def load_shared_model(config: RunConfig, head: Head | tuple[str, ...] = ()) -> S
         tagging=head.tagging if isinstance(head, TokenHead) else "",
         peft=adapted,
         method=config.lora.kind,
+        preference=config.preferences,
+        sent_reference=config.refers_to_start,
     )
 
 

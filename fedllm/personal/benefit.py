@@ -173,7 +173,7 @@ def compare(
 def benefit_of(run: str, run_id: str, model: SharedModel, sites: Sequence[SiteBenefit]) -> Benefit:
     """Put the sites' comparisons together."""
     column, sign = _measured(model)
-    measure = task_of(model.task).site_scores[column].name
+    measure = task_of(model).site_scores[column].name
     better: Literal["higher", "lower"] = "higher" if sign > 0 else "lower"
     return Benefit(run=run, run_id=run_id, measure=measure, better=better, sites=tuple(sites))
 
@@ -189,11 +189,11 @@ def _bounded(model: SharedModel, values: NDArray[np.float64], column: int) -> ND
 
     No number is the worst there is: a model that breaks off at a record is not the better for it.
     """
-    scores = task_of(model.task).site_scores
+    scores = task_of(model).site_scores
     return unit_vectors(scores, values)[:, 1 + column] * scores[column].limit
 
 
 def _measured(model: SharedModel) -> tuple[int, int]:
     """Return which of the task's scores is compared, and 1 where more is better, else -1."""
-    task = task_of(model.task)
+    task = task_of(model)
     return task.site_scores.index(task.compared), -1 if task.compared.worst else 1

@@ -159,5 +159,5 @@ def _encoded(released: Released, records: list[Record]) -> EncodedDataset:
     """Return what can be learned from; other records are left out, as in a run."""
     config, model = released.config, released.model
     length, problems = config.model.max_length, RowProblems()
-    task = task_of(config.task)
+    task = task_of(config)
     return task.encode(records, model.tokenizer, length, model.labels, problems)

@@ -154,7 +154,7 @@ class _Training:
     def _gradient(self, rows: Rows) -> Vector:
         total = np.zeros(self._model.manifest.length)
         for places, piece in by_width(self._dataset.batch(rows), _PIECE):
-            attached = self._model.prefix.attach(self._dataset, rows[places.numpy()], piece)
+            attached = self._model.attach(self._dataset, rows[places.numpy()], piece)
             total += plain_gradient(self._model, record_losses(self._model, attached))
         return total / len(rows)
 
@@ -162,7 +162,7 @@ class _Training:
     def _losses(self, rows: Rows) -> Vector:
         losses = np.zeros(len(rows))
         for places, piece in by_width(self._dataset.batch(rows), _PIECE):
-            attached = self._model.prefix.attach(self._dataset, rows[places.numpy()], piece)
+            attached = self._model.attach(self._dataset, rows[places.numpy()], piece)
             found = record_losses(self._model, attached).double().cpu()
             losses[places.numpy()] = found.numpy()
         return losses

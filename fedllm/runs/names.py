@@ -35,6 +35,9 @@ TERMS = "terms.toml"
 RELEASE = "release.json"
 WITHDRAWN = "withdrawn.json"
 
+# Of an alignment.
+ALIGN_TOML = "align.toml"
+
 # Of a pretraining run.
 MODEL = "model"
 TOKENS = "tokens"

@@ -182,6 +182,24 @@ def require_run(path: Path, finished: bool = True) -> None:
         )
 
 
+def require_trained(path: Path) -> None:
+    """Refuse the folder of an alignment, in which no site's records were trained on.
+
+    Raises
+    ------
+    ConfigError
+        Names the run that it began with.
+    """
+    if not (path / SUMMARY).exists():
+        return
+    summary = read_summary(path)
+    if summary.alignment:
+        raise ConfigError(
+            f"{path} was aligned on public prompts, and no site's records were read for it",
+            f"give the folder of the run that it began with, {summary.started_from.get('run')}",
+        )
+
+
 def runs_in(path: Path) -> str:
     """Name the first run folders in a folder; nothing where there are none."""
     found = sorted(str(one.parent) for one in path.glob(f"*/{RUN_TOML}"))

@@ -34,14 +34,15 @@ DIVERGED = (
 
 
 # Left out where they say nothing, as before there was any of it.
-_LATER = ("site_titles", "started_from", "quality", "site_quality")
+_LATER = ("site_titles", "started_from", "quality", "site_quality", "alignment")
 
 
 class Summary(BaseModel):
     """The figures of a finished run; written as ``summary.json``.
 
-    Every key is written, ``site_titles``, ``started_from``, ``quality`` and ``site_quality`` only
-    where there is any; one that an older or newer version lacks is empty when it is read.
+    Every key is written, ``site_titles``, ``started_from``, ``quality``, ``site_quality`` and
+    ``alignment`` only where there is any; one that an older or newer version lacks is empty when it
+    is read.
 
     Attributes
     ----------
@@ -76,6 +77,10 @@ class Summary(BaseModel):
         By "label" or "group" (``evaluation.parts``), then by name: what the sites' held-out records
         said in the ``last`` evaluation and, where there was an earlier one, in the ``first``, with
         noise as in ``site_metrics``; empty where it left too little.
+    alignment : dict
+        Of an alignment on public prompts (`fedllm.alignment`), in which no site took part:
+        ``algorithm``, ``steps``, ``kept_step``, ``ended`` (why), ``win_rate`` and ``reward_gain``
+        with intervals, ``reward`` and ``judge`` (the runs of both models), ``prompts`` (counts).
     started, finished : str
         When the run was first begun, and when this was written; UTC, ISO 8601.
     simulated : bool
@@ -105,6 +110,7 @@ class Summary(BaseModel):
     started_from: dict[str, Any] = {}
     quality: dict[str, Any] = {}
     site_quality: dict[str, dict[str, dict[str, Figures]]] = {}
+    alignment: dict[str, Any] = {}
     started: str = ""
     finished: str = ""
     simulated: bool = False

@@ -125,6 +125,7 @@ def _made_up_for(found: Found) -> RunConfig:
         "task": about.get("task"),
         "model": model,
         "data": {"train": "none", "labels": about.get("labels") or None},
+        **({"preference": {"objective": about["objective"]}} if "objective" in about else {}),
         "lora": _lora_of(folder),
     }
     return parse(RunConfig, values, str(folder / saved.ABOUT))

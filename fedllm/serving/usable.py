@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from fedllm.tasks.predicting import Predicting
+    from fedllm.tasks.preference_asking import Judging
 
 # Tokens of prompt and text together of a base model that sets no lower limit.
 _MOST_TOKENS = 4096
@@ -63,6 +64,8 @@ class Usable:
         Makes vectors of texts; None where the model reads no whole texts.
     released : Released, optional
         What it was made of; None of a base model.
+    judging : Judging, optional
+        Says how good answers are; None where the model does not.
     """
 
     location: Path
@@ -75,6 +78,7 @@ class Usable:
     notes: tuple[str, ...] = ()
     embedding: Embedding | None = None
     released: Released | None = None
+    judging: Judging | None = None
 
     def require_generator(self) -> Generator:
         """Return what writes.
@@ -85,7 +89,8 @@ class Usable:
             If the model writes no text.
         """
         if self.generator is None:
-            raise ConfigError(f"{self.what} labels texts and writes none", "use `fedllm predict`")
+            does = "labels texts" if self.judging is None else "judges answers"
+            raise ConfigError(f"{self.what} {does} and writes none", "use `fedllm predict`")
         return self.generator
 
     def require_predicting(self) -> Predicting:
@@ -96,6 +101,11 @@ class Usable:
         ConfigError
             If the model has no labels.
         """
+        if self.judging is not None:
+            raise ConfigError(
+                f"{self.what} judges answers and has no labels",
+                "use `fedllm predict` with a file of prompts and answers",
+            )
         if self.predicting is None:
             raise ConfigError(
                 f"{self.what} writes text and has no labels",
@@ -218,8 +228,8 @@ def _exported(location: Path, device: str | None, max_length: int | None) -> Usa
 
 def _tuned(location: Path, released: Released, notes: tuple[str, ...]) -> Usable:
     config, model = released.config, released.model
-    task = task_of(config.task)
-    how, labelling = task.prompting(), task.predicting()
+    task = task_of(config)
+    how, labelling, judging = task.prompting(), task.predicting(), task.judging()
     length, generator = config.model.max_length, None
     if how is not None:
         # Of one that writes, which the task says.
@@ -236,6 +246,7 @@ def _tuned(location: Path, released: Released, notes: tuple[str, ...]) -> Usable
         notes,
         Embedding(model, length) if pools_text(config.task) else None,
         released,
+        None if judging is None else judging(model, length),
     )
 
 

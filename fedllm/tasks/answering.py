@@ -53,7 +53,7 @@ class Answering:
     @torch.no_grad()
     def losses(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
         """Return the response's loss of each (prompt, response), in nats, summed over tokens."""
-        records = [self.record(prompt, response) for prompt, response in pairs]
+        records = [Answering.record(prompt, response) for prompt, response in pairs]
         dataset = Instruction().encode(records, self._model.tokenizer, self._max_length)
         sums = np.zeros(len(pairs))
         for start in range(0, len(pairs), _BATCH):

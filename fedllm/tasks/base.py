@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fedllm.config import DataSection, RunConfig, Task
+from fedllm.config.task import either_of
 from fedllm.data.columns import Column
 from fedllm.data.labels import Doubt
 from fedllm.data.records import Record, RowProblems
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from fedllm.models.transformer import Batch
     from fedllm.tasks.answering import Answering
     from fedllm.tasks.predicting import Predicting
+    from fedllm.tasks.preference_asking import Judging
     from fedllm.tasks.prompting import Prompting
 
 # Makes so many words.
@@ -124,6 +126,10 @@ class LearningTask(ABC):
     def predicting(self) -> type[Predicting] | None:
         """Return what gives texts their labels by a tuned model; None if it has no labels."""
 
+    def judging(self) -> type[Judging] | None:
+        """Return what says how good answers to a prompt are; None of most tasks."""
+        return None
+
     # --- how good it is -----------------------------------------------------------------
 
     @abstractmethod
@@ -171,6 +177,10 @@ class LearningTask(ABC):
 
     # --- what follows from these ----------------------------------------------------------
 
+    def sized_as(self) -> tuple[LearningTask, int]:
+        """Return a task whose records need as much memory, and of how many of them one is made."""
+        return self, 1
+
     def site_figures(self, means: dict[str, float]) -> dict[str, float]:
         """Return what an opened sum of `site_scores` says (`fedllm.tasks.scores.means`).
 
@@ -188,7 +198,7 @@ class LearningTask(ABC):
         """
         from fedllm.data.sources import read_records
 
-        records = read_records(location, data, self.columns(data))
+        records = read_records(location, data, self.columns(data), either_of(self.name))
         return [replace(record, unit=self.unit(record)) for record in records]
 
     def read_public(self, data: DataSection) -> list[Record]:

@@ -28,6 +28,8 @@ class ModelCache:
             "model": config.model.model_dump(mode="json", exclude={"start"}),
             "lora": config.lora.model_dump(mode="json"),
             "task": config.task,
+            "learned": config.preference.model_dump(mode="json"),
+            "refers_to_start": config.refers_to_start,
             "seed": config.seed,
             "labels": labels,
             "device": config.engine.device,
@@ -35,7 +37,7 @@ class ModelCache:
         }
         if self._model is None or key != self._key:
             self._model = None
-            self._model = task_of(config.task).load_model(config, labels)
+            self._model = task_of(config).load_model(config, labels)
             self._key = key
         return self._model
 

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Protocol, assert_never
 
-from fedllm.config import Task
+from fedllm.config import PreferenceSection, Task
 from fedllm.tasks.base import LearningTask
 from fedllm.tasks.causal import Causal
 from fedllm.tasks.classification import Classification
 from fedllm.tasks.instruction import Instruction
+from fedllm.tasks.preference import Preference
 from fedllm.tasks.token_classification import TokenClassification
 
 
-def task_of(name: Task) -> LearningTask:
-    """Return the task of a name.
+class Learned(Protocol):
+    """A run's configuration, or a model, which knows what it is trained for."""
 
-    mypy refuses a name that is not decided here, and a task that lacks a part.
+    @property
+    def task(self) -> Task:
+        """The task's name."""
+
+    @property
+    def preference(self) -> PreferenceSection | None:
+        """How preferences are learned, where they are."""
+
+
+def task_of(of: Task | Learned) -> LearningTask:
+    """Return the task of a run, a model, or a name.
+
+    By its name alone a task reads records as any of its runs does; what is trained on them, and
+    how, may hang on the run. mypy refuses a name that is not decided here, and a task that lacks a
+    part.
     """
+    name = of if isinstance(of, str) else of.task
+    preference = None if isinstance(of, str) else of.preference
     match name:
         case "classification":
             return Classification()
@@ -26,6 +43,8 @@ def task_of(name: Task) -> LearningTask:
             return Causal()
         case "token_classification":
             return TokenClassification()
+        case "preference":
+            return Preference(preference or PreferenceSection())
         case _:
             assert_never(name)
 

@@ -40,7 +40,7 @@ def evaluate(model: SharedModel, dataset: Dataset, batch_size: int = 64) -> dict
             "there is nothing to evaluate: the test data has no record or no token that counts",
             "check data.test and model.max_length",
         )
-    return task_of(model.task).figures(sums, len(dataset), model.labels)
+    return task_of(model).figures(sums, len(dataset), model.labels)
 
 
 def evaluate_parts(
@@ -59,7 +59,7 @@ def evaluate_parts(
         Figures as `evaluate` has them, by part in order of their names; without parts in which
         nothing counts.
     """
-    task, found, places = task_of(model.task), {}, np.asarray(parts)
+    task, found, places = task_of(model), {}, np.asarray(parts)
     for part in sorted(set(parts)):
         rows = np.flatnonzero(places == part)
         sums = _sums(model, dataset, rows, 64)
@@ -73,9 +73,9 @@ def _sums(
     model: SharedModel, dataset: Dataset, rows: NDArray[np.int64], batch_size: int
 ) -> NDArray[np.float64] | None:
     """Add up what records count for the task's figures; None where nothing does."""
-    task = task_of(model.task)
+    task = task_of(model)
     sums = sum(
-        task.sums(model, model.prefix.attach(dataset, indices, piece))
+        task.sums(model, model.attach(dataset, indices, piece))
         for indices, piece in _pieces(dataset, rows, batch_size)
     )
     return sums if isinstance(sums, np.ndarray) and sums[-1] else None
@@ -112,7 +112,7 @@ def scores_of_units(
     ShortOfMemoryError
         See `PrefixCache.with_room`: as in training, memory does not decide what a record counts.
     """
-    task = task_of(model.task)
+    task = task_of(model)
     if dataset is None:
         return UnitScores.of_records(np.zeros((0, len(task.site_scores))), np.zeros(0, np.int64))
     scores = np.zeros((len(dataset), len(task.site_scores)))
@@ -136,7 +136,7 @@ def _scores(
     nothing = np.full((1, len(task.site_scores)), np.nan)
     try:
         found = model.prefix.with_room(
-            lambda: task.scores(model, model.prefix.attach(dataset, rows, piece))
+            lambda: task.scores(model, model.attach(dataset, rows, piece))
         )
         # Whether its frozen part was kept, or broke off just now, is for others to decide.
         return found if np.isfinite(found).all() else nothing

@@ -205,7 +205,7 @@ def clipped_gradient_sum(
 def watched(model: SharedModel, activation_checkpointing: bool) -> Iterator[None]:
     """Be in what `gradients_of` needs to find the gradients of one unit's records."""
     with ExitStack() as ways:
-        if not model.own_tensors:
+        if not _by_units(model):
             ways.enter_context(per_sample_hooks(model.module, model.row_layers))
         if activation_checkpointing:
             ways.enter_context(recomputed(model.module.stack.trained_layers))
@@ -214,7 +214,16 @@ def watched(model: SharedModel, activation_checkpointing: bool) -> Iterator[None
 
 def gradients_of(model: SharedModel) -> GradientSource:
     """Return how gradients of one unit's records are found, inside `watched`."""
-    return unit_gradients if model.own_tensors else per_sample_gradients
+    return unit_gradients if _by_units(model) else per_sample_gradients
+
+
+def _by_units(model: SharedModel) -> bool:
+    """Whether plain backpropagation gives a unit's gradient, where hooks know too little.
+
+    They know no part of a tensor of the base for each record, and would take the sequences of one
+    record, which make one loss, for as many records.
+    """
+    return bool(model.own_tensors) or model.several_sequences
 
 
 @contextmanager
@@ -262,7 +271,7 @@ def _plain(
     seen = len(record.losses)
 
     def gradient() -> Vector:
-        attached = model.prefix.attach(dataset, rows, piece)
+        attached = model.attach(dataset, rows, piece)
         return plain_gradient(model, _losses(model, attached, record))
 
     def forget() -> None:
@@ -334,7 +343,7 @@ class _OneUnit:
         return part.values
 
     def _gradient(self, rows: NDArray[np.int64], piece: Batch) -> Vector:
-        attached = self.model.prefix.attach(self.dataset, rows, piece)
+        attached = self.model.attach(self.dataset, rows, piece)
         return added_up(
             self.gradients(self.model.trained, lambda: _losses(self.model, attached, self.record))
         )

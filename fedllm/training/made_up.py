@@ -171,7 +171,7 @@ def _stretched(batch: Batch, rows: int, length: int) -> Batch:
 
 def made_up_records(model: SharedModel, max_length: int) -> EncodedDataset:
     """Make a few records of a model's task, the same everywhere."""
-    task, number = task_of(model.task), count()
+    task, number = task_of(model), count()
     stream = RandomStream.seeded(0, "made-up records")
     records = [
         task.made_up(

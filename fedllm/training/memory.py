@@ -95,7 +95,9 @@ class MemoryEstimate:
         return self.weights + self.step + self.vectors
 
 
-def estimate(config: RunConfig, folder: Path, head: Head, losses: Losses) -> MemoryEstimate:
+def estimate(
+    config: RunConfig, folder: Path, head: Head, losses: Losses, sequences: int = 1
+) -> MemoryEstimate:
     """Estimate the memory of training with a run's settings; reads no weights.
 
     Parameters
@@ -108,6 +110,8 @@ def estimate(config: RunConfig, folder: Path, head: Head, losses: Losses) -> Mem
         What the task puts on top.
     losses : callable
         The task's losses of a batch.
+    sequences : int
+        How many a record has.
 
     Raises
     ------
@@ -124,7 +128,7 @@ def estimate(config: RunConfig, folder: Path, head: Head, losses: Losses) -> Mem
             "leave --run out",
         )
     module, stack, empty = _without_numbers(config, base, architecture, head)
-    rows = config.training.microbatch_size if _several_rows(config) else 1
+    rows = sequences * (config.training.microbatch_size if _several_rows(config) else 1)
     with empty, LiveMemory() as memory:
         _fill(empty, module, memory)
         weights = memory.live_bytes

@@ -21,11 +21,11 @@ _LABELS = tuple(f"label {number}" for number in range(100))
 
 def memory_of(config: RunConfig, folder: Path) -> MemoryEstimate:
     """Estimate a site's memory for training in a run; errors as `estimate`."""
-    task = task_of(config.task)
+    task, sequences = task_of(config).sized_as()
 
     def losses(module: Module, batch: Batch) -> Tensor:
         # Losses ask for the module alone.
         return task.losses(cast(SharedModel, SimpleNamespace(module=module)), batch)
 
-    head = task.head(_LABELS if trains_a_head(config.task) else ())
-    return estimate(config, folder, head, losses)
+    head = task.head(_LABELS if trains_a_head(task.name) else ())
+    return estimate(config, folder, head, losses, sequences)

@@ -11,4 +11,4 @@ from fedllm.tasks import task_of
 
 def record_losses(model: SharedModel, batch: Batch) -> Tensor:
     """Return one loss a record, (B,), float32, in nats; see `LearningTask.losses`."""
-    return task_of(model.task).losses(model, batch)
+    return task_of(model).losses(model, batch)

@@ -26,12 +26,12 @@ def public_records(config: RunConfig) -> list[Record]:
     DataError
         If the file is missing or not as the configuration says.
     """
-    return task_of(config.task).read_public(config.data)
+    return task_of(config).read_public(config.data)
 
 
 def public_labels(config: RunConfig, records: list[Record]) -> tuple[str, ...]:
     """Return the public set of labels in the order of the model's head; empty without a head."""
-    return task_of(config.task).labels(config.data, records)
+    return task_of(config).labels(config.data, records)
 
 
 def public_digest(config: RunConfig) -> str:
@@ -72,7 +72,7 @@ def public_part(config: RunConfig, records: list[Record]) -> PublicPart:
     # Torch comes with these; `public_records` is called before.
     from fedllm.tasks.cache import process_models
 
-    task = task_of(config.task)
+    task = task_of(config)
     labels = public_labels(config, records)
     if config.data.test_limit is not None:
         order = RandomStream.seeded(config.seed, "test records").permutation(len(records))

@@ -255,7 +255,7 @@ def _check_records(config: RunConfig, model: SharedModel, records: dict[str, lis
     """
     everyone = [record for own in records.values() for record in own]
     length = config.model.max_length
-    return task_of(config.task).encode(everyone, model.tokenizer, length, model.labels).cut_off
+    return task_of(config).encode(everyone, model.tokenizer, length, model.labels).cut_off
 
 
 def _write_request(task: _Task) -> None:

@@ -63,4 +63,5 @@ def _first_adapter(
         return method.start(), None
     method.place(method.start())
     head = take_over(model, start.folder)
+    model.reference.take_over()
     return method.held(), {**start.about, "head": head}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fedllm.config import RunConfig, SitePolicy, load_run_config, load_site_policy
+from fedllm.config.alignment import AlignConfig, load_align_config
 from fedllm.config.kinds import KINDS
 from fedllm.config.parsing import _known_keys
 from fedllm.errors import ConfigError
@@ -19,16 +20,18 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FILES = {
     "RunConfig": EXAMPLES / "bank_intents/run.toml",
     "PretrainConfig": EXAMPLES / "pretraining/small.toml",
+    "AlignConfig": EXAMPLES / "preferences/align_grpo.toml",
     "SitePolicy": EXAMPLES / "site.toml",
     "FederationConfig": EXAMPLES / "deployment/federation.toml",
 }
 READERS: dict[str, Callable[[Path], Any]] = {
     "RunConfig": load_run_config,
     "PretrainConfig": load_pretrain_config,
+    "AlignConfig": load_align_config,
     "SitePolicy": load_site_policy,
     "FederationConfig": load_federation_config,
 }
-MODELS = (RunConfig, PretrainConfig, SitePolicy, FederationConfig)
+MODELS = (RunConfig, PretrainConfig, AlignConfig, SitePolicy, FederationConfig)
 
 
 def test_the_marks_are_keys_of_their_kind_and_of_no_other():

@@ -69,7 +69,7 @@ def finished(tmp_path: Path, tiny: Callable[[str], Path]) -> Callable[..., Path]
         }
         config = parse(RunConfig, values, "test")
         labels = LABELS if trains_a_head(config.task) else ()
-        model: SharedModel = task_of(config.task).load_model(config, labels)
+        model: SharedModel = task_of(config).load_model(config, labels)
         drawn = RandomStream.seeded(3, kind, task).normal(model.manifest.length)
         model.set_adapter(trained * drawn)
         folder = tmp_path / name

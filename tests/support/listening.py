@@ -120,5 +120,5 @@ def strict_join(self, config):
     from fedllm.tasks import task_of
 
     rows = self.records(config.task)
-    task_of(config.task).encode(rows, strict_join.tokenizer, 16, strict_join.labels)
+    task_of(config).encode(rows, strict_join.tokenizer, 16, strict_join.labels)
     return len(rows)

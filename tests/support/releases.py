@@ -60,7 +60,7 @@ def tiny_classifier(checkpoint: Path) -> Any:
     from fedllm.tasks import task_of
 
     config = small_config(checkpoint)
-    return task_of(config.task).load_model(config, LABELS)
+    return task_of(config).load_model(config, LABELS)
 
 
 @dataclass

@@ -31,7 +31,7 @@ def encode(
 
 def load_model(config: RunConfig, labels: tuple[str, ...] = ()) -> SharedModel:
     """Load the model of a run."""
-    return task_of(config.task).load_model(config, labels)
+    return task_of(config).load_model(config, labels)
 
 
 def record(origin: str = "a.jsonl:1", unit: str | None = None, **values: str) -> Record:

@@ -18,9 +18,11 @@ from fedllm.tasks import LearningTask
 ROOT = Path(__file__).resolve().parents[2]
 READ = (
     "fedllm/config/__init__.py",
+    "fedllm/config/preference.py",
     "fedllm/config/section.py",
     "fedllm/config/task.py",
     "fedllm/data/columns.py",
+    "fedllm/data/rankings.py",
     "fedllm/data/records.py",
     "fedllm/models/heads.py",
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "fedllm/tasks").glob("*.py")),
@@ -30,7 +32,7 @@ REGISTRY = "fedllm/tasks/registry.py"
 MEMBERS = """
     @property
     def name(self) -> Task:
-        return "preference"
+        return "ranking"
 
     def columns(self, data: DataSection) -> dict[str, Column]:
         return {}
@@ -102,24 +104,24 @@ def changed(file: str, *replacements: tuple[str, str]) -> dict[str, str]:
     return {file: text}
 
 
-NAMED = changed(SECTION, ('"causal", ', '"causal", "preference", '))
+NAMED = changed(SECTION, ('"causal", ', '"causal", "ranking", '))
 ALL = '"instruction" | "causal"'
 CAUSAL = 'case "causal"'
 KNOWN = NAMED | changed(
-    DECIDED, (ALL, f'{ALL} | "preference"'), (f"{CAUSAL}:", f'{CAUSAL} | "preference":')
+    DECIDED, (ALL, f'{ALL} | "ranking"'), (f"{CAUSAL}:", f'{CAUSAL} | "ranking":')
 )
 
 
-def task(members: str, name: str = "Preference") -> str:
+def task(members: str, name: str = "Ranking") -> str:
     """Return a class."""
     return f"\n\nclass {name}(LearningTask):{members}"
 
 
-def registry(classes: str, made: str = "Preference") -> dict[str, str]:
+def registry(classes: str, made: str = "Ranking") -> dict[str, str]:
     """Return the registry with these classes beside `task_of`, one of which it returns."""
     base = (ROOT / "fedllm/tasks/base.py").read_text()
     imports = base[base.index("from abc import") : base.index("# Makes so many words.")]
-    case = f'        case "preference":\n            return {made}()\n'
+    case = f'        case "ranking":\n            return {made}()\n'
     return changed(
         REGISTRY,
         ("        case _:\n", f"{case}        case _:\n"),
@@ -174,8 +176,8 @@ def test_what_is_whole_passes(changes, complaints):
 
 def test_a_name_alone_is_refused_wherever_it_has_to_be_decided(complaints):
     found = complaints(NAMED)
-    assert all("preference" in line and "assert_never" in line for line in found)
-    assert sorted(line.split(":")[0] for line in found) == [*[DECIDED] * 5, REGISTRY]
+    assert all("ranking" in line and "assert_never" in line for line in found)
+    assert sorted(line.split(":")[0] for line in found) == [*[DECIDED] * 8, REGISTRY]
 
 
 def test_a_task_that_lacks_any_part_is_refused_with_its_name(complaints):

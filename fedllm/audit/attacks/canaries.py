@@ -30,6 +30,7 @@ from fedllm.audit.attacks.sandbox import Sandbox
 from fedllm.data.encode import EncodedDataset
 from fedllm.mechanisms import LocalSettings
 from fedllm.models.manifest import AdapterManifest
+from fedllm.models.prefix import Dataset
 from fedllm.models.shared import SharedModel
 from fedllm.privacy.dpsgd import Gradients, OuterProducts
 from fedllm.randomness import RandomStream
@@ -129,11 +130,22 @@ class PlantedGradients:
         def hear(module: nn.Module, arguments: tuple[dict[str, Tensor], ...]) -> None:
             self._rows = arguments[0]["canary"]
 
+        attach = self.model.attach
+
+        def hear_attached(
+            dataset: Dataset, indices: NDArray[np.int64], batch: dict[str, Tensor]
+        ) -> dict[str, Tensor]:
+            # Losses of tokens are taken piece by piece, without one call of the whole network.
+            self._rows = batch["canary"]
+            return attach(dataset, indices, batch)
+
         handle = self.model.module.register_forward_pre_hook(hear)
+        self.model.attach = hear_attached  # type: ignore[method-assign]
         try:
             yield self
         finally:
             handle.remove()
+            del self.model.attach
 
     def __call__(
         self, parameters: Sequence[nn.Parameter], losses: Callable[[], Tensor]

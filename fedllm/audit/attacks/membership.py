@@ -111,7 +111,7 @@ def attack(
     member : bool array (N,)
         Which are members.
     """
-    confidence = task_of(model.task).confidence(losses_of(model, everyone))
+    confidence = task_of(model).confidence(losses_of(model, everyone))
     # The attacked model may be more or less confident altogether than the shadows are.
     shifted = confidence - np.median(confidence) + np.median((shadows.inside + shadows.outside) / 2)
     return judge(name, epsilon, shadows.score(shifted), member)

@@ -71,4 +71,5 @@ def chosen(dataset: EncodedDataset, records: NDArray[np.int64]) -> EncodedDatase
         targets=dataset.targets[records],
         units=np.arange(len(records), dtype=np.int64),
         number_of_units=len(records),
+        pairs=None if dataset.pairs is None else tuple(dataset.pairs[i] for i in records),
     )

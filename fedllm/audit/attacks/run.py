@@ -81,7 +81,7 @@ def run_extraction(
     ConfigError
         If the run's model does not write text.
     """
-    answering = task_of(config.task).answering()
+    answering = task_of(config).answering()
     if answering is None:
         raise ConfigError(
             f"secrets can be got out of models that answer; this run's task is {config.task!r}",
@@ -178,7 +178,7 @@ def attack_models(
 
 def training_records(config: RunConfig, most: int, stream: RandomStream) -> list[Record]:
     """Return some of a run's training records, drawn by ``stream``."""
-    records = task_of(config.task).read(config.data.train, config.site_data)
+    records = task_of(config).read(config.data.train, config.site_data)
     return [records[i] for i in stream.permutation(len(records))[:most]]
 
 

@@ -50,7 +50,7 @@ class Sandbox:
     @property
     def task(self) -> LearningTask:
         """What the run trains for."""
-        return task_of(self.config.task)
+        return task_of(self.config)
 
     def encode(self, records: list[Record]) -> EncodedDataset:
         """Turn records into what trains."""
@@ -149,7 +149,7 @@ def open_sandbox(config: RunConfig, most_public: int, stream: RandomStream) -> S
             "this run protects whole sites; canaries and secrets are single records or persons",
             "audit a run with privacy.unit = 'record'",
         )
-    task = task_of(config.task)
+    task = task_of(config)
     records = task.read_public(config.data)
     labels = task.labels(config.data, records)
     model = task.load_model(config, labels)

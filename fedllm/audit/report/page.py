@@ -29,7 +29,7 @@ from fedllm.audit.report.technical import TechnicalParts
 from fedllm.files import write_bytes, write_json
 from fedllm.runs.names import REPORT as REPORT_FILE
 from fedllm.runs.names import REPORT_TWIN as TWIN_FILE
-from fedllm.runs.record import read_run_folder
+from fedllm.runs.record import read_run_folder, require_trained
 from fedllm.visible import visible
 
 Language = Literal["en", "zh"]
@@ -71,6 +71,7 @@ def write_report(
     """
     texts = read_texts(language)
     run = read_run_folder(run_folder)
+    require_trained(run_folder)
     others = [read_run_folder(folder) for folder in beside]
     compared = load_comparison(run_folder)
     parts = RunParts(run, texts).parts()

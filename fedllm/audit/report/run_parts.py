@@ -81,7 +81,7 @@ class RunParts:
 
     @property
     def _measures(self) -> tuple[str, ...]:
-        return task_of(self._config.task).measures
+        return task_of(self._config).measures
 
     @property
     def _unit(self) -> str:

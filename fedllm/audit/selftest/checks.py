@@ -18,6 +18,7 @@ from fedllm.audit.selftest import (
     inheritance,
     leaks,
     promises,
+    rankings,
     rounds,
     seeds,
     step,
@@ -139,6 +140,11 @@ CHECKS = (
         "clipping of persons",
         "all records of one person together count as one",
         lambda s: step.clipping_of_persons(s.material, s.effort.every_task),
+    ),
+    Check(
+        "rankings",
+        "all that is said of the answers to one prompt counts as one, against the run's beginning",
+        lambda s: rankings.rankings_count_once(s.material),
     ),
     Check(
         "noise of a step",

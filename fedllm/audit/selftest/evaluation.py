@@ -95,7 +95,7 @@ def _parts(config: RunConfig) -> tuple[str, ...]:
 
 
 def _entries(config: RunConfig) -> int:
-    return 1 + len(task_of(config.task).site_scores)
+    return 1 + len(task_of(config).site_scores)
 
 
 def _deviation(config: RunConfig, shares: int, noise: float) -> float:
@@ -226,7 +226,7 @@ def _held_out_sum(material: Material, federation: Federation, records: list[Reco
     if both or len(kept) + len(held) != len(records):
         # No sum is right where a person is in both.
         return np.full(_entries(config), np.inf)
-    model, task, parts = material.model(config), task_of(config.task), _parts(config)
+    model, task, parts = material.model(config), task_of(config), _parts(config)
     total = np.zeros((1 + len(parts), _entries(config)))
     dataset = dataset_of(held, config, model)
     of_units: dict[int, list[tuple[str | None, Vector]]] = {}

@@ -111,11 +111,11 @@ class Material:
 
     def labels(self, config: RunConfig) -> tuple[str, ...]:
         """Return the public labels of a run's task."""
-        return task_of(config.task).labels(config.data, ())
+        return task_of(config).labels(config.data, ())
 
     def model(self, config: RunConfig) -> SharedModel:
         """Load a base model with an adapter that is not at its start."""
-        model = task_of(config.task).load_model(config, self.labels(config))
+        model = task_of(config).load_model(config, self.labels(config))
         adapter_of(model).place(start_of(model))
         return model
 
@@ -148,7 +148,7 @@ class Material:
     def _reference(self, kind: Kind, unit: Unit, task: Task | None = None) -> Reference:
         config = self.config(kind, task)
         model = self.model(config)
-        records = made_up(RECORDS, "site-a", unit, task_of(config.task))
+        records = made_up(RECORDS, "site-a", unit, task_of(config))
         return Reference(config, model, dataset_of(records, config, model))
 
     def _checkpoint(self, kind: Kind) -> Path:
@@ -237,7 +237,7 @@ def made_up(
 
 def dataset_of(records: Sequence[Record], config: RunConfig, model: SharedModel) -> EncodedDataset:
     """Encode records for a model."""
-    task, length = task_of(config.task), config.model.max_length
+    task, length = task_of(config), config.model.max_length
     return task.encode(records, model.tokenizer, length, model.labels)
 
 

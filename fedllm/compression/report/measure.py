@@ -39,8 +39,9 @@ from fedllm.compression.report.opened import (
     require_same_tokens,
 )
 from fedllm.compression.report.quality import Judged, differences, judge, quality, same_answers
-from fedllm.config.task import trains_a_head
+from fedllm.config.task import learns_preferences, trains_a_head
 from fedllm.data.records import Record
+from fedllm.errors import ConfigError
 from fedllm.exporting.export import export
 from fedllm.files import make_output_folder, write_json
 from fedllm.locks import exclusive
@@ -80,6 +81,12 @@ def measure(
         If records cannot be read, a model not be loaded or compared, or another process writes into
         the folder; what was measured of others is kept.
     """
+    if learns_preferences(original.whole.task):
+        raise ConfigError(
+            "losses of preferences compare a model with the one that its run began with, which "
+            "no compressed model has",
+            "compare models of an instruction run, or ask each by `fedllm generate`",
+        )
     attacked = None if attack is None else attacked_run(original, attack)
     apart = "" if attacked is None else check_records(attacked)
     task = task_of(original.whole.task)

@@ -80,7 +80,7 @@ def check_records(config: RunConfig) -> str:
     DataError
         If there are too few, or some are members and others at once.
     """
-    task = task_of(config.task)
+    task = task_of(config)
     sources = (task.read(config.data.train, config.site_data), task.read_public(config.data))
     _require_apart(*sources)
     told = [[sha256_hex(record.canonical()) for record in source] for source in sources]

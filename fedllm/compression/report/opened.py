@@ -94,7 +94,7 @@ def make_inputs(model: SharedModel, records: Sequence[Record], max_length: int) 
             f"there are {len(records)} records, and {TOGETHER} are answered at once",
             f"give a file of {TOGETHER} records at least; some hundreds tell models apart",
         )
-    task = task_of(model.task)
+    task = task_of(model)
     dataset = task.encode(records, model.tokenizer, max_length, model.labels)
     chosen = np.linspace(0, len(records) - 1, min(_BATCHES * TOGETHER, len(records))).astype(int)
     how = task.prompting()
@@ -142,7 +142,7 @@ def require_same_tokens(name: str, model: SharedModel, inputs: Inputs, max_lengt
     ------
     ConfigError
     """
-    mine = task_of(model.task).encode(inputs.records, model.tokenizer, max_length, model.labels)
+    mine = task_of(model).encode(inputs.records, model.tokenizer, max_length, model.labels)
     if not np.array_equal(mine.tokens, inputs.dataset.tokens):
         raise ConfigError(
             f"{name} has another tokenizer than the original: it reads the records as other tokens",

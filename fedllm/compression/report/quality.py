@@ -57,7 +57,7 @@ def judge(
     TrainingError
         If its losses are no numbers.
     """
-    task, dataset, sums = task_of(model.task), inputs.dataset, []
+    task, dataset, sums = task_of(model), inputs.dataset, []
     labelling = task.predicting()
     answers: list[Hashable] = []
     for place in range(len(dataset)):
@@ -116,7 +116,7 @@ def _difference(
 
 def _measures(model: SharedModel, judged: Judged, weights: Weights) -> dict[str, float]:
     """Return the measures of records that count so many times each, (N,)."""
-    task = task_of(model.task)
+    task = task_of(model)
     told = task.figures(weights @ judged.sums, int(weights.sum()), model.labels)
     found = {name: float(told[name]) for name in task.measures}
     if judged.classes is not None:
@@ -138,5 +138,5 @@ def _classes(
     if not labels_records(model.task):
         return None
     number = {label: place for place, label in enumerate(model.labels)}
-    right = task_of(model.task).classes(inputs.records)
+    right = task_of(model).classes(inputs.records)
     return np.array([number[one] for one in right]), np.array([number[one] for one in answers])

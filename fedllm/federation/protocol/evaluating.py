@@ -85,7 +85,7 @@ def part_names(config: RunConfig, labels: Sequence[str]) -> tuple[str, ...]:
 
 def unit_vector(config: RunConfig, labels: Sequence[str]) -> UnitVector:
     """Return how many values a held-out unit adds, and how long they may be in the L2 norm."""
-    scores, parts = task_of(config.task).site_scores, len(part_names(config, labels))
+    scores, parts = task_of(config).site_scores, len(part_names(config, labels))
     length = bounded.entries(scores) * (1 + parts)
     return UnitVector(length, bounded.longest(scores, parts))
 
@@ -167,7 +167,7 @@ def noised_sum(
     """
     unit, sums = unit_vector(config, labels), EvaluationSums(config)
     parts = len(part_names(config, labels))
-    vectors = bounded.vectors(task_of(config.task).site_scores, scores, parts)
+    vectors = bounded.vectors(task_of(config).site_scores, scores, parts)
     return sums.noised(sums.total(vectors, unit), unit.norm, noise)
 
 
@@ -203,7 +203,7 @@ def read_sum(
         Sum over ``sites`` sites of what `noised_sum` returned.
     """
     deviation = EvaluationSums(config).deviation(unit_vector(config, labels).norm) * sqrt(sites)
-    task, names = task_of(config.task), part_names(config, labels)
+    task, names = task_of(config), part_names(config, labels)
     whole, *blocks = (
         task.site_figures(bounded.means(task.site_scores, block, deviation))
         for block in np.split(total, 1 + len(names))

@@ -105,7 +105,9 @@ def shared_config(config: RunConfig) -> RunConfig:
             "sites": max(config.data.sites, config.rounds.min_sites),
         }
     )
-    model = config.model.model_copy(update={"path": "the site's own", "start": None})
+    # Sites are sent the adapter that it names, and need to know that they are.
+    start = "the coordinator's own" if config.refers_to_start else None
+    model = config.model.model_copy(update={"path": "the site's own", "start": start})
     lora = config.lora.model_copy(update={"public_texts": None})
     engine = config.engine.model_copy(update={"device": None})
     return config.model_copy(update={"data": data, "model": model, "lora": lora, "engine": engine})

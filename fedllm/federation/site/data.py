@@ -131,7 +131,7 @@ class SiteData:
         problems = RowProblems()
 
         def encoded(records: list[Record]) -> EncodedDataset:
-            task, length = task_of(config.task), config.model.max_length
+            task, length = task_of(config), config.model.max_length
             return task.encode(records, model.tokenizer, length, model.labels, problems)
 
         training, held_out = self.records(config.task), list[Record]()

@@ -31,6 +31,7 @@ from fedllm.errors import FedllmError, PeerError
 from fedllm.privacy import dpsgd
 from fedllm.privacy.dpsgd import added_up, clipped, per_sample_hooks
 from fedllm.randomness import RandomStream
+from fedllm.tasks import task_of
 from fedllm.tasks.classification import Classification
 from fedllm.training.objectives import record_losses
 
@@ -218,6 +219,25 @@ def test_planted_gradients_are_one_coordinate_each_and_nothing_without_the_coin(
         right[coordinates[place]] = coin
         np.testing.assert_allclose(found.values, right, atol=1e-6)
         assert found.norm == pytest.approx(2.0 * coin, abs=1e-6)
+
+
+@pytest.mark.parametrize("task", ["causal", "preference"])
+def test_canaries_are_planted_whatever_part_of_the_network_gives_the_loss(task, tiny_model):
+    """Tokens' losses are taken without a call of the whole network: the attack saw nothing once."""
+    from fedllm.training.local import watched
+
+    model = tiny_model("llama", task)
+    tasks = task_of(model)
+    made = tasks.made_up(lambda n: " ".join(["card"] * n), RandomStream.seeded(1), ())
+    dataset = CanaryDataset(tasks.encode([made] * 4, model.tokenizer, 16), np.ones(4, dtype=bool))
+    places = np.array([3, 5, 8, 13])
+    planted = PlantedGradients(model, Places([places]), dataset.coins, 2.0)
+    for index in range(4):
+        rows = np.array([index])
+        with planted.listening(), watched(model, activation_checkpointing=False):
+            batch = model.attach(dataset, rows, dataset.batch(rows))
+            gradient = added_up(planted(model.trained, lambda b=batch: record_losses(model, b)))
+        assert np.flatnonzero(gradient > 1.0).tolist() == [places[index]]
 
 
 def test_coins_do_not_change_what_sampling_sees(sandbox):

@@ -1,0 +1,196 @@
+"""Refuse a file of prompts that is a site's, as far as can be known from here.
+
+An alignment is not charged to anybody's ledger, because all that it reads is public or was released
+under privacy. A file of records would break that silently, so what can be seen is looked at: where
+the file lies, which file it is, which columns it has, and whether its prompts are those of records
+that a run trained on here.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedllm.config import RunConfig
+from fedllm.config.locations import resolve_location
+from fedllm.data.asked import STANDARD_INPUT
+from fedllm.data.columns import ColumnMap
+from fedllm.data.readers import data_files, file_rows
+from fedllm.errors import ConfigError, FedllmError, RefusedError
+from fedllm.files import file_sha256
+from fedllm.runs.names import RUN_TOML
+from fedllm.runs.record import read_config
+from fedllm.tasks import task_of
+
+_PUBLIC = "write the prompts, and nothing else, of a public source into a file of their own"
+_KIT = "kit.json"
+# What rows of people or of answers have, and prompts have not.
+_OF_RECORDS = frozenset(
+    (
+        "chosen",
+        "rejected",
+        "ranking",
+        "ranks",
+        "rater",
+        "label",
+        "labels",
+        "spans",
+        "response",
+        "output",
+        "answer",
+        "answers",
+        "completion",
+        "patient",
+        "patient_id",
+        "person",
+        "person_id",
+        "customer",
+        "customer_id",
+        "user_id",
+        "client_id",
+        "mrn",
+    )
+)
+_ROWS = (".jsonl", ".json", ".csv", ".parquet")
+_LOOKED_AT = 1000
+# A question that many people ask may stand in records and in public.
+_MOST_SHARED = 0.05
+
+
+def require_public(location: str, column: str, texts: Sequence[str], runs: Sequence[Path]) -> None:
+    """Refuse a file of prompts that is known to be records.
+
+    Parameters
+    ----------
+    location, column : str
+        ``prompts.file`` and ``prompts.column``.
+    texts : sequence of str
+        What was read of it.
+    runs : sequence of Path
+        Folders of all runs that the alignment is made of.
+
+    Raises
+    ------
+    RefusedError
+        If it lies in a kit, is what a site's policy or a run names as its records, has columns of
+        records, or shares more than one prompt in twenty with records that lie here.
+    """
+    configs = [config for run in runs for config in _with_earlier(run)]
+    files = [] if location == STANDARD_INPUT else data_files(location)
+    for path in files:
+        _require_no_kit(path)
+        _require_no_policy_names(path)
+        for config in configs:
+            _require_other(path, config.data.train, f"data.train of the run {config.name}")
+        _require_prompts_alone(path, column, configs)
+    for config in configs:
+        _require_other_texts(texts, config)
+
+
+def _refused(path: Path | str, why: str) -> RefusedError:
+    return RefusedError(f"prompts.file = {path} is not public: {why}", _PUBLIC)
+
+
+def _with_earlier(run: Path) -> Iterator[RunConfig]:
+    """Yield the configurations of a run and of those that it began with, where they are here."""
+    seen: set[Path] = set()
+    place: Path | None = run
+    while place is not None and place not in seen:
+        seen.add(place)
+        folder = place if (place / RUN_TOML).exists() else place.parent
+        try:
+            config = read_config(folder)
+        except FedllmError:
+            return
+        yield config
+        place = None if config.model.start is None else Path(config.model.start)
+
+
+def _require_no_kit(path: Path) -> None:
+    for folder in path.absolute().parents:
+        if (folder / _KIT).exists():
+            raise _refused(path, f"it lies in the kit {folder}")
+
+
+def _require_no_policy_names(path: Path) -> None:
+    """Refuse what a site's policy beside the file, or one folder above, names as its records."""
+    for folder in path.absolute().parents[:2]:
+        for policy in sorted(folder.glob("*.toml")):
+            try:
+                values = tomllib.loads(policy.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+            data = values.get("data")
+            if isinstance(data, Mapping) and isinstance(data.get("train"), str):
+                try:
+                    named = resolve_location(data["train"], folder, "data.train")
+                except ConfigError:
+                    continue
+                if "task" in values or values.keys() & {"budget", "allow"}:
+                    _require_other(path, named, f"data.train of {policy}")
+
+
+def _require_other(path: Path, location: str, named: str) -> None:
+    """Refuse a file that is one of those that a location names, or holds the same bytes."""
+    if "://" in location:
+        return
+    try:
+        theirs = [other for other in data_files(location) if other.exists()]
+        size = path.stat().st_size
+        same = any(
+            path.samefile(other)
+            or (other.stat().st_size == size and file_sha256(other) == file_sha256(path))
+            for other in theirs
+        )
+    except (FedllmError, OSError):
+        # Not here any more, which says nothing.
+        return
+    if same:
+        raise _refused(path, f"it is {named}")
+
+
+def _require_prompts_alone(path: Path, column: str, configs: Sequence[RunConfig]) -> None:
+    if not path.name.lower().removesuffix(".gz").endswith(_ROWS):
+        return
+    forbidden = {*_OF_RECORDS, *(name for one in configs for name in _columns_of(one))} - {column}
+    columns = ColumnMap({"text": column}, {name: name for name in forbidden}, frozenset(["text"]))
+    found: set[str] = set()
+    for row in file_rows(path, columns):
+        found |= {name for name in row.fields if name.lower() in forbidden or name in forbidden}
+        if row.number >= _LOOKED_AT:
+            break
+    if found - {column}:
+        names = ", ".join(repr(name) for name in sorted(found - {column}))
+        raise _refused(path, f"with {names} its rows are records, and not prompts alone")
+
+
+def _columns_of(config: RunConfig) -> set[str]:
+    """Return what a run's records have beside what people ask."""
+    data = config.data
+    read = [column.name for column in task_of(config).columns(data).values()]
+    # The first is what is asked.
+    return {name for name in (*read[1:], data.unit) if name is not None}
+
+
+def _require_other_texts(texts: Sequence[str], config: RunConfig) -> None:
+    if "://" in config.data.train:
+        return
+    try:
+        records = task_of(config).read(config.data.train, config.site_data)
+    except (FedllmError, OSError):
+        return
+    theirs = {_plain(value) for one in records for value in one.values.values()}
+    single = {_plain(text) for text in texts}
+    shared = len(single & theirs)
+    if shared > _MOST_SHARED * len(single):
+        raise RefusedError(
+            f"{shared} of the {len(single)} prompts stand in the records that the run "
+            f"{config.name} trained on",
+            _PUBLIC,
+        )
+
+
+def _plain(value: Any) -> str:
+    return " ".join(str(value).split()).casefold()

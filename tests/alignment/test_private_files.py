@@ -1,0 +1,137 @@
+"""Files of prompts that are known to be a site's are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.alignment_models import texts
+
+from fedllm.alignment.private_files import require_public
+from fedllm.config import RunConfig, parse, to_toml
+from fedllm.errors import RefusedError
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def prompts(path: Path, count: int = 40, **more: Any) -> Path:
+    return write(path, [{"prompt": text, **more} for text in texts(count)])
+
+
+def run_of(folder: Path, train: Path | str, task: str = "instruction", **sections: Any) -> Path:
+    """Write the configuration of a run that trained on a file."""
+    values = {
+        "name": folder.name,
+        "task": task,
+        "model": {"path": "base", **sections.pop("model", {})},
+        "data": {"train": str(train), **sections.pop("data", {})},
+        **sections,
+    }
+    folder.mkdir(parents=True)
+    (folder / "run.toml").write_text(to_toml(parse(RunConfig, values, "test")))
+    return folder
+
+
+def asked(path: Path, runs: list[Path], column: str = "prompt", found: list[str] | None = None):
+    require_public(str(path), column, texts(40) if found is None else found, runs)
+
+
+@pytest.fixture
+def records(tmp_path) -> Path:
+    """What sites trained on."""
+    rows = [{"prompt": f"ward {n}", "response": "rest", "note": "x"} for n in range(30)]
+    return write(tmp_path / "site/records.jsonl", rows)
+
+
+def test_public_prompts_are_let_through(tmp_path, records):
+    asked(prompts(tmp_path / "prompts.jsonl", source="a book"), [run_of(tmp_path / "r", records)])
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("\n".join(texts(40)))
+    asked(lines, [tmp_path / "r"])
+
+
+def test_a_file_in_a_kit_is_refused(tmp_path):
+    path = prompts(tmp_path / "kit/data/prompts.jsonl")
+    (tmp_path / "kit/kit.json").write_text("{}")
+    with pytest.raises(RefusedError, match="lies in the kit"):
+        asked(path, [])
+
+
+@pytest.mark.parametrize("place", ["site.toml", "../site.toml"])
+def test_what_a_sites_policy_names_is_refused(tmp_path, place):
+    path = prompts(tmp_path / "site/data/notes.jsonl")
+    policy = path.parent / place
+    policy.write_text("[budget]\nepsilon = 8\n[data]\ntrain = '*.jsonl'\n")
+    if place == "site.toml":
+        with pytest.raises(RefusedError, match=r"data.train of .*site.toml"):
+            asked(path, [])
+    else:
+        asked(path, [])
+        policy.write_text("[budget]\nepsilon = 8\n[data]\ntrain = 'data/*.jsonl'\n")
+        with pytest.raises(RefusedError, match=r"data.train of .*site.toml"):
+            asked(path, [])
+
+
+@pytest.mark.parametrize("way", ["same", "link", "copy"])
+def test_what_a_run_trained_on_is_refused_under_every_name(tmp_path, way):
+    train = prompts(tmp_path / "site/train.jsonl")
+    run, path = run_of(tmp_path / "taught", train), tmp_path / "public/prompts.jsonl"
+    path.parent.mkdir()
+    if way == "same":
+        path = train
+    elif way == "link":
+        path.symlink_to(train)
+    else:
+        path.write_bytes(train.read_bytes())
+    with pytest.raises(RefusedError, match=r"it is data\.train of the run taught"):
+        asked(path, [run])
+
+
+def test_a_run_that_the_named_one_began_with_counts_too(tmp_path, records):
+    train = prompts(tmp_path / "site/train.jsonl")
+    first = run_of(tmp_path / "first", train)
+    second = run_of(tmp_path / "second", records, model={"start": str(first)})
+    with pytest.raises(RefusedError, match="the run first"):
+        asked(train, [second])
+
+
+@pytest.mark.parametrize("column", ["chosen", "rejected", "label", "output", "Patient_ID"])
+def test_rows_of_records_are_refused(tmp_path, records, column):
+    path = prompts(tmp_path / "prompts.jsonl", **{column: "x"})
+    with pytest.raises(RefusedError, match=f"with '{column}' its rows are records"):
+        asked(path, [run_of(tmp_path / "r", records)])
+
+
+def test_columns_that_a_run_reads_are_refused(tmp_path, records):
+    data = {"prompt": "question", "response": "note", "unit": "case"}
+    run = run_of(tmp_path / "r", records, data=data)
+    for column in ("note", "case"):
+        path = prompts(tmp_path / f"{column}.jsonl", **{column: "x"})
+        with pytest.raises(RefusedError, match="are records, and not prompts alone"):
+            asked(path, [run])
+
+
+@pytest.mark.parametrize("task", ["instruction", "preference"])
+def test_prompts_of_records_are_refused_in_a_file_of_their_own(tmp_path, task):
+    answers = {"chosen": "rest", "rejected": "run"} if task == "preference" else {}
+    rows = [{"prompt": text, "response": "rest", **answers} for text in texts(40)]
+    run = run_of(tmp_path / "r", write(tmp_path / "site/records.jsonl", rows), task)
+    few = [*texts(2), *(f"another {n}" for n in range(38))]
+    asked(write(tmp_path / "few.jsonl", [{"prompt": t} for t in few]), [run], found=few)
+    many = [f" {text.upper()} " for text in texts(40)]
+    path = write(tmp_path / "many.jsonl", [{"prompt": text} for text in many])
+    with pytest.raises(RefusedError, match="40 of the 40 prompts stand in the records"):
+        asked(path, [run], found=many)
+
+
+def test_no_prompt_stands_in_what_is_said(tmp_path):
+    train = prompts(tmp_path / "site/train.jsonl")
+    with pytest.raises(RefusedError) as caught:
+        asked(train, [run_of(tmp_path / "r", train)])
+    assert not any(text in str(caught.value) for text in texts(40))

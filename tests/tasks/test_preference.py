@@ -1,0 +1,205 @@
+"""Preferences: losses by hand in float64, one gradient an event, and their own words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from support.tasks import record
+
+from fedllm.config import RunConfig, parse
+from fedllm.data.rankings import Ranking
+from fedllm.models.sequences import KINDS, WORD
+from fedllm.privacy.dpsgd import clipped
+from fedllm.randomness import RandomStream
+from fedllm.tasks import preference_encoding, task_of
+from fedllm.training.local import clipped_gradient_sum
+
+BETA = 0.3
+CASES = [
+    ("llama", "dpo"),
+    ("gpt2", "ipo"),
+    ("llama", "hinge"),
+    ("llama", "reward"),
+    ("bert", "reward"),
+    ("llama", "selector"),
+]
+each = pytest.mark.parametrize(("kind", "objective"), CASES)
+EVENTS = (
+    Ranking("my card", "", ("pay cash", "lost"), ((0, 1),)),
+    Ranking("open", "bank", ("my fee", "close my loan", "rate"), ((2, 0), (2, 1), (0, 1), (1, 0))),
+    Ranking("send", "", ("card", "cash"), ()),
+)
+
+
+@pytest.fixture(autouse=True)
+def words_that_the_tiny_tokenizer_knows(monkeypatch):
+    monkeypatch.setattr(preference_encoding, "WORDS", ("open", "close"))
+
+
+def model_of(tiny_checkpoint, kind="llama", objective="dpo", rank=2, **model):
+    values = {
+        "name": "tiny",
+        "task": "preference",
+        "model": {"path": str(tiny_checkpoint(kind)), "max_length": 24, **model},
+        "data": {"train": "t"},
+        "preference": {"objective": objective, "beta": BETA},
+        "lora": {"rank": rank, "last_layers": 2} if rank else {"rank": 0},
+    }
+    config = parse(RunConfig, values, "test")
+    model = task_of(config).load_model(config)
+    drawn = RandomStream.seeded(3, kind, objective).normal(model.manifest.length)
+    model.set_adapter(0.5 * drawn)
+    return model
+
+
+def encoded(model, events=EVENTS, length=24):
+    records = [record(f"a:{i}", **one.written()) for i, one in enumerate(events)]
+    return task_of(model).encode(records, model.tokenizer, length)
+
+
+def sequences_of(dataset, index):
+    """Token ids and kinds of each sequence of a record, by hand."""
+    part = slice(*dataset.offsets[index : index + 2])
+    ids, tags = dataset.tokens[part], dataset.tags[part]
+    return [
+        (ids[tags // KINDS == k], tags[tags // KINDS == k] % KINDS)
+        for k in range(tags.max() // KINDS + 1)
+    ]
+
+
+def logits_of(model, ids):
+    """Logits (T, V), float64, of one sequence without padding."""
+    given = torch.from_numpy(ids.astype(np.int64))[None]
+    return model.module.backbone(given, attention_mask=torch.ones_like(given)).logits[0].double()
+
+
+def likelihood(model, ids, kinds):
+    logs = logits_of(model, ids).log_softmax(-1)
+    places = [t for t in range(1, len(ids)) if kinds[t] == 1]
+    return sum(float(logs[t - 1, ids[t]]) for t in places)
+
+
+@torch.no_grad()
+def score_by_hand(model, objective, sequence):
+    ids, kinds = sequence
+    if objective in ("dpo", "ipo", "hinge"):
+        now = likelihood(model, ids, kinds)
+        trained = model.adapter()
+        model.set_adapter(model.initial)
+        before = likelihood(model, ids, kinds)
+        model.set_adapter(trained)
+        return BETA * (now - before)
+    given = torch.from_numpy(ids.astype(np.int64))[None]
+    batch = {"input_ids": given, "attention_mask": torch.ones_like(given)}
+    states = model.module.stack.last_states(batch)[0].double()
+    pooled = states[-1] if model.module.pooling == "last" else states.mean(0)
+    feature = model.module.feature_scale * pooled / pooled.norm()
+    return float(model.module.head.weight[0].double() @ feature)
+
+
+@torch.no_grad()
+def margin_by_hand(model, objective, found, one, other):
+    if objective != "selector":
+        first, second = (score_by_hand(model, objective, found[k]) for k in (one, other))
+        return first - second
+    words = [int(found[k][0][-1]) for k in (min(one, other), max(one, other))]
+    even = min(one, other)
+    by_order = []
+    for place, (ids, kinds) in enumerate(found[even : even + 2]):
+        assert kinds[-1] == WORD
+        last = logits_of(model, ids)[-2]
+        by_order.append(float(last[words[place]] - last[words[1 - place]]))
+    return (1 if one < other else -1) * sum(by_order) / 2
+
+
+def loss_by_hand(objective, margin):
+    if objective == "ipo":
+        return (margin - 0.5) ** 2
+    if objective == "hinge":
+        return max(0.0, 1.0 - margin)
+    return float(np.log1p(np.exp(-margin)))
+
+
+@each
+def test_losses_are_those_of_the_papers_in_float64(kind, objective, tiny_checkpoint):
+    model = model_of(tiny_checkpoint, kind, objective)
+    dataset = encoded(model)
+    batch = model.attach(dataset, np.arange(3), dataset.batch(np.arange(3)))
+    losses = task_of(model).losses(model, batch)
+    assert losses.dtype == torch.float32
+    for index, event in enumerate(EVENTS):
+        found = sequences_of(dataset, index)
+        assert len(dataset.pairs[index]) == len(event.pairs)
+        by_hand = [
+            loss_by_hand(objective, margin_by_hand(model, objective, found, one, other))
+            for one, other in dataset.pairs[index]
+        ]
+        assert float(losses[index].detach()) == pytest.approx(np.mean(by_hand or [0]), abs=2e-5)
+    # Computed on the way where nothing was attached, and the same.
+    again = task_of(model).losses(model, dataset.batch(np.arange(3)))
+    torch.testing.assert_close(again, losses, rtol=1e-5, atol=1e-6)
+    assert not np.isclose(losses[:2].detach(), np.log(2)).any()
+
+
+@each
+def test_a_site_adds_one_clipped_gradient_of_each_event(kind, objective, tiny_checkpoint):
+    model = model_of(tiny_checkpoint, kind, objective)
+    dataset = encoded(model)
+    config = parse(
+        RunConfig,
+        {
+            "name": "x",
+            "task": "preference",
+            "model": {"path": "m"},
+            "data": {"train": "t"},
+            "preference": {"objective": objective},
+            "lora": {"rank": 2},
+            "privacy": {"epsilon": 3.0, "noise": "distributed"},
+            "training": {"sampling_rate": 1.0, "local_steps": 1, "optimizer": "sgd"},
+        },
+        "test",
+    )
+    from fedllm.mechanisms import mechanism_of
+
+    settings = mechanism_of(config).settings(3, 1.0)
+    from dataclasses import replace
+
+    right = np.zeros(model.manifest.length)
+    norms = []
+    for index in range(3):
+        loss = task_of(model).losses(model, dataset.batch(np.array([index]))).sum()
+        parts = torch.autograd.grad(loss, model.trained, materialize_grads=True)
+        whole = torch.cat([part.reshape(-1) for part in parts]).double().numpy()
+        norms.append(float(np.linalg.norm(whole)))
+        # So small that both events with pairs are cut: two clipped answers would be twice as long.
+        right += clipped(whole, 1e-3).values
+    assert min(norms[:2]) > 1e-3
+    assert norms[2] == 0
+    total, _ = clipped_gradient_sum(
+        model,
+        dataset,
+        replace(settings, clipping_norm=1e-3, sampling_rate=1.0),
+        RandomStream.secure(),
+    )
+    np.testing.assert_allclose(total, right, atol=2e-7)
+    assert np.linalg.norm(total) <= 2e-3 + 1e-9
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize(("kind", "rank"), [("llama", 2), ("llama", 0), ("bert", 0)])
+def test_frozen_layers_that_are_kept_change_nothing(kind, rank, kept, tiny_checkpoint):
+    model = model_of(tiny_checkpoint, kind, "reward", rank)
+    dataset = encoded(model)
+    indices = np.array([1, 0])
+    batch = dataset.batch(indices)
+    attached = model.attach(dataset, indices, batch)
+    assert attached["states"].shape[1] == (3 if rank == 0 else batch["input_ids"].shape[1])
+    if kept:
+        attached = model.attach(dataset, indices, batch)
+    torch.testing.assert_close(
+        task_of(model).losses(model, attached),
+        task_of(model).losses(model, batch),
+        rtol=1e-4,
+        atol=1e-5,
+    )
