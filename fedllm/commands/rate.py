@@ -48,6 +48,11 @@ def rate(
     rater: str | None = typer.Option(
         None, metavar="NAME", help="Who rates; the user of this machine when left out."
     ),
+    person: str | None = typer.Option(
+        None,
+        metavar="COLUMN",
+        help="Column of FILE that names whom a prompt is about, for runs that protect persons.",
+    ),
     answers: int = typer.Option(4, min=2, max=8, metavar="N", help="Answers to each prompt."),
     new_tokens: int = asking.NEW_TOKENS,
     temperature: float = typer.Option(
@@ -127,7 +132,7 @@ def rate(
             stops=tuple(stop),
             max_length=max_length,
         )
-        questions = read_questions(files[0])
+        questions = read_questions(files[0], person)
         model = _Model(run, base, device, max_length)
         if prepare:
             _prepare(questions, model, settings, out)

@@ -25,11 +25,11 @@ from fedllm.rating.export import Group, aligned, groups
 from fedllm.rating.store import Rating
 
 Matrix = NDArray[np.float64]
-# From how often each value was given, (V,), to squared distances (V, V).
+# From how often each value was given, (..., V), to squared distances (..., V, V).
 Metric = Callable[[Matrix], Matrix]
 # What a rater may say of a pair: the first is better, both are equal, the second is.
 _VALUES = 3
-_RESAMPLES, _SEED = 2000, 0
+_RESAMPLES, _AT_ONCE, _SEED = 2000, 100, 0
 
 
 def coincidences(units: Iterable[Sequence[int]], values: int) -> Matrix:
@@ -57,18 +57,28 @@ def coincidences(units: Iterable[Sequence[int]], values: int) -> Matrix:
 
 def ordinal(totals: Matrix) -> Matrix:
     """Return squared distances between ranks: how many values lie between two, ends by half."""
-    upto = np.cumsum(totals) - totals / 2
-    return np.asarray((upto[:, None] - upto[None, :]) ** 2)
+    upto = np.cumsum(totals, axis=-1) - totals / 2
+    return np.asarray((upto[..., :, None] - upto[..., None, :]) ** 2)
+
+
+def alphas(found: Matrix, metric: Metric = ordinal) -> Matrix:
+    """Return Krippendorff's alpha of each of several coincidences (..., V, V).
+
+    NaN where all values are the same, so that there is nothing to agree on.
+    """
+    totals = found.sum(axis=-1)
+    distances, both = metric(totals), (-2, -1)
+    by_chance = (totals[..., :, None] * totals[..., None, :] * distances).sum(both)
+    expected = by_chance / np.maximum(totals.sum(axis=-1) - 1, 1)
+    observed = (found * distances).sum(both)
+    whole = np.where(expected > 0, expected, np.nan)
+    return np.asarray(1 - observed / whole)
 
 
 def alpha(found: Matrix, metric: Metric = ordinal) -> float | None:
     """Return Krippendorff's alpha of coincidences (V, V); None where all values are the same."""
-    totals = found.sum(axis=1)
-    distances = metric(totals)
-    expected = (np.outer(totals, totals) * distances).sum() / max(totals.sum() - 1, 1)
-    if expected <= 0:
-        return None
-    return float(1 - (found * distances).sum() / expected)
+    value = float(alphas(found, metric))
+    return None if np.isnan(value) else value
 
 
 @dataclass(frozen=True)
@@ -185,11 +195,16 @@ def _interval(tables: Sequence[Matrix]) -> tuple[float, float] | None:
     count = len(tables)
     if count < 2:
         return None
-    stream, stacked = RandomStream.seeded(_SEED, "bootstrap"), np.stack(tables)
-    drawn = stream.below(count, _RESAMPLES * count).astype(np.int64).reshape(_RESAMPLES, count)
-    found = [alpha(stacked[places].sum(axis=0)) for places in drawn]
-    known = [one for one in found if one is not None]
-    if not known:
+    stream = RandomStream.seeded(_SEED, "bootstrap")
+    flat, found = np.stack(tables).reshape(count, -1), []
+    for _ in range(_RESAMPLES // _AT_ONCE):
+        drawn = stream.below(count, _AT_ONCE * count).astype(np.int64).reshape(_AT_ONCE, count)
+        places = drawn + count * np.arange(_AT_ONCE)[:, None]
+        times = np.bincount(places.ravel(), minlength=_AT_ONCE * count).reshape(_AT_ONCE, count)
+        found.append(alphas((times @ flat).reshape(_AT_ONCE, _VALUES, _VALUES)))
+    known = np.concatenate(found)
+    known = known[~np.isnan(known)]
+    if not known.size:
         return None
     low, high = np.percentile(known, [2.5, 97.5])
     return float(low), float(high)

@@ -62,6 +62,7 @@ def _shared(rankings: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 def _row(rating: Rating, ranks: Sequence[int], **more: Any) -> dict[str, Any]:
     return {
         **({} if rating.id is None else {"id": rating.id}),
+        **({"person": rating.person} if rating.person else {}),
         "prompt": rating.prompt,
         **({"context": rating.context} if rating.context else {}),
         "answers": list(rating.answers),

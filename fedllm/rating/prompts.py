@@ -12,8 +12,7 @@ from fedllm.data.records import RowProblems
 from fedllm.data.values import BadValueError, present_value, text_value
 from fedllm.errors import DataError
 
-PROMPT, CONTEXT, ID = "prompt", "context", "id"
-_COLUMNS = ColumnMap({PROMPT: PROMPT}, {CONTEXT: CONTEXT, ID: ID}, frozenset([PROMPT, CONTEXT]))
+PROMPT, CONTEXT, ID, PERSON = "prompt", "context", "id", "person"
 _REMEDY = "correct these rows or take them out; no row is left out silently"
 _TWICE = "take all but one of them out: all answers to one prompt and context are one unit"
 
@@ -30,6 +29,8 @@ class Question:
         Valid Unicode; the prompt is never empty, the context is where there is none.
     key : str or int, optional
         What the row has in its field ``id``.
+    person : str
+        Whom the row is about, where a column names it; else empty.
     unit : str
         What tells this prompt, with its context, from all others; see `unit_of`.
     """
@@ -38,6 +39,7 @@ class Question:
     prompt: str = field(repr=False)
     context: str = field(default="", repr=False)
     key: str | int | None = None
+    person: str = field(default="", repr=False)
     unit: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,7 +56,7 @@ def unit_of(prompt: str, context: str) -> str:
     return sha256_hex(canonical_json([prompt, context]))
 
 
-def read_questions(location: str) -> list[Question]:
+def read_questions(location: str, person: str | None = None) -> list[Question]:
     """Read all prompts of a file.
 
     Parameters
@@ -62,6 +64,8 @@ def read_questions(location: str) -> list[Question]:
     location : str
         A path or a glob pattern: JSON Lines, CSV or Parquet, with the column ``prompt`` and
         perhaps ``context`` and ``id``.
+    person : str, optional
+        The column that names whom a row is about; every row must then name somebody.
 
     Raises
     ------
@@ -70,10 +74,14 @@ def read_questions(location: str) -> list[Question]:
         another row: names file, row, line and field, and quotes no text.
     """
     problems, found, seen = RowProblems(), list[Question](), dict[str, str]()
-    for source, row in _rows(location):
+    named = {} if person is None else {PERSON: person}
+    columns = ColumnMap(
+        {PROMPT: PROMPT, **named}, {CONTEXT: CONTEXT, ID: ID}, frozenset([PROMPT, CONTEXT])
+    )
+    for source, row in _rows(location, columns):
         where = row.where(source)
         try:
-            question = _question(row)
+            question = _question(row, person)
         except BadValueError as error:
             problems.add(where, str(error), error.remedy or _REMEDY)
             continue
@@ -88,20 +96,20 @@ def read_questions(location: str) -> list[Question]:
     return found
 
 
-def _rows(location: str) -> Iterator[tuple[str, Row]]:
+def _rows(location: str, columns: ColumnMap) -> Iterator[tuple[str, Row]]:
     for path in data_files(location):
         try:
-            for row in file_rows(path, _COLUMNS):
+            for row in file_rows(path, columns):
                 yield str(path), row
         except MissingColumnError as error:
             raise DataError(
                 error.message,
-                f"call the column with the prompts '{PROMPT}', and that with what stands before "
-                f"them, if there is any, '{CONTEXT}'",
+                f"call the column with the prompts '{PROMPT}', that with what stands before them, "
+                f"if there is any, '{CONTEXT}', and give --person the name of another one",
             ) from None
 
 
-def _question(row: Row) -> Question:
+def _question(row: Row, person: str | None) -> Question:
     if row.problem:
         raise BadValueError(row.problem)
     prompt = text_value(present_value(row.fields.get(PROMPT), PROMPT), PROMPT)
@@ -112,4 +120,14 @@ def _question(row: Row) -> Question:
     key = row.fields.get(ID)
     if isinstance(key, bool) or not isinstance(key, str | int):
         key = None
-    return Question(row.number, prompt, context if context.strip() else "", key)
+    whose = "" if person is None else _person(present_value(row.fields.get(person), person), person)
+    return Question(row.number, prompt, context if context.strip() else "", key, whose)
+
+
+def _person(value: object, column: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    found = text_value(value, column)
+    if not found.strip():
+        raise BadValueError(f"field '{column}' is empty")
+    return found

@@ -29,7 +29,7 @@ class Rating(BaseModel):
     ----------
     rater, time : str
         Who, and when (UTC).
-    row, id
+    row, id, person
         Of the prompt in its file.
     prompt, context : str
         The texts themselves: a line needs no other file.
@@ -52,6 +52,7 @@ class Rating(BaseModel):
     time: str
     row: int
     id: str | int | None = None
+    person: Annotated[str, Field(repr=False)] = ""
     prompt: Annotated[str, Field(min_length=1, repr=False)]
     context: Annotated[str, Field(repr=False)] = ""
     answers: Annotated[tuple[str, ...], Field(min_length=FEWEST, max_length=MOST, repr=False)]
@@ -192,6 +193,7 @@ class RatingLog:
             time=clock.utc_now(),
             row=question.row,
             id=question.key,
+            person=question.person,
             prompt=question.prompt,
             context=question.context,
             answers=drawn.texts,
