@@ -118,10 +118,12 @@ def rate(
             )
         if not prepare and not browser:
             _require_terminal()
+        from fedllm.processes import keep_memory_private
         from fedllm.rating.answers import Settings
         from fedllm.rating.prompts import read_questions
         from fedllm.rating.store import checked_name
 
+        keep_memory_private()
         name = checked_name(_user() if rater is None else rater)
         settings = Settings(
             answers=answers,

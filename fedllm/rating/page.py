@@ -21,6 +21,8 @@ _POLICY = (
 # With no-referrer a browser would not say where a form was sent from.
 _HEADERS = {
     "cache-control": "no-store",
+    # A form must not meet a connection that is just given up for having been idle.
+    "connection": "close",
     "referrer-policy": "same-origin",
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",

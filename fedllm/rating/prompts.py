@@ -104,8 +104,8 @@ def _rows(location: str, columns: ColumnMap) -> Iterator[tuple[str, Row]]:
         except MissingColumnError as error:
             raise DataError(
                 error.message,
-                f"call the column with the prompts '{PROMPT}', that with what stands before them, "
-                f"if there is any, '{CONTEXT}', and give --person the name of another one",
+                f"name the column with the prompts '{PROMPT}', and that with what stands before "
+                f"them, if there is any, '{CONTEXT}'; or give --person another one",
             ) from None
 
 

@@ -120,9 +120,9 @@ class Session:
     def _item(self, question: Question, drawn: Drawn) -> Item:
         stream = RandomStream.seeded(self._seed, "shown", self._rater, question.unit)
         shown = tuple(int(place) for place in stream.permutation(len(drawn.texts)))
-        said = self._log.said(question)
-        words = ""
-        if said is not None:
+        words, said = "", self._log.said(question)
+        # Without their file, answers are sampled anew, and may be other ones elsewhere.
+        if said is not None and said.answers == drawn.texts:
             ranks = [said.ranks[place] for place in shown] if said.ranks else []
             words = ranking_text(ranks) if ranks else SKIP
         return Item(self._place + 1, len(self._questions), question, drawn, shown, words)
@@ -190,16 +190,7 @@ class Session:
         if not self._done:
             return False
         place, before = self._done[-1]
-        question = self._questions[place]
-        drawn = self._supply.get(question)
-        if drawn is None:
-            return False
-        now = self._log.said(question)
-        shown = now.shown if now is not None else tuple(range(len(drawn.texts)))
-        if before is None:
-            self._log.add(question, drawn, shown, "open")
-        else:
-            self._log.add(question, drawn, before.shown, before.state, before.ranks)
+        self._log.undo(self._questions[place], before)
         self._done.pop()
         self._place = place
         return True

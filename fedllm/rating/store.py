@@ -95,7 +95,7 @@ def read_ratings(paths: Iterable[Path]) -> list[Rating]:
     if not found:
         raise ConfigError(
             f"{', '.join(map(str, places))} holds no ratings",
-            "rate first: fedllm rate FILE --model RUN",
+            "run: fedllm rate FILE --model RUN",
         )
     return found
 
@@ -188,19 +188,34 @@ class RatingLog:
         ranks : sequence of int
             Of the answers as they were sampled.
         """
-        rating = Rating(
-            rater=self._rater,
-            time=clock.utc_now(),
-            row=question.row,
-            id=question.key,
-            person=question.person,
-            prompt=question.prompt,
-            context=question.context,
-            answers=drawn.texts,
-            state=state,
-            ranks=tuple(ranks),
-            shown=tuple(shown),
-            origin=self._origin,
+        self._append(
+            Rating(
+                rater=self._rater,
+                time=clock.utc_now(),
+                row=question.row,
+                id=question.key,
+                person=question.person,
+                prompt=question.prompt,
+                context=question.context,
+                answers=drawn.texts,
+                state=state,
+                ranks=tuple(ranks),
+                shown=tuple(shown),
+                origin=self._origin,
+            )
         )
+
+    def undo(self, question: Question, before: Rating | None) -> None:
+        """Let what was said of a prompt before count again; None: nothing was said.
+
+        Errors as of `fedllm.files.append_line`.
+        """
+        found = self._said[question.unit] if before is None else before
+        update: dict[str, object] = {"time": clock.utc_now()}
+        if before is None:
+            update |= {"state": "open", "ranks": ()}
+        self._append(found.model_copy(update=update))
+
+    def _append(self, rating: Rating) -> None:
         self._lines.append(rating)
-        self._said[question.unit] = rating
+        self._said[rating.unit] = rating

@@ -75,4 +75,4 @@ def test_a_file_without_prompts(tmp_path):
         read_questions(written(tmp_path / "p.jsonl"))
     with pytest.raises(DataError, match="no column 'prompt'") as error:
         read_questions(written(tmp_path / "q.jsonl", {"question": "p"}))
-    assert "call the column" in error.value.remedy
+    assert "name the column" in error.value.remedy

@@ -100,6 +100,24 @@ def test_undo_takes_back_one_after_the_other(tmp_path):
     assert len(lines(tmp_path / "ratings.jsonl")) == 6
 
 
+def test_answers_that_were_lost_and_sampled_otherwise_are_new(tmp_path):
+    with session(tmp_path) as own:
+        own.obey("1 2 3", own.item())
+    (tmp_path / "ratings.answers.jsonl").unlink()
+
+    def other(question, given_up):
+        return Drawn(("x", "y", "z"))
+
+    with session(tmp_path, sampling=other) as own:
+        own.obey("b", own.item(30))
+        item = own.item(30)
+        assert (item.question, item.said) == (QUESTIONS[0], "")
+        own.obey("3 2 1", item)
+        own.obey("u", own.item(30))
+    # What counts again is of the answers that it was said of.
+    assert said(tmp_path)[QUESTIONS[0].prompt].answers == answers_to(QUESTIONS[0]).texts
+
+
 def test_from_the_end_one_can_go_back(tmp_path):
     with session(tmp_path) as own:
         for _ in QUESTIONS:

@@ -50,8 +50,13 @@ class Terminal:
         """Take what was shown meanwhile; tell if there was anything."""
         if not select.select([self._master], [], [], 0.2)[0]:
             return False
-        self.shown += self._decoder.decode(os.read(self._master, 4096))
-        return True
+        try:
+            new = os.read(self._master, 4096)
+        except OSError:
+            # The terminal was hung up with the program's end.
+            new = b""
+        self.shown += self._decoder.decode(new)
+        return bool(new)
 
 
 @contextmanager
