@@ -53,7 +53,12 @@ class Question:
 
 def unit_of(prompt: str, context: str) -> str:
     """Return the SHA-256 of a prompt and its context: what a ledger charges as one event."""
-    return sha256_hex(canonical_json([prompt, context]))
+    return sha256_hex(canonical_json([seen(prompt), seen(context)]))
+
+
+def seen(text: str) -> str:
+    """Return what tells a text from others: white space does not, as in a run with preferences."""
+    return " ".join(text.split())
 
 
 def read_questions(location: str, person: str | None = None) -> list[Question]:

@@ -11,7 +11,7 @@ from fedllm.models import checkpoints
 from fedllm.models.drawing import Sampling
 from fedllm.models.generation import Writing
 from fedllm.rating.answers import Drawn, Model, Settings
-from fedllm.rating.prompts import Question
+from fedllm.rating.prompts import Question, seen
 from fedllm.runs.start import find_start
 from fedllm.serving.released import is_released
 from fedllm.serving.usable import Usable
@@ -116,9 +116,8 @@ class Sampler:
                 return None
             for number in range(settings.answers):
                 text = written[number].text.removeprefix(self._gap)
-                # What differs in white space alone is one answer to whoever reads it.
                 if text.strip() and len(found) < settings.answers:
-                    found.setdefault(" ".join(text.split()), text)
+                    found.setdefault(seen(text), text)
             if len(found) == settings.answers:
                 break
         return Drawn(tuple(found.values()), prompt.cut)

@@ -14,7 +14,7 @@ from fedllm import clock
 from fedllm.errors import ConfigError
 from fedllm.rating.answers import Drawn, Origin, require_same
 from fedllm.rating.lines import PrivateLines
-from fedllm.rating.prompts import Question, unit_of
+from fedllm.rating.prompts import Question, seen, unit_of
 from fedllm.rating.rankings import FEWEST, MOST, dense
 from fedllm.visible import visible
 
@@ -64,7 +64,7 @@ class Rating(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         count = len(self.answers)
-        if len(set(self.answers)) < count or sorted(self.shown) != list(range(count)):
+        if len(set(map(seen, self.answers))) < count or sorted(self.shown) != list(range(count)):
             raise ValueError("answers or their order do not fit")
         wanted = count if self.state == "ranked" else 0
         if len(self.ranks) != wanted or self.ranks != dense(self.ranks):

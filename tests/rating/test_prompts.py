@@ -50,6 +50,14 @@ def test_no_two_prompts_have_one_unit():
     assert unit_of("a", "b") != unit_of("ab", "") != unit_of("", "ab")
 
 
+def test_white_space_makes_no_other_prompt(tmp_path):
+    """It makes no other event for a run either, so that none is charged twice."""
+    assert unit_of("a  b\n", "") == unit_of("a b", " ")
+    path = written(tmp_path / "p.jsonl", {"prompt": "a b"}, {"prompt": "a  b "})
+    with pytest.raises(DataError, match="has the prompt and the context"):
+        read_questions(path)
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [

@@ -91,7 +91,7 @@ def test_a_name_has_one_spelling():
         ((1, 2), {"state": "skipped"}),
         ((), {"state": "ranked"}),
         ((1, 2), {"shown": (0, 0)}),
-        ((1, 2), {"answers": ("a", "a")}),
+        ((1, 2), {"answers": ("a b", "a  b")}),
     ],
 )
 def test_a_rating_fits_its_answers(ranks, more):
