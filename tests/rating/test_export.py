@@ -61,3 +61,9 @@ def test_who_agree_share_what_each_said(ranks, count):
     said = [rating(f"r{number}", ranks) for number in range(count)]
     wanted = [list(ranks)] if len(set(ranks)) > 1 else []
     assert [row["ranks"] for row in rows(*said, consensus=True)] == wanted
+
+
+def test_who_ties_many_gives_the_others_no_less_weight():
+    """Places are averaged; the numbers as they are written would tie the first and the last."""
+    said = [rating("ann", (1, 1, 1, 2)), rating("bob", (2, 3, 4, 1))]
+    assert [row["ranks"] for row in rows(*said, consensus=True)] == [[1, 2, 3, 2]]
