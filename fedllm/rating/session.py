@@ -43,8 +43,8 @@ class Item:
 
     @property
     def answers(self) -> list[str]:
-        """The answers in the order in which they are shown."""
-        return [self.drawn.texts[place] for place in self.shown]
+        """The answers in the order in which they are shown, without white space around them."""
+        return [self.drawn.texts[place].strip() for place in self.shown]
 
 
 class Session:
