@@ -37,6 +37,7 @@ from fedllm.commands.generate import generate
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.predict import predict
 from fedllm.commands.pretrain import pretrain
+from fedllm.commands.rate import rate
 from fedllm.commands.run import run
 from fedllm.commands.serve import serve
 from fedllm.commands.simulate import simulate
@@ -75,6 +76,7 @@ app.command()(benefit)
 app.command()(predict)
 app.command()(generate)
 app.command()(chat)
+app.command()(rate)
 app.command()(export)
 app.command()(serve)
 app.add_typer(provision.app, name="provision")

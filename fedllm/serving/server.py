@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import uvicorn
 
 from fedllm.errors import ConfigError
 from fedllm.federation.transport.listener import Door, bind
-from fedllm.serving.door import Gate
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -38,6 +38,16 @@ class Address:
     def is_loopback(self) -> bool:
         """Whether programs of this machine alone reach it."""
         return self.host in _LOOPBACK
+
+
+class Gate(Protocol):
+    """An ASGI application that is told when no more is taken."""
+
+    stopping: bool
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request."""
+        ...
 
 
 def serve(

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import select
 import signal
-import subprocess
-import sys
-import time
-from contextlib import contextmanager
 
 import pytest
+from support.terminal import on_terminal
 from support.tiny_models import save_tiny
 
 # An answer that lasts until it is broken off.
@@ -19,55 +13,8 @@ LENGTH = 1_000_000
 ENDLESS = ("--max-new-tokens", str(LENGTH), "--temperature", "0")
 
 
-class Terminal:
-    """A terminal with a program in it."""
-
-    def __init__(self, master: int, program: subprocess.Popen[bytes]) -> None:
-        self._master, self.program = master, program
-        self.shown = ""
-
-    def until(self, text: str, seconds: float = 120.0) -> str:
-        """Wait until it shows a text; return what was shown up to there, and forget it."""
-        end = time.monotonic() + seconds
-        while text not in self.shown:
-            assert time.monotonic() < end, self.shown[-2000:]
-            if select.select([self._master], [], [], 0.2)[0]:
-                self.shown += os.read(self._master, 4096).decode()
-            else:
-                assert self.program.poll() is None, self.shown[-2000:]
-        before, _, self.shown = self.shown.partition(text)
-        return before
-
-    def type(self, text: str) -> None:
-        os.write(self._master, text.encode())
-
-    def ended(self) -> int:
-        """Let it show what is left, and return how it ended."""
-        while self.program.poll() is None:
-            if select.select([self._master], [], [], 0.2)[0]:
-                self.shown += os.read(self._master, 4096).decode()
-        return self.program.wait(60)
-
-
-@contextmanager
 def chat(*arguments):
-    master, slave = pty.openpty()
-    # The first terminal that a session opens is its own: Ctrl-C on it goes to its programs.
-    opening = 'exec "$@" <"$0" >"$0" 2>&1'
-    command = [sys.executable, "-m", "fedllm", "chat", *map(str, arguments)]
-    program = subprocess.Popen(
-        ["sh", "-c", opening, os.ttyname(slave), *command],
-        env=os.environ | {"TERM": "dumb"},
-        start_new_session=True,
-    )
-    try:
-        yield Terminal(master, program)
-    finally:
-        program.kill()
-        program.wait()
-        # Held until now: a terminal that nobody holds, as before the program opens it, is gone.
-        os.close(slave)
-        os.close(master)
+    return on_terminal("chat", *arguments)
 
 
 @pytest.mark.slow

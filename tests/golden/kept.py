@@ -15,7 +15,7 @@ from fedllm.data.records import Record
 from fedllm.identity.keys import Identity
 
 HERE = Path(__file__).resolve().parent
-V1, V2, V3, V4, V5, V6, V7 = (HERE / f"v{number}" for number in range(1, 8))
+V1, V2, V3, V4, V5, V6, V7, V8 = (HERE / f"v{number}" for number in range(1, 9))
 PASSPHRASE = b"a passphrase for tests alone"
 # Of the kept rounds: carl's update never arrives.
 COHORT = ("anne", "bob", "carl")

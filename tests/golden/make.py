@@ -15,7 +15,18 @@ import shutil
 import sys
 from pathlib import Path
 
-from golden.making import kits, ledgers, models, pretraining, releases, rounds, runs, sealed, texts
+from golden.making import (
+    kits,
+    ledgers,
+    models,
+    pretraining,
+    ratings,
+    releases,
+    rounds,
+    runs,
+    sealed,
+    texts,
+)
 
 # Configurations hold absolute paths; these are of no one's machine.
 _WORKPLACE = Path("/srv/fedllm")
@@ -27,7 +38,19 @@ def main() -> None:
     if target.exists():
         sys.exit(f"{target} exists: what is kept is never made again")
     shutil.rmtree(_WORKPLACE, ignore_errors=True)
-    for part in (texts, ledgers, models, rounds, kits, runs, pretraining, releases, sealed):
+    parts_of_all = (
+        texts,
+        ledgers,
+        models,
+        rounds,
+        kits,
+        runs,
+        pretraining,
+        releases,
+        sealed,
+        ratings,
+    )
+    for part in parts_of_all:
         part.make(_WORKPLACE)
     for path in _WORKPLACE.rglob("*.lock"):
         path.unlink()

@@ -1,0 +1,385 @@
+"""``fedllm rate``: rank a model's answers at the site, and see how far raters agree."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from fedllm.commands import asking, options
+from fedllm.errors import ConfigError, InterruptedRunError
+from fedllm.visible import visible
+
+if TYPE_CHECKING:
+    from fedllm.rating.agreement import Agreement
+    from fedllm.rating.answers import AnswerFile, Settings
+    from fedllm.rating.prompts import Question
+    from fedllm.rating.session import Session
+    from fedllm.rating.store import Rating
+    from fedllm.rating.supply import Supply
+
+_DISPUTED = 10
+
+
+def rate(
+    files: list[str] = typer.Argument(
+        metavar="FILE...",
+        help="Prompts: JSON Lines, CSV or Parquet with the column prompt, and perhaps context and "
+        "id. With --disagreement or --export: what --out wrote, of one or several raters.",
+    ),
+    run: Path | None = typer.Option(
+        None,
+        "--model",
+        metavar="RUN|ADAPTER|DIR",
+        help="The folder of a finished run, its folder adapter, or the folder of a whole model.",
+    ),
+    out: Path = typer.Option(
+        Path("ratings.jsonl"),
+        metavar="FILE",
+        help="Where the ratings go, line by line; the answers lie beside it. The same file goes on "
+        "where it was.",
+    ),
+    rater: str | None = typer.Option(
+        None, metavar="NAME", help="Who rates; the user of this machine when left out."
+    ),
+    person: str | None = typer.Option(
+        None,
+        metavar="COLUMN",
+        help="Column of FILE that names whom a prompt is about, for runs that protect persons.",
+    ),
+    answers: int = typer.Option(4, min=2, max=8, metavar="N", help="Answers to each prompt."),
+    new_tokens: int = asking.NEW_TOKENS,
+    temperature: float = typer.Option(
+        1.0, min=0.01, metavar="T", help="1 draws as the model says; less, and answers are alike."
+    ),
+    top_p: float = asking.TOP_P,
+    seed: int = typer.Option(
+        0, min=0, metavar="N", help="The same seed samples the same answers, on this machine."
+    ),
+    stop: list[str] = asking.STOP,
+    base: str | None = asking.BASE,
+    device: str | None = asking.DEVICE,
+    max_length: int | None = asking.MAX_LENGTH,
+    prepare: bool = typer.Option(
+        False, "--prepare", help="Sample all answers, and ask nobody; rating then loads no model."
+    ),
+    browser: bool = typer.Option(
+        False, "--browser", help="Rank in a browser of this machine instead of on the terminal."
+    ),
+    port: int = typer.Option(
+        0, min=0, max=65535, help="Port of loopback with --browser; 0 takes a free one."
+    ),
+    disagreement: bool = typer.Option(
+        False, "--disagreement", help="Show how far the raters of FILE... agree, and rate nothing."
+    ),
+    export: Path | None = typer.Option(
+        None, metavar="FILE", help="Write the ratings of FILE... as a preference file of a run."
+    ),
+    consensus: bool = typer.Option(
+        False, "--consensus", help="With --export: one ranking a prompt, by the raters' mean ranks."
+    ),
+    json_output: bool = options.JSON,
+) -> None:
+    """Rank a model's answers to a site's own prompts.
+
+    Samples answers to each prompt and shows them in random order. On the terminal, or in a browser
+    on loopback, the rater writes their numbers from the best to the worst (2 1=3 4), skips, goes
+    back and undoes. Each rating is on disk before the next prompt is shown. Nothing leaves the
+    machine. With --disagreement it shows how far several raters agree, with --export it writes the
+    file that a run with preferences reads.
+    """
+    reading = disagreement or export is not None
+    if (
+        reading == (run is not None)
+        or (disagreement and export is not None)
+        or (json_output and not reading)
+    ):
+        raise ConfigError(
+            "it is not clear what is to be done",
+            "give --model RUN to rate; or one of --disagreement and --export FILE, perhaps with "
+            "--json, for ratings that are there",
+        )
+    if consensus and export is None:
+        raise ConfigError("--consensus is for --export alone", "add --export FILE, or leave it out")
+    if export is not None:
+        _export(files, export, consensus, json_output)
+    elif disagreement:
+        _compare(files, json_output)
+    elif run is not None:
+        if len(files) != 1:
+            raise ConfigError(
+                f"{len(files)} files of prompts were given", "name one; a pattern in quotes is one"
+            )
+        if not prepare and not browser:
+            _require_terminal()
+        from fedllm.processes import keep_memory_private
+        from fedllm.rating.answers import Settings
+        from fedllm.rating.prompts import read_questions
+        from fedllm.rating.store import checked_name
+
+        keep_memory_private()
+        name = checked_name(_user() if rater is None else rater)
+        settings = Settings(
+            answers=answers,
+            temperature=temperature,
+            top_p=_share(top_p),
+            seed=seed,
+            new_tokens=new_tokens,
+            stops=tuple(stop),
+            max_length=max_length,
+        )
+        questions = read_questions(files[0], person)
+        model = _Model(run, base, device, max_length)
+        if prepare:
+            _prepare(questions, model, settings, out)
+        else:
+            with _session(questions, model, settings, out, name) as session:
+                _in_browser(session, port) if browser else _on_terminal(session)
+
+
+class _Model:
+    """Which model is asked; loaded only where answers are missing."""
+
+    def __init__(
+        self, location: Path, base: str | None, device: str | None, max_length: int | None
+    ) -> None:
+        self._location, self._loading = location, (base, device, max_length, None)
+
+    def supply(self, questions: Sequence[Question], file: AnswerFile, settings: Settings) -> Supply:
+        """Return what hands out answers."""
+        from fedllm.rating.supply import Supply
+
+        if not file.missing(questions):
+            return Supply(file, questions)
+        from fedllm.rating.sampling import Sampler
+
+        sampler = Sampler(asking.opened(self._location, *self._loading), settings)
+        asking.tell_cut(sampler.check(file.missing(questions)), "prompts", sampler.room)
+        return Supply(file, questions, sampler.draw)
+
+    def answers(self, out: Path, settings: Settings) -> AnswerFile:
+        """Return the answers that lie beside the ratings."""
+        from fedllm.rating.answers import AnswerFile, Origin
+        from fedllm.rating.sampling import model_at
+
+        origin = Origin(model=model_at(self._location), sampling=settings)
+        return AnswerFile(out.with_name(f"{out.stem}.answers.jsonl"), origin)
+
+
+def _prepare(questions: Sequence[Question], model: _Model, settings: Settings, out: Path) -> None:
+    with _alone(out):
+        file = model.answers(out, settings)
+        with (
+            model.supply(questions, file, settings) as supply,
+            asking.working("sampling answers") as status,
+        ):
+            update = getattr(status, "update", lambda words: None)
+            count = len(questions)
+            supply.finish(lambda left: update(f"sampled {count - left} of {count} prompts"))
+        poor = sum(not (found := file.get(one)) or not found.can_be_ranked for one in questions)
+    print(f"answers to {len(questions)} prompts are there; now rate with the same command")
+    if poor:
+        print(f"{poor} of them have no two different answers and are passed over")
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep other sessions from the files of this one."""
+    from fedllm.locks import exclusive
+    from fedllm.rating.lines import PrivateLines
+
+    PrivateLines(out).prepare()
+    busy = f"somebody rates into {out} already"
+    with exclusive(out, busy, "wait until that ends, or give each rater a file with --out"):
+        yield
+
+
+@contextmanager
+def _session(
+    questions: Sequence[Question], model: _Model, settings: Settings, out: Path, name: str
+) -> Iterator[Session]:
+    from fedllm.rating.session import Session
+    from fedllm.rating.store import RatingLog
+
+    with _alone(out):
+        file = model.answers(out, settings)
+        log = RatingLog(out, name, file.origin, questions)
+        with model.supply(questions, file, settings) as supply:
+            yield Session(questions, log, supply, name, settings.seed)
+
+
+def _on_terminal(session: Session) -> None:
+    # Lines can then be edited.
+    import readline  # noqa: F401
+
+    from rich.console import Console
+
+    from fedllm.rating.terminal import TerminalRating
+
+    try:
+        TerminalRating(session, Console(), lambda: input("> ")).run()
+    except KeyboardInterrupt:
+        print()
+        raise InterruptedRunError(
+            f"interrupted: {session.progress()}; all of it is kept",
+            "repeat the command to go on",
+        ) from None
+
+
+def _in_browser(session: Session, port: int) -> None:
+    from fedllm.processes import say, stop_on_signals
+    from fedllm.rating.browser import RatingPage
+    from fedllm.serving.server import Address, serve
+
+    stop = stop_on_signals()
+    page = RatingPage(session, stop, say)
+    address = Address("127.0.0.1", port)
+    # Not into the log's form: it is an address to open.
+    serve(
+        page,
+        address,
+        stop,
+        lambda own: print(f"open http://127.0.0.1:{own}{page.path}", flush=True),
+        5.0,
+    )
+    print(f"{session.progress()}; all of it is kept")
+    raise typer.Exit(stop.exit_code)
+
+
+def _require_terminal() -> None:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise ConfigError(
+            "ranking needs a terminal, and standard input or output is none",
+            "run it on a terminal, or give --browser; --prepare samples the answers without one",
+        )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        raise ConfigError("this machine has no name for its user", "give --rater NAME") from None
+
+
+def _share(top_p: float) -> float:
+    if not 0 < top_p <= 1:
+        raise ConfigError(
+            f"--top-p {top_p} is not above 0 and at most 1", "give 1 to draw from all tokens"
+        )
+    return top_p
+
+
+def _read(files: Sequence[str]) -> list[Rating]:
+    from fedllm.data.readers import data_files
+    from fedllm.rating.store import latest, read_ratings
+
+    return latest(read_ratings(path for name in files for path in data_files(name)))
+
+
+def _export(files: Sequence[str], out: Path, consensus: bool, json_output: bool) -> None:
+    from fedllm.rating.export import preference_rows
+    from fedllm.serving.lines import write_lines
+
+    ratings = _read(files)
+    rows = write_lines(preference_rows(ratings, consensus), out)
+    told = {
+        "rows": rows,
+        "ranked": sum(one.state == "ranked" for one in ratings),
+        "skipped": sum(one.state == "skipped" for one in ratings),
+        "undecided": sum(one.is_undecided for one in ratings),
+        "prompts": len({one.unit for one in ratings if one.state == "ranked"}),
+    }
+    if json_output:
+        print(json.dumps({"file": str(out), **told}))
+        return
+    print(f"{visible(str(out))}: {rows} rows of {told['prompts']} prompts, which are the units")
+    if told["skipped"] or told["undecided"]:
+        print(
+            f"without what prefers nothing: {told['skipped']} skipped, and {told['undecided']} "
+            "rankings in which all answers are equally good"
+        )
+
+
+def _compare(files: Sequence[str], json_output: bool) -> None:
+    from fedllm.rating.agreement import agreement
+
+    found = agreement(_read(files))
+    if json_output:
+        print(json.dumps(_plain(found), indent=2, ensure_ascii=False))
+    else:
+        _print_agreement(found)
+
+
+def _plain(found: Agreement) -> dict[str, Any]:
+    """Return what is shown as plain values, without a text of the site's."""
+    from fedllm.rating.export import aligned
+    from fedllm.rating.rankings import ranking_text
+
+    return {
+        "alpha": found.alpha,
+        "interval": found.interval,
+        "shared_prompts": found.shared,
+        "raters": [vars(rater) for rater in found.raters],
+        "prompts": [
+            {
+                "row": one.group[0].row,
+                **({} if one.group[0].id is None else {"id": one.group[0].id}),
+                "disagreement": one.disagreement,
+                "rankings": {
+                    rating.rater: ranking_text(ranks)
+                    for rating, ranks in zip(one.group, aligned(one.group), strict=True)
+                },
+            }
+            for one in found.disputed
+        ],
+    }
+
+
+def _print_agreement(found: Agreement) -> None:
+    from rich.console import Console
+
+    from fedllm.words import safe, table
+
+    console = Console()
+    console.print(_alpha_words(found), highlight=False)
+    raters = table("Rater", "Ranked", "Skipped", "Ties", "Differs", "Shown first is best")
+    for one in found.raters:
+        first = f"{_percent(one.first_best)} (by chance {_percent(one.by_chance)})"
+        counts = (str(one.ranked), str(one.skipped), _percent(one.ties))
+        raters.add_row(safe(one.name), *counts, _percent(one.disagreement), first)
+    console.print(raters)
+    differing = [one for one in _plain(found)["prompts"] if one["disagreement"] > 0]
+    if differing:
+        prompts = table("Row", "Id", "Differs", "Rankings")
+        for one in differing[:_DISPUTED]:
+            rankings = "\n".join(f"{safe(k)}: {v}" for k, v in one["rankings"].items())
+            name = safe(str(one.get("id", "")))
+            prompts.add_row(str(one["row"]), name, _percent(one["disagreement"]), rankings)
+        console.print(prompts)
+    more = len(differing) - _DISPUTED
+    if more > 0:
+        print(f"and {more} more prompts on which raters differ (--json has all)")
+
+
+def _alpha_words(found: Agreement) -> str:
+    if found.alpha is None:
+        return (
+            "no agreement can be told: no two raters ranked the same answers, or nobody told two "
+            "apart"
+        )
+    interval = found.interval
+    within = f", 95% interval {interval[0]:.2f} to {interval[1]:.2f}" if interval else ""
+    return (
+        f"Krippendorff's alpha {found.alpha:.3f}{within}, over {found.shared} prompts that at "
+        "least two raters ranked (1: all agree, 0: as by chance)"
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"

@@ -1,0 +1,112 @@
+"""Files that grow by whole lines, for their owner alone."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from support.rating import rating
+
+from fedllm.errors import ConfigError
+from fedllm.rating.lines import PrivateLines
+from fedllm.rating.store import Rating
+
+SECRET = "Zebediah"
+SAID = rating("ann", (1, 2))
+
+
+@pytest.fixture
+def own(tmp_path):
+    found = PrivateLines(tmp_path / "deep" / "a.jsonl")
+    found.prepare()
+    return found
+
+
+def test_lines_come_back_and_are_for_the_owner(own):
+    other = rating("bob", (2, 1), prompt="\u2028 Größe \x00")
+    own.append(SAID)
+    own.append(other)
+    assert own.read(Rating) == [SAID, other]
+    assert own.path.stat().st_mode & 0o777 == 0o600
+    own.path.chmod(0o644)
+    own.append(SAID)
+    assert own.path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("left", [1, 40, -1])
+def test_what_a_crash_cut_off_is_left_out_and_then_taken_off(left, own):
+    own.append(SAID)
+    whole = own.path.read_bytes()
+    own.path.write_bytes(whole + whole[:-1][:left])
+    assert own.read(Rating) == [SAID]
+    own.append(SAID)
+    assert own.read(Rating) == [SAID, SAID]
+    assert own.path.read_bytes() == 2 * whole
+
+
+def test_a_last_line_that_lacks_its_end_alone_counts(own):
+    own.append(SAID)
+    own.path.write_bytes(own.path.read_bytes()[:-1])
+    own.append(SAID)
+    assert own.read(Rating) == [SAID, SAID]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (f"{SECRET}", "is no JSON object"),
+        ("[1]", "is no JSON object"),
+        ('{"rater": ', "is no JSON object"),
+        (f'{{"{SECRET}": "{SECRET}"}}', "another name"),
+        (SAID.model_dump_json().replace('"ranks":[1,2]', '"ranks":[1,3]'), "the line"),
+        (SAID.model_dump_json().replace('"ranks":[1,2]', f'"ranks":["{SECRET}"]'), "ranks"),
+        (SAID.model_dump_json().replace('"rater":"ann"', '"rater":""'), "rater"),
+        (SAID.model_dump_json().replace("rating.v1", "rating.v2"), "format"),
+    ],
+)
+def test_a_damaged_line_is_named_and_not_quoted(line, words, own):
+    own.append(SAID)
+    own.path.write_text(own.path.read_text() + line + "\n" + SAID.model_dump_json() + "\n")
+    with pytest.raises(ConfigError, match="line 2") as error:
+        own.read(Rating)
+    assert words in error.value.message
+    assert SECRET not in str(error.value)
+
+
+def test_a_file_of_something_else_is_not_touched(tmp_path):
+    path = tmp_path / "letter.txt"
+    path.write_text("a letter without an end")
+    path.chmod(0o644)
+    own = PrivateLines(path)
+    own.prepare()
+    with pytest.raises(ConfigError, match="no JSON object"):
+        own.read(Rating)
+    assert path.read_text() == "a letter without an end"
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_link_is_not_followed(own, tmp_path):
+    target = tmp_path / "target"
+    target.write_text("before")
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(target)
+    with pytest.raises(ConfigError, match="is a link"):
+        PrivateLines(link).prepare()
+    os.replace(link, own.path)
+    with pytest.raises(ConfigError, match="is a link"):
+        own.append(SAID)
+    (tmp_path / "dangling").symlink_to(tmp_path / "made")
+    with pytest.raises(ConfigError, match="is a link"):
+        PrivateLines(tmp_path / "dangling").prepare()
+    assert target.read_text() == "before"
+    assert not (tmp_path / "made").exists()
+
+
+def test_what_cannot_be_a_file_is_told(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(ConfigError) as error:
+            PrivateLines(path).prepare()
+        assert error.value.remedy
+    with pytest.raises(ConfigError, match="cannot be read"):
+        PrivateLines(tmp_path / "none").read(Rating)
