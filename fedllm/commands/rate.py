@@ -63,7 +63,7 @@ def rate(
         0, min=0, metavar="N", help="The same seed samples the same answers, on this machine."
     ),
     stop: list[str] = asking.STOP,
-    base: str | None = asking.BASE,
+    base: str | None = options.BASE,
     device: str | None = asking.DEVICE,
     max_length: int | None = asking.MAX_LENGTH,
     prepare: bool = typer.Option(
