@@ -15,7 +15,6 @@ from typing import Any
 
 from fedllm.config import RunConfig
 from fedllm.config.locations import resolve_location
-from fedllm.data.asked import STANDARD_INPUT
 from fedllm.data.columns import ColumnMap
 from fedllm.data.readers import data_files, file_rows
 from fedllm.errors import ConfigError, FedllmError, RefusedError
@@ -57,6 +56,8 @@ _ROWS = (".jsonl", ".json", ".csv", ".parquet")
 _LOOKED_AT = 1000
 # A question that many people ask may stand in records and in public.
 _MOST_SHARED = 0.05
+# Larger files of records are not read for it.
+_MOST_BYTES = 1 << 28
 
 
 def require_public(location: str, column: str, texts: Sequence[str], runs: Sequence[Path]) -> None:
@@ -78,8 +79,7 @@ def require_public(location: str, column: str, texts: Sequence[str], runs: Seque
         records, or shares more than one prompt in twenty with records that lie here.
     """
     configs = [config for run in runs for config in _with_earlier(run)]
-    files = [] if location == STANDARD_INPUT else data_files(location)
-    for path in files:
+    for path in data_files(location):
         _require_no_kit(path)
         _require_no_policy_names(path)
         for config in configs:
@@ -178,6 +178,8 @@ def _require_other_texts(texts: Sequence[str], config: RunConfig) -> None:
     if "://" in config.data.train:
         return
     try:
+        if sum(path.stat().st_size for path in data_files(config.data.train)) > _MOST_BYTES:
+            return
         records = task_of(config).read(config.data.train, config.site_data)
     except (FedllmError, OSError):
         return
