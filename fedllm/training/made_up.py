@@ -18,6 +18,7 @@ from torch import Tensor
 from fedllm.data.encode import EncodedDataset
 from fedllm.errors import STOPPING, FedllmError, ShortOfMemoryError, TrainingError
 from fedllm.memory import lacks_memory
+from fedllm.models.sequences import KINDS
 from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import Batch
 from fedllm.privacy.dpsgd import Gradients, OuterProducts, forget_step
@@ -159,6 +160,8 @@ def _too_small(model: SharedModel, max_length: int, rows: int) -> ShortOfMemoryE
 
 def _stretched(batch: Batch, rows: int, length: int) -> Batch:
     """Return one record ``rows`` times, its tokens again and again up to a length."""
+    if "pairs" in batch:
+        return _stretched_sequences(batch, rows, length)
 
     def wide(values: Tensor) -> Tensor:
         if values.dim() == 1:
@@ -167,6 +170,18 @@ def _stretched(batch: Batch, rows: int, length: int) -> Batch:
 
     found = {key: wide(value) for key, value in batch.items()}
     return found | {"attention_mask": torch.ones_like(found["attention_mask"])}
+
+
+def _stretched_sequences(batch: Batch, rows: int, length: int) -> Batch:
+    """Do so where a record is several sequences: the longest of them gets the length."""
+    _, lengths = torch.unique(batch["labels"][batch["labels"] >= 0] // KINDS, return_counts=True)
+    times = max(1, length // int(lengths.max()))
+    # Each token by itself, so that those of a sequence stay together.
+    found = {
+        key: value.repeat_interleave(times, 1) if value.dim() == 2 else value
+        for key, value in batch.items()
+    }
+    return {key: value.repeat(rows, *[1] * (value.dim() - 1)) for key, value in found.items()}
 
 
 def made_up_records(model: SharedModel, max_length: int) -> EncodedDataset:

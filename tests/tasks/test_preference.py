@@ -9,7 +9,7 @@ from support.tasks import record
 
 from fedllm.config import RunConfig, parse
 from fedllm.data.rankings import Ranking
-from fedllm.models.sequences import KINDS, WORD
+from fedllm.models.sequences import KINDS, WORD, unpacked
 from fedllm.privacy.dpsgd import clipped
 from fedllm.randomness import RandomStream
 from fedllm.tasks import preference_encoding, task_of
@@ -203,3 +203,19 @@ def test_frozen_layers_that_are_kept_change_nothing(kind, rank, kept, tiny_check
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+@each
+def test_the_longest_record_that_a_gpu_is_tried_with_has_the_longest_sequences(
+    kind, objective, tiny_checkpoint
+):
+    from fedllm.training.made_up import _stretched
+
+    model = model_of(tiny_checkpoint, kind, objective)
+    batch = encoded(model).batch(np.array([0]))
+    longest = unpacked(_stretched(batch, 3, 60), model.pad_id)["attention_mask"].sum(1).max()
+    assert 40 <= int(longest) <= 60
+    if objective != "selector":
+        losses = task_of(model).losses(model, _stretched(batch, 3, 60))
+        assert losses.shape == (3,)
+        assert bool(torch.isfinite(losses).all())
