@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import permutations
 from math import isfinite
 
-from fedllm.data.values import BadValueError, json_object, text_value
+from fedllm.data.values import BadValueError, list_value, text_value
 
 FEWEST, MOST = 2, 8
 REMEDY = (
@@ -163,7 +163,7 @@ def texts_value(value: object, column: str) -> str:
         If it is something else, or has too few, too many or an empty one.
     """
     what, found = f"field '{column}'", []
-    for number, text in enumerate(_listed(value, f"field '{column}'"), 1):
+    for number, text in enumerate(list_value(value, f"field '{column}'", REMEDY), 1):
         if not isinstance(text, str):
             raise BadValueError(f"{what}: answer {number} is no text", REMEDY)
         if not text.strip():
@@ -177,24 +177,12 @@ def texts_value(value: object, column: str) -> str:
 def numbers_value(value: object, column: str) -> str:
     """Return a field's ranks in one form, JSON; see `texts_value`."""
     what, found = f"field '{column}'", []
-    for number, rank in enumerate(_listed(value, what), 1):
+    for number, rank in enumerate(list_value(value, what, REMEDY), 1):
         number_like = isinstance(rank, int | float) and not isinstance(rank, bool)
         if not number_like or (isinstance(rank, float) and not isfinite(rank)):
             raise BadValueError(f"{what}: rank {number} is no number", REMEDY)
         found.append(rank)
     return _compact(found)
-
-
-def _listed(value: object, what: str) -> list[object]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value, object_pairs_hook=json_object)
-        except (ValueError, RecursionError):
-            # The decoder's own words may quote the field.
-            raise BadValueError(f"{what} is not valid JSON", REMEDY) from None
-    if not isinstance(value, list):
-        raise BadValueError(f"{what} is not a list", REMEDY)
-    return value
 
 
 def _seen(text: str) -> str:

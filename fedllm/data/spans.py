@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
-from fedllm.data.values import BadValueError, Repeating, json_object, text_value
+from fedllm.data.values import BadValueError, Repeating, list_value, text_value
 
 REMEDY = (
     'give each row a JSON list such as [{"start": 0, "end": 4, "label": "NAME"}], in characters of '
@@ -43,7 +43,7 @@ def spans_value(value: object, column: str, text: str) -> str:
     what = f"field '{column}'"
     spans = sorted(
         _span(entry, f"{what}: span {number}", column, len(text))
-        for number, entry in enumerate(_listed(value, what), 1)
+        for number, entry in enumerate(list_value(value, what, REMEDY), 1)
     )
     if any(second.start < first.end for first, second in pairwise(spans)):
         raise BadValueError(f"{what}: two spans overlap", REMEDY)
@@ -59,18 +59,6 @@ def written(spans: list[Span]) -> str:
 def read_back(value: str) -> list[Span]:
     """Return the spans of a record, as `spans_value` wrote them."""
     return [Span(**entry) for entry in json.loads(value)]
-
-
-def _listed(value: object, what: str) -> list[object]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value, object_pairs_hook=json_object)
-        except (ValueError, RecursionError):
-            # The decoder's own words may quote the field.
-            raise BadValueError(f"{what} is not valid JSON", REMEDY) from None
-    if not isinstance(value, list):
-        raise BadValueError(f"{what} is not a list", REMEDY)
-    return value
 
 
 def _span(entry: object, what: str, column: str, length: int) -> Span:

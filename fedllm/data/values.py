@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 
@@ -64,6 +65,25 @@ def present_value(value: object, column: str) -> object:
         raise BadValueError(f"field '{column}' is null")
     if isinstance(value, Unreadable):
         raise BadValueError(f"field '{column}' {value.problem}")
+    return value
+
+
+def list_value(value: object, what: str, remedy: str) -> list[object]:
+    """Return a list, which a source may also hold as JSON.
+
+    Raises
+    ------
+    BadValueError
+        If it is something else.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value, object_pairs_hook=json_object)
+        except (ValueError, RecursionError):
+            # The decoder's own words may quote the field.
+            raise BadValueError(f"{what} is not valid JSON", remedy) from None
+    if not isinstance(value, list):
+        raise BadValueError(f"{what} is not a list", remedy)
     return value
 
 

@@ -11,12 +11,11 @@ from fedllm.config import DataSection, Task
 from fedllm.data.columns import Column, task_columns
 from fedllm.data.records import Record
 from fedllm.data.template import Template, end_token_id, template_of
-from fedllm.errors import ConfigError
 from fedllm.models.heads import LanguageHead
 from fedllm.randomness import RandomStream
 from fedllm.tasks.base import Words
 from fedllm.tasks.language import LanguageTask
-from fedllm.tasks.prompting import TemplatedPrompting, shortened
+from fedllm.tasks.prompting import TemplatedPrompting, before_response
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,18 +110,9 @@ class Turns:
                 yield TokenSequence([], 0)
                 continue
             answer = [*after, end]
-            budget = self.max_length - min(len(answer), (self.max_length + 1) // 2)
-            shown = (
-                before
-                if len(before) <= budget
-                else shortened(self.tokenizer, self._template, text, budget)
+            shown = before_response(
+                self.tokenizer, self._template, text, before, len(answer), self.max_length
             )
-            if len(shown) >= self.max_length:
-                raise ConfigError(
-                    f"model.max_length = {self.max_length} leaves no room for a response after "
-                    f"the prompt's template of {len(shown)} tokens",
-                    "raise model.max_length",
-                )
             ids = [*shown, *answer[: self.max_length - len(shown)]]
             yield TokenSequence(ids, len(shown), cut=len(before) + len(answer) - len(ids))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from fedllm.data.rankings import Ranking
 from fedllm.data.template import Template, end_token_id, template_of
 from fedllm.errors import ConfigError
+from fedllm.tasks.prompting import before_response, room_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -140,23 +141,13 @@ class Answers(Rankings):
         return end_token_id(self.tokenizer)
 
     def _templated(self, asked: str, answers: Sequence[str]) -> tuple[Sequences, int]:
-        from fedllm.tasks.prompting import shortened
 
         text = self._template.around(asked)
         before, *after = self._ids([text, *map(self._template.response, answers)])
         written = [[*ids, self._end] if ids or self.blank else [] for ids in after]
-        budget = self._budget(max(map(len, written)))
-        shown = (
-            before
-            if len(before) <= budget
-            else shortened(self.tokenizer, self._template, text, budget)
+        shown = before_response(
+            self.tokenizer, self._template, text, before, max(map(len, written)), self.max_length
         )
-        if len(shown) >= self.max_length:
-            raise ConfigError(
-                f"model.max_length = {self.max_length} leaves no room for an answer after the "
-                f"prompt's template of {len(shown)} tokens",
-                "raise model.max_length",
-            )
         found, cut = Sequences(), 0
         for ids in written:
             kept = ids[: self.max_length - len(shown)]
@@ -170,7 +161,7 @@ class Answers(Rankings):
         extra = self.tokenizer.num_special_tokens_to_add(pair=True)
         before, *after = self._ids([asked, *answers])
         longest = max(map(len, after))
-        budget = self._budget(longest + extra)
+        budget = room_for(longest + extra, self.max_length)
         if budget < 1 or self.max_length <= extra:
             raise ConfigError(
                 f"model.max_length = {self.max_length} leaves no room for a prompt and an answer",
@@ -191,9 +182,6 @@ class Answers(Rankings):
             cut += max(len(before) + len(after[place]) + extra - len(ids), 0)
             found.append((list(ids), kinds) if self.blank or _ANSWER in kinds else ([], []))
         return found, cut
-
-    def _budget(self, longest: int) -> int:
-        return self.max_length - min(longest, (self.max_length + 1) // 2)
 
     def _last(self, text: str, most: int) -> str:
         """Return the end of a text, of at most so many tokens."""

@@ -243,6 +243,54 @@ def shortened(
     return [t for number, t in enumerate(encoded["input_ids"]) if number not in dropped]
 
 
+def room_for(response: int, max_length: int) -> int:
+    """Return how many tokens a prompt may have: half at least stays for a response that needs it.
+
+    Parameters
+    ----------
+    response : int
+        Tokens of the response, or of the longest of several.
+    max_length : int
+        Of both together.
+    """
+    return max_length - min(response, (max_length + 1) // 2)
+
+
+def before_response(
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    text: str,
+    whole: list[int],
+    response: int,
+    max_length: int,
+) -> list[int]:
+    """Return the tokens of a prompt, shortened from the left where a response needs the room.
+
+    Parameters
+    ----------
+    text : str
+        A result of `Template.around`.
+    whole : list of int
+        All of its tokens.
+    response, max_length : int
+        As in `room_for`.
+
+    Raises
+    ------
+    ConfigError
+        If the template alone leaves no room for a response.
+    """
+    budget = room_for(response, max_length)
+    shown = whole if len(whole) <= budget else shortened(tokenizer, template, text, budget)
+    if len(shown) >= max_length:
+        raise ConfigError(
+            f"model.max_length = {max_length} leaves no room for a response after the prompt's "
+            f"template of {len(shown)} tokens",
+            "raise model.max_length",
+        )
+    return shown
+
+
 def _require_room(around: int, most: int) -> None:
     if around >= most:
         raise ConfigError(
