@@ -73,10 +73,8 @@ class Reference:
         """
         kept = self._kept.setdefault(dataset, {})
         missing = [place for place, index in enumerate(indices) if int(index) not in kept]
-        if missing:
-            with self._starting():
-                for place in missing:
-                    kept[int(indices[place])] = self._of_one(_row(batch, place))
+        for place in missing:
+            kept[int(indices[place])] = self._of_one(_row(batch, place))
         counts = sequences_in(batch).tolist()
         found = torch.zeros(len(counts), max(counts, default=0))
         for row, index, count in zip(found, indices, counts, strict=True):
@@ -89,33 +87,37 @@ class Reference:
         with self._starting():
             return answer_likelihoods(self._model.module, sequences)
 
-    @torch.no_grad()
     def _of_one(self, record: Batch) -> Tensor:
-        count = int(sequences_in(record)[0])
+        """Return the log-likelihoods of a record's sequences; NaN where it breaks off.
+
+        A lack of memory is no breaking off, and ends the work.
+        """
         try:
-            (_, piece), *_ = by_width(record, 1)
-            states = {"states": record["states"]} if "states" in record else {}
-            width = piece["input_ids"].shape[1]
-            if states and states["states"].shape[1] > width:
-                states = {"states": states["states"][:, :width]}
-            sequences = unpacked(piece | states, self._model.pad_id)
-            return answer_likelihoods(self._model.module, sequences).cpu()
+            return self._model.prefix.with_room(lambda: self._computed(record))
         except ENDING:
             raise
         except BaseException:
             # As where its frozen part is no number: the unit adds nothing.
-            return torch.full((count,), torch.nan)
+            return torch.full((int(sequences_in(record)[0]),), torch.nan)
+
+    @torch.no_grad()
+    def _computed(self, record: Batch) -> Tensor:
+        (_, piece), *_ = by_width(record, 1)
+        states = {"states": record["states"]} if "states" in record else {}
+        width = piece["input_ids"].shape[1]
+        if states and states["states"].shape[1] > width:
+            states = {"states": states["states"][:, :width]}
+        with self._starting():
+            return answer_likelihoods(
+                self._model.module, unpacked(piece | states, self._model.pad_id)
+            ).cpu()
 
     @contextmanager
     def _starting(self) -> Iterator[None]:
         """Let the model hold the starting adapter."""
-        model = self._model
-        before = model.values(model.tensors)
-        try:
-            model.put(model.tensors, self.values)
+        with self._model.restored():
+            self._model.put(self._model.tensors, self.values)
             yield
-        finally:
-            model.put(model.tensors, before)
 
 
 def _row(batch: Batch, place: int) -> Batch:

@@ -230,14 +230,30 @@ class SharedModel:
         self.manifest = manifest
 
     @contextmanager
-    def unchanged(self) -> Iterator[None]:
-        """Put back at the end what the model holds now, and what of it is trained."""
-        before, trained = self.values(self.tensors), self.manifest
+    def restored(self) -> Iterator[None]:
+        """Put back at the end what the model holds now.
+
+        It is copied into the very memory that it came from, and takes none: a lack of memory can
+        leave no other values in place.
+        """
+        held = [self._parameters[segment.name] for segment in self.tensors.segments]
+        before = [values.detach().clone() for values in held]
         try:
             yield
         finally:
-            self.put(self.tensors, before)
-            self.train_only(trained)
+            with torch.no_grad():
+                for values, earlier in zip(held, before, strict=True):
+                    values.copy_(earlier)
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Put back at the end what the model holds now, and what of it is trained."""
+        trained = self.manifest
+        with self.restored():
+            try:
+                yield
+            finally:
+                self.train_only(trained)
 
     def set_adapter(self, vector: NDArray[np.floating[Any]]) -> None:
         """Put ``vector`` (P,) into the trained tensors.
