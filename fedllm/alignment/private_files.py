@@ -16,6 +16,7 @@ from typing import Any
 from fedllm.config import RunConfig
 from fedllm.config.locations import resolve_location
 from fedllm.data.columns import ColumnMap
+from fedllm.data.questions import seen
 from fedllm.data.readers import data_files, file_rows
 from fedllm.errors import ConfigError, FedllmError, RefusedError
 from fedllm.files import file_sha256
@@ -195,4 +196,4 @@ def _require_other_texts(texts: Sequence[str], config: RunConfig) -> None:
 
 
 def _plain(value: Any) -> str:
-    return " ".join(str(value).split()).casefold()
+    return seen(str(value)).casefold()
