@@ -185,7 +185,7 @@ def prepare(folder: Path, every: int = 1) -> None:
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
         print(f"{name}.jsonl: {len(lines)} lines")
     best = best_possible(rankings["test"])
-    print(f"best possible accuracy of pairs on test.jsonl: {best_possible(rankings['test']):.3f}")
+    print(f"best possible accuracy of pairs on test.jsonl: {best:.3f}")
 
 
 if __name__ == "__main__":
