@@ -10,6 +10,7 @@ from fedllm.config import AllowSection, BudgetSection, SitePolicy
 from fedllm.data.rankings import Ranking
 from fedllm.data.records import Record
 from fedllm.federation.site.data import SiteData
+from fedllm.tasks import preference_encoding
 
 __all__ = ["injected"]
 
@@ -45,10 +46,13 @@ TARGETS = {
     "ranks of answers before the first": event(pairs="[[0, -3]]"),
     "half a pair": event(pairs="[[0]]"),
 }
-# One that training and evaluation see, and one that no library reads.
-QUICK, SLOW = {"the other way round", "no JSON"}, pytest.mark.slow
+SLOW = pytest.mark.slow
 OBJECTIVES = {"reward": "bert", "dpo": "llama", "selector": "llama"}
-EACH = [pytest.param(one, marks=() if one == "reward" else SLOW) for one in OBJECTIVES]
+
+
+@pytest.fixture(autouse=True)
+def words_that_the_tiny_tokenizer_knows(monkeypatch):
+    monkeypatch.setattr(preference_encoding, "WORDS", ("open", "close"))
 
 
 @pytest.fixture
@@ -59,7 +63,12 @@ def transcript(tiny_checkpoint, tmp_path_factory, injected):
         policy = SitePolicy(
             budget=BudgetSection(epsilon=1e6), allow=AllowSection(encryption="optional")
         )
-        learned = {"preference": {"objective": objective}, "data": {"labels": None}}
+        learned = {
+            "preference": {"objective": objective},
+            "data": {"labels": None},
+            # Room for two answers and what is asked of them.
+            "model": {"max_length": 24},
+        }
         checkpoint = tiny_checkpoint(OBJECTIVES[objective])
         config = small_config(checkpoint, task="preference", **learned)
         coordinator = Coordinator(tmp_path_factory.mktemp("run"), config, data, policy)
@@ -69,31 +78,37 @@ def transcript(tiny_checkpoint, tmp_path_factory, injected):
             held = {**EVALUATED, "evaluation": {"every": 1, "holdout": 0.999}}
             coordinator.run("nothing-held", {**held, **learned}, labels=())
             short = {**EVALUATED, "model": {"max_length": 2}}
-            coordinator.run("short", {**short, **learned}, labels=())
+            coordinator.run("short", {**learned, **short}, labels=())
+        assert any('"train"' in line for line in coordinator.seen), "nothing was asked"
         return coordinator.seen
 
     return run
 
 
-@pytest.mark.slow
+def test_nothing_that_leaves_a_site_depends_on_rankings(transcript):
+    """All of them at once."""
+    plain = transcript(beside_others(), ["evaluated"])
+    assert transcript(beside_others(*TARGETS.values())[:12], ["evaluated"]) == plain
+
+
+@SLOW
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_nothing_that_leaves_a_site_depends_on_one_events_rankings(transcript, objective):
+def test_nothing_does_whatever_is_asked(transcript, objective):
     plain = transcript(beside_others(), objective=objective)
     assert sum('"train"' in line for line in plain) >= 5
     assert not any("preference" in line for line in plain), "no run was refused"
-    # All of them at once, and none other.
     assert transcript(beside_others(*TARGETS.values())[:12], objective=objective) == plain
 
 
-@pytest.mark.parametrize("objective", EACH)
-@pytest.mark.parametrize("names", [QUICK, pytest.param(TARGETS.keys() - QUICK, marks=SLOW)])
-def test_nothing_that_leaves_a_site_depends_on_one_event_alone(transcript, names, objective):
+@SLOW
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_nothing_that_leaves_a_site_depends_on_one_event_alone(transcript, objective):
     plain = transcript(beside_others(), ["evaluated"], objective)
-    for name in sorted(names):
+    for name in sorted(TARGETS):
         assert transcript(beside_others(TARGETS[name]), ["evaluated"], objective) == plain, name
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_site_of_one_event_shows_nothing_of_it(transcript, objective):
     plain = transcript([event()], ["local", "evaluated"], objective)
@@ -101,7 +116,7 @@ def test_a_site_of_one_event_shows_nothing_of_it(transcript, objective):
         assert transcript([TARGETS[name]], ["local", "evaluated"], objective) == plain, name
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("name", ["equal answers", "no JSON"])
 def test_a_site_that_encoded_before_it_answered_would_be_found(transcript, monkeypatch, name):
     before = Coordinator.run
@@ -113,4 +128,6 @@ def test_a_site_that_encoded_before_it_answered_would_be_found(transcript, monke
 
     monkeypatch.setattr(Coordinator, "run", run)
     monkeypatch.setattr(SiteData, "units", strict_join)
-    assert transcript(beside_others(TARGETS[name])) != transcript(beside_others())
+    assert transcript(beside_others(TARGETS[name]), ["local"]) != transcript(
+        beside_others(), ["local"]
+    )
