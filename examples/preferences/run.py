@@ -75,7 +75,7 @@ FORMS = {
     # That all of it runs, and nothing else.
     "tiny": Form(
         every=100,
-        pretraining=("training.tokens=20_000", "training.batch_rows=4"),
+        pretraining=("training.tokens=20_000",),
         rounds=dict.fromkeys(CHAIN, 1),
         banks=2,
         test=8,

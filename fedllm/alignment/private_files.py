@@ -35,7 +35,6 @@ _OF_RECORDS = frozenset(
         "rejected",
         "ranking",
         "ranks",
-        "preference",
         "context",
         "rater",
         "raters",
