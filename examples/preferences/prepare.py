@@ -13,6 +13,9 @@ Writes into the folder:
     train.jsonl, test.jsonl   8,000 and 2,000 rankings: prompt, answers, ranks, truth
     taught.jsonl              3,000 prompts with an answer of any worth, for instruction tuning
     prompts.jsonl             500 public prompts that are in none of the others
+    asked.jsonl               200 more, which nothing learns from and nothing is chosen by
+    alone.jsonl, alone_taught.jsonl
+                              what one of ten banks has of train.jsonl and taught.jsonl
     corpus.jsonl              sentences to pretrain a small model on
 """
 
@@ -21,12 +24,16 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 SEED = 15
 TRAIN, TEST, TAUGHT, PROMPTS, CORPUS = 8000, 2000, 3000, 500, 6000
+ASKED_PROMPTS, BANKS = 200, 10
+# What a sentence is worth that is none of these: cut off, or made up.
+UNKNOWN = -2.0
 # How much one unit of an answer's mean worth counts.
 SHARPNESS = 2.0
 ASKED = (
@@ -94,6 +101,15 @@ def answer(draw: random.Random) -> tuple[str, float]:
     return " ".join(TEXTS[p] for p in places), sum(WORTH[p] for p in places) / count
 
 
+def worth(text: str) -> float:
+    """Return what an answer that a model wrote is worth: as `answer` says it of its own."""
+    said = [part.strip() for part in re.findall(r"[^.?!]+[.?!]*", text) if part.strip()]
+    if not said:
+        return min(WORTH) - 1.0
+    mean = sum(SENTENCES.get(part, UNKNOWN) for part in said) / len(said)
+    return min(mean, 0.0) - 1.0 if len(set(said)) < len(said) else mean
+
+
 def ranking(draw: random.Random, number: int) -> dict[str, object]:
     """Return one rater's ranking; ties where chance puts two close together."""
     # A number of its own: no two rankings are one event.
@@ -137,28 +153,40 @@ def corpus(draw: random.Random) -> Iterator[dict[str, object]]:
         yield {"text": f"Question: {question(draw)}\nAnswer: {said}"}
 
 
-def main() -> None:
-    """Write the files."""
-    folder = Path(sys.argv[1])
+def prepare(folder: Path, every: int = 1) -> None:
+    """Write the files.
+
+    Parameters
+    ----------
+    every : int
+        Each so manyeth ranking, answer and text is written; all prompts are.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     # Nothing here is a secret: the same files each time.
     draw = random.Random(SEED)  # noqa: S311
     rows = [ranking(draw, number) for number in range(TRAIN + TEST)]
     taught = [{"prompt": question(draw), "response": answer(draw)[0]} for _ in range(TAUGHT)]
     prompts = [{"prompt": f"{question(draw)} (Public {n})"} for n in range(PROMPTS)]
+    texts = list(corpus(draw))
+    asked = [{"prompt": f"{question(draw)} (Asked {n})"} for n in range(ASKED_PROMPTS)]
+    rankings = {"train": rows[:TRAIN:every], "test": rows[TRAIN::every]}
+    taught = taught[::every]
     files = {
-        "train": rows[:TRAIN],
-        "test": rows[TRAIN:],
+        **rankings,
         "taught": taught,
         "prompts": prompts,
-        "corpus": list(corpus(draw)),
+        "asked": asked,
+        "alone": rankings["train"][::BANKS],
+        "alone_taught": taught[::BANKS],
+        "corpus": texts[::every],
     }
     for name, lines in files.items():
         text = "".join(f"{json.dumps(line)}\n" for line in lines)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
         print(f"{name}.jsonl: {len(lines)} lines")
-    print(f"best possible accuracy of pairs on test.jsonl: {best_possible(rows[TRAIN:]):.3f}")
+    best = best_possible(rankings["test"])
+    print(f"best possible accuracy of pairs on test.jsonl: {best:.3f}")
 
 
 if __name__ == "__main__":
-    main()
+    prepare(Path(sys.argv[1]))

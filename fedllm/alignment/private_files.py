@@ -8,14 +8,17 @@ that a run trained on here.
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedllm.canonical import read_object
 from fedllm.config import RunConfig
 from fedllm.config.locations import resolve_location
 from fedllm.data.columns import ColumnMap
+from fedllm.data.questions import question, seen
 from fedllm.data.readers import data_files, file_rows
 from fedllm.errors import ConfigError, FedllmError, RefusedError
 from fedllm.files import file_sha256
@@ -32,7 +35,9 @@ _OF_RECORDS = frozenset(
         "rejected",
         "ranking",
         "ranks",
+        "context",
         "rater",
+        "raters",
         "label",
         "labels",
         "spans",
@@ -53,7 +58,7 @@ _OF_RECORDS = frozenset(
     )
 )
 _ROWS = (".jsonl", ".json", ".csv", ".parquet")
-_LOOKED_AT = 1000
+_LOOKED_AT, _LONGEST_LINE = 1000, 1 << 20
 # A question that many people ask may stand in records and in public.
 _MOST_SHARED = 0.05
 # Larger files of records are not read for it.
@@ -81,6 +86,7 @@ def require_public(location: str, column: str, texts: Sequence[str], runs: Seque
     configs = [config for run in runs for config in _with_earlier(run)]
     for path in data_files(location):
         _require_no_kit(path)
+        _require_no_ratings(path)
         _require_no_policy_names(path)
         for config in configs:
             _require_other(path, config.data.train, f"data.train of the run {config.name}")
@@ -112,6 +118,17 @@ def _require_no_kit(path: Path) -> None:
     for folder in path.absolute().parents:
         if (folder / _KIT).exists():
             raise _refused(path, f"it lies in the kit {folder}")
+
+
+def _require_no_ratings(path: Path) -> None:
+    """Refuse what `fedllm rate` keeps, whatever it is called: its first line says what it is."""
+    try:
+        with path.open("rb") as file:
+            first = read_object(file.readline(_LONGEST_LINE))
+    except (OSError, ValueError):
+        return
+    if str(first.get("format", "")).startswith("fedllm."):
+        raise _refused(path, "fedllm wrote it at a site, with what raters there saw")
 
 
 def _require_no_policy_names(path: Path) -> None:
@@ -183,7 +200,7 @@ def _require_other_texts(texts: Sequence[str], config: RunConfig) -> None:
         records = task_of(config).read(config.data.train, config.site_data)
     except (FedllmError, OSError):
         return
-    theirs = {_plain(value) for one in records for value in one.values.values()}
+    theirs = {_plain(text) for one in records for text in _texts_of(one.values)}
     single = {_plain(text) for text in texts}
     shared = len(single & theirs)
     if shared > _MOST_SHARED * len(single):
@@ -194,5 +211,14 @@ def _require_other_texts(texts: Sequence[str], config: RunConfig) -> None:
         )
 
 
+def _texts_of(values: Mapping[str, str]) -> Iterator[str]:
+    """Yield what a record holds, and what stands in it together or in lists."""
+    yield from values.values()
+    if "prompt" in values and "context" in values:
+        yield question(values["prompt"], values["context"])
+    if "answers" in values:
+        yield from json.loads(values["answers"])
+
+
 def _plain(value: Any) -> str:
-    return " ".join(str(value).split()).casefold()
+    return seen(str(value)).casefold()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import permutations
 from math import isfinite
 
+from fedllm.data.questions import event_key, seen
 from fedllm.data.values import BadValueError, list_value, text_value
 
 FEWEST, MOST = 2, 8
@@ -110,7 +111,7 @@ def ranking_of_row(values: Mapping[str, str], columns: Mapping[str, str]) -> Ran
         )
     first: dict[str, int] = {}
     for place, answer in enumerate(answers):
-        if (other := first.setdefault(_seen(answer), place)) != place:
+        if (other := first.setdefault(seen(answer), place)) != place:
             what = (
                 f"{of('chosen')} and {of('rejected')} are"
                 if pair
@@ -133,7 +134,7 @@ def together(rankings: Sequence[Ranking]) -> Ranking:
     for ranking in rankings:
         own = []
         for answer in ranking.answers:
-            place = places.setdefault(_seen(answer), len(texts))
+            place = places.setdefault(seen(answer), len(texts))
             if place == len(texts):
                 texts.append(answer)
             own.append(place)
@@ -144,7 +145,7 @@ def together(rankings: Sequence[Ranking]) -> Ranking:
 
 def event_of(ranking: Ranking) -> tuple[str, str]:
     """Return what rows of one ranking event have in common, whatever white space they have."""
-    return _seen(ranking.prompt), _seen(ranking.context)
+    return event_key(ranking.prompt, ranking.context)
 
 
 def texts_value(value: object, column: str) -> str:
@@ -183,10 +184,6 @@ def numbers_value(value: object, column: str) -> str:
             raise BadValueError(f"{what}: rank {number} is no number", REMEDY)
         found.append(rank)
     return _compact(found)
-
-
-def _seen(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _compact(value: object) -> str:

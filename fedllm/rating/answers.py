@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fedllm.data.rankings import FEWEST, MOST
 from fedllm.errors import ConfigError
 from fedllm.rating.lines import PrivateLines
 from fedllm.rating.prompts import Question
-from fedllm.rating.rankings import FEWEST, MOST
 
 FORMAT = "fedllm.answers.v1"
 _OPTIONS = {

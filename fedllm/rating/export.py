@@ -13,17 +13,18 @@ Group = list[Rating]
 
 
 def groups(ratings: Sequence[Rating]) -> list[Group]:
-    """Put rankings together that are of the same answers to the same prompt.
+    """Put rankings together that are of the same answers to the same prompt, about one person.
 
     Parameters
     ----------
     ratings : sequence of Rating
         What counts, see `fedllm.rating.store.latest`; those without ranks are left out.
     """
-    found: dict[tuple[str, frozenset[str]], Group] = {}
+    found: dict[tuple[str, str, frozenset[str]], Group] = {}
     for rating in ratings:
         if rating.state == "ranked":
-            found.setdefault((rating.unit, frozenset(rating.answers)), []).append(rating)
+            key = (rating.unit, rating.person, frozenset(rating.answers))
+            found.setdefault(key, []).append(rating)
     return list(found.values())
 
 

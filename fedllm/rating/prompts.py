@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from fedllm.canonical import canonical_json, sha256_hex
 from fedllm.data.columns import ColumnMap, MissingColumnError, Row
+from fedllm.data.questions import event_key, question
 from fedllm.data.readers import data_files, file_rows
 from fedllm.data.records import RowProblems
 from fedllm.data.values import BadValueError, present_value, text_value
@@ -48,17 +49,12 @@ class Question:
     @property
     def asked(self) -> str:
         """The text that is put to the model: the context, an empty line, the prompt."""
-        return f"{self.context}\n\n{self.prompt}" if self.context else self.prompt
+        return question(self.prompt, self.context)
 
 
 def unit_of(prompt: str, context: str) -> str:
     """Return the SHA-256 of a prompt and its context: what a ledger charges as one event."""
-    return sha256_hex(canonical_json([seen(prompt), seen(context)]))
-
-
-def seen(text: str) -> str:
-    """Return what tells a text from others: white space does not, as in a run with preferences."""
-    return " ".join(text.split())
+    return sha256_hex(canonical_json(list(event_key(prompt, context))))
 
 
 def read_questions(location: str, person: str | None = None) -> list[Question]:
@@ -78,7 +74,7 @@ def read_questions(location: str, person: str | None = None) -> list[Question]:
         If the source is missing, damaged or empty, or a single row has no prompt, or that of
         another row: names file, row, line and field, and quotes no text.
     """
-    problems, found, seen = RowProblems(), list[Question](), dict[str, str]()
+    problems, found, first_of = RowProblems(), list[Question](), dict[str, str]()
     named = {} if person is None else {PERSON: person}
     columns = ColumnMap(
         {PROMPT: PROMPT, **named}, {CONTEXT: CONTEXT, ID: ID}, frozenset([PROMPT, CONTEXT])
@@ -86,15 +82,15 @@ def read_questions(location: str, person: str | None = None) -> list[Question]:
     for source, row in _rows(location, columns):
         where = row.where(source)
         try:
-            question = _question(row, person)
+            one = _question(row, person)
         except BadValueError as error:
             problems.add(where, str(error), error.remedy or _REMEDY)
             continue
-        first = seen.setdefault(question.unit, where)
+        first = first_of.setdefault(one.unit, where)
         if first != where:
             problems.add(where, f"has the prompt and the context of {first}", _TWICE)
         else:
-            found.append(question)
+            found.append(one)
     problems.raise_if_any()
     if not found:
         raise DataError(f"{location} holds no prompts", "check that it is the right file")

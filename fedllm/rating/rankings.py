@@ -6,8 +6,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-# A ranking is of single digits; what the task reads has as many answers at most.
-FEWEST, MOST = 2, 8
 _SEPARATORS = " \t,>"
 
 

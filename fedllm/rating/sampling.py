@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fedllm.data.questions import seen
 from fedllm.data.records import RowProblems
 from fedllm.errors import ConfigError
 from fedllm.models import checkpoints
 from fedllm.models.drawing import Sampling
 from fedllm.models.generation import Writing
 from fedllm.rating.answers import Drawn, Model, Settings
-from fedllm.rating.prompts import Question, seen
+from fedllm.rating.prompts import Question
 from fedllm.runs.start import find_start
 from fedllm.serving.released import is_released
 from fedllm.serving.usable import Usable

@@ -11,11 +11,13 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedllm import clock
+from fedllm.data.questions import seen
+from fedllm.data.rankings import FEWEST, MOST
 from fedllm.errors import ConfigError
 from fedllm.rating.answers import Drawn, Origin, require_same
 from fedllm.rating.lines import PrivateLines
-from fedllm.rating.prompts import Question, seen, unit_of
-from fedllm.rating.rankings import FEWEST, MOST, dense
+from fedllm.rating.prompts import Question, unit_of
+from fedllm.rating.rankings import dense
 from fedllm.visible import visible
 
 _LONGEST_NAME = 64

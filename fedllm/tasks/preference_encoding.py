@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from fedllm.data.questions import question
 from fedllm.data.rankings import Ranking
 from fedllm.data.template import Template, end_token_id, template_of
 from fedllm.errors import ConfigError
@@ -32,11 +33,6 @@ WORDS = ("A", "B")
 
 Sequences = list[tuple[list[int], list[int]]]
 Pairs = list[tuple[int, int]]
-
-
-def question(prompt: str, context: str) -> str:
-    """Return what is asked, behind what it is about."""
-    return f"{context}\n\n{prompt}" if context else prompt
 
 
 def reads_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from support.alignment_models import texts
+from support.rating import ORIGIN, QUESTIONS, answers_to, session
 
 from fedllm.alignment.private_files import require_public
 from fedllm.config import RunConfig, parse, to_toml
 from fedllm.errors import RefusedError
+from fedllm.rating.answers import AnswerFile
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -101,7 +103,9 @@ def test_a_run_that_the_named_one_began_with_counts_too(tmp_path, records):
         asked(train, [second])
 
 
-@pytest.mark.parametrize("column", ["chosen", "rejected", "label", "output", "Patient_ID"])
+@pytest.mark.parametrize(
+    "column", ["chosen", "Ranks", "answers", "context", "rater", "label", "Patient_ID"]
+)
 def test_rows_of_records_are_refused(tmp_path, records, column):
     path = prompts(tmp_path / "prompts.jsonl", **{column: "x"})
     with pytest.raises(RefusedError, match=f"with '{column}' its rows are records"):
@@ -128,6 +132,34 @@ def test_prompts_of_records_are_refused_in_a_file_of_their_own(tmp_path, task):
     path = write(tmp_path / "many.jsonl", [{"prompt": text} for text in many])
     with pytest.raises(RefusedError, match="40 of the 40 prompts stand in the records"):
         asked(path, [run], found=many)
+
+
+@pytest.mark.parametrize("which", ["asked", "answered"])
+def test_what_stands_in_rankings_is_refused_alone(tmp_path, which):
+    """With its context before it, or taken out of the list of answers."""
+    rows = [
+        {"prompt": f"p{n}", "context": "ward", "answers": [f"a {n}", f"b {n}"], "ranks": [1, 2]}
+        for n in range(40)
+    ]
+    run = run_of(tmp_path / "r", write(tmp_path / "site/rankings.jsonl", rows), "preference")
+    found = [f"ward\n\np{n}" if which == "asked" else f"B {n}" for n in range(40)]
+    path = write(tmp_path / "prompts.jsonl", [{"prompt": text} for text in found])
+    with pytest.raises(RefusedError, match="40 of the 40 prompts stand in the records"):
+        asked(path, [run], found=found)
+
+
+@pytest.mark.parametrize("name", ["prompts.jsonl", "prompts.txt", "cases.answers.jsonl"])
+def test_what_raters_saw_and_said_is_refused_under_every_name(tmp_path, name):
+    asked(prompts(tmp_path / "public.jsonl"), [])
+    if "answers" in name:
+        said = AnswerFile(tmp_path / name, ORIGIN)
+        said.add(QUESTIONS[0], answers_to(QUESTIONS[0]))
+    else:
+        with session(tmp_path) as rated:
+            rated.obey("s", rated.item())
+        (tmp_path / "ratings.jsonl").rename(tmp_path / name)
+    with pytest.raises(RefusedError, match="fedllm wrote it at a site"):
+        asked(tmp_path / name, [])
 
 
 def test_no_prompt_stands_in_what_is_said(tmp_path):

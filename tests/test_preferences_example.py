@@ -1,0 +1,155 @@
+"""The example of preferences: its truth, settings, table, and all of it in its tiniest form."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from fedllm.config import load_run_config
+from fedllm.config.alignment import load_align_config
+from fedllm.runs.summary import Summary, write_summary
+from fedllm.tasks import task_of
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples/preferences"
+
+
+@pytest.fixture
+def part(monkeypatch):
+    """Import one of the example's files, which are scripts and no package."""
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    names = ("prepare", "score", "table", "run")
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    before = {name: sys.modules.pop(name, None) for name in names}
+    yield load
+    for name in names:
+        sys.modules.pop(name, None)
+        if before[name] is not None:
+            sys.modules[name] = before[name]
+
+
+def test_what_a_model_wrote_is_worth_what_its_sentences_are(part):
+    prepare = part("prepare")
+    good, bad = "Open the card menu in the app.", "The weather is fine at sea."
+    depends = "It depends on the account, really."
+    assert prepare.worth(f"{good} {bad}") == 0.0
+    assert prepare.worth(f"{good}  {depends}\n") == 0.75
+    assert prepare.worth(f"{good} {good}") == -1.0
+    # Cut off: what is left of a sentence is none.
+    assert prepare.worth(f"{good} Open the card") == 0.0
+    assert prepare.worth(" ") < min(prepare.WORTH)
+    draw = prepare.random.Random(1)
+    for text, worth in (prepare.answer(draw) for _ in range(50)):
+        assert prepare.worth(text) == pytest.approx(worth)
+
+
+@pytest.fixture
+def prepared(part, tmp_path) -> Path:
+    """A folder with every hundredth record."""
+    part("prepare").prepare(tmp_path / "data", 100)
+    (tmp_path / "private-public.jsonl").write_text("")
+    return tmp_path
+
+
+def test_every_step_can_be_read_and_finds_its_data(part, prepared):
+    run = part("run")
+    form = replace(run.FORMS["quick"], banks=4)
+    for variant, step in run.steps(clear=True):
+        words = run.settings(prepared, variant, step, form)
+        if step in ("grpo", "ppo"):
+            config = load_align_config(run.file_of(step), words)
+            assert Path(config.model.start) == prepared / f"{variant}-taught"
+            assert Path(config.reward.judge or "") == prepared / f"{variant}-judge"
+            continue
+        found = load_run_config(run.file_of(step), words)
+        clear = variant != "private" or step == "selected"
+        assert (found.privacy.epsilon is None) == clear
+        if step == "selected":
+            # Nobody's records.
+            assert Path(found.data.train) == prepared / f"{variant}-public.jsonl"
+            continue
+        records = task_of(found).read(found.data.train, found.data)
+        alone = variant == "alone"
+        every = {"taught": 30, "judge": 20}.get(step, 80)
+        assert len(records) == (-(-every // 10) if alone else every)
+        sites = 2 if alone else 4
+        assert found.rounds.min_sites == sites
+        wanted = found.training.sampling_rate * len(records) / sites
+        assert found.training.batch_size == max(1, round(wanted))
+
+
+def test_a_bank_alone_has_what_it_has_among_the_others(prepared):
+    def lines(name):
+        return (prepared / f"data/{name}.jsonl").read_text().splitlines()
+
+    assert lines("alone") == lines("train")[::10]
+    assert not {*lines("asked")} & {*lines("prompts")}
+
+
+def finished(out: Path, step: str, epsilon: float | None = 8.0, **more) -> None:
+    summary = Summary(privacy={"epsilon": epsilon}, seconds={"total": 90.0}, **more)
+    (out / step).mkdir(parents=True)
+    write_summary(out / step, summary)
+
+
+def test_the_table_has_what_the_runs_wrote(part, tmp_path):
+    table = part("table")
+    finished(tmp_path, "private-taught", 7.5)
+    measured = {"accuracy": 0.75, "accuracy_low": 0.7, "accuracy_high": 0.8}
+    finished(tmp_path, "private-reward", 8.0, metrics=measured)
+    finished(tmp_path, "private-judge", 7.9)
+    gain = {"reward_gain": 1.5, "reward_gain_low": 1.25, "reward_gain_high": 1.75}
+    finished(tmp_path, "private-grpo", 0.0, alignment=gain)
+    finished(tmp_path, "clear-taught", None)
+    (tmp_path / "scores").mkdir()
+    scores = {
+        **{"win_rate": 0.8, "win_rate_low": 0.7, "win_rate_high": 0.9, "kl": 3.25},
+        **{"worth": 1.0, "worth_of_start": 0.1, "tokens": 20.0, "tokens_of_start": 18.0},
+        **{"empty": 0.0, "cut": 0.01, "repeated": 0.02},
+    }
+    (tmp_path / "scores/private-grpo.json").write_text(json.dumps(scores))
+    table.write_table(tmp_path, "quick", part("run").steps(clear=True))
+    lines = (tmp_path / "table.md").read_text().splitlines()[-5:]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    nothing = [""] * 8
+    assert cells[1][:4] == ["private", "reward", "8.00", "0.75 (0.70 to 0.80)"]
+    # Whoever took part in all that it is made of spent all of it.
+    assert cells[3] == [
+        *("private", "grpo", "7.50 + 8.00 + 7.90", "", "0.80 (0.70 to 0.90)"),
+        *("1.50 (1.25 to 1.75)", "3.25", "1.00, 0.10", "20.00, 18.00", "0.0%", "1.0%", "2.0%"),
+        "1.5",
+    ]
+    assert cells[4] == ["clear", "taught", "none", "", *nothing, "1.5"]
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [row["step"] for row in rows] == ["taught", "reward", "judge", "grpo", "taught"]
+
+
+@pytest.mark.slow
+def test_all_of_it_runs_and_is_not_run_again(tmp_path):
+    command = [sys.executable, EXAMPLE / "run.py", "--tiny", "--clear"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    told = []
+    for _ in range(2):
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        told.append(done.stdout)
+    assert told[1].count("is finished already") >= 19
+    rows = json.loads((tmp_path / "runs/preferences-tiny/results.json").read_text())["rows"]
+    assert len(rows) == 19
+    private = {row["step"]: row for row in rows if row["variant"] == "private"}
+    # All that a selected model learned of rankings it learned of the released selector.
+    assert len(private["selected"]["epsilons"]) == 2
+    assert all(one <= 8 for row in private.values() for one in row["epsilons"])
+    assert all(row["epsilons"] is None for row in rows if row["variant"] != "private")
