@@ -18,8 +18,9 @@ from fedllm.canonical import read_object
 from fedllm.config import RunConfig
 from fedllm.config.locations import resolve_location
 from fedllm.data.columns import ColumnMap
-from fedllm.data.questions import question, seen
+from fedllm.data.questions import question
 from fedllm.data.readers import data_files, file_rows
+from fedllm.data.spelling import seen
 from fedllm.errors import ConfigError, FedllmError, RefusedError
 from fedllm.files import file_sha256
 from fedllm.runs.names import RUN_TOML

@@ -6,14 +6,14 @@ the model afterwards must mean the same by a prompt, since all that is said of o
 
 from __future__ import annotations
 
-
-def seen(text: str) -> str:
-    """Return what tells a text from others: white space does not."""
-    return " ".join(text.split())
+from fedllm.data.spelling import seen
 
 
 def event_key(prompt: str, context: str) -> tuple[str, str]:
-    """Return what all that is said of one prompt and context has in common."""
+    """Return what all that is said of one prompt and context has in common.
+
+    White space, invisible characters and forms of Unicode tell no two apart.
+    """
     return seen(prompt), seen(context)
 
 

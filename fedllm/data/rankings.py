@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from itertools import permutations
 from math import isfinite
 
-from fedllm.data.questions import event_key, seen
+from fedllm.data.questions import question
+from fedllm.data.spelling import seen
 from fedllm.data.values import BadValueError, list_value, text_value
 
 FEWEST, MOST = 2, 8
@@ -143,9 +144,12 @@ def together(rankings: Sequence[Ranking]) -> Ranking:
     return Ranking(first.prompt, first.context, tuple(texts), tuple(pairs))
 
 
-def event_of(ranking: Ranking) -> tuple[str, str]:
-    """Return what rows of one ranking event have in common, whatever white space they have."""
-    return event_key(ranking.prompt, ranking.context)
+def event_of(ranking: Ranking) -> str:
+    """Return what rows of one ranking event have in common: the question, as it can be seen.
+
+    So a context that stands in the prompt's own field makes no other event.
+    """
+    return seen(question(ranking.prompt, ranking.context))
 
 
 def texts_value(value: object, column: str) -> str:

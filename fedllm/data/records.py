@@ -36,6 +36,9 @@ class Record:
         Which column each role was read from, where it was read; one object for a source.
     group : str, optional
         What the record is of, when ``data.group`` is set and names it.
+    about : str, optional
+        What stays the same where its values may grow, as of a record that is made of several rows;
+        none: all of its values.
     """
 
     # Private: left out of repr so that no log or traceback shows them.
@@ -46,6 +49,7 @@ class Record:
     row: int = field(default=0, repr=False, compare=False)
     columns: Mapping[str, str] | None = field(default=None, repr=False, compare=False)
     group: str | None = field(default=None, repr=False)
+    about: str | None = field(default=None, repr=False, compare=False)
 
     @property
     def where(self) -> str:

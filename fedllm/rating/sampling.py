@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fedllm.data.questions import seen
 from fedllm.data.records import RowProblems
+from fedllm.data.spelling import seen
 from fedllm.errors import ConfigError
 from fedllm.models import checkpoints
 from fedllm.models.drawing import Sampling

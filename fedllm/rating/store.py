@@ -11,8 +11,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedllm import clock
-from fedllm.data.questions import seen
 from fedllm.data.rankings import FEWEST, MOST
+from fedllm.data.spelling import seen
 from fedllm.errors import ConfigError
 from fedllm.rating.answers import Drawn, Origin, require_same
 from fedllm.rating.lines import PrivateLines

@@ -139,19 +139,23 @@ class Selecting(Judging):
             for prompt, context, answers in asked
         ]
         tokenizer = self._model.tokenizer
-        dataset = encode(records, Choices(tokenizer, self._max_length), tokenizer, self._max_length)
-        return [self._of_one(dataset, row, record) for row, record in enumerate(records)]
+        reading = Choices(tokenizer, self._max_length)
+        dataset = encode(records, reading, tokenizer, self._max_length)
+        rankings = [Ranking.read_back(record.values) for record in records]
+        return [
+            self._of_one(dataset, row, len(ranking.answers), reading.told_apart(ranking))
+            for row, ranking in enumerate(rankings)
+        ]
 
-    def _of_one(self, dataset: EncodedDataset, row: int, record: Record) -> list[float]:
-        ranking = Ranking.read_back(record.values)
+    def _of_one(
+        self, dataset: EncodedDataset, row: int, answers: int, pairs: Sequence[tuple[int, int]]
+    ) -> list[float]:
         found, _ = margins(self._model, self._model.moved(dataset.batch(np.array([row]))))
-        scores = [0.0] * len(ranking.answers)
-        others = max(len(scores) - 1, 1)
-        # Pairs that are the same in what is read of them were left out: nothing tells them apart.
-        if len(found) == len(ranking.pairs):
-            for (one, other), margin in zip(ranking.pairs, found.tolist(), strict=True):
-                scores[one] += margin / others
-                scores[other] -= margin / others
+        scores, others = [0.0] * answers, max(answers - 1, 1)
+        # A pair that is the same in what is read of it has no margin, and adds nothing.
+        for (one, other), margin in zip(pairs, found.tolist(), strict=True):
+            scores[one] += margin / others
+            scores[other] -= margin / others
         return scores
 
 

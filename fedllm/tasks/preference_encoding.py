@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -250,6 +250,11 @@ class Choices(Rankings):
     def _template(self) -> Template:
         return template_of(self.tokenizer)
 
+    def told_apart(self, ranking: Ranking) -> list[tuple[int, int]]:
+        """Return the pairs of answers that differ in what is read of them, in their order."""
+        alone = (replace(ranking, pairs=(pair,)) for pair in ranking.pairs)
+        return [one.pairs[0] for one in alone if self._of_event(one)[1]]
+
     @cached_property
     def _words(self) -> tuple[list[int], list[int], list[int]]:
         """Return what both words begin with, such as a space, and then a token of each."""
@@ -266,7 +271,7 @@ class Choices(Rankings):
 
 
 def _shares(lengths: Sequence[int], room: int) -> list[int]:
-    """Return how much of each part is kept, so that all fit: the longest give way first."""
+    """Return how much of a prompt and two answers is kept: the longest give way first."""
     if sum(lengths) <= room:
         return list(lengths)
     most = 0
@@ -275,7 +280,6 @@ def _shares(lengths: Sequence[int], room: int) -> list[int]:
         if most < length:
             break
     kept = [min(length, most) for length in lengths]
-    for place, length in enumerate(lengths):
-        if sum(kept) < room and kept[place] < length:
-            kept[place] += 1
+    # What is left goes to the first, the prompt: of two answers none is shown at greater length.
+    kept[0] += min(room - sum(kept), lengths[0] - kept[0])
     return kept

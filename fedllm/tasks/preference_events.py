@@ -43,7 +43,7 @@ def events(rows: Sequence[Record], most: int) -> list[Record]:
         If a row says nothing or contradicts itself: names file, row, field and remedy.
     """
     problems = RowProblems()
-    together_with: dict[tuple[str | None, str | None, tuple[str, str]], list[Record]]
+    together_with: dict[tuple[str | None, str | None, str], list[Record]]
     together_with = defaultdict(list)
     for row in rows:
         try:
@@ -60,7 +60,8 @@ def events(rows: Sequence[Record], most: int) -> list[Record]:
 def _event(rows: Sequence[Record], most: int) -> Record:
     kept = cap_records_per_unit([replace(row, unit="one event") for row in rows], most)
     ranking = together([ranking_of_row(row.values, row.columns or {}) for row in kept])
-    return replace(rows[0], values=ranking.written())
+    # More rows of it make no other event of it: what was held out stays so.
+    return replace(rows[0], values=ranking.written(), about=event_of(ranking))
 
 
 def disputed(records: Sequence[Record]) -> int:

@@ -9,13 +9,18 @@ from support.tasks import record
 
 from fedllm.config import RunConfig, parse
 from fedllm.data.rankings import Ranking
+from fedllm.errors import DataError, ShortOfMemoryError
+from fedllm.mechanisms import LocalSettings
+from fedllm.models import reference
 from fedllm.models.sequences import KINDS, WORD, unpacked
 from fedllm.privacy.dpsgd import clipped
 from fedllm.randomness import RandomStream
 from fedllm.tasks import preference_encoding, task_of
+from fedllm.tasks.preference_asking import Selecting
 from fedllm.training.local import clipped_gradient_sum
 
 BETA = 0.3
+SETTINGS = LocalSettings(1, 1.0, 12.0, 64, "sgd", 1.0, 1.0, 1.0, 1.0)
 CASES = [
     ("llama", "dpo"),
     ("gpt2", "ipo"),
@@ -219,3 +224,53 @@ def test_the_longest_record_that_a_gpu_is_tried_with_has_the_longest_sequences(
         losses = task_of(model).losses(model, _stretched(batch, 3, 60))
         assert losses.shape == (3,)
         assert bool(torch.isfinite(losses).all())
+
+
+LONG = "my card pay cash lost open bank fee close loan rate send " * 2
+
+
+@pytest.mark.parametrize("length", [24, 25, 32, 33])
+@pytest.mark.parametrize("words", [1, 2, 3])
+def test_a_selector_never_reads_more_of_one_answer_than_of_the_other(
+    words, length, tiny_checkpoint
+):
+    # Rows of pairs have the chosen answer first: a token more of it would be the label.
+    model = model_of(tiny_checkpoint, "llama", "selector")
+    ranking = Ranking(" ".join(["open"] * words), "", (LONG + "open", LONG + "card"), ((0, 1),))
+    with pytest.raises(DataError, match="the same in the"):
+        encoded(model, [ranking], length)
+
+
+def test_answers_that_are_alike_in_what_is_read_take_no_score_from_the_others(tiny_checkpoint):
+    model = model_of(tiny_checkpoint, "llama", "selector")
+    ((one, other, *alike),) = Selecting(model, 25).judge(
+        [("open", "", ["pay", "lost", LONG + "open", LONG + "card"])]
+    )
+    assert alike[0] == alike[1]
+    assert len({one, other, alike[0]}) == 3
+
+
+@pytest.mark.parametrize("error", [MemoryError, lambda: RuntimeError("can't allocate memory")])
+def test_a_lack_of_memory_decides_for_no_event(error, tiny_checkpoint, monkeypatch):
+    def gradient_sum(dataset):
+        return clipped_gradient_sum(model, dataset, SETTINGS, RandomStream.seeded(3))[0]
+
+    model, right = model_of(tiny_checkpoint), reference.answer_likelihoods
+    expected, held = gradient_sum(encoded(model)), model.adapter()
+
+    def short(*args):
+        if model.prefix.used_bytes > most:
+            raise error()
+        return right(*args)
+
+    monkeypatch.setattr(reference, "answer_likelihoods", short)
+    # Full of what is kept of other records; and too small for any.
+    most = 2000
+    np.testing.assert_array_equal(gradient_sum(encoded(model)), expected)
+    most = -1
+    dataset = encoded(model)
+    with pytest.raises(ShortOfMemoryError):
+        gradient_sum(dataset)
+    np.testing.assert_array_equal(model.adapter(), held)
+    most = 1 << 40
+    np.testing.assert_array_equal(gradient_sum(dataset), expected)

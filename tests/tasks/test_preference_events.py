@@ -10,6 +10,7 @@ import pytest
 from fedllm.config import DataSection
 from fedllm.data.rankings import Ranking
 from fedllm.errors import DataError
+from fedllm.federation.protocol.evaluating import Holdout
 from fedllm.tasks import task_of
 
 TASK = task_of("preference")
@@ -158,3 +159,22 @@ def test_a_record_is_one_unit_whatever_its_pairs(tmp_path, plain):
     assert [len(own) for own in dataset.pairs] == [4] * 5
     again = TASK.encode([replace(r, unit="one") for r in found], plain, 32)
     assert again.number_of_units == 1
+
+
+def test_the_same_question_in_another_form_of_unicode_or_place_is_one_event(tmp_path):
+    spelled = ["\u00e4 b", "a\u0308 b", "\u00e4\u200b b", "\ufeff\u00e4 b", "\u00e4\u00ad\u00a0b"]
+    rows = [pair(one, f"good {n}", "bad") for n, one in enumerate(spelled)]
+    assert len(read(tmp_path, rows)) == 1
+    rows = [pair("p", "x", "y", context="c"), pair("c\n\np", "z", "y")]
+    assert len(read(tmp_path, rows)) == 1
+
+
+def test_what_is_held_out_stays_so_when_an_event_grows(tmp_path):
+    def held(rows):
+        _, out = Holdout(b"k" * 32, 0.2).split(read(tmp_path, rows))
+        return {record.values["prompt"] for record in out}
+
+    rows = [pair(f"p{n}", "x", "y") for n in range(100)]
+    more = [pair(f"p{n}", "y", "z") for n in range(100)]
+    assert 5 < len(held(rows)) < 50
+    assert held(rows) == held([*rows, *more]) == held([*more, *rows][::-1])

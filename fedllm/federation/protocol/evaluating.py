@@ -137,7 +137,8 @@ class Holdout:
         return kept, held
 
     def _holds(self, record: Record) -> bool:
-        about = record.canonical() if record.unit is None else record.unit.encode()
+        said = record.about if record.unit is None else record.unit
+        about = record.canonical() if said is None else said.encode()
         tag = hmac.digest(self.key, about, "sha256")
         return int.from_bytes(tag[:8], "big") < self.fraction * 2.0**64
 
