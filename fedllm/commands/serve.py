@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import typer
@@ -79,7 +80,7 @@ def serve(
             "packages that `fedllm serve` needs are not installed", remedy_of("serve")
         ) from None
     from fedllm.models.prompt_cache import PromptCache
-    from fedllm.processes import say, stop_on_signals
+    from fedllm.processes import leave, say, stop_on_signals
     from fedllm.serving.door import Gate, Limits
     from fedllm.serving.engine import Engine
     from fedllm.serving.guard import read_guard
@@ -129,4 +130,6 @@ def serve(
     finally:
         engine.stop(5.0)
     say("stopped")
+    if threading.active_count() > 1:
+        leave(stop.exit_code)
     raise typer.Exit(stop.exit_code)

@@ -104,3 +104,42 @@ def test_it_serves_until_it_is_told_to_stop(number, code, released):
     finally:
         program.kill()
         program.wait()
+
+
+# Reads prompts of some length for ever, within torch.
+SLOW = """
+from functools import wraps
+import torch
+from transformers import LlamaForCausalLM
+own = LlamaForCausalLM.forward
+@wraps(own)
+def forward(self, *others, input_ids=None, **more):
+    many = torch.ones(1000, 1000)
+    while input_ids is not None and input_ids.shape[1] > 24:
+        many = (many @ many).clamp(0, 1)
+    return own(self, *others, input_ids=input_ids, **more)
+LlamaForCausalLM.forward = forward
+from fedllm.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_it_ends_cleanly_where_a_prompt_is_still_read_for_nobody(released):
+    """An interpreter that ends beside torch's threads aborts (SIGABRT)."""
+    run = released("llama", "instruction")
+    command = [sys.executable, "-c", SLOW, "serve", str(run), "--port", "0"]
+    program = subprocess.Popen(
+        [*command, "--max-length", "100", "--time-limit", "2"], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        line = next(line for line in program.stderr if "serving" in line)
+        url = re.search(r"http://\S+", line)[0]
+        body = {"model": "run", "prompt": "card " * 40, "max_tokens": 4}
+        assert httpx.post(f"{url}/completions", json=body, timeout=60).status_code == 504
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(60) == 0
+        assert program.stderr.read().rstrip().endswith("stopped")
+    finally:
+        program.kill()
+        program.wait()
