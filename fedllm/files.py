@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -136,6 +137,19 @@ def write_json(path: Path, value: Any, durable: bool = True) -> None:
     if not text.replace("\n", "").isprintable():
         text = "".join(json.dumps(c)[1:-1] if is_hidden(c) and c != "\n" else c for c in text)
     write_bytes(path, text.encode() + b"\n", durable=durable)
+
+
+def share_as_new(folder: Path, pattern: str) -> None:
+    """Give files of a folder the permissions that a new one has, by the user's umask.
+
+    Some libraries write by way of temporary files, which are their owner's alone.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        made = Path(place) / "new"
+        made.touch()
+        mode = stat.S_IMODE(made.stat().st_mode)
+    for path in folder.glob(pattern):
+        path.chmod(mode)
 
 
 def require_new(folder: Path) -> None:
