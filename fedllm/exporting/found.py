@@ -19,7 +19,7 @@ from fedllm.models.naming import cached_folder, is_repository
 from fedllm.models.shared import SharedModel
 from fedllm.runs.names import RUN_TOML
 from fedllm.runs.record import read_config
-from fedllm.runs.start import find_start
+from fedllm.runs.start import GIVEN, find_start
 from fedllm.tasks import task_of
 
 # How the weights of a base model are held.
@@ -80,7 +80,7 @@ def find_released(location: Path, base: str | None = None) -> Found:
     CheckpointError
         If a file is missing or damaged, or ``base`` is another model than the adapter's.
     """
-    start = find_start(str(location), "RUN")
+    start = find_start(str(location), GIVEN)
     about = read_object(start.folder / saved.ABOUT)
     config = _config_beside(start.folder)
     place = _base_of(config, start.folder, about) if base is None else _base_at(base)

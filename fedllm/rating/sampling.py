@@ -12,7 +12,7 @@ from fedllm.models.drawing import Sampling
 from fedllm.models.generation import Writing
 from fedllm.rating.answers import Drawn, Model, Settings
 from fedllm.rating.prompts import Question, seen
-from fedllm.runs.start import find_start
+from fedllm.runs.start import GIVEN, find_start
 from fedllm.serving.released import is_released
 from fedllm.serving.usable import Usable
 from fedllm.tasks.prompting import Prompt
@@ -32,7 +32,7 @@ def model_at(location: Path) -> Model:
     if not is_released(location) and (location / "config.json").exists():
         found = checkpoints.fingerprint(location)
     else:
-        found = str(find_start(str(location), "RUN").about["adapter"])
+        found = str(find_start(str(location), GIVEN).about["adapter"])
     return Model(name=location.resolve().name, fingerprint=found)
 
 

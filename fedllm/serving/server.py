@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import threading
 import time
@@ -50,6 +51,24 @@ class Gate(Protocol):
         ...
 
 
+def listening_socket(address: Address) -> socket.socket:
+    """Open the address.
+
+    Raises
+    ------
+    ConfigError
+        If it is taken, or is no address.
+    """
+    try:
+        return bind(address.host, address.port)
+    except ConfigError as error:
+        raise ConfigError(
+            error.message,
+            "take another port with --port (0: a free one), stop the program that listens there, "
+            "or give an address of this machine with --host",
+        ) from None
+
+
 def serve(
     gate: Gate,
     address: Address,
@@ -69,7 +88,7 @@ def serve(
     ConfigError
         If the address is taken, or certificate or key cannot be read.
     """
-    where = bind(address.host, address.port)
+    where = listening_socket(address)
     config = uvicorn.Config(
         gate,  # type: ignore[arg-type]
         http=Door,

@@ -53,7 +53,10 @@ def test_what_cannot_be_served_is_told(released, tiny_checkpoint, tmp_path):
     run = released()
     assert "two models are called run" in refused(run, run).message
     assert "no name for a model" in refused(f"a b={run}").message
-    assert "there is no folder" in refused(tmp_path / "nothing").message
+    found = refused(tmp_path / "nothing")
+    assert "there is no folder" in found.message
+    # There is no --set here, and no run.toml.
+    assert "--set" not in found.remedy
     assert isinstance(refused(run, "--base", tiny_checkpoint("roberta")), CheckpointError)
     assert "needs its key" in refused(run, "--tls-certificate", "x").message
     keys = tmp_path / "keys.toml"
@@ -70,6 +73,7 @@ def test_a_port_that_is_taken_is_told(released):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         found = refused(released(), "--port", taken.getsockname()[1])
     assert "cannot listen" in found.message
+    assert "--port" in found.remedy
 
 
 @pytest.mark.slow

@@ -181,8 +181,8 @@ def test_how_many_were_measured_is_no_measure(finished):
     (run / "summary.json").write_text(json.dumps(told))
     text = card(read_run_folder(run), HANDED)
     assert "public test file (1,560 records):" in text
-    assert "| accuracy |" in text
-    assert "| records |" not in text
+    assert "| `accuracy` |" in text
+    assert "| `records` |" not in text
 
 
 @pytest.mark.parametrize(
