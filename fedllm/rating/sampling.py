@@ -12,8 +12,7 @@ from fedllm.models.drawing import Sampling
 from fedllm.models.generation import Writing
 from fedllm.rating.answers import Drawn, Model, Settings
 from fedllm.rating.prompts import Question, seen
-from fedllm.runs.start import GIVEN, find_start
-from fedllm.serving.released import is_released
+from fedllm.runs.start import GIVEN, find_start, is_released
 from fedllm.serving.usable import Usable
 from fedllm.tasks.prompting import Prompt
 

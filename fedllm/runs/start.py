@@ -88,6 +88,25 @@ def find_start(location: str, named: str = "model.start") -> StartedFrom:
     return StartedFrom(folder, {"adapter": _fingerprint(folder), **of_run})
 
 
+def is_released(location: Path) -> bool:
+    """Tell whether a folder is a run's or an adapter's, and no base model's."""
+    return (location / RUN_TOML).exists() or any(
+        (folder / _ABOUT).exists() for folder in (location, location / ADAPTER)
+    )
+
+
+def require_model(location: Path) -> None:
+    """Refuse a folder that holds no model at all, before anything is imported that loads one.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither a finished run's, nor an adapter's, nor has a whole model.
+    """
+    if is_released(location) or not (location / "config.json").exists():
+        find_start(str(location), GIVEN)
+
+
 def starting_point(config: RunConfig, state: RunState | None) -> StartedFrom | None:
     """Return the adapter that a run begins with; None where it has begun, or begins untrained.
 

@@ -220,8 +220,8 @@ def _simulate(
 
         if model.prefix.keeps:
             watching.note(
-                "the first rounds take longest: what the frozen layers make of a record is computed "
-                "when it is drawn for the first time, and kept"
+                "the first rounds take longest: what the frozen layers make of a record is "
+                "computed when it is drawn for the first time, and kept"
             )
 
     def work(grid: Grid) -> None:

@@ -76,6 +76,25 @@ def test_a_port_that_is_taken_is_told(released):
     assert "--port" in found.remedy
 
 
+def test_it_stops_while_it_loads(tmp_path):
+    """And says what it loads."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").touch()
+    program = subprocess.Popen(
+        [sys.executable, "-m", "fedllm", "serve", str(tmp_path / "base"), "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert "loading base" in program.stderr.readline()
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(60) == 0
+        assert program.stderr.read() == ""
+    finally:
+        program.kill()
+        program.wait()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_it_serves_until_it_is_told_to_stop(number, code, released):
