@@ -182,8 +182,8 @@ def _base_of(config: RunConfig | None, folder: Path, about: Mapping[str, Any]) -
             "folder's fingerprint); the adapter's README.md says what model it is",
         )
     raise ConfigError(
-        f"the base model of the adapter in {folder}, {repository} ({print_of}), is not in this "
-        f"machine's hub cache, nor in an installed Python package{there}",
+        f"the base model of the adapter in {folder}, {repository}, is not in this machine's hub "
+        f"cache, nor in an installed Python package ({print_of}){there}",
         f"put it there where there is a network (hf download {repository}), or name its folder "
         "with --base; fedllm fetches nothing",
     )
