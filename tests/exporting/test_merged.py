@@ -123,7 +123,9 @@ def test_the_script_needs_no_base(finished, tmp_path, lora):
     torch.testing.assert_close(rows_of(found), torch.stack(wanted), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664)])
+@pytest.mark.parametrize(
+    ("umask", "mode"), [(0o022, 0o644), pytest.param(0o002, 0o664, marks=pytest.mark.slow)]
+)
 def test_weights_are_for_whom_new_files_are(umask, mode, finished, tmp_path):
     """safetensors writes files of their owner alone."""
     before = os.umask(umask)

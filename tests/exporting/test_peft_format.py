@@ -12,6 +12,8 @@ import pytest
 import torch
 from exporting.conftest import LABELS
 from safetensors.torch import load_file, save_file
+from support.tiny_models import save_tiny
+from transformers import AutoConfig, AutoModel
 
 from fedllm.errors import CheckpointError, ConfigError, FedllmError, TrainingError
 from fedllm.exporting import peft_format
@@ -123,7 +125,7 @@ def test_the_script_of_a_classifier_runs_without_fedllm(finished, tmp_path, tiny
 
 
 def test_a_script_that_is_misused_says_how_it_is_used(finished, tmp_path, tiny):
-    """In a line, and at once but for the base that fits not."""
+    """In a line, and at once."""
     run, out = finished("bert"), tmp_path / "out"
     export(run, out, "peft")
     cases = [
@@ -131,7 +133,6 @@ def test_a_script_that_is_misused_says_how_it_is_used(finished, tmp_path, tiny):
         ((tiny("bert"),), "usage: python use.py BASE TEXT..."),
         ((tmp_path, "a text"), "is no folder of a base model"),
         ((tmp_path / "nothing", "a text"), "is no folder of a base model"),
-        ((tiny("modernbert"), "a text"), "cannot be loaded, or is not what this is for"),
     ]
     for given, words in cases:
         done = ran(out, *given)
@@ -140,6 +141,28 @@ def test_a_script_that_is_misused_says_how_it_is_used(finished, tmp_path, tiny):
         assert words in done.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
+def test_a_base_that_fits_not_is_told_in_a_line(finished, tmp_path, tiny):
+    for lora in ({}, {"rank": 0, "last_layers": None}):
+        out = tmp_path / f"out{len(lora)}"
+        export(finished("bert", name=f"run{len(lora)}", lora=lora), out, "peft")
+        done = ran(out, save_wide(tmp_path) if lora else tiny("modernbert"), "a text")
+        assert (done.returncode, done.stdout) == (1, ""), done.stderr
+        assert "Traceback" not in done.stderr
+        told = done.stderr.strip().splitlines()[-1]
+        assert "cannot be loaded, or is not what this is for" in told
+
+
+def save_wide(folder):
+    """A base of the same kind whose states are wider than the head."""
+    made = save_tiny("bert", folder / "wide")
+    config = json.loads((made / "config.json").read_text()) | {"hidden_size": 32}
+    (made / "config.json").write_text(json.dumps(config))
+    AutoModel.from_config(AutoConfig.from_pretrained(made)).save_pretrained(made)
+    return made
+
+
+@pytest.mark.slow
 def test_a_base_of_a_package_is_found_without_fedllm(finished, tmp_path, tiny, monkeypatch):
     run, out = finished("bert"), tmp_path / "out"
     location = "package:a_package_of_a_base/model"
@@ -172,12 +195,14 @@ def test_words_of_a_run_are_no_program(finished):
 def test_the_script_of_a_language_model_runs_without_fedllm(finished, tmp_path, tiny):
     run = finished("qwen2", "instruction")
     export(run, tmp_path / "out", "peft")
-    # The model has 64 positions.
-    done = ran(tmp_path / "out", tiny("qwen2"), "card " * 70)
-    assert "Traceback" not in done.stderr
-    assert done.stderr.strip().endswith("tokens leaves no room in a model of 64")
     released = read_released(run)
-    (line,) = use(tmp_path / "out", tiny("qwen2"), "card cash")
+    # The model has 64 positions; the template takes four.
+    prompts = ("card cash", "cash " * 56, "card " * 70)
+    done = ran(tmp_path / "out", tiny("qwen2"), *prompts)
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().endswith("of 74 tokens leaves no room in a model of 64")
+    line, late = map(json.loads, done.stdout.splitlines())
+    assert 0 < len(late["answer"].split()) <= 64 - 60
     tokenizer, module = released.model.tokenizer, released.model.module
     from fedllm.data.template import end_token_id
     from fedllm.tasks.prompting import TemplatedPrompting
