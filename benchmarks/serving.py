@@ -153,9 +153,10 @@ def first_token(generator: Generator, known: int, new: int, repeats: int) -> Non
 
 def read(generator: Generator, prompt: list[int], kept: KeptPrompts | None) -> None:
     """Read a prompt and write one token."""
-    RunningBatch(generator.network, 0).add(
-        [row_of(generator, tuple(prompt), Writing(1), kept)],
-    )
+    batch = RunningBatch(generator.network, 0)
+    batch.add([row_of(generator, tuple(prompt), Writing(1), kept)])
+    while len(batch):
+        batch.step()
 
 
 if __name__ == "__main__":

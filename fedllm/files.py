@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,7 +32,8 @@ _OF_THE_DISK = frozenset(
 )
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Force to disk which files a folder has."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -110,7 +112,7 @@ def atomic_file(path: Path, mode: int = 0o644, durable: bool = True) -> Iterator
         temporary.chmod(mode)
         temporary.replace(path)
         if durable:
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
@@ -136,6 +138,19 @@ def write_json(path: Path, value: Any, durable: bool = True) -> None:
     if not text.replace("\n", "").isprintable():
         text = "".join(json.dumps(c)[1:-1] if is_hidden(c) and c != "\n" else c for c in text)
     write_bytes(path, text.encode() + b"\n", durable=durable)
+
+
+def share_as_new(folder: Path, pattern: str) -> None:
+    """Give files of a folder the permissions that a new one has, by the user's umask.
+
+    Some libraries write by way of temporary files, which are their owner's alone.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        made = Path(place) / "new"
+        made.touch()
+        mode = stat.S_IMODE(made.stat().st_mode)
+    for path in folder.glob(pattern):
+        path.chmod(mode)
 
 
 def require_new(folder: Path) -> None:
@@ -179,7 +194,7 @@ def atomic_directory(path: Path, mode: int = 0o755) -> Iterator[Path]:
         if path.exists():
             path.replace(retired)
         temporary.replace(path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
         shutil.rmtree(retired, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -207,12 +222,12 @@ def publish_directory(filled: Path, path: Path) -> None:
     try:
         for inner in (*filled.rglob("*"), filled):
             if inner.is_dir():
-                _sync_directory(inner)
+                sync_directory(inner)
             else:
                 with inner.open("rb") as stream:
                     os.fsync(stream.fileno())
         filled.rename(path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         raise _failure(path, error) from error
 
@@ -282,6 +297,7 @@ def append_line(path: Path, line: str, durable: bool = True) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
         with path.open("ab") as stream:
             start = stream.tell()
             try:
@@ -289,6 +305,9 @@ def append_line(path: Path, line: str, durable: bool = True) -> None:
                 stream.flush()
                 if durable:
                     os.fsync(stream.fileno())
+                    # A name that a crash takes away takes the line with it.
+                    if new:
+                        sync_directory(path.parent)
             except OSError:
                 with suppress(OSError):
                     os.truncate(path, start)

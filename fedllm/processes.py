@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
 from fedllm.errors import FedllmError
 from fedllm.locks import exclusive
@@ -85,6 +86,33 @@ def stop_on_signals() -> Stop:
     signal.signal(signal.SIGTERM, note)
     signal.signal(signal.SIGINT, note)
     return stop
+
+
+def leave(code: int) -> NoReturn:
+    """End this program now, also where threads still compute for nobody.
+
+    An interpreter that ends in the usual way waits for some threads as long as they like, and
+    ends others within what they compute, where the whole process is aborted.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+@contextmanager
+def leaving_on_signals() -> Iterator[None]:
+    """Leave at once when told to stop: what the block does is nobody's loss."""
+    codes = {signal.SIGTERM: 0, signal.SIGINT: 130}
+    before = {
+        number: signal.signal(number, lambda number, frame: leave(codes[signal.Signals(number)]))
+        for number in codes
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def start_module(

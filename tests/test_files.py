@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from fedllm import files
 from fedllm.errors import FedllmError, StorageError
+from fedllm.rating.lines import PrivateLines
 
 
 def full_disk(*_: object) -> None:
@@ -82,6 +84,26 @@ def test_a_line_that_a_crash_cut_off_spoils_no_later_one(tmp_path: Path) -> None
         path.write_bytes(before)
         files.append_line(path, "three")
         assert path.read_bytes() == after + b"three\n"
+
+
+def test_the_name_of_a_new_file_is_on_disk_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, own = list[bool](), os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        own(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.append_line(tmp_path / "m.jsonl", "one")
+    assert synced == [False, True]
+    files.append_line(tmp_path / "m.jsonl", "two")
+    assert synced == [False, True, False]
+    PrivateLines(tmp_path / "p.jsonl").prepare()
+    assert synced[3:] == [True]
+    PrivateLines(tmp_path / "p.jsonl").prepare()
+    assert len(synced) == 4
 
 
 def test_nan_is_no_json(tmp_path: Path) -> None:

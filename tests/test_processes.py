@@ -186,3 +186,17 @@ def test_a_journal_that_cannot_be_written_stops_no_service(monkeypatch, error):
 
     monkeypatch.setattr(sys, "stderr", Broken())
     say("a word")
+
+
+def test_a_program_ends_also_where_a_thread_still_computes():
+    program = (
+        "import threading, time\n"
+        "from fedllm.processes import leave\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "print('told', end='')\n"
+        "leave(3)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, "told", "")

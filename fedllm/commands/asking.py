@@ -72,6 +72,7 @@ def opened(
     kit: Path | None,
 ) -> Usable:
     """Load what is to be asked, and tell what there is to know of it."""
+    check_model(location)
     from fedllm.serving.usable import open_usable
 
     own_layer = None if kit is None else own_layer_of(kit)
@@ -85,12 +86,13 @@ def opened(
 def own_layer_of(kit: Path) -> OwnLayerOf:
     """Return what reads a site's own layer for a released model."""
     from fedllm.identity.kits import read_kit
-    from fedllm.personal.own_layer import OwnLayer
-    from fedllm.personal.sealed import open_own_layer, own_layer_path
     from fedllm.processes import keep_memory_private
 
     keep_memory_private()
     own = read_kit(kit, "site")
+    # These import torch.
+    from fedllm.personal.own_layer import OwnLayer
+    from fedllm.personal.sealed import open_own_layer, own_layer_path
 
     def of(released: Released) -> OwnLayer:
         sha256 = str(released.about["adapter"])
@@ -125,6 +127,25 @@ def check_asked(texts: list[str], file: str | None, option: str) -> None:
         for path in data_files(file):
             with opened_file(path):
                 pass
+
+
+def check_model(location: Path) -> None:
+    """Refuse a folder without a model before torch is imported, which takes many seconds."""
+    from fedllm.runs.start import require_model
+
+    require_model(location)
+
+
+def check_out(out: Path | None) -> None:
+    """Refuse, before a model is loaded, a file that cannot be written.
+
+    Raises
+    ------
+    ConfigError
+        If it is a folder.
+    """
+    if out is not None and out.is_dir():
+        raise ConfigError(f"--out {out} is a folder", "name a file; it is replaced as a whole")
 
 
 def asked_texts(texts: list[str], file: str | None, column: str) -> list[Asked]:

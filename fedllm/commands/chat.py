@@ -49,6 +49,7 @@ def chat(
     earliest turns are left out, and it is told how many. Works on a pipe: one question a line, one
     answer each.
     """
+    asking.check_model(run)
     writing = asking.writing_of(new_tokens, temperature, top_p, seed, stop)
     found = asking.opened(run, base, device, max_length, kit)
     from fedllm.serving.conversation import Conversation

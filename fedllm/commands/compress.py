@@ -14,6 +14,8 @@ import typer
 
 from fedllm.commands import compress_report, options
 from fedllm.commands.help import CommandGroup
+from fedllm.files import require_new
+from fedllm.runs.start import GIVEN, find_start
 from fedllm.visible import visible
 
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ def prune(
     channels, heads and blocks make tensors smaller. What matters is seen by --texts; without them
     single weights go by their size. Zeros stay zero while what is left is taught.
     """
+    _check(run, out)
     from fedllm.compression.steps import Pruning, prune_run
     from fedllm.errors import ConfigError
 
@@ -119,6 +122,7 @@ def distill(
     On public texts. For private ones, start a federated run with the student as its base model:
     there they are noised and charged.
     """
+    _check(run, out)
     from fedllm.compression.steps import Texts, distil_run
 
     teaching = _teaching(steps, learning_rate, rows, seed, temperature, hidden)
@@ -155,6 +159,7 @@ def quantize(
     With --texts and --steps its weights are trained first so that, rounded, they answer as the
     whole model does.
     """
+    _check(run, out)
     from fedllm.compression.steps import quantize_run
 
     held = cast("Integers | Short", to)
@@ -183,6 +188,7 @@ def pack(
     Large matrices become one of 15, 31 or 63 values a weight, or zero, in Huffman's code. `fedllm
     compress unpack` makes an ordinary folder of it again, with the values to the bit.
     """
+    require_new(out)
     from fedllm.compression.packing import pack as write
 
     sizes = write(folder, out, times_smaller)
@@ -217,6 +223,7 @@ def unpack(
     out: Path = _OUT,
 ) -> None:
     """Make an ordinary folder of a packed one."""
+    require_new(out)
     from fedllm.compression.packing import unpack as write
 
     write(folder, out)
@@ -224,6 +231,12 @@ def unpack(
 
 
 app.command()(compress_report.report)
+
+
+def _check(run: Path, out: Path) -> None:
+    """Refuse what can be refused before torch is imported, which takes many seconds."""
+    require_new(out)
+    find_start(str(run), GIVEN)
 
 
 def _texts(location: str | None, column: str) -> Texts | None:

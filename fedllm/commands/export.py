@@ -41,6 +41,12 @@ def export(
     does; else nothing is left of the folder. A model card says what it is, and a script of a few
     lines uses it.
     """
+    from fedllm.files import require_new
+    from fedllm.runs.start import GIVEN, find_start
+
+    # Before torch is imported, which takes many seconds.
+    require_new(out)
+    find_start(str(run), GIVEN)
     from fedllm.exporting.export import export as write
 
     written = write(run, out, cast("Format", format_), base, dtype)

@@ -55,8 +55,10 @@ def generate(
     terminal as it is written; otherwise JSON Lines are printed when all answers are there, in the
     order of the prompts, without the prompts themselves. A row's field id is handed on.
     """
-    writing = asking.writing_of(new_tokens, temperature, top_p, seed, stop)
     asking.check_asked(prompt, file, "--prompt")
+    asking.check_out(out)
+    asking.check_model(run)
+    writing = asking.writing_of(new_tokens, temperature, top_p, seed, stop)
     found = asking.opened(run, base, device, max_length, kit)
     generator = found.require_generator()
     asked = asking.asked_texts(prompt, file, found.column)

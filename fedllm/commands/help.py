@@ -1,8 +1,9 @@
 """Groups of commands whose ``--help`` is plain and complete.
 
-Two faults of typer 0.20 (Flower 1.41 allows no later one) are mended here. It escapes
+Three faults of typer 0.20 (Flower 1.41 allows no later one) are mended here. It escapes
 ``[required]`` and ``[default: ...]`` for rich even where plain text is printed, so that a
-backslash shows. And it sets an argument's help text before click's own constructor runs,
+backslash shows. It names the command that was perhaps meant, as click itself does since 8.4, so
+that both do. And it sets an argument's help text before click's own constructor runs,
 which since click 8.5 resets it.
 """
 
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 import click
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 from typer.models import ArgumentInfo
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -50,8 +51,26 @@ class Command(TyperCommand):
                     formatter.write_dl(shown)
 
 
+class Group(TyperGroup):
+    """Names a command that was perhaps meant once."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; see `click.Group.resolve_command`."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if getattr(error, "possibilities", None):
+                raise click.UsageError(error.message, ctx) from None
+            raise
+
+
 class CommandGroup(typer.Typer):
     """Commands that share a first word."""
+
+    def __init__(self, cls: type[TyperGroup] = Group, **settings: Any) -> None:
+        super().__init__(cls=cls, **settings)
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Function], Function]:
         """Add a function as a command; see `typer.Typer.command`."""

@@ -54,6 +54,7 @@ def predict(
     and a list of answers; each answer gets a score and a rank, 1 for the best.
     """
     asking.check_asked(text, file, "--text")
+    asking.check_out(out)
     found = asking.opened(run, base, device, max_length, kit)
     if found.judging is not None:
         _judge(found, file, out, json_output)

@@ -7,17 +7,16 @@ from pathlib import Path
 
 import click
 import typer
-from typer.core import TyperGroup
 
 from fedllm.commands import options, passphrase, provision_text
-from fedllm.commands.help import CommandGroup
+from fedllm.commands.help import CommandGroup, Group
 from fedllm.commands.joining import confirm_fingerprint, read_small_file
 from fedllm.errors import ConfigError
 
 _MAKE = "make"
 
 
-class _FileOrCommand(TyperGroup):
+class _FileOrCommand(Group):
     """Takes a first word that is no command for the federation's file."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

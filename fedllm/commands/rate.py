@@ -166,7 +166,7 @@ class _Model:
     def answers(self, out: Path, settings: Settings) -> AnswerFile:
         """Return the answers that lie beside the ratings."""
         from fedllm.rating.answers import AnswerFile, Origin
-        from fedllm.rating.sampling import model_at
+        from fedllm.rating.which import model_at
 
         origin = Origin(model=model_at(self._location), sampling=settings)
         return AnswerFile(out.with_name(f"{out.stem}.answers.jsonl"), origin)
@@ -235,7 +235,7 @@ def _on_terminal(session: Session) -> None:
 def _in_browser(session: Session, port: int) -> None:
     from fedllm.processes import say, stop_on_signals
     from fedllm.rating.browser import RatingPage
-    from fedllm.serving.server import Address, serve
+    from fedllm.serving.server import Address, listening_socket, serve
 
     stop = stop_on_signals()
     page = RatingPage(session, stop, say)
@@ -243,7 +243,8 @@ def _in_browser(session: Session, port: int) -> None:
     # Not into the log's form: it is an address to open.
     serve(
         page,
-        address,
+        listening_socket(address),
+        None,
         stop,
         lambda own: print(f"open http://127.0.0.1:{own}{page.path}", flush=True),
         5.0,

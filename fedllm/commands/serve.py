@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from fedllm.commands import asking, options
 from fedllm.errors import ConfigError
 from fedllm.extras import remedy_of
+
+if TYPE_CHECKING:
+    from fedllm.serving.server import Address
 
 
 def serve(
@@ -72,61 +79,77 @@ def serve(
     environment. Nothing that is asked or answered is logged. With --kit each run is also served
     with the site's own layer on top, under its name with -own behind.
     """
-    try:
-        from fedllm.serving.service import Service, application
-    except ModuleNotFoundError:
+    # Whatever can be refused is refused before torch is imported, which takes many seconds.
+    if any(find_spec(name) is None for name in ("fastapi", "prometheus_client", "uvicorn")):
         raise ConfigError(
             "packages that `fedllm serve` needs are not installed", remedy_of("serve")
-        ) from None
-    from fedllm.models.prompt_cache import PromptCache
-    from fedllm.processes import say, stop_on_signals
-    from fedllm.serving.door import Gate, Limits
-    from fedllm.serving.engine import Engine
+        )
+    from fedllm.processes import leave, leaving_on_signals, say, stop_on_signals
+    from fedllm.runs.start import require_model
     from fedllm.serving.guard import read_guard
     from fedllm.serving.keys import ENVIRONMENT, read_keys
-    from fedllm.serving.metrics import Metrics
-    from fedllm.serving.served import serve_models
-    from fedllm.serving.server import Address
+    from fedllm.serving.names import named_models
+    from fedllm.serving.server import Address, listening_socket, tls_context
     from fedllm.serving.server import serve as listen
 
+    environment = os.environ.get(ENVIRONMENT)
     address = Address(host, port, certificate, private_key)
-    if (certificate is None) != (private_key is None):
+    _require_safe(address, keys is not None or environment is not None)
+    places = named_models(models, kit is not None)
+    for place in places.values():
+        require_model(place.folder)
+    known = read_keys(keys, environment, frozenset(places))
+    masks = read_guard(patterns) if guard or patterns is not None else None
+    tls = tls_context(address)
+    own_layer = None if kit is None else asking.own_layer_of(kit)
+    with listening_socket(address) as where:
+        with leaving_on_signals():
+            say(f"loading {', '.join(places)}")
+            from fedllm.models.prompt_cache import PromptCache
+            from fedllm.serving.door import Gate, Limits
+            from fedllm.serving.engine import Engine
+            from fedllm.serving.metrics import Metrics
+            from fedllm.serving.served import serve_models
+            from fedllm.serving.service import Service, application
+
+            served = serve_models(
+                models, base, device, max_length, own_layer, lambda name: say(f"loading {name}")
+            )
+        stop = stop_on_signals()
+        metrics, cache = Metrics(), PromptCache(cache_mib << 20)
+        engine = Engine(rows, waiting, metrics.failed, cache, known.shared)
+        metrics.watch(lambda: engine.load, lambda: cache.used_bytes)
+        limits = Limits(time_s=time_s)
+        service = Service(served, engine, metrics, limits, masks, most_tokens)
+        gate = Gate(application(service), known, limits, metrics, say, lambda: engine.is_alive)
+        if not known.tenants:
+            say("no keys: every program of this machine can ask")
+        engine.start()
+        try:
+            listen(gate, where, tls, stop, lambda own: say(_told(served, address, own)), time_s)
+        finally:
+            engine.stop(5.0)
+    say("stopped")
+    if threading.active_count() > 1:
+        leave(stop.exit_code)
+    raise typer.Exit(stop.exit_code)
+
+
+def _told(names: Iterable[str], address: Address, port: int) -> str:
+    """Say what is served where."""
+    scheme = "http" if address.certificate is None else "https"
+    return f"serving {', '.join(names)} on {scheme}://{address.host}:{port}/v1"
+
+
+def _require_safe(address: Address, has_keys: bool) -> None:
+    """Refuse half a certificate, and another address than loopback without keys."""
+    if (address.certificate is None) != (address.key is None):
         raise ConfigError(
             "a certificate needs its key, and the other way round",
             "give --tls-certificate and --tls-key, or neither",
         )
-    environment = os.environ.get(ENVIRONMENT)
-    if not address.is_loopback and keys is None and environment is None:
+    if not address.is_loopback and not has_keys:
         raise ConfigError(
-            f"without keys, everybody who reaches {host} could ask these models",
-            f"give --keys FILE, or set {ENVIRONMENT}; or leave --host out",
+            f"without keys, everybody who reaches {address.host} could ask these models",
+            "give --keys FILE, or set FEDLLM_API_KEY; or leave --host out",
         )
-    masks = read_guard(patterns) if guard or patterns is not None else None
-    stop = stop_on_signals()
-    own_layer = None if kit is None else asking.own_layer_of(kit)
-    with asking.working("loading"):
-        served = serve_models(models, base, device, max_length, own_layer)
-    known = read_keys(keys, environment, frozenset(served))
-    limits = Limits(time_s=time_s)
-    metrics = Metrics()
-    cache = PromptCache(cache_mib << 20)
-    engine = Engine(rows, waiting, metrics.failed, cache, known.shared)
-    metrics.watch(lambda: engine.load, lambda: cache.used_bytes)
-    service = Service(served, engine, metrics, limits, masks, most_tokens)
-    gate = Gate(application(service), known, limits, metrics, say, lambda: engine.is_alive)
-    if not known.tenants:
-        say("no keys: every program of this machine can ask")
-    engine.start()
-    scheme = "http" if certificate is None else "https"
-    try:
-        listen(
-            gate,
-            address,
-            stop,
-            lambda own: say(f"serving {', '.join(served)} on {scheme}://{host}:{own}/v1"),
-            time_s,
-        )
-    finally:
-        engine.stop(5.0)
-    say("stopped")
-    raise typer.Exit(stop.exit_code)

@@ -28,7 +28,7 @@ def package_folder(location: str) -> Path:
     for root in _roots(name):
         if os.path.isdir(root / inner):
             return root / inner
-    known = _locations_of_models()
+    known = locations_of_models()
     problem = (
         f"the Python package '{name}' has no folder '{inner}'"
         if _roots(name)
@@ -48,7 +48,7 @@ def _roots(name: str) -> list[Path]:
     return [Path(root) for root in (spec.submodule_search_locations or [])] if spec else []
 
 
-def _locations_of_models() -> list[str]:
+def locations_of_models() -> list[str]:
     """Return the locations of all checkpoints in installed packages."""
     found = set()
     for distribution in metadata.distributions():

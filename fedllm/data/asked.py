@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import BinaryIO
 
-from fedllm.data.columns import ColumnMap, Row
+from fedllm.data.columns import ColumnMap, MissingColumnError, Row
 from fedllm.data.readers import data_files, file_rows, json_rows
 from fedllm.data.records import RowProblems
 from fedllm.data.text_files import decoded_lines, lines_of_rows, row_lines
@@ -62,11 +62,14 @@ def read_asked(location: str, column: str, stream: BinaryIO) -> list[Asked]:
     problems, found = RowProblems(), list[Asked]()
     for source, rows in _sources(location, columns, stream):
         before = len(found) + problems.count
-        for row in rows:
-            try:
-                found.append(_asked(row, column, len(found) + problems.count + 1))
-            except BadValueError as error:
-                problems.add(row.where(source), str(error), error.remedy or _REMEDY)
+        try:
+            for row in rows:
+                try:
+                    found.append(_asked(row, column, len(found) + problems.count + 1))
+                except BadValueError as error:
+                    problems.add(row.where(source), str(error), error.remedy or _REMEDY)
+        except MissingColumnError as error:
+            raise error.of_a_file([column]) from None
         if len(found) + problems.count == before:
             raise DataError(f"{source} holds no texts", "check that it is the right source")
     problems.raise_if_any()
@@ -110,8 +113,9 @@ def _rows(lines: Iterator[str], source: str, columns: ColumnMap) -> Iterator[Row
         yield from json_rows(whole, source, columns)
         return
     (column,) = columns.required.values()
-    number = 0
+    if not head or not head[-1].strip():
+        return
     for place, line in enumerate(whole, 1):
-        if line.strip():
-            number += 1
-            yield Row(number, place, {column: line.rstrip("\r\n")})
+        # Left out, it would move all answers after it to another line.
+        blank = "" if line.strip() else "the line is blank"
+        yield Row(place, place, {column: line.rstrip("\r\n")}, blank)

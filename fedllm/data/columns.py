@@ -40,6 +40,11 @@ class Column(NamedTuple):
 class MissingColumnError(DataError):
     """A source lacks a column that the task needs."""
 
+    def of_a_file(self, names: Sequence[str]) -> DataError:
+        """Return the same of a file for which no key can name another column."""
+        wanted = ", ".join(f"'{name}'" for name in names)
+        return DataError(self.message, f"rename the column in the file; what is read: {wanted}")
+
 
 class Row(NamedTuple):
     """One row of a source: its fields, or the problem that left it unread.

@@ -154,7 +154,9 @@ class EncodedDataset:
         share = self.cut_tokens / (self.cut_tokens + len(self.tokens))
         return (
             f"{self.cut_records} of {len(self)} records are longer than model.max_length = "
-            f"{self.max_length} tokens: {share:.1%} of all tokens are cut off"
+            f"{self.max_length} tokens: {share:.1%} of all tokens are cut off. Of these "
+            "records the model reads the beginnings, which is enough for many tasks; a larger "
+            "model.max_length takes more time and memory"
         )
 
     def batch(self, indices: NDArray[np.int64]) -> dict[str, torch.Tensor]:

@@ -100,7 +100,7 @@ def card(run: RunFolder, handed: Handed) -> str:
         [f"# {run.config.name}", "", _what(run, handed)],
         list(handed.notes),
         ["## Use", "", _said(said.intended_use, "what the model is for", "intended_use")],
-        _code(handed),
+        _code(run, handed),
         ["## Base model", "", *_base(run, handed)],
         ["## Data", "", _said(said.data, "what the records are", "data"), "", *data(run)],
         ["## Quality", "", *_before_smaller(handed, "Measured"), *quality(run)],
@@ -156,9 +156,9 @@ def _said(words: str | None, what: str, key: str) -> str:
     return f"{UNKNOWN.capitalize()}: the coordinator did not say {what} (`card.{key}` of run.toml)."
 
 
-def _code(handed: Handed) -> list[str]:
+def _code(run: RunFolder, handed: Handed) -> list[str]:
     if not handed.script:
-        return []
+        return _commands(run)
     needs = "torch, transformers, safetensors and, for an adapter, peft"
     if handed.library == "onnx":
         needs = "numpy, onnxruntime and tokenizers"
@@ -166,6 +166,18 @@ def _code(handed: Handed) -> list[str]:
         needs = "llama-cpp-python"
     intro = f"The script belongs into this folder. It needs {needs}; and no fedllm."
     return [intro, "", "```python", handed.script.rstrip("\n"), "```"]
+
+
+def _commands(run: RunFolder) -> list[str]:
+    """Say how fedllm asks a model that no other tool knows."""
+    config, learned = run.config, run.config.preferences
+    judges = learned is not None and not learned.refers
+    labels = trains_a_head(config.task) or judges
+    lines = ["fedllm predict FOLDER FILE" if labels else "fedllm generate FOLDER --prompt TEXT"]
+    if not judges:
+        lines.append("fedllm serve FOLDER")
+    words = "fedllm alone knows this form. It is asked by these commands, FOLDER being this folder:"
+    return [words, "", "```", *lines, "```"]
 
 
 def _base(run: RunFolder, handed: Handed) -> list[str]:
@@ -210,12 +222,16 @@ def _before_smaller(handed: Handed, done: str) -> list[str]:
 
 
 def _quality(run: RunFolder) -> list[str]:
-    first, last = run.first_metrics, run.last_metrics
+    first, last = run.first_metrics, dict(run.last_metrics)
+    # How many were measured is no measure.
+    records = last.pop("records", None)
     lost = [name for name, value in run.section("metrics").items() if value is None]
     at_sites = {k: v for k, v in run.section("site_metrics").items() if v is not None}
     lines = []
     if last:
-        lines += ["On the coordinator's public test file:", "", "| measure | before | after |"]
+        size = f" ({records:,.0f} records)" if records else ""
+        lines += [f"On the coordinator's public test file{size}:", ""]
+        lines += ["| measure | before | after |"]
         lines += ["|---|---|---|"]
         lines += [
             f"| {cell(name)} | {number(first.get(name))} | {number(value)} |"

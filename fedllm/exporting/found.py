@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from fedllm.config import Precision, Quantization, RunConfig
-from fedllm.errors import CheckpointError, ConfigError
+from fedllm.config.packages import locations_of_models, package_folder
+from fedllm.errors import CheckpointError, ConfigError, FedllmError
 from fedllm.models import checkpoints, saved
 from fedllm.models.contents import held_as, read_object
 from fedllm.models.naming import cached_folder, is_repository
 from fedllm.models.shared import SharedModel
 from fedllm.runs.names import RUN_TOML
 from fedllm.runs.record import read_config
-from fedllm.runs.start import find_start
+from fedllm.runs.start import GIVEN, find_start
 from fedllm.tasks import task_of
 
 # How the weights of a base model are held.
@@ -79,10 +80,10 @@ def find_released(location: Path, base: str | None = None) -> Found:
     CheckpointError
         If a file is missing or damaged, or ``base`` is another model than the adapter's.
     """
-    start = find_start(str(location), "RUN")
+    start = find_start(str(location), GIVEN)
     about = read_object(start.folder / saved.ABOUT)
     config = _config_beside(start.folder)
-    place = _base_of(config, start.folder) if base is None else _base_at(base)
+    place = _base_of(config, start.folder, about) if base is None else _base_at(base)
     folder = checkpoints.checkpoint_folder(place)
     held = _PLAIN if config is None else (config.model.quantization, config.model.precision)
     if config is None or base is not None:
@@ -150,8 +151,12 @@ def _base_at(named: str) -> str:
     return str(cached)
 
 
-def _base_of(config: RunConfig | None, folder: Path) -> str:
-    """Return where the base lies: as the run says, or by its repository in the hub's cache."""
+def _base_of(config: RunConfig | None, folder: Path, about: Mapping[str, Any]) -> str:
+    """Return where the base lies.
+
+    As the run says; or by its repository in the hub's cache; or, by its fingerprint, in an
+    installed package.
+    """
     named: object = None
     if (folder / saved.LORA_CONFIG).exists():
         named = read_object(folder / saved.LORA_CONFIG).get("base_model_name_or_path")
@@ -163,18 +168,37 @@ def _base_of(config: RunConfig | None, folder: Path) -> str:
         return place
     if repository is not None and (cached := cached_folder(repository)) is not None:
         return str(cached)
-    there = f"; the run's was {place}" if place and place != repository else ""
+    told = about.get("base_fingerprint")
+    if (installed := _installed(told)) is not None:
+        return installed
+    was = None if config is None else config.model.path
+    there = f"; the run had it in {was}" if was else ""
+    print_of = f"fingerprint {str(told)[:16]}"
     if repository is None:
         raise ConfigError(
-            f"the base model of the adapter in {folder} is not on this machine where it was{there}",
-            "name its folder with --base",
+            f"the base model of the adapter in {folder} ({print_of}) is not on this machine where "
+            f"it was, nor in an installed Python package{there}",
+            "name its folder, or package:NAME/FOLDER, with --base (fedllm model show tells a "
+            "folder's fingerprint); the adapter's README.md says what model it is",
         )
     raise ConfigError(
         f"the base model of the adapter in {folder}, {repository}, is not in this machine's hub "
-        f"cache{there}",
+        f"cache, nor in an installed Python package ({print_of}){there}",
         f"put it there where there is a network (hf download {repository}), or name its folder "
         "with --base; fedllm fetches nothing",
     )
+
+
+def _installed(told: object) -> str | None:
+    """Return the ``package:`` location of the model with a fingerprint, if a package carries it."""
+    for location in locations_of_models():
+        try:
+            prints = checkpoints.fingerprints(package_folder(location))
+        except FedllmError:
+            continue
+        if told in (prints.earlier, *(held_as(prints.current, *h) for h in (_PLAIN, *_ROUNDED))):
+            return location
+    return None
 
 
 def _require_base(

@@ -15,16 +15,22 @@ import json
 import sys
 from pathlib import Path
 
+if len(sys.argv) < 2:
+    sys.exit("usage: python use.py TEXT...")
+
 from llama_cpp import Llama
 
 model = Llama(str(Path(__file__).parent / "model.gguf"), n_ctx=0, verbose=False)
 for prompt in sys.argv[1:]:
     text = {text}
     tokens = model.tokenize(text.encode(), add_bos={special}, special=True)
+    room = min(256, model.n_ctx() - len(tokens))
+    if room < 1:
+        sys.exit(f"a prompt of {{len(tokens)}} tokens leaves no room in {{model.n_ctx()}}")
     model.reset()
     answer = []
     for token in model.generate(tokens, temp=0.0, repeat_penalty=1.0):
-        if token == {end} or len(answer) == 256:
+        if token == {end} or len(answer) == room:
             break
         answer.append(token)
     found = {{"prompt": prompt, "answer": model.detokenize(answer).decode(errors="replace")}}

@@ -27,7 +27,7 @@ from fedllm.exporting.released import Released, quantized_notes
 from fedllm.exporting.scripts import Use
 from fedllm.exporting.standard_head import StandardHead, standard_head, with_standard_head
 from fedllm.exporting.written import Settings, Written
-from fedllm.files import write_bytes, write_json
+from fedllm.files import share_as_new, write_bytes, write_json
 from fedllm.models import checkpoints, saved
 from fedllm.models.about import LICENCE_FILE, stored_as
 from fedllm.models.core import folded
@@ -113,6 +113,7 @@ def write_checkpoint(
     whole.config = config
     with checkpoints.quietly():
         whole.save_pretrained(folder, max_shard_size=_SHARD)
+        share_as_new(folder, "*.safetensors")
 
 
 @torch.no_grad()

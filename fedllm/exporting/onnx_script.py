@@ -16,12 +16,15 @@ import json
 import sys
 from pathlib import Path
 
+HERE = Path(__file__).parent
+texts = sys.argv[1:]
+if not texts:
+    sys.exit("usage: python use.py TEXT...")
+
 import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-HERE = Path(__file__).parent
-texts = sys.argv[1:]
 session = onnxruntime.InferenceSession(HERE / "model.onnx", providers=["CPUExecutionProvider"])
 tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
 '''
@@ -40,21 +43,25 @@ shares /= shares.sum(-1, keepdims=True)
 """
 
 _OF_TEXTS = """for text, row in zip(texts, shares.tolist()):
-    found = {"text": text, "labels": dict(zip(labels, row))}
+    best = sorted(zip(labels, row), key=lambda one: -one[1])[:3]
+    found = {"text": text, "labels": dict(best)}
     print(json.dumps(found, ensure_ascii=False))
 """
 
 _OF_TOKENS = """tags = ["O", *(f"{place}-{label}" for label in labels for place in "BI")]
 for text, one, rows in zip(texts, encoded, shares.tolist()):
     count = sum(one.attention_mask)
-    found = [[part, dict(zip(tags, row))] for part, row in zip(one.tokens[:count], rows)]
+    best = [sorted(zip(tags, row), key=lambda one: -one[1])[:3] for row in rows[:count]]
+    found = [[part, dict(row)] for part, row in zip(one.tokens[:count], best)]
     print(json.dumps({"text": text, "tokens": found}, ensure_ascii=False))
 """
 
 _WRITTEN = """for prompt in texts:
     ids = tokenizer.encode({text}, add_special_tokens={special}).ids
     start = len(ids)
-    for _ in range(256):
+    if start >= {limit}:
+        sys.exit(f"a prompt of {{start}} tokens leaves no room in a model of {limit}")
+    for _ in range(min(256, {limit} - start)):
         row = np.array([ids], dtype=np.int64)
         inputs = {{"input_ids": row, "attention_mask": np.ones_like(row)}}
         following = int(session.run(None, inputs)[0][0, -1].argmax())
@@ -84,5 +91,7 @@ def onnx_script(model: SharedModel, config: RunConfig) -> str:
         template = template_of(tokenizer)
         inner = "prompt.strip()" if template.trims else "prompt"
         text, end = f"{template.before!r} + {inner} + {template.after!r}", end_token_id(tokenizer)
-    written = _WRITTEN.format(text=text, special=not asked, end=end)
+    longest = getattr(model.module.backbone.config, "max_position_embeddings", None)
+    limit = longest or "sys.maxsize"
+    written = _WRITTEN.format(text=text, special=not asked, end=end, limit=limit)
     return _START.format(what="What the model writes after each text") + written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,6 +18,7 @@ from fedllm.tasks import task_of
 
 SCRIPT = "use.py"
 _MOST_NEW_TOKENS = 256
+_PACKAGE = re.compile(r"package:[A-Za-z_]\w*(?:/[\w-][\w.-]*)*", re.ASCII)
 
 _START = '''"""{what}
 
@@ -26,11 +28,40 @@ import json
 import sys
 from pathlib import Path
 
-{imports}
-
-{head}HERE = Path(__file__).parent
+HERE = Path(__file__).parent
 {given}
+{imports}
+{head}
 '''
+
+_WITH_BASE = """if len(sys.argv) < 3:
+    sys.exit("usage: python {script} BASE TEXT...")
+base, *texts = sys.argv[1:]
+{found}if not (Path(base) / "config.json").is_file():
+    sys.exit(f"{{base}} is no folder of a base model; README.md names the one that is needed")
+"""
+
+_IN_A_PACKAGE = """if base.startswith("package:"):
+    from importlib.util import find_spec
+
+    name, _, inner = base.removeprefix("package:").partition("/")
+    package = find_spec(name)
+    if package is None:
+        sys.exit(f"the Python package {name}, which holds the base model, is not installed")
+    base = Path(package.submodule_search_locations[0]) / inner
+"""
+
+_WITHOUT_BASE = """if len(sys.argv) < 2:
+    sys.exit("usage: python {script} TEXT...")
+base, texts = HERE, sys.argv[1:]
+"""
+
+_LOADED = """try:
+{lines}
+except (KeyError, OSError, RuntimeError, ValueError) as error:
+    reason = " ".join(str(error).split())[:200]
+    sys.exit(f"the model in {{base}} cannot be loaded, or is not what this is for: {{reason}}")
+"""
 
 _SHOW = """    print(json.dumps({found}, ensure_ascii=False))
 """
@@ -42,13 +73,17 @@ _TEXTS = """tokens = tokenizer(
 inputs = {{name: tokens[name] for name in ("input_ids", "attention_mask")}}
 """
 
-_GENERATE = """for prompt in texts:
+_GENERATE = """limit = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+for prompt in texts:
     text = {text}
     ids = tokenizer(text, add_special_tokens={special})["input_ids"]
     ids = torch.tensor([{ids}])
+    room = min({most}, limit - {start})
+    if room < 1 or ids.shape[1] > limit:
+        sys.exit(f"a prompt of {{ids.shape[1]}} tokens leaves no room in a model of {{limit}}")
     with torch.no_grad():
         found = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens={most},
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=room,
             do_sample=False, eos_token_id={end}, pad_token_id={pad},
         )
     answer = tokenizer.decode(found[0, {start}:], skip_special_tokens=True)
@@ -113,14 +148,14 @@ def script(model: SharedModel, config: RunConfig, use: Use) -> str:
         _START.format(
             what=_what(config),
             script=SCRIPT,
-            arguments="BASE TEXT..." if use.base else "TEXT...",
-            imports=_imports(use),
-            head=f"\n{head_source}\n\n" if head_source else "",
-            given="base, *texts = sys.argv[1:]" if use.base else "base, texts = HERE, sys.argv[1:]",
+            arguments=_arguments(config, use),
+            given=_given(config, use),
+            imports=_imports(config, use),
+            head=f"\n\n{head_source}\n" if head_source else "",
         ).rstrip("\n")
         + "\n",
+        _quiet(config, use),
         _model(config, model, use),
-        _tokenizer(model, use),
         _work(config, model, use),
     ]
     return "".join(lines)
@@ -139,7 +174,40 @@ def _what(config: RunConfig) -> str:
     return "What the model writes after each text, as JSON Lines."
 
 
-def _imports(use: Use) -> str:
+def _package(config: RunConfig) -> str:
+    """Return in which installed package the base lies; a script holds no other words of a run."""
+    location = config.model.path
+    return location if _PACKAGE.fullmatch(location) else ""
+
+
+def _arguments(config: RunConfig, use: Use) -> str:
+    if not use.base:
+        return "TEXT..."
+    where = f", or {_package(config)}" if _package(config) else ""
+    return f"BASE TEXT...\n\nBASE is the base model's folder{where}."
+
+
+def _given(config: RunConfig, use: Use) -> str:
+    if not use.base:
+        return _WITHOUT_BASE.format(script=SCRIPT)
+    return _WITH_BASE.format(script=SCRIPT, found=_IN_A_PACKAGE if _package(config) else "")
+
+
+def _hushed(config: RunConfig, use: Use) -> bool:
+    """Tell whether what transformers says of weights that it misses or leaves out is expected."""
+    return trains_a_head(config.task) and (use.plain_head or use.base)
+
+
+def _quiet(config: RunConfig, use: Use) -> str:
+    if not _hushed(config, use):
+        return ""
+    return (
+        "# Of a head that the base brings or lacks; the trained one is put in its place.\n"
+        "logging.set_verbosity_error()\n"
+    )
+
+
+def _imports(config: RunConfig, use: Use) -> str:
     lines = ["import torch"]
     if use.plain_head:
         lines.append("from torch import Tensor")
@@ -148,7 +216,8 @@ def _imports(use: Use) -> str:
         lines.insert(1, "from peft import PeftModel")
     if use.plain_head or use.own:
         lines.append("from safetensors.torch import load_file")
-    lines.append(f"from transformers import {use.auto}, {_tokenizer_class(use)}")
+    hushed = ", logging" if _hushed(config, use) else ""
+    lines.append(f"from transformers import {use.auto}, {_tokenizer_class(use)}{hushed}")
     return "\n".join(lines)
 
 
@@ -176,15 +245,18 @@ def _model(config: RunConfig, model: SharedModel, use: Use) -> str:
             lines.append(f'tensors |= load_file(HERE / "{saved.CENTER}")')
         pooling = 'about["pooling"]' if pools_text(config.task) else '"none"'
         lines.append(f'head = Head(tensors, {pooling}, about["feature_scale"])')
-    return "\n".join(lines) + "\n"
+        lines.append("if head.weight.shape[1] != model.config.hidden_size:")
+        lines.append('    raise ValueError("its states have another width than the head")')
+    lines += _tokenizer(use)
+    return _LOADED.format(lines="\n".join(f"    {line}" for line in lines))
 
 
-def _tokenizer(model: SharedModel, use: Use) -> str:
+def _tokenizer(use: Use) -> list[str]:
     folder = "HERE" if use.tokenizer else "base"
     lines = [f"tokenizer = {_tokenizer_class(use)}.from_pretrained({folder})"]
     if not use.tokenizer:
         lines.append("tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _tokenizer_class(use: Use) -> str:
@@ -206,7 +278,8 @@ def _work(config: RunConfig, model: SharedModel, use: Use) -> str:
     ]
     if pools_text(config.task):
         lines.append("for text, row in zip(texts, shares.tolist()):\n")
-        lines.append(_SHOW.format(found='{"text": text, "labels": dict(zip(labels, row))}'))
+        lines.append("    best = sorted(zip(labels, row), key=lambda one: -one[1])[:3]\n")
+        lines.append(_SHOW.format(found='{"text": text, "labels": dict(best)}'))
     else:
         lines.append("for place, text in enumerate(texts):\n")
         lines.append('    count = int(inputs["attention_mask"][place].sum())\n')
@@ -215,8 +288,9 @@ def _work(config: RunConfig, model: SharedModel, use: Use) -> str:
         )
         lines.append("    rows = shares[place][:count].tolist()\n")
         lines.append(
-            "    found = [[part, dict(zip(labels, row))] for part, row in zip(parts, rows)]\n"
+            "    best = [sorted(zip(labels, row), key=lambda one: -one[1])[:3] for row in rows]\n"
         )
+        lines.append("    found = [[part, dict(row)] for part, row in zip(parts, best)]\n")
         lines.append(_SHOW.format(found='{"text": text, "tokens": found}'))
     return "".join(lines)
 

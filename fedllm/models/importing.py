@@ -20,7 +20,7 @@ from transformers import (
 
 from fedllm.errors import CheckpointError
 from fedllm.extras import remedy_of
-from fedllm.files import atomic_directory, write_bytes
+from fedllm.files import atomic_directory, share_as_new, write_bytes
 from fedllm.models import checkpoints
 from fedllm.models.contents import reading
 from fedllm.models.gguf_header import check_header
@@ -190,6 +190,7 @@ def import_gguf(path: Path, out: Path, precision: Precision | None = None) -> Gg
         ):
             model, tokenizer = read_model(file, _DTYPES[chosen])
             model.save_pretrained(new)
+            share_as_new(new, "*.safetensors")
             tokenizer.save_pretrained(new)
         write_bytes(new / "README.md", _card(file, chosen).encode())
         _check_usable(new, model)

@@ -79,6 +79,11 @@ class PrefixCache:
         self._kept: WeakKeyDictionary[Dataset, KeptStates] = WeakKeyDictionary()
 
     @property
+    def keeps(self) -> bool:
+        """Whether what frozen layers make of a record is computed once, and kept."""
+        return self._worthwhile
+
+    @property
     def used_bytes(self) -> int:
         """Memory held now."""
         return self._room.used_bytes

@@ -5,12 +5,16 @@ of the sequences that are under way; then all take one step at a time. A sequenc
 leaves at once (Yu et al. 2022, "Orca", iteration-level scheduling). transformers' own continuous
 batching has one seed for all and its own kinds of attention, which not every decoder knows.
 
+A long prompt is read in pieces, one at each step, so that nobody waits until all of it is read
+(Agrawal et al. 2023, "SARATHI", chunked prefill); several long prompts take turns.
+
 A row may bring what is kept of earlier ones (`fedllm.models.prompt_cache`): then only what follows
 the common beginning is read.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from inspect import signature
 from typing import Any
@@ -32,6 +36,7 @@ from fedllm.models.batch_cache import (
 )
 from fedllm.models.generation import Generator
 from fedllm.models.prompt_cache import Layers
+from fedllm.models.reading import Reading, piece_on
 from fedllm.models.rows import Begun, Row, broken_off, grouped, left_of
 
 
@@ -64,25 +69,40 @@ class RunningBatch:
         self._pad_id = pad_id
         self._counts_positions = "position_ids" in signature(type(network).forward).parameters
         self._short = "logits_to_keep" in signature(type(network).forward).parameters
+        self._piece = piece_on(network.device.type)
         self.rows: list[Row] = []
+        # Long prompts; the first reads on next.
+        self._reading: deque[Reading] = deque()
         self._last: list[int] = []
         self._cache: DynamicCache | None = None
         # Which of the kept keys are of tokens, (B, T), int64.
         self._mask = torch.zeros(0, 0, dtype=torch.int64)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows) + len(self._reading)
 
     @torch.no_grad()
     def add(self, rows: Sequence[Row]) -> list[tuple[Row, str]]:
-        """Read prompts, and write the first token of each; see `step`."""
-        # One token at least is read, for what follows it.
-        found = [(row, row.kept.find(row.prompt[:-1]) if row.kept else []) for row in rows]
-        return [piece for group in grouped(found) for piece in self._begun(group)]
+        """Read prompts, and write the first token of each; see `step`.
+
+        Of a long prompt nothing is read before the next step.
+        """
+        short: list[Begun] = []
+        for row in rows:
+            # One token at least is read, for what follows it.
+            begun = (row, row.kept.find(row.prompt[:-1]) if row.kept else [])
+            if left_of(begun) <= self._piece:
+                short.append(begun)
+            else:
+                self._reading.append(Reading(begun))
+        return [piece for group in grouped(short) for piece in self._begun(group)]
 
     @torch.no_grad()
     def step(self) -> list[tuple[Row, str]]:
         """Write one token of each sequence; return the pieces of text that came of it.
+
+        And read a piece of a long prompt, if there is one: its first token comes with its last
+        piece.
 
         Rows that ended are among them, and have left the batch: also those that broke, which have
         their ``error``. Where the pass of all breaks, those leave that break by themselves; where
@@ -93,6 +113,10 @@ class RunningBatch:
         Exception
             Of the pass, where what it did to the others cannot be taken back. Drop all rows then.
         """
+        written = self._stepped()
+        return written + self._read_on()
+
+    def _stepped(self) -> list[tuple[Row, str]]:
         left: list[tuple[Row, str]] = []
         while self._cache is not None and self.rows:
             try:
@@ -111,6 +135,7 @@ class RunningBatch:
 
     def drop(self, gone: Sequence[Row]) -> None:
         """Let rows leave, whatever they have written."""
+        self._reading = deque(reading for reading in self._reading if reading.row not in gone)
         self._keep([place for place, row in enumerate(self.rows) if row not in gone])
 
     def _next(self, last: Sequence[int], mask: Tensor, cache: DynamicCache) -> Tensor:
@@ -128,7 +153,7 @@ class RunningBatch:
     def _breaking(self, broken: Exception, cache: DynamicCache) -> list[Row]:
         """Return who is to leave so that others can go on."""
         newest = self.rows[-1:]
-        if len(self) == 1 or lacks_memory(broken):
+        if len(self.rows) == 1 or lacks_memory(broken):
             return newest
         return [row for place, row in enumerate(self.rows) if self._breaks(place, cache)] or newest
 
@@ -141,17 +166,42 @@ class RunningBatch:
             return True
         return False
 
-    def _begun(self, group: Sequence[Begun]) -> list[tuple[Row, str]]:
-        """Read what is left of prompts and write a token of each; what breaks so is read alone."""
+    def _read_on(self) -> list[tuple[Row, str]]:
+        """Read a piece of the long prompt whose turn it is; what breaks there ends it alone."""
+        if not self._reading:
+            return []
+        reading = self._reading.popleft()
+        try:
+            tokens, cache = reading.next(self._piece)
+            ids = torch.tensor([tokens], device=self._network.device)
+            mask = ids.new_ones(1, reading.done)
+            logits = self._logits(ids, mask, cache)
+        except Exception as error:
+            return [broken_off(reading.row, error)]
+        if reading.ended:
+            return self._begun([reading.begun], (logits, cache, mask))
+        self._reading.append(reading)
+        return []
+
+    def _begun(
+        self, group: Sequence[Begun], read: tuple[Tensor, DynamicCache, Tensor] | None = None
+    ) -> list[tuple[Row, str]]:
+        """Read what is left of prompts and write a token of each; what breaks so is read alone.
+
+        Parameters
+        ----------
+        read : tuple, optional
+            As `_read` returns it, where all is read already.
+        """
         merging = False
         try:
-            logits, cache, mask = self._read(group)
+            logits, cache, mask = read or self._read(group)
             merging = True
             self._merge(cache, mask)
         except Exception as found:
             broken = found.with_traceback(None)
         else:
-            first = len(self)
+            first = len(self.rows)
             self.rows.extend(row for row, _ in group)
             self._last.extend([self._pad_id] * len(group))
             return self._written(logits, first)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from fedllm.errors import CheckpointError
-from fedllm.files import atomic_directory, write_bytes, write_json
+from fedllm.files import atomic_directory, share_as_new, write_bytes, write_json
 from fedllm.pretraining.architectures import build_model, choose_attention, measure
 from fedllm.pretraining.card import model_card
 from fedllm.pretraining.config import PretrainConfig
@@ -189,6 +189,7 @@ def _save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     with atomic_directory(folder) as temporary:
         transformers_logging.disable_progress_bar()
         model.save_pretrained(temporary)
+        share_as_new(temporary, "*.safetensors")
         tokenizer.save_pretrained(temporary)
         for file in temporary.iterdir():
             file.chmod(0o644)

@@ -96,10 +96,13 @@ class Drawn:
         repeats itself.
     tokens_cut : int
         Of the prompt, how many the model did not read.
+    unfinished : tuple of int
+        Places of the texts that ended because no more tokens were asked for.
     """
 
     texts: tuple[str, ...]
     tokens_cut: int = 0
+    unfinished: tuple[int, ...] = ()
 
     @property
     def can_be_ranked(self) -> bool:
@@ -116,6 +119,7 @@ class _Line(_Stored):
     row: int = 0
     answers: Annotated[tuple[str, ...], Field(max_length=MOST)] = ()
     tokens_cut: int = 0
+    unfinished: tuple[int, ...] = ()
 
 
 class AnswerFile:
@@ -149,7 +153,9 @@ class AnswerFile:
             )
         else:
             require_same(path, found[0].origin, origin)
-        self._drawn = {one.unit: Drawn(one.answers, one.tokens_cut) for one in found[1:]}
+        self._drawn = {
+            one.unit: Drawn(one.answers, one.tokens_cut, one.unfinished) for one in found[1:]
+        }
 
     def get(self, question: Question) -> Drawn | None:
         """Return a prompt's answers; None where none were sampled yet."""
@@ -163,6 +169,7 @@ class AnswerFile:
                 "row": question.row,
                 "answers": list(drawn.texts),
                 "tokens_cut": drawn.tokens_cut,
+                **({"unfinished": list(drawn.unfinished)} if drawn.unfinished else {}),
             }
         )
         self._drawn[question.unit] = drawn

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from fedllm.canonical import read_object
 from fedllm.errors import ConfigError, FedllmError, of_system
-from fedllm.files import append_line, missing_end
+from fedllm.files import append_line, missing_end, sync_directory
 
 Line = TypeVar("Line", bound=BaseModel)
 _RESTORE = "restore the file from a backup, or take that line out"
@@ -43,7 +43,10 @@ class PrivateLines:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._not_opened(error) from None
+        new = not self.path.exists()
         os.close(self._open(os.O_CREAT))
+        if new:
+            sync_directory(self.path.parent)
 
     def _open(self, flags: int) -> int:
         # What is written must not go where somebody else lets a link lead.

@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from fedllm.data.records import RowProblems
 from fedllm.data.spelling import seen
 from fedllm.errors import ConfigError
-from fedllm.models import checkpoints
 from fedllm.models.drawing import Sampling
 from fedllm.models.generation import Writing
-from fedllm.rating.answers import Drawn, Model, Settings
+from fedllm.rating.answers import Drawn, Settings
 from fedllm.rating.prompts import Question
-from fedllm.runs.start import find_start
-from fedllm.serving.released import is_released
 from fedllm.serving.usable import Usable
 from fedllm.tasks.prompting import Prompt
 
 # Each with another seed; who repeats itself so often has no more to say.
 _TRIES = 4
-
-
-def model_at(location: Path) -> Model:
-    """Tell which model lies in a folder, without loading it.
-
-    Raises
-    ------
-    ConfigError, CheckpointError
-        If there is none; see `fedllm.serving.usable.open_usable`, which loads it.
-    """
-    if not is_released(location) and (location / "config.json").exists():
-        found = checkpoints.fingerprint(location)
-    else:
-        found = str(find_start(str(location), "RUN").about["adapter"])
-    return Model(name=location.resolve().name, fingerprint=found)
 
 
 class Sampler:
@@ -104,6 +85,7 @@ class Sampler:
             If the model cannot read the prompt; see `check`.
         """
         settings, found = self._settings, dict[str, str]()
+        unfinished = set[str]()
         prompt = self._prompt(question)
         for turn in range(_TRIES):
             sampling = Sampling(settings.temperature, settings.top_p, settings.seed + turn)
@@ -118,7 +100,11 @@ class Sampler:
             for number in range(settings.answers):
                 text = written[number].text.removeprefix(self._gap)
                 if text.strip() and len(found) < settings.answers:
+                    if seen(text) not in found and written[number].finish == "length":
+                        unfinished.add(text)
                     found.setdefault(seen(text), text)
             if len(found) == settings.answers:
                 break
-        return Drawn(tuple(found.values()), prompt.cut)
+        texts = tuple(found.values())
+        places = tuple(place for place, text in enumerate(texts) if text in unfinished)
+        return Drawn(texts, prompt.cut, places)

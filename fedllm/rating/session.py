@@ -46,6 +46,11 @@ class Item:
         """The answers in the order in which they are shown, without white space around them."""
         return [self.drawn.texts[place].strip() for place in self.shown]
 
+    @property
+    def unfinished(self) -> list[bool]:
+        """Of each of them, whether it would have gone on (``--max-new-tokens``)."""
+        return [place in self.drawn.unfinished for place in self.shown]
+
 
 class Session:
     """Where a rater is.

@@ -103,7 +103,8 @@ class TerminalRating:
         if item.drawn.tokens_cut:
             self._say(f"the model did not read the first {item.drawn.tokens_cut} tokens of it")
         for number, answer in enumerate(item.answers, 1):
-            console.print(_panel(answer, str(number)))
+            ends = ", which was to go on (--max-new-tokens)" if item.unfinished[number - 1] else ""
+            console.print(_panel(answer, f"{number}{ends}"))
         if item.said:
             self._say(f"you said: {item.said}")
 

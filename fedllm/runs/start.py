@@ -15,6 +15,8 @@ from fedllm.runs.names import ADAPTER, RUN_TOML, SUMMARY
 from fedllm.runs.record import read_config
 from fedllm.runs.summary import read_summary
 
+# Names a folder that was given to a command, and not by a key of a configuration.
+GIVEN = "RUN"
 _ABOUT = "shared_model.json"
 # What decides what an adapter does; in the order in which they are counted.
 _FILES = (
@@ -63,8 +65,10 @@ def find_start(location: str, named: str = "model.start") -> StartedFrom:
     if not path.is_dir():
         raise ConfigError(
             f"{named}: there is no folder {path}",
-            "give the folder of a finished run; paths in a run.toml and in --set count from the "
-            "run.toml's folder",
+            "give the folder of a finished run"
+            + (
+                "" if named == GIVEN else "; paths in a run.toml and in --set count from its folder"
+            ),
         )
     if (path / RUN_TOML).exists() and not (path / SUMMARY).exists():
         raise ConfigError(f"{named}: the run in {path} is not finished", "finish it with --resume")
@@ -73,10 +77,34 @@ def find_start(location: str, named: str = "model.start") -> StartedFrom:
     if not (folder / _ABOUT).exists():
         raise ConfigError(
             f"{named}: {path} holds no adapter of fedllm (no {_ABOUT})",
-            "give the folder of a finished run, or its folder 'adapter'",
+            "give the folder of a finished run, or its folder 'adapter'"
+            + (
+                "; or, where a command takes them, of an export or a base model"
+                if named == GIVEN
+                else ""
+            ),
         )
-    of_run = _run(run) if folder.parent == run and (run / SUMMARY).exists() else {}
+    of_run = _run(run, named) if folder.parent == run and (run / SUMMARY).exists() else {}
     return StartedFrom(folder, {"adapter": _fingerprint(folder), **of_run})
+
+
+def is_released(location: Path) -> bool:
+    """Tell whether a folder is a run's or an adapter's, and no base model's."""
+    return (location / RUN_TOML).exists() or any(
+        (folder / _ABOUT).exists() for folder in (location, location / ADAPTER)
+    )
+
+
+def require_model(location: Path) -> None:
+    """Refuse a folder that holds no model at all, before anything is imported that loads one.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither a finished run's, nor an adapter's, nor has a whole model.
+    """
+    if is_released(location) or not (location / "config.json").exists():
+        find_start(str(location), GIVEN)
 
 
 def starting_point(config: RunConfig, state: RunState | None) -> StartedFrom | None:
@@ -101,11 +129,11 @@ def _fingerprint(folder: Path) -> str:
     return found.hexdigest()
 
 
-def _run(folder: Path) -> dict[str, Any]:
+def _run(folder: Path, named: str) -> dict[str, Any]:
     try:
         summary = read_summary(folder)
     except FedllmError as error:
-        raise ConfigError(f"model.start: {error.message}", error.remedy) from None
+        raise ConfigError(f"{named}: {error.message}", error.remedy) from None
     try:
         config = read_config(folder)
     except FedllmError:

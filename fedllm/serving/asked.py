@@ -53,6 +53,20 @@ _NOT_SERVED: dict[str, tuple[Any, ...]] = {
 }
 
 
+class NotServedError(ValueError):
+    """A field asks for what would change the answer, and is not served.
+
+    Attributes
+    ----------
+    field : str
+        Its name; empty where that is none that a field has.
+    """
+
+    def __init__(self, field: str) -> None:
+        super().__init__("is not served")
+        self.field = field
+
+
 class Body(BaseModel):
     """A request; what it says beside what is known must change nothing."""
 
@@ -71,8 +85,7 @@ def _refuse_others(more: Mapping[str, Any]) -> None:
         # 0 and false are equal, and ask for different things.
         same = (one for one in _NOT_SERVED.get(name, (None,)) if type(one) is type(value))
         if name not in _NEVER_CHANGES and value not in same:
-            known = name if _NAME.fullmatch(name) else "a field of another name"
-            raise ValueError(f"{known} is not served")
+            raise NotServedError(name if _NAME.fullmatch(name) else "")
 
 
 class StreamOptions(BaseModel):
@@ -122,7 +135,7 @@ class Message(BaseModel):
     def _calls_nothing(self) -> Self:
         for name in ("tool_calls", "function_call", "audio", "prefix"):
             if (self.model_extra or {}).get(name):
-                raise ValueError(f"{name} is not served")
+                raise NotServedError(name)
         return self
 
     @property
@@ -165,6 +178,22 @@ class ClassifyBody(Body):
 
     input: Texts
     top: Annotated[int, Field(ge=0)] = 3
+
+
+# Every name that a place in a request can have.
+FIELDS = frozenset(
+    field
+    for body in (
+        ChatBody,
+        CompletionBody,
+        EmbeddingBody,
+        ClassifyBody,
+        Message,
+        Part,
+        StreamOptions,
+    )
+    for field in body.model_fields
+)
 
 
 def several(texts: str | list[str]) -> list[str]:

@@ -102,7 +102,7 @@ class Conversation:
             return done
         row = row_of(self.generator, prompt, writing, self.kept)
         pieces = batch.add([row])
-        while pieces:
+        while pieces or len(batch):
             for _, piece in pieces:
                 if piece:
                     heard(piece)

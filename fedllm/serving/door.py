@@ -37,6 +37,7 @@ ENDPOINTS = {
 }
 _METHODS = frozenset(["GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"])
 _MOST_DIGITS = 9
+_LONGEST_SHOWN = 100
 # What a program of this machine calls it; a web page reaches loopback by another name, which it
 # lets point there (DNS rebinding).
 _LOCAL = re.compile(rb"(?:localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?", re.IGNORECASE)
@@ -160,9 +161,9 @@ class Gate:
         if not self._keys.tenants and not _is_local(scope):
             await heard.refuse(403)
         elif path not in ENDPOINTS:
-            await heard.refuse(404)
+            await heard.refuse(404, message=_no_path(path))
         elif scope["method"] != ENDPOINTS[path]:
-            await heard.refuse(405)
+            await heard.refuse(405, message=f"{path} takes {ENDPOINTS[path]}")
         elif path == HEALTH:
             sound = not self.stopping and self._writes()
             await heard.say(200, b'{"status":"ok"}') if sound else await heard.refuse(503)
@@ -207,6 +208,11 @@ class Gate:
         return 0
 
 
+def _no_path(path: str) -> str:
+    shown = path if len(path) <= _LONGEST_SHOWN else f"{path[:_LONGEST_SHOWN]}..."
+    return f"there is no {shown} here; there are {', '.join(ENDPOINTS)}"
+
+
 def _is_local(scope: Scope) -> bool:
     hosts = [value for name, value in scope["headers"] if name == b"host"]
     return bool(hosts) and all(_LOCAL.fullmatch(host) for host in hosts)
@@ -237,9 +243,9 @@ class _Heard:
         await self({"type": "http.response.start", "status": status, "headers": told})
         await self({"type": "http.response.body", "body": body})
 
-    async def refuse(self, status: int, *headers: tuple[bytes, bytes]) -> None:
+    async def refuse(self, status: int, *headers: tuple[bytes, bytes], message: str = "") -> None:
         """Answer with an error, and hang up: an unread body may follow."""
-        await self.say(status, failure(status), *headers, (b"connection", b"close"))
+        await self.say(status, failure(status, message), *headers, (b"connection", b"close"))
 
 
 def _known(scope: Scope, tenant: Tenant) -> Scope:

@@ -18,7 +18,6 @@ from fedllm.exporting.found import Found, find_released, load_found
 from fedllm.models import saved
 from fedllm.models.contents import read_object
 from fedllm.models.shared import SharedModel
-from fedllm.runs.names import RUN_TOML
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +86,6 @@ def load_released(
     method.place(adapter)
     whole = found.config is not None
     return Released(found.folder, config, model, adapter, found.origin, whole)
-
-
-def is_released(location: Path) -> bool:
-    """Tell whether a folder is a run's or an adapter's, and no base model's."""
-    return (location / RUN_TOML).exists() or any(
-        (folder / saved.ABOUT).exists() for folder in (location, location / "adapter")
-    )
 
 
 def _placed(config: RunConfig, base: Path, device: str | None, max_length: int | None) -> RunConfig:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedllm.config import RunConfig, parse
-from fedllm.errors import ConfigError
 from fedllm.models import checkpoints
 from fedllm.models.shared import SharedModel
+from fedllm.runs.start import is_released
 from fedllm.serving.embedding import Embedding
 from fedllm.serving.exported import is_exported
 from fedllm.serving.lane import Lane
-from fedllm.serving.released import is_released
+from fedllm.serving.names import named_models
 from fedllm.serving.usable import OwnLayerOf, Usable, open_usable
 from fedllm.tasks.registry import task_for_base
-
-OWN = "-own"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,52 +43,31 @@ def serve_models(
     device: str | None,
     max_length: int | None,
     own_layer: OwnLayerOf | None,
+    heard: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Served]:
-    """Load models, each under its folder's name, or ``NAME=FOLDER``.
+    """Load models, each under the name that `named_models` gives it.
 
     Parameters
     ----------
     own_layer : callable, optional
-        Reads the site's own layer; each run is then served a second time with it, under its name
-        with "-own" behind.
+        Reads the site's own layer; each run is then served a second time with it.
+    heard : callable
+        Told which model is loaded next.
 
     Raises
     ------
-    ConfigError
-        If two have one name, or a name cannot stand in a request.
     FedllmError
-        See `open_usable`.
+        See `named_models` and `open_usable`.
     """
     found: dict[str, Served] = {}
-    for given in locations:
-        name, place = _named(given)
-        kinds: list[tuple[str, OwnLayerOf | None]] = [(name, None)]
-        if own_layer is not None and is_released(place):
-            kinds.append((f"{name}{OWN}", own_layer))
-        for called, layer in kinds:
-            if called in found:
-                raise ConfigError(
-                    f"two models are called {called}", "name one of them: NAME=FOLDER"
-                )
-            usable = _opened(place, base, device, max_length, layer)
-            _share_base(usable, list(found.values()))
-            lane = None if usable.generator is None else Lane(usable.generator)
-            found[called] = Served(called, usable, lane)
+    for called, place in named_models(locations, own_layer is not None).items():
+        heard(called)
+        layer = own_layer if place.own else None
+        usable = _opened(place.folder, base, device, max_length, layer)
+        _share_base(usable, list(found.values()))
+        lane = None if usable.generator is None else Lane(usable.generator)
+        found[called] = Served(called, usable, lane)
     return found
-
-
-def _named(given: str) -> tuple[str, Path]:
-    name, mark, rest = given.partition("=")
-    place = Path(rest if mark else given)
-    if not mark:
-        whole = place.absolute()
-        name = whole.parent.name if whole.name == "adapter" else whole.name
-    if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"{given}: {name!r} is no name for a model",
-            "name it with letters, digits, dots, - and _: NAME=FOLDER",
-        )
-    return name, place
 
 
 def _opened(

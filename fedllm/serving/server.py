@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import threading
 import time
@@ -50,9 +51,28 @@ class Gate(Protocol):
         ...
 
 
+def listening_socket(address: Address) -> socket.socket:
+    """Open the address.
+
+    Raises
+    ------
+    ConfigError
+        If it is taken, or is no address.
+    """
+    try:
+        return bind(address.host, address.port)
+    except ConfigError as error:
+        raise ConfigError(
+            error.message,
+            "take another port with --port (0: a free one), stop the program that listens there, "
+            "or give an address of this machine with --host",
+        ) from None
+
+
 def serve(
     gate: Gate,
-    address: Address,
+    where: socket.socket,
+    tls: ssl.SSLContext | None,
     stop: threading.Event,
     ready: Callable[[int], None],
     grace_s: float,
@@ -61,15 +81,13 @@ def serve(
 
     Parameters
     ----------
+    where : socket
+        As `listening_socket` opens it; closed at the end.
+    tls : SSLContext, optional
+        As `tls_context` makes it; without it plain HTTP is spoken.
     ready : callable
         Told the port when connections are taken.
-
-    Raises
-    ------
-    ConfigError
-        If the address is taken, or certificate or key cannot be read.
     """
-    where = bind(address.host, address.port)
     config = uvicorn.Config(
         gate,  # type: ignore[arg-type]
         http=Door,
@@ -82,8 +100,7 @@ def serve(
         backlog=256,
     )
     config.load()
-    if address.certificate is not None and address.key is not None:
-        config.ssl = _tls(address.certificate, address.key)
+    config.ssl = tls
     server = uvicorn.Server(config)
     # Beside the main thread, where signals are the command's.
     working = threading.Thread(target=lambda: asyncio.run(server.serve([where])), name="http")
@@ -102,7 +119,17 @@ def serve(
         where.close()
 
 
-def _tls(certificate: Path, key: Path) -> ssl.SSLContext:
+def tls_context(address: Address) -> ssl.SSLContext | None:
+    """Return how TLS is spoken; None where it is not.
+
+    Raises
+    ------
+    ConfigError
+        If certificate or key cannot be read.
+    """
+    certificate, key = address.certificate, address.key
+    if certificate is None or key is None:
+        return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:

@@ -37,6 +37,7 @@ from fedllm.serving.guard import Guard
 from fedllm.serving.keys import Tenant
 from fedllm.serving.metrics import TYPE, Metrics
 from fedllm.serving.served import Served
+from fedllm.serving.unreadable import told_of
 from fedllm.serving.writing import Order, Texts, Unwritten
 from fedllm.tasks.prompting import PlainPrompting, Prompt
 
@@ -164,19 +165,8 @@ def application(service: Service) -> FastAPI:
 async def _unreadable(request: Request, error: Exception) -> Response:
     """Say which field is wrong, and not what it held."""
     told = error.errors() if isinstance(error, RequestValidationError) else []
-    where = (
-        ".".join(str(part) for part in told[0]["loc"][1:] if isinstance(part, str | int))[:100]
-        if told
-        else ""
-    )
-    reason = (
-        str(told[0]["msg"]) if told and told[0]["type"] != "json_invalid" else "is not valid JSON"
-    )
-    return Response(
-        failure(400, f"{where or 'the body'}: {reason}", param=where or None),
-        400,
-        media_type="application/json",
-    )
+    words, field = told_of(told)
+    return Response(failure(400, words, param=field), 400, media_type="application/json")
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -16,9 +16,10 @@ from fedllm.models.fit import check_length
 from fedllm.models.generation import Generator
 from fedllm.models.plain import load_plain_model
 from fedllm.personal.own_layer import OwnLayer
+from fedllm.runs.start import is_released
 from fedllm.serving.embedding import Embedding
 from fedllm.serving.exported import is_exported, load_exported
-from fedllm.serving.released import Released, is_released, load_released
+from fedllm.serving.released import Released, load_released
 from fedllm.tasks import task_of
 from fedllm.tasks.prompting import PlainPrompting, Prompt, Prompting, TemplatedPrompting
 

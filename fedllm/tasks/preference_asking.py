@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedllm.config import DataSection
-from fedllm.data.columns import Column
+from fedllm.data.columns import Column, MissingColumnError
 from fedllm.data.encode import EncodedDataset, encode
 from fedllm.data.rankings import Ranking
 from fedllm.data.records import Record
@@ -88,7 +88,10 @@ def read_answers(location: str, columns: Mapping[str, Column], data: DataSection
     wanted = {role: columns[role] for role in ("prompt", "context", "answers")}
     wanted["answers"] = wanted["answers"]._replace(needed=True)
     nobodys = data.model_copy(update={"unit": None, "site": None, "group": None, "test": None})
-    return read_records(location, nobodys, wanted | {"id": Column("id", "name", needed=False)})
+    try:
+        return read_records(location, nobodys, wanted | {"id": Column("id", "name", needed=False)})
+    except MissingColumnError as error:
+        raise error.of_a_file([column.name for column in wanted.values()]) from None
 
 
 def asked_of(record: Record) -> tuple[str, str, tuple[str, ...]]:

@@ -218,6 +218,12 @@ def _simulate(
             f"asking {len(names)} sites to join: each encodes its records and works out its noise"
         )
 
+        if model.prefix.keeps:
+            watching.note(
+                "the first rounds take longest: what the frozen layers make of a record is "
+                "computed when it is drawn for the first time, and kept"
+            )
+
     def work(grid: Grid) -> None:
         nodes = nodes_of(grid, len(names), config.rounds.timeout_s)
         # Which node Ray made which site, only the sites' own answers say.

@@ -176,9 +176,10 @@ def test_a_base_model_goes_on_with_texts(tiny_checkpoint):
     "wrong", [("--top-p", 0), ("--top-p", 1.5), ("--stop", ""), ("--temperature", "nan")]
 )
 def test_settings_without_a_meaning_are_refused_before_the_model_is_loaded(wrong, tmp_path):
-    done = run("generate", tmp_path / "nothing", "--prompt", "a", *wrong)
+    (tmp_path / "config.json").write_text("no model's")
+    done = run("generate", tmp_path, "--prompt", "a", *wrong)
     assert isinstance(done.exception, ConfigError)
-    assert "there is no folder" not in str(done.exception)
+    assert "config.json" not in str(done.exception)
 
 
 def test_an_adapter_of_another_base_is_refused(released, tiny_checkpoint):

@@ -59,3 +59,10 @@ def test_all_commands_were_found():
     assert {"client start", "provision make", "audit epsilon", "simulate", "fedllm"} <= {
         command.id for command in COMMANDS
     }
+
+
+@pytest.mark.parametrize("given", [["predictt"], ["client", "strat"]])
+def test_what_was_perhaps_meant_is_named_once(given):
+    done = CliRunner().invoke(app, given)
+    assert done.exit_code == 2
+    assert done.output.count("Did you mean") == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from support.rating import ORIGIN, QUESTIONS, answers_to, lines
@@ -11,7 +13,10 @@ from typer.testing import CliRunner
 
 from fedllm.cli import app
 from fedllm.errors import ConfigError, DataError
+from fedllm.rating.answers import AnswerFile, Origin, Settings
+from fedllm.rating.prompts import read_questions
 from fedllm.rating.store import RatingLog
+from fedllm.rating.which import model_at
 
 __all__ = ["released"]
 SECRET = "Zebediah"
@@ -70,6 +75,32 @@ def test_it_needs_a_terminal_and_a_name(prompts, tmp_path):
     assert (
         "rater's name" in refused(prompts, "--model", tmp_path, "--browser", "--rater", "").message
     )
+
+
+def test_where_all_answers_are_there_torch_is_not_imported(prompts, tmp_path):
+    """As it takes many seconds, at each start."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "base" / "model.safetensors").touch()
+    origin = Origin(model=model_at(tmp_path / "base"), sampling=Settings(answers=3, new_tokens=6))
+    file = AnswerFile(tmp_path / "ratings.answers.jsonl", origin)
+    for question in read_questions(str(prompts)):
+        file.add(question, answers_to(question))
+    given = ["rate", prompts, "--model", tmp_path / "base", *SMALL, "--prepare"]
+    given += ["--out", tmp_path / "ratings.jsonl"]
+    program = (
+        "import sys; from fedllm.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, given)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "False"
+    assert "answers to 2 prompts are there" in done.stdout
 
 
 def test_wrong_prompts_are_told_before_the_model_is_looked_at(prompts, tmp_path):

@@ -53,7 +53,10 @@ def test_what_cannot_be_served_is_told(released, tiny_checkpoint, tmp_path):
     run = released()
     assert "two models are called run" in refused(run, run).message
     assert "no name for a model" in refused(f"a b={run}").message
-    assert "there is no folder" in refused(tmp_path / "nothing").message
+    found = refused(tmp_path / "nothing")
+    assert "there is no folder" in found.message
+    # There is no --set here, and no run.toml.
+    assert "--set" not in found.remedy
     assert isinstance(refused(run, "--base", tiny_checkpoint("roberta")), CheckpointError)
     assert "needs its key" in refused(run, "--tls-certificate", "x").message
     keys = tmp_path / "keys.toml"
@@ -70,6 +73,26 @@ def test_a_port_that_is_taken_is_told(released):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         found = refused(released(), "--port", taken.getsockname()[1])
     assert "cannot listen" in found.message
+    assert "--port" in found.remedy
+
+
+def test_it_stops_while_it_loads(tmp_path):
+    """And says what it loads."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").touch()
+    program = subprocess.Popen(
+        [sys.executable, "-m", "fedllm", "serve", str(tmp_path / "base"), "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert "loading base" in program.stderr.readline()
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(60) == 0
+        assert program.stderr.read() == ""
+    finally:
+        program.kill()
+        program.wait()
 
 
 @pytest.mark.slow
@@ -101,6 +124,45 @@ def test_it_serves_until_it_is_told_to_stop(number, code, released):
         assert "stopped" in rest
         assert "Zebediah" not in rest
         assert program.stdout.read() == ""
+    finally:
+        program.kill()
+        program.wait()
+
+
+# Reads prompts of some length for ever, within torch.
+SLOW = """
+from functools import wraps
+import torch
+from transformers import LlamaForCausalLM
+own = LlamaForCausalLM.forward
+@wraps(own)
+def forward(self, *others, input_ids=None, **more):
+    many = torch.ones(1000, 1000)
+    while input_ids is not None and input_ids.shape[1] > 24:
+        many = (many @ many).clamp(0, 1)
+    return own(self, *others, input_ids=input_ids, **more)
+LlamaForCausalLM.forward = forward
+from fedllm.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_it_ends_cleanly_where_a_prompt_is_still_read_for_nobody(released):
+    """An interpreter that ends beside torch's threads aborts (SIGABRT)."""
+    run = released("llama", "instruction")
+    command = [sys.executable, "-c", SLOW, "serve", str(run), "--port", "0"]
+    program = subprocess.Popen(
+        [*command, "--max-length", "100", "--time-limit", "2"], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        line = next(line for line in program.stderr if "serving" in line)
+        url = re.search(r"http://\S+", line)[0]
+        body = {"model": "run", "prompt": "card " * 40, "max_tokens": 4}
+        assert httpx.post(f"{url}/completions", json=body, timeout=60).status_code == 504
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(60) == 0
+        assert program.stderr.read().rstrip().endswith("stopped")
     finally:
         program.kill()
         program.wait()

@@ -33,7 +33,7 @@ def test_rows_and_lines_are_read(tmp_path):
     assert texts("-", stream=b"\xef\xbb\xbf" + lines.encode()) == FOUND
     (tmp_path / "a.csv").write_text('id;note\n1;"x; y"\n2;z\n')
     assert texts(tmp_path / "a.csv", "note") == [("x; y", "1"), ("z", "2")]
-    plain = "one text\n\n two \r\n{not JSON}\n"
+    plain = "one text\n two \r\n{not JSON}\n"
     (tmp_path / "a.txt").write_text(plain)
     expected = [("one text", None), (" two ", None), ("{not JSON}", None)]
     assert texts(tmp_path / "a.txt") == texts("-", stream=plain.encode()) == expected
@@ -57,6 +57,10 @@ def test_keys_of_other_kinds_are_none(tmp_path):
         ("a.jsonl", b'["secret"]\n', "a JSON array"),
         ("a.jsonl", b"", "holds no texts"),
         ("a.txt", b"\n \n", "holds no texts"),
+        ("a.txt", b"secret\n\n \r\ntwo\n", "a.txt row 2 .line 2.: the line is blank(.|\n)*line 3"),
+        ("a.txt", b"\nsecret\n", "row 1 .line 1.: the line is blank"),
+        ("a.txt", b"secret\n\n", "line 2.: the line is blank"),
+        ("-", b"secret\n\ntwo", "standard input row 2 .line 2.: the line is blank"),
         ("a.txt", b"one\ntw\xff secret\n", "line 2: byte 3 of the line is not UTF-8"),
         ("a.txt", b"PK\x03\x04\xff\xfe", "not UTF-8"),
         ("a.txt", b"one\rtwo\r", "CR alone"),
@@ -73,6 +77,8 @@ def test_what_cannot_be_read_is_named_and_not_quoted(name, content, words, tmp_p
     with pytest.raises(DataError, match=words) as caught:
         texts(location, stream=content)
     assert caught.value.remedy
+    # A command that asks has no key to name a column with.
+    assert "data." not in caught.value.remedy
     assert "secret" not in str(caught.value)
 
 

@@ -10,6 +10,7 @@ from support.hub_cache import named_by
 
 from fedllm.errors import CheckpointError, ConfigError
 from fedllm.exporting.export import export
+from fedllm.exporting.found import find_released
 from fedllm.exporting.released import read_released
 
 
@@ -62,3 +63,26 @@ def test_another_model_of_that_name_is_refused(moved, hub, tiny, tmp_path):
     for asked in (None, "north/tiny"):
         with pytest.raises(CheckpointError, match=r"(?s)another base model.*--base"):
             export(run, tmp_path / "out", "peft", asked)
+
+
+def test_a_base_of_an_installed_package_is_found_by_its_fingerprint(
+    moved, tiny, tmp_path, monkeypatch
+):
+    """Also for an adapter by itself, which names no place."""
+    run = moved("llama", "instruction")
+    alone = tmp_path / "alone"
+    shutil.copytree(run / "adapter", alone)
+    told = json.loads((alone / "shared_model.json").read_text())["base_fingerprint"]
+    for place in (run, alone):
+        with pytest.raises(ConfigError, match=rf"(?s){told[:16]}.*not on this machine.*--base"):
+            find_released(place)
+    for name, kind in (("a_carrier", "llama"), ("b_carrier", "gpt2")):
+        shutil.copytree(tiny(kind), tmp_path / "site" / name / "model")
+        (tmp_path / "site" / name / "__init__.py").touch()
+        about = tmp_path / "site" / f"{name}-1.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        (about / "RECORD").write_text(f"{name}/model/config.json,,\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    for place in (run, alone):
+        assert find_released(place).base == tmp_path / "site" / "a_carrier" / "model"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
-from exporting.test_peft_format import TEXTS, own_shares, use
+from exporting.test_peft_format import TEXTS, own_shares, rows_of, use
 from support.federation import records, small_config, write_jsonl
 
 from fedllm.audit.attacks.results import CanaryAttack, CanaryResult, save
@@ -62,9 +63,8 @@ def test_a_run_ends_with_a_card_whose_script_runs_without_fedllm(tiny_checkpoint
     assert str(tiny_checkpoint("bert")) not in text
     (out / "adapter" / "other.py").write_text(script_of(text))
     found = use(out / "adapter", tiny_checkpoint("bert"), *TEXTS, script="other.py")
-    _, wanted = own_shares(out)
-    rows = torch.tensor([list(line["labels"].values()) for line in found])
-    torch.testing.assert_close(rows, torch.stack(wanted), atol=1e-4, rtol=0)
+    model, wanted = own_shares(out)
+    torch.testing.assert_close(rows_of(found, model.labels), torch.stack(wanted), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("method", ["bitfit", pytest.param("lora", marks=pytest.mark.slow)])
@@ -172,3 +172,25 @@ def test_a_repository_has_an_owner(finished):
     for name in ("tiny", "a/b/c", "../x", "/tmp/x", "a/", "ä/b", "a b/c"):
         with pytest.raises(ConfigError, match="is no repository"):
             finished(card={"base_model": name})
+
+
+def test_how_many_were_measured_is_no_measure(finished):
+    run = finished()
+    told = json.loads((run / "summary.json").read_text())
+    told["metrics"] |= {"records": 1560.0}
+    (run / "summary.json").write_text(json.dumps(told))
+    text = card(read_run_folder(run), HANDED)
+    assert "public test file (1,560 records):" in text
+    assert "| `accuracy` |" in text
+    assert "| `records` |" not in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "asked"),
+    [("bert", "classification", "predict FOLDER FILE"), ("llama", "causal", "generate FOLDER")],
+)
+def test_what_only_fedllm_knows_names_its_commands(kind, task, asked, finished):
+    """As integers, for which there is no script."""
+    text = card(read_run_folder(finished(kind, task)), replace(HANDED, script=""))
+    assert f"fedllm {asked}" in text
+    assert "fedllm serve FOLDER" in text

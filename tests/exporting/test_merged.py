@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
-from exporting.test_peft_format import TEXTS, own_shares, use
+from exporting.test_peft_format import TEXTS, own_shares, rows_of, use
 from safetensors.torch import load_file
 from support.tiny_models import save_tiny
 from transformers import (
@@ -119,8 +120,21 @@ def test_the_script_needs_no_base(finished, tmp_path, lora):
     export(run, tmp_path / "out", "merged")
     _, wanted = own_shares(run)
     found = use(tmp_path / "out", *TEXTS)
-    rows = torch.tensor([list(line["labels"].values()) for line in found])
-    torch.testing.assert_close(rows, torch.stack(wanted), atol=1e-4, rtol=0)
+    torch.testing.assert_close(rows_of(found), torch.stack(wanted), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("umask", "mode"), [(0o022, 0o644), pytest.param(0o002, 0o664, marks=pytest.mark.slow)]
+)
+def test_weights_are_for_whom_new_files_are(umask, mode, finished, tmp_path):
+    """safetensors writes files of their owner alone."""
+    before = os.umask(umask)
+    try:
+        export(finished("bert"), tmp_path / "out", "merged")
+    finally:
+        os.umask(before)
+    found = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert found["model.safetensors"] == found["config.json"] == mode
 
 
 def test_weights_keep_the_type_of_the_base_or_that_which_is_asked_for(finished, tmp_path):

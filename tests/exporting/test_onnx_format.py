@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from exporting.test_merged import TEXTS
-from exporting.test_peft_format import own_shares, use
+from exporting.test_peft_format import own_shares, rows_of, same_tags, use
 
 from fedllm.errors import ConfigError, TrainingError
 from fedllm.exporting import onnx_format
@@ -48,8 +48,7 @@ def test_the_script_needs_onnxruntime_alone(finished, tmp_path):
     assert "transformers" not in text
     _, wanted = own_shares(run)
     found = use(tmp_path / "out", *TEXTS)
-    rows = torch.tensor([list(line["labels"].values()) for line in found])
-    torch.testing.assert_close(rows, torch.stack(wanted), atol=1e-4, rtol=0)
+    torch.testing.assert_close(rows_of(found), torch.stack(wanted), atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow
@@ -58,8 +57,7 @@ def test_the_scripts_of_tags_and_of_answers_run(finished, tmp_path, tiny):
     export(run, tmp_path / "tags", "onnx")
     _, wanted = own_shares(run)
     for line, rows in zip(use(tmp_path / "tags", *TEXTS), wanted, strict=True):
-        found = torch.tensor([list(shares.values()) for _, shares in line["tokens"]])
-        torch.testing.assert_close(found, rows, atol=1e-4, rtol=0)
+        same_tags(line, rows)
     run = finished("llama", "instruction", name="other")
     export(run, tmp_path / "answers", "onnx")
     export(run, tmp_path / "peft", "peft")

@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from exporting.conftest import LABELS
 from safetensors.torch import load_file, save_file
+from support.tiny_models import save_tiny
+from transformers import AutoConfig, AutoModel
 
 from fedllm.errors import CheckpointError, ConfigError, FedllmError, TrainingError
 from fedllm.exporting import peft_format
 from fedllm.exporting.export import export
 from fedllm.exporting.probe import answers, make_probe
 from fedllm.exporting.released import read_released
+from fedllm.exporting.scripts import Use, script
 
 TEXTS = ("card cash bank", "my loan rate fee pay send lost")
 # A process in which fedllm cannot be imported, whatever its path is.
@@ -33,16 +37,40 @@ runpy.run_path(script, run_name="__main__")
 """
 
 
-def use(folder, *arguments, script="use.py"):
-    """What the script of a folder prints, line by line, in a process without fedllm."""
-    done = subprocess.run(
+def ran(folder, *arguments, script="use.py"):
+    """What the script of a folder does, in a process without fedllm."""
+    return subprocess.run(
         [sys.executable, "-I", "-c", BLOCKED, str(folder / script), *map(str, arguments)],
         capture_output=True,
         text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         check=False,
     )
+
+
+def rows_of(lines, labels=LABELS):
+    """The probabilities of texts in the order of labels, of a script that shows the likeliest."""
+    for line in lines:
+        assert list(line["labels"].values()) == sorted(line["labels"].values(), reverse=True)
+    return torch.tensor([[line["labels"][label] for label in labels] for line in lines])
+
+
+def same_tags(line, rows, labels=LABELS):
+    """Whether the likeliest three tags of each token are as in rows (T, C)."""
+    tags = ["O", *(f"{place}-{label}" for label in labels for place in "BI")]
+    for (_, shown), row in zip(line["tokens"], rows, strict=True):
+        best = row.topk(3)
+        assert list(shown) == [tags[place] for place in best.indices]
+        torch.testing.assert_close(
+            torch.tensor(list(shown.values())), best.values, atol=1e-4, rtol=0
+        )
+
+
+def use(folder, *arguments, script="use.py"):
+    """What the script of a folder prints, line by line."""
+    done = ran(folder, *arguments, script=script)
     assert done.returncode == 0, done.stderr
+    assert "LOAD REPORT" not in done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -89,22 +117,92 @@ def test_a_classifier_answers_the_same(finished, tmp_path, kind, model, auto):
 def test_the_script_of_a_classifier_runs_without_fedllm(finished, tmp_path, tiny):
     run = finished("bert", model={"feature_center": "label_names"})
     export(run, tmp_path / "out", "peft")
-    model, wanted = own_shares(run)
+    _, wanted = own_shares(run)
     found = use(tmp_path / "out", tiny("bert"), *TEXTS)
-    for text, line, row in zip(TEXTS, found, wanted, strict=True):
-        assert line["text"] == text
-        assert list(line["labels"]) == list(model.labels)
-        torch.testing.assert_close(
-            torch.tensor(list(line["labels"].values())), row, atol=1e-4, rtol=0
-        )
+    assert [line["text"] for line in found] == list(TEXTS)
+    torch.testing.assert_close(rows_of(found), torch.stack(wanted), atol=1e-4, rtol=0)
     assert (wanted[0] - wanted[1]).abs().max() > 0.01
+
+
+def test_a_script_that_is_misused_says_how_it_is_used(finished, tmp_path, tiny):
+    """In a line, and at once."""
+    run, out = finished("bert"), tmp_path / "out"
+    export(run, out, "peft")
+    cases = [
+        ((), "usage: python use.py BASE TEXT..."),
+        ((tiny("bert"),), "usage: python use.py BASE TEXT..."),
+        ((tmp_path, "a text"), "is no folder of a base model"),
+        ((tmp_path / "nothing", "a text"), "is no folder of a base model"),
+    ]
+    for given, words in cases:
+        done = ran(out, *given)
+        assert (done.returncode, done.stdout) == (1, ""), done.stderr
+        assert "Traceback" not in done.stderr
+        assert words in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_base_that_fits_not_is_told_in_a_line(finished, tmp_path, tiny):
+    for lora in ({}, {"rank": 0, "last_layers": None}):
+        out = tmp_path / f"out{len(lora)}"
+        export(finished("bert", name=f"run{len(lora)}", lora=lora), out, "peft")
+        done = ran(out, save_wide(tmp_path) if lora else tiny("modernbert"), "a text")
+        assert (done.returncode, done.stdout) == (1, ""), done.stderr
+        assert "Traceback" not in done.stderr
+        told = done.stderr.strip().splitlines()[-1]
+        assert "cannot be loaded, or is not what this is for" in told
+
+
+def save_wide(folder):
+    """A base of the same kind whose states are wider than the head."""
+    made = save_tiny("bert", folder / "wide")
+    config = json.loads((made / "config.json").read_text()) | {"hidden_size": 32}
+    (made / "config.json").write_text(json.dumps(config))
+    AutoModel.from_config(AutoConfig.from_pretrained(made)).save_pretrained(made)
+    return made
+
+
+@pytest.mark.slow
+def test_a_base_of_a_package_is_found_without_fedllm(finished, tmp_path, tiny, monkeypatch):
+    run, out = finished("bert"), tmp_path / "out"
+    location = "package:a_package_of_a_base/model"
+    toml = run / "run.toml"
+    toml.write_text(toml.read_text().replace(str(tiny("bert")), location))
+    (tmp_path / "a_package_of_a_base").mkdir()
+    (tmp_path / "a_package_of_a_base" / "__init__.py").touch()
+    (tmp_path / "a_package_of_a_base" / "model").symlink_to(tiny("bert"))
+    monkeypatch.syspath_prepend(tmp_path)
+    export(run, out, "peft")
+    assert f"or {location}." in (out / "use.py").read_text()
+    (told,) = ran(out, location, "a text").stderr.strip().splitlines()
+    assert told.endswith("a_package_of_a_base, which holds the base model, is not installed")
+    # A process by itself sees no path of this one.
+    script = (out / "use.py").read_text()
+    (out / "use.py").write_text(f"import sys\nsys.path.append({str(tmp_path)!r})\n{script}")
+    _, wanted = own_shares(run)
+    found = rows_of(use(out, location, *TEXTS))
+    torch.testing.assert_close(found, torch.stack(wanted), atol=1e-4, rtol=0)
+
+
+def test_words_of_a_run_are_no_program(finished):
+    use, model = Use("AutoModel"), read_released(finished("bert"))
+    location = 'package:a/b"""\nraise SystemExit("""'
+    config = model.run.config
+    config = config.model_copy(update={"model": config.model.model_copy(update={"path": location})})
+    assert "SystemExit" not in script(model.model, config, use)
 
 
 def test_the_script_of_a_language_model_runs_without_fedllm(finished, tmp_path, tiny):
     run = finished("qwen2", "instruction")
     export(run, tmp_path / "out", "peft")
     released = read_released(run)
-    (line,) = use(tmp_path / "out", tiny("qwen2"), "card cash")
+    # The model has 64 positions; the template takes four.
+    prompts = ("card cash", "cash " * 56, "card " * 70)
+    done = ran(tmp_path / "out", tiny("qwen2"), *prompts)
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().endswith("of 74 tokens leaves no room in a model of 64")
+    line, late = map(json.loads, done.stdout.splitlines())
+    assert 0 < len(late["answer"].split()) <= 64 - 60
     tokenizer, module = released.model.tokenizer, released.model.module
     from fedllm.data.template import end_token_id
     from fedllm.tasks.prompting import TemplatedPrompting
@@ -245,23 +343,18 @@ def test_the_script_of_tags_runs_without_fedllm(finished, tmp_path, tiny):
         )
         out = tmp_path / f"out{scale}"
         export(run, out, "peft")
-        model, wanted = own_shares(run)
+        _, wanted = own_shares(run)
         for line, rows in zip(use(out, tiny("bert"), *TEXTS), wanted, strict=True):
-            found = torch.tensor([list(shares.values()) for _, shares in line["tokens"]])
-            torch.testing.assert_close(found, rows, atol=1e-4, rtol=0)
-            tags = list(line["tokens"][0][1])
-            assert tags[:3] == ["O", f"B-{model.labels[0]}", f"I-{model.labels[0]}"]
+            same_tags(line, rows)
 
 
 @pytest.mark.slow
 def test_the_script_of_a_standard_classifier_runs_without_fedllm(finished, tmp_path, tiny):
     run, out = finished("bert", model={"feature_scale": 0.0, "pooling": "cls"}), tmp_path / "out"
     assert not export(run, out, "peft").use.plain_head
-    model, wanted = own_shares(run)
-    for line, row in zip(use(out, tiny("bert"), *TEXTS), wanted, strict=True):
-        assert list(line["labels"]) == list(model.labels)
-        found = torch.tensor(list(line["labels"].values()))
-        torch.testing.assert_close(found, row, atol=1e-4, rtol=0)
+    _, wanted = own_shares(run)
+    found = rows_of(use(out, tiny("bert"), *TEXTS))
+    torch.testing.assert_close(found, torch.stack(wanted), atol=1e-4, rtol=0)
 
 
 def test_a_head_alone_is_exported(finished, tmp_path, tiny):
@@ -270,8 +363,7 @@ def test_a_head_alone_is_exported(finished, tmp_path, tiny):
     assert not (tmp_path / "out" / "adapter_config.json").exists()
     _, wanted = own_shares(run)
     found = use(tmp_path / "out", tiny("bert"), *TEXTS)
-    rows = torch.tensor([list(line["labels"].values()) for line in found])
-    torch.testing.assert_close(rows, torch.stack(wanted), atol=1e-4, rtol=0)
+    torch.testing.assert_close(rows_of(found), torch.stack(wanted), atol=1e-4, rtol=0)
 
 
 def test_no_file_names_a_folder_of_this_machine(finished, tmp_path):

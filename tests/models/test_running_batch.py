@@ -219,6 +219,84 @@ def test_what_is_kept_holds_no_larger_table(generator_of):
     assert sum(held.values()) == cache.used_bytes > 0
 
 
+# --- long prompts --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize("seed", [None, 4])
+def test_what_is_read_in_pieces_is_written_as_if_it_were_read_whole(kind, seed, generator_of):
+    """Beside rows under way and each other, with and without a kept beginning."""
+    generator = generator_of(kind)
+    for kept in (None, PromptCache().of(kind, "ward")):
+        batch = running_batch_of(generator)
+        batch._piece = 7
+        batch.add([row_of(generator, tuple(LONG), Writing(20), kept)])
+        run_out(batch)
+        rows, wanted = later(generator, kept, seed)
+        batch.add(rows[:2])
+        batch.step()
+        batch.add(rows[2:])
+        run_out(batch)
+        assert [row.transcript.tokens for row in rows] == wanted
+        assert [row.reused > 0 for row in rows] == [bool(kept and most) for most in REUSED]
+
+
+def test_beside_a_long_prompt_a_short_one_is_answered(generator_of):
+    generator = generator_of("llama")
+    batch, sizes, own = running_batch_of(generator), [], None
+    batch._piece, own = 7, batch._logits
+
+    def logits(ids, mask, cache):
+        sizes.append(ids.shape[1])
+        return own(ids, mask, cache)
+
+    batch._logits = logits
+    long = row_of(generator, tuple(LONG), Writing(4), None)
+    short = row_of(generator, (5, 6), Writing(3), None)
+    assert batch.add([long]) == []
+    batch.step()
+    batch.add([short])
+    for _ in range(2):
+        batch.step()
+    assert short.transcript.finish == "length"
+    assert long.transcript.tokens == []
+    assert max(sizes) == 7
+    run_out(batch)
+    assert long.transcript.tokens == list(generator.write([LONG], Writing(4))[0].tokens)
+
+
+def test_a_long_prompt_that_is_dropped_is_read_no_further(generator_of):
+    generator = generator_of("llama")
+    batch = running_batch_of(generator)
+    batch._piece = 7
+    rows = [row_of(generator, tuple(LONG), Writing(4), None) for _ in range(2)]
+    batch.add(rows)
+    batch.step()
+    batch.drop(rows[:1])
+    assert len(batch) == 1
+    run_out(batch)
+    assert rows[0].transcript.tokens == []
+    assert rows[1].transcript.finish == "length"
+
+
+def test_a_long_prompt_that_breaks_ends_alone(generator_of, monkeypatch):
+    generator = generator_of("llama")
+    batch, own = running_batch_of(generator), None
+    batch._piece, own = 7, batch._logits
+
+    def logits(ids, mask, cache):
+        if ids.shape[1] > 1 and mask.shape[1] > 20:
+            raise MemoryError
+        return own(ids, mask, cache)
+
+    monkeypatch.setattr(batch, "_logits", logits)
+    short, long = (row_of(generator, tuple(LONG[:n]), Writing(9), None) for n in (5, 40))
+    batch.add([short, long])
+    run_out(batch)
+    assert isinstance(long.error, MemoryError)
+    assert short.transcript.finish == "length"
+
+
 # --- what breaks ---------------------------------------------------------------------------------
 
 

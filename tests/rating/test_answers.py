@@ -12,11 +12,11 @@ from fedllm.rating.answers import AnswerFile, Drawn
 def test_answers_come_back(tmp_path):
     path = tmp_path / "a.jsonl"
     AnswerFile(path, ORIGIN).add(QUESTIONS[0], answers_to(QUESTIONS[0]))
-    AnswerFile(path, ORIGIN).add(QUESTIONS[1], Drawn(("one",), 7))
+    AnswerFile(path, ORIGIN).add(QUESTIONS[1], Drawn(("one", "two"), 7, (1,)))
     found = AnswerFile(path, ORIGIN)
     assert found.get(QUESTIONS[0]) == answers_to(QUESTIONS[0])
-    assert found.get(QUESTIONS[1]) == Drawn(("one",), 7)
-    assert not found.get(QUESTIONS[1]).can_be_ranked
+    assert found.get(QUESTIONS[1]) == Drawn(("one", "two"), 7, (1,))
+    assert not Drawn(("one",)).can_be_ranked
     assert found.missing(QUESTIONS) == [QUESTIONS[2]]
     assert path.stat().st_mode & 0o777 == 0o600
     assert len(lines(path)) == 3

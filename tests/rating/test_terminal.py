@@ -9,6 +9,8 @@ from rich.console import Console
 from support.rating import QUESTIONS, answers_to, lines, session
 
 from fedllm.errors import ConfigError
+from fedllm.rating.answers import Drawn
+from fedllm.rating.page import Page
 from fedllm.rating.prompts import Question
 from fedllm.rating.terminal import TerminalRating
 
@@ -64,3 +66,21 @@ def test_a_narrow_terminal_is_told_at_once(tmp_path):
         typed(own, width=39)
     with session(tmp_path) as own:
         assert answers_to(QUESTIONS[0]).texts[0] in typed(own, width=40)
+
+
+def test_an_answer_that_was_to_go_on_is_marked(tmp_path):
+    """Under the number under which it is shown."""
+
+    def sampling(question, given_up):
+        return Drawn(("first", "second", "third"), 0, (1,))
+
+    with session(tmp_path, questions=[QUESTIONS[0]], sampling=sampling) as own:
+        item = own.item(30)
+        shown = typed(own)
+        html = Page("/", "", item).html()[0].decode()
+    number = item.answers.index("second") + 1
+    assert shown.count("to go on") == 1
+    assert f"{number}, which was to go on (--max-new-tokens)" in shown
+    part = html.partition(f'id="answer-{number}"')[2].partition("</article>")[0]
+    assert "It was to go on" in part
+    assert html.count("It was to go on") == 1

@@ -47,7 +47,35 @@ def place(tmp_path) -> Path:
     (tmp_path / "full" / "thesis.txt").touch()
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "run.toml").write_text('name = "base"\n')
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").touch()
     return tmp_path
+
+
+def _of_models() -> list[tuple[list[str], str]]:
+    """What commands refuse that ask a model or hand it over."""
+    export, serve = ["export", "--format", "peft"], ["serve", "model"]
+    return [
+        (["predict", "nothing", "--text", "a"], "there is no folder nothing"),
+        (["predict", "full", "--text", "a"], "holds no adapter"),
+        (["predict", "begun", "--text", "a"], "is not finished"),
+        (["predict", "model", "--text", "a", "--out", "full"], "full is a folder"),
+        (["generate", "nothing", "--prompt", "a"], "there is no folder nothing"),
+        (["chat", "nothing"], "there is no folder nothing"),
+        ([*export, "nothing", "--out", "newest"], "there is no folder nothing"),
+        ([*export, "begun", "--out", "full"], "full is there already"),
+        (["compress", "quantize", "nothing", "--out", "newest"], "there is no folder nothing"),
+        (["compress", "quantize", "begun", "--out", "full"], "full is there already"),
+        (["compress", "pack", "model", "--out", "full"], "full is there already"),
+        (["serve", "nothing"], "there is no folder nothing"),
+        (["serve", "model", "model"], "two models are called model"),
+        ([*serve, "--keys", "nothing.toml"], "nothing.toml"),
+        ([*serve, "--host", "0.0.0.0"], "without keys"),
+        ([*serve, "--host", "203.0.113.1", "--keys", "nothing.toml"], "nothing.toml"),
+        ([*serve, "--guard-patterns", "nothing.toml"], "nothing.toml"),
+        ([*serve, "--tls-certificate", "file", "--tls-key", "file"], "cannot be read"),
+        ([*serve, "--kit", "nothing"], "nothing"),
+    ]
 
 
 def test_all_that_can_be_is_refused_before_torch(place):
@@ -76,6 +104,7 @@ def test_all_that_can_be_is_refused_before_torch(place):
         ([*pretrain, "--out", "new", "--set", "data.train=none.jsonl"], "none.jsonl"),
         ([*pretrain, "--out", "new", "--set", "data.text=colour"], "colour"),
         (["demo", "--out", "file"], "could not write into the folder"),
+        *_of_models(),
     ]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],

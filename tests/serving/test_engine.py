@@ -170,6 +170,32 @@ def test_nobody_waits_for_a_thread_that_is_over(decoder, monkeypatch):
         engine.submit([asked[0].ticket])
 
 
+def test_a_long_prompt_keeps_nobody_waiting_and_is_given_up(engine, decoder, monkeypatch):
+    """Its reading ends when nobody waits for it, and others are answered before."""
+    own, read = decoder.batch._logits, []
+    holds = {8: threading.Event(), 60: threading.Event()}
+
+    def logits(ids, mask, cache):
+        if ids.shape[1] > 1:
+            read.append(ids.shape[1])
+            assert mask.shape[1] not in holds or holds[mask.shape[1]].wait(WAIT_S)
+        return own(ids, mask, cache)
+
+    monkeypatch.setattr(decoder.batch, "_logits", logits)
+    monkeypatch.setattr(decoder.batch, "_piece", 4)
+    long = Asked(decoder, [5] * 120)
+    engine.submit([long.ticket])
+    short = Asked(decoder, (5, 6), tokens=2, tenant="lab")
+    engine.submit([short.ticket])
+    holds[8].set()
+    assert short.ended() == "length"
+    assert not long.over.is_set()
+    long.ticket.gone = True
+    holds[60].set()
+    assert long.ended() == "timeout"
+    assert sum(read) < 120
+
+
 # --- a batch that is written from its beginning to its end ---------------------------------------
 
 

@@ -17,7 +17,8 @@ from support.tasks import load_model
 from fedllm.errors import CheckpointError, ConfigError
 from fedllm.models.contents import check_contents
 from fedllm.runs.record import read_config
-from fedllm.serving.released import is_released, load_released
+from fedllm.runs.start import is_released
+from fedllm.serving.released import load_released
 
 LABELS = ("one", "two", "three")
 IDS = torch.tensor([[4, 5, 6, 7, 8], [9, 4, 10, 11, 12]])

@@ -244,7 +244,16 @@ def test_what_is_no_json_is_refused_in_the_same_form(content, running):
         headers={"content-type": "application/json"},
     )
     assert found.status_code == 400
-    assert found.json()["error"]["type"] == "invalid_request_error"
+    error = found.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["message"].startswith("the body ")
+    assert error["param"] is None
+
+
+def test_a_path_that_is_not_there_is_named(running):
+    error = httpx.post(f"{running.url}/v1/responses", json={}).json()["error"]
+    assert "there is no /v1/responses here" in error["message"]
+    assert "/v1/chat/completions" in error["message"]
 
 
 def test_a_text_without_a_token_is_refused(running):

@@ -14,7 +14,7 @@ from support.serving_runs import service
 
 from fedllm.errors import ConfigError
 from fedllm.serving.served import serve_models
-from fedllm.serving.server import Address, serve
+from fedllm.serving.server import Address, tls_context
 
 
 @pytest.fixture(scope="module")
@@ -80,4 +80,4 @@ def test_old_versions_are_refused(running, authorities):
 def test_a_key_of_another_certificate_is_told(authorities):
     address = Address("127.0.0.1", 0, authorities[0] / "server.pem", authorities[1] / "server.key")
     with pytest.raises(ConfigError, match="cannot be read"):
-        serve(None, address, None, print, 1)
+        tls_context(address)

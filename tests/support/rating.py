@@ -90,7 +90,7 @@ class Listening:
 def page(session: Session) -> Iterator[Listening]:
     """Serve one rater's page on loopback, in a thread of this process."""
     from fedllm.rating.browser import RatingPage
-    from fedllm.serving.server import Address, serve
+    from fedllm.serving.server import Address, listening_socket, serve
 
     stop, listening = threading.Event(), threading.Event()
     log, ports = list[str](), list[int]()
@@ -100,7 +100,7 @@ def page(session: Session) -> Iterator[Listening]:
         ports.append(port)
         listening.set()
 
-    arguments = (served, Address("127.0.0.1", 0), stop, ready, 5)
+    arguments = (served, listening_socket(Address("127.0.0.1", 0)), None, stop, ready, 5)
     thread = threading.Thread(target=serve, args=arguments)
     thread.start()
     try:

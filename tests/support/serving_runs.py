@@ -94,7 +94,7 @@ def service(
     from fedllm.serving.engine import Engine
     from fedllm.serving.keys import Keys
     from fedllm.serving.metrics import Metrics
-    from fedllm.serving.server import Address, serve
+    from fedllm.serving.server import Address, listening_socket, serve, tls_context
     from fedllm.serving.service import Service, application
 
     metrics, log = Metrics(), []
@@ -113,7 +113,9 @@ def service(
 
     engine.start()
     address = Address("127.0.0.1", 0, *tls)
-    thread = threading.Thread(target=serve, args=(gate, address, stop, ready, 5))
+    thread = threading.Thread(
+        target=serve, args=(gate, listening_socket(address), tls_context(address), stop, ready, 5)
+    )
     thread.start()
     try:
         assert listening.wait(30)
