@@ -211,8 +211,8 @@ def public_rankings(out: Path, variant: str, form: Form) -> None:
         sys.exit(f"{taught} gives no two different answers to any prompt")
     write_bytes(asked, _lines(rows))
     fedllm("predict", out / f"{variant}-selector", asked, "--out", said, "--json")
-    ranks = {row["id"]: row["ranks"] for row in read(said)}
-    write_bytes(done, _lines([{**row, "ranks": ranks[row["id"]]} for row in rows]))
+    ranks = {row["row"]: row["ranks"] for row in read(said)}
+    write_bytes(done, _lines([{**row, "ranks": ranks[n]} for n, row in enumerate(rows, 1)]))
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

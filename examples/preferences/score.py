@@ -98,8 +98,8 @@ def several_answers(run: Path, prompts: Path, count: int, new_tokens: int) -> li
     usable = open_usable(run)
     each = [Written.by(usable, asked, new_tokens, int(seed)).texts for seed in drawn]
     rows = []
-    for number, (prompt, *texts) in enumerate(zip(asked, *each, strict=True)):
+    for prompt, *texts in zip(asked, *each, strict=True):
         different = list({" ".join(text.split()): text for text in texts if text.strip()}.values())
         if len(different) > 1:
-            rows.append({"id": number, "prompt": prompt, "answers": different})
+            rows.append({"prompt": prompt, "answers": different})
     return rows

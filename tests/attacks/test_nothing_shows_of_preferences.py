@@ -10,7 +10,6 @@ from fedllm.config import AllowSection, BudgetSection, SitePolicy
 from fedllm.data.rankings import Ranking
 from fedllm.data.records import Record
 from fedllm.federation.site.data import SiteData
-from fedllm.tasks import preference_encoding
 
 __all__ = ["injected"]
 
@@ -47,12 +46,8 @@ TARGETS = {
     "half a pair": event(pairs="[[0]]"),
 }
 SLOW = pytest.mark.slow
-OBJECTIVES = {"reward": "bert", "dpo": "llama", "selector": "llama"}
-
-
-@pytest.fixture(autouse=True)
-def words_that_the_tiny_tokenizer_knows(monkeypatch):
-    monkeypatch.setattr(preference_encoding, "WORDS", ("open", "close"))
+# Not the selector: a tokenizer of so few words does not tell answers apart that are made up.
+OBJECTIVES = {"reward": "bert", "dpo": "llama"}
 
 
 @pytest.fixture
@@ -66,8 +61,6 @@ def transcript(tiny_checkpoint, tmp_path_factory, injected):
         learned = {
             "preference": {"objective": objective},
             "data": {"labels": None},
-            # Room for two answers and what is asked of them.
-            "model": {"max_length": 24},
         }
         checkpoint = tiny_checkpoint(OBJECTIVES[objective])
         config = small_config(checkpoint, task="preference", **learned)
@@ -79,7 +72,7 @@ def transcript(tiny_checkpoint, tmp_path_factory, injected):
             coordinator.run("nothing-held", {**held, **learned}, labels=())
             short = {**EVALUATED, "model": {"max_length": 2}}
             coordinator.run("short", {**learned, **short}, labels=())
-        assert any('"train"' in line for line in coordinator.seen), "nothing was asked"
+        assert any('"train"' in line for line in coordinator.seen), coordinator.seen[:3]
         return coordinator.seen
 
     return run
