@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedllm.canonical import read_object
 from fedllm.config import RunConfig
 from fedllm.config.locations import resolve_location
+from fedllm.data.asked import rows_asked
 from fedllm.data.columns import ColumnMap
+from fedllm.data.parquet import parquet_columns
 from fedllm.data.questions import question
-from fedllm.data.readers import data_files, file_rows
+from fedllm.data.readers import data_files
 from fedllm.data.spelling import seen
 from fedllm.errors import ConfigError, FedllmError, RefusedError
 from fedllm.files import file_sha256
-from fedllm.runs.names import RUN_TOML
+from fedllm.runs.names import ALIGN_TOML, RUN_TOML
 from fedllm.runs.record import read_config
 from fedllm.tasks import task_of
 
@@ -58,15 +60,18 @@ _OF_RECORDS = frozenset(
         "mrn",
     )
 )
-_ROWS = (".jsonl", ".json", ".csv", ".parquet")
-_LOOKED_AT, _LONGEST_LINE = 1000, 1 << 20
+_LONGEST_LINE = 1 << 20
+# What an alignment is made of.
+_TAUGHT = (("model", "start"), ("reward", "run"), ("reward", "judge"))
 # A question that many people ask may stand in records and in public.
 _MOST_SHARED = 0.05
 # Larger files of records are not read for it.
 _MOST_BYTES = 1 << 28
 
 
-def require_public(location: str, column: str, texts: Sequence[str], runs: Sequence[Path]) -> None:
+def require_public(
+    location: str, column: str, texts: Sequence[str], runs: Sequence[Path]
+) -> list[str]:
     """Refuse a file of prompts that is known to be records.
 
     Parameters
@@ -78,13 +83,18 @@ def require_public(location: str, column: str, texts: Sequence[str], runs: Seque
     runs : sequence of Path
         Folders of all runs that the alignment is made of.
 
+    Returns
+    -------
+    list of str
+        Runs whose records lie here and yet could not be compared: unreadable, or too large.
+
     Raises
     ------
     RefusedError
         If it lies in a kit, is what a site's policy or a run names as its records, has columns of
         records, or shares more than one prompt in twenty with records that lie here.
     """
-    configs = [config for run in runs for config in _with_earlier(run)]
+    configs = list(_with_earlier(runs))
     for path in data_files(location):
         _require_no_kit(path)
         _require_no_ratings(path)
@@ -92,31 +102,61 @@ def require_public(location: str, column: str, texts: Sequence[str], runs: Seque
         for config in configs:
             _require_other(path, config.data.train, f"data.train of the run {config.name}")
         _require_prompts_alone(path, column, configs)
-    for config in configs:
-        _require_other_texts(texts, config)
+    compared = [(config.name, _require_other_texts(texts, config)) for config in configs]
+    return list(dict.fromkeys(name for name, was in compared if not was))
+
+
+def not_compared(runs: Sequence[str]) -> str:
+    """Say of which runs `require_public` could not compare the records."""
+    return (
+        f"prompts.file was not compared with the records of {', '.join(runs)}, which lie here and "
+        "cannot be read, or are too large"
+    )
 
 
 def _refused(path: Path | str, why: str) -> RefusedError:
     return RefusedError(f"prompts.file = {path} is not public: {why}", _PUBLIC)
 
 
-def _with_earlier(run: Path) -> Iterator[RunConfig]:
-    """Yield the configurations of a run and of those that it began with, where they are here."""
+def _with_earlier(runs: Sequence[Path]) -> Iterator[RunConfig]:
+    """Yield the configurations of runs and of all that went into them, where they are here."""
     seen: set[Path] = set()
-    place: Path | None = run
-    while place is not None and place not in seen:
-        seen.add(place)
-        folder = place if (place / RUN_TOML).exists() else place.parent
+    places = list(runs)
+    while places:
+        place = places.pop(0)
+        folder = (place if (place / RUN_TOML).exists() else place.parent).resolve()
+        if folder in seen:
+            continue
+        seen.add(folder)
+        places += _taught(folder)
         try:
             config = read_config(folder)
         except FedllmError:
-            return
+            continue
         yield config
-        place = None if config.model.start is None else Path(config.model.start)
+        places += [] if config.model.start is None else [Path(config.model.start)]
+
+
+def _taught(folder: Path) -> list[Path]:
+    """Return the runs that an aligned model was made of; none of a model of another kind."""
+    try:
+        values = tomllib.loads((folder / ALIGN_TOML).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    sections = [(values.get(section), key) for section, key in _TAUGHT]
+    named = [table.get(key) for table, key in sections if isinstance(table, Mapping)]
+    return [folder / place for place in named if isinstance(place, str)]
+
+
+def _folders(path: Path) -> Iterator[Sequence[Path]]:
+    """Yield the folders above a file by its own name, and where links lead."""
+    yield path.absolute().parents
+    if path.resolve() != path.absolute():
+        yield path.resolve().parents
 
 
 def _require_no_kit(path: Path) -> None:
-    for folder in path.absolute().parents:
+    for folder in (folder for above in _folders(path) for folder in above):
         if (folder / _KIT).exists():
             raise _refused(path, f"it lies in the kit {folder}")
 
@@ -134,7 +174,7 @@ def _require_no_ratings(path: Path) -> None:
 
 def _require_no_policy_names(path: Path) -> None:
     """Refuse what a site's policy beside the file, or one folder above, names as its records."""
-    for folder in path.absolute().parents[:2]:
+    for folder in (folder for above in _folders(path) for folder in above[:2]):
         for policy in sorted(folder.glob("*.toml")):
             try:
                 values = tomllib.loads(policy.read_text(encoding="utf-8"))
@@ -170,18 +210,23 @@ def _require_other(path: Path, location: str, named: str) -> None:
 
 
 def _require_prompts_alone(path: Path, column: str, configs: Sequence[RunConfig]) -> None:
-    if not path.name.lower().removesuffix(".gz").endswith(_ROWS):
-        return
     forbidden = {*_OF_RECORDS, *(name for one in configs for name in _columns_of(one))} - {column}
     columns = ColumnMap({"text": column}, {name: name for name in forbidden}, frozenset(["text"]))
     found: set[str] = set()
-    for row in file_rows(path, columns):
-        found |= {name for name in row.fields if name.lower() in forbidden or name in forbidden}
-        if row.number >= _LOOKED_AT:
-            break
+    for fields in _fields(path, columns):
+        found |= {name for name in fields if name.lower() in forbidden or name in forbidden}
     if found - {column}:
         names = ", ".join(repr(name) for name in sorted(found - {column}))
         raise _refused(path, f"with {names} its rows are records, and not prompts alone")
+
+
+def _fields(path: Path, columns: ColumnMap) -> Iterator[Iterable[str]]:
+    """Yield the names of what each row has."""
+    if path.name.lower().endswith(".parquet"):
+        # Of its rows, columns in another spelling are not read.
+        yield parquet_columns(path)
+        return
+    yield from (row.fields for row in rows_asked(path, columns))
 
 
 def _columns_of(config: RunConfig) -> set[str]:
@@ -192,15 +237,21 @@ def _columns_of(config: RunConfig) -> set[str]:
     return {name for name in (*read[1:], data.unit) if name is not None}
 
 
-def _require_other_texts(texts: Sequence[str], config: RunConfig) -> None:
+def _require_other_texts(texts: Sequence[str], config: RunConfig) -> bool:
+    """Refuse prompts of records; tell whether all records that lie here were looked at."""
     if "://" in config.data.train:
-        return
+        return True
     try:
-        if sum(path.stat().st_size for path in data_files(config.data.train)) > _MOST_BYTES:
-            return
+        size = sum(path.stat().st_size for path in data_files(config.data.train))
+    except (FedllmError, OSError):
+        # They lie elsewhere, as in every deployment.
+        return True
+    if size > _MOST_BYTES:
+        return False
+    try:
         records = task_of(config).read(config.data.train, config.site_data)
     except (FedllmError, OSError):
-        return
+        return False
     theirs = {_plain(text) for one in records for text in _texts_of(one.values)}
     single = {_plain(text) for text in texts}
     shared = len(single & theirs)
@@ -210,6 +261,7 @@ def _require_other_texts(texts: Sequence[str], config: RunConfig) -> None:
             f"{config.name} trained on",
             _PUBLIC,
         )
+    return True
 
 
 def _texts_of(values: Mapping[str, str]) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -52,7 +51,7 @@ class PublicPrompts:
 
 def read_texts(config: AlignConfig) -> list[str]:
     """Read the prompts of a file, each once, in its order; see `fedllm.data.asked.read_asked`."""
-    asked = read_asked(config.prompts.file, config.prompts.column, sys.stdin.buffer)
+    asked = read_asked(config.prompts.file, config.prompts.column, None)
     return [one.text for one in asked]
 
 

@@ -95,6 +95,10 @@ def summary_of(
         What else stands under ``alignment``.
     """
     course = outcome.course
+    # It read no record of anybody, and so adds nothing for any unit; but where one of those that it
+    # is made of has no bound, a 0 here would pass for one.
+    bounded = all(one.epsilon is not None for one in ancestors(started_from))
+    spent = 0.0 if bounded else None
     values = {
         "run": config.name,
         "run_id": course.run_id,
@@ -103,8 +107,13 @@ def summary_of(
         "sites": 0,
         "metrics": outcome.test.figures(),
         "metrics_before": course.test_before.figures(),
-        # It read no record of anybody: of its own it tells nothing, whatever a unit is.
-        "privacy": {"epsilon": 0.0, "delta": 0.0, "unit": "site", "noise": "none", "sites": {}},
+        "privacy": {
+            "epsilon": spent,
+            "delta": spent,
+            "unit": "site",
+            "noise": "none",
+            "sites": {},
+        },
         "seconds": {"total": course.seconds},
         "adapter_sha256": hashlib.sha256(outcome.adapter.astype("<f4").tobytes()).hexdigest(),
         "model": dict(earlier.model),

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from fedllm.alignment.checkpoint import has_checkpoint, read_checkpoint
 from fedllm.alignment.folder import check_folder, is_finished
-from fedllm.alignment.loop import Alignment, Parts, Told
+from fedllm.alignment.loop import Alignment, Parts, Progress, Told
 from fedllm.alignment.policy import Policy
-from fedllm.alignment.private_files import require_public
+from fedllm.alignment.private_files import not_compared, require_public
 from fedllm.alignment.prompts import PublicPrompts, deal_out, read_texts
 from fedllm.alignment.results import made_of, summary_of
 from fedllm.canonical import sha256_hex
@@ -50,17 +51,21 @@ def run_alignment(
     """
     check_folder(out, resume)
     with locked(out):
-        if resume and is_finished(out):
-            return read_summary(out)
-        return _run(config, algorithm, out, told)
+        return _run(config, algorithm, out, resume, told)
 
 
-def _run(config: AlignConfig, algorithm: Algorithm, out: Path, told: Told) -> Summary:
+def _run(config: AlignConfig, algorithm: Algorithm, out: Path, resume: bool, told: Told) -> Summary:
     start = _require_run(find_start(config.model.start))
     others = _reward_runs(config)
     texts = read_texts(config)
     runs = [start.folder.parent, *(one.folder.parent for one in others.values())]
-    require_public(config.prompts.file, config.prompts.column, texts, runs)
+    unread = require_public(config.prompts.file, config.prompts.column, texts, runs)
+    asked = _asked(config, start, others, texts)
+    if resume and is_finished(out):
+        _require_begun_with(out / names.CHECKPOINTS, {"algorithm": algorithm, **asked})
+        return read_summary(out)
+    if unread:
+        told(Progress(0, config.training.steps, {}, {}, not_compared(unread)))
     with _keys_of_the_file("model.base"):
         usable = open_usable(Path(config.model.start), config.model.base, config.model.device)
     released = _require_writer(usable)
@@ -77,7 +82,6 @@ def _run(config: AlignConfig, algorithm: Algorithm, out: Path, told: Told) -> Su
         prompts,
     )
     write_bytes(out / names.ALIGN_TOML, to_toml(config).encode(), mode=0o600)
-    asked = _asked(config, start, others, texts)
     outcome = Alignment(config, algorithm, parts, out, asked, told).run()
     released.model.save_adapter(out / names.ADAPTER, _repository(released))
     write_bytes(out / names.RUN_TOML, to_toml(_run_config(config, released)).encode(), mode=0o600)
@@ -88,11 +92,22 @@ def _run(config: AlignConfig, algorithm: Algorithm, out: Path, told: Told) -> Su
         read_summary(start.folder.parent),
         made_of(start, list(others.values())),
         outcome,
-        {**_models(others), **_counts(prompts)},
+        {**_models(others), **_counts(prompts, unread)},
     )
     write_summary(out, summary)
     write_released_card(out, released.model)
     return summary
+
+
+def _require_begun_with(checkpoints: Path, asked: Mapping[str, Any]) -> None:
+    """Refuse to hand out a finished alignment for another one that is asked for."""
+    if not has_checkpoint(checkpoints):
+        raise ConfigError(
+            f"the alignment in {checkpoints.parent} is finished, and without {checkpoints.name} "
+            "it cannot be told if it is the one that is asked for",
+            "use the folder as it is, or begin anew with another --out",
+        )
+    read_checkpoint(checkpoints, asked)
 
 
 def _reward_runs(config: AlignConfig) -> dict[str, StartedFrom]:
@@ -197,9 +212,10 @@ def _models(others: Mapping[str, StartedFrom]) -> dict[str, Any]:
     return {"reward": found["reward"], "judge": found.get("judge")}
 
 
-def _counts(prompts: PublicPrompts) -> dict[str, Any]:
+def _counts(prompts: PublicPrompts, unread: Sequence[str]) -> dict[str, Any]:
     counts = cast(
         "dict[str, Any]",
         {name: len(getattr(prompts, name)) for name in ("learning", "selection", "test")},
     )
-    return {"prompts": {**counts, "repeated": prompts.repeated, "cut": prompts.cut}}
+    counts |= {"repeated": prompts.repeated, "cut": prompts.cut, "not_compared": list(unread)}
+    return {"prompts": counts}

@@ -160,6 +160,8 @@ def _figures(values: Mapping[str, float]) -> str:
 
 def _described(summary: Summary, folder: Path) -> str:
     """Say the main figures in a few lines."""
+    from fedllm.alignment.private_files import not_compared
+
     told: Mapping[str, Any] = summary.alignment
     before, after = summary.metrics_before, summary.metrics
 
@@ -174,6 +176,7 @@ def _described(summary: Summary, folder: Path) -> str:
         else ("by the reward model itself, which is no independent measure (reward.judge)")
     )
     count, cut = (told["prompts"][name] for name in ("test", "cut"))
+    unread = told["prompts"].get("not_compared")
     kept = (
         f"the model of step {told['kept_step']}"
         if told["kept_step"]
@@ -193,6 +196,7 @@ def _described(summary: Summary, folder: Path) -> str:
         f"  faulty      empty {both('empty', '{:.1%}')}, short {both('short', '{:.1%}')}, "
         f"repeated {both('repeated', '{:.1%}')}",
         *([f"  prompts     {cut} were too long, and lost their beginning"] if cut else []),
+        *([f"  public?     {not_compared(unread)}"] if unread else []),
         "  privacy     nothing private was read and nothing charged; what it is made of spent "
         + _spent(summary),
         f"  folder      {folder}",

@@ -165,11 +165,11 @@ class _Model:
 
     def answers(self, out: Path, settings: Settings) -> AnswerFile:
         """Return the answers that lie beside the ratings."""
-        from fedllm.rating.answers import AnswerFile, Origin
+        from fedllm.rating.answers import AnswerFile, Origin, answers_beside
         from fedllm.rating.which import model_at
 
         origin = Origin(model=model_at(self._location), sampling=settings)
-        return AnswerFile(out.with_name(f"{out.stem}.answers.jsonl"), origin)
+        return AnswerFile(answers_beside(out), origin)
 
 
 def _prepare(questions: Sequence[Question], model: _Model, settings: Settings, out: Path) -> None:
@@ -283,10 +283,25 @@ def _read(files: Sequence[str]) -> list[Rating]:
     return latest(read_ratings(path for name in files for path in data_files(name)))
 
 
+def _require_no_source(files: Sequence[str], out: Path) -> None:
+    """Refuse to write over what raters said, under whatever name, or over what they saw."""
+    from fedllm.data.readers import data_files
+    from fedllm.rating.answers import answers_beside
+
+    for path in (path for name in files for path in data_files(name)):
+        for kept in (path, answers_beside(path)):
+            if out.exists() and kept.exists() and out.samefile(kept):
+                raise ConfigError(
+                    f"--export {visible(str(out))} is {visible(str(kept))}, which would be lost",
+                    "name another file with --export",
+                )
+
+
 def _export(files: Sequence[str], out: Path, consensus: bool, json_output: bool) -> None:
     from fedllm.rating.export import preference_rows
     from fedllm.serving.lines import write_lines
 
+    _require_no_source(files, out)
     ratings = _read(files)
     rows = write_lines(preference_rows(ratings, consensus), out)
     told = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import BinaryIO
 
 from fedllm.data.columns import ColumnMap, MissingColumnError, Row
@@ -39,7 +40,7 @@ class Asked:
     key: str | int | None = None
 
 
-def read_asked(location: str, column: str, stream: BinaryIO) -> list[Asked]:
+def read_asked(location: str, column: str, stream: BinaryIO | None) -> list[Asked]:
     """Read all texts of a file.
 
     Parameters
@@ -49,8 +50,8 @@ def read_asked(location: str, column: str, stream: BinaryIO) -> list[Asked]:
         rows; all else is JSON Lines if it begins with ``{``, and otherwise one text a line.
     column : str
         Where rows have the text.
-    stream : BinaryIO
-        What "-" stands for.
+    stream : BinaryIO, optional
+        What "-" stands for; without it, "-" is a file's name.
 
     Raises
     ------
@@ -89,16 +90,21 @@ def _asked(row: Row, column: str, number: int) -> Asked:
 
 
 def _sources(
-    location: str, columns: ColumnMap, stream: BinaryIO
+    location: str, columns: ColumnMap, stream: BinaryIO | None
 ) -> Iterator[tuple[str, Iterator[Row]]]:
-    if location == STANDARD_INPUT:
+    if location == STANDARD_INPUT and stream is not None:
         source = "standard input"
         yield source, _rows(lines_of_rows(decoded_lines(stream, source), source), source, columns)
         return
     for path in data_files(location):
-        known = path.name.lower().removesuffix(".gz").endswith(_ROWS)
-        rows = file_rows(path, columns) if known else _rows(row_lines(path), str(path), columns)
-        yield str(path), rows
+        yield str(path), rows_asked(path, columns)
+
+
+def rows_asked(path: Path, columns: ColumnMap) -> Iterator[Row]:
+    """Yield a file's rows in the form that `read_asked` takes it for; errors as there."""
+    if path.name.lower().removesuffix(".gz").endswith(_ROWS):
+        return file_rows(path, columns)
+    return _rows(row_lines(path), str(path), columns)
 
 
 def _rows(lines: Iterator[str], source: str, columns: ColumnMap) -> Iterator[Row]:

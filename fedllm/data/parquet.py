@@ -71,6 +71,15 @@ def _batches(stream: BinaryIO, path: Path, columns: ColumnMap) -> Iterator[pyarr
             yield batch.select(wanted)
 
 
+def parquet_columns(path: Path) -> list[str]:
+    """Return the names of all columns of a file that `parquet_rows` can read; errors as there."""
+    with opened(path) as stream:
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(stream) as table:
+            return _names(table, path)
+
+
 def _names(table: pyarrow.parquet.ParquetFile, path: Path) -> list[str]:
     try:
         return list(table.schema_arrow.names)

@@ -122,6 +122,11 @@ class _Line(_Stored):
     unfinished: tuple[int, ...] = ()
 
 
+def answers_beside(ratings: Path) -> Path:
+    """Return where the answers lie of which a file has the ratings."""
+    return ratings.with_name(f"{ratings.stem}.answers.jsonl")
+
+
 class AnswerFile:
     """Answers of one model, sampled in one way; read when it is opened.
 

@@ -14,7 +14,7 @@ from fedllm import clock
 from fedllm.data.rankings import FEWEST, MOST
 from fedllm.data.spelling import seen
 from fedllm.errors import ConfigError
-from fedllm.rating.answers import Drawn, Origin, require_same
+from fedllm.rating.answers import Drawn, Origin, Settings, require_same
 from fedllm.rating.lines import PrivateLines
 from fedllm.rating.prompts import Question, unit_of
 from fedllm.rating.rankings import dense
@@ -103,14 +103,29 @@ def read_ratings(paths: Iterable[Path]) -> list[Rating]:
 
 
 def latest(ratings: Iterable[Rating]) -> list[Rating]:
-    """Return what counts: of each rater and prompt the last line, unless it takes back.
+    """Return what counts: of a rater, a prompt and one model's answers the latest line.
+
+    None where that line takes back. By time, so that nothing hangs on the order in which files are
+    named; lines of the same second count in the order in which they are given. What was said of the
+    same answers under two origins, such as another limit of tokens, counts once.
 
     In the order in which the prompts were first rated.
     """
-    found: dict[tuple[str, str], Rating] = {}
-    for rating in ratings:
-        found[rating.rater, rating.unit] = rating
-    return [rating for rating in found.values() if rating.state != "open"]
+    said: dict[tuple[str, str, str, Settings], Rating] = {}
+    for rating in sorted(ratings, key=_time):
+        model, sampling = rating.origin.model.fingerprint, rating.origin.sampling
+        said[rating.rater, rating.unit, model, sampling] = rating
+    last: dict[tuple[str, str, frozenset[str]], Rating] = {}
+    for rating in sorted(said.values(), key=_time):
+        if rating.state != "open":
+            last[rating.rater, rating.unit, frozenset(rating.answers)] = rating
+    counted = set(map(id, last.values()))
+    return [rating for rating in said.values() if id(rating) in counted]
+
+
+def _time(rating: Rating) -> str:
+    # All are UTC in one form, so that they sort as they are.
+    return rating.time
 
 
 def checked_name(name: str) -> str:
@@ -158,7 +173,9 @@ class RatingLog:
         self._rater, self._origin = rater, origin
         known, strange = {question.unit for question in questions}, set[str]()
         self._said: dict[str, Rating] = {}
+        self._newest = ""
         for rating in self._lines.read(Rating):
+            self._newest = max(self._newest, rating.time)
             require_same(path, rating.origin, origin)
             if rating.unit not in known:
                 strange.add(rating.unit)
@@ -193,7 +210,7 @@ class RatingLog:
         self._append(
             Rating(
                 rater=self._rater,
-                time=clock.utc_now(),
+                time=self._now(),
                 row=question.row,
                 id=question.key,
                 person=question.person,
@@ -213,11 +230,16 @@ class RatingLog:
         Errors as of `fedllm.files.append_line`.
         """
         found = self._said[question.unit] if before is None else before
-        update: dict[str, object] = {"time": clock.utc_now()}
+        update: dict[str, object] = {"time": self._now()}
         if before is None:
             update |= {"state": "open", "ranks": ()}
         self._append(found.model_copy(update=update))
 
+    def _now(self) -> str:
+        # A clock that was set back must not put a line before those that it replaces.
+        return max(self._newest, clock.utc_now())
+
     def _append(self, rating: Rating) -> None:
         self._lines.append(rating)
+        self._newest = rating.time
         self._said[rating.unit] = rating

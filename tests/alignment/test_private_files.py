@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.alignment_models import texts
+from support.alignment_models import configuration, texts
 from support.rating import ORIGIN, QUESTIONS, answers_to, session
 
 from fedllm.alignment.private_files import require_public
+from fedllm.alignment.prompts import read_texts
 from fedllm.config import RunConfig, parse, to_toml
-from fedllm.errors import RefusedError
+from fedllm.errors import DataError, RefusedError
 from fedllm.rating.answers import AnswerFile
 
 
@@ -167,3 +168,88 @@ def test_no_prompt_stands_in_what_is_said(tmp_path):
     with pytest.raises(RefusedError) as caught:
         asked(train, [run_of(tmp_path / "r", train)])
     assert not any(text in str(caught.value) for text in texts(40))
+
+
+@pytest.mark.parametrize("known", ["kit", "policy"])
+def test_a_link_hides_nothing(tmp_path, known):
+    path = prompts(tmp_path / "site/data/prompts.jsonl")
+    if known == "kit":
+        (tmp_path / "site/kit.json").write_text("{}")
+    else:
+        policy = "[budget]\nepsilon = 8\n[data]\ntrain = 'data/*.jsonl'\n"
+        (tmp_path / "site/policy.toml").write_text(policy)
+    (tmp_path / "public").mkdir()
+    (tmp_path / "public/p.jsonl").symlink_to(path)
+    (tmp_path / "linked").symlink_to(path.parent)
+    for link in (tmp_path / "public/p.jsonl", tmp_path / "linked/prompts.jsonl"):
+        with pytest.raises(RefusedError, match="is not public"):
+            asked(link, [])
+    # A link in a kit to what lies elsewhere is in the kit too.
+    elsewhere = prompts(tmp_path / "elsewhere/prompts.jsonl")
+    asked(elsewhere, [])
+    (tmp_path / "site/data/other.jsonl").symlink_to(elsewhere)
+    with pytest.raises(RefusedError, match="is not public"):
+        asked(tmp_path / "site/data/other.jsonl", [])
+
+
+@pytest.mark.parametrize("name", ["p.ndjson", "p.txt", "p", "p.parquet"])
+def test_columns_are_looked_at_whatever_the_files_suffix(tmp_path, name):
+    path = prompts(tmp_path / name, Chosen="x")
+    if name == "p.parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        table = pytest.importorskip("pyarrow").Table.from_pylist(
+            [{"prompt": text, "Chosen": "x"} for text in texts(40)]
+        )
+        parquet.write_table(table, path)
+    with pytest.raises(RefusedError, match="with 'Chosen' its rows are records"):
+        asked(path, [])
+
+
+def test_columns_are_looked_at_in_all_rows(tmp_path):
+    rows = [{"prompt": f"x {n}"} for n in range(1500)]
+    asked(write(tmp_path / "alone.jsonl", rows), [])
+    late = write(tmp_path / "late.jsonl", [*rows, {"prompt": "y", "chosen": "a"}])
+    with pytest.raises(RefusedError, match="with 'chosen' its rows are records"):
+        asked(late, [])
+
+
+@pytest.mark.parametrize("key", ["start", "reward", "judge", "beyond"])
+def test_what_an_aligned_model_was_made_of_counts_in_the_next_alignment(tmp_path, records, key):
+    of_records = write(tmp_path / "site/taught.jsonl", [{"prompt": t} for t in texts(40)])
+    run_of(tmp_path / "taught", of_records)
+    places = {name: tmp_path / "nowhere" for name in ("start", "reward", "judge")}
+    if key == "beyond":
+        run_of(tmp_path / "later", records, model={"start": str(tmp_path / "taught")})
+        places["reward"] = tmp_path / "later/adapter"
+    else:
+        places[key] = tmp_path / "taught"
+    aligned = run_of(tmp_path / "aligned", records)
+    (aligned / "align.toml").write_text(
+        f"[model]\nstart = '{places['start']}'\n"
+        f"[reward]\nrun = '{places['reward']}'\njudge = '{places['judge']}'\n"
+    )
+    # An aligned model that was aligned again has it behind two files.
+    again = run_of(tmp_path / "again", records)
+    (again / "align.toml").write_text("[model]\nstart = '../aligned'\n")
+    for run in (aligned, again):
+        with pytest.raises(RefusedError, match=r"data\.train of the run taught"):
+            asked(of_records, [run])
+
+
+def test_records_that_cannot_be_compared_are_named(tmp_path, records, monkeypatch):
+    run, path = run_of(tmp_path / "r", records), prompts(tmp_path / "p.jsonl")
+    away = run_of(tmp_path / "away", tmp_path / "elsewhere.jsonl")
+    assert require_public(str(path), "prompt", texts(40), [run, away]) == []
+    monkeypatch.setattr("fedllm.alignment.private_files._MOST_BYTES", 10)
+    assert require_public(str(path), "prompt", texts(40), [run]) == ["r"]
+    monkeypatch.undo()
+    with records.open("a") as file:
+        file.write('{"prompt": "", "response": "rest"}\n')
+    assert require_public(str(path), "prompt", texts(40), [run, away]) == ["r"]
+
+
+def test_standard_input_is_no_file_of_prompts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = configuration(prompts={"file": "-"})
+    with pytest.raises(DataError, match="-"):
+        read_texts(config)

@@ -75,6 +75,7 @@ def test_the_folder_is_used_like_a_runs(models):
     assert summary.rounds == 2
     assert summary.alignment["reward"]["run"] == "reward"
     assert summary.alignment["judge"]["epsilon"] == 5.0
+    assert summary.privacy["epsilon"] == 0.0
     assert summary.alignment["prompts"]["learning"] == 14
     # It answers, is handed over, and begins another run; of itself it tells of nobody.
     usable = open_usable(out)
@@ -134,6 +135,11 @@ def test_other_commands_say_that_nobody_trained_in_it(models):
 
 
 def test_the_command(models):
+    epsilons(models / "start", epsilon=3.0)
+    epsilons(models / "reward", epsilon=None)
+    (models / "rankings.jsonl").write_text('{"prompt": ""}\n')
+    run = models / "reward/run.toml"
+    run.write_text(run.read_text().replace("unused.jsonl", f"{models}/rankings.jsonl"))
     path = models / "align.toml"
     path.write_text(to_toml(asked(models)).replace(f"{models}/", ""))
     arguments = ["align", "grpo", str(path), "--out", str(models / "out")]
@@ -143,7 +149,28 @@ def test_the_command(models):
     assert "by judge" in done.stdout
     assert "step 1/1" in done.stderr
     again = CliRunner().invoke(app, [*arguments, "--set", "training.steps=1", "--resume", "--json"])
-    assert json.loads(again.stdout)["alignment"]["algorithm"] == "grpo"
+    told = json.loads(again.stdout)
+    assert told["alignment"]["algorithm"] == "grpo"
+    # 0 would pass for a bound of all that it is made of.
+    assert told["privacy"]["epsilon"] is None
+    assert find_start(str(models / "out")).about["epsilon"] is None
+    # The reward model's records lie here, and a row of theirs cannot be read.
+    assert told["alignment"]["prompts"]["not_compared"] == ["reward"]
+    for said in (done.stdout, done.stderr):
+        assert "not compared with the records of reward" in said
+    # What is finished is not handed out for something else.
+    for algorithm, key in (("grpo", "training.steps=2"), ("ppo", "training.steps=1")):
+        other = CliRunner().invoke(
+            app, ["align", algorithm, *arguments[2:], "--set", key, "--resume"]
+        )
+        assert isinstance(other.exception, ConfigError), key
+        differs = "algorithm" if algorithm == "ppo" else "training.steps"
+        assert other.exception.message.endswith(f"given now: {differs}")
+    own = (models / "prompts.jsonl").read_text()
+    (models / "prompts.jsonl").write_text(own.replace("}", ', "chosen": "a"}'))
+    other = CliRunner().invoke(app, [*arguments, "--set", "training.steps=1", "--resume"])
+    assert isinstance(other.exception, RefusedError)
+    (models / "prompts.jsonl").write_text(own)
     refused = CliRunner().invoke(app, arguments)
     assert isinstance(refused.exception, ConfigError)
     assert "is not empty" in refused.exception.message

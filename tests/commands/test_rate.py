@@ -218,3 +218,20 @@ def test_what_cannot_be_read_leaves_the_file_that_was_there(rated, tmp_path):
     assert "line 1" in refused(*rated, "--export", out).message
     assert "cannot be read" in refused(tmp_path / "none", "--export", out).message
     assert out.read_text() == "before"
+
+
+@pytest.mark.parametrize("way", ["same", "hard", "link", "answers"])
+def test_what_raters_said_is_not_written_over(way, rated, tmp_path):
+    said, out = rated[1], tmp_path / "other.jsonl"
+    if way == "same":
+        out = said
+    elif way == "answers":
+        out = said.with_name("bob.answers.jsonl")
+        out.write_text("kept")
+    else:
+        (out.hardlink_to if way == "hard" else out.symlink_to)(said)
+    before = said.read_bytes(), out.read_bytes()
+    error = refused(*rated, "--export", out)
+    assert "would be lost" in error.message
+    assert "--export" in error.remedy
+    assert (said.read_bytes(), out.read_bytes()) == before

@@ -97,3 +97,35 @@ def test_a_name_has_one_spelling():
 def test_a_rating_fits_its_answers(ranks, more):
     with pytest.raises(ValueError, match="fit"):
         rating("ann", ranks, **more)
+
+
+OTHER = ORIGIN.model_copy(update={"model": ORIGIN.model.model_copy(update={"fingerprint": "cd"})})
+
+
+def test_of_several_files_the_latest_line_counts_by_time_and_not_by_their_order():
+    old = rating("ann", (3, 2, 1), time="2026-01-01T00:00:00+00:00")
+    new = rating("ann", (1, 2, 3), time="2026-02-01T00:00:00+00:00")
+    assert latest([new, old]) == latest([old, new]) == [new]
+    back = rating("ann", (), state="open", answers=new.answers, time="2026-03-01T00:00:00+00:00")
+    assert latest([back, new, old]) == []
+
+
+def test_one_raters_word_on_two_models_answers_counts_twice():
+    one = rating("ann", (1, 2), answers=("a", "b"))
+    two = rating("ann", (2, 1), answers=("c", "d"), origin=OTHER)
+    assert latest([one, two]) == [one, two]
+    # Taken back is what was said of the one model alone.
+    back = rating("ann", (), state="open", answers=("c", "d"), origin=OTHER)
+    assert latest([one, two, back]) == [one]
+    # Nobody has two rankings of the same answers.
+    again = rating("ann", (2, 1), answers=("b", "a"), origin=OTHER, time="2027")
+    assert latest([again, one]) == [again]
+
+
+def test_a_clock_that_was_set_back_loses_nothing(tmp_path, monkeypatch):
+    drawn = answers_to(FIRST)
+    log(tmp_path).add(FIRST, drawn, (0, 1, 2), "ranked", (1, 2, 3))
+    monkeypatch.setattr("fedllm.clock.utc_now", lambda: "2001-01-01T00:00:00+00:00")
+    log(tmp_path).add(FIRST, drawn, (0, 1, 2), "ranked", (3, 2, 1))
+    (counted,) = latest(read_ratings([tmp_path / "r.jsonl"]))
+    assert counted.ranks == (3, 2, 1)
