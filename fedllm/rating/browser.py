@@ -24,7 +24,7 @@ from fedllm.errors import FedllmError
 from fedllm.federation.transport.bodies import Bodies, BodyError, Patience, Receive
 from fedllm.rating.page import Page
 from fedllm.rating.rankings import RankingError, dense
-from fedllm.rating.session import QUIT, Session
+from fedllm.rating.session import BACK, QUIT, UNDO, Session
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -34,6 +34,7 @@ _MOST_BYTES, _MOST_FIELDS = 16 << 10, 32
 _HOST = re.compile(rb"(?:localhost|127\.0\.0\.1)(?::\d{1,5})?")
 _FORM = b"application/x-www-form-urlencoded"
 _STALE = "that was said of another prompt and was not kept; this is the one to rank now"
+_CHANGED = "that was asked on an older page and was not done; this is where you are now"
 _REFUSED = {
     400: "the form cannot be read",
     403: "this page is reached from its own address alone",
@@ -129,7 +130,9 @@ class RatingPage:
             waiting = item is None and not session.finished
         except FedllmError as error:
             notice, waiting, status = str(error), False, 500
-        found = Page(self.path, session.progress(), item, waiting, False, notice, words)
+        found = Page(
+            self.path, session.progress(), item, waiting, False, notice, words, session.step
+        )
         return _response(found, status)
 
     def _obeyed(self, form: Form) -> Response:
@@ -142,7 +145,11 @@ class RatingPage:
                 return _response(over, after=BackgroundTask(self._stop.set))
             try:
                 item = session.item()
-                if "unit" in form and (item is None or item.question.unit != form["unit"]):
+                if words.strip().lower() in (BACK, UNDO):
+                    # A form that is sent twice goes one step.
+                    if form.get("step") != str(session.step):
+                        return self._shown(_CHANGED, status=409)
+                elif form.get("unit") != (item.question.unit if item else None):
                     return self._shown(_STALE, status=409)
                 if order == "places" and item is not None:
                     session.rank(item, _places(form, len(item.shown)))
