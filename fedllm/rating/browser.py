@@ -24,7 +24,7 @@ from fedllm.errors import FedllmError
 from fedllm.federation.transport.bodies import Bodies, BodyError, Patience, Receive
 from fedllm.rating.page import Page
 from fedllm.rating.rankings import RankingError, dense
-from fedllm.rating.session import BACK, QUIT, UNDO, Session
+from fedllm.rating.session import BACK, QUIT, UNDO, Item, Session
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -145,12 +145,8 @@ class RatingPage:
                 return _response(over, after=BackgroundTask(self._stop.set))
             try:
                 item = session.item()
-                if words.strip().lower() in (BACK, UNDO):
-                    # A form that is sent twice goes one step.
-                    if form.get("step") != str(session.step):
-                        return self._shown(_CHANGED, status=409)
-                elif form.get("unit") != (item.question.unit if item else None):
-                    return self._shown(_STALE, status=409)
+                if stale := _stale(form, words, session.step, item):
+                    return self._shown(stale, status=409)
                 if order == "places" and item is not None:
                     session.rank(item, _places(form, len(item.shown)))
                     notice = ""
@@ -163,6 +159,14 @@ class RatingPage:
             if notice:
                 return self._shown(notice)
         return Response(status_code=303, headers={"location": self.path})
+
+
+def _stale(form: Form, words: str, step: int, item: Item | None) -> str:
+    """Say why a form is not of what is shown now; empty where it is."""
+    if words.strip().lower() in (BACK, UNDO):
+        # A form that is sent twice goes one step.
+        return "" if form.get("step") == str(step) else _CHANGED
+    return "" if form.get("unit") == (item.question.unit if item else None) else _STALE
 
 
 def _headers(scope: Scope) -> dict[bytes, list[bytes]]:
