@@ -299,18 +299,32 @@ def append_line(path: Path, line: str, durable: bool = True) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()
         with path.open("ab") as stream:
-            start = stream.tell()
-            try:
-                stream.write(missing_end(path) + line.encode() + b"\n")
-                stream.flush()
-                if durable:
-                    os.fsync(stream.fileno())
-                    # A name that a crash takes away takes the line with it.
-                    if new:
-                        sync_directory(path.parent)
-            except OSError:
-                with suppress(OSError):
-                    os.truncate(path, start)
-                raise
+            append_to(stream, path, missing_end(path) + line.encode() + b"\n", durable)
+            # A name that a crash takes away takes the line with it.
+            if durable and new:
+                sync_directory(path.parent)
+    except OSError as error:
+        raise _failure(path, error) from error
+
+
+def append_to(stream: BinaryIO, path: Path, content: bytes, durable: bool = True) -> None:
+    """Append to an open file; the path is for messages alone, and may name another one by now.
+
+    Raises
+    ------
+    StorageError
+        If the disk is full; what was written is cut off again.
+    """
+    try:
+        start = stream.seek(0, os.SEEK_END)
+        try:
+            stream.write(content)
+            stream.flush()
+            if durable:
+                os.fsync(stream.fileno())
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(stream.fileno(), start)
+            raise
     except OSError as error:
         raise _failure(path, error) from error

@@ -192,11 +192,18 @@ def _prepare(questions: Sequence[Question], model: _Model, settings: Settings, o
 def _alone(out: Path) -> Iterator[None]:
     """Keep other sessions from the files of this one."""
     from fedllm.locks import exclusive
+    from fedllm.rating.answers import answers_beside
     from fedllm.rating.lines import PrivateLines
 
-    PrivateLines(out).prepare()
-    busy = f"somebody rates into {out} already"
-    with exclusive(out, busy, "wait until that ends, or give each rater a file with --out"):
+    # Files of one stem, such as r.jsonl and r.txt, have their answers in one place.
+    beside = answers_beside(out)
+    for path in (out, beside):
+        PrivateLines(path).prepare()
+    other = "wait until that ends, or give each rater a file with --out"
+    with (
+        exclusive(out, f"somebody rates into {out} already", other),
+        exclusive(beside, f"somebody rates with the answers of {beside} already", other),
+    ):
         yield
 
 

@@ -24,7 +24,7 @@ from fedllm.errors import FedllmError
 from fedllm.federation.transport.bodies import Bodies, BodyError, Patience, Receive
 from fedllm.rating.page import Page
 from fedllm.rating.rankings import RankingError, dense
-from fedllm.rating.session import QUIT, Session
+from fedllm.rating.session import BACK, QUIT, UNDO, Item, Session
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -34,6 +34,7 @@ _MOST_BYTES, _MOST_FIELDS = 16 << 10, 32
 _HOST = re.compile(rb"(?:localhost|127\.0\.0\.1)(?::\d{1,5})?")
 _FORM = b"application/x-www-form-urlencoded"
 _STALE = "that was said of another prompt and was not kept; this is the one to rank now"
+_CHANGED = "that was asked on an older page and was not done; this is where you are now"
 _REFUSED = {
     400: "the form cannot be read",
     403: "this page is reached from its own address alone",
@@ -129,7 +130,9 @@ class RatingPage:
             waiting = item is None and not session.finished
         except FedllmError as error:
             notice, waiting, status = str(error), False, 500
-        found = Page(self.path, session.progress(), item, waiting, False, notice, words)
+        found = Page(
+            self.path, session.progress(), item, waiting, False, notice, words, session.step
+        )
         return _response(found, status)
 
     def _obeyed(self, form: Form) -> Response:
@@ -142,8 +145,8 @@ class RatingPage:
                 return _response(over, after=BackgroundTask(self._stop.set))
             try:
                 item = session.item()
-                if "unit" in form and (item is None or item.question.unit != form["unit"]):
-                    return self._shown(_STALE, status=409)
+                if stale := _stale(form, words, session.step, item):
+                    return self._shown(stale, status=409)
                 if order == "places" and item is not None:
                     session.rank(item, _places(form, len(item.shown)))
                     notice = ""
@@ -156,6 +159,14 @@ class RatingPage:
             if notice:
                 return self._shown(notice)
         return Response(status_code=303, headers={"location": self.path})
+
+
+def _stale(form: Form, words: str, step: int, item: Item | None) -> str:
+    """Say why a form is not of what is shown now; empty where it is."""
+    if words.strip().lower() in (BACK, UNDO):
+        # A form that is sent twice goes one step.
+        return "" if form.get("step") == str(step) else _CHANGED
+    return "" if form.get("unit") == (item.question.unit if item else None) else _STALE
 
 
 def _headers(scope: Scope) -> dict[bytes, list[bytes]]:

@@ -7,13 +7,13 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from fedllm.canonical import read_object
 from fedllm.errors import ConfigError, FedllmError, of_system
-from fedllm.files import append_line, missing_end, sync_directory
+from fedllm.files import append_to, sync_directory
 
 Line = TypeVar("Line", bound=BaseModel)
 _RESTORE = "restore the file from a backup, or take that line out"
@@ -37,7 +37,7 @@ class PrivateLines:
         Raises
         ------
         ConfigError
-            If it is a link or no regular file, or cannot be made.
+            If it is a link, no regular file or another user's, or cannot be made.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,9 +55,17 @@ class PrivateLines:
             descriptor = os.open(self.path, flags, 0o600)
         except OSError as error:
             raise self._not_opened(error) from None
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
             os.close(descriptor)
             raise self._not_plain()
+        # Its owner can read it, whatever its mode.
+        if found.st_uid != os.geteuid():
+            os.close(descriptor)
+            raise ConfigError(
+                f"{self.path} belongs to another user, who could read what is written there",
+                "choose another path for the file",
+            )
         return descriptor
 
     def _not_opened(self, error: OSError) -> FedllmError:
@@ -121,23 +129,40 @@ class PrivateLines:
         Raises
         ------
         ConfigError
-            If the file became a link.
+            If the file became a link, or another user's.
         StorageError
             If the disk is full; nothing of the line is left.
         """
+        # Never by its name again, which may lead elsewhere by then.
         with os.fdopen(self._open(0), "rb+") as stream:
-            os.fchmod(stream.fileno(), 0o600)
-            content = stream.read() if missing_end(self.path) else b""
-            whole = content.rfind(b"\n") + 1
-            if _is_cut_off(content[whole:]):
-                stream.truncate(whole)
-        append_line(self.path, to_line(value))
+            try:
+                os.fchmod(stream.fileno(), 0o600)
+                end = _missing_end(stream)
+            except OSError as error:
+                raise self._not_opened(error) from None
+            append_to(stream, self.path, end + to_line(value).encode() + b"\n")
 
 
 def to_line(value: Mapping[str, Any] | BaseModel) -> str:
     """Return a value as one line of JSON."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     return json.dumps(plain, ensure_ascii=False, allow_nan=False)
+
+
+def _missing_end(stream: BinaryIO) -> bytes:
+    """Take off what a crash left of a last line; return what ends one that is whole but for it."""
+    if not stream.seek(0, os.SEEK_END):
+        return b""
+    stream.seek(-1, os.SEEK_END)
+    if stream.read(1) == b"\n":
+        return b""
+    stream.seek(0)
+    content = stream.read()
+    whole = content.rfind(b"\n") + 1
+    if not _is_cut_off(content[whole:]):
+        return b"\n"
+    stream.truncate(whole)
+    return b""
 
 
 def _is_cut_off(line: bytes) -> bool:

@@ -52,6 +52,8 @@ class Page:
         Whether the rater left.
     notice, words : str
         What to tell, and what the rater wrote that could not be read.
+    step : int
+        Of the session; its form comes back with it.
     """
 
     action: str
@@ -61,6 +63,7 @@ class Page:
     over: bool = False
     notice: str = ""
     words: str = ""
+    step: int = 0
 
     @property
     def title(self) -> str:
@@ -84,6 +87,7 @@ class Page:
             waiting=self.waiting,
             over=self.over,
             words=self.words,
+            step=self.step,
             help=HELP,
             item=item,
             prompt=_shown(item.question.prompt) if item else "",

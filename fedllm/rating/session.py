@@ -67,6 +67,11 @@ class Session:
         Whose order of the answers it is.
     seed : int
         Of that order, which is the same whenever the rater comes back to a prompt.
+
+    Attributes
+    ----------
+    step : int
+        How often the rater did something; says whether what was shown is shown still.
     """
 
     def __init__(
@@ -82,6 +87,8 @@ class Session:
         self._done: list[tuple[int, Rating | None]] = []
         # Prompts to which the model has one answer alone.
         self._alike: set[int] = set()
+        # What the rater did so far, by which a page is told from a later one.
+        self.step = 0
         self._place = self._next_open(0)
 
     @property
@@ -164,6 +171,7 @@ class Session:
         elif order or not item.said:
             self._say(item, "ranked", parse_ranking(order, len(item.shown)))
         else:
+            self.step += 1
             self._place += 1
             self._place = self._next_open(0) if self.finished else self._place
         return ""
@@ -178,12 +186,14 @@ class Session:
         of_place = dict(zip(item.shown, ranks, strict=bool(ranks)))
         own = [of_place[place] for place in sorted(of_place)]
         self._log.add(item.question, item.drawn, item.shown, state, own)
+        self.step += 1
         self._done.append((self._place, before))
         self._place = self._next_open(self._place + 1)
 
     def back(self) -> bool:
         """Go to the prompt before, and tell if there is one; nothing is changed."""
         places = [p for p in range(self._place) if p not in self._alike]
+        self.step += bool(places)
         self._place = places[-1] if places else self._place
         return bool(places)
 
@@ -196,6 +206,7 @@ class Session:
             return False
         place, before = self._done[-1]
         self._log.undo(self._questions[place], before)
+        self.step += 1
         self._done.pop()
         self._place = place
         return True

@@ -167,6 +167,10 @@ def test_one_rater_at_a_time(released, prompts, tmp_path):
     with exclusive(out, "", ""):
         found = refused(prompts, "--model", tmp_path, "--out", out, "--prepare")
     assert "somebody rates into" in found.message
+    # Two names of one stem have their answers in one file.
+    with exclusive(tmp_path / "r.answers.jsonl", "", ""):
+        found = refused(prompts, "--model", tmp_path, "--out", tmp_path / "r.txt", "--prepare")
+    assert "somebody rates with the answers of" in found.message
 
 
 # --- what comes of it ---------------------------------------------------------------------------

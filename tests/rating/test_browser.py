@@ -27,8 +27,10 @@ class Rater:
         return self._client.get(self.served.url)
 
     def send(self, order="rank", follow=True, **fields):
-        unit = re.search('name="unit" value="([0-9a-f]{64})"', self.look().text)
-        form = {"order": order} | ({"unit": unit[1]} if unit else {}) | fields
+        text = self.look().text
+        unit = re.search('name="unit" value="([0-9a-f]{64})"', text)
+        form = {"order": order, "step": re.search('name="step" value="([0-9]+)"', text)[1]}
+        form |= ({"unit": unit[1]} if unit else {}) | fields
         return self._client.post(
             self.served.url, data=form, headers={"origin": self.origin}, follow_redirects=follow
         )
@@ -95,6 +97,39 @@ def test_a_form_of_another_prompt_ranks_nothing(opened, tmp_path):
     assert not (tmp_path / "ratings.jsonl").read_text()
 
 
+@pytest.mark.parametrize("at_the_end", [False, True])
+@pytest.mark.parametrize("way", ["button", "typed"])
+def test_a_form_that_is_sent_twice_takes_one_rating_back(opened, tmp_path, at_the_end, way):
+    for _ in QUESTIONS if at_the_end else QUESTIONS[:2]:
+        opened.send(words="1 2 3")
+    before = len(lines(tmp_path / "ratings.jsonl"))
+    step = re.search('name="step" value="([0-9]+)"', opened.look().text)[1]
+    if way == "typed" and not at_the_end:
+        order = {"order": "rank", "words": " U "}
+    else:
+        order = {"order": "u"}
+    assert opened.send(**order, step=step).status_code == 200
+    again = opened.send(**order, step=step)
+    assert again.status_code == 409
+    assert "was not done" in again.text
+    assert [one["state"] for one in lines(tmp_path / "ratings.jsonl")[before:]] == ["open"]
+    # Going back is told from going back once more as well.
+    step = re.search('name="step" value="([0-9]+)"', again.text)[1]
+    number = int(re.search(r"Prompt (\d) of 3", again.text)[1])
+    assert f"Prompt {number - 1} of 3" in opened.send("b", step=step).text
+    assert f"Prompt {number - 1} of 3" in opened.send("b", step=step).text
+
+
+@pytest.mark.parametrize("order", ["rank", "places", "s", "u", "b"])
+def test_a_form_that_says_nothing_of_its_page_does_nothing(opened, tmp_path, order):
+    opened.send(words="1 2 3")
+    before = (tmp_path / "ratings.jsonl").read_text()
+    form = {"order": order, "words": "3 2 1", "place-1": "1", "place-2": "2", "place-3": "2"}
+    found = httpx.post(opened.served.url, data=form, headers={"origin": opened.origin})
+    assert found.status_code == 409
+    assert (tmp_path / "ratings.jsonl").read_text() == before
+
+
 def test_a_page_that_waits_looks_again_by_itself(tmp_path):
     import threading
 
@@ -142,7 +177,7 @@ def test_the_page_can_be_read_by_all(opened):
     text = opened.look().text
     assert '<html lang="en">' in text
     names = set(re.findall(r'<(?:input|select)[^>]* name="([^"]+)"', text))
-    assert names == {"unit", "words", "place-1", "place-2", "place-3"}
+    assert names == {"step", "unit", "words", "place-1", "place-2", "place-3"}
     assert '<label for="words">' in text
     assert len(re.findall(r"<label>Place of answer \d\s*<select", text)) == 3
     for labelled in re.findall(r'aria-(?:labelledby|describedby)="([^"]+)"', text):

@@ -7,7 +7,7 @@ import os
 import pytest
 from support.rating import rating
 
-from fedllm.errors import ConfigError
+from fedllm.errors import ConfigError, FedllmError, StorageError
 from fedllm.rating.lines import PrivateLines
 from fedllm.rating.store import Rating
 
@@ -110,3 +110,59 @@ def test_what_cannot_be_a_file_is_told(tmp_path):
         assert error.value.remedy
     with pytest.raises(ConfigError, match="cannot be read"):
         PrivateLines(tmp_path / "none").read(Rating)
+
+
+def test_another_users_file_is_refused(own, monkeypatch):
+    own.append(SAID)
+    before = own.path.read_bytes()
+    me = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+    for use in (own.prepare, lambda: own.append(SAID)):
+        with pytest.raises(ConfigError, match="belongs to another user") as error:
+            use()
+        assert "another path" in error.value.remedy
+    assert own.path.read_bytes() == before
+
+
+def test_what_the_system_forbids_is_told(own, monkeypatch):
+    own.append(SAID)
+
+    def forbidden(*arguments):
+        raise PermissionError(1, "Operation not permitted")
+
+    for name in ("fchmod", "open"):
+        with monkeypatch.context() as patched, pytest.raises(FedllmError) as error:
+            patched.setattr(os, name, forbidden)
+            own.append(SAID)
+        assert "not permitted" in str(error.value)
+        assert own.read(Rating) == [SAID]
+
+
+def test_what_is_written_goes_where_it_was_looked_at(own, tmp_path, monkeypatch):
+    """A link that comes between looking and writing leads nowhere."""
+    own.append(SAID)
+    target, kept, right = tmp_path / "target", tmp_path / "kept", os.fchmod
+    target.write_text("")
+
+    def swapped(descriptor, mode):
+        right(descriptor, mode)
+        own.path.rename(kept)
+        own.path.symlink_to(target)
+
+    monkeypatch.setattr(os, "fchmod", swapped)
+    own.append(SAID)
+    assert target.read_text() == ""
+    assert PrivateLines(kept).read(Rating) == [SAID, SAID]
+
+
+def test_a_full_disk_leaves_no_half_line(own, monkeypatch):
+    own.append(SAID)
+    before = own.path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        own.append(SAID)
+    assert own.path.read_bytes() == before
