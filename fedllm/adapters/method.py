@@ -66,7 +66,7 @@ class AdapterMethod(ABC):
 
     @property
     def own(self) -> AdapterManifest:
-        """Layout of the adapter itself: of what goes down, without what comes with it."""
+        """Layout of the adapter itself: of what goes down, without what comes behind it."""
         return self.down
 
     @property

@@ -18,7 +18,7 @@ def test_texts_are_read_as_tokens_and_cut(tmp_path, tokenizer):
     (tmp_path / "a.jsonl").write_text(
         '{"words": "card pay fee"}\n{"words": "loan rate"}\n{"words": "fee"}\n'
     )
-    (tmp_path / "a.txt").write_text("card pay fee\n\nloan rate\nfee\n")
+    (tmp_path / "a.txt").write_text("card pay fee\nloan rate\nfee\n")
     whole = read_texts(str(tmp_path / "a.jsonl"), "words", tokenizer, 50)
     assert whole == read_texts(str(tmp_path / "a.txt"), "words", tokenizer, 50)
     assert len(whole) == 2

@@ -15,11 +15,11 @@ from fedllm.compression.report.quality import (
 
 
 class Labelled:
-    task, labels = "classification", ("a", "b", "c")
+    task, labels, preference = "classification", ("a", "b", "c"), None
 
 
 class Writes:
-    task, labels = "causal", ()
+    task, labels, preference = "causal", (), None
 
 
 def judged(gold, given):

@@ -64,8 +64,8 @@ def test_what_is_not_written_at_once_is_on_disk_before_an_update_leaves(tmp_path
     synced.clear()
     paid = account.reserve(STATEMENT, small_config(Path("model"), privacy={"epsilon": 2.0}), 40, 9)
     telling.details(RefusedError("why"))
-    # The memory, under another name at first, and its folder; the log.
-    assert len(synced) == (3 if at_once else 0)
+    # The memory, under another name at first, and its folder; the log and its folder.
+    assert len(synced) == (4 if at_once else 0)
     synced.clear()
     account.commit(paid)
     # Its folder too, or a journal that was removed would come back and undo the entries.
@@ -86,6 +86,9 @@ def test_who_says_nothing_else_writes_at_once(tmp_path, synced):
     synced.clear()
     SiteMemory(tmp_path / "anne.json").remember(ledger.head())
     assert len(synced) == 2
+    synced.clear()
+    SiteTelling(tmp_path / "anne.log", None, lambda asked: None).details(RefusedError("why"))
+    assert synced == ["anne.log", tmp_path.name]
     synced.clear()
     SiteTelling(tmp_path / "anne.log", None, lambda asked: None).details(RefusedError("why"))
     assert synced == ["anne.log"]
