@@ -365,6 +365,7 @@ def test_an_old_key_keeps_one_party_out_and_no_other(tmp_path):
         assert reply.status_code == 200
 
 
+@pytest.mark.slow
 def test_a_node_answers_its_app_only_and_keeps_its_errors_to_itself(
     federation, tmp_path, monkeypatch
 ):

@@ -74,7 +74,8 @@ def test_nothing_that_leaves_a_site_depends_on_the_spans_of_one_text_alone(trans
         assert transcript(beside_others(TARGETS[name]), ["evaluated"]) == plain, name
 
 
-@pytest.mark.parametrize("name", ["a foreign label", pytest.param("no JSON", marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("name", ["a foreign label", "no JSON"])
 def test_a_site_that_encoded_before_it_answered_would_be_found(transcript, monkeypatch, name):
     before = Coordinator.run
 

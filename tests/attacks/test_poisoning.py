@@ -98,6 +98,7 @@ def test_a_sum_that_no_honest_cohort_sends_is_not_applied_and_stays_charged(
     assert "were not tested" not in page
 
 
+@pytest.mark.slow
 def test_a_multiple_of_an_update_is_noticed_where_it_is_beyond_an_honest_cohorts(
     base, tmp_path, monkeypatch
 ):

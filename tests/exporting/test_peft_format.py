@@ -192,6 +192,7 @@ def test_words_of_a_run_are_no_program(finished):
     assert "SystemExit" not in script(model.model, config, use)
 
 
+@pytest.mark.slow
 def test_the_script_of_a_language_model_runs_without_fedllm(finished, tmp_path, tiny):
     run = finished("qwen2", "instruction")
     export(run, tmp_path / "out", "peft")
@@ -357,6 +358,7 @@ def test_the_script_of_a_standard_classifier_runs_without_fedllm(finished, tmp_p
     torch.testing.assert_close(found, torch.stack(wanted), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_head_alone_is_exported(finished, tmp_path, tiny):
     run = finished("bert", lora={"rank": 0, "last_layers": None})
     export(run, tmp_path / "out", "peft")

@@ -346,6 +346,7 @@ def test_discrete_noise_lies_around_the_sum_of_clipped_gradients(
     assert np.linalg.norm(expected) > 50 * quantisation_step(federation).max()
 
 
+@pytest.mark.slow
 def test_a_whole_discrete_run_keeps_its_epsilon_and_lost_attempts_count(tiny_checkpoint, tmp_path):
     from fedllm.mechanisms import mechanism_of
     from fedllm.privacy.accounting.accountants import epsilon

@@ -131,6 +131,7 @@ def test_halves_that_take_turns_are_both_looked_at(material, monkeypatch):
     np.testing.assert_allclose(scores[0], np.where(coins, told, -told), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_loss_canaries_refute_a_language_model_without_noise(material, monkeypatch):
     monkeypatch.setattr(dpsgd, "gaussian_noise", lambda stream, count, deviation: np.zeros(count))
     config = material.config(
