@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from support.scripts import scripts_of
 
 from fedllm.config import load_run_config
 from fedllm.runs.summary import Summary, write_summary
@@ -23,19 +22,8 @@ TASKS = ("medquad", "pubmedqa", "notes", "chinese")
 
 @pytest.fixture
 def part(monkeypatch):
-    """Import one of the example's files, which are scripts and no package."""
-    monkeypatch.syspath_prepend(str(EXAMPLE))
-    names = ("prepare", "score", "table", "run")
-
-    def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    before = {name: sys.modules.pop(name, None) for name in names}
-    yield load
-    for name in names:
-        sys.modules.pop(name, None)
-        if before[name] is not None:
-            sys.modules[name] = before[name]
+    with scripts_of(EXAMPLE, monkeypatch) as load:
+        yield load
 
 
 def test_each_nth_record_of_a_site_is_kept(part):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from support.scripts import scripts_of
 
 from fedllm.config import load_run_config
 from fedllm.config.alignment import load_align_config
@@ -23,19 +22,8 @@ EXAMPLE = Path(__file__).resolve().parent.parent / "examples/preferences"
 
 @pytest.fixture
 def part(monkeypatch):
-    """Import one of the example's files, which are scripts and no package."""
-    monkeypatch.syspath_prepend(str(EXAMPLE))
-    names = ("prepare", "score", "table", "run")
-
-    def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    before = {name: sys.modules.pop(name, None) for name in names}
-    yield load
-    for name in names:
-        sys.modules.pop(name, None)
-        if before[name] is not None:
-            sys.modules[name] = before[name]
+    with scripts_of(EXAMPLE, monkeypatch) as load:
+        yield load
 
 
 def test_what_a_model_wrote_is_worth_what_its_sentences_are(part):
