@@ -120,14 +120,14 @@ def _refused(path: Path | str, why: str) -> RefusedError:
 
 def _with_earlier(runs: Sequence[Path]) -> Iterator[RunConfig]:
     """Yield the configurations of runs and of all that went into them, where they are here."""
-    seen: set[Path] = set()
+    visited: set[Path] = set()
     places = list(runs)
     while places:
         place = places.pop(0)
         folder = (place if (place / RUN_TOML).exists() else place.parent).resolve()
-        if folder in seen:
+        if folder in visited:
             continue
-        seen.add(folder)
+        visited.add(folder)
         places += _taught(folder)
         try:
             config = read_config(folder)
