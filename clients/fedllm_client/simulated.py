@@ -18,6 +18,7 @@ from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.runs import names
 from fedllm.tasks.cache import process_models
+from fedllm.training.made_up import process_trials
 from fedllm_client.dividing import divide
 
 
@@ -109,5 +110,6 @@ def _site(
         device=config.engine.device,
         records=lambda task: records,
         models=process_models(),
+        made_up=process_trials(),
         full_errors=True,
     )

@@ -53,6 +53,46 @@ def test_a_model_that_has_diverged_is_refused(tiny_model):
         MadeUpTraining().require(model, 16)
 
 
+def test_what_was_let_through_is_not_tried_again_and_anything_else_is(tiny_model, monkeypatch):
+    """Sites that share a process are sent the same adapter each round."""
+    model, check, tried = tiny_model(), MadeUpTraining(), []
+    step = MadeUpTraining._step
+    monkeypatch.setattr(
+        MadeUpTraining, "_step", lambda self, *asked: tried.append(asked) or step(self, *asked)
+    )
+    for _ in range(3):
+        check.require(model, 16)
+    assert len(tried) == 1
+    start = model.adapter()
+    model.set_adapter(np.append(start[:-1], start[-1] + 1))
+    check.require(model, 16)
+    model.set_adapter(start)
+    check.require(model, 17)
+    check.require(model, 16, activation_checkpointing=True)
+    check.require(tiny_model(), 16)
+    assert len(tried) == 5
+    check.require(model, 16)
+    assert len(tried) == 5
+    model.set_adapter(np.full(model.manifest.length, 3e38, dtype=np.float32))
+    for _ in range(2):
+        with pytest.raises(TrainingError, match="no loss that is a number"):
+            check.require(model, 16)
+    assert len(tried) == 7
+
+
+def test_what_refers_to_a_start_is_always_tried(tiny_model, monkeypatch):
+    """The start comes with each order, and is not among what the model holds."""
+    model, check, tried = tiny_model(), MadeUpTraining(), []
+    model.sent_reference = True
+    step = MadeUpTraining._step
+    monkeypatch.setattr(
+        MadeUpTraining, "_step", lambda self, *asked: tried.append(asked) or step(self, *asked)
+    )
+    for _ in range(2):
+        check.require(model, 16)
+    assert len(tried) == 2
+
+
 def test_what_breaks_off_is_told_and_the_next_step_is_clean(tiny_model, monkeypatch):
     model, check = tiny_model(), MadeUpTraining()
     with monkeypatch.context() as patch:

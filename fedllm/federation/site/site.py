@@ -61,6 +61,7 @@ from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 from fedllm.mechanisms import mechanism_of
 from fedllm.tasks.cache import ModelCache
+from fedllm.training.made_up import MadeUpTraining
 
 Answer = TypeVar("Answer")
 
@@ -86,6 +87,8 @@ class Site:
         Reads the site's training records of a task.
     models : ModelCache
         Keeps the base model in memory.
+    made_up : MadeUpTraining, optional
+        What other sites of the same process try adapters with too.
     full_errors : bool
         Whether errors leave with their whole text (simulation).
     journal : Journal, optional
@@ -104,6 +107,7 @@ class Site:
         model_path: str,
         records: Callable[[Task], list[Record]],
         models: ModelCache,
+        made_up: MadeUpTraining | None = None,
         full_errors: bool = False,
         journal: Journal | None = None,
         device: str | None = None,
@@ -116,7 +120,7 @@ class Site:
         self._files = files
         self._data = SiteData(records, identity)
         self._orders = OrderReader(identity, roster, policy.allow, models, model_path, device)
-        self._work = SiteWork(self.name, policy.data)
+        self._work = SiteWork(self.name, policy.data, made_up)
         self._draws = Draws()
         self._sums = SiteSums(identity, roster, self._orders, self._account)
         self._full_errors = full_errors

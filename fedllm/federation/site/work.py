@@ -31,14 +31,18 @@ class SiteWork:
         The site's; makes its random numbers its own where a run can be repeated exactly.
     data : DataSection, optional
         The site's own source, which says whose records belong together; else the run's does.
+    made_up : MadeUpTraining, optional
+        What other sites of the same process try adapters with too.
     """
 
-    def __init__(self, name: str, data: DataSection | None = None) -> None:
+    def __init__(
+        self, name: str, data: DataSection | None = None, made_up: MadeUpTraining | None = None
+    ) -> None:
         self._name = name
         self._data = data
         # After a restart a norm that moves starts anew; what it follows is noised either way.
         self._clipping_norms: dict[str, float] = {}
-        self._made_up = MadeUpTraining()
+        self._made_up = made_up or MadeUpTraining()
 
     def require_trainable(
         self,
