@@ -1,13 +1,16 @@
-"""Ask a model the prompts that nothing learned from, and say how good its answers are."""
+"""Ask models what nothing was learned from: how good answers are, and which pairs are right."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from paired import Right
 from prepare import worth
 
 from fedllm.alignment.evaluation import Measured, compared
@@ -18,10 +21,12 @@ from fedllm.alignment.rollouts import Answer, sample
 from fedllm.alignment.scoring import scores_of
 from fedllm.config.alignment import GuardsSection
 from fedllm.randomness import RandomStream
+from fedllm.serving.released import load_released
 from fedllm.serving.reward import RewardModel
 from fedllm.serving.usable import Usable, open_usable
+from fedllm.tasks import task_of
 
-SEED, ROWS = 5, 16
+SEED, ROWS, RANKINGS = 5, 16, 64
 
 
 @dataclass(frozen=True)
@@ -103,3 +108,30 @@ def several_answers(run: Path, prompts: Path, count: int, new_tokens: int) -> li
         if len(different) > 1:
             rows.append({"prompt": prompt, "answers": different})
     return rows
+
+
+@torch.no_grad()
+def rights(runs: Sequence[Path]) -> list[Right]:
+    """Return what the models of some runs get right in the whole test file of the first one.
+
+    Parameters
+    ----------
+    runs : sequence of Path
+        Of one base and one objective, so that frozen layers read each answer once for all.
+    """
+    released = load_released(runs[0])
+    model, data = released.model, released.config.data.model_copy(update={"test_limit": None})
+    task = task_of(model)
+    records = task.read_public(data)
+    dataset = task.encode(records, model.tokenizer, released.config.model.max_length)
+    pairs = np.array([float(len(own)) for own in dataset.pairs or ()])
+    found = []
+    for run in runs:
+        model.load_adapter(run / "adapter")
+        shares = np.zeros(len(dataset))
+        for start in range(0, len(dataset), RANKINGS):
+            rows = np.arange(start, min(start + RANKINGS, len(dataset)))
+            batch = model.attach(dataset, rows, dataset.batch(rows))
+            shares[rows] = task.scores(model, batch)[:, 1]
+        found.append(Right(shares * pairs, pairs))
+    return found
