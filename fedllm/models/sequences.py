@@ -7,14 +7,14 @@ would read so many records.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from fedllm.models.recomputing import run_again
 from fedllm.models.transformer import Batch
 from fedllm.padding import PAD_MULTIPLE
 
@@ -148,7 +148,12 @@ class _Places:
         return found
 
 
-def by_parts(compute: Callable[[Batch], Tensor], sequences: Batch, most: int) -> Tensor:
+def by_parts(
+    compute: Callable[[Batch], Tensor],
+    sequences: Batch,
+    most: int,
+    trained: Sequence[Tensor] = (),
+) -> Tensor:
     """Compute something of each sequence, (S, ...), of at most so many of them at a time.
 
     So the memory of a step does not hang on how many answers one record has. Where there are more
@@ -164,17 +169,14 @@ def by_parts(compute: Callable[[Batch], Tensor], sequences: Batch, most: int) ->
         See `unpacked`.
     most : int
         Even.
+    trained : sequence of Tensor
+        What has a gradient; nothing of it is asked for where left out.
     """
     size = len(sequences["input_ids"])
     if size <= most:
         return compute(sequences)
-    run = compute
-    if torch.is_grad_enabled():
-        run = cast(
-            Callable[[Batch], Tensor],
-            partial(checkpoint, compute, use_reentrant=False, preserve_rng_state=False),
-        )
-    return torch.cat([run(_part(sequences, start, most)) for start in range(0, size, most)])
+    parts = (_part(sequences, start, most) for start in range(0, size, most))
+    return torch.cat([run_again(partial(compute, part), trained) for part in parts])
 
 
 def _part(sequences: Batch, start: int, most: int) -> Batch:

@@ -74,12 +74,12 @@ def scores_of(model: SharedModel, sequences: Batch, batch: Batch) -> Tensor:
     match learned.objective:
         case "dpo" | "ipo" | "hinge":
             reference = _reference(model, sequences, batch)
-            found = by_parts(partial(answer_likelihoods, network), sequences, most)
+            found = by_parts(partial(answer_likelihoods, network), sequences, most, model.trained)
             return learned.beta * (found - reference)
         case "reward":
-            return cast(Tensor, by_parts(network, sequences, most))[:, 0]
+            return by_parts(network, sequences, most, model.trained)[:, 0]
         case "selector":
-            return by_parts(partial(_chosen, network), sequences, most)
+            return by_parts(partial(_chosen, network), sequences, most, model.trained)
         case _:
             assert_never(learned.objective)
 

@@ -32,7 +32,7 @@ def test_parts_give_the_gradient_of_the_whole_in_float64(most):
         return torch.autograd.grad(loss, list(net.parameters()))
 
     whole = gradients(net(sequences["input_ids"])[:, 0])
-    parts = gradients(by_parts(compute, sequences, most))
+    parts = gradients(by_parts(compute, sequences, most, list(net.parameters())))
     # Once forwards, and once more in the backward pass.
     assert max(seen) == most
     assert sum(seen) == 2 * COUNT
