@@ -16,7 +16,7 @@ Writes into the folder:
     asked.jsonl               200 more, which nothing learns from and nothing is chosen by
     alone.jsonl, alone_taught.jsonl
                               what one of ten banks has of train.jsonl and taught.jsonl
-    corpus.jsonl              sentences to pretrain a small model on
+    corpus.jsonl              questions with sentences of any worth, to pretrain a small model on
 """
 
 from __future__ import annotations
@@ -147,10 +147,10 @@ def best_possible(rows: list[dict[str, object]]) -> float:
 
 
 def corpus(draw: random.Random) -> Iterator[dict[str, object]]:
-    """Yield texts to pretrain on: questions, and sentences of any worth behind each other."""
+    """Yield what to pretrain on: questions, and sentences of any worth behind each other."""
     for _ in range(CORPUS):
         said = " ".join(draw.choice(TEXTS) for _ in range(draw.randint(1, 3)))
-        yield {"text": f"Question: {question(draw)}\nAnswer: {said}"}
+        yield {"question": question(draw), "answer": said}
 
 
 def prepare(folder: Path, every: int = 1) -> None:
