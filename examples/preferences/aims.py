@@ -12,13 +12,11 @@ from paired import Right, Share, accuracy, difference
 # Of the share of right pairs: how much less than without privacy.
 WITHIN = 0.01
 GAIN_SD, KL_NATS, LENGTH, REPEATED = 1.0, 10.0, 0.2, 0.02
-HEAD = (
-    "| step | private | clear | private less clear, points | private less alone, points | aim |\n"
-)
+HEAD = "| step | private | clear | private less clear | private less alone | aim |\n"
 
 
 def of_pairs(out: Path, steps: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """Compare variants on the same pairs of the whole test file.
+    """Compare variants on the same pairs of compared.jsonl.
 
     Returns
     -------
@@ -55,7 +53,7 @@ def of_pairs(out: Path, steps: Sequence[str]) -> tuple[str, dict[str, Any]]:
         }
     if not lines:
         return "", {}
-    words = "\nThe same pairs of the whole test file, and differences of models on them:\n\n"
+    words = "\nThe same pairs of compared.jsonl, and differences of models on them, in points:\n\n"
     return words + HEAD + f"|{'---|' * 6}\n" + "".join(lines), figures
 
 

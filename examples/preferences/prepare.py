@@ -11,6 +11,7 @@ length says nothing. All texts are made here; nothing is anybody's.
 Writes into the folder:
 
     train.jsonl, test.jsonl   8,000 and 2,000 rankings: prompt, answers, ranks, truth
+    compared.jsonl            test.jsonl, whole also where each so manyeth is written alone
     taught.jsonl              3,000 prompts with an answer of any worth, for instruction tuning
     prompts.jsonl             500 public prompts that are in none of the others
     asked.jsonl               200 more, which nothing learns from and nothing is chosen by
@@ -159,7 +160,8 @@ def prepare(folder: Path, every: int = 1) -> None:
     Parameters
     ----------
     every : int
-        Each so manyeth ranking, answer and text is written; all prompts are.
+        Each so manyeth ranking, answer and text is written; all prompts are, and all rankings
+        that models are compared on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Nothing here is a secret: the same files each time.
@@ -173,6 +175,7 @@ def prepare(folder: Path, every: int = 1) -> None:
     taught = taught[::every]
     files = {
         **rankings,
+        "compared": rows[TRAIN:],
         "taught": taught,
         "prompts": prompts,
         "asked": asked,

@@ -249,14 +249,15 @@ def score(out: Path, variant: str, step: str, form: Form) -> None:
 
 
 def compare(out: Path, step: str, variants: Iterable[str]) -> None:
-    """Look which pairs of the whole test file each variant gets right, unless that was done."""
+    """Look which pairs of compared.jsonl each variant gets right, unless that was done."""
     runs = {one: out / f"{one}-{step}" for one in variants if step in VARIANTS[one]}
     path = out / "scores" / f"pairs-{step}.json"
     if path.exists() and runs.keys() <= json.loads(path.read_text(encoding="utf-8")).keys():
         return
     from score import rights
 
-    found = dict(zip(runs, rights(list(runs.values())), strict=True))
+    told = rights(list(runs.values()), out / "data/compared.jsonl")
+    found = dict(zip(runs, told, strict=True))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {name: one.written() for name, one in found.items()})
 

@@ -111,8 +111,8 @@ def several_answers(run: Path, prompts: Path, count: int, new_tokens: int) -> li
 
 
 @torch.no_grad()
-def rights(runs: Sequence[Path]) -> list[Right]:
-    """Return what the models of some runs get right in the whole test file of the first one.
+def rights(runs: Sequence[Path], compared: Path) -> list[Right]:
+    """Return what the models of some runs get right of the rankings of a file.
 
     Parameters
     ----------
@@ -120,7 +120,9 @@ def rights(runs: Sequence[Path]) -> list[Right]:
         Of one base and one objective, so that frozen layers read each answer once for all.
     """
     released = load_released(runs[0])
-    model, data = released.model, released.config.data.model_copy(update={"test_limit": None})
+    model = released.model
+    told = {"test": str(compared), "test_limit": None}
+    data = released.config.data.model_copy(update=told)
     task = task_of(model)
     records = task.read_public(data)
     dataset = task.encode(records, model.tokenizer, released.config.model.max_length)
