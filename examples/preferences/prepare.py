@@ -150,7 +150,7 @@ def best_possible(rows: list[dict[str, object]]) -> float:
 def corpus(draw: random.Random) -> Iterator[dict[str, object]]:
     """Yield what to pretrain on: questions, and sentences of any worth behind each other."""
     for _ in range(CORPUS):
-        said = " ".join(draw.choice(TEXTS) for _ in range(draw.randint(1, 3)))
+        said = " ".join(draw.choice(TEXTS) for _ in range(draw.randint(2, 3)))
         yield {"question": question(draw), "answer": said}
 
 
