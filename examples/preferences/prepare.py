@@ -33,6 +33,8 @@ from pathlib import Path
 SEED = 15
 TRAIN, TEST, TAUGHT, PROMPTS, CORPUS = 8000, 2000, 3000, 500, 6000
 ASKED_PROMPTS, BANKS = 200, 10
+# From here on those of the corpus, which no other file has.
+NUMBERS = 20_000
 # What a sentence is worth that is none of these: cut off, or made up.
 UNKNOWN = -2.0
 # How much one unit of an answer's mean worth counts.
@@ -149,9 +151,11 @@ def best_possible(rows: list[dict[str, object]]) -> float:
 
 def corpus(draw: random.Random) -> Iterator[dict[str, object]]:
     """Yield what to pretrain on: questions, and sentences of any worth behind each other."""
-    for _ in range(CORPUS):
+    for place in range(CORPUS):
         said = " ".join(draw.choice(TEXTS) for _ in range(draw.randint(2, 3)))
-        yield {"question": question(draw), "answer": said}
+        # Half of them with a number behind them, as prompts have it: others too are asked so.
+        number = f" ({NUMBERS + place})" if place % 8 >= 4 else ""
+        yield {"question": f"{question(draw)}{number}", "answer": said}
 
 
 def prepare(folder: Path, every: int = 1) -> None:
@@ -168,9 +172,11 @@ def prepare(folder: Path, every: int = 1) -> None:
     draw = random.Random(SEED)  # noqa: S311
     rows = [ranking(draw, number) for number in range(TRAIN + TEST)]
     taught = [{"prompt": question(draw), "response": answer(draw)[0]} for _ in range(TAUGHT)]
-    prompts = [{"prompt": f"{question(draw)} (Public {n})"} for n in range(PROMPTS)]
+    first = TRAIN + TEST
+    prompts = [{"prompt": f"{question(draw)} ({first + n})"} for n in range(PROMPTS)]
     texts = list(corpus(draw))
-    asked = [{"prompt": f"{question(draw)} (Asked {n})"} for n in range(ASKED_PROMPTS)]
+    first += PROMPTS
+    asked = [{"prompt": f"{question(draw)} ({first + n})"} for n in range(ASKED_PROMPTS)]
     rankings = {"train": rows[:TRAIN:every], "test": rows[TRAIN::every]}
     taught = taught[::every]
     files = {

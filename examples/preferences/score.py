@@ -14,7 +14,7 @@ from paired import Right
 from prepare import worth
 
 from fedllm.alignment.evaluation import Measured, compared
-from fedllm.alignment.guards import look_at, shares
+from fedllm.alignment.guards import look_at, repeats, shares
 from fedllm.alignment.losses import kl_estimate
 from fedllm.alignment.policy import Policy
 from fedllm.alignment.rollouts import Answer, sample
@@ -92,8 +92,18 @@ def scored(run: Path, start: Path, judge: Path, asked: Path, new_tokens: int) ->
         "worth": float(worths[0].mean()),
         "worth_of_start": float(worths[1].mean()),
         **measured[0].shares,
+        "repeated": _repeating(after),
         "tokens_of_start": measured[1].shares["tokens"],
     }
+
+
+def _repeating(written: Written) -> float:
+    """Return the share of answers that say the same again and again.
+
+    Not of those that stand twice: of so few sentences the best answer to all prompts is one.
+    """
+    distinct = GuardsSection().distinct
+    return float(np.mean([repeats(one.tokens[: one.length], distinct) for one in written.answers]))
 
 
 def several_answers(run: Path, prompts: Path, count: int, new_tokens: int) -> list[dict[str, Any]]:
