@@ -72,7 +72,7 @@ FORMS = {
         pretraining=("training.tokens=300_000",),
         rounds={"taught": 6, "reward": 20, "judge": 20, "dpo": 8, "selector": 8, "selected": 8},
         test=300,
-        align=("training.steps=24", "prompts.selection=32", "prompts.test=64"),
+        align=("training.steps=36", "prompts.selection=32", "prompts.test=64"),
     ),
     # That all of it runs, and nothing else.
     "tiny": Form(
