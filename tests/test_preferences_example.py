@@ -9,11 +9,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.scripts import scripts_of
 
 from fedllm.config import load_run_config
 from fedllm.config.alignment import load_align_config
+from fedllm.data.rankings import Ranking
 from fedllm.runs.summary import Summary, write_summary
 from fedllm.tasks import task_of
 
@@ -107,7 +109,8 @@ def test_the_table_has_what_the_runs_wrote(part, tmp_path):
     }
     (tmp_path / "scores/private-grpo.json").write_text(json.dumps(scores))
     table.write_table(tmp_path, "quick", part("run").steps(clear=True))
-    lines = (tmp_path / "table.md").read_text().splitlines()[-5:]
+    text = (tmp_path / "table.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("|")][-5:]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     nothing = [""] * 8
     assert cells[1][:4] == ["private", "reward", "8.00", "0.75 (0.70 to 0.80)"]
@@ -120,6 +123,85 @@ def test_the_table_has_what_the_runs_wrote(part, tmp_path):
     assert cells[4] == ["clear", "taught", "none", "", *nothing, "1.5"]
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert [row["step"] for row in rows] == ["taught", "reward", "judge", "grpo", "taught"]
+    assert "private grpo: reward +1.50 sd" in text
+    assert "length +11% (within 20%), **repeated 2.0% (under 2%): missed**" in text
+    assert "The same pairs" not in text
+    # 100 events of two pairs: private and clear differ in one event, and in half of all.
+    both, fewer = [2.0] * 100, [1.0] * 50 + [2.0] * 50
+    for step, clear in (("reward", [1.0, *both[1:]]), ("dpo", both)):
+        rights = {"private": both if step == "reward" else fewer, "clear": clear}
+        told = {name: {"hits": hits, "pairs": both} for name, hits in rights.items()}
+        (tmp_path / f"scores/pairs-{step}.json").write_text(json.dumps(told))
+    table.write_table(tmp_path, "quick", part("run").steps(clear=True))
+    text = (tmp_path / "table.md").read_text()
+    reward, dpo = (
+        next(
+            line
+            for line in text.splitlines()
+            if line.startswith(f"| {step} | 0.") or line.startswith(f"| {step} | 1.")
+        )
+        for step in ("reward", "dpo")
+    )
+    assert "+0.5 (+0.0 to" in reward and reward.endswith("| within a point |")
+    assert "-25.0 (-" in dpo and dpo.endswith("| not within a point |")
+
+
+def test_intervals_are_of_whole_events_and_of_the_same_pairs(part):
+    paired = part("paired")
+    hits, pairs = np.array([6.0, 0.0] * 50), np.full(100, 6.0)
+    one = paired.accuracy(paired.Right(hits, pairs))
+    # As wide as of 100 draws, and not of 600.
+    assert one.mean == 0.5
+    assert one.error == pytest.approx(0.05, rel=0.1)
+    assert one.high - one.low == pytest.approx(4 * 0.049, rel=0.1)
+    same = paired.difference(paired.Right(hits, pairs), paired.Right(hits - (hits > 3), pairs))
+    assert same.mean == pytest.approx(0.5 / 6)
+    assert same.error < one.error / 5
+    with pytest.raises(SystemExit, match="not the same pairs"):
+        paired.difference(paired.Right(hits, pairs), paired.Right(hits, pairs + 1))
+
+
+EVENTS = [
+    Ranking("Is it open?", "", ("It is open.", "No, it is closed today."), ((0, 1),)),
+    Ranking("May I?", "Rules.", ("You may.", "No, you may not.", "No."), ((0, 1), (0, 2), (1, 2))),
+]
+
+
+def test_rules_prefer_what_they_say(part):
+    paired, human = part("paired"), part("human")
+    found = {rule: paired.by_scores(EVENTS, getattr(human, rule)) for rule in ("longer", "overlap")}
+    assert found["longer"].hits.tolist() == [0.0, 2.0]
+    assert found["overlap"].hits[0] == 1.0
+    # A tie is half of one.
+    coin = paired.by_scores(EVENTS, lambda ranking: [0.0] * len(ranking.answers))
+    assert coin.hits.tolist() == [0.5, 1.5]
+
+
+def test_words_alone_learn_which_words_are_liked(part, monkeypatch):
+    human = part("human")
+    monkeypatch.setattr(human, "WEIGHT", 0.1)
+    training = [
+        Ranking(f"Question {n}", "", (f"good {n}", f"bad {n}"), ((0, 1),)) for n in range(20)
+    ]
+    good, bad, none = human.unigram(training)(Ranking("", "", ("so good", "so bad", "so"), ()))
+    assert good > none > bad
+
+
+def test_the_table_of_rankings_by_humans_says_what_so_few_can_show(part):
+    human = part("human")
+    rng = np.random.default_rng(3)
+    pairs = np.full(100, 4.0)
+    found = {
+        name: part("paired").Right(rng.binomial(4, 0.6, 100).astype(float), pairs)
+        for name in ("private", "clear", "longer")
+    }
+    text = human.compared(found, EVENTS, 2)
+    assert "400 pairs of 100 events to test on; 2 events to train on, 1 a site" in text
+    assert "| private less clear |" in text
+    assert "| private less private |" not in text
+    error = np.sqrt(0.6 * 0.4 / 400)
+    told = float(text.split("must be ")[1].split(" points")[0])
+    assert told == pytest.approx(280 * error, rel=0.25)
 
 
 @pytest.mark.slow

@@ -11,12 +11,13 @@ length says nothing. All texts are made here; nothing is anybody's.
 Writes into the folder:
 
     train.jsonl, test.jsonl   8,000 and 2,000 rankings: prompt, answers, ranks, truth
+    compared.jsonl            test.jsonl, whole also where each so manyeth is written alone
     taught.jsonl              3,000 prompts with an answer of any worth, for instruction tuning
     prompts.jsonl             500 public prompts that are in none of the others
     asked.jsonl               200 more, which nothing learns from and nothing is chosen by
     alone.jsonl, alone_taught.jsonl
                               what one of ten banks has of train.jsonl and taught.jsonl
-    corpus.jsonl              sentences to pretrain a small model on
+    corpus.jsonl              questions with sentences of any worth, to pretrain a small model on
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from pathlib import Path
 SEED = 15
 TRAIN, TEST, TAUGHT, PROMPTS, CORPUS = 8000, 2000, 3000, 500, 6000
 ASKED_PROMPTS, BANKS = 200, 10
+# From here on those of the corpus, which no other file has.
+NUMBERS = 20_000
 # What a sentence is worth that is none of these: cut off, or made up.
 UNKNOWN = -2.0
 # How much one unit of an answer's mean worth counts.
@@ -147,10 +150,12 @@ def best_possible(rows: list[dict[str, object]]) -> float:
 
 
 def corpus(draw: random.Random) -> Iterator[dict[str, object]]:
-    """Yield texts to pretrain on: questions, and sentences of any worth behind each other."""
-    for _ in range(CORPUS):
-        said = " ".join(draw.choice(TEXTS) for _ in range(draw.randint(1, 3)))
-        yield {"text": f"Question: {question(draw)}\nAnswer: {said}"}
+    """Yield what to pretrain on: questions, and sentences of any worth behind each other."""
+    for place in range(CORPUS):
+        said = " ".join(draw.choice(TEXTS) for _ in range(draw.randint(2, 3)))
+        # Half of them with a number behind them, as prompts have it: others too are asked so.
+        number = f" ({NUMBERS + place})" if place % 8 >= 4 else ""
+        yield {"question": f"{question(draw)}{number}", "answer": said}
 
 
 def prepare(folder: Path, every: int = 1) -> None:
@@ -159,20 +164,24 @@ def prepare(folder: Path, every: int = 1) -> None:
     Parameters
     ----------
     every : int
-        Each so manyeth ranking, answer and text is written; all prompts are.
+        Each so manyeth ranking, answer and text is written; all prompts are, and all rankings
+        that models are compared on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Nothing here is a secret: the same files each time.
     draw = random.Random(SEED)  # noqa: S311
     rows = [ranking(draw, number) for number in range(TRAIN + TEST)]
     taught = [{"prompt": question(draw), "response": answer(draw)[0]} for _ in range(TAUGHT)]
-    prompts = [{"prompt": f"{question(draw)} (Public {n})"} for n in range(PROMPTS)]
+    first = TRAIN + TEST
+    prompts = [{"prompt": f"{question(draw)} ({first + n})"} for n in range(PROMPTS)]
     texts = list(corpus(draw))
-    asked = [{"prompt": f"{question(draw)} (Asked {n})"} for n in range(ASKED_PROMPTS)]
+    first += PROMPTS
+    asked = [{"prompt": f"{question(draw)} ({first + n})"} for n in range(ASKED_PROMPTS)]
     rankings = {"train": rows[:TRAIN:every], "test": rows[TRAIN::every]}
     taught = taught[::every]
     files = {
         **rankings,
+        "compared": rows[TRAIN:],
         "taught": taught,
         "prompts": prompts,
         "asked": asked,

@@ -16,7 +16,7 @@ import json
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ ANSWERS, NEW_TOKENS = 4, 40
 # What is run, in this order; what writes is scored.
 CHAIN = ("taught", "reward", "judge", "grpo", "ppo", "dpo", "selector", "selected")
 WRITES = ("taught", "grpo", "ppo", "dpo", "selected")
+# What is compared on the same pairs of answers.
+TELLS = ("reward", "dpo", "selector", "selected")
 VARIANTS = {"private": CHAIN, "clear": CHAIN, "alone": ("taught", "reward", "dpo")}
 
 
@@ -70,7 +72,7 @@ FORMS = {
         pretraining=("training.tokens=300_000",),
         rounds={"taught": 6, "reward": 20, "judge": 20, "dpo": 8, "selector": 8, "selected": 8},
         test=300,
-        align=("training.steps=12", "prompts.selection=32", "prompts.test=64"),
+        align=("training.steps=36", "prompts.selection=32", "prompts.test=64"),
     ),
     # That all of it runs, and nothing else.
     "tiny": Form(
@@ -246,6 +248,20 @@ def score(out: Path, variant: str, step: str, form: Form) -> None:
     write_json(path, found)
 
 
+def compare(out: Path, step: str, variants: Iterable[str]) -> None:
+    """Look which pairs of compared.jsonl each variant gets right, unless that was done."""
+    runs = {one: out / f"{one}-{step}" for one in variants if step in VARIANTS[one]}
+    path = out / "scores" / f"pairs-{step}.json"
+    if path.exists() and runs.keys() <= json.loads(path.read_text(encoding="utf-8")).keys():
+        return
+    from score import rights
+
+    told = rights(list(runs.values()), out / "data/compared.jsonl")
+    found = dict(zip(runs, told, strict=True))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {name: one.written() for name, one in found.items()})
+
+
 def steps(clear: bool) -> list[tuple[str, str]]:
     """Return variants and steps, in the order in which they are taken."""
     variants = VARIANTS if clear else ("private",)
@@ -272,6 +288,8 @@ def main() -> None:
         take(out, variant, step, form)
     for variant, step in steps(arguments.clear):
         score(out, variant, step, form)
+    for step in TELLS:
+        compare(out, step, VARIANTS if arguments.clear else ("private",))
     write_table(out, name, steps(clear=True))
     print((out / "table.md").read_text(encoding="utf-8"))
 

@@ -1,27 +1,32 @@
-"""Ask a model the prompts that nothing learned from, and say how good its answers are."""
+"""Ask models what nothing was learned from: how good answers are, and which pairs are right."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from paired import Right
 from prepare import worth
 
 from fedllm.alignment.evaluation import Measured, compared
-from fedllm.alignment.guards import look_at, shares
+from fedllm.alignment.guards import look_at, repeats, shares
 from fedllm.alignment.losses import kl_estimate
 from fedllm.alignment.policy import Policy
 from fedllm.alignment.rollouts import Answer, sample
 from fedllm.alignment.scoring import scores_of
 from fedllm.config.alignment import GuardsSection
 from fedllm.randomness import RandomStream
+from fedllm.serving.released import load_released
 from fedllm.serving.reward import RewardModel
 from fedllm.serving.usable import Usable, open_usable
+from fedllm.tasks import task_of
 
-SEED, ROWS = 5, 16
+SEED, ROWS, RANKINGS = 5, 16, 64
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,18 @@ def scored(run: Path, start: Path, judge: Path, asked: Path, new_tokens: int) ->
         "worth": float(worths[0].mean()),
         "worth_of_start": float(worths[1].mean()),
         **measured[0].shares,
+        "repeated": _repeating(after),
         "tokens_of_start": measured[1].shares["tokens"],
     }
+
+
+def _repeating(written: Written) -> float:
+    """Return the share of answers that say the same again and again.
+
+    Not of those that stand twice: of so few sentences the best answer to all prompts is one.
+    """
+    distinct = GuardsSection().distinct
+    return float(np.mean([repeats(one.tokens[: one.length], distinct) for one in written.answers]))
 
 
 def several_answers(run: Path, prompts: Path, count: int, new_tokens: int) -> list[dict[str, Any]]:
@@ -103,3 +118,32 @@ def several_answers(run: Path, prompts: Path, count: int, new_tokens: int) -> li
         if len(different) > 1:
             rows.append({"prompt": prompt, "answers": different})
     return rows
+
+
+@torch.no_grad()
+def rights(runs: Sequence[Path], compared: Path) -> list[Right]:
+    """Return what the models of some runs get right of the rankings of a file.
+
+    Parameters
+    ----------
+    runs : sequence of Path
+        Of one base and one objective, so that frozen layers read each answer once for all.
+    """
+    released = load_released(runs[0])
+    model = released.model
+    told = {"test": str(compared), "test_limit": None}
+    data = released.config.data.model_copy(update=told)
+    task = task_of(model)
+    records = task.read_public(data)
+    dataset = task.encode(records, model.tokenizer, released.config.model.max_length)
+    pairs = np.array([float(len(own)) for own in dataset.pairs or ()])
+    found = []
+    for run in runs:
+        model.load_adapter(run / "adapter")
+        shares = np.zeros(len(dataset))
+        for start in range(0, len(dataset), RANKINGS):
+            rows = np.arange(start, min(start + RANKINGS, len(dataset)))
+            batch = model.attach(dataset, rows, dataset.batch(rows))
+            shares[rows] = task.scores(model, batch)[:, 1]
+        found.append(Right(shares * pairs, pairs))
+    return found

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from aims import of_alignment, of_pairs
+
 from fedllm.files import write_bytes, write_json
 from fedllm.runs.summary import read_summary
 
@@ -47,6 +49,11 @@ def commit() -> str:
     except OSError:
         return ""
     return done.stdout.strip()
+
+
+def today() -> str:
+    """Return the date."""
+    return datetime.now(UTC).strftime("%Y-%m-%d")
 
 
 def machine() -> str:
@@ -127,14 +134,17 @@ def write_table(out: Path, form: str, steps: list[tuple[str, str]]) -> None:
     found = rows(out, steps)
     about = {
         "form": form,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "date": today(),
         "commit": commit(),
         "machine": machine(),
     }
-    write_json(out / "results.json", {**about, "rows": found})
+    pairs, compared = of_pairs(out, [step for variant, step in steps if variant == "private"])
+    write_json(out / "results.json", {**about, "rows": found, "pairs": compared})
     words = (
         f"Form `{form}`, {about['date']}, commit {about['commit']}, {about['machine']}. "
         "Intervals are 95%.\n\n"
     )
     lines = [f"| {' | '.join(HEAD)} |\n", f"|{'---|' * len(HEAD)}\n", *map(_line, found)]
-    write_bytes(out / "table.md", (words + "".join(lines)).encode())
+    aims = "".join(of_alignment(row["variant"], row["step"], row) for row in found)
+    said = f"\nWhat the alignments were aimed at:\n\n{aims}" if aims else ""
+    write_bytes(out / "table.md", (words + "".join(lines) + pairs + said).encode())

@@ -16,8 +16,9 @@ from typing import Any
 
 from fedllm.canonical import read_object
 from fedllm.config import RunConfig
+from fedllm.config.alignment import PromptsSection
 from fedllm.config.locations import resolve_location
-from fedllm.data.asked import rows_asked
+from fedllm.data.asked import Asked, rows_asked
 from fedllm.data.columns import ColumnMap
 from fedllm.data.parquet import parquet_columns
 from fedllm.data.questions import question
@@ -70,15 +71,15 @@ _MOST_BYTES = 1 << 28
 
 
 def require_public(
-    location: str, column: str, texts: Sequence[str], runs: Sequence[Path]
+    prompts: PromptsSection, asked: Sequence[Asked], runs: Sequence[Path]
 ) -> list[str]:
     """Refuse a file of prompts that is known to be records.
 
     Parameters
     ----------
-    location, column : str
-        ``prompts.file`` and ``prompts.column``.
-    texts : sequence of str
+    prompts : PromptsSection
+        Says which file it is, and which columns of it are read.
+    asked : sequence of Asked
         What was read of it.
     runs : sequence of Path
         Folders of all runs that the alignment is made of.
@@ -95,14 +96,15 @@ def require_public(
         records, or shares more than one prompt in twenty with records that lie here.
     """
     configs = list(_with_earlier(runs))
-    for path in data_files(location):
+    own = {name for name in (prompts.column, prompts.context) if name is not None}
+    for path in data_files(prompts.file):
         _require_no_kit(path)
         _require_no_ratings(path)
         _require_no_policy_names(path)
         for config in configs:
             _require_other(path, config.data.train, f"data.train of the run {config.name}")
-        _require_prompts_alone(path, column, configs)
-    compared = [(config.name, _require_other_texts(texts, config)) for config in configs]
+        _require_prompts_alone(path, prompts.column, own, configs)
+    compared = [(config.name, _require_other_texts(asked, config)) for config in configs]
     return list(dict.fromkeys(name for name, was in compared if not was))
 
 
@@ -209,14 +211,16 @@ def _require_other(path: Path, location: str, named: str) -> None:
         raise _refused(path, f"it is {named}")
 
 
-def _require_prompts_alone(path: Path, column: str, configs: Sequence[RunConfig]) -> None:
-    forbidden = {*_OF_RECORDS, *(name for one in configs for name in _columns_of(one))} - {column}
+def _require_prompts_alone(
+    path: Path, column: str, own: set[str], configs: Sequence[RunConfig]
+) -> None:
+    forbidden = {*_OF_RECORDS, *(name for one in configs for name in _columns_of(one))} - own
     columns = ColumnMap({"text": column}, {name: name for name in forbidden}, frozenset(["text"]))
     found: set[str] = set()
     for fields in _fields(path, columns):
         found |= {name for name in fields if name.lower() in forbidden or name in forbidden}
-    if found - {column}:
-        names = ", ".join(repr(name) for name in sorted(found - {column}))
+    if found - own:
+        names = ", ".join(repr(name) for name in sorted(found - own))
         raise _refused(path, f"with {names} its rows are records, and not prompts alone")
 
 
@@ -237,7 +241,7 @@ def _columns_of(config: RunConfig) -> set[str]:
     return {name for name in (*read[1:], data.unit) if name is not None}
 
 
-def _require_other_texts(texts: Sequence[str], config: RunConfig) -> bool:
+def _require_other_texts(asked: Sequence[Asked], config: RunConfig) -> bool:
     """Refuse prompts of records; tell whether all records that lie here were looked at."""
     if "://" in config.data.train:
         return True
@@ -253,8 +257,9 @@ def _require_other_texts(texts: Sequence[str], config: RunConfig) -> bool:
     except (FedllmError, OSError):
         return False
     theirs = {_plain(text) for one in records for text in _texts_of(one.values)}
-    single = {_plain(text) for text in texts}
-    shared = len(single & theirs)
+    # A prompt by itself, behind its context, or the context alone: each would be of a record.
+    single = {tuple(map(_plain, (one.text, one.context, one.whole))) for one in asked}
+    shared = sum(any(text and text in theirs for text in texts) for texts in single)
     if shared > _MOST_SHARED * len(single):
         raise RefusedError(
             f"{shared} of the {len(single)} prompts stand in the records that the run "

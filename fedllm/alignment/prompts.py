@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fedllm.alignment.evaluation import Prompt
-from fedllm.config.alignment import AlignConfig
-from fedllm.data.asked import read_asked
-from fedllm.errors import ConfigError
+from fedllm.config.alignment import AlignConfig, PromptsSection
+from fedllm.data.asked import Asked, read_asked
+from fedllm.errors import ConfigError, DataError
 from fedllm.randomness import RandomStream
 
 
@@ -49,10 +49,21 @@ class PublicPrompts:
         return found
 
 
-def read_texts(config: AlignConfig) -> list[str]:
-    """Read the prompts of a file, each once, in its order; see `fedllm.data.asked.read_asked`."""
-    asked = read_asked(config.prompts.file, config.prompts.column, None)
-    return [one.text for one in asked]
+def read_prompts(prompts: PromptsSection) -> list[Asked]:
+    """Read the prompts of a file, in its order; see `fedllm.data.asked.read_asked`.
+
+    Raises
+    ------
+    DataError
+        If the file is none of prompts, or not one of them has a context where they should.
+    """
+    asked = read_asked(prompts.file, prompts.column, None, prompts.context)
+    if prompts.context is not None and not any(one.context for one in asked):
+        raise DataError(
+            f"prompts.context: no row of {prompts.file} has a field {prompts.context!r}",
+            "name the column of the contexts, or leave prompts.context out",
+        )
+    return asked
 
 
 def deal_out(
@@ -65,7 +76,7 @@ def deal_out(
     Parameters
     ----------
     texts : sequence of str
-        As they stand in the file.
+        As they stand in the file, behind their contexts.
     tokens_of : callable
         Returns a prompt's tokens in the model's template, and how many were cut off.
 

@@ -12,7 +12,7 @@ from fedllm.alignment.folder import check_folder, is_finished
 from fedllm.alignment.loop import Alignment, Parts, Progress, Told
 from fedllm.alignment.policy import Policy
 from fedllm.alignment.private_files import not_compared, require_public
-from fedllm.alignment.prompts import PublicPrompts, deal_out, read_texts
+from fedllm.alignment.prompts import PublicPrompts, deal_out, read_prompts
 from fedllm.alignment.results import made_of, summary_of
 from fedllm.canonical import sha256_hex
 from fedllm.config import RunConfig, to_toml
@@ -57,9 +57,10 @@ def run_alignment(
 def _run(config: AlignConfig, algorithm: Algorithm, out: Path, resume: bool, told: Told) -> Summary:
     start = _require_run(find_start(config.model.start))
     others = _reward_runs(config)
-    texts = read_texts(config)
+    prompts_asked = read_prompts(config.prompts)
+    texts = [one.whole for one in prompts_asked]
     runs = [start.folder.parent, *(one.folder.parent for one in others.values())]
-    unread = require_public(config.prompts.file, config.prompts.column, texts, runs)
+    unread = require_public(config.prompts, prompts_asked, runs)
     asked = _asked(config, start, others, texts)
     if resume and is_finished(out):
         _require_begun_with(out / names.CHECKPOINTS, {"algorithm": algorithm, **asked})

@@ -69,6 +69,9 @@ class PromptsSection(Section):
         file that is a site's, or that holds more than prompts, is refused.
     column : str
         Column of the prompt.
+    context : str, optional
+        Column of what a prompt is about, which stands before it as in a preference task; a row may
+        have none. Left out, a column ``context`` is taken for one of records, and refused.
     selection : int
         So many prompts are held out to choose the checkpoint that is kept.
     test : int
@@ -77,6 +80,7 @@ class PromptsSection(Section):
 
     file: str
     column: str = "prompt"
+    context: str | None = None
     selection: Annotated[int, Field(ge=4)] = 64
     test: Annotated[int, Field(ge=4)] = 128
 

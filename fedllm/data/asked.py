@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fedllm.data.columns import ColumnMap, MissingColumnError, Row
+from fedllm.data.questions import question
 from fedllm.data.readers import data_files, file_rows, json_rows
 from fedllm.data.records import RowProblems
 from fedllm.data.text_files import decoded_lines, lines_of_rows, row_lines
@@ -17,7 +18,7 @@ from fedllm.errors import DataError
 
 STANDARD_INPUT = "-"
 _ROWS = (".jsonl", ".json", ".csv", ".parquet")
-_TEXT = "text"
+_TEXT, _CONTEXT = "text", "context"
 _REMEDY = "correct these rows or take them out; no row is left out silently"
 
 
@@ -33,14 +34,24 @@ class Asked:
         Never empty, always valid Unicode.
     key : str or int, optional
         What the row has in its field ``id``, by which answers are found again.
+    context : str
+        What it is about; empty where nothing is said of that.
     """
 
     row: int
     text: str = field(repr=False)
     key: str | int | None = None
+    context: str = field(default="", repr=False)
+
+    @property
+    def whole(self) -> str:
+        """What a model reads: the text behind its context."""
+        return question(self.text, self.context)
 
 
-def read_asked(location: str, column: str, stream: BinaryIO | None) -> list[Asked]:
+def read_asked(
+    location: str, column: str, stream: BinaryIO | None, context: str | None = None
+) -> list[Asked]:
     """Read all texts of a file.
 
     Parameters
@@ -52,6 +63,8 @@ def read_asked(location: str, column: str, stream: BinaryIO | None) -> list[Aske
         Where rows have the text.
     stream : BinaryIO, optional
         What "-" stands for; without it, "-" is a file's name.
+    context : str, optional
+        Where rows have what the text is about; single rows may lack it.
 
     Raises
     ------
@@ -59,14 +72,15 @@ def read_asked(location: str, column: str, stream: BinaryIO | None) -> list[Aske
         If the source is missing, damaged or empty, lacks the column, or has a single row without
         a text: names file, row, line and field, and quotes no text.
     """
-    columns = ColumnMap({_TEXT: column}, {"id": "id"}, frozenset([_TEXT]))
+    about = {} if context is None else {_CONTEXT: context}
+    columns = ColumnMap({_TEXT: column}, {"id": "id", **about}, frozenset([_TEXT, *about]))
     problems, found = RowProblems(), list[Asked]()
     for source, rows in _sources(location, columns, stream):
         before = len(found) + problems.count
         try:
             for row in rows:
                 try:
-                    found.append(_asked(row, column, len(found) + problems.count + 1))
+                    found.append(_asked(row, column, context, len(found) + problems.count + 1))
                 except BadValueError as error:
                     problems.add(row.where(source), str(error), error.remedy or _REMEDY)
         except MissingColumnError as error:
@@ -77,7 +91,7 @@ def read_asked(location: str, column: str, stream: BinaryIO | None) -> list[Aske
     return found
 
 
-def _asked(row: Row, column: str, number: int) -> Asked:
+def _asked(row: Row, column: str, context: str | None, number: int) -> Asked:
     if row.problem:
         raise BadValueError(row.problem)
     text = text_value(present_value(row.fields.get(column), column), column)
@@ -86,7 +100,9 @@ def _asked(row: Row, column: str, number: int) -> Asked:
     key = row.fields.get("id")
     if isinstance(key, bool) or not isinstance(key, str | int):
         key = None
-    return Asked(number, text, key)
+    about = None if context is None else row.fields.get(context)
+    told = "" if context is None or about in (None, "") else text_value(about, context)
+    return Asked(number, text, key, told)
 
 
 def _sources(

@@ -8,10 +8,10 @@ backwards, as without.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,38 @@ def recomputed(layers: Iterable[nn.Module]) -> Iterator[None]:
             after.callback(_put_back, layer, own)
             layer.forward = partial(_run, layer, layer.forward)  # type: ignore[method-assign]
         yield
+
+
+def run_again(compute: Callable[[], Tensor], trained: Sequence[Tensor]) -> Tensor:
+    """Compute something that keeps nothing, and is computed once more for its gradient.
+
+    Parameters
+    ----------
+    compute : callable
+        Nothing in it is random.
+    trained : sequence of Tensor
+        What its result hangs on and what has a gradient; all of it.
+    """
+    if not torch.is_grad_enabled():
+        return compute()
+    return cast(Tensor, _RunAgain.apply(compute, *trained))
+
+
+class _RunAgain(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, compute: Callable[[], Tensor], *trained: Tensor) -> Tensor:
+        ctx.compute = compute
+        ctx.save_for_backward(*trained)
+        return compute()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad[1:]
+        asked = [one for one, wants in zip(ctx.saved_tensors, wanted, strict=True) if wants]
+        with torch.enable_grad():
+            found = ctx.compute()
+            slopes = iter(torch.autograd.grad(found, asked, slope, allow_unused=True))
+        return None, *(next(slopes) if wants else None for wants in wanted)
 
 
 def _put_back(layer: nn.Module, own: Callable[..., Any] | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from fedllm.errors import ENDING
 from fedllm.models.pieces import by_width
 from fedllm.models.prefix import Dataset
-from fedllm.models.sequences import answer_likelihoods, sequences_in, unpacked
+from fedllm.models.sequences import AT_ONCE, answer_likelihoods, by_parts, sequences_in, unpacked
 from fedllm.models.transformer import Batch
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Reference:
     def of(self, sequences: Batch) -> Tensor:
         """Return the log-likelihoods (S,) of sequences; see `fedllm.models.sequences.unpacked`."""
         with self._starting():
-            return answer_likelihoods(self._model.module, sequences)
+            return by_parts(partial(answer_likelihoods, self._model.module), sequences, AT_ONCE)
 
     def _of_one(self, record: Batch) -> Tensor:
         """Return the log-likelihoods of a record's sequences; NaN where it breaks off.
@@ -107,10 +108,7 @@ class Reference:
         width = piece["input_ids"].shape[1]
         if states and states["states"].shape[1] > width:
             states = {"states": states["states"][:, :width]}
-        with self._starting():
-            return answer_likelihoods(
-                self._model.module, unpacked(piece | states, self._model.pad_id)
-            ).cpu()
+        return self.of(unpacked(piece | states, self._model.pad_id)).cpu()
 
     @contextmanager
     def _starting(self) -> Iterator[None]:

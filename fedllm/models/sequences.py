@@ -7,11 +7,14 @@ would read so many records.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from fedllm.models.recomputing import run_again
 from fedllm.models.transformer import Batch
 from fedllm.padding import PAD_MULTIPLE
 
@@ -19,6 +22,8 @@ from fedllm.padding import PAD_MULTIPLE
 # same sequence, or the word that names the better one.
 AROUND, ANSWER, SECOND, WORD = range(4)
 KINDS = 4
+# So many are computed at once, also where a record has more: a ranking has no more answers.
+AT_ONCE = 8
 _IGNORED = -100
 
 
@@ -101,7 +106,9 @@ class FrozenPart:
     def prefix(self, batch: Batch) -> Tensor:
         """Return what the network keeps, by record: states (B, W, H), or vectors (B, K, H)."""
         places = _Places(batch)
-        states = self._network.prefix(unpacked(batch, self._pad_id))
+        with torch.no_grad():
+            sequences = unpacked(batch, self._pad_id)
+            states = by_parts(self._network.prefix, sequences, AT_ONCE)
         if not self._network.one_vector:
             return places.together(states)
         counts = places.counts
@@ -139,6 +146,45 @@ class _Places:
         found = values.new_zeros(*self._present.shape, *values.shape[2:])
         found[self._present] = values[self._rows, self._columns]
         return found
+
+
+def by_parts(
+    compute: Callable[[Batch], Tensor],
+    sequences: Batch,
+    most: int,
+    trained: Sequence[Tensor] = (),
+) -> Tensor:
+    """Compute something of each sequence, (S, ...), of at most so many of them at a time.
+
+    So the memory of a step does not hang on how many answers one record has. Where there are more
+    sequences, each part keeps nothing for the backward pass and runs again in it (Chen et al.
+    2016), and the gradients of all parts are summed up there: that of all sequences at once, but
+    for rounding.
+
+    Parameters
+    ----------
+    compute : callable
+        Of some sequences, each by itself or in twos.
+    sequences : dict
+        See `unpacked`.
+    most : int
+        Even.
+    trained : sequence of Tensor
+        What has a gradient; nothing of it is asked for where left out.
+    """
+    size = len(sequences["input_ids"])
+    if size <= most:
+        return compute(sequences)
+    parts = (_part(sequences, start, most) for start in range(0, size, most))
+    return torch.cat([run_again(partial(compute, part), trained) for part in parts])
+
+
+def _part(sequences: Batch, start: int, most: int) -> Batch:
+    # Which canaries there are is said of records.
+    return {
+        key: value if key == "canary" else value[start : start + most]
+        for key, value in sequences.items()
+    }
 
 
 def answer_likelihoods(network: Any, sequences: Batch) -> Tensor:

@@ -18,6 +18,7 @@ and a gradient of one unit would move with every other.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, assert_never, cast
 
 import torch
@@ -26,8 +27,10 @@ from torch.nn.functional import relu, softplus
 
 from fedllm.config import Objective, PreferenceSection
 from fedllm.models.sequences import (
+    AT_ONCE,
     WORD,
     answer_likelihoods,
+    by_parts,
     first_sequences,
     sequences_in,
     unpacked,
@@ -66,16 +69,17 @@ def scores_of(model: SharedModel, sequences: Batch, batch: Batch) -> Tensor:
     batch : dict
         Perhaps with "reference", (B, K); else it is computed.
     """
-    learned = cast(PreferenceSection, model.preference)
+    learned, most = cast(PreferenceSection, model.preference), _at_once(len(batch["labels"]))
+    network: Any = model.module
     match learned.objective:
         case "dpo" | "ipo" | "hinge":
             reference = _reference(model, sequences, batch)
-            return learned.beta * (answer_likelihoods(model.module, sequences) - reference)
+            found = by_parts(partial(answer_likelihoods, network), sequences, most, model.trained)
+            return learned.beta * (found - reference)
         case "reward":
-            network: Any = model.module
-            return cast(Tensor, network(sequences))[:, 0]
+            return by_parts(network, sequences, most, model.trained)[:, 0]
         case "selector":
-            return _chosen(model.module, sequences)
+            return by_parts(partial(_chosen, network), sequences, most, model.trained)
         case _:
             assert_never(learned.objective)
 
@@ -97,6 +101,14 @@ def means_of_records(values: Tensor, records: Tensor, size: int) -> Tensor:
     """Return the mean of each record's values, (B,); 0 of one that has none."""
     counts = torch.bincount(records, minlength=size).clamp(min=1)
     return values.new_zeros(size).index_add_(0, records, values) / counts
+
+
+def _at_once(records: int) -> int:
+    """Return how many sequences of so many records are computed together: two each, or `AT_ONCE`.
+
+    Without a gradient no layer keeps anything, and all pairs of a ranking of eight have room.
+    """
+    return max(2 * records, AT_ONCE if torch.is_grad_enabled() else 8 * AT_ONCE)
 
 
 def _reference(model: SharedModel, sequences: Batch, batch: Batch) -> Tensor:

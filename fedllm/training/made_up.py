@@ -20,7 +20,7 @@ from torch import Tensor
 from fedllm.data.encode import EncodedDataset
 from fedllm.errors import STOPPING, FedllmError, ShortOfMemoryError, TrainingError
 from fedllm.memory import lacks_memory
-from fedllm.models.sequences import KINDS
+from fedllm.models.sequences import AT_ONCE, KINDS
 from fedllm.models.shared import SharedModel
 from fedllm.models.transformer import Batch
 from fedllm.privacy.dpsgd import Gradients, OuterProducts, forget_step
@@ -144,6 +144,9 @@ class MadeUpTraining:
         """Take the gradient of one unit with the longest records: whether there is room."""
         if self._records is None:
             return
+        if model.several_sequences:
+            # They have two answers; a record may have more, which are computed so many at a time.
+            rows = max(rows, AT_ONCE // 2)
         batch = model.moved(_stretched(self._records.batch(np.array([0])), rows, max_length))
         try:
             with watched(model, activation_checkpointing):

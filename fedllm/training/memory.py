@@ -37,6 +37,7 @@ from fedllm.models.own_tensors import train_own_tensors
 from fedllm.models.prefix import DEFAULT_BUDGET_BYTES
 from fedllm.models.quantized import quantize_layers
 from fedllm.models.recomputing import recomputed
+from fedllm.models.sequences import AT_ONCE
 from fedllm.models.token_head import TokenClassifier
 from fedllm.models.transformer import Batch, Behaviour, LayerStack, TextClassifier
 from fedllm.privacy.dpsgd import (
@@ -64,12 +65,12 @@ class MemoryEstimate:
         Base model in ``model.precision`` and ``model.quantization``, adapter and head.
     step : int
         The most that the frozen part, or the gradients of one record or person (without privacy,
-        of a microbatch), take at once.
+        of a microbatch), take at once. Of a ranking event with any number of answers.
     vectors : int
         What a round holds of the trained values.
     kept_a_record : int
-        What is kept of the frozen part for a record of ``model.max_length`` tokens; 0 where
-        nothing is frozen below the trained layers.
+        What is kept of the frozen part for a record of ``model.max_length`` tokens, or of two
+        answers of so many; 0 where nothing is frozen below the trained layers.
     kept_at_most : int
         Of all records together in memory; what is beyond goes to disk.
     device : str
@@ -111,7 +112,7 @@ def estimate(
     losses : callable
         The task's losses of a batch.
     sequences : int
-        How many a record has.
+        How many a record has; where more than one, at least.
 
     Raises
     ------
@@ -128,7 +129,10 @@ def estimate(
             "leave --run out",
         )
     module, stack, empty = _without_numbers(config, base, architecture, head)
-    rows = sequences * (config.training.microbatch_size if _several_rows(config) else 1)
+    # A record of several may have more of them, which are computed so many at a time.
+    of_one = AT_ONCE if sequences > 1 else 1
+    records = config.training.microbatch_size if _several_rows(config) else 1
+    rows = max(of_one, sequences * records)
     with empty, LiveMemory() as memory:
         _fill(empty, module, memory)
         weights = memory.live_bytes
@@ -137,14 +141,15 @@ def estimate(
             stack.stack(input_ids=ids, attention_mask=torch.ones_like(ids))
         stack.returns(seen.outputs)
         before, memory.peak_bytes = memory.live_bytes, memory.live_bytes
-        kept = _step(config, module, losses, rows, of_texts=isinstance(head, LabelHead))
+        of_texts = isinstance(head, LabelHead)
+        kept = _step(config, module, losses, rows, of_one, of_texts=of_texts)
         step = memory.peak_bytes - before
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     return MemoryEstimate(
         weights=weights,
         step=step,
         vectors=_VECTORS_BYTES * trained,
-        kept_a_record=kept,
+        kept_a_record=sequences * kept,
         kept_at_most=DEFAULT_BUDGET_BYTES if kept else 0,
         device=config.engine.device or "cpu",
     )
@@ -212,8 +217,10 @@ def _fill(empty: FakeTensorMode, module: nn.Module, memory: LiveMemory) -> None:
 _CPU = torch.device("cpu")
 
 
-def _step(config: RunConfig, module: Module, losses: Losses, rows: int, *, of_texts: bool) -> int:
-    """Run the frozen part and a step's gradients; returns what is kept of a record."""
+def _step(
+    config: RunConfig, module: Module, losses: Losses, rows: int, of_one: int, *, of_texts: bool
+) -> int:
+    """Run the frozen part and a step's gradients; returns what is kept of a sequence."""
     length = config.model.max_length
     ids = torch.zeros(rows, length, dtype=torch.int64)
     batch = {
@@ -223,9 +230,9 @@ def _step(config: RunConfig, module: Module, losses: Losses, rows: int, *, of_te
     }
     kept = 0
     if module.stack.has_frozen_part:
-        alone = {key: value[:1] for key, value in batch.items()}
-        kept = module.prefix(alone).nbytes
-        states = module.prefix(alone)
+        first = {key: value[:of_one] for key, value in batch.items()}
+        kept = module.prefix(first).nbytes // of_one
+        states = module.prefix(first)
         batch["states"] = states.new_empty(rows, *states.shape[1:])
     trained = [p for p in module.parameters() if p.requires_grad]
     row_layers = [cast(nn.Linear, module.head)] if of_texts else []

@@ -11,8 +11,10 @@ from support.alignment_models import configuration, texts
 from support.rating import ORIGIN, QUESTIONS, answers_to, session
 
 from fedllm.alignment.private_files import require_public
-from fedllm.alignment.prompts import read_texts
+from fedllm.alignment.prompts import read_prompts
 from fedllm.config import RunConfig, parse, to_toml
+from fedllm.config.alignment import PromptsSection
+from fedllm.data.asked import Asked
 from fedllm.errors import DataError, RefusedError
 from fedllm.rating.answers import AnswerFile
 
@@ -42,7 +44,14 @@ def run_of(folder: Path, train: Path | str, task: str = "instruction", **section
 
 
 def asked(path: Path, runs: list[Path], column: str = "prompt", found: list[str] | None = None):
-    require_public(str(path), column, texts(40) if found is None else found, runs)
+    require(path, runs, column, found)
+
+
+def require(
+    path: Path, runs: list[Path], column: str = "prompt", found: list[str] | None = None
+) -> list[str]:
+    given = [Asked(n, text) for n, text in enumerate(texts(40) if found is None else found, 1)]
+    return require_public(PromptsSection(file=str(path), column=column), given, runs)
 
 
 @pytest.fixture
@@ -239,17 +248,43 @@ def test_what_an_aligned_model_was_made_of_counts_in_the_next_alignment(tmp_path
 def test_records_that_cannot_be_compared_are_named(tmp_path, records, monkeypatch):
     run, path = run_of(tmp_path / "r", records), prompts(tmp_path / "p.jsonl")
     away = run_of(tmp_path / "away", tmp_path / "elsewhere.jsonl")
-    assert require_public(str(path), "prompt", texts(40), [run, away]) == []
+    assert require(path, [run, away]) == []
     monkeypatch.setattr("fedllm.alignment.private_files._MOST_BYTES", 10)
-    assert require_public(str(path), "prompt", texts(40), [run]) == ["r"]
+    assert require(path, [run]) == ["r"]
     monkeypatch.undo()
     with records.open("a") as file:
         file.write('{"prompt": "", "response": "rest"}\n')
-    assert require_public(str(path), "prompt", texts(40), [run, away]) == ["r"]
+    assert require(path, [run, away]) == ["r"]
 
 
 def test_standard_input_is_no_file_of_prompts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = configuration(prompts={"file": "-"})
     with pytest.raises(DataError, match="-"):
-        read_texts(config)
+        read_prompts(config.prompts)
+
+
+def test_a_context_is_allowed_where_it_is_named_and_none_of_a_record(tmp_path):
+    rows = [
+        {"prompt": f"ward {n}", "context": f"note {n}", "chosen": "a", "rejected": "b"}
+        for n in range(30)
+    ]
+    run = run_of(tmp_path / "r", write(tmp_path / "site/records.jsonl", rows), "preference")
+
+    def of(name, *, prompt="Question {}?", context="Leaflet {}.", named=True):
+        found = [{"prompt": prompt.format(n), "context": context.format(n)} for n in range(30)]
+        path = str(write(tmp_path / name, found))
+        section = PromptsSection(file=path, context="context" if named else None)
+        return require_public(section, read_prompts(section), [run])
+
+    assert of("public.jsonl") == []
+    with pytest.raises(RefusedError, match="'context' its rows are records"):
+        of("unnamed.jsonl", named=False)
+    # A note of a record with another question, its question with another context, and both.
+    for name, more in (
+        ("notes.jsonl", {"context": "note {}"}),
+        ("questions.jsonl", {"prompt": "Ward {}"}),
+        ("both.jsonl", {"prompt": "note {0}\n\nward {0}"}),
+    ):
+        with pytest.raises(RefusedError, match="30 of the 30 prompts stand in the records"):
+            of(name, **more)

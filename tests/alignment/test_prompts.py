@@ -7,8 +7,9 @@ import json
 import pytest
 from support.alignment_models import configuration, texts
 
-from fedllm.alignment.prompts import deal_out, read_texts
-from fedllm.errors import ConfigError
+from fedllm.alignment.prompts import deal_out, read_prompts
+from fedllm.data.questions import question
+from fedllm.errors import ConfigError, DataError
 
 
 def dealt(asked: list[str], **sections):
@@ -48,4 +49,25 @@ def test_prompts_come_from_a_column(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps({"question": text}) + "\n" for text in texts(3)))
     config = configuration(prompts={"file": str(path), "column": "question"})
-    assert read_texts(config) == texts(3)
+    assert [one.whole for one in read_prompts(config.prompts)] == texts(3)
+
+
+def test_prompts_stand_behind_their_contexts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    rows = [
+        {"prompt": "Why?", "about": "It rains."},
+        {"prompt": "When?"},
+        {"prompt": "Where?", "about": ""},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = configuration(prompts={"file": str(path), "context": "about"})
+    found = [one.whole for one in read_prompts(config.prompts)]
+    # As rankings have it, so that policy and reward model read what theirs read.
+    assert found == ["It rains.\n\nWhy?", "When?", "Where?"]
+    assert found[0] == question("Why?", "It rains.")
+    wrong = configuration(prompts={"file": str(path), "context": "abuot"})
+    with pytest.raises(DataError, match="has a field 'abuot'"):
+        read_prompts(wrong.prompts)
+    path.write_text('{"prompt": "Why?", "about": 3}\n')
+    with pytest.raises(DataError, match="about"):
+        read_prompts(config.prompts)

@@ -10,6 +10,7 @@ from fedllm.config import AllowSection, BudgetSection, SitePolicy
 from fedllm.data.rankings import Ranking
 from fedllm.data.records import Record
 from fedllm.federation.site.data import SiteData
+from fedllm.tasks import preference_encoding
 
 __all__ = ["injected"]
 
@@ -46,8 +47,15 @@ TARGETS = {
     "half a pair": event(pairs="[[0]]"),
 }
 SLOW = pytest.mark.slow
-# Not the selector: a tokenizer of so few words does not tell answers apart that are made up.
-OBJECTIVES = {"reward": "bert", "dpo": "llama"}
+OBJECTIVES = {"reward": "bert", "dpo": "llama", "selector": "llama"}
+
+
+@pytest.fixture(autouse=True)
+def words_that_the_tiny_tokenizer_knows(monkeypatch):
+    """Ask a selector in words which it can tell apart: else nothing reaches its adapter."""
+    monkeypatch.setattr(preference_encoding, "WORDS", ("open", "close"))
+    for name, word in (("_FIRST", "pay"), ("_OTHER", "cash"), ("_QUESTION", "lost")):
+        monkeypatch.setattr(preference_encoding, name, f"\n\n{word} ")
 
 
 @pytest.fixture
@@ -61,6 +69,8 @@ def transcript(tiny_checkpoint, tmp_path_factory, injected):
         learned = {
             "preference": {"objective": objective},
             "data": {"labels": None},
+            # A selector reads a prompt and two answers at once, and what stands around them.
+            **({"model": {"max_length": 48}} if objective == "selector" else {}),
         }
         checkpoint = tiny_checkpoint(OBJECTIVES[objective])
         config = small_config(checkpoint, task="preference", **learned)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,10 +14,10 @@ from fedllm.data.rankings import Ranking
 from fedllm.errors import DataError, ShortOfMemoryError
 from fedllm.mechanisms import LocalSettings
 from fedllm.models import reference
-from fedllm.models.sequences import KINDS, WORD, unpacked
+from fedllm.models.sequences import AT_ONCE, KINDS, WORD, unpacked
 from fedllm.privacy.dpsgd import clipped
 from fedllm.randomness import RandomStream
-from fedllm.tasks import preference_encoding, task_of
+from fedllm.tasks import preference_encoding, preference_losses, task_of
 from fedllm.tasks.preference_asking import Selecting
 from fedllm.training.local import clipped_gradient_sum
 
@@ -168,8 +170,6 @@ def test_a_site_adds_one_clipped_gradient_of_each_event(kind, objective, tiny_ch
     from fedllm.mechanisms import mechanism_of
 
     settings = mechanism_of(config).settings(3, 1.0)
-    from dataclasses import replace
-
     right = np.zeros(model.manifest.length)
     norms = []
     for index in range(3):
@@ -189,6 +189,48 @@ def test_a_site_adds_one_clipped_gradient_of_each_event(kind, objective, tiny_ch
     )
     np.testing.assert_allclose(total, right, atol=2e-7)
     assert np.linalg.norm(total) <= 2e-3 + 1e-9
+
+
+WORDS = ("pay", "cash", "lost", "fee", "rate")
+MANY = Ranking(
+    "my card",
+    "",
+    tuple(f"{one} {other}" for one in WORDS for other in WORDS if one != other),
+    tuple((i, j) for i in range(20) for j in range(20) if i < j),
+)
+
+
+@each
+def test_an_event_of_many_answers_is_computed_in_parts_and_clipped_once(
+    kind, objective, tiny_checkpoint, monkeypatch
+):
+    model = model_of(tiny_checkpoint, kind, objective)
+    dataset = encoded(model, [MANY])
+    assert len(sequences_of(dataset, 0)) >= 20
+    rows = []
+    layers = model.module.stack.layers
+    handles = [
+        layer.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+        for layer in (layers[0], layers[-1])
+    ]
+    settings = replace(SETTINGS, clipping_norm=1e-3)
+    total, _ = clipped_gradient_sum(model, dataset, settings, RandomStream.secure())
+    assert max(rows) == AT_ONCE
+    with torch.no_grad():
+        scores = task_of(model).scores(model, dataset.batch(np.array([0])))
+    for handle in handles:
+        handle.remove()
+    assert max(rows) <= 8 * AT_ONCE
+    for module in (preference_losses, reference):
+        monkeypatch.setattr(module, "AT_ONCE", 10_000)
+    loss = task_of(model).losses(model, dataset.batch(np.array([0]))).sum()
+    parts = torch.autograd.grad(loss, model.trained, materialize_grads=True)
+    whole = torch.cat([part.reshape(-1) for part in parts]).double().numpy()
+    assert np.linalg.norm(whole) > 1e-3
+    np.testing.assert_allclose(total, clipped(whole, 1e-3).values, atol=2e-8)
+    with torch.no_grad():
+        again = task_of(model).scores(model, dataset.batch(np.array([0])))
+    np.testing.assert_allclose(scores, again, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kept", [True, False])

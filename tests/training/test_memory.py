@@ -2,12 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from support.tasks import record
 from typer.testing import CliRunner
 
 from fedllm.cli import app
 from fedllm.config import RunConfig, load_run_config, parse
+from fedllm.data.rankings import Ranking
 from fedllm.errors import ConfigError
 from fedllm.models.live_memory import LiveMemory
 from fedllm.privacy.dpsgd import added_up_tensor
@@ -154,3 +157,24 @@ def test_encoder_decoders_are_not_estimated(tmp_path):
     folder = save_tiny("t5", tmp_path / "t5")
     with pytest.raises(ConfigError, match="not estimated"):
         memory_of(settings(folder, "instruction"), folder)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "reward"])
+def test_an_event_of_many_answers_takes_what_is_estimated(objective, tiny_checkpoint):
+    folder = tiny_checkpoint("llama")
+    config = settings(folder, "preference", preference={"objective": objective})
+    task, estimated = task_of(config), memory_of(config, folder).step
+    model = task.load_model(config)
+    words = ["pay", "cash", "lost", "fee", "rate", "open", "close", "loan"]
+    # Each as long as may be, and another one than the others.
+    answers = tuple(
+        " ".join([one, other, *words, *words, *words]) for one in words for other in words[:5]
+    )
+    event = Ranking("card", "", answers, tuple((n, n + 1) for n in range(len(answers) - 1)))
+    dataset = task.encode([record("a:1", **event.written())], model.tokenizer, LENGTH)
+    index = np.array([0])
+    batch = model.attach(dataset, index, dataset.batch(index))
+    assert len(dataset.tokens) > 30 * 28
+    with LiveMemory() as memory, watched(model, activation_checkpointing=False):
+        added_up_tensor(gradients_of(model)(model.trained, lambda: record_losses(model, batch)))
+    assert 0.3 * estimated < memory.peak_bytes <= 1.1 * estimated

@@ -1,0 +1,82 @@
+"""What was aimed at, beside what came out: in words that a table ends with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from paired import Right, Share, accuracy, difference
+
+# Of the share of right pairs: how much less than without privacy.
+WITHIN = 0.01
+GAIN_SD, KL_NATS, LENGTH, REPEATED = 1.0, 10.0, 0.2, 0.02
+HEAD = "| step | private | clear | private less clear | private less alone | aim |\n"
+
+
+def of_pairs(out: Path, steps: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Compare variants on the same pairs of compared.jsonl.
+
+    Returns
+    -------
+    str
+        A table; empty where nothing was compared.
+    dict
+        Its figures by step.
+    """
+    lines, figures = [], {}
+    for step in steps:
+        path = out / "scores" / f"pairs-{step}.json"
+        if not path.exists():
+            continue
+        told = json.loads(path.read_text(encoding="utf-8"))
+        found = {name: Right.read(values) for name, values in told.items()}
+        shares = {name: accuracy(one) for name, one in found.items()}
+        less = {
+            name: difference(found["private"], found[name])
+            for name in ("clear", "alone")
+            if name in found
+        }
+        # One that was trained on public prompts spent nothing itself; so the aim is of the others.
+        aim = _within(less["clear"]) if "clear" in less and step in ("reward", "dpo") else ""
+        cells = (
+            step,
+            *(shares[name].words if name in shares else "" for name in ("private", "clear")),
+            *(less[name].points if name in less else "" for name in ("clear", "alone")),
+            aim,
+        )
+        lines.append(f"| {' | '.join(cells)} |\n")
+        figures[step] = {
+            "accuracy": {name: vars(one) for name, one in shares.items()},
+            "private_less": {name: vars(one) for name, one in less.items()},
+        }
+    if not lines:
+        return "", {}
+    words = "\nThe same pairs of compared.jsonl, and differences of models on them, in points:\n\n"
+    return words + HEAD + f"|{'---|' * 6}\n" + "".join(lines), figures
+
+
+def _within(less: Share) -> str:
+    if less.low >= -WITHIN:
+        return "within a point"
+    return "not within a point" if less.high < -WITHIN else "not told apart by so few pairs"
+
+
+def of_alignment(variant: str, step: str, row: Mapping[str, Any]) -> str:
+    """Say of an alignment whether rewards rose, near the start, by answers of the same length."""
+    scores, gain = row["scores"], row["alignment"].get("reward_gain")
+    if gain is None or "kl" not in scores:
+        return ""
+    longer = scores["tokens"] / scores["tokens_of_start"] - 1.0
+    aims = (
+        (f"reward {gain:+.2f} sd (at least {GAIN_SD:.0f})", gain >= GAIN_SD),
+        (f"KL {scores['kl']:.1f} nats (under {KL_NATS:.0f})", scores["kl"] < KL_NATS),
+        (f"length {longer:+.0%} (within {LENGTH:.0%})", abs(longer) <= LENGTH),
+        (
+            f"repeated {scores['repeated']:.1%} (under {REPEATED:.0%})",
+            scores["repeated"] < REPEATED,
+        ),
+    )
+    said = ", ".join(words if met else f"**{words}: missed**" for words, met in aims)
+    return f"- {variant} {step}: {said}\n"
