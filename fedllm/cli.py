@@ -23,6 +23,7 @@ from fedllm.commands import (
     authority,
     client,
     compress,
+    config,
     ledger,
     model,
     privacy,
@@ -86,6 +87,7 @@ app.add_typer(client.app, name="client")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(model.app, name="model")
+app.add_typer(config.app, name="config")
 app.add_typer(align.app, name="align")
 app.add_typer(compress.app, name="compress")
 app.add_typer(audit.app, name="audit")
