@@ -36,6 +36,7 @@ from fedllm.commands.demo import demo
 from fedllm.commands.export import export
 from fedllm.commands.generate import generate
 from fedllm.commands.help import CommandGroup
+from fedllm.commands.init import init
 from fedllm.commands.predict import predict
 from fedllm.commands.pretrain import pretrain
 from fedllm.commands.rate import rate
@@ -70,6 +71,7 @@ def _options(
 
 
 app.command()(demo)
+app.command()(init)
 app.command()(pretrain)
 app.command()(simulate)
 app.command()(run)

@@ -237,6 +237,7 @@ NAMES_TASKS = {
     "fedllm/tasks/instruction.py",
     "fedllm/tasks/preference.py",
     "fedllm/tasks/token_classification.py",
+    "fedllm/starting/guessing.py",  # what somebody's columns could be for
     "fedllm/serving/released.py",  # the section of a configuration that is called as one
     # Objectives of pretraining, one of which is called "causal" too.
     "fedllm/pretraining/card.py",

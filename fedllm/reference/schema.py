@@ -28,7 +28,7 @@ _NOISE = ("title", "description", "default")
 class _Plain(GenerateJsonSchema):
     """Leaves out titles; ignores defaults that no schema can hold."""
 
-    ignored_warning_kinds = frozenset({"skipped-choice", "non-serializable-default"})
+    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012
 
 
 def schema_of(kind: FileKind) -> dict[str, Any]:

@@ -1,0 +1,370 @@
+"""From a look at somebody's records to the files that a first run needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from fedllm.config import RunConfig, SitePolicy, Task
+from fedllm.config.locations import resolve_location
+from fedllm.config.task import pools_text
+from fedllm.data.spelling import read_aloud
+from fedllm.errors import ConfigError
+from fedllm.files import given_path, write_bytes
+from fedllm.starting.checking import check_there, check_usable, labels_of
+from fedllm.starting.guessing import Guess, guess
+from fedllm.starting.looking import LOOKED_ROWS, Sample, Source, look
+from fedllm.starting.profiles import Profile, profiles_of
+from fedllm.starting.settings import Size, delta_for, installed_model, settings_for, sites_for
+from fedllm.starting.splitting import split
+from fedllm.starting.writing import (
+    DATABASE_VARIABLE,
+    Places,
+    for_file,
+    has_password,
+    place,
+    run_name,
+    run_toml,
+    site_toml,
+)
+
+_EPSILON = 8.0
+_NONE = "-"
+
+
+class Kept(Protocol):
+    """A prediction of `fedllm.commands.plan_quality`."""
+
+    @property
+    def kept(self) -> float:
+        """Share of the gain."""
+
+
+Reckoning = Callable[[float, float, int, int], Mapping[int, Kept]]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What somebody asked for; what is none is guessed.
+
+    Attributes
+    ----------
+    data : str
+        Path, pattern or URL, as it was given.
+    out : Path
+        The file that is written.
+    task : str, optional
+        As in a run's ``task``.
+    given : mapping of str to str
+        Columns by role, "unit" and "site" among them; "-" for none of these two.
+    sites : int, optional
+        Simulated ones.
+    epsilon : float, optional
+        Of the run, or of a site's account.
+    model, name : str, optional
+        As in ``model.path`` and ``name``.
+    test : Path, optional
+        Public test records.
+    hold_out : bool
+        Whether records are put aside where there are none.
+    table, query : str, optional
+        Of a database.
+    for_site : bool
+        Whether a site's policy is wanted.
+    force : bool
+        Whether files that are there are written over.
+    """
+
+    data: str = field(repr=False)
+    out: Path
+    task: Task | None = None
+    given: Mapping[str, str] = field(default_factory=dict)
+    sites: int | None = None
+    epsilon: float | None = None
+    model: str | None = None
+    test: Path | None = None
+    hold_out: bool = True
+    table: str | None = None
+    query: str | None = None
+    name: str | None = None
+    for_site: bool = False
+    force: bool = False
+
+    @property
+    def location(self) -> str:
+        """Where the records are, variables filled in."""
+        return resolve_location(self.data, Path.cwd(), "DATA")
+
+    @property
+    def parts(self) -> tuple[Path, Path]:
+        """Where records for training and for testing are written."""
+        stem = self.name or run_name(Path(self.location).name.partition(".")[0])
+        folder = self.out.parent
+        return folder / f"{run_name(stem)}-train.jsonl", folder / f"{run_name(stem)}-test.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What was written, and what is in it."""
+
+    guess: Guess
+    size: Size
+    rows: int
+    test_records: int
+    labels: tuple[str, ...]
+    epsilon: float
+    delta: float
+    model: str
+    kept: float | None
+    notes: tuple[str, ...]
+    written: tuple[Path, ...]
+
+
+def prepare(wanted: Wanted) -> None:
+    """Refuse what would be written over, before anything is read.
+
+    Raises
+    ------
+    ConfigError
+        Names the file.
+    """
+    if wanted.force:
+        return
+    for path in [wanted.out, *(wanted.parts if splits(wanted) else ())]:
+        if path.exists():
+            raise ConfigError(
+                f"{path} is there already", "name another file with --out, or add --force"
+            )
+
+
+def splits(wanted: Wanted) -> bool:
+    """Tell whether records are put aside."""
+    return wanted.hold_out and wanted.test is None and "://" not in wanted.location
+
+
+def look_at(wanted: Wanted) -> tuple[Sample, dict[str, Profile], Guess]:
+    """Look at the source, and guess.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or no task could be learned from it.
+    """
+    source = Source(wanted.location, _query(wanted))
+    sample = look(source)
+    check_there({r: c for r, c in wanted.given.items() if c != _NONE}, sample)
+    profiles = profiles_of(sample.columns, sample.rows)
+    return sample, profiles, guess_again(wanted, profiles, wanted.task)
+
+
+def guess_again(wanted: Wanted, profiles: Mapping[str, Profile], task: Task | None) -> Guess:
+    """Guess the columns of a task, as far as nobody named them."""
+    known = {role: column for role, column in wanted.given.items() if column != _NONE}
+    found = guess(profiles, task, known)
+    if wanted.sites is not None and "site" not in known:
+        found = replace(found, site=None)
+    for role in ("unit", "site"):
+        if wanted.given.get(role) == _NONE:
+            found = replace(found, **{role: None})
+    return found
+
+
+def _query(wanted: Wanted) -> str | None:
+    if "://" not in wanted.location:
+        if wanted.table or wanted.query:
+            raise ConfigError(
+                "--table and --query are of a database, and DATA is a file", "leave them out"
+            )
+        return None
+    if wanted.query and wanted.table:
+        raise ConfigError("--table and --query say the same", "give one of them")
+    if wanted.query:
+        return wanted.query
+    from fedllm.data.sql import table_names
+
+    table = wanted.table
+    if table is None:
+        names = table_names(wanted.location)
+        if len(names) != 1:
+            shown = ", ".join(ascii(name) for name in names[:20]) or "none"
+            raise ConfigError(
+                f"the database has {len(names)} tables", f"name one with --table: {shown}"
+            )
+        (table,) = names
+        parts = [table]
+    else:
+        parts = table.split(".")
+    quoted = ".".join('"' + part.replace('"', '""') + '"' for part in parts)
+    return f"SELECT * FROM {quoted}"  # noqa: S608
+
+
+def decide(
+    wanted: Wanted,
+    sample: Sample,
+    profiles: Mapping[str, Profile],
+    found: Guess,
+    reckon: Reckoning,
+) -> Decided:
+    """Check, put records aside, reckon, and write.
+
+    Parameters
+    ----------
+    reckon : callable
+        Predicts runs of epsilon, delta, sites and records a site, by number of rounds.
+
+    Raises
+    ------
+    DataError
+        If no run can be made of the records.
+    ConfigError
+        If what was asked for does not fit together.
+    StorageError
+        If it cannot be written.
+    """
+    notes = [*found.doubts, *check_usable(found, sample, profiles)]
+    model = wanted.model or installed_model()
+    if not sample.whole:
+        about = "about " if sample.about else ""
+        notes.append(
+            f"columns were guessed from the first {LOOKED_ROWS:,} of {about}{sample.count:,} rows"
+        )
+    epsilon = wanted.epsilon if wanted.epsilon is not None else _EPSILON
+    if wanted.for_site:
+        return _write_site(wanted, sample, found, epsilon, model, notes)
+    labels = _labels(found, sample.rows)
+    counted, written = _counted(sample, found, wanted), list[Path]()
+    places = _places(wanted, sample, model, notes)
+    test_records, all_labels = 0, sample.whole
+    if splits(wanted):
+        with given_path():
+            parts = split(sample, found, *wanted.parts)
+        written += [parts.train, parts.test]
+        test_records, all_labels = parts.records[1], True
+        labels = tuple(sorted(parts.labels))
+        counted = replace(
+            counted,
+            records=parts.records[0],
+            units=parts.units or parts.records[0],
+            sites=parts.sites or counted.sites,
+        )
+        places = replace(places, train=parts.train.name, test=parts.test.name)
+    delta = delta_for(counted.units)
+    kept = (
+        {
+            rounds: one.kept
+            for rounds, one in reckon(epsilon, delta, counted.sites, counted.units_a_site).items()
+        }
+        if pools_text(found.task)
+        else {}
+    )
+    settings = settings_for(found, counted, epsilon, delta, profiles, labels, model, kept)
+    text = run_toml(
+        wanted.name or run_name(Path(wanted.location).name.partition(".")[0]),
+        found,
+        places,
+        counted,
+        (epsilon, delta),
+        settings,
+        labels,
+        f"{sample.source.called}: {'about ' if sample.about else ''}{sample.count:,} rows",
+        all_labels,
+    )
+    _write(wanted, for_file(text, wanted.out, RunConfig))
+    return Decided(
+        found,
+        counted,
+        sample.count,
+        test_records,
+        labels,
+        epsilon,
+        delta,
+        model,
+        settings.kept,
+        (*notes, *settings.notes),
+        (wanted.out, *written),
+    )
+
+
+def _write(wanted: Wanted, text: str) -> None:
+    with given_path():
+        write_bytes(wanted.out, text.encode())
+
+
+def _write_site(
+    wanted: Wanted,
+    sample: Sample,
+    found: Guess,
+    epsilon: float,
+    model: str,
+    notes: list[str],
+) -> Decided:
+    places = _places(wanted, sample, model, notes)
+    counted = _counted(sample, found, wanted)
+    delta = delta_for(counted.units)
+    text = site_toml(found, places, epsilon, delta, sample.source.called)
+    _write(wanted, for_file(text, wanted.out, SitePolicy))
+    return Decided(
+        replace(found, site=None),
+        counted,
+        sample.count,
+        0,
+        (),
+        epsilon,
+        delta,
+        model,
+        None,
+        tuple(notes),
+        (wanted.out,),
+    )
+
+
+def _labels(found: Guess, rows: Sequence[Mapping[str, object]]) -> tuple[str, ...]:
+    if "label" not in found.columns:
+        return _labels_of_spans(found, rows)
+    return tuple(sorted(labels_of(found.columns["label"], rows)))
+
+
+def _labels_of_spans(found: Guess, rows: Sequence[Mapping[str, object]]) -> tuple[str, ...]:
+    if "spans" not in found.columns:
+        return ()
+    from fedllm.starting.profiles import listed
+
+    spans = (one for row in rows for one in listed(row.get(found.columns["spans"])))
+    return tuple(sorted({str(one["label"]) for one in spans if isinstance(one, dict)}))
+
+
+def _counted(sample: Sample, found: Guess, wanted: Wanted) -> Size:
+    """Return the numbers of all records, those of what was looked at in proportion."""
+    share = sample.count / len(sample.rows)
+    units = sample.count
+    if found.unit:
+        persons = {read_aloud(str(row.get(found.unit))) for row in sample.rows}
+        units = max(1, min(sample.count, round(len(persons) * share)))
+    if not found.site:
+        sites = wanted.sites or sites_for(units)
+        return Size(sample.count, units, sites, units // sites, natural=False)
+    at_site: dict[str, set[object]] = {}
+    for number, row in enumerate(sample.rows):
+        unit = read_aloud(str(row.get(found.unit))) if found.unit else number
+        at_site.setdefault(str(row.get(found.site)).strip(), set()).add(unit)
+    largest = round(max(map(len, at_site.values())) * share)
+    if len(at_site) < 2:
+        raise ConfigError(
+            f"column {found.site!a} names one site", "give --split-by another column, or --sites"
+        )
+    return Size(sample.count, units, len(at_site), largest, natural=True)
+
+
+def _places(wanted: Wanted, sample: Sample, model: str, notes: list[str]) -> Places:
+    folder = wanted.out.parent
+    train = place(wanted.data, folder)
+    if has_password(wanted.data):
+        train = "${" + DATABASE_VARIABLE + "}"
+        notes.append(
+            f"the URL holds a password, which was not written down: set {DATABASE_VARIABLE} to it "
+            "in the environment"
+        )
+    test = None if wanted.test is None else place(str(wanted.test), folder)
+    return Places(place(model, folder), train, test, sample.source.query)
