@@ -99,8 +99,13 @@ def file_columns(path: Path) -> list[str]:
                 f"{path}: the first line is not valid CSV", _csv_remedy(error)
             ) from None
     else:
-        first = itertools.islice(file_rows(path, anything), _FIRST_ROWS)
+        first = list(itertools.islice(file_rows(path, anything), _FIRST_ROWS))
         names = list(dict.fromkeys(name for row in first for name in row.fields))
+        if first and not names:
+            raise DataError(
+                f"{first[0].where(str(path))} {first[0].problem or 'has no fields'}",
+                "let each line be one JSON object with the fields of a record",
+            )
     if not names:
         raise DataError(f"{path} holds no rows", "check that it is the right file")
     return names

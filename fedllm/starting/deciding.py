@@ -17,7 +17,14 @@ from fedllm.starting.checking import check_there, check_usable, labels_of
 from fedllm.starting.guessing import Guess, guess
 from fedllm.starting.looking import LOOKED_ROWS, Sample, Source, look
 from fedllm.starting.profiles import Profile, profiles_of
-from fedllm.starting.settings import Size, delta_for, installed_model, settings_for, sites_for
+from fedllm.starting.settings import (
+    Size,
+    delta_for,
+    installed_model,
+    model_sections,
+    settings_for,
+    sites_for,
+)
 from fedllm.starting.splitting import split
 from fedllm.starting.writing import (
     DATABASE_VARIABLE,
@@ -225,6 +232,8 @@ def decide(
     """
     notes = [*found.doubts, *check_usable(found, sample, profiles)]
     model = wanted.model or installed_model()
+    # Before anything is written.
+    model_sections(found, model)
     if not sample.whole:
         about = "about " if sample.about else ""
         notes.append(

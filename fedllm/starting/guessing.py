@@ -40,6 +40,16 @@ _SPELLED: Mapping[str, str] = {
 }
 _CALLED = {role: frozenset(words.split()) for role, words in _SPELLED.items()}
 _OF_A_KEY = _CALLED["key"]
+# The longest first, of which others may be a part.
+_CHINESE = re.compile(
+    "|".join(
+        sorted(
+            (word for words in _CALLED.values() for word in words if word > "\u2e80"),
+            key=len,
+            reverse=True,
+        )
+    )
+)
 _SHORT = frozenset({"name", "identifier", "whole number", "boolean", "text"})
 _FITTING: Mapping[Kind, frozenset[str]] = {
     "text": frozenset({"text", "name"}),
@@ -127,10 +137,14 @@ def called(column: str, role: str) -> bool:
 
 
 def _words(column: str) -> set[str]:
-    """Return the words of a column's name: ``patientId``, ``patient_id`` and ``PATIENT-ID``."""
+    """Return the words of a column's name: ``patientId``, ``patient_id`` and ``PATIENT-ID``.
+
+    Chinese has no spaces between them: there, every known word that is in it, and what is left.
+    """
     text = unicodedata.normalize("NFKC", column)
-    text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", text)
-    return set(re.split(r"[\W_\d]+", text.casefold())) - {""}
+    text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", text).casefold()
+    text = _CHINESE.sub(r" \g<0> ", text)
+    return set(re.split(r"[\W_\d]+", text)) - {""}
 
 
 def _likely(profiles: Mapping[str, Profile], known: Collection[str]) -> tuple[Task, ...]:

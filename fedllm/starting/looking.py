@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fedllm.data.columns import ColumnMap, Row
+from fedllm.data.parquet import parquet_count
 from fedllm.data.readers import data_files, file_columns, file_rows
 from fedllm.data.records import RowProblems
 from fedllm.data.text_files import opened
@@ -152,12 +153,9 @@ def _count_of_query(source: Source) -> int:
 
 def _count_of_file(path: Path) -> tuple[int, bool]:
     name = path.name.lower()
+    if name.endswith(".parquet"):
+        return parquet_count(path), False
     with opened(path) as stream:
-        if name.endswith(".parquet"):
-            from pyarrow import parquet
-
-            with parquet.ParquetFile(stream) as table:
-                return int(table.metadata.num_rows), False
         lines = _lines(stream)
     header = name.removesuffix(".gz").endswith(".csv")
     return max(0, lines - header), header

@@ -22,8 +22,9 @@ from fedllm.starting.settings import Settings, Size
 from fedllm.visible import visible
 
 _WIDTH = 98
-# What of a URL is a secret: user and password.
-_PASSWORD = re.compile(r"://[^/]*:[^/]*@")
+# What of a URL is a secret; a variable of the environment is none.
+_PASSWORD = re.compile(r"://[^/@:]*:([^/]*)@")
+_VARIABLE = re.compile(r"\$\{[^}]*\}")
 DATABASE_VARIABLE = "FEDLLM_DATABASE"
 # Stands for the name of the file that is written.
 _OUT = "@OUT@"
@@ -52,7 +53,8 @@ class Places:
 
 def has_password(location: str) -> bool:
     """Tell whether a database's URL holds a password in clear."""
-    return "://" in location and _PASSWORD.search(location.replace("${", "")) is not None
+    found = _PASSWORD.search(location)
+    return found is not None and _VARIABLE.fullmatch(found[1]) is None
 
 
 def place(path: str, folder: Path) -> str:

@@ -16,7 +16,23 @@ from fedllm.starting.guessing import guess
 from fedllm.starting.looking import Sample, Source
 from fedllm.starting.profiles import profile, profiles_of
 
-WORDS = "my card was lost and the bank never answered so please send another one soon".split()
+WORDS = [
+    "my",
+    "card",
+    "was",
+    "lost",
+    "and",
+    "the",
+    "bank",
+    "never",
+    "answered",
+    "so",
+    "please",
+    "send",
+    "another",
+    "one",
+    "soon",
+]
 ROWS = 120
 
 
@@ -26,7 +42,7 @@ def sentence(number: int, salt: str = "") -> str:
 
 
 COLUMNS = {
-    "text": lambda i: sentence(i),
+    "text": sentence,
     "other_text": lambda i: sentence(i, "x")[:30],
     "label": lambda i: ["lost", "late", "fees"][i % 3],
     "date": lambda i: f"2024-0{1 + i % 3}-1{i % 9}",

@@ -22,9 +22,9 @@ from fedllm.starting import looking
 LABELS = ("lost card", "late transfer", "fees")
 SECRET = "zebra-secret"
 WORDS = {
-    "lost card": "my card was lost stolen missing wallet gone".split(),
-    "late transfer": "the transfer has not arrived yet waiting days".split(),
-    "fees": "why was I charged a fee extra cost statement".split(),
+    "lost card": ["my", "card", "was", "lost", "stolen", "missing", "wallet", "gone"],
+    "late transfer": ["the", "transfer", "has", "not", "arrived", "yet", "waiting", "days"],
+    "fees": ["why", "was", "I", "charged", "a", "fee", "extra", "cost", "statement"],
 }
 
 
@@ -98,7 +98,7 @@ def test_a_csv_becomes_a_run_that_is_read(init, tmp_path):
     train, test = Path(config.data.train), Path(config.data.test)
     assert (train.name, test.name) == ("tickets-train.jsonl", "tickets-test.jsonl")
     assert train.stat().st_mode & 0o777 == 0o600
-    parts = [[json.loads(line) for line in path.open()] for path in (train, test)]
+    parts = [[json.loads(line) for line in path.read_text().splitlines()] for path in (train, test)]
     assert len(parts[1]) == 60
     assert len(parts[0]) + len(parts[1]) == 300
     assert {tuple(row) for row in parts[0] + parts[1]} == {("message", "topic")}
@@ -154,7 +154,7 @@ def test_persons_and_places_are_kept_together(init, tmp_path):
     assert (config.data.unit, config.data.site) == ("patient", "hospital")
     assert config.rounds.min_sites == 2
     parts = [
-        [json.loads(line) for line in Path(place).open()]
+        [json.loads(line) for line in Path(place).read_text().splitlines()]
         for place in (config.data.train, config.data.test)
     ]
     persons = {row["patient"] for row in parts[0]}
@@ -330,7 +330,7 @@ def test_what_no_run_can_be_made_of_is_refused(init, tmp_path, name):
         ("a.csv", b"", "holds no rows"),
         ("a.csv", b"message,topic\n", "holds no rows"),
         ("a.jsonl", b"\n\n", "holds no rows"),
-        ("a.csv", "message,topic\n".encode() + b"gr\xfc\xdfe,b\n", "not UTF-8"),
+        ("a.csv", b"message,topic\n" + b"gr\xfc\xdfe,b\n", "not UTF-8"),
         ("a.csv", "message,topic\na,b\n".encode("utf-16"), "not UTF-8"),
         ("a.csv", b'message,topic\n"a,b\n', "not valid CSV"),
         ("a.csv", b"message,topic\na,b,c\n", "has 3 fields"),
