@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fedllm.reference.kinds import FileKind
 
 app = CommandGroup(
-    help="Files of settings: find what is wrong with one, and what a key means.",
+    help="Files of settings: check one, explain a key.",
     no_args_is_help=True,
 )
 _KINDS = ("run", "site", "federation", "pretraining", "alignment")
@@ -41,9 +41,9 @@ def check(
     kind: str | None = KIND,
     json_output: bool = options.JSON,
 ) -> None:
-    """Show all that is wrong with a file at once, each with its line and what to do.
+    """Show all that is wrong with a file, each with its line.
 
-    Ends with 2 if anything is. Nothing that the file names is read: files that are missing on
+    Ends with 2 if anything is, and says what to do. Nothing that the file names is read: files that are missing on
     this machine are mentioned, and are no mistake.
     """
     from fedllm.reference.checking import check_file

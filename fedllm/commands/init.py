@@ -17,6 +17,7 @@ from fedllm.commands import options
 from fedllm.config import Task
 from fedllm.config.task import columns_read
 from fedllm.errors import ConfigError
+from fedllm.runs.names import RUN_TOML
 from fedllm.visible import visible
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def init(
     }
     wanted = Wanted(
         data=data,
-        out=out or Path("site.toml" if site else "run.toml"),
+        out=out or Path("site.toml" if site else RUN_TOML),
         task=cast("Task | None", task),
         given=given,
         sites=sites,

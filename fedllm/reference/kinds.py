@@ -49,7 +49,7 @@ FILE_KINDS: tuple[FileKind, ...] = (
         "run",
         "A run",
         "`RUN.toml`, for `fedllm simulate` and `fedllm run`. Examples: `examples/*/*.toml`; "
-        "`fedllm init` writes one for your own records.",
+        "`fedllm init DATA` writes one for your own records.",
         RunConfig,
     ),
     FileKind(
@@ -58,7 +58,7 @@ FILE_KINDS: tuple[FileKind, ...] = (
         "`site.toml`, for `fedllm client check` and `fedllm client start`. A deployed site "
         "needs `[model]` and `[data]`. Never sent anywhere. "
         "Examples: [`examples/deployment/site.toml`](../examples/deployment/site.toml), "
-        "[`examples/site.toml`](../examples/site.toml); `fedllm init --site` writes one.",
+        "[`examples/site.toml`](../examples/site.toml); `fedllm init DATA --site` writes one.",
         SitePolicy,
     ),
     FileKind(

@@ -90,7 +90,7 @@ def _check_filled(role: str, name: str, sample: Sample) -> None:
         raise DataError(
             f"column {name!a} is empty in {len(empty)} of {len(sample.rows)} rows, the first of "
             f"them row {empty[0]}",
-            f"fill these rows or take them out, or name another column with --{role}; no row is "
+            f"correct these rows or take them out, or name another column with --{role}; no row is "
             "left out silently",
         )
 
@@ -121,7 +121,7 @@ def check_labels(column: str, sample: Sample, profiles: Mapping[str, Profile]) -
         raise DataError(
             f"column {column!a} holds {found.distinct} measured numbers, and a label is one of "
             "few names",
-            f"sort them into a few ranges with names (low, high), or {remedy}",
+            f"name a few ranges instead (low, high), or {remedy}",
         )
     kinds = {type(row[column]) for row in sample.rows}
     if wrong := kinds - {str, int, uuid.UUID}:

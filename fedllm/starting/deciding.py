@@ -172,10 +172,8 @@ def guess_again(wanted: Wanted, profiles: Mapping[str, Profile], task: Task | No
     found = guess(profiles, task, known)
     if wanted.sites is not None and "site" not in known:
         found = replace(found, site=None)
-    for role in ("unit", "site"):
-        if wanted.given.get(role) == _NONE:
-            found = replace(found, **{role: None})
-    return found
+    nobody, nowhere = (wanted.given.get(role) == _NONE for role in ("unit", "site"))
+    return replace(found, unit=None if nobody else found.unit, site=None if nowhere else found.site)
 
 
 def _query(wanted: Wanted) -> str | None:

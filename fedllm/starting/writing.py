@@ -28,6 +28,7 @@ _VARIABLE = re.compile(r"\$\{[^}]*\}")
 DATABASE_VARIABLE = "FEDLLM_DATABASE"
 # Stands for the name of the file that is written.
 _OUT = "@OUT@"
+_TOLD_BY_THEMSELVES = ("model", "rounds", "training")
 _EVALUATION_EPSILON, _PART_OF_EPSILON = 0.5, 8.0
 
 
@@ -115,9 +116,9 @@ def run_toml(
         *_model(places, settings),
         *_data(guess, places, size, labels, labels_are_all),
     ]
-    for section in ("preference", "lora"):
-        if section in settings.sections:
-            lines += ["", f"[{section}]", *_keys(settings.sections[section])]
+    for section, table in settings.sections.items():
+        if section not in _TOLD_BY_THEMSELVES:
+            lines += ["", f"[{section}]", *_keys(table)]
     lines += _rounds(size, settings)
     lines += _privacy(guess, privacy, size)
     if places.test is None:
