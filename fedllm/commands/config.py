@@ -43,8 +43,8 @@ def check(
 ) -> None:
     """Show all that is wrong with a file, each with its line.
 
-    Ends with 2 if anything is, and says what to do. Nothing that the file names is read: files that are missing on
-    this machine are mentioned, and are no mistake.
+    Ends with 2 if anything is, and says what to do. Nothing that the file names is read: files
+    that are missing on this machine are mentioned, and are no mistake.
     """
     from fedllm.reference.checking import check_file
 
@@ -82,7 +82,7 @@ def explain(
     kind: str | None = KIND,
     json_output: bool = options.JSON,
 ) -> None:
-    """Say what a key means, what it may be, its default and an example.
+    """Say what a key means, with its default and an example.
 
     A spelling that is nearly right is taken for the nearest key.
     """
@@ -171,9 +171,10 @@ def schema(
     ),
     json_output: bool = typer.Option(False, "--json", help="Print the schema itself."),
 ) -> None:
-    """Print the line that makes an editor complete and check a file of a kind.
+    """Print the line that lets an editor check a file.
 
-    It goes to the head of the file. Taplo and editors built on it (Even Better TOML) read it.
+    It completes keys there too. The line goes to the head of the file. Taplo and editors built
+    on it (Even Better TOML) read it.
     """
     from fedllm.files import given_path, write_bytes
     from fedllm.reference.kinds import kind_called

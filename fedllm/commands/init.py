@@ -144,7 +144,7 @@ def init(
     sample, profiles, guess = look_at(wanted)
     if asking:
         _show_columns(sample, profiles)
-        guess, wanted = _ask(wanted, profiles, guess)
+        guess, wanted = _ask(wanted, sample, profiles, guess)
     from rich.console import Console
 
     from fedllm.commands.plan_quality import reckoned
@@ -182,9 +182,13 @@ def _show_columns(sample: Sample, profiles: Mapping[str, Profile]) -> None:
     Console().print(shown)
 
 
-def _ask(wanted: Wanted, profiles: Mapping[str, Profile], guess: Guess) -> tuple[Guess, Wanted]:
+def _ask(
+    wanted: Wanted, sample: Sample, profiles: Mapping[str, Profile], guess: Guess
+) -> tuple[Guess, Wanted]:
     """Ask for everything that no option said, with the guess as what Enter takes."""
+    from fedllm.config.packages import locations_of_models
     from fedllm.starting.deciding import guess_again
+    from fedllm.starting.settings import sites_for
 
     if wanted.task is None:
         task = typer.prompt(
@@ -200,12 +204,20 @@ def _ask(wanted: Wanted, profiles: Mapping[str, Profile], guess: Guess) -> tuple
         unit = _column("Column that names the person (- for none)", profiles, unit)
     if "site" not in wanted.given and not wanted.for_site and wanted.sites is None:
         split_by = _column("Column of the site (- for none)", profiles, split_by)
+    sites, model = wanted.sites, wanted.model
+    if split_by is None and not wanted.for_site and sites is None:
+        count = sites_for(sample.count)
+        sites = typer.prompt("Simulated sites", default=count, type=click.IntRange(min=2))
+    if model is None:
+        model = typer.prompt(
+            "Base model, a folder", default=next(iter(locations_of_models()), None)
+        )
     epsilon = wanted.epsilon
     if epsilon is None:
         words = "Epsilon, for the life of this site" if wanted.for_site else "Epsilon of the run"
         epsilon = typer.prompt(words, default=8.0, type=click.FloatRange(min=0, min_open=True))
     guess = replace(guess, columns=columns, unit=unit, site=split_by)
-    return guess, replace(wanted, epsilon=epsilon)
+    return guess, replace(wanted, epsilon=epsilon, sites=sites, model=model)
 
 
 def _column(words: str, profiles: Mapping[str, Profile], default: str | None) -> Any:

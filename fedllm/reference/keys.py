@@ -138,4 +138,5 @@ def as_toml(value: Any) -> str:
         return f"{{ {inner} }}" if inner else "{}"
     if isinstance(value, float):
         return str(value)
-    return json.dumps(value, ensure_ascii=False)
+    # DEL may stand in JSON, and not in TOML.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from fedllm.config.task import columns_read, either_of, may_lack
 from fedllm.data.labels import check_distinct, doubts
+from fedllm.data.values import BadValueError, present_value, text_value
 from fedllm.errors import DataError
 from fedllm.starting.guessing import Guess, shown_columns
 from fedllm.starting.looking import Sample
@@ -123,6 +124,12 @@ def check_labels(column: str, sample: Sample, profiles: Mapping[str, Profile]) -
             "few names",
             f"name a few ranges instead (low, high), or {remedy}",
         )
+    for number, row in enumerate(sample.rows, 1):
+        try:
+            if isinstance(present_value(row[column], column), str):
+                text_value(row[column], column)
+        except BadValueError as error:
+            raise DataError(f"row {number}: {error}", "correct the row") from None
     kinds = {type(row[column]) for row in sample.rows}
     if wrong := kinds - {str, int, uuid.UUID}:
         raise DataError(

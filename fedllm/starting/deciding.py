@@ -137,6 +137,10 @@ def prepare(wanted: Wanted) -> None:
     ConfigError
         Names the file.
     """
+    if wanted.name is not None and wanted.name != run_name(wanted.name):
+        raise ConfigError(
+            f"no run can be called {wanted.name!a}", f"take for example {run_name(wanted.name)}"
+        )
     if wanted.force:
         return
     for path in [wanted.out, *(wanted.parts if splits(wanted) else ())]:
@@ -240,23 +244,54 @@ def decide(
     epsilon = wanted.epsilon if wanted.epsilon is not None else _EPSILON
     if wanted.for_site:
         return _write_site(wanted, sample, found, epsilon, model, notes)
-    labels = _labels(found, sample.rows)
-    counted, written = _counted(sample, found, wanted), list[Path]()
-    places = _places(wanted, sample, model, notes)
-    test_records, all_labels = 0, sample.whole
-    if splits(wanted):
-        with given_path():
-            parts = split(sample, found, *wanted.parts)
-        written += [parts.train, parts.test]
-        test_records, all_labels = parts.records[1], True
-        labels = tuple(sorted(parts.labels))
+    counted = _counted(sample, found, wanted)
+    if not splits(wanted):
+        labels = tuple(sorted({*_labels(found, sample.rows), *_labels_of_test(wanted, found)}))
+        drawn = _Drawn(_places(wanted, sample, model, notes), counted, labels, sample.whole)
+        return _write_run(wanted, sample, profiles, found, drawn, epsilon, model, notes, reckon)
+    with given_path():
+        parts = split(sample, found, *wanted.parts)
+    try:
         counted = replace(
             counted,
             records=parts.records[0],
             units=parts.units or parts.records[0],
             sites=parts.sites or counted.sites,
         )
-        places = replace(places, train=parts.train.name, test=parts.test.name)
+        places = Places(place(model, wanted.out.parent), parts.train.name, parts.test.name)
+        labels = tuple(sorted(parts.labels)) or _labels(found, sample.rows)
+        drawn = _Drawn(places, counted, labels, True, parts.records[1], (parts.train, parts.test))
+        return _write_run(wanted, sample, profiles, found, drawn, epsilon, model, notes, reckon)
+    except BaseException:
+        for path in (parts.train, parts.test):
+            path.unlink(missing_ok=True)
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """What a run is made from: places, numbers, and the labels that were seen."""
+
+    places: Places
+    size: Size
+    labels: tuple[str, ...]
+    all_labels: bool
+    test_records: int = 0
+    written: tuple[Path, ...] = ()
+
+
+def _write_run(
+    wanted: Wanted,
+    sample: Sample,
+    profiles: Mapping[str, Profile],
+    found: Guess,
+    drawn: _Drawn,
+    epsilon: float,
+    model: str,
+    notes: list[str],
+    reckon: Reckoning,
+) -> Decided:
+    counted, labels = drawn.size, drawn.labels
     delta = delta_for(counted.units)
     kept = (
         {
@@ -270,27 +305,27 @@ def decide(
     text = run_toml(
         wanted.name or run_name(Path(wanted.location).name.partition(".")[0]),
         found,
-        places,
+        drawn.places,
         counted,
         (epsilon, delta),
         settings,
         labels,
         f"{sample.source.called}: {'about ' if sample.about else ''}{sample.count:,} rows",
-        all_labels,
+        drawn.all_labels,
     )
     _write(wanted, for_file(text, wanted.out, RunConfig))
     return Decided(
         found,
         counted,
         sample.count,
-        test_records,
+        drawn.test_records,
         labels,
         epsilon,
         delta,
         model,
         settings.kept,
         (*notes, *settings.notes),
-        (wanted.out, *written),
+        (wanted.out, *drawn.written),
     )
 
 
@@ -333,6 +368,15 @@ def _labels(found: Guess, rows: Sequence[Mapping[str, object]]) -> tuple[str, ..
     return tuple(sorted(labels_of(found.columns["label"], rows)))
 
 
+def _labels_of_test(wanted: Wanted, found: Guess) -> tuple[str, ...]:
+    """Return the labels of a public test file, once it has the columns of the records."""
+    if wanted.test is None:
+        return ()
+    sample = look(Source(str(wanted.test)))
+    check_there(found.columns, sample)
+    return _labels(found, sample.rows)
+
+
 def _labels_of_spans(found: Guess, rows: Sequence[Mapping[str, object]]) -> tuple[str, ...]:
     if "spans" not in found.columns:
         return ()
@@ -351,6 +395,10 @@ def _counted(sample: Sample, found: Guess, wanted: Wanted) -> Size:
         units = max(1, min(sample.count, round(len(persons) * share)))
     if not found.site:
         sites = wanted.sites or sites_for(units)
+        if units < 2 * sites:
+            raise ConfigError(
+                f"{units} records or persons are too few for {sites} sites", "lower --sites"
+            )
         return Size(sample.count, units, sites, units // sites, natural=False)
     at_site: dict[str, set[object]] = {}
     for number, row in enumerate(sample.rows):
@@ -367,6 +415,9 @@ def _counted(sample: Sample, found: Guess, wanted: Wanted) -> Size:
 def _places(wanted: Wanted, sample: Sample, model: str, notes: list[str]) -> Places:
     folder = wanted.out.parent
     train = place(wanted.data, folder)
+    if wanted.data.startswith("sqlite:") and "${" not in wanted.data:
+        # A relative one would count from the folder of the file that is written.
+        train = wanted.location
     if has_password(wanted.data):
         train = "${" + DATABASE_VARIABLE + "}"
         notes.append(

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from fedllm.config.task import may_lack
 from fedllm.data.records import RowProblems
 from fedllm.data.spelling import read_aloud
+from fedllm.data.values import BadValueError, present_value, text_value
 from fedllm.errors import DataError
 from fedllm.files import atomic_file
 from fedllm.starting.guessing import Guess
@@ -83,9 +84,8 @@ def split(sample: Sample, guess: Guess, train: Path, test: Path) -> Split:
             if row.problem:
                 problems.add(row.where(name), row.problem, _REMEDY)
                 continue
-            empty = next((one for one in needed if is_empty(row.fields.get(one))), None)
-            if empty is not None:
-                problems.add(row.where(name), f"field '{empty}' is empty", _REMEDY)
+            if words := _trouble(row.fields, columns, needed):
+                problems.add(row.where(name), words, _REMEDY)
                 continue
             key = _key(row.fields, guess)
             aside = key < limit
@@ -107,6 +107,22 @@ def split(sample: Sample, guess: Guess, train: Path, test: Path) -> Split:
                 "give a public test file with --test, or none with --hold-out 0",
             )
     return Split(train, test, (counts[0], counts[1]), labels, len(units), len(sites))
+
+
+def _trouble(row: Mapping[str, object], columns: tuple[str, ...], needed: list[str]) -> str:
+    """Say what is wrong with a row that a run would refuse; quotes no value."""
+    for name in columns:
+        value = row.get(name)
+        if is_empty(value):
+            if name in needed:
+                return f"field '{name}' is empty"
+            continue
+        try:
+            if isinstance(present_value(value, name), str):
+                text_value(value, name)
+        except BadValueError as error:
+            return str(error)
+    return ""
 
 
 def _limit(sample: Sample, guess: Guess) -> bytes:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from fedllm.cli import app
 from fedllm.commands import plan_quality
-from fedllm.config import load_run_config, load_site_policy
+from fedllm.config import RunConfig, load_run_config, load_site_policy, parse
 from fedllm.errors import FedllmError
 from fedllm.starting import looking
 
@@ -125,6 +125,28 @@ def test_what_is_written_is_what_the_recipe_recommends(init, tmp_path, monkeypat
     said = config.model_dump(mode="json")
     found = {key: said[key.split(".")[0]][key.split(".")[1]] for key in recommended}
     assert found == recommended
+
+
+def test_a_large_file_gets_the_recipe_and_nothing_else(init, tmp_path):
+    """The settings whose accuracy docs/recipes.md has: a file that says hardly anything."""
+    write_csv(tmp_path / "tickets.csv", rows(11_200))
+    assert init("tickets.csv").exit_code == 0
+    config = load_run_config(Path("run.toml"))
+    plain = {
+        "name": "tickets",
+        "task": config.task,
+        "model": {"path": config.model.path},
+        "data": config.data.model_dump(),
+        "privacy": {"epsilon": 8},
+    }
+    found = config.model_dump()
+    expected = parse(RunConfig, plain, "test").model_dump()
+    # How often it is measured, and what a batch may hold: neither changes what is learned.
+    assert found["rounds"].pop("evaluate_every") == 10
+    del expected["rounds"]["evaluate_every"]
+    assert found["training"].pop("batch_size") == pytest.approx(400, abs=40)
+    del expected["training"]["batch_size"]
+    assert found == expected
 
 
 def test_the_recipes_rounds_stay_where_others_keep_hardly_more(init, tmp_path, monkeypatch):
@@ -310,6 +332,9 @@ REFUSED = {
     "no such column": (lambda: rows(60), ["--label", "topik"], "no column 'topik'"),
     "a number as text": (lambda: rows(60), ["--text", "opened"], "no texts"),
     "one site": (lambda: [r | {"s": "x"} for r in rows(60)], ["--split-by", "s"], "one site"),
+    "too many sites": (lambda: rows(60), ["--sites", "50"], "too few for 50 sites"),
+    "a bad name": (lambda: rows(60), ["--name", "a/b"], "no run can be called"),
+    "a test file of other columns": (lambda: rows(60), ["--test", "other.csv"], "no column 'mess"),
     "a bad epsilon": (lambda: rows(60), ["--epsilon", "-1"], "above 0"),
 }
 
@@ -318,10 +343,47 @@ REFUSED = {
 def test_what_no_run_can_be_made_of_is_refused(init, tmp_path, name):
     make, options, words = REFUSED[name]
     write_csv(tmp_path / "tickets.csv", make())
+    write_csv(tmp_path / "other.csv", [{"body": "a", "topic": "b"}])
     error = refused(init("tickets.csv", *options))
     assert words in error.message
     assert error.remedy
     assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_a_text_that_is_no_unicode_is_named_by_its_row(init):
+    lines = [json.dumps({"note": row["message"], "ward": row["topic"]}) for row in rows(60)]
+    lines[7] = lines[7].replace(SECRET, "\\ud800 zebra")
+    Path("a.jsonl").write_text("\n".join(lines))
+    error = refused(init("a.jsonl"))
+    assert "a.jsonl row 8 (line 8): field 'note' is not valid Unicode" in error.message
+    lines[7] = json.dumps({"note": "x", "ward": "\ud800"})
+    Path("a.jsonl").write_text("\n".join(lines))
+    assert "row 8" in refused(init("a.jsonl")).message
+    assert not list(Path().glob("a-*.jsonl"))
+
+
+def test_what_was_put_aside_goes_with_what_could_not_be_written(init, tmp_path, monkeypatch):
+    write_csv(tmp_path / "tickets.csv", rows(60))
+
+    def broken(*_):
+        raise FedllmError("no", "try again")
+
+    monkeypatch.setattr(plan_quality, "reckoned", broken)
+    refused(init("tickets.csv"))
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_names_of_columns_and_labels_may_be_anything(init):
+    odd = ['say "text"\x7f', "文本\\n", "a\tb"]
+    labels = ['x"]', "é\x7f", "# no comment"]
+    lines = [
+        {odd[0]: text_of(LABELS[i % 3], i), odd[1]: labels[i % 3], odd[2]: i} for i in range(60)
+    ]
+    Path("a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert init("a.jsonl", "--text", odd[0], "--label", odd[1]).exit_code == 0
+    config = load_run_config(Path("run.toml"))
+    assert (config.data.text, config.data.label) == (odd[0], odd[1])
+    assert config.data.labels == tuple(sorted(labels))
 
 
 @pytest.mark.parametrize(
@@ -368,14 +430,13 @@ def test_on_a_terminal_guesses_are_asked_for(init, tmp_path, monkeypatch):
     found = [row | {"topic_old": row["topic"]} for row in rows(60)]
     write_csv(tmp_path / "tickets.csv", found)
     monkeypatch.setattr(command, "_on_a_terminal", lambda: True)
-    answers = ["", "", "topic_old", "", "", "3"]
-    done = CliRunner().invoke(
-        app, ["init", "tickets.csv", "--model", str(_model())], input="\n".join(answers) + "\n"
-    )
+    answers = ["", "", "topic_old", "", "", "3", "", "3"]
+    done = CliRunner().invoke(app, ["init", "tickets.csv"], input="\n".join(answers) + "\n")
     assert done.exit_code == 0, done.output
     assert SECRET not in done.output
     config = load_run_config(Path("run.toml"))
     assert (config.data.label, config.privacy.epsilon) == ("topic_old", 3.0)
+    assert (config.data.sites, config.model.path) == (3, _model())
 
 
 def _model() -> str:
