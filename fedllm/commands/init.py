@@ -149,7 +149,9 @@ def init(
 
     from fedllm.commands.plan_quality import reckoned
 
-    with Console(stderr=True).status("reckoning what such a run keeps under its noise"):
+    with Console(stderr=True).status(
+        "putting records aside, reckoning what noise leaves of training"
+    ):
         made = decide(wanted, sample, profiles, guess, reckoned)
     if json_output:
         print(json.dumps(_plain(wanted, made), indent=2, ensure_ascii=False))
