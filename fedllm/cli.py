@@ -22,6 +22,7 @@ from fedllm.commands import (
     audit,
     authority,
     client,
+    completion,
     compress,
     config,
     ledger,
@@ -33,6 +34,7 @@ from fedllm.commands import (
 from fedllm.commands.benefit import benefit
 from fedllm.commands.chat import chat
 from fedllm.commands.demo import demo
+from fedllm.commands.doctor import doctor
 from fedllm.commands.export import export
 from fedllm.commands.generate import generate
 from fedllm.commands.help import CommandGroup
@@ -93,6 +95,8 @@ app.add_typer(config.app, name="config")
 app.add_typer(align.app, name="align")
 app.add_typer(compress.app, name="compress")
 app.add_typer(audit.app, name="audit")
+app.add_typer(completion.app, name="completion")
+app.command()(doctor)
 
 
 def main() -> None:
