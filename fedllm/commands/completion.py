@@ -58,7 +58,9 @@ def script_of(shell: str) -> str:
     found = get_completion_class(shell)
     if found is None:
         raise ConfigError(f"click completes nothing in {shell}", "use bash, zsh or fish")
-    return found(click.Command(_PROGRAM), {}, _PROGRAM, _VARIABLE).source()
+    script = found(click.Command(_PROGRAM), {}, _PROGRAM, _VARIABLE).source()
+    # Typer, which answers, takes the two words of what it is asked in the other order.
+    return script.replace(f"{_VARIABLE}={shell}_complete", f"{_VARIABLE}=complete_{shell}")
 
 
 def _shell(named: str | None) -> str:

@@ -39,6 +39,8 @@ def test_one_file_is_written_and_no_other(home, shell):
     shown = CliRunner().invoke(app, ["completion", "show", "--shell", shell])
     assert (home / PLACES[shell]).read_text().strip() == shown.output.strip()
     assert "new terminal" in done.output
+    assert f"_FEDLLM_COMPLETE=complete_{shell} " in shown.output
+    assert shell != "fish" or "__fish_complete_path" in shown.output
 
 
 def test_the_shell_is_that_of_the_account(home, monkeypatch):
