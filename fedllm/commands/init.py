@@ -16,7 +16,7 @@ import typer
 from fedllm.commands import options
 from fedllm.config import Task
 from fedllm.config.task import columns_read
-from fedllm.errors import ConfigError
+from fedllm.errors import ConfigError, DataError
 from fedllm.runs.names import RUN_TOML
 from fedllm.visible import visible
 
@@ -95,7 +95,7 @@ def init(
     """Write a first configuration for your own records.
 
     Looks at the file's first rows, guesses what its columns are, asks where it can, and writes a
-    commented file with the recipe for such a run. Nothing leaves this machine, and no value of a
+    commented file with the recipe for such a run. Nothing leaves this machine, and no text of a
     record is printed. `fedllm simulate` takes what it wrote.
     """
     from fedllm.starting.deciding import Wanted, decide, look_at, prepare
@@ -144,7 +144,7 @@ def init(
     sample, profiles, guess = look_at(wanted)
     if asking:
         _show_columns(sample, profiles)
-        guess, wanted = _ask(wanted, sample, profiles, guess)
+        guess, wanted = _ask_until_usable(wanted, sample, profiles, guess)
     from rich.console import Console
 
     from fedllm.commands.plan_quality import reckoned
@@ -182,6 +182,24 @@ def _show_columns(sample: Sample, profiles: Mapping[str, Profile]) -> None:
             safe(name), one.holds, f"{one.distinct:,}", f"{one.empty:,}" if one.empty else ""
         )
     Console().print(shown)
+
+
+def _ask_until_usable(
+    wanted: Wanted, sample: Sample, profiles: Mapping[str, Profile], guess: Guess
+) -> tuple[Guess, Wanted]:
+    """Ask, and again after saying why the columns cannot be used; options are not asked for."""
+    from fedllm.starting.checking import check_usable
+
+    while True:
+        chosen, asked = _ask(wanted, sample, profiles, guess)
+        try:
+            check_usable(chosen, sample, profiles)
+        except DataError as error:
+            if set(chosen.columns) <= set(wanted.given):
+                raise
+            print(f"fedllm: {error}", file=sys.stderr)
+        else:
+            return chosen, asked
 
 
 def _ask(

