@@ -24,6 +24,7 @@ def _loads_at_once(monkeypatch):
     monkeypatch.setattr(doctor_module, "_LOADED", ("torch", "tenseal"))
 
 
+@pytest.mark.slow
 def test_this_machine_is_fit(monkeypatch):
     code, found = looked()
     assert code == 0, found
@@ -39,6 +40,7 @@ def test_a_package_that_does_not_load_is_wrong(monkeypatch):
         raise OSError("a library of the system is missing")
 
     monkeypatch.setattr(importlib, "import_module", broken)
+    monkeypatch.setattr(doctor_module, "LOOKS", (doctor_module.packages,))
     code, found = looked()
     assert code == 1
     assert found["tenseal"]["words"] == "does not load: OSError"
@@ -50,6 +52,8 @@ def test_what_is_missing_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr(
         doctor_module, "_version", lambda name: None if name in gone else real(name)
     )
+    monkeypatch.setattr(doctor_module, "_LOADED", ())
+    monkeypatch.setattr(doctor_module, "LOOKS", (doctor_module.packages, doctor_module.extras))
     code, found = looked()
     assert code == 1
     assert "safetensors" in found["packages"]["words"]
@@ -58,6 +62,7 @@ def test_what_is_missing_is_named_with_its_extra(monkeypatch):
     assert "parquet" not in found["extras"]["words"]
 
 
+@pytest.mark.slow
 def test_little_room_and_no_model_are_told(monkeypatch):
     monkeypatch.setattr(doctor_module, "_LITTLE_MEMORY_GIB", 1e9)
     monkeypatch.setattr(doctor_module, "locations_of_models", list)

@@ -64,10 +64,23 @@ def _without_reckoning(monkeypatch):
     monkeypatch.setattr(plan_quality, "reckoned", lambda *_: {})
 
 
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """Folders of which only what is looked at is there: the kind of model."""
+
+    def make(kind: str) -> Path:
+        folder = tmp_path_factory.mktemp(kind)
+        facts = {"model_type": kind, "max_position_embeddings": 512}
+        (folder / "config.json").write_text(json.dumps(facts))
+        return folder
+
+    return make
+
+
 @pytest.fixture
-def init(tmp_path, monkeypatch, tiny_checkpoint):
+def init(tmp_path, monkeypatch, checkpoint):
     monkeypatch.chdir(tmp_path)
-    model = str(tiny_checkpoint("bert"))
+    model = str(checkpoint("bert"))
 
     def run(*arguments: str, yes: bool = True):
         more = ["--yes"] if yes else []
@@ -274,6 +287,7 @@ def test_a_site_gets_a_policy_and_no_copy_of_records(init, tmp_path):
     assert not list(tmp_path.glob("*.jsonl"))
 
 
+@pytest.mark.slow
 def test_preferences_are_learned_by_a_head_where_the_model_is_an_encoder(init):
     lines = [
         {"prompt": text_of("fees", i), "chosen": text_of("fees", -i), "rejected": f"No {i}."}
@@ -285,13 +299,14 @@ def test_preferences_are_learned_by_a_head_where_the_model_is_an_encoder(init):
     assert (config.preference.objective, config.lora.rank) == ("reward", 0)
 
 
-def test_a_task_that_writes_needs_a_decoder(init, tiny_checkpoint):
+@pytest.mark.slow
+def test_a_task_that_writes_needs_a_decoder(init, checkpoint):
     lines = [{"question": text_of("fees", i), "answer": text_of("fees", -i)} for i in range(40)]
     Path("q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert "is an encoder" in str(refused(init("q.jsonl")))
     # What was put aside before that was found out is no obstacle.
     assert not list(Path().glob("q-*.jsonl"))
-    assert init("q.jsonl", "--model", str(tiny_checkpoint("llama"))).exit_code == 0
+    assert init("q.jsonl", "--model", str(checkpoint("llama"))).exit_code == 0
     config = load_run_config(Path("run.toml"))
     assert (config.task, config.data.prompt) == ("instruction", "question")
 
