@@ -17,6 +17,7 @@ _RECORDS_A_LABEL, _MOST_LABELS = 5.0, 1000
 _MOST_NUMBERS = 50
 # A place of treatment, and no person: few of many records each.
 _MOST_SITES, _RECORDS_A_SITE = 200, 10.0
+_RECORDS_A_PERSON = 50.0
 _SPELLED: Mapping[str, str] = {
     "text": "text texts note notes message body content sentence utterance query description "
     "comment report letter document review abstract complaint narrative nachricht befund brief "
@@ -106,7 +107,10 @@ def guess(
         If no task, or not this one, could read the source.
     """
     known = dict(given or {})
-    unit = known.get("unit") or _key_column("unit", profiles, known.values())
+    named = _key_column("unit", profiles, known.values())
+    # Called a client, and one of a few: an application, or a company.
+    few = named is not None and profiles[named].repeats > _RECORDS_A_PERSON
+    unit = known.get("unit") or (None if few else named)
     site = known.get("site") or _site(profiles, {*known.values(), *filter(None, [unit])})
     taken = {column for column in (unit, site) if column}
     tasks = (task,) if task else _likely(profiles, known)
@@ -114,8 +118,14 @@ def guess(
     for each in tasks:
         columns, lacking = _columns(each, profiles, known, taken)
         if not lacking:
-            doubts = tuple(_doubts(profiles, columns, unit, taken))
-            return Guess(each, columns, unit, site, doubts)
+            doubts = [*_doubts(profiles, columns, unit, taken)]
+            if few and unit is None and named not in columns.values():
+                doubts.append(
+                    f"{named!a} is called like a person, and has {profiles[named].distinct} values "
+                    f"in {profiles[named].filled:,} rows, so that it was not taken for one: if it "
+                    f"is, give --unit {named}"
+                )
+            return Guess(each, columns, unit, site, tuple(doubts))
     raise DataError(
         f"no column was found that could be the {' or the '.join(lacking)} of a task"
         if task is None

@@ -91,6 +91,14 @@ def test_a_number_that_comes_back_is_doubted_and_not_taken():
     assert any("'zz'" in doubt and "--unit zz" in doubt for doubt in found.doubts)
 
 
+def test_a_client_of_a_few_is_no_person():
+    found = guess(made({"note": "text", "client": "place", "ward": "label"}))
+    assert found.unit is None
+    assert any("--unit client" in doubt for doubt in found.doubts)
+    rows = {"note": "text", "client": "place", "ward": "label"}
+    assert guess(made(rows), given={"unit": "client"}).unit == "client"
+
+
 @pytest.mark.parametrize(
     ("named", "task", "roles"),
     [
