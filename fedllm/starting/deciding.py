@@ -345,7 +345,7 @@ def _write_site(
     places = _places(wanted, sample, model, notes)
     counted = _counted(sample, found, wanted)
     delta = delta_for(counted.units)
-    text = site_toml(found, places, epsilon, delta, sample.source.called)
+    text = site_toml(found, places, counted, epsilon, delta, sample.source.called)
     _write(wanted, for_file(text, wanted.out, SitePolicy))
     return Decided(
         replace(found, site=None),

@@ -240,7 +240,9 @@ def _evaluation(epsilon: float, settings: Settings) -> Iterator[str]:
     )
 
 
-def site_toml(guess: Guess, places: Places, epsilon: float, delta: float, made_from: str) -> str:
+def site_toml(
+    guess: Guess, places: Places, size: Size, epsilon: float, delta: float, made_from: str
+) -> str:
     """Return a deployed site's policy, commented, that reads back without error."""
     unit = "person" if guess.unit else smallest_unit(guess.task)
     lines = [
@@ -266,13 +268,18 @@ def site_toml(guess: Guess, places: Places, epsilon: float, delta: float, made_f
         "",
         "[budget]",
         *_comment("The most that all runs together may ever spend, for the life of the account."),
-        *_keys({"epsilon": epsilon, "delta": delta}),
+        *_keys({"epsilon": epsilon}),
+        *_comment(
+            f"Below one over the {size.units:,} {unit}s. A run with a larger one counts for more "
+            "than its epsilon."
+        ),
+        *_keys({"delta": delta}),
         "",
         "[allow]",
         *_keys({"tasks": [guess.task]}),
         *_comment(
-            "SHA-256 fingerprints of base models, as fedllm client check prints them; none allows "
-            "any."
+            "SHA-256 fingerprints of base models, as fedllm client check prints them; an empty "
+            "list allows any."
         ),
         *_keys({"models": [], "min_cohort": 3}),
         *_keys({"encryption": "required", "masks": "required", "non_private": False}),

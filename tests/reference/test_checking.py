@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fedllm.cli import app
@@ -110,6 +113,36 @@ def test_a_kind_can_be_named(written):
     assert check_file(path, kind_called("run")).kind == "run"
     with pytest.raises(ConfigError, match="no kind of file"):
         kind_called("runs")
+
+
+LINES = [line for name in FILES.values() for line in (EXAMPLES / name).read_text().split("\n")]
+VALUES = st.one_of(
+    st.sampled_from(["", '"', "[", "{}", "[[1]]", "-1", "nan", "1e400", "2024-01-01", '"8,0"']),
+    st.integers().map(str),
+    st.text(max_size=5),
+)
+
+
+@given(
+    start=st.integers(0, len(LINES) - 12),
+    changed=st.integers(0, 11),
+    value=VALUES,
+    left_out=st.integers(0, 11),
+)
+@settings(max_examples=60)
+def test_any_file_is_checked_or_refused(start, changed, value, left_out):
+    lines = LINES[start : start + 12]
+    lines[changed] = lines[changed].partition("=")[0] + "= " + value
+    del lines[left_out]
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "file.toml"
+        path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
+        try:
+            found = check_file(path)
+        except ConfigError as error:
+            assert error.remedy
+        else:
+            assert all(one.words for one in found.errors)
 
 
 def test_lines_of_keys():
