@@ -23,10 +23,11 @@ from fedllm.visible import visible
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fedllm.starting.deciding import Decided, Wanted
+    from fedllm.starting.deciding import Decided
     from fedllm.starting.guessing import Guess
     from fedllm.starting.looking import Sample
     from fedllm.starting.profiles import Profile
+    from fedllm.starting.wanting import Wanted
 
 _NONE = "-"
 _COLUMN = "COLUMN"
@@ -98,7 +99,8 @@ def init(
     commented file with the recipe for such a run. Nothing leaves this machine, and no text of a
     record is printed. `fedllm simulate` takes what it wrote.
     """
-    from fedllm.starting.deciding import Wanted, decide, look_at, prepare
+    from fedllm.starting.deciding import decide
+    from fedllm.starting.wanting import Wanted, look_at, prepare
 
     given = {
         role: column
@@ -207,8 +209,8 @@ def _ask(
 ) -> tuple[Guess, Wanted]:
     """Ask for everything that no option said, with the guess as what Enter takes."""
     from fedllm.config.packages import locations_of_models
-    from fedllm.starting.deciding import guess_again
     from fedllm.starting.settings import sites_for
+    from fedllm.starting.wanting import guess_again
 
     if wanted.task is None:
         task = typer.prompt(
