@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from fedllm.config import Section, parse, parse_toml
-from fedllm.config.locations import absolute_locations
 from fedllm.config.task import smallest_unit
 from fedllm.reference.keys import as_toml
 from fedllm.starting.guessing import Guess
@@ -137,8 +136,8 @@ def for_file(text: str, out: Path, model: type[Section]) -> str:
     # The words behind a command stay below each other.
     pad = max(0, len(out.name) - len(_OUT))
     text = re.sub(rf"{_OUT}( +)", lambda m: out.name + m[1][pad:] + " " * (not m[1][pad:]), text)
-    values = absolute_locations(parse_toml(text, str(out)), out.parent)
-    parse(model, values, str(out))
+    # Variables of the environment need not be set yet.
+    parse(model, parse_toml(text, str(out)), str(out))
     return text
 
 
