@@ -9,11 +9,10 @@ from typing import Protocol
 
 from fedllm.config import RunConfig, SitePolicy
 from fedllm.config.task import pools_text
-from fedllm.data.spelling import read_aloud
 from fedllm.errors import ConfigError
 from fedllm.files import given_path, write_bytes
 from fedllm.starting.checking import check_there, check_usable, labels_of
-from fedllm.starting.guessing import Guess
+from fedllm.starting.guessing import Guess, unit_of
 from fedllm.starting.looking import LOOKED_ROWS, Sample, Source, look
 from fedllm.starting.profiles import Profile, listed
 from fedllm.starting.settings import (
@@ -246,10 +245,8 @@ def _labels_of_spans(found: Guess, rows: Sequence[Mapping[str, object]]) -> tupl
 def _counted(sample: Sample, found: Guess, wanted: Wanted) -> Size:
     """Return the numbers of all records, those of what was looked at in proportion."""
     share = sample.count / len(sample.rows)
-    units = sample.count
-    if found.unit:
-        persons = {read_aloud(str(row.get(found.unit))) for row in sample.rows}
-        units = max(1, min(sample.count, round(len(persons) * share)))
+    keys = {key for row in sample.rows if (key := unit_of(row, found)) is not None}
+    units = max(1, min(sample.count, round(len(keys) * share))) if keys else sample.count
     if not found.site:
         sites = wanted.sites or sites_for(units)
         if units < 2 * sites:
@@ -259,8 +256,10 @@ def _counted(sample: Sample, found: Guess, wanted: Wanted) -> Size:
         return Size(sample.count, units, sites, units // sites, natural=False)
     at_site: dict[str, set[object]] = {}
     for number, row in enumerate(sample.rows):
-        unit = read_aloud(str(row.get(found.unit))) if found.unit else number
-        at_site.setdefault(str(row.get(found.site)).strip(), set()).add(unit)
+        key = unit_of(row, found)
+        at_site.setdefault(str(row.get(found.site)).strip(), set()).add(
+            number if key is None else key
+        )
     largest = round(max(map(len, at_site.values())) * share)
     if len(at_site) < 2:
         raise ConfigError(

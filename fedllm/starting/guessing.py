@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedllm.config import Task
-from fedllm.config.task import Kind, columns_read, may_lack
+from fedllm.config.task import Kind, columns_read, learns_preferences, may_lack
+from fedllm.data.spelling import read_aloud
 from fedllm.errors import DataError
 from fedllm.starting.profiles import Profile
 
@@ -18,6 +20,7 @@ _MOST_NUMBERS = 50
 # A place of treatment, and no person: few of many records each.
 _MOST_SITES, _RECORDS_A_SITE = 200, 10.0
 _RECORDS_A_PERSON = 50.0
+_ASKED = ("prompt", "context")
 _SPELLED: Mapping[str, str] = {
     "text": "text texts note notes message body content sentence utterance query description "
     "comment report letter document review abstract complaint narrative nachricht befund brief "
@@ -83,6 +86,24 @@ class Guess:
     unit: str | None
     site: str | None
     doubts: tuple[str, ...] = ()
+
+
+def unit_of(row: Mapping[str, object], found: Guess) -> str | None:
+    """Return the key of what is protected as one where that is more than a row.
+
+    The person, or all rows with one prompt and context where preferences are learned.
+    """
+    if found.unit:
+        return read_aloud(str(row.get(found.unit)))
+    return prompt_of(row, found) if learns_preferences(found.task) else None
+
+
+def prompt_of(row: Mapping[str, object], found: Guess) -> str | None:
+    """Return prompt and context, white space aside; none in a task without prompts."""
+    columns = [found.columns[role] for role in _ASKED if role in found.columns]
+    if not columns:
+        return None
+    return json.dumps([" ".join(str(row.get(name) or "").split()) for name in columns])
 
 
 def guess(

@@ -12,11 +12,10 @@ from typing import BinaryIO
 
 from fedllm.config.task import may_lack
 from fedllm.data.records import RowProblems
-from fedllm.data.spelling import read_aloud
 from fedllm.data.values import BadValueError, present_value, text_value
 from fedllm.errors import DataError
 from fedllm.files import atomic_file
-from fedllm.starting.guessing import Guess
+from fedllm.starting.guessing import Guess, prompt_of, unit_of
 from fedllm.starting.looking import Sample
 from fedllm.starting.profiles import is_empty
 
@@ -41,7 +40,8 @@ class Split:
     labels : Counter of str
         Records of each label in both.
     units, sites : int
-        Persons and natural sites among the training records; 0 where no column names them.
+        Units of more than a row, and natural sites, among the training records; 0 where there are
+        none.
     """
 
     train: Path
@@ -60,8 +60,9 @@ def share_of_test(count: int) -> float:
 def split(sample: Sample, guess: Guess, train: Path, test: Path) -> Split:
     """Write all records of a source into two files, neither of which is there until both are.
 
-    Which file a record is in follows from its person, or from its own content: so a person, and a
-    record that is there twice, is in one of them, and the same source gives the same files.
+    Which file a record is in follows from its person, its prompt, or else its own content: so a
+    person, and a record that is there twice, is in one of them, and the same source gives the
+    same files.
 
     Raises
     ------
@@ -96,7 +97,7 @@ def split(sample: Sample, guess: Guess, train: Path, test: Path) -> Split:
                 _write(test_stream, row.fields, tuple(guess.columns.values()))
                 continue
             _write(train_stream, row.fields, columns)
-            if guess.unit:
+            if unit_of(row.fields, guess) is not None:
                 units.add(key)
             if guess.site:
                 sites.add(str(row.fields[guess.site]).strip())
@@ -142,10 +143,9 @@ def _needed(guess: Guess) -> list[str]:
 
 
 def _key(row: Mapping[str, object], guess: Guess) -> bytes:
-    """Return what decides where a record is: of its person, or of what is read of it."""
-    if guess.unit:
-        content = read_aloud(str(row.get(guess.unit)))
-    else:
+    """Return what decides where a record is: its unit, its prompt, or all that is read of it."""
+    content = unit_of(row, guess) or prompt_of(row, guess)
+    if content is None:
         read = [row.get(name) for name in guess.columns.values()]
         content = json.dumps(read, default=str, sort_keys=True)
     return hashlib.sha256(content.encode(errors="surrogatepass")).digest()

@@ -207,6 +207,11 @@ def _rounds(size: Size, settings: Settings) -> Iterator[str]:
                 f"As `fedllm privacy plan --quality` recommends for {size.units:,} records or "
                 "persons."
             )
+        if "min_sites" in rounds:
+            yield from _comment(
+                "All sites: with fewer in a sum, each would have to add more of the noise."
+            )
+            yield from _keys({"min_sites": rounds.pop("min_sites")})
         yield from _keys(rounds)
     if training:
         yield from ("", "[training]")

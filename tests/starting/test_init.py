@@ -299,6 +299,31 @@ def test_preferences_are_learned_by_a_head_where_the_model_is_an_encoder(init):
     assert (config.preference.objective, config.lora.rank) == ("reward", 0)
 
 
+def test_all_rows_of_a_prompt_are_one_unit_and_in_one_file(init, tmp_path):
+    lines = [
+        {
+            "prompt": f"{text_of('fees', i // 4)}{' ' * (i % 2)}",
+            "chosen": text_of("fees", -i),
+            "rejected": f"No {i}.",
+        }
+        for i in range(400)
+    ]
+    Path("p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    toml = tmp_path / "pretrain.toml"
+    toml.write_text("")
+    done = init("p.jsonl", "--model", str(toml), "--json")
+    assert done.exit_code == 0, done.output
+    config = load_run_config(Path("run.toml"))
+    prompts = [
+        {json.loads(line)["prompt"].strip() for line in Path(place).read_text().splitlines()}
+        for place in (config.data.train, config.data.test)
+    ]
+    assert not prompts[0] & prompts[1]
+    assert (len(prompts[0]), len(prompts[1])) == (80, 20)
+    assert config.data.sites == 2
+    assert config.training.batch_size == 4
+
+
 @pytest.mark.slow
 def test_a_task_that_writes_needs_a_decoder(init, checkpoint):
     lines = [{"question": text_of("fees", i), "answer": text_of("fees", -i)} for i in range(40)]
