@@ -38,9 +38,9 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# docs/configuration.md, after a key or its docstring was changed.
+# docs/configuration.md and the schemas, after a key or its docstring was changed.
 reference: $(STAMP)
-	$(BIN)/python tests/configuration.py
+	$(BIN)/python -m fedllm.reference docs/configuration.md
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/private_step.py

@@ -22,7 +22,9 @@ from fedllm.commands import (
     audit,
     authority,
     client,
+    completion,
     compress,
+    config,
     ledger,
     model,
     privacy,
@@ -32,9 +34,11 @@ from fedllm.commands import (
 from fedllm.commands.benefit import benefit
 from fedllm.commands.chat import chat
 from fedllm.commands.demo import demo
+from fedllm.commands.doctor import doctor
 from fedllm.commands.export import export
 from fedllm.commands.generate import generate
 from fedllm.commands.help import CommandGroup
+from fedllm.commands.init import init
 from fedllm.commands.predict import predict
 from fedllm.commands.pretrain import pretrain
 from fedllm.commands.rate import rate
@@ -69,6 +73,7 @@ def _options(
 
 
 app.command()(demo)
+app.command()(init)
 app.command()(pretrain)
 app.command()(simulate)
 app.command()(run)
@@ -86,9 +91,12 @@ app.add_typer(client.app, name="client")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(model.app, name="model")
+app.add_typer(config.app, name="config")
 app.add_typer(align.app, name="align")
 app.add_typer(compress.app, name="compress")
 app.add_typer(audit.app, name="audit")
+app.add_typer(completion.app, name="completion")
+app.command()(doctor)
 
 
 def main() -> None:

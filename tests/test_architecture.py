@@ -237,7 +237,9 @@ NAMES_TASKS = {
     "fedllm/tasks/instruction.py",
     "fedllm/tasks/preference.py",
     "fedllm/tasks/token_classification.py",
-    "fedllm/serving/released.py",  # the section of a configuration that is called as one
+    "fedllm/starting/guessing.py",  # what somebody's columns could be for
+    "fedllm/starting/settings.py",  # the section of a configuration that is called as one
+    "fedllm/serving/released.py",  # the same
     # Objectives of pretraining, one of which is called "causal" too.
     "fedllm/pretraining/card.py",
     "fedllm/pretraining/config.py",

@@ -170,6 +170,7 @@ def test_the_wheel_works_without_the_sources(built, tmp_path):
         names = set(wheel.namelist())
     for package in SOURCES:
         assert f"{package}/py.typed" in names
+    assert "fedllm/reference/schemas/run.schema.json" in names
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == set(SOURCES)
     assert any(name.endswith("LICENSE") for name in names)
 

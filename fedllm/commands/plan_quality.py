@@ -126,6 +126,27 @@ def settings(config: RunConfig, records: int) -> dict[str, Any]:
     return found
 
 
+def reckoned(epsilon: float, delta: float, sites: int, records: int) -> dict[int, Quality]:
+    """Return what the law says of runs of the defaults, by their number of rounds.
+
+    Parameters
+    ----------
+    epsilon, delta : float
+        Promised to each unit.
+    sites, records : int
+        How many sites, and records (or persons) at each.
+    """
+    from fedllm.mechanisms import mechanism_of
+
+    found = {}
+    for rounds in ROUNDS:
+        config = recipe(epsilon, delta, rounds, sites)
+        mechanism = mechanism_of(config)
+        noise = mechanism.needed_noise(records, 1, ()) or 0.0
+        found[rounds] = predicted(config, noise, mechanism.sampling_rate(records), records)
+    return found
+
+
 def told(qualities: Sequence[Quality]) -> list[dict[str, Any]]:
     """Return predictions as plain values, for ``--json``."""
     law = _law()

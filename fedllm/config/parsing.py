@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -49,41 +50,83 @@ def parse(model: type[Model], values: dict[str, Any], origin: str) -> Model:
         raise _explain(error, model, values, origin) from None
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a configuration.
+
+    Attributes
+    ----------
+    key : str
+        Where, as ``section.key``; empty where it concerns no single key.
+    words : str
+        What, after the key where there is one.
+    remedy : str
+        What to do; may be empty.
+    """
+
+    key: str
+    words: str
+    remedy: str = ""
+
+
+def problems_of(model: type[BaseModel], values: dict[str, Any]) -> list[Problem]:
+    """Return all that is wrong with plain values; what hangs on several keys is seen last.
+
+    Raises
+    ------
+    ConfigError
+        If a value can only be looked up in vain, such as a package that is not there.
+    """
+    try:
+        model.model_validate(values)
+    except ValidationError as error:
+        return [_problem(item, model) for item in error.errors()]
+    return []
+
+
 def _explain(
     error: ValidationError, model: type[BaseModel], values: dict[str, Any], origin: str
 ) -> ConfigError:
     if (kind := other_kind(values, model.__name__)) is not None:
         return ConfigError(f"{origin} is {kind.words}, which is not read here", kind.remedy)
-    lines: list[str] = []
-    remedies: list[tuple[str, str]] = []
-    for item in error.errors():
-        path = _path(item["loc"], model)
-        key = ".".join(path)
-        if item["type"] == "extra_forbidden":
-            lines.append(f"{origin}: unknown key '{key}'")
-            remedies.append((key, _nearest(key, model)))
-        elif item["type"] == "missing":
-            lines.append(f"{origin}: key '{key}' is missing")
-            words = allowed(model, path)
-            remedies.append(("", f"add '{key}'{f', {words}' if words else ''}"))
-        elif item["type"] == "value_error":
-            reason = item["msg"].removeprefix("Value error, ")
-            value = "" if isinstance(item["input"], dict | BaseModel) else _shown(item["input"])
-            # What concerns two keys names both.
-            where = f"{key}{value}: " if key and not reason.startswith(f"{key}.") else ""
-            lines.append(f"{origin}: {where}{reason}")
-        else:
-            finite = "finite, " if item["type"] == "finite_number" else ""
-            words = finite + allowed(model, path) or "something else"
-            if "number" in words and _DECIMAL_COMMA.fullmatch(str(item["input"])):
-                words += f"; {DECIMAL_POINT}"
-            lines.append(f"{origin}: {key}{_shown(item['input'])}: must be {words}")
-            if item["type"] == "literal_error" and (near := _nearest_value(item)):
-                remedies.append((key, f"did you mean {near!r}?"))
+    found = [_problem(item, model) for item in error.errors()]
+    remedies = [(one.key, one.remedy) for one in found if one.remedy]
     # A value that fits none of several types is wrong once for each.
     several = len(remedies) > 1
-    told = [f"{key}: {words}" if key and several else words for key, words in remedies]
-    return ConfigError("\n".join(dict.fromkeys(lines)), "; ".join(told))
+    told = [
+        f"{key}: {words}" if several and not words.startswith("add ") else words
+        for key, words in remedies
+    ]
+    lines = dict.fromkeys(f"{origin}: {one.words}" for one in found)
+    return ConfigError("\n".join(lines), "; ".join(told))
+
+
+def _problem(item: Mapping[str, Any], model: type[BaseModel]) -> Problem:
+    path = _path(item["loc"], model)
+    key = ".".join(path)
+    if item["type"] == "extra_forbidden":
+        return Problem(key, f"unknown key '{key}'", _nearest(key, model))
+    if item["type"] == "missing":
+        words = allowed(model, path)
+        return Problem(
+            key, f"key '{key}' is missing", f"add '{key}'{f', {words}' if words else ''}"
+        )
+    if item["type"] == "value_error":
+        reason = item["msg"].removeprefix("Value error, ")
+        value = "" if isinstance(item["input"], dict | BaseModel) else _shown(item["input"])
+        # What concerns two keys names both.
+        where = f"{key}{value}: " if key and not reason.startswith(f"{key}.") else ""
+        return Problem(key, f"{where}{reason}")
+    finite = "finite, " if item["type"] == "finite_number" else ""
+    words = finite + allowed(model, path) or "something else"
+    if "number" in words and _DECIMAL_COMMA.fullmatch(str(item["input"])):
+        words += f"; {DECIMAL_POINT}"
+    near = _nearest_value(item) if item["type"] == "literal_error" else ""
+    return Problem(
+        key,
+        f"{key}{_shown(item['input'])}: must be {words}",
+        f"did you mean {near!r}?" if near else "",
+    )
 
 
 def _path(location: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:

@@ -55,7 +55,10 @@ class PrivacySection(Section):
         Sites assumed to reveal their noise shares (distributed noise).
     """
 
-    epsilon: Annotated[PositiveFloat | None, BeforeValidator(_none)] = None
+    epsilon: Annotated[
+        PositiveFloat | None,
+        BeforeValidator(_none, json_schema_input_type=PositiveFloat | Literal["none"] | None),
+    ] = None
     delta: Annotated[float, Field(gt=0, le=1e-2)] = 1e-5
     unit: Annotated[Literal["record", "site"], BeforeValidator(_not_a_person)] = "record"
     noise: Literal["local", "distributed"] = "local"

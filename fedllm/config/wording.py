@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -21,11 +22,16 @@ _SIMPLE = {"boolean": "true or false", "array": "a list", "object": "a section",
 
 def allowed(model: type[BaseModel], path: list[str]) -> str:
     """Say what the key at ``path`` may hold; nothing where that is not known."""
-    whole = model.model_json_schema()
+    whole = _schema(model)
     schema: dict[str, Any] = whole
     for part in path:
         schema = _resolved(schema, whole).get("properties", {}).get(part, {})
     return _words(schema, whole)
+
+
+@lru_cache(maxsize=32)
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
 
 
 def _resolved(schema: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:

@@ -28,14 +28,7 @@ def parquet_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
     DataError
         If the package pyarrow is missing, the file is damaged, or it lacks a column.
     """
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError(
-            f"{path}: reading Parquet needs the package pyarrow",
-            remedy_of("parquet"),
-        ) from None
-    del pyarrow
+    _need_pyarrow(path)
     number = 0
     with opened(path) as stream:
         try:
@@ -73,11 +66,38 @@ def _batches(stream: BinaryIO, path: Path, columns: ColumnMap) -> Iterator[pyarr
 
 def parquet_columns(path: Path) -> list[str]:
     """Return the names of all columns of a file that `parquet_rows` can read; errors as there."""
-    with opened(path) as stream:
-        from pyarrow import parquet
+    _need_pyarrow(path)
+    from pyarrow import parquet
 
-        with parquet.ParquetFile(stream) as table:
-            return _names(table, path)
+    with opened(path) as stream:
+        try:
+            with parquet.ParquetFile(stream) as table:
+                return _names(table, path)
+        except DataError:
+            raise
+        except Exception:
+            raise DataError(
+                f"{path} is not a whole Parquet file", "write or copy the file again"
+            ) from None
+
+
+def parquet_count(path: Path) -> int:
+    """Return how many rows a file says that it has; errors as `parquet_rows`."""
+    _need_pyarrow(path)
+    from pyarrow import parquet
+
+    with opened(path) as stream, parquet.ParquetFile(stream) as table:
+        return int(table.metadata.num_rows)
+
+
+def _need_pyarrow(path: Path) -> None:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(
+            f"{path}: reading Parquet needs the package pyarrow", remedy_of("parquet")
+        ) from None
+    del pyarrow
 
 
 def _names(table: pyarrow.parquet.ParquetFile, path: Path) -> list[str]:

@@ -12,12 +12,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fedllm.data.columns import ColumnMap, MissingColumnError, Row
-from fedllm.data.parquet import parquet_rows
+from fedllm.data.parquet import parquet_columns, parquet_rows
 from fedllm.data.text_files import row_lines
 from fedllm.data.values import Repeating, json_object
 from fedllm.errors import DataError
 
 _SEPARATORS = (",", ";", "\t", "|")
+# Of JSON Lines, whose keys are taken for the columns.
+_FIRST_ROWS = 100
 
 
 def data_files(location: str) -> list[Path]:
@@ -74,6 +76,39 @@ def file_rows(path: Path, columns: ColumnMap) -> Iterator[Row]:
         f"{path}: the file's name does not tell its format",
         "use .jsonl, .jsonl.gz, .csv, .csv.gz or .parquet",
     )
+
+
+def file_columns(path: Path) -> list[str]:
+    """Return the names of a file's columns: of JSON Lines, the keys of its first rows.
+
+    Raises
+    ------
+    DataError
+        As `file_rows`, or if the file holds no rows, or lines of which none is a JSON object.
+    """
+    name = path.name.lower()
+    if name.endswith(".parquet"):
+        return parquet_columns(path)
+    anything = ColumnMap({}, {})
+    if name.removesuffix(".gz").endswith(".csv"):
+        lines, separator = _separated(row_lines(path), anything)
+        try:
+            names = next((row for row in csv.reader(lines, delimiter=separator) if row), [])
+        except csv.Error as error:
+            raise DataError(
+                f"{path}: the first line is not valid CSV", _csv_remedy(error)
+            ) from None
+    else:
+        first = list(itertools.islice(file_rows(path, anything), _FIRST_ROWS))
+        names = list(dict.fromkeys(name for row in first for name in row.fields))
+        if first and not names:
+            raise DataError(
+                f"{first[0].where(str(path))} {first[0].problem or 'has no fields'}",
+                "let each line be one JSON object with the fields of a record",
+            )
+    if not names:
+        raise DataError(f"{path} holds no rows", "check that it is the right file")
+    return names
 
 
 def json_rows(lines: Iterable[str], source: str, columns: ColumnMap) -> Iterator[Row]:

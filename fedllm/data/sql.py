@@ -80,6 +80,59 @@ def query_rows(
             raise _failure(error, url, timeout_s) from None
 
 
+def query_columns(location: str, query: str, timeout_s: float) -> list[str]:
+    """Return the names of a query's columns that can be read; no row of it is.
+
+    Raises
+    ------
+    DataError
+        As `query_rows`.
+    """
+    url = _parse(location)
+    statement = single_select(query, url.get_backend_name())
+    engine = _engine(url)
+    with _connect(engine, url) as connection:
+        try:
+            if engine.dialect.name == "postgresql":
+                _prepare_postgresql(connection, timeout_s)
+            with _check_query(connection, statement, url) as checked:
+                names = list(checked.keys())
+                if engine.dialect.name == "postgresql":
+                    names = [name for name in names if _is_read(checked, name)]
+                return names
+        except DataError:
+            raise
+        except Exception as error:
+            raise _failure(error, url, timeout_s) from None
+
+
+def _is_read(checked: CursorResult[Any], name: str) -> bool:
+    from fedllm.data.postgresql import check_types
+
+    try:
+        check_types(checked.cursor, [name], _RESULT)  # type: ignore[attr-defined]
+    except DataError:
+        return False
+    return True
+
+
+def table_names(location: str) -> list[str]:
+    """Return the names of a database's tables and views that can be found without a schema's name.
+
+    Raises
+    ------
+    DataError
+        As `query_rows`.
+    """
+    url = _parse(location)
+    with _connect(_engine(url), url) as connection:
+        try:
+            found = sqlalchemy.inspect(connection)
+            return sorted([*found.get_table_names(), *found.get_view_names()])
+        except SQLAlchemyError as error:
+            raise _failure(error, url, _CONNECT_TIMEOUT_S) from None
+
+
 def _prepare_postgresql(connection: Connection, timeout_s: float) -> None:
     from fedllm.data.postgresql import read_texts
 

@@ -30,7 +30,9 @@ def _several(value: Any) -> Any:
 # Eight digits name a checkpoint.
 _MOST_STEPS = 99_999_999
 
-Strings = Annotated[tuple[str, ...], BeforeValidator(_several)]
+Strings = Annotated[
+    tuple[str, ...], BeforeValidator(_several, json_schema_input_type=str | tuple[str, ...])
+]
 
 
 class CorpusSection(Section):

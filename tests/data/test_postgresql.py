@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from support.postgresql import PASSWORD, postgresql
 from support.tasks import read_records
+from typer.testing import CliRunner
 
-from fedllm.config import DataSection
+from fedllm.cli import app
+from fedllm.commands import plan_quality
+from fedllm.config import DataSection, load_run_config
+from fedllm.data.sql import query_columns, table_names
 from fedllm.errors import DataError
 
 psycopg = pytest.importorskip("psycopg", reason="needs the extra 'postgres'")
@@ -164,3 +169,35 @@ def test_a_text_that_is_not_utf8_is_named_by_row(port):
     message = refusal(url(port, name="old"), "SELECT note, code FROM notes ORDER BY id")
     assert "query row 2: field 'note' is not UTF-8" in message
     assert "Private" not in message
+
+
+def test_columns_that_can_be_read_are_found_and_no_row_is(port):
+    with connect(port) as connection:
+        connection.execute("CREATE TABLE visits (id int, seen timestamp, note text, size float8)")
+        connection.execute(
+            "INSERT INTO visits SELECT i, 'infinity', 'x', 1 FROM generate_series(1,9) i"
+        )
+    assert query_columns(url(port), "SELECT * FROM visits", 60.0) == ["id", "note"]
+    assert {"notes", "visits"} <= set(table_names(url(port)))
+    with pytest.raises(DataError, match="does not exist") as caught:
+        query_columns(url(port), "SELECT nothing FROM visits", 60.0)
+    assert PASSWORD not in str(caught.value)
+
+
+def test_a_first_configuration_of_a_table_holds_no_password(port, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan_quality, "reckoned", lambda *_: {})
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "bert"}')
+    arguments = ["init", url(port), "--table", "public.notes", "--yes", "--model", "model"]
+    done = CliRunner().invoke(app, [*arguments, "--label", "code"])
+    assert done.exit_code == 0, done.output
+    text = Path("run.toml").read_text()
+    for secret in (PASSWORD, quote(PASSWORD, safe="")):
+        assert secret not in text + done.output
+    monkeypatch.setenv("FEDLLM_DATABASE", url(port))
+    config = load_run_config(Path("run.toml"))
+    assert config.data.train == url(port)
+    assert (config.data.unit, config.data.labels) == ("person", ("0", "1", "2"))
+    records = read_records(config.data.train, config.data, config.task)
+    assert len(records) == 5000

@@ -1,0 +1,1 @@
+"""What the keys of every kind of file are: for pages, editors, and whoever asks on a terminal."""
