@@ -81,8 +81,8 @@ def test_two_do_not_load_for_one_port():
     from fedllm.serving.server import Address, listening_socket
 
     with listening_socket(Address("127.0.0.1", 0)) as first:
-        with pytest.raises(ConfigError, match="cannot listen"):
-            listening_socket(Address("127.0.0.1", first.getsockname()[1]))
+        taken = Address("127.0.0.1", first.getsockname()[1])
+        pytest.raises(ConfigError, listening_socket, taken).match("cannot listen")
 
 
 def test_it_stops_while_it_loads(tmp_path):

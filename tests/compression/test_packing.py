@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from support.tiny_models import ALL, ENCODER_DECODERS, ENCODERS, save_tiny
 from transformers import AutoModelForTokenClassification
 
-from fedllm.compression import packed_file
+from fedllm.compression import packed_file, packed_words
 from fedllm.compression.clustering import cluster
 from fedllm.compression.fitting import check_fits
 from fedllm.compression.packing import pack, unpack
@@ -76,6 +76,44 @@ def test_what_is_read_back_are_the_clustered_weights_to_the_bit(folder, tmp_path
     assert torch.equal(after["places"], before["places"])
     for name in OTHERS:
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_tokenizer_takes_less_and_comes_back_to_the_bit(folder, tmp_path):
+    words = {"vocab.txt": "card\ncash\n" * 900, "tokenizer.json": '{"a": "b"}' * 900}
+    for name, text in words.items():
+        (folder / name).write_text(text)
+    before = sum(path.stat().st_size for path in folder.iterdir())
+    before -= (folder / "model.safetensors").stat().st_size
+    sizes = pack(folder, tmp_path / "packed")
+    assert sizes.total_bytes == disk(tmp_path / "packed")
+    assert sizes.files_before == before
+    assert sizes.files < before - 15_000
+    assert sizes.folder_times_smaller == (4 * (9216 + 104) + before) / sizes.total_bytes
+    unpack(tmp_path / "packed", tmp_path / "again")
+    assert {path.name for path in (tmp_path / "again").iterdir()} == {
+        path.name for path in folder.iterdir()
+    }
+    for name, text in words.items():
+        assert (tmp_path / "again" / name).read_text() == text
+
+
+def test_a_tokenizer_that_would_become_too_much_or_is_cut_is_told(folder, tmp_path, monkeypatch):
+    (folder / "vocab.txt").write_text("card\n" * 900)
+    pack(folder, tmp_path / "packed")
+    short = tmp_path / "packed" / "vocab.txt.zlib"
+    whole = short.read_bytes()
+    monkeypatch.setattr(packed_words, "_MOST_BYTES", 4499)
+    cases = {"at most": whole, "incorrect header": b"x" + whole}
+    for words, content in cases.items():
+        short.write_bytes(content)
+        with pytest.raises(CheckpointError, match=words):
+            unpack(tmp_path / "packed", tmp_path / "again")
+    monkeypatch.undo()
+    for content in (whole[:-1], whole + b"x"):
+        short.write_bytes(content)
+        with pytest.raises(CheckpointError, match="not one whole file"):
+            unpack(tmp_path / "packed", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 def lost(folder, other):
