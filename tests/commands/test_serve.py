@@ -80,9 +80,9 @@ def test_two_do_not_load_for_one_port():
     """The second is told at once, and not when the first has loaded."""
     from fedllm.serving.server import Address, listening_socket
 
-    with listening_socket(Address("127.0.0.1", 0)) as first:
-        taken = Address("127.0.0.1", first.getsockname()[1])
-        pytest.raises(ConfigError, listening_socket, taken).match("cannot listen")
+    first = listening_socket(Address("127.0.0.1", 0))
+    with first, pytest.raises(ConfigError, match="cannot listen"):
+        listening_socket(Address("127.0.0.1", first.getsockname()[1]))
 
 
 def test_it_stops_while_it_loads(tmp_path):
