@@ -78,6 +78,16 @@ def test_what_is_read_back_are_the_clustered_weights_to_the_bit(folder, tmp_path
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_numbers_that_16_bits_do_not_hold_stay_as_they_are(folder, tmp_path):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["layer.bias"][3] = 1e6
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    pack(folder, tmp_path / "packed")
+    unpack(tmp_path / "packed", tmp_path / "again")
+    after = load_file(tmp_path / "again" / "model.safetensors")
+    assert torch.equal(after["layer.bias"], tensors["layer.bias"])
+
+
 def test_a_tokenizer_takes_less_and_comes_back_to_the_bit(folder, tmp_path):
     words = {"vocab.txt": "card\ncash\n" * 900, "tokenizer.json": '{"a": "b"}' * 900}
     for name, text in words.items():
