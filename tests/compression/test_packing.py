@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,6 +13,7 @@ from transformers import AutoModelForTokenClassification
 
 from fedllm.compression import packed_file, packed_words
 from fedllm.compression.clustering import cluster
+from fedllm.compression.finer import Way, chosen_within
 from fedllm.compression.fitting import check_fits
 from fedllm.compression.packing import pack, unpack
 from fedllm.errors import CheckpointError, ConfigError
@@ -168,6 +170,22 @@ def test_more_bits_go_where_they_win_most(tmp_path):
     unpack(tmp_path / "some", tmp_path / "again")
     after = load_file(tmp_path / "again" / "model.safetensors")
     assert (after["b"] - many).square().mean() < 0.004
+
+
+def test_the_next_bits_go_where_the_next_ones_win_most():
+    """And not where the first ones did."""
+
+    def ways(*lost):
+        codes = [np.zeros(10 * place, np.uint8) for place in (1, 2, 3)]
+        none, few = np.zeros(0, np.float32), np.zeros(0, np.float16)
+        return [
+            Way(bits, held, none, few, gone, 0.0)
+            for bits, held, gone in zip(packed_file.BITS, codes, lost, strict=True)
+        ]
+
+    matrices = [ways(100.0, 10.0, 9.0), ways(90.0, 20.0, 0.0)]
+    for room, bits in ((25, [4, 4]), (30, [5, 4]), (40, [5, 5]), (50, [5, 6]), (60, [6, 6])):
+        assert [way.bits for way in chosen_within(matrices, room)] == bits
 
 
 def test_what_is_packed_is_not_packed_again_and_what_is_not_is_not_unpacked(folder, tmp_path):

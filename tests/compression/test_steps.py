@@ -28,7 +28,7 @@ from fedllm.compression.steps import (
 from fedllm.compression.teaching import Teaching
 from fedllm.compression.whole import open_whole
 from fedllm.errors import CheckpointError, ConfigError, DataError, TrainingError
-from fedllm.exporting.effect import Effect
+from fedllm.exporting.effect import Effect, rms
 from fedllm.exporting.probe import answers, make_probe
 from fedllm.exporting.released import read_released
 from fedllm.serving.exported import load_exported
@@ -270,6 +270,26 @@ def test_what_cannot_be_is_refused_and_nothing_is_left(finished, texts, tmp_path
         quantize_run(run, tmp_path, "int8")
     with pytest.raises(ConfigError):
         quantize_run(tmp_path / "none", small, "int8")
+
+
+@pytest.mark.parametrize(("to", "most"), [("int8", 0.25), ("int4", 0.5)])
+def test_integers_may_lose_a_part_of_the_training_and_no_more(
+    finished, tmp_path, monkeypatch, to, most
+):
+    checked, real = [], Effect.require_kept
+
+    def check(effect, what, answer, wanted, *more):
+        lost = rms(answer - wanted)
+        monkeypatch.setattr(Effect, "moved", 0.99 * lost / most)
+        with pytest.raises(TrainingError, match="lose what was trained"):
+            real(effect, what, answer, wanted, *more)
+        monkeypatch.setattr(Effect, "moved", 1.01 * lost / most)
+        real(effect, what, answer, wanted, *more)
+        checked.append(what)
+
+    monkeypatch.setattr(Effect, "require_kept", check)
+    quantize_run(finished("bert"), tmp_path / "small", to)
+    assert len(checked) == 1
 
 
 def test_texts_that_cannot_be_read_are_told_before_a_model_is_loaded(
