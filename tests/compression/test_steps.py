@@ -222,6 +222,9 @@ def test_pruned_models_are_smaller_checkpoints(finished, texts, tmp_path, kind, 
     teaching = Teaching(Distillation(3), 4)
     written = prune_run(run, tmp_path / "small", asked, texts, teaching, silent)
     assert "50% of the weights of its blocks are zero" in " ".join(written.notes)
+    card = (tmp_path / "small" / "README.md").read_text()
+    assert "called public had a part in it" in card
+    assert "what the run released alone" not in card
     found = load_exported(tmp_path / "small")
     config = json.loads((tmp_path / "small" / "config.json").read_text())
     assert config["num_hidden_layers"] == 2
