@@ -293,6 +293,8 @@ def test_integers_may_lose_a_part_of_the_training_and_no_more(
     monkeypatch.setattr(Effect, "require_kept", check)
     quantize_run(finished("bert"), tmp_path / "small", to)
     assert len(checked) == 1
+    card = (tmp_path / "small" / "README.md").read_text()
+    assert "before it was made smaller: figures here are of the run's own model" in card
 
 
 def test_texts_that_cannot_be_read_are_told_before_a_model_is_loaded(
