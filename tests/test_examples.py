@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -105,6 +106,27 @@ def test_the_preferences_are_events_that_its_runs_can_read(ranked, name, monkeyp
     assert len(public) == 2000
     assert all(Ranking.read_back(record.values).pairs for record in public)
     assert len(Path(config.data.train).read_text().splitlines()) == 8000
+
+
+def test_public_texts_have_the_words_of_each_label_and_nothing_of_the_records(
+    public_data, tmp_path
+):
+    about = tmp_path / "adapter" / "shared_model.json"
+    about.parent.mkdir()
+    about.write_text(json.dumps({"labels": ["card_arrival", "Refund_not_showing_up"]}))
+    command = [sys.executable, EXAMPLES / "bank_intents/public_texts.py", tmp_path]
+    environment = {**os.environ, "FEDLLM_DATA": str(public_data), "PYTHONHASHSEED": "random"}
+    one, other = (
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    )
+    assert one == other
+    texts = one.splitlines()
+    assert len(set(texts)) == len(texts) > 4378
+    for words in ("card arrival", "refund not showing up"):
+        assert sum(words in text for text in texts) >= 40
+    with gzip.open(public_data / "banking77" / "train.jsonl.gz", "rt") as file:
+        assert not {json.loads(line)["text"] for line in file} & set(texts[4378:])
 
 
 def test_pretraining_configurations_can_be_read(monkeypatch, tmp_path):

@@ -195,7 +195,11 @@ def pack(
     if json_output:
         from dataclasses import asdict
 
-        told = {"total_bytes": sizes.total_bytes, "times_smaller": sizes.times_smaller}
+        told = {
+            "total_bytes": sizes.total_bytes,
+            "times_smaller": sizes.times_smaller,
+            "folder_times_smaller": sizes.folder_times_smaller,
+        }
         print(json.dumps({"folder": str(out), **asdict(sizes), **told}, indent=2))
         return
     rows = {
@@ -214,6 +218,7 @@ def pack(
     print(f"matrices with codes: {shares}")
     least = sizes.entropy_bits / 8
     print(f"weights are {sizes.times_smaller:.1f} times smaller than in float32")
+    print(f"the whole folder is {sizes.folder_times_smaller:.1f} times smaller than with these")
     print(f"no code of single weights could take less than {least:,.0f} bytes for the codes")
 
 

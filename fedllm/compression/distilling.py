@@ -87,20 +87,25 @@ def evenly(blocks: int, share: float) -> tuple[int, ...]:
 
 
 def student_of(teacher: Module, kept: Sequence[int]) -> Module:
-    """Return a copy of a teacher that has some of its blocks, all of it trainable but the head."""
+    """Return a copy of a teacher that has some of its blocks, trainable as `trainable` says."""
     student = trainable(teacher)
     keep_blocks(student.stack.stack, student.stack.name, kept)
     return student
 
 
 def trainable(module: Module) -> Module:
-    """Return a copy of a model, all of it trainable but the head."""
+    """Return a copy of a model, all of it trainable but a head of labels and the table of words.
+
+    Words that no text has would stay behind the others; without labels, the table is often the
+    head as well and is trained.
+    """
     student = copy.deepcopy(module)
     student.stack.first = 0
     student.requires_grad_(True)
     if not isinstance(student, LanguageModel):
         # It is the teacher's, and fits what the student is to give.
         student.head.requires_grad_(False)
+        student.backbone.get_input_embeddings().requires_grad_(False)
     return student
 
 
@@ -140,7 +145,9 @@ def distil(
         If the loss is no number.
     """
     trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(trained.values(), lr=settings.learning_rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        trained.values(), lr=settings.learning_rate, weight_decay=0.01, fused=True
+    )
     teacher.eval()
     student.train()
     with zeros_kept(pruned or {}, optimizer):

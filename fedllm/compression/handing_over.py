@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,14 @@ from fedllm.errors import TrainingError
 from fedllm.exporting.effect import MOST_LOST
 from fedllm.exporting.export import describe
 from fedllm.exporting.kinds import kind_of
-from fedllm.exporting.merged import HEAD_ABOUT, copy_beside, write_head, write_merged
+from fedllm.exporting.merged import (
+    DTYPES,
+    HEAD_ABOUT,
+    copy_beside,
+    kept_in,
+    write_head,
+    write_merged,
+)
 from fedllm.exporting.peft_format import written_head
 from fedllm.exporting.probe import (
     REMEDY,
@@ -36,8 +44,33 @@ _FINER = (
     "teach it to be rounded with --texts and --steps, take --to int8-weights or bfloat16, or "
     "fedllm export with --format merged --dtype float32"
 )
+_WIDER = "take --dtype float32"
 # Two models of the same integers differ by how float32 rounds alone.
 _MOST = 1e-4
+
+
+@torch.no_grad()
+def require_type(whole: Whole, dtype: str | None) -> None:
+    """Refuse a type of weights that loses what was trained, before anything is taught.
+
+    Parameters
+    ----------
+    dtype : str, optional
+        As in `write_smaller`.
+
+    Raises
+    ------
+    TrainingError
+        If the whole model loses it already.
+    """
+    kept = dtype or kept_in(whole.released.base)
+    if kept == "float32" or whole.effect.moved is None:
+        return
+    module = copy.deepcopy(whole.module)
+    for values in module.backbone.parameters():
+        values.data = values.data.type(DTYPES[kept]).type(values.dtype)
+    found = answers(whole.with_module(module).released, make_probe(whole.released))
+    whole.effect.require_kept(f"weights in {kept}", found, whole.effect.trained, _WIDER)
 
 
 def write_smaller(
@@ -82,7 +115,7 @@ def write_smaller(
         dtype,
         whole.reshaped(before),
         effect,
-        _PLAIN if answers_as_the_run else "take --dtype float32",
+        _PLAIN if answers_as_the_run else _WIDER,
     )
     told = () if answers_as_the_run else (effect.told(given),)
     with atomic_directory(out) as new:

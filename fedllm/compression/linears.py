@@ -99,6 +99,6 @@ def input_norms(
     if sums.keys() != layers.keys():
         raise ConfigError(
             "there are no texts to see which weights matter by",
-            "give a file of public texts with --calibrate",
+            "give a file of public texts with --texts",
         )
     return {name: total.sqrt().float() for name, total in sums.items()}

@@ -4,7 +4,8 @@ Deep compression (Han, Mao, Dally 2016) of what `fedllm compress prune` left: ea
 becomes codes of few bits, their values, and a scale a row (`clustering`), and the codes are written
 in Huffman's code (`coding`). How many bits is for each matrix to say: all begin with the fewest,
 and those get more that win the most by them, for as long as the whole stays as small as was asked.
-Everything else is kept in 16 bits where these hold it. What is read back are the clustered weights,
+Other tensors are kept in 16 bits where these hold them, and the tokenizer's files are made smaller
+by zlib. What is read back are the clustered weights,
 in the type that they had; clustering loses a little.
 """
 
@@ -34,6 +35,7 @@ from fedllm.compression.packed_file import (
     plain_shapes,
     read_packed,
 )
+from fedllm.compression.packed_words import has_words, is_short, write_long, write_short
 from fedllm.errors import CheckpointError, ConfigError
 from fedllm.files import atomic_directory, require_new, write_bytes
 from fedllm.models.contents import EXPORTED, check_contents, read_object
@@ -61,6 +63,8 @@ class Sizes:
         What says which tensor lies where.
     files : int
         Configuration, tokenizer and whatever else lies in the folder.
+    files_before : int
+        What these took in the folder that was packed.
     coded_weights, plain_weights : int
         How many weights were coded, and how many not.
     entropy_bits : float
@@ -75,6 +79,7 @@ class Sizes:
     plain: int = 0
     names: int = 0
     files: int = 0
+    files_before: int = 0
     coded_weights: int = 0
     plain_weights: int = 0
     entropy_bits: float = 0.0
@@ -93,7 +98,16 @@ class Sizes:
     @property
     def times_smaller(self) -> float:
         """How often the files of weights fit into the same weights in float32."""
-        return 4 * (self.coded_weights + self.plain_weights) / self.weights_bytes
+        return self._plain_bytes / self.weights_bytes
+
+    @property
+    def folder_times_smaller(self) -> float:
+        """How often the folder fits into the one that was packed, with its weights in float32."""
+        return (self._plain_bytes + self.files_before) / self.total_bytes
+
+    @property
+    def _plain_bytes(self) -> int:
+        return 4 * (self.coded_weights + self.plain_weights)
 
 
 @dataclass(slots=True)
@@ -158,7 +172,14 @@ def pack(folder: Path, out: Path, times_smaller: float = 8.0) -> Sizes:
         for path, file in files.items():
             content = _packed_file(file, chosen, sizes)
             write_bytes(new / f"{path.name.removesuffix(ENDING)}{SUFFIX}{ENDING}", content)
-        _copy_others(folder, new, weights)
+        others = _others(folder, weights)
+        sizes.files_before = sum(path.stat().st_size for path in others)
+        for path in others:
+            if has_words(path):
+                write_short(path, new)
+            else:
+                shutil.copyfile(path, new / path.name)
+        _tell(new)
         sizes.files = sum(path.stat().st_size for path in new.iterdir()) - sizes.weights_bytes
     return sizes
 
@@ -191,7 +212,12 @@ def unpack(folder: Path, out: Path) -> None:
             tensors = dict(read_packed(path))
             name = path.name.removesuffix(SUFFIX + ENDING) + ENDING
             write_bytes(new / name, format_safetensors(tensors, {"format": "pt"}))
-        _copy_others(folder, new, packed)
+        for path in _others(folder, packed):
+            if is_short(path):
+                write_long(path, new)
+            else:
+                shutil.copyfile(path, new / path.name)
+        _tell(new)
 
 
 def _all(shapes: Iterable[dict[str, Shape]]) -> dict[str, Shape]:
@@ -267,11 +293,17 @@ def _short(tensor: Tensor) -> Tensor:
     return short if holds else tensor.contiguous()
 
 
-def _copy_others(folder: Path, new: Path, weights: list[Path]) -> None:
-    """Copy all files but those of weights, and say what the new folder consists of."""
-    for path in sorted(folder.iterdir()):
-        if path not in weights and path.is_file() and not path.name.startswith("."):
-            shutil.copyfile(path, new / path.name)
+def _others(folder: Path, weights: list[Path]) -> list[Path]:
+    """Return all files of a folder but those of weights, and hidden ones."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path not in weights and path.is_file() and not path.name.startswith(".")
+    ]
+
+
+def _tell(new: Path) -> None:
+    """Say what a new folder consists of."""
     if (new / EXPORTED).exists():
         told = read_object(new / EXPORTED)
         write_exported(new, str(told.pop("format", "")), told)

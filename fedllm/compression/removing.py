@@ -232,7 +232,7 @@ def _turned(model: PreTrainedModel, blocks: nn.ModuleList, batches: Iterable[Bat
     if not tokens:
         raise ConfigError(
             "there are no texts to see which blocks matter by",
-            "give a file of public texts with --calibrate",
+            "give a file of public texts with --texts",
         )
     return sums / tokens
 

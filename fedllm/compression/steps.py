@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from fedllm.compression.distilling import evenly, student_of, trainable
-from fedllm.compression.handing_over import write_integers, write_smaller
+from fedllm.compression.handing_over import require_type, write_integers, write_smaller
 from fedllm.compression.integers import INTEGERS, Integers
 from fedllm.compression.integers_folder import is_of_integers
 from fedllm.compression.linears import Batch, input_norms, linears
@@ -20,7 +20,7 @@ from fedllm.compression.whole import Whole, open_whole
 from fedllm.errors import ConfigError
 from fedllm.exporting.written import Written
 from fedllm.files import require_new
-from fedllm.tasks.public_texts import Tokens, read_texts
+from fedllm.tasks.public_texts import Tokens, read_lines, tokens_of
 
 Short = Literal["bfloat16", "float16"]
 KEPT: tuple[Integers | Short, ...] = (*INTEGERS, *get_args(Short))
@@ -37,7 +37,7 @@ class Texts:
     Attributes
     ----------
     location : str
-        A file's; see `read_texts`.
+        A file's; see `read_lines`.
     column : str
         Where rows have the text.
     """
@@ -45,10 +45,14 @@ class Texts:
     location: str
     column: str
 
-    def of(self, whole: Whole) -> list[Tokens]:
-        """Read them as a model reads texts."""
+    def read(self) -> list[str]:
+        """Read them; errors as `read_lines`."""
+        return read_lines(self.location, self.column)
+
+    def of(self, whole: Whole, read: list[str]) -> list[Tokens]:
+        """Return what was read as a model reads texts."""
         most = whole.released.run.config.model.max_length
-        return read_texts(self.location, self.column, whole.model.tokenizer, most)
+        return tokens_of(read, self.location, whole.model.tokenizer, most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +119,11 @@ def prune_run(
             "what matters in whole parts is seen by texts, and teaching needs them",
             "give a file of public texts with --texts",
         )
+    read = [] if texts is None else texts.read()
     whole = open_whole(run, base)
-    found = [] if texts is None else texts.of(whole)
+    found = [] if texts is None else texts.of(whole, read)
+    if teaching is not None:
+        require_type(whole, dtype)
     before = whole.backbone.config.to_dict()
     small = whole.with_module(trainable(whole.module))
     kept, notes = _take_out(small, asked, single(found, _LOOKED_AT))
@@ -177,11 +184,13 @@ def distil_run(
         As `open_whole`, `distil` and `write_smaller`.
     """
     require_new(out)
+    read = texts.read()
     whole = open_whole(run, base)
     kept = evenly(len(whole.blocks), share)
+    require_type(whole, dtype)
     before = whole.backbone.config.to_dict()
     small = whole.with_module(student_of(whole.module, kept))
-    lesson = Lesson(whole, out, texts.of(whole), teaching, told)
+    lesson = Lesson(whole, out, texts.of(whole, read), teaching, told)
     first = f"A student of {len(kept)} blocks, which began as {', '.join(map(str, kept))}."
     taught = lesson.teach(small, kept, "distilled")
     written = write_smaller(small, out, "distilled", before, [first, taught, _BY_TEXTS], dtype)
@@ -225,6 +234,7 @@ def quantize_run(
         )
     if held is None and teaching is not None:
         raise ConfigError(f"{kept} loses too little to be taught", "leave --texts and --steps out")
+    read = [] if texts is None else texts.read()
     whole = open_whole(run, base)
     if held is None:
         before = whole.backbone.config.to_dict()
@@ -232,7 +242,7 @@ def quantize_run(
     if texts is None or teaching is None:
         return write_integers(whole, out, held, [_STATES[held], _ALONE])
     small = whole.with_module(trainable(whole.module))
-    lesson = Lesson(whole, out, texts.of(whole), teaching, told)
+    lesson = Lesson(whole, out, texts.of(whole, read), teaching, told)
     with as_if_rounded(small.backbone, held):
         taught = lesson.teach(small, tuple(range(len(whole.blocks))), held)
     written = write_integers(small, out, held, [_STATES[held], taught, _BY_TEXTS])

@@ -10,6 +10,9 @@ from fedllm.compression.linears import Batch
 from fedllm.randomness import RandomStream
 from fedllm.tasks.public_texts import Tokens
 
+# Batches within which texts are put together by length.
+_SORTED = 64
+
 
 def single(texts: Sequence[Tokens], most: int) -> list[Batch]:
     """Return texts by themselves, so that there is no padding: at most so many, evenly drawn."""
@@ -20,6 +23,8 @@ def single(texts: Sequence[Tokens], most: int) -> list[Batch]:
 def endless(texts: Sequence[Tokens], size: int, pad: int, stream: RandomStream) -> Iterator[Batch]:
     """Yield batches for ever; in each pass over the texts every one comes once, in another order.
 
+    Texts of a batch are of similar length, so that little of it is padding.
+
     Parameters
     ----------
     size : int
@@ -29,9 +34,12 @@ def endless(texts: Sequence[Tokens], size: int, pad: int, stream: RandomStream) 
     """
     size = min(size, len(texts))
     while True:
-        order = stream.permutation(len(texts))
-        for start in range(0, len(texts) - size + 1, size):
-            yield padded([texts[place] for place in order[start : start + size]], pad)
+        order = [texts[place] for place in stream.permutation(len(texts))]
+        order = order[: len(order) - len(order) % size]
+        for start in range(0, len(order), _SORTED * size):
+            part = sorted(order[start : start + _SORTED * size], key=len)
+            for batch in stream.permutation(len(part) // size):
+                yield padded(part[batch * size : (batch + 1) * size], pad)
 
 
 def padded(texts: Sequence[Tokens], pad: int) -> Batch:

@@ -16,6 +16,7 @@ from fedllm.exporting.onnx_format import write_onnx
 from fedllm.exporting.peft_format import write_peft
 from fedllm.exporting.probe import answers, make_probe
 from fedllm.exporting.released import Released, base_repository, read_released
+from fedllm.exporting.script_base import weights_digest
 from fedllm.exporting.scripts import SCRIPT, released_use, script
 from fedllm.exporting.written import Settings, Written
 from fedllm.files import atomic_directory, require_new, write_bytes
@@ -134,10 +135,11 @@ def write_released_card(folder: Path, model: SharedModel) -> Path:
     """
     run = read_run_folder(folder)
     repository = base_repository(run.config)
-    licence, fast = "", True
+    licence, fast, weights = "", True, ""
     with suppress(ConfigError, OSError):
         base = checkpoint_folder(run.config.model.path)
         licence, fast = licence_of(base), (base / "tokenizer.json").is_file()
+        weights = weights_digest(base)
     handed = Handed(
         library="transformers" if model.peft is None else "peft",
         what=_what(model),
@@ -146,7 +148,7 @@ def write_released_card(folder: Path, model: SharedModel) -> Path:
         licence=licence,
         script=""
         if judges(model)
-        else script(model, run.config, released_use(model, run.config, fast)),
+        else script(model, run.config, released_use(model, run.config, fast, weights)),
     )
     return write_card(folder / ADAPTER, run, handed)
 

@@ -20,6 +20,7 @@ from fedllm.errors import ConfigError
 from fedllm.exporting.kinds import Kind, TrainedHead, kind_of
 from fedllm.exporting.probe import REMEDY, Probe, head_answers, language_answers, require_same
 from fedllm.exporting.released import Released, quantized_notes
+from fedllm.exporting.script_base import weights_digest
 from fedllm.exporting.scripts import Use
 from fedllm.exporting.standard_head import StandardHead, standard_head
 from fedllm.exporting.tanh_head import tanh_head
@@ -78,6 +79,7 @@ def write_peft(released: Released, folder: Path, settings: Settings) -> Written:
         plain_head=kind.head is not None and standard is None,
         about=saved.ABOUT if standard is None else LABELS,
         dtype=released.run.config.model.precision,
+        weights=weights_digest(released.base),
     )
     found = _read_back(released, kind, standard, folder, settings.probe)
     largest = require_same("the exported adapter", found, settings.wanted, _MOST, REMEDY)

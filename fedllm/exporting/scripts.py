@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,20 +11,19 @@ from fedllm.config.task import pools_text, trains_a_head
 from fedllm.data.template import end_token_id, template_of
 from fedllm.exporting.head import Head
 from fedllm.exporting.kinds import kind_of
+from fedllm.exporting.script_base import arguments, given
 from fedllm.models import saved
 from fedllm.models.shared import SharedModel
 from fedllm.tasks import task_of
 
 SCRIPT = "use.py"
 _MOST_NEW_TOKENS = 256
-_PACKAGE = re.compile(r"package:[A-Za-z_]\w*(?:/[\w-][\w.-]*)*", re.ASCII)
 
 _START = '''"""{what}
 
     python {script} {arguments}
 """
-import json
-import sys
+{modules}
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -33,28 +31,6 @@ HERE = Path(__file__).parent
 {imports}
 {head}
 '''
-
-_WITH_BASE = """if len(sys.argv) < 3:
-    sys.exit("usage: python {script} BASE TEXT...")
-base, *texts = sys.argv[1:]
-{found}if not (Path(base) / "config.json").is_file():
-    sys.exit(f"{{base}} is no folder of a base model; README.md names the one that is needed")
-"""
-
-_IN_A_PACKAGE = """if base.startswith("package:"):
-    from importlib.util import find_spec
-
-    name, _, inner = base.removeprefix("package:").partition("/")
-    package = find_spec(name)
-    if package is None:
-        sys.exit(f"the Python package {name}, which holds the base model, is not installed")
-    base = Path(package.submodule_search_locations[0]) / inner
-"""
-
-_WITHOUT_BASE = """if len(sys.argv) < 2:
-    sys.exit("usage: python {script} TEXT...")
-base, texts = HERE, sys.argv[1:]
-"""
 
 _LOADED = """try:
 {lines}
@@ -114,6 +90,8 @@ class Use:
         Whether the tokenizer is a ``tokenizer.json``.
     dtype : {"float32", "bfloat16"}
         In which the base computes.
+    weights : str
+        Of `weights_digest`, by which the script knows the base; empty where it is not known.
     """
 
     auto: str
@@ -125,9 +103,10 @@ class Use:
     tokenizer: bool = True
     fast: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
+    weights: str = ""
 
 
-def released_use(model: SharedModel, config: RunConfig, fast: bool) -> Use:
+def released_use(model: SharedModel, config: RunConfig, fast: bool, weights: str = "") -> Use:
     """Return how a script uses the adapter as a run leaves it, with the base's tokenizer."""
     kind = kind_of(model)
     return Use(
@@ -138,6 +117,7 @@ def released_use(model: SharedModel, config: RunConfig, fast: bool) -> Use:
         tokenizer=False,
         fast=fast,
         dtype=config.model.precision,
+        weights=weights,
     )
 
 
@@ -148,8 +128,9 @@ def script(model: SharedModel, config: RunConfig, use: Use) -> str:
         _START.format(
             what=_what(config),
             script=SCRIPT,
-            arguments=_arguments(config, use),
-            given=_given(config, use),
+            arguments=arguments(config.model.path, use.base),
+            modules="\n".join(f"import {name}" for name in _modules(use)),
+            given=given(SCRIPT, config.model.path, use.base, use.weights),
             imports=_imports(config, use),
             head=f"\n\n{head_source}\n" if head_source else "",
         ).rstrip("\n")
@@ -174,23 +155,8 @@ def _what(config: RunConfig) -> str:
     return "What the model writes after each text, as JSON Lines."
 
 
-def _package(config: RunConfig) -> str:
-    """Return in which installed package the base lies; a script holds no other words of a run."""
-    location = config.model.path
-    return location if _PACKAGE.fullmatch(location) else ""
-
-
-def _arguments(config: RunConfig, use: Use) -> str:
-    if not use.base:
-        return "TEXT..."
-    where = f", or {_package(config)}" if _package(config) else ""
-    return f"BASE TEXT...\n\nBASE is the base model's folder{where}."
-
-
-def _given(config: RunConfig, use: Use) -> str:
-    if not use.base:
-        return _WITHOUT_BASE.format(script=SCRIPT)
-    return _WITH_BASE.format(script=SCRIPT, found=_IN_A_PACKAGE if _package(config) else "")
+def _modules(use: Use) -> list[str]:
+    return ["hashlib"] * bool(use.base and use.weights) + ["json", "sys"]
 
 
 def _hushed(config: RunConfig, use: Use) -> bool:

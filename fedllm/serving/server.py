@@ -18,6 +18,8 @@ from fedllm.errors import ConfigError
 from fedllm.federation.transport.listener import Door, bind
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+# Connections that wait to be taken.
+_BACKLOG = 256
 
 
 @dataclass(frozen=True)
@@ -52,21 +54,30 @@ class Gate(Protocol):
 
 
 def listening_socket(address: Address) -> socket.socket:
-    """Open the address.
+    """Open the address, and let whoever connects wait until it is served.
 
     Raises
     ------
     ConfigError
         If it is taken, or is no address.
     """
+    remedy = (
+        "take another port with --port (0: a free one), stop the program that listens there, "
+        "or give an address of this machine with --host"
+    )
     try:
-        return bind(address.host, address.port)
+        where = bind(address.host, address.port)
     except ConfigError as error:
+        raise ConfigError(error.message, remedy) from None
+    try:
+        # An address that nobody listens on yet, a second program could take as well.
+        where.listen(_BACKLOG)
+    except OSError as error:
+        where.close()
         raise ConfigError(
-            error.message,
-            "take another port with --port (0: a free one), stop the program that listens there, "
-            "or give an address of this machine with --host",
+            f"cannot listen on {address.host}:{address.port} ({error.strerror})", remedy
         ) from None
+    return where
 
 
 def serve(
@@ -97,7 +108,7 @@ def serve(
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=max(1, round(grace_s)),
-        backlog=256,
+        backlog=_BACKLOG,
     )
     config.load()
     config.ssl = tls

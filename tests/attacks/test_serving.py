@@ -18,7 +18,7 @@ from support.serving_runs import make_run, service
 
 from fedllm.data.template import conversation_text
 from fedllm.models.prompt_cache import PromptCache
-from fedllm.serving.door import Gate
+from fedllm.serving.door import Gate, _is_local
 from fedllm.serving.keys import Keys, Tenant
 from fedllm.serving.served import serve_models
 from fedllm.tasks import prompting
@@ -337,6 +337,13 @@ def test_what_nobody_waits_for_is_not_computed_beside_another(models, monkeypatc
 
 
 # --- who reaches it -----------------------------------------------------------------------------
+
+
+def test_a_second_host_hides_no_first_one():
+    own, other = (b"host", b"localhost"), (b"host", b"evil.example")
+    assert _is_local({"headers": [own]})
+    for headers in ([own, other], [other, own], []):
+        assert not _is_local({"headers": headers})
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil", "x"])

@@ -76,6 +76,15 @@ def test_a_port_that_is_taken_is_told(released):
     assert "--port" in found.remedy
 
 
+def test_two_do_not_load_for_one_port():
+    """The second is told at once, and not when the first has loaded."""
+    from fedllm.serving.server import Address, listening_socket
+
+    first = listening_socket(Address("127.0.0.1", 0))
+    with first, pytest.raises(ConfigError, match="cannot listen"):
+        listening_socket(Address("127.0.0.1", first.getsockname()[1]))
+
+
 def test_it_stops_while_it_loads(tmp_path):
     """And says what it loads."""
     (tmp_path / "base").mkdir()

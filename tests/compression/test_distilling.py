@@ -60,6 +60,12 @@ def test_a_student_comes_nearer_to_its_teacher(tiny_model, texts, kind, task):
     assert len(teacher.stack.layers) == 3
     for name, p in teacher.named_parameters():
         assert torch.equal(p, before[name]), name
+    if task != "causal":
+        # What is written as its head is the teacher's.
+        for name, p in student.head.named_parameters():
+            assert torch.equal(p, before[f"head.{name}"]), name
+        words = student.backbone.get_input_embeddings().weight
+        assert torch.equal(words, teacher.backbone.get_input_embeddings().weight)
 
 
 def test_the_loss_is_soft_targets_and_the_states_that_the_next_block_would_read(tiny_model, texts):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fedllm.compression import measuring
 from fedllm.compression.int8 import Int8Linear
 from fedllm.compression.integers import to_integers
 from fedllm.compression.measuring import latencies_ms, operations, tensor_bytes
@@ -31,6 +32,18 @@ def test_models_take_turns_and_the_first_time_does_not_count():
     one = [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     assert asked == one * 3
     assert found.keys() == {"a", "b"}
+
+
+def test_what_interrupts_a_model_does_not_count(monkeypatch):
+    spent = iter([9.0, 9.0, 9.0, 2.0, 7.0, 5.0, 6.0, 3.0, 5.0])
+    now = [0.0]
+
+    def answer(batch):
+        now[0] += next(spent)
+
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: now[0])
+    batches = [{"x": torch.tensor(place)} for place in range(3)]
+    assert latencies_ms({"a": answer}, batches, 2) == {"a": 3000.0}
 
 
 def test_products_of_integers_and_attention_count_too():

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.tiny_models import ALL, ENCODER_DECODERS, ENCODERS, save_tiny
 from transformers import AutoModelForTokenClassification
 
-from fedllm.compression import packed_file
+from fedllm.compression import packed_file, packed_words
 from fedllm.compression.clustering import cluster
+from fedllm.compression.finer import Way, chosen_within
 from fedllm.compression.fitting import check_fits
 from fedllm.compression.packing import pack, unpack
 from fedllm.errors import CheckpointError, ConfigError
@@ -78,6 +80,54 @@ def test_what_is_read_back_are_the_clustered_weights_to_the_bit(folder, tmp_path
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_numbers_that_16_bits_do_not_hold_stay_as_they_are(folder, tmp_path):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["layer.bias"][3] = 1e6
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    pack(folder, tmp_path / "packed")
+    unpack(tmp_path / "packed", tmp_path / "again")
+    after = load_file(tmp_path / "again" / "model.safetensors")
+    assert torch.equal(after["layer.bias"], tensors["layer.bias"])
+
+
+def test_a_tokenizer_takes_less_and_comes_back_to_the_bit(folder, tmp_path):
+    words = {"vocab.txt": "card\ncash\n" * 900, "tokenizer.json": '{"a": "b"}' * 900}
+    for name, text in words.items():
+        (folder / name).write_text(text)
+    before = sum(path.stat().st_size for path in folder.iterdir())
+    before -= (folder / "model.safetensors").stat().st_size
+    sizes = pack(folder, tmp_path / "packed")
+    assert sizes.total_bytes == disk(tmp_path / "packed")
+    assert sizes.files_before == before
+    assert sizes.files < before - 15_000
+    assert sizes.folder_times_smaller == (4 * (9216 + 104) + before) / sizes.total_bytes
+    unpack(tmp_path / "packed", tmp_path / "again")
+    assert {path.name for path in (tmp_path / "again").iterdir()} == {
+        path.name for path in folder.iterdir()
+    }
+    for name, text in words.items():
+        assert (tmp_path / "again" / name).read_text() == text
+
+
+def test_a_tokenizer_that_would_become_too_much_or_is_cut_is_told(folder, tmp_path, monkeypatch):
+    (folder / "vocab.txt").write_text("card\n" * 900)
+    pack(folder, tmp_path / "packed")
+    short = tmp_path / "packed" / "vocab.txt.zlib"
+    whole = short.read_bytes()
+    monkeypatch.setattr(packed_words, "_MOST_BYTES", 4499)
+    cases = {"at most": whole, "incorrect header": b"x" + whole}
+    for words, content in cases.items():
+        short.write_bytes(content)
+        with pytest.raises(CheckpointError, match=words):
+            unpack(tmp_path / "packed", tmp_path / "again")
+    monkeypatch.undo()
+    for content in (whole[:-1], whole + b"x"):
+        short.write_bytes(content)
+        with pytest.raises(CheckpointError, match="not one whole file"):
+            unpack(tmp_path / "packed", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
 def lost(folder, other):
     """Return which share of each large matrix's squares is lost."""
     one, two = (load_file(place / "model.safetensors") for place in (folder, other))
@@ -120,6 +170,22 @@ def test_more_bits_go_where_they_win_most(tmp_path):
     unpack(tmp_path / "some", tmp_path / "again")
     after = load_file(tmp_path / "again" / "model.safetensors")
     assert (after["b"] - many).square().mean() < 0.004
+
+
+def test_the_next_bits_go_where_the_next_ones_win_most():
+    """And not where the first ones did."""
+
+    def ways(*lost):
+        codes = [np.zeros(10 * place, np.uint8) for place in (1, 2, 3)]
+        none, few = np.zeros(0, np.float32), np.zeros(0, np.float16)
+        return [
+            Way(bits, held, none, few, gone, 0.0)
+            for bits, held, gone in zip(packed_file.BITS, codes, lost, strict=True)
+        ]
+
+    matrices = [ways(100.0, 10.0, 9.0), ways(90.0, 20.0, 0.0)]
+    for room, bits in ((25, [4, 4]), (30, [5, 4]), (40, [5, 5]), (50, [5, 6]), (60, [6, 6])):
+        assert [way.bits for way in chosen_within(matrices, room)] == bits
 
 
 def test_what_is_packed_is_not_packed_again_and_what_is_not_is_not_unpacked(folder, tmp_path):

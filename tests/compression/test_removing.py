@@ -29,14 +29,24 @@ def loaded_again(model, folder):
     return type(model).from_pretrained(folder, dtype=torch.float32).eval()
 
 
+@pytest.mark.parametrize("nothing", ["is made of it", "goes in"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_channels_that_do_nothing_go_first_and_nothing_else_changes(plain, texts, tmp_path, kind):
+def test_channels_that_do_nothing_go_first_and_nothing_else_changes(
+    plain, texts, tmp_path, kind, nothing
+):
     model, architecture = plain(kind)
     names = architecture.layer_names(model.base_model)
     _, width, parts = feed_forwards(model, names)
-    # A quarter of the channels meets weights of zero, another one in each block.
+    # A quarter of the channels, another one in each block.
     for place, part in enumerate(parts):
-        part.out.weight.data[:, place::4] = 0
+        if nothing == "is made of it":
+            part.out.weight.data[:, place::4] = 0
+            continue
+        part.out.weight.data[:, place::4] *= 100
+        for layer in part.into:
+            layer.weight.data[place::4] = 0
+            if layer.bias is not None:
+                layer.bias.data[place::4] = 0
     before = answer(model, texts(1)[0])
     small = sum(p.numel() for p in model.parameters())
     assert remove_channels(model, names, 0.25, texts(3)) == width - width // 4
@@ -46,8 +56,10 @@ def test_channels_that_do_nothing_go_first_and_nothing_else_changes(plain, texts
     assert sum(p.numel() for p in again.parameters()) < small
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3"])
-def test_groups_of_heads_that_do_nothing_go_first(texts, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "nothing"), [("llama", "is made of it"), ("qwen3", "is made of it"), ("llama", "in")]
+)
+def test_groups_of_heads_that_do_nothing_go_first(texts, tmp_path, kind, nothing):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(
@@ -66,8 +78,13 @@ def test_groups_of_heads_that_do_nothing_go_first(texts, tmp_path, kind):
     names = [f"layers.{place}" for place in range(2)]
     for place, name in enumerate(names):
         # Two heads of four channels share a key: group 1 in the first block, 2 in the second.
-        own = model.base_model.get_submodule(name).self_attn.o_proj
-        own.weight.data[:, 8 * (place + 1) : 8 * (place + 2)] = 0
+        own = model.base_model.get_submodule(name).self_attn
+        going = own.o_proj.weight.data[:, 8 * (place + 1) : 8 * (place + 2)]
+        if nothing == "in":
+            going *= 100
+            own.v_proj.weight.data[4 * (place + 1) : 4 * (place + 2)] = 0
+        else:
+            going.zero_()
     before = answer(model, texts(1)[0])
     assert remove_heads(model, names, 0.34, texts(3)) == 4
     assert model.config.num_key_value_heads == 2

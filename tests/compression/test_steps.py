@@ -12,7 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from fedllm.cli import app
-from fedllm.compression import weight_only
+from fedllm.compression import steps, weight_only
 from fedllm.compression.distilling import Distillation
 from fedllm.compression.int8 import Int8Linear
 from fedllm.compression.integers import INTEGERS
@@ -27,7 +27,8 @@ from fedllm.compression.steps import (
 )
 from fedllm.compression.teaching import Teaching
 from fedllm.compression.whole import open_whole
-from fedllm.errors import CheckpointError, ConfigError, TrainingError
+from fedllm.errors import CheckpointError, ConfigError, DataError, TrainingError
+from fedllm.exporting.effect import Effect, rms
 from fedllm.exporting.probe import answers, make_probe
 from fedllm.exporting.released import read_released
 from fedllm.serving.exported import load_exported
@@ -221,6 +222,9 @@ def test_pruned_models_are_smaller_checkpoints(finished, texts, tmp_path, kind, 
     teaching = Teaching(Distillation(3), 4)
     written = prune_run(run, tmp_path / "small", asked, texts, teaching, silent)
     assert "50% of the weights of its blocks are zero" in " ".join(written.notes)
+    card = (tmp_path / "small" / "README.md").read_text()
+    assert "called public had a part in it" in card
+    assert "what the run released alone" not in card
     found = load_exported(tmp_path / "small")
     config = json.loads((tmp_path / "small" / "config.json").read_text())
     assert config["num_hidden_layers"] == 2
@@ -269,6 +273,64 @@ def test_what_cannot_be_is_refused_and_nothing_is_left(finished, texts, tmp_path
         quantize_run(run, tmp_path, "int8")
     with pytest.raises(ConfigError):
         quantize_run(tmp_path / "none", small, "int8")
+
+
+@pytest.mark.parametrize(("to", "most"), [("int8", 0.25), ("int4", 0.5)])
+def test_integers_may_lose_a_part_of_the_training_and_no_more(
+    finished, tmp_path, monkeypatch, to, most
+):
+    checked, real = [], Effect.require_kept
+
+    def check(effect, what, answer, wanted, *more):
+        lost = rms(answer - wanted)
+        monkeypatch.setattr(Effect, "moved", 0.99 * lost / most)
+        with pytest.raises(TrainingError, match="lose what was trained"):
+            real(effect, what, answer, wanted, *more)
+        monkeypatch.setattr(Effect, "moved", 1.01 * lost / most)
+        real(effect, what, answer, wanted, *more)
+        checked.append(what)
+
+    monkeypatch.setattr(Effect, "require_kept", check)
+    quantize_run(finished("bert"), tmp_path / "small", to)
+    assert len(checked) == 1
+    card = (tmp_path / "small" / "README.md").read_text()
+    assert "before it was made smaller: figures here are of the run's own model" in card
+
+
+def test_texts_that_cannot_be_read_are_told_before_a_model_is_loaded(
+    finished, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(steps, "open_whole", lambda *_: pytest.fail("a model was loaded"))
+    run, small, teaching = finished("bert"), tmp_path / "small", Teaching(Distillation(4), 4)
+    none = Texts(str(tmp_path / "none.txt"), "text")
+    for refused in (
+        lambda: distil_run(run, small, 0.7, none, teaching, silent),
+        lambda: prune_run(run, small, Pruning("share"), none, None, silent),
+        lambda: quantize_run(run, small, "int4", none, teaching, silent),
+    ):
+        with pytest.raises(DataError, match=r"none\.txt"):
+            refused()
+
+
+def test_a_type_that_loses_the_training_is_told_before_anything_is_taught(
+    finished, texts, tmp_path, monkeypatch
+):
+    run, small, heard = finished("bert"), tmp_path / "small", []
+    monkeypatch.setattr(Effect, "moved", 1e-6)
+    teaching = Teaching(Distillation(2), 4)
+
+    def told(*said):
+        heard.append(said)
+
+    for refused in (
+        lambda kept: distil_run(run, small, 0.7, texts, teaching, told, dtype=kept),
+        lambda kept: prune_run(run, small, Pruning("share"), texts, teaching, told, dtype=kept),
+    ):
+        with pytest.raises(TrainingError, match="weights in bfloat16 lose what was trained"):
+            refused("bfloat16")
+        assert (heard, small.exists()) == ([], False)
+    distil_run(run, small, 0.7, texts, teaching, told, dtype="float32")
+    assert len(heard) == 2
 
 
 @pytest.mark.parametrize("damage", ["cut", "other labels", "no description", "other bits"])

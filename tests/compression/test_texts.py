@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-import torch
-
-from fedllm.compression.texts import endless, single
+from fedllm.compression.texts import endless, padded, single
 from fedllm.randomness import RandomStream
 
 
@@ -25,6 +23,23 @@ def test_each_pass_has_every_text_once_in_an_order_of_its_own():
     seen = [[int(row[0]) for batch in one for row in batch["input_ids"]] for one in passes]
     assert [sorted(one) for one in seen] == [list(range(12))] * 2
     assert seen[0] != seen[1]
-    for batch in passes[0]:
-        assert torch.equal(batch["input_ids"] == 99, batch["attention_mask"] == 0)
+    # There are as many of each length as a batch takes, and batches come in no order of length.
+    assert all(batch["attention_mask"].all() for one in passes for batch in one)
+    widths = [[batch["input_ids"].shape[1] for batch in one] for one in passes]
+    assert [sorted(one) for one in widths] == [[2, 3, 4]] * 2
+    assert [2, 3, 4] not in widths
     assert next(endless(texts[:2], 4, 99, RandomStream.seeded(0)))["input_ids"].shape[0] == 2
+
+
+def test_texts_that_fill_no_batch_wait_for_another_pass():
+    texts = [(place, 1) for place in range(5)]
+    batches = endless(texts, 2, 99, RandomStream.seeded(0))
+    for _ in range(8):
+        seen = [int(row[0]) for _ in range(2) for row in next(batches)["input_ids"]]
+        assert len(set(seen)) == 4
+
+
+def test_padding_is_marked():
+    batch = padded([(1, 2), (3, 4, 5)], 99)
+    assert batch["input_ids"].tolist() == [[1, 2, 99], [3, 4, 5]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from fedllm.exporting.export import export
 from fedllm.exporting.probe import answers, make_probe
 from fedllm.exporting.released import read_released
 from fedllm.exporting.scripts import Use, script
+from fedllm.models.contents import WEIGHTS
 
 TEXTS = ("card cash bank", "my loan rate fee pay send lost")
 # A process in which fedllm cannot be imported, whatever its path is.
@@ -128,7 +130,11 @@ def test_a_script_that_is_misused_says_how_it_is_used(finished, tmp_path, tiny):
     """In a line, and at once."""
     run, out = finished("bert"), tmp_path / "out"
     export(run, out, "peft")
+    other = shutil.copytree(tiny("bert"), tmp_path / "other")
+    weights = {name: tensor + 1 for name, tensor in load_file(other / WEIGHTS).items()}
+    save_file(weights, other / WEIGHTS, {"format": "pt"})
     cases = [
+        ((other, "a text"), "other is not the base model that this is for"),
         ((), "usage: python use.py BASE TEXT..."),
         ((tiny("bert"),), "usage: python use.py BASE TEXT..."),
         ((tmp_path, "a text"), "is no folder of a base model"),
@@ -146,6 +152,10 @@ def test_a_base_that_fits_not_is_told_in_a_line(finished, tmp_path, tiny):
     for lora in ({}, {"rank": 0, "last_layers": None}):
         out = tmp_path / f"out{len(lora)}"
         export(finished("bert", name=f"run{len(lora)}", lora=lora), out, "peft")
+        # As where it is not known which base is the right one.
+        text = (out / "use.py").read_text()
+        assert text.count("if digest.hexdigest() != ") == 1
+        (out / "use.py").write_text(text.replace("if digest.hexdigest() != ", "if not "))
         done = ran(out, save_wide(tmp_path) if lora else tiny("modernbert"), "a text")
         assert (done.returncode, done.stdout) == (1, ""), done.stderr
         assert "Traceback" not in done.stderr

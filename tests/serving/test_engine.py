@@ -250,6 +250,12 @@ def test_a_whole_batch_ends_at_its_deadline(engine, pair, monkeypatch):
     assert late.ticket.tokens == 1
 
 
+def test_who_is_late_before_the_turn_comes_is_not_written_for(engine, decoder, pair):
+    late = [Asked(lane, left_s=-1) for lane in (decoder, pair)]
+    assert submit(engine, *late, Asked(decoder)) == ["timeout", "timeout", "length"]
+    assert [asked.ticket.tokens for asked in late] == [0, 0]
+
+
 # --- room ---------------------------------------------------------------------------------------
 
 

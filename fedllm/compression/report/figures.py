@@ -9,7 +9,7 @@ from pydantic import Field
 from fedllm.audit.attacks.results import MembershipResult
 from fedllm.config import Section
 
-LABEL = "fedllm.compression_report.v1"
+LABEL = "fedllm.compression_report.v2"
 Count = Annotated[int, Field(ge=0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 

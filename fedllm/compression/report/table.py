@@ -49,8 +49,8 @@ def notes(report: Report) -> list[str]:
     found = [
         f"{report.records:,} records; {report.task}; processor {report.setting['processor']}, "
         f"{threads} thread{'s' if threads != 1 else ''}; torch {report.setting['torch']}.",
-        "Time: medians; each model takes turns with the original on each batch, and how often it "
-        "answers while the original does once stands behind its time. "
+        "Time: medians of each batch's shortest; each model takes turns with the original on each "
+        "batch, and how often it answers while the original does once stands behind its time. "
         + (
             f"An answer is {report.new_tokens} new tokens after a prompt."
             if report.new_tokens
