@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
-from flwr.app import Context
+from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fedllm.errors import FedllmError, PeerError
@@ -29,6 +29,23 @@ from fedllm.federation.protocol.wire import Wire
 from fedllm.federation.transport.flower import Presence, exchange, from_content, to_content
 
 Answer = TypeVar("Answer", bound=Wire)
+
+
+class _Contents(Mapping[int, RecordDict]):
+    """What each node is sent, made when it is: with many sites all of it at once is gigabytes."""
+
+    def __init__(self, names: Mapping[int, str], make: Callable[[str], RecordDict]) -> None:
+        self._names = names
+        self._make = make
+
+    def __getitem__(self, node: int) -> RecordDict:
+        return self._make(self._names[node])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class GridSites:
@@ -125,9 +142,9 @@ class GridSites:
         if isinstance(request, Wire):
             # The same for all is written once.
             written = request.to_wire()
-            contents = {node: to_content(*written) for node in names}
+            contents = _Contents(names, lambda _: to_content(*written))
         else:
-            contents = {node: to_content(*request(name).to_wire()) for node, name in names.items()}
+            contents = _Contents(names, lambda name: to_content(*request(name).to_wire()))
         for reply in exchange(self._grid, kind, contents, self._timeout_s, self._presence):
             name = names[reply.node]
             if reply.content is None:

@@ -75,8 +75,10 @@ class LocalGrid(Grid):
     """Runs ClientApp handlers in this process, one message for each pull.
 
     Lazy on purpose: a reply is computed when the coordinator asks for it, so that never
-    more than one site's update is in memory.
+    more than one site's update is in memory, nor more than one message to a site.
     """
+
+    window = 1
 
     def __init__(
         self, client_app: ClientApp, nodes: int, run_id: int = 1, names: Sequence[str] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +18,8 @@ from fedllm.errors import PeerError
 _ARRAY_TYPE = "fedllm.bytes.v1"
 _BESIDE, _SMALL_BYTES = "blob.", 1 << 18
 _POLL_S = 0.05
+# Messages that are in memory before the grid has them.
+_SENT_AT_ONCE = 16
 _REMOTE_POLL_S, _MAX_POLL_S, _LOOK_S = 0.1, 1.0, 2.0
 _NOBODY = -1
 # Whose messages are Flower's own, and the coordinator's.
@@ -127,13 +130,17 @@ def exchange(
     Nodes that have not answered after ``timeout_s`` are yielded as failures, so that each
     node is yielded exactly once. With ``presence``, a node that left is a failure at once,
     and one that was started anew is asked again: what it had taken before is lost.
+
+    Contents are looked up when they are sent, and a few at a time; where the grid has a
+    ``window``, no more than so many messages wait for an answer.
     """
     marks = {node: presence.mark(node) for node in contents} if presence else {}
     waiting: dict[str, int] = {}
     open_nodes = dict.fromkeys(contents)
-    unsent = _push(grid, kind, contents, list(contents), timeout_s, waiting)
+    to_send, unsent = deque(contents), list[int]()
     deadline = time.monotonic() + timeout_s
     while open_nodes:
+        unsent += _push_next(grid, kind, contents, to_send, timeout_s, waiting)
         for node in unsent:
             open_nodes.pop(node)
             yield Reply(node, None, "the message could not be sent")
@@ -171,6 +178,24 @@ def exchange(
             # Each look costs the SuperLink some work: who trains for long is asked less often.
             waited_s = timeout_s - left
             time.sleep(min(_MAX_POLL_S, max(_REMOTE_POLL_S, waited_s / 20)))
+
+
+def _push_next(
+    grid: Grid,
+    kind: str,
+    contents: Mapping[int, RecordDict],
+    to_send: deque[int],
+    ttl_s: float,
+    waiting: dict[str, int],
+) -> list[int]:
+    """Send to as many of the next nodes as the grid takes; returns those it did not take."""
+    unsent: list[int] = []
+    window = getattr(grid, "window", len(contents))
+    while to_send and len(waiting) < window:
+        count = min(window - len(waiting), _SENT_AT_ONCE, len(to_send))
+        nodes = [to_send.popleft() for _ in range(count)]
+        unsent += _push(grid, kind, contents, nodes, ttl_s, waiting)
+    return unsent
 
 
 def _push(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from collections import UserDict
 from types import SimpleNamespace
 
 import pytest
@@ -75,6 +76,48 @@ def test_every_node_answers_once_and_errors_lose_their_text():
     assert from_content(first.content) == ("n0", {"x": b"1"})
     assert rest[0].content is None
     assert "patient" not in rest[0].failure
+
+
+class Made(UserDict):
+    """Contents for nodes, and for whom they were made so far."""
+
+    def __init__(self, nodes):
+        self.made: list[int] = []
+        super().__init__({node: to_content("n", {}) for node in nodes})
+
+    def __getitem__(self, node):
+        self.made.append(node)
+        return super().__getitem__(node)
+
+
+def test_where_sites_take_turns_a_message_is_made_when_the_one_before_was_answered():
+    grid = LocalGrid(make_app([]), 5)
+    contents = Made(grid.get_node_ids())
+    with task_identity(1, SERVER_NODE):
+        for done, _ in enumerate(exchange(grid, "query.echo", contents, 10.0), 1):
+            assert contents.made == grid.get_node_ids()[:done]
+
+
+def test_elsewhere_all_are_asked_before_anybody_is_waited_for_and_few_messages_are_held():
+    pushed: list[int] = []
+
+    class Far(LocalGrid):
+        window = 1000
+
+        def push_messages(self, messages):
+            pushed.append(len(messages))
+            return super().push_messages(messages)
+
+        def pull_messages(self, message_ids):
+            assert sum(pushed) == 40
+            return super().pull_messages(message_ids)
+
+    grid = Far(make_app([]), 40)
+    contents = Made(grid.get_node_ids())
+    with task_identity(1, SERVER_NODE):
+        replies = list(exchange(grid, "query.echo", contents, 10.0))
+    assert sorted(reply.node for reply in replies) == grid.get_node_ids()
+    assert max(pushed) <= 16
 
 
 def test_sites_that_wait_for_their_turn_are_not_late():
