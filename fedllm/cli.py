@@ -29,6 +29,7 @@ from fedllm.commands import (
     model,
     privacy,
     provision,
+    runs,
     server,
 )
 from fedllm.commands.benefit import benefit
@@ -88,6 +89,7 @@ app.add_typer(provision.app, name="provision")
 app.add_typer(server.app, name="server")
 app.add_typer(authority.app, name="authority")
 app.add_typer(client.app, name="client")
+app.add_typer(runs.app, name="runs")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(model.app, name="model")
