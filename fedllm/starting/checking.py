@@ -116,6 +116,7 @@ def check_labels(column: str, sample: Sample, profiles: Mapping[str, Profile]) -
         if name != column and one.holds in ("name", "identifier") and one.repeats >= 5
     ]
     remedy = "name another column with --label" + (f": {' or '.join(others)}" if others else "")
+    remedy += ", or give --task causal if there is no label"
     if found.holds == "date":
         raise DataError(f"column {column!a} holds dates, which are no labels", remedy)
     if found.holds == "number":

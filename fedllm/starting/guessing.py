@@ -55,6 +55,7 @@ _CHINESE = re.compile(
     )
 )
 _SHORT = frozenset({"name", "identifier", "whole number", "boolean", "text"})
+_LONG = frozenset({"text", "spans", "texts", "numbers"})
 _FITTING: Mapping[Kind, frozenset[str]] = {
     "text": frozenset({"text", "name"}),
     "name": _SHORT,
@@ -248,7 +249,12 @@ def _best(
         and (called_so is False or called(name, role))
     ]
     if role == "label":
-        fitting = [one for one in fitting if _could_be_label(one)]
+        # Else one that is called so, for which it is said why it cannot be one.
+        fitting = [one for one in fitting if _could_be_label(one)] or [
+            one
+            for name, one in profiles.items()
+            if name not in used and called(name, role) and one.holds not in _LONG
+        ]
     elif kind == "text" and not called_so:
         fitting = [one for one in fitting if one.holds == "text" or called(one.name, role)]
     if not fitting:

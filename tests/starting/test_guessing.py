@@ -155,6 +155,15 @@ ANYTHING = st.one_of(
 )
 
 
+@pytest.mark.parametrize(
+    "value", [lambda i: f"code {i}", lambda i: f"2025-01-{1 + i % 28:02d}"], ids=["codes", "dates"]
+)
+def test_what_is_called_a_label_is_taken_for_one_so_that_its_refusal_names_it(value):
+    rows = [{"text": f"words of row {i} and more", "label": value(i)} for i in range(60)]
+    found = guess(profiles_of(["text", "label"], rows))
+    assert (found.task, found.columns["label"]) == ("classification", "label")
+
+
 @given(
     rows=st.lists(st.fixed_dictionaries({"a": ANYTHING, "b": ANYTHING}), min_size=1, max_size=30)
 )
