@@ -29,6 +29,11 @@ def visible(text: str, keep: str = "") -> str:
     return "".join(_escape(c) if is_hidden(c) and c not in keep else c for c in text)
 
 
+def quoted(name: str) -> str:
+    """Return a name in quotation marks, every hidden character written as an escape."""
+    return f"'{visible(name)}'"
+
+
 def _escape(character: str) -> str:
     code = ord(character)
     if code < 0x100:

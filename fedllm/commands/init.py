@@ -18,7 +18,7 @@ from fedllm.config import Task
 from fedllm.config.task import columns_read
 from fedllm.errors import ConfigError, DataError
 from fedllm.runs.names import RUN_TOML
-from fedllm.visible import visible
+from fedllm.visible import quoted, visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -284,11 +284,11 @@ def _next(wanted: Wanted) -> str:
 
 def _show(wanted: Wanted, made: Decided) -> None:
     guess, size = made.guess, made.size
-    unit = f"person (column {guess.unit!a})" if guess.unit else "record"
-    by = f"by column {guess.site!a}" if guess.site else "dealt out evenly"
+    unit = f"person (column {quoted(guess.unit)})" if guess.unit else "record"
+    by = f"by column {quoted(guess.site)}" if guess.site else "dealt out evenly"
     rows = {
         "task": guess.task,
-        "columns": ", ".join(f"{role} = {name!a}" for role, name in guess.columns.items()),
+        "columns": ", ".join(f"{role} = {quoted(name)}" for role, name in guess.columns.items()),
         "protected": f"each {unit}, epsilon {made.epsilon:g}, delta {made.delta:g}",
         "model": made.model,
     }

@@ -14,6 +14,7 @@ from fedllm.errors import DataError
 from fedllm.starting.guessing import Guess, shown_columns
 from fedllm.starting.looking import Sample
 from fedllm.starting.profiles import Profile, is_empty
+from fedllm.visible import quoted
 
 # With fewer records noise hides everything, and every split of them is empty somewhere.
 FEWEST_RECORDS = 20
@@ -32,7 +33,7 @@ def check_there(columns: Mapping[str, str], sample: Sample) -> None:
     for role, name in columns.items():
         if name not in sample.columns:
             close = difflib.get_close_matches(name, sample.columns, n=3, cutoff=0.5)
-            there = ", ".join(ascii(one) for one in close or sample.columns[:20])
+            there = ", ".join(quoted(one) for one in close or sample.columns[:20])
             raise DataError(
                 f"{sample.source.called} has no column {name!r}",
                 f"give --{role} one of its columns: {there}",
@@ -66,7 +67,7 @@ def check_usable(guess: Guess, sample: Sample, profiles: Mapping[str, Profile]) 
         found = profiles[name]
         if kinds[role] == "text" and found.holds in ("whole number", "number", "date", "boolean"):
             raise DataError(
-                f"column {name!a} holds values of the kind '{found.holds}', and no texts",
+                f"column {quoted(name)} holds values of the kind '{found.holds}', and no texts",
                 f"name the column of the {role} with --{role}: {shown_columns(profiles)}",
             )
     if "label" not in guess.columns:
@@ -89,8 +90,8 @@ def _check_filled(role: str, name: str, sample: Sample) -> None:
     empty = [number for number, row in enumerate(sample.rows, 1) if is_empty(row.get(name))]
     if empty:
         raise DataError(
-            f"column {name!a} is empty in {len(empty)} of {len(sample.rows)} rows, the first of "
-            f"them row {empty[0]}",
+            f"column {quoted(name)} is empty in {len(empty)} of {len(sample.rows)} rows, the "
+            f"first of them row {empty[0]}",
             f"correct these rows or take them out, or name another column with --{role}; no row is "
             "left out silently",
         )
@@ -111,18 +112,18 @@ def check_labels(column: str, sample: Sample, profiles: Mapping[str, Profile]) -
     """
     found = profiles[column]
     others = [
-        ascii(name)
+        quoted(name)
         for name, one in profiles.items()
         if name != column and one.holds in ("name", "identifier") and one.repeats >= 5
     ]
     remedy = "name another column with --label" + (f": {' or '.join(others)}" if others else "")
     remedy += ", or give --task causal if there is no label"
     if found.holds == "date":
-        raise DataError(f"column {column!a} holds dates, which are no labels", remedy)
+        raise DataError(f"column {quoted(column)} holds dates, which are no labels", remedy)
     if found.holds == "number":
         raise DataError(
-            f"column {column!a} holds {found.distinct} measured numbers, and a label is one of "
-            "few names",
+            f"column {quoted(column)} holds {found.distinct} measured numbers, and a label is "
+            "one of few names",
             f"name a few ranges instead (low, high), or {remedy}",
         )
     for number, row in enumerate(sample.rows, 1):
@@ -134,19 +135,19 @@ def check_labels(column: str, sample: Sample, profiles: Mapping[str, Profile]) -
     kinds = {type(row[column]) for row in sample.rows}
     if wrong := kinds - {str, int, uuid.UUID}:
         raise DataError(
-            f"column {column!a} is of type {min(one.__name__ for one in wrong)}, not text or a "
-            "whole number",
+            f"column {quoted(column)} is of type {min(one.__name__ for one in wrong)}, not "
+            "text or a whole number",
             f"write its values as words, or {remedy}",
         )
     records_of = labels_of(column, sample.rows)
     if len(records_of) < 2:
-        raise DataError(f"column {column!a} has one value in all rows", remedy)
+        raise DataError(f"column {quoted(column)} has one value in all rows", remedy)
     if len(records_of) > MOST_LABELS or found.repeats < _RECORDS_A_LABEL:
         raise DataError(
-            f"column {column!a} has {len(records_of):,} different values in "
+            f"column {quoted(column)} has {len(records_of):,} different values in "
             f"{len(sample.rows):,} rows: it looks like a text or a number of each row, and no "
             "label",
             f"put rare labels together until there are some dozen, or {remedy}",
         )
-    check_distinct(list(records_of), f"column {column!a}", listed=True)
+    check_distinct(list(records_of), f"column {quoted(column)}", listed=True)
     return [f"{doubt.found}; {doubt.remedy}" for doubt in doubts(records_of, "--label")]

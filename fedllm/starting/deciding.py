@@ -35,6 +35,7 @@ from fedllm.starting.writing import (
     run_toml,
     site_toml,
 )
+from fedllm.visible import quoted
 
 _EPSILON = 8.0
 
@@ -263,7 +264,8 @@ def _counted(sample: Sample, found: Guess, wanted: Wanted) -> Size:
     largest = round(max(map(len, at_site.values())) * share)
     if len(at_site) < 2:
         raise ConfigError(
-            f"column {found.site!a} names one site", "give --split-by another column, or --sites"
+            f"column {quoted(found.site)} names one site",
+            "give --split-by another column, or --sites",
         )
     return Size(sample.count, units, len(at_site), largest, natural=True)
 

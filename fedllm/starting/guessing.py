@@ -13,6 +13,7 @@ from fedllm.config.task import Kind, columns_read, learns_preferences, may_lack
 from fedllm.data.spelling import read_aloud
 from fedllm.errors import DataError
 from fedllm.starting.profiles import Profile
+from fedllm.visible import quoted
 
 # A label that is taken without being called one comes back so often, of so many at most.
 _RECORDS_A_LABEL, _MOST_LABELS = 5.0, 1000
@@ -143,9 +144,9 @@ def guess(
             doubts = [*_doubts(profiles, columns, unit, taken)]
             if named and few and unit is None and named not in columns.values():
                 doubts.append(
-                    f"{named!a} is called like a person, and has {profiles[named].distinct} values "
-                    f"in {profiles[named].filled:,} rows, so that it was not taken for one: if it "
-                    f"is, give --unit {named}"
+                    f"{quoted(named)} is called like a person, and has "
+                    f"{profiles[named].distinct} values in {profiles[named].filled:,} rows, so "
+                    f"that it was not taken for one: if it is, give --unit {named}"
                 )
             return Guess(each, columns, unit, site, tuple(doubts))
     raise DataError(
@@ -160,7 +161,7 @@ def guess(
 
 def shown_columns(profiles: Mapping[str, Profile]) -> str:
     """List columns with what they hold, for people."""
-    return ", ".join(f"{name!a} ({found.holds})" for name, found in profiles.items())
+    return ", ".join(f"{quoted(name)} ({found.holds})" for name, found in profiles.items())
 
 
 def called(column: str, role: str) -> bool:
@@ -304,15 +305,15 @@ def _doubts(
     told = []
     if "label" in columns and not called(columns["label"], "label"):
         told.append(
-            f"nothing in its name says that {columns['label']!a} is the label: it is the column "
-            "with few values that come back; name another with --label"
+            f"nothing in its name says that {quoted(columns['label'])} is the label: it is the "
+            "column with few values that come back; name another with --label"
         )
     if unit is None:
         for name, one in profiles.items():
             free = name not in taken and name not in columns.values()
             if free and one.holds == "identifier" and one.repeats >= 1.2:
                 told.append(
-                    f"{name!a} comes back {one.repeats:.1f} times and looks like a number of "
+                    f"{quoted(name)} comes back {one.repeats:.1f} times and looks like a number of "
                     f"somebody: if it names persons, protect each with all records by --unit "
                     f"{name}"
                 )

@@ -39,6 +39,7 @@ _DATE = re.compile(
     r"([T ]\d{1,2}:\d{2}.*)?|\d{1,2}:\d{2}(:\d{2})?|\d{4}年\d{1,2}月\d{1,2}日"
 )
 # Letters and digits without space, and digits among them: A-1042, 3f0c..., x@y.org.
+_WIDE_KEY = 4
 _IDENTIFIER = re.compile(r"(?=\S*\d)[\w@.+:/#-]{3,64}")
 
 
@@ -151,7 +152,8 @@ def _kind_of_text(text: str) -> Holds:
         return _kind_of_list(found) if isinstance(found, list) else "name"
     for pattern, kind in _PATTERNS:
         if pattern.fullmatch(text):
-            return kind
+            # A sentence without spaces may have a number in it.
+            return "name" if kind == "identifier" and _wide(text) > _WIDE_KEY else kind
     return "name"
 
 

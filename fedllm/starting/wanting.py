@@ -14,6 +14,7 @@ from fedllm.starting.guessing import Guess, guess
 from fedllm.starting.looking import Sample, Source, look
 from fedllm.starting.profiles import Profile, profiles_of
 from fedllm.starting.writing import run_name
+from fedllm.visible import quoted
 
 NONE = "-"
 
@@ -88,7 +89,8 @@ def prepare(wanted: Wanted) -> None:
     """
     if wanted.name is not None and wanted.name != run_name(wanted.name):
         raise ConfigError(
-            f"no run can be called {wanted.name!a}", f"take for example {run_name(wanted.name)}"
+            f"no run can be called {quoted(wanted.name)}",
+            f"take for example {run_name(wanted.name)}",
         )
     if wanted.force:
         return
@@ -146,7 +148,7 @@ def _query(wanted: Wanted) -> str | None:
     if table is None:
         names = table_names(wanted.location)
         if len(names) != 1:
-            shown = ", ".join(ascii(name) for name in names[:20]) or "none"
+            shown = ", ".join(quoted(name) for name in names[:20]) or "none"
             raise ConfigError(
                 f"the database has {len(names)} tables", f"name one with --table: {shown}"
             )
@@ -154,5 +156,5 @@ def _query(wanted: Wanted) -> str | None:
         parts = [table]
     else:
         parts = table.split(".")
-    quoted = ".".join('"' + part.replace('"', '""') + '"' for part in parts)
-    return f"SELECT * FROM {quoted}"  # noqa: S608
+    table = ".".join('"' + part.replace('"', '""') + '"' for part in parts)
+    return f"SELECT * FROM {table}"  # noqa: S608

@@ -193,6 +193,8 @@ def test_any_rows_are_guessed_or_refused(rows):
         (["yes", "no", "yes"], "name"),
         ([sentence(1), sentence(2)], "text"),
         (["我昨天丢失了银行卡请帮助我", "转账为什么还没有到账请查询"], "text"),
+        (["患者第1次就诊主诉头痛三天", "患者第2次就诊主诉头痛四天"], "text"),
+        (["患者0001", "患者0002"], "identifier"),
         ([None, " ", ""], "nothing"),
         ([["a", "b"]], "texts"),
         (["[1, 2]", "[2, 1.5]"], "numbers"),
