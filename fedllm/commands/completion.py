@@ -53,12 +53,11 @@ def show(shell: str | None = SHELL) -> None:
 
 def script_of(shell: str) -> str:
     """Return what a shell has to read."""
-    from click.shell_completion import get_completion_class
+    from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
-    found = get_completion_class(shell)
-    if found is None:
-        raise ConfigError(f"click completes nothing in {shell}", "use bash, zsh or fish")
-    script = found(click.Command(_PROGRAM), {}, _PROGRAM, _VARIABLE).source()
+    # By name: typer puts others into click's register as soon as it has answered once.
+    made = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}[shell]
+    script = made(click.Command(_PROGRAM), {}, _PROGRAM, _VARIABLE).source()
     # Typer, which answers, takes the two words of what it is asked in the other order.
     return script.replace(f"{_VARIABLE}={shell}_complete", f"{_VARIABLE}=complete_{shell}")
 

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedllm.cli import app
+from fedllm.commands.completion import script_of
 
 
 @pytest.fixture
@@ -26,6 +27,14 @@ PLACES = {
     "zsh": ".zfunc/_fedllm",
     "fish": ".config/fish/completions/fedllm.fish",
 }
+
+
+def test_a_script_is_the_same_after_typer_has_answered():
+    from typer._completion_classes import completion_init
+
+    before = {shell: script_of(shell) for shell in PLACES}
+    completion_init()
+    assert {shell: script_of(shell) for shell in PLACES} == before
 
 
 @pytest.mark.parametrize("shell", PLACES)

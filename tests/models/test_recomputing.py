@@ -217,8 +217,10 @@ def test_a_layer_that_keeps_a_cache_is_refused_beforehand(
     from transformers.models.llama.modeling_llama import LlamaModel
 
     model, forward = tiny_model("llama", "instruction"), LlamaModel.forward
-    made_up, way = MadeUpTraining(), {"activation_checkpointing": activation_checkpointing}
-    made_up.require(model, 24, **way)
+    way = {"activation_checkpointing": activation_checkpointing}
+    MadeUpTraining().require(model, 24, **way)
+    # One that has let nothing through yet.
+    made_up = MadeUpTraining()
     monkeypatch.setattr(
         LlamaModel,
         "forward",
