@@ -70,7 +70,7 @@ FORMS = {
     "quick": Form(
         every=4,
         pretraining=("training.tokens=300_000",),
-        rounds={"taught": 6, "reward": 20, "judge": 20, "dpo": 8, "selector": 8, "selected": 8},
+        rounds={"taught": 6, "reward": 20, "judge": 20, "selector": 8, "selected": 8},
         test=300,
         align=("training.steps=36", "prompts.selection=32", "prompts.test=64"),
     ),
