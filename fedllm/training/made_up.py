@@ -11,6 +11,7 @@ from collections import deque
 from functools import lru_cache, partial
 from hashlib import sha256
 from itertools import count
+from weakref import ref as weakref
 
 import numpy as np
 import torch
@@ -43,7 +44,8 @@ class MadeUpTraining:
     """
 
     def __init__(self) -> None:
-        self._of: tuple[SharedModel, int] | None = None
+        # A base model is gigabytes: whoever lets go of it frees it.
+        self._of: tuple[weakref[SharedModel], int] | None = None
         self._records: EncodedDataset | None = None
         self._passed: deque[tuple[object, ...]] = deque(maxlen=_PASSED)
 
@@ -79,11 +81,12 @@ class MadeUpTraining:
         ShortOfMemoryError
             If there is too little memory.
         """
-        asked = _asked(model, max_length, activation_checkpointing, rows_at_once)
-        if asked in self._passed:
-            return
+        asked = _asked(model, max_length, activation_checkpointing)
+        found = None
         try:
-            losses, reached = self._step(model, max_length, activation_checkpointing)
+            if asked not in self._passed:
+                found = self._step(model, max_length, activation_checkpointing)
+            # What room there is may have changed since.
             if rows_at_once and model.device.type != "cpu":
                 self._longest(model, max_length, activation_checkpointing, rows_at_once)
         except STOPPING:
@@ -99,6 +102,17 @@ class MadeUpTraining:
                 f"a private step on made-up records broke off ({type(error).__name__}: {error})",
                 "the base model does not fit the run's task or lora.target_modules",
             ) from error
+        if found is None:
+            return
+        self._check(model, *found)
+        if not model.sent_reference:
+            # Losses are also by what the run starts from, which the model does not hold.
+            self._passed.append(asked)
+
+    def _check(
+        self, model: SharedModel, losses: NDArray[np.float64], reached: NDArray[np.float64]
+    ) -> None:
+        """Refuse what a step came to; see `require`."""
         if not np.isfinite(losses).any():
             raise TrainingError(
                 "the shared model gives no loss that is a number",
@@ -108,16 +122,12 @@ class MadeUpTraining:
         record.losses.append(losses)
         record.end_of_step(model.adapter().astype(np.float64), reached, len(losses))
         record.check_connected()
-        if not model.sent_reference:
-            # Losses are also by what the run starts from, which the model does not hold.
-            self._passed.append(asked)
 
     def _step(
         self, model: SharedModel, max_length: int, activation_checkpointing: bool
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the losses (B,), and for each value whether its tensor has a gradient (P,)."""
-        if self._of != (model, max_length) or self._records is None:
-            self._of, self._records = (model, max_length), made_up_records(model, max_length)
+        records = self._records_of(model, max_length)
         kept: list[NDArray[np.float64]] = []
         reached = np.zeros(model.manifest.length)
 
@@ -129,8 +139,8 @@ class MadeUpTraining:
 
         try:
             with watched(model, activation_checkpointing):
-                for index in range(len(self._records)):
-                    one = partial(losses, model.moved(self._records.batch(np.array([index]))))
+                for index in range(len(records)):
+                    one = partial(losses, model.moved(records.batch(np.array([index]))))
                     gradients = gradients_of(model)(model.trained, one)
                     for segment, gradient in zip(model.manifest.segments, gradients, strict=True):
                         reached[segment.slice] += float(_reaches(gradient))
@@ -138,16 +148,21 @@ class MadeUpTraining:
             forget_step(model.module)
         return np.concatenate(kept), reached
 
+    def _records_of(self, model: SharedModel, max_length: int) -> EncodedDataset:
+        if self._of != (weakref(model), max_length) or self._records is None:
+            self._of = weakref(model), max_length
+            self._records = made_up_records(model, max_length)
+        return self._records
+
     def _longest(
         self, model: SharedModel, max_length: int, activation_checkpointing: bool, rows: int
     ) -> None:
         """Take the gradient of one unit with the longest records: whether there is room."""
-        if self._records is None:
-            return
+        records = self._records_of(model, max_length)
         if model.several_sequences:
             # They have two answers; a record may have more, which are computed so many at a time.
             rows = max(rows, AT_ONCE // 2)
-        batch = model.moved(_stretched(self._records.batch(np.array([0])), rows, max_length))
+        batch = model.moved(_stretched(records.batch(np.array([0])), rows, max_length))
         try:
             with watched(model, activation_checkpointing):
                 model.prefix.with_room(
@@ -161,7 +176,7 @@ class MadeUpTraining:
 def _asked(model: SharedModel, *settings: object) -> tuple[object, ...]:
     """Return all that an answer depends on."""
     held = sha256(model.values(model.tensors).data).digest()
-    return model, model.manifest, held, *settings
+    return weakref(model), model.manifest, held, *settings
 
 
 def _too_small(model: SharedModel, max_length: int, rows: int) -> ShortOfMemoryError:

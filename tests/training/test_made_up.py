@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
+import torch
 
 from fedllm.errors import TrainingError
 from fedllm.training.made_up import MadeUpTraining, made_up_records
@@ -78,6 +82,26 @@ def test_what_was_let_through_is_not_tried_again_and_anything_else_is(tiny_model
         with pytest.raises(TrainingError, match="no loss that is a number"):
             check.require(model, 16)
     assert len(tried) == 7
+
+
+def test_a_model_that_nobody_else_holds_is_freed(tiny_model):
+    """A site goes on to a run of another base model, with no room for both."""
+    model, check = tiny_model(), MadeUpTraining()
+    check.require(model, 16)
+    seen = weakref.ref(model)
+    del model
+    gc.collect()
+    assert seen() is None
+
+
+def test_room_is_tried_each_time(tiny_model, monkeypatch):
+    model, check, tried = tiny_model(), MadeUpTraining(), []
+    monkeypatch.setattr(type(model), "device", torch.device("meta"))
+    monkeypatch.setattr(type(model), "moved", lambda self, batch: batch)
+    monkeypatch.setattr(MadeUpTraining, "_longest", lambda self, *asked: tried.append(asked))
+    for _ in range(3):
+        check.require(model, 16, rows_at_once=2)
+    assert len(tried) == 3
 
 
 def test_what_refers_to_a_start_is_always_tried(tiny_model, monkeypatch):
