@@ -7,6 +7,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -64,20 +65,11 @@ def query_rows(
         )
     url = _parse(location)
     statement = single_select(query, url.get_backend_name())
-    engine = _engine(url)
-    with _connect(engine, url) as connection:
-        try:
-            if engine.dialect.name == "postgresql":
-                _prepare_postgresql(connection, timeout_s)
-            with _check_query(connection, statement, url) as checked:
-                if engine.dialect.name == "postgresql":
-                    statement = _columns_of_map(checked, connection, statement, columns)
-            yield from _fetch(connection, statement, columns)
-        except DataError:
-            raise
-        except Exception as error:
-            # Drivers raise many classes, and their words may quote a value.
-            raise _failure(error, url, timeout_s) from None
+    with _session(url, timeout_s) as connection:
+        with _check_query(connection, statement, url) as checked:
+            if connection.dialect.name == "postgresql":
+                statement = _columns_of_map(checked, connection, statement, columns)
+        yield from _fetch(connection, statement, columns)
 
 
 def query_columns(location: str, query: str, timeout_s: float) -> list[str]:
@@ -90,19 +82,29 @@ def query_columns(location: str, query: str, timeout_s: float) -> list[str]:
     """
     url = _parse(location)
     statement = single_select(query, url.get_backend_name())
+    with (
+        _session(url, timeout_s) as connection,
+        _check_query(connection, statement, url) as checked,
+    ):
+        names = list(checked.keys())
+        if connection.dialect.name == "postgresql":
+            names = [name for name in names if _is_read(checked, name)]
+        return names
+
+
+@contextmanager
+def _session(url: URL, timeout_s: float) -> Iterator[Connection]:
+    """Open a database for reading; errors in the block, too, are told without a value."""
     engine = _engine(url)
     with _connect(engine, url) as connection:
         try:
             if engine.dialect.name == "postgresql":
                 _prepare_postgresql(connection, timeout_s)
-            with _check_query(connection, statement, url) as checked:
-                names = list(checked.keys())
-                if engine.dialect.name == "postgresql":
-                    names = [name for name in names if _is_read(checked, name)]
-                return names
+            yield connection
         except DataError:
             raise
         except Exception as error:
+            # Drivers raise many classes, and their words may quote a value.
             raise _failure(error, url, timeout_s) from None
 
 
