@@ -53,6 +53,8 @@ class Form:
         Who take part.
     test : int
         Rankings of the test file that pairwise accuracy is told by.
+    compared : int
+        Rankings on which variants are compared.
     align : tuple of str
         What an alignment has otherwise than its file.
     """
@@ -62,6 +64,7 @@ class Form:
     rounds: dict[str, int] = field(default_factory=dict)
     banks: int = 10
     test: int = 2000
+    compared: int = 2000
     align: tuple[str, ...] = ()
 
 
@@ -81,6 +84,7 @@ FORMS = {
         rounds=dict.fromkeys(CHAIN, 1),
         banks=2,
         test=8,
+        compared=20,
         align=(
             "training.steps=1",
             "training.prompts=2",
@@ -248,7 +252,7 @@ def score(out: Path, variant: str, step: str, form: Form) -> None:
     write_json(path, found)
 
 
-def compare(out: Path, step: str, variants: Iterable[str]) -> None:
+def compare(out: Path, step: str, variants: Iterable[str], form: Form) -> None:
     """Look which pairs of compared.jsonl each variant gets right, unless that was done."""
     runs = {one: out / f"{one}-{step}" for one in variants if step in VARIANTS[one]}
     path = out / "scores" / f"pairs-{step}.json"
@@ -256,7 +260,7 @@ def compare(out: Path, step: str, variants: Iterable[str]) -> None:
         return
     from score import rights
 
-    told = rights(list(runs.values()), out / "data/compared.jsonl")
+    told = rights(list(runs.values()), out / "data/compared.jsonl", form.compared)
     found = dict(zip(runs, told, strict=True))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {name: one.written() for name, one in found.items()})
@@ -289,7 +293,7 @@ def main() -> None:
     for variant, step in steps(arguments.clear):
         score(out, variant, step, form)
     for step in TELLS:
-        compare(out, step, VARIANTS if arguments.clear else ("private",))
+        compare(out, step, VARIANTS if arguments.clear else ("private",), form)
     write_table(out, name, steps(clear=True))
     print((out / "table.md").read_text(encoding="utf-8"))
 

@@ -121,17 +121,19 @@ def several_answers(run: Path, prompts: Path, count: int, new_tokens: int) -> li
 
 
 @torch.no_grad()
-def rights(runs: Sequence[Path], compared: Path) -> list[Right]:
+def rights(runs: Sequence[Path], compared: Path, most: int) -> list[Right]:
     """Return what the models of some runs get right of the rankings of a file.
 
     Parameters
     ----------
     runs : sequence of Path
         Of one base and one objective, so that frozen layers read each answer once for all.
+    most : int
+        Rankings of the file that are asked, evenly drawn.
     """
     released = load_released(runs[0])
     model = released.model
-    told = {"test": str(compared), "test_limit": None}
+    told = {"test": str(compared), "test_limit": most}
     data = released.config.data.model_copy(update=told)
     task = task_of(model)
     records = task.read_public(data)
