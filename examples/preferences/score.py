@@ -129,7 +129,7 @@ def rights(runs: Sequence[Path], compared: Path, most: int) -> list[Right]:
     runs : sequence of Path
         Of one base and one objective, so that frozen layers read each answer once for all.
     most : int
-        Rankings of the file that are asked, evenly drawn.
+        Rankings of the file that are asked, the same of each run.
     """
     released = load_released(runs[0])
     model = released.model
