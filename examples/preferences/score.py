@@ -129,14 +129,13 @@ def rights(runs: Sequence[Path], compared: Path, most: int) -> list[Right]:
     runs : sequence of Path
         Of one base and one objective, so that frozen layers read each answer once for all.
     most : int
-        Rankings of the file that are asked, the same of each run.
+        The first rankings of the file, of which each run is asked.
     """
     released = load_released(runs[0])
     model = released.model
-    told = {"test": str(compared), "test_limit": most}
-    data = released.config.data.model_copy(update=told)
+    data = released.config.data.model_copy(update={"test": str(compared)})
     task = task_of(model)
-    records = task.read_public(data)
+    records = task.read_public(data)[:most]
     dataset = task.encode(records, model.tokenizer, released.config.model.max_length)
     pairs = np.array([float(len(own)) for own in dataset.pairs or ()])
     found = []
