@@ -108,12 +108,14 @@ class LoraSection(Section):
         (Chen et al. 2024). "fedsvd": B, and the coordinator makes A's rows the right singular
         vectors of the product after each round (Lee et al. 2025). "core": a matrix of rank by rank
         between B and A, which stay at singular vectors of the base's own weights (LoRA-XS, Balazy
-        et al. 2024). "bitfit": biases and norms of the base itself (Ben Zaken et al. 2022).
+        et al. 2024), or, with ``public_texts``, at a basis in which gradients of such texts have
+        one size. "bitfit": biases and norms of the base itself (Ben Zaken et al. 2022).
         "layers": the last layers whole, as many as ``last_layers`` says. Rank and alpha have no
         meaning for these two.
     public_texts : str, optional
-        For "eva": public texts like those that will be trained on; a file with a column ``text``
-        (``.jsonl``, ``.csv``, ``.parquet``) or of one text a line. Read by the coordinator alone.
+        For "eva" and "core": public texts like those that will be trained on; a file with a column
+        ``text`` (``.jsonl``, ``.csv``, ``.parquet``) or of one text a line. Read by the coordinator
+        alone.
     freeze_a : bool
         The older way to ask for "ffa".
     ranks : list of [units, rank]
@@ -137,10 +139,10 @@ class LoraSection(Section):
             raise ValueError(
                 f"freeze_a means method = 'ffa', and not {self.method!r}: leave freeze_a out"
             )
-        if self.public_texts is not None and self.method != "eva":
+        if self.public_texts is not None and self.method not in ("eva", "core"):
             raise ValueError(
-                f"public_texts decides where method = 'eva' begins, and method = {self.method!r} "
-                "reads none: leave it out"
+                "public_texts decides where methods 'eva' and 'core' begin, and method = "
+                f"{self.method!r} reads none: leave it out"
             )
         if self.rank == 0 and self.method != "lora":
             raise ValueError(

@@ -21,6 +21,7 @@ from fedllm.runs.names import RUN_TOML
 from fedllm.runs.record import read_config
 from fedllm.runs.start import GIVEN, find_start
 from fedllm.tasks import task_of
+from fedllm.tasks.beginning import GIVEN as GIVEN_BY_TEXTS
 
 # How the weights of a base model are held.
 Held = tuple[Quantization, Precision]
@@ -122,9 +123,8 @@ def load_found(found: Found, config: RunConfig) -> SharedModel:
     if found.config is None:
         _train_as(model, found.about)
     model.load_adapter(found.folder)
-    if model.method == "eva":
-        # Nothing trains its A, and the texts that it was made of need not be here.
-        model.begin_with(model.tensors.only("A"))
+    # Nothing trains them, and the texts that they were made of need not be here.
+    model.begin_with(model.tensors.only(*GIVEN_BY_TEXTS.get(model.method, ())))
     return model
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from fedllm.config import RunConfig
 from fedllm.errors import ConfigError
+from fedllm.models.curvature import even_out_cores
 from fedllm.models.explained import explain_inputs
 from fedllm.models.shared import SharedModel
 from fedllm.tasks.public_texts import Tokens, read_texts
 
+# What the texts decide, by method.
+GIVEN = {"eva": ("A",), "core": ("A", "B")}
 # Public texts that are looked at.
 _TEXTS = 64
 
@@ -24,10 +27,13 @@ def begin(config: RunConfig, model: SharedModel) -> None:
     DataError
         If these cannot be read, or say too little.
     """
-    if model.method != "eva":
+    if model.method == "eva":
+        explain_inputs(model, _public_texts(config, model))
+    elif model.method == "core" and config.lora.public_texts is not None:
+        even_out_cores(model, _public_texts(config, model), config.seed)
+    else:
         return
-    explain_inputs(model, _public_texts(config, model))
-    model.begin_with(model.tensors.only("A"))
+    model.begin_with(model.tensors.only(*GIVEN[model.method]))
 
 
 def _public_texts(config: RunConfig, model: SharedModel) -> list[Tokens]:
