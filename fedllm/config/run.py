@@ -174,6 +174,12 @@ class RunConfig(Section):
                 "have no gradient: leave model.quantization out, or take an adapter"
             )
 
+        if self.training.sampled_words is not None and self.task not in ("causal", "instruction"):
+            raise ValueError(
+                "training.sampled_words is for tasks whose losses are of next tokens alone, and "
+                f"task = {self.task!r} is none: leave it out"
+            )
+
     def _label_names_are_texts(self) -> None:
         nameless = self.trains_a_head and not pools_text(self.task)
         for key in ("head_start", "feature_center"):

@@ -223,6 +223,7 @@ class Mechanism(ABC):
             clipping_norm=clipping_norm or self._config.privacy.clipping_norm,
             noise_multiplier=noise_multiplier,
             activation_checkpointing=training.activation_checkpointing,
+            sampled_words=training.sampled_words,
         )
 
     def _divisor(self, expected: float) -> float:

@@ -43,6 +43,9 @@ class LocalSettings:
         that this part of the units is within it.
     activation_checkpointing : bool
         Whether trained layers keep only what enters them, and are run again in the backward pass.
+    sampled_words : int, optional
+        With how many words, on the mean, a token is compared (`fedllm.models.sampled_words`); with
+        all when left out.
     """
 
     steps: int
@@ -56,6 +59,7 @@ class LocalSettings:
     noise_multiplier: float | None
     clipping_quantile: float | None = None
     activation_checkpointing: bool = False
+    sampled_words: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

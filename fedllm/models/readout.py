@@ -10,15 +10,18 @@ forgotten.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
-from torch.nn.functional import log_softmax
+from torch.nn.functional import linear, log_softmax
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, ModelOutput
 
+from fedllm.models.sampled_words import Words
 from fedllm.models.transformer import Batch
 
 # Logits of one piece; their gradients are as many bytes again.
@@ -52,11 +55,24 @@ class Readout:
         self._model = model
         self._top = top
         self._kind: type[ModelOutput] = BaseModelOutput
+        self._some: _Some | None = None
         head = cast(nn.Linear, model.get_output_embeddings())
         # Integers give numbers of four bytes.
         size = head.weight.itemsize if head.weight.is_floating_point() else 4
         words = getattr(head, "out_features", len(head.weight))
         self.tokens_at_once = max(LOGITS_AT_ONCE_BYTES // (words * size), 1)
+
+    @contextmanager
+    def among(self, words: Words) -> Iterator[None]:
+        """Inside, `logits` are of some words, and `losses` compare with these and a token's own."""
+        head = cast(nn.Linear, self._model.get_output_embeddings())
+        self._some = some = _Some(head, words)
+        head.forward = some.logits  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            self._some = None
+            head.__dict__.pop("forward", None)
 
     def states(self, **inputs: Any) -> Tensor:
         """Run the model on ``inputs`` up to its head; returns states (B, T, H)."""
@@ -94,7 +110,7 @@ class Readout:
         """Return the cross-entropy of N tokens, (N,), float32, in nats.
 
         Never are the logits of more than `tokens_at_once` tokens in memory, neither here nor in the
-        backward pass.
+        backward pass. Inside `among`, what all words but a token's own add is estimated.
 
         Parameters
         ----------
@@ -105,11 +121,59 @@ class Readout:
         """
         return cast(Tensor, _InPieces.apply(states, targets, self))
 
+    @contextmanager
+    def compared(self, targets: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Inside, `logits` are of what tokens (N,) are compared with.
+
+        Yields
+        ------
+        places : Tensor
+            (N,), int64: which of them each token is.
+        weights : Tensor, optional
+            (K,), float32: what is added to their logits where they are not the token itself; what
+            comes after them counts for its own tokens alone. None where they are all words.
+        """
+        if self._some is None:
+            yield targets, None
+            return
+        places, self._some.others = self._some.words.places(targets)
+        try:
+            yield places, self._some.words.weights
+        finally:
+            self._some.others = None
+
     def likeliest(self, states: Tensor) -> Tensor:
         """Return the likeliest next tokens (N,), int64, of states (N, H); as `losses` in pieces."""
         pieces = states.split(self.tokens_at_once) if len(states) else ()
         found = [self.logits(piece).argmax(-1) for piece in pieces]
         return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)
+
+
+class _Some:
+    """Stands in for a head, and gives the logits of some words alone.
+
+    Attributes
+    ----------
+    others : Tensor, optional
+        (E,), int64: words that come after the drawn ones.
+    """
+
+    def __init__(self, head: nn.Linear, words: Words) -> None:
+        self.words = words
+        self.others: Tensor | None = None
+        self._head = head
+        self._kept = self._of(words.ids)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return logits (..., K + E)."""
+        drawn = linear(states, *self._kept)
+        if self.others is None or not len(self.others):
+            return drawn
+        return torch.cat([drawn, linear(states, *self._of(self.others))], dim=-1)
+
+    def _of(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        bias = self._head.bias
+        return self._head.weight.detach()[ids], None if bias is None else bias.detach()[ids]
 
 
 class TokenModel(nn.Module, ABC):
@@ -185,11 +249,11 @@ class _InPieces(torch.autograd.Function):
             targets.split(readout.tokens_at_once),
             strict=True,
         ):
-            with torch.set_grad_enabled(wanted):
+            with torch.set_grad_enabled(wanted), readout.compared(following) as (places, weights):
                 part.requires_grad_(wanted)
                 logits = readout.logits(part)
             slope = torch.empty_like(logits) if wanted else None
-            losses.append(row_losses(logits.detach(), following, slope))
+            losses.append(row_losses(logits.detach(), places, slope, weights))
             if wanted:
                 slopes.extend(torch.autograd.grad(logits, part, slope))
         if wanted:
@@ -202,17 +266,20 @@ class _InPieces(torch.autograd.Function):
         return (given[0][:, None] * slopes).to(slopes.dtype), None, None
 
 
-def row_losses(logits: Tensor, targets: Tensor, slopes: Tensor | None) -> Tensor:
+def row_losses(
+    logits: Tensor, targets: Tensor, slopes: Tensor | None, weights: Tensor | None = None
+) -> Tensor:
     """Return cross-entropies (N,), float32, of logits (N, V), and their gradients in ``slopes``.
 
-    A few rows at a time: passes over the logits of all tokens in float32, from memory and back,
-    take as long as the product that makes them.
+    ``weights`` are those of `Readout.compared`. A few rows at a time: passes over the logits of
+    all tokens in float32, from memory and back, take as long as the product that makes them.
     """
     losses = []
     for start in range(0, len(logits), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
-        shares = log_softmax(logits[rows].float(), dim=-1)
         places = targets[rows, None]
+        given = logits[rows].float()
+        shares = log_softmax(given if weights is None else _estimated(given, places, weights), -1)
         losses.append(-shares.gather(1, places)[:, 0])
         if slopes is not None:
             shares.exp_()
@@ -220,3 +287,12 @@ def row_losses(logits: Tensor, targets: Tensor, slopes: Tensor | None) -> Tensor
             slopes[rows] = shares
     # A record need not have a token that counts.
     return torch.cat(losses) if losses else logits.new_zeros(0, dtype=torch.float32)
+
+
+def _estimated(logits: Tensor, own: Tensor, weights: Tensor) -> Tensor:
+    """Return logits (N, K + E) as they count: the first K by their weights, a token's own as it is.
+
+    Other tokens' own words are left out: what they would add is in the weights of the first.
+    """
+    others = logits.new_full((logits.shape[-1] - len(weights),), -torch.inf)
+    return (logits + torch.cat([weights, others])).scatter(1, own, logits.gather(1, own))

@@ -34,6 +34,7 @@ from fedllm.models.own_tensors import train_own_tensors
 from fedllm.models.prefix import Dataset, PrefixCache
 from fedllm.models.quantized import parameters_of, quantize_layers
 from fedllm.models.reference import Reference
+from fedllm.models.sampled_words import SampledWords
 from fedllm.models.sequences import FrozenPart, sequences_in
 from fedllm.models.stillness import forgets
 from fedllm.models.token_head import TokenClassifier
@@ -63,6 +64,8 @@ class SharedModel:
         order (`fedllm.adapters.referring`).
     reference : Reference
         What the model that the run starts from says of records.
+    words : SampledWords
+        Lets losses of tokens compare with some words instead of all.
     fingerprint : str
         Of the base model: SHA-256 of its files, and of how its weights are held
         (``model.quantization``).
@@ -116,6 +119,7 @@ class SharedModel:
             vectors=sequences_in if several else None,
         )
         self.reference = Reference(self)
+        self.words = SampledWords(self)
 
     @property
     def several_sequences(self) -> bool:

@@ -117,7 +117,7 @@ def train_locally(
     if settings.clipping_quantile is not None:
         clipping = AdaptiveClipping(settings.clipping_norm, settings.clipping_quantile)
     try:
-        with _collecting(model, settings):
+        with _collecting(model, settings, sampling):
             for _ in range(settings.steps):
                 indices = poisson_batch(
                     dataset.units, dataset.number_of_units, settings.sampling_rate, sampling
@@ -191,7 +191,7 @@ def clipped_gradient_sum(
         As in `train_locally`.
     """
     record = StepRecord(model.manifest, model.frozen_zeros)
-    with _collecting(model, settings):
+    with _collecting(model, settings, sampling):
         indices = poisson_batch(
             dataset.units, dataset.number_of_units, settings.sampling_rate, sampling
         )
@@ -227,10 +227,13 @@ def _by_units(model: SharedModel) -> bool:
 
 
 @contextmanager
-def _collecting(model: SharedModel, settings: LocalSettings) -> Iterator[None]:
-    """Let backward passes give what a step with these settings needs."""
+def _collecting(
+    model: SharedModel, settings: LocalSettings, sampling: RandomStream
+) -> Iterator[None]:
+    """Let losses and backward passes give what steps with these settings need."""
     checkpointing = settings.activation_checkpointing
     with ExitStack() as ways:
+        ways.enter_context(model.words.drawn(settings.sampled_words, sampling))
         if settings.noise_multiplier is not None:
             ways.enter_context(watched(model, checkpointing))
         elif checkpointing:

@@ -8,6 +8,9 @@ record is there.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import sha256
 from itertools import count
@@ -36,6 +39,24 @@ _RECORDS = 4
 _PASSED = 16
 
 
+@dataclass(frozen=True)
+class _Way:
+    """How a run computes a step, as far as trying it depends on that."""
+
+    max_length: int
+    activation_checkpointing: bool
+    sampled_words: int | None
+
+    @contextmanager
+    def watched(self, model: SharedModel) -> Iterator[None]:
+        """Be in what gradients need."""
+        with (
+            model.words.drawn(self.sampled_words, RandomStream.secure()),
+            watched(model, self.activation_checkpointing),
+        ):
+            yield
+
+
 class MadeUpTraining:
     """Takes the gradients of a private step on made-up records.
 
@@ -55,6 +76,7 @@ class MadeUpTraining:
         max_length: int,
         *,
         activation_checkpointing: bool = False,
+        sampled_words: int | None = None,
         rows_at_once: int = 0,
     ) -> None:
         """Refuse a model that could not be trained from the adapter that it holds.
@@ -70,6 +92,8 @@ class MadeUpTraining:
             Most tokens of a record.
         activation_checkpointing : bool
             Whether the run trains with it.
+        sampled_words : int, optional
+            With how many words the run compares a token.
         rows_at_once : int
             Most records of one unit that are computed at once: where a GPU computes, so many of
             the longest are tried. 0 tries none.
@@ -81,14 +105,15 @@ class MadeUpTraining:
         ShortOfMemoryError
             If there is too little memory.
         """
-        asked = _asked(model, max_length, activation_checkpointing)
+        way = _Way(max_length, activation_checkpointing, sampled_words)
+        asked = _asked(model, way)
         found = None
         try:
             if asked not in self._passed:
-                found = self._step(model, max_length, activation_checkpointing)
+                found = self._step(model, way)
             # What room there is may have changed since.
             if rows_at_once and model.device.type != "cpu":
-                self._longest(model, max_length, activation_checkpointing, rows_at_once)
+                self._longest(model, way, rows_at_once)
         except STOPPING:
             raise
         except BaseException as error:
@@ -124,10 +149,10 @@ class MadeUpTraining:
         record.check_connected()
 
     def _step(
-        self, model: SharedModel, max_length: int, activation_checkpointing: bool
+        self, model: SharedModel, way: _Way
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the losses (B,), and for each value whether its tensor has a gradient (P,)."""
-        records = self._records_of(model, max_length)
+        records = self._records_of(model, way.max_length)
         kept: list[NDArray[np.float64]] = []
         reached = np.zeros(model.manifest.length)
 
@@ -138,7 +163,7 @@ class MadeUpTraining:
             return values
 
         try:
-            with watched(model, activation_checkpointing):
+            with way.watched(model):
                 for index in range(len(records)):
                     one = partial(losses, model.moved(records.batch(np.array([index]))))
                     gradients = gradients_of(model)(model.trained, one)
@@ -154,17 +179,15 @@ class MadeUpTraining:
             self._records = made_up_records(model, max_length)
         return self._records
 
-    def _longest(
-        self, model: SharedModel, max_length: int, activation_checkpointing: bool, rows: int
-    ) -> None:
+    def _longest(self, model: SharedModel, way: _Way, rows: int) -> None:
         """Take the gradient of one unit with the longest records: whether there is room."""
-        records = self._records_of(model, max_length)
+        records = self._records_of(model, way.max_length)
         if model.several_sequences:
             # They have two answers; a record may have more, which are computed so many at a time.
             rows = max(rows, AT_ONCE // 2)
-        batch = model.moved(_stretched(records.batch(np.array([0])), rows, max_length))
+        batch = model.moved(_stretched(records.batch(np.array([0])), rows, way.max_length))
         try:
-            with watched(model, activation_checkpointing):
+            with way.watched(model):
                 model.prefix.with_room(
                     lambda: gradients_of(model)(model.trained, lambda: record_losses(model, batch)),
                     lambda: forget_step(model.module),

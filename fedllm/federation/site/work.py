@@ -64,6 +64,7 @@ class SiteWork:
                 model,
                 config.model.max_length,
                 activation_checkpointing=config.training.activation_checkpointing,
+                sampled_words=config.training.sampled_words,
                 rows_at_once=_rows_at_once(config, self._data),
             )
 
