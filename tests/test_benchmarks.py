@@ -14,6 +14,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 HELPERS = {
     "adapters_run",
     "adapters_table",
+    "decoders",
     "plain_llama",
     "protocol_cohort",
     "protocol_round",
@@ -26,6 +27,7 @@ RATIO = {
     "discrete_noise": r"times NumPy's normals",
     "encryption": r"packed / bfv-16: bytes \d",
     "memory": r"\| MiniLM \|.* \d\.\d\d \|",
+    "first_step": r"core of public texts.*ratio -?\d",
     "many_sites": r"40 in the sum.*\na site of 40 takes \d+\.\d\d times the CPU",
     "poisoning": r"local +10 +signal( +\d+\.\d){4}",
     "pretraining": r"fedllm, adamw .* ratio \d",
@@ -36,6 +38,7 @@ RATIO = {
     "quantization": r"\| bfloat16 \| int4 \|.* \d\.\d\d \| nan \|",
     "quality": r"ratio to a law that always says the mean: \d",
     "unequal_ranks": r"4, 8, 16 by size \| 0\.\d+ \| [+-]\d",
+    "sampled_words": r"16384 words: ratio \d",
     "round": r"encrypted / clear +\d",
     "serving": r"together / transformers: ratio \d+\.\d\d\n(.*\n)*kept / not kept: ratio \d\.\d\d",
 }

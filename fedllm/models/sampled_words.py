@@ -147,11 +147,10 @@ class SampledWords:
 
 
 def chances_of(expected: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Return the chance of each word to be in a draw, (V,): in proportion to the root of a share.
+    """Return the chance of each word to be in a draw, (V,): in proportion to its share.
 
-    The mean square of an estimated sum is least where chances are in proportion to the root of
-    each term's mean square; of that, shares tell the order of magnitude. A word that the model
-    hardly expects counts as one of a twentieth of the mean share: none weighs without bound.
+    None is above one. A word that the model hardly expects counts as one of a twentieth of the mean
+    share: none weighs without bound.
 
     Parameters
     ----------
@@ -170,7 +169,7 @@ def chances_of(expected: NDArray[np.float64], count: int) -> NDArray[np.float64]
             f"training.sampled_words is {count}, and the model has {len(expected)} words",
             "leave it out: all of them are compared with then",
         )
-    wanted = np.sqrt(expected + _LEAST_SHARE * expected.sum() / len(expected))
+    wanted = expected + _LEAST_SHARE * expected.sum() / len(expected)
     low, high = 0.0, count / float(wanted.min())
     for _ in range(100):
         middle = (low + high) / 2

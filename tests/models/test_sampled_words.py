@@ -12,9 +12,13 @@ from support.tiny_models import save_tiny
 
 from fedllm.config import RunConfig, parse
 from fedllm.errors import ConfigError
+from fedllm.mechanisms import LocalSettings
 from fedllm.models.readout import _Some
 from fedllm.models.sampled_words import Words, chances_of
 from fedllm.randomness import RandomStream
+from fedllm.training.evaluate import evaluate
+from fedllm.training.local import train_locally
+from fedllm.training.made_up import MadeUpTraining
 from fedllm.training.objectives import record_losses
 
 # Logits that are as they are, cut off, or scaled.
@@ -173,3 +177,47 @@ def test_a_model_that_mixes_logits_of_words_is_refused(tmp_path, monkeypatch):
         model.words.drawn(6, RandomStream.seeded(1, "test")),
     ):
         pass
+
+
+@pytest.mark.parametrize("noise_multiplier", [None, 1.0])
+def test_training_draws_once_for_all_records_and_evaluation_compares_with_all(
+    model, random_dataset, monkeypatch, noise_multiplier
+):
+    data, drawn = random_dataset(6, "instruction"), []
+    among = type(model.module.readout).among
+
+    def counting(self, words):
+        drawn.append(words)
+        return among(self, words)
+
+    before = evaluate(model, data)
+    monkeypatch.setattr(type(model.module.readout), "among", counting)
+    settings = LocalSettings(
+        2, 1.0, 6.0, 2, "sgd", 0.1, 0.1, 1.0, noise_multiplier, sampled_words=8
+    )
+    assert model.words._expected is not None
+    drawn.clear()
+    with doubles():
+        result = train_locally(
+            model, data, settings, RandomStream.seeded(1, "s"), RandomStream.seeded(1, "n")
+        )
+    assert len(drawn) == 1 and np.abs(result.update).max() > 0
+    assert evaluate(model, data)["loss"] == before["loss"]
+
+
+def test_a_run_asks_before_a_record_is_touched(tmp_path):
+    model = loaded(save_tiny("t5", tmp_path), "t5")
+    with pytest.raises(ConfigError, match="decoder without an encoder"):
+        MadeUpTraining().require(model, 16, sampled_words=8)
+
+
+def test_tasks_with_other_losses_are_refused():
+    values = {
+        "name": "tiny",
+        "task": "classification",
+        "model": {"path": "unused"},
+        "data": {"train": "unused.jsonl"},
+        "training": {"sampled_words": 64},
+    }
+    with pytest.raises(ConfigError, match="next tokens"):
+        parse(RunConfig, values, "test")
