@@ -6,7 +6,8 @@ writes OUT/TASK/train.jsonl, choose.jsonl and test.jsonl for each of the four ta
 line: prompt, response, and site where there are natural ones. `choose.jsonl` is a tenth of the
 training file that no run is trained on: settings are chosen by it, never by the test file. With
 --every N only each Nth training record of a site is kept. OUT/medquad/alone.jsonl holds the
-training records of one hospital, the one of middle size.
+training records of one hospital, the one of middle size. OUT/public.jsonl are public texts on
+anything, of no hospital.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+PUBLIC_TEXTS = 256
 # Characters: what is longer would be cut off where the answer may stand.
 LONGEST_PASSAGE = 400
 Row = dict[str, str]
@@ -154,6 +156,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1)
     arguments = parser.parse_args()
     data = Path(os.environ.get("FEDLLM_DATA", HERE / "../../../shared/data"))
+    texts = [{"text": str(row["text"])} for row in read(data / "pretrain_en" / "train.jsonl.gz")]
+    write(arguments.out / "public.jsonl", texts[:: len(texts) // PUBLIC_TEXTS][:PUBLIC_TEXTS])
     for task in SOURCES:
         prepare(task, data, arguments.out, arguments.every)
 

@@ -32,7 +32,8 @@ class TrainingSection(Section):
         result.
     sampled_words : int, optional
         For tasks of a decoder's next token: in training a token is compared with so many words,
-        drawn anew each round, the likelier ones more often, and not with the whole vocabulary.
+        drawn anew each round, the likelier ones more often, and not with the whole vocabulary, if
+        that is larger.
         Less work where the vocabulary is large (32768 of Gemma's 262144 words: about a third of
         the time), a slightly noisier gradient. Evaluation compares with all.
     optimizer : {"adam", "sgd"}

@@ -91,17 +91,18 @@ class SampledWords:
         Parameters
         ----------
         expected : int, optional
-            Mean number of words of a draw; none: losses compare with all words.
+            Mean number of words of a draw. None, or as many as there are: losses compare with all.
         stream : RandomStream
             Where the draw comes from; need not be secret.
 
         Raises
         ------
         ConfigError
-            If the vocabulary is not larger, or the model does more to a word's logit than to scale
-            it or cut it off.
+            If the model is no decoder, or does more to a word's logit than to scale it or cut it
+            off.
         """
-        if expected is None:
+        module: Any = self._model.module
+        if expected is None or expected >= len(module.backbone.get_output_embeddings().weight):
             yield
             return
         chances = chances_of(self._expected, expected)
@@ -111,8 +112,7 @@ class SampledWords:
             torch.from_numpy(np.flatnonzero(drawn)).to(place),
             torch.from_numpy(-np.log(chances[drawn])).float().to(place),
         )
-        readout = self._model.module.readout  # type: ignore[union-attr]
-        with readout.among(words):
+        with module.readout.among(words):
             yield
 
     @cached_property
@@ -157,18 +157,8 @@ def chances_of(expected: NDArray[np.float64], count: int) -> NDArray[np.float64]
     expected : float64 array (V,)
         Share of each word.
     count : int
-        Mean number of words of a draw.
-
-    Raises
-    ------
-    ConfigError
-        If there are not more words than that.
+        Mean number of words of a draw; less than V.
     """
-    if count >= len(expected):
-        raise ConfigError(
-            f"training.sampled_words is {count}, and the model has {len(expected)} words",
-            "leave it out: all of them are compared with then",
-        )
     wanted = expected + _LEAST_SHARE * expected.sum() / len(expected)
     low, high = 0.0, count / float(wanted.min())
     for _ in range(100):

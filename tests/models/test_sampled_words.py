@@ -153,12 +153,13 @@ def test_draws_differ_and_what_is_expected_is_the_models_own(model):
     assert len(seen) > 4
 
 
-def test_more_words_than_there_are_is_refused(model):
-    with (
-        pytest.raises(ConfigError, match="sampled_words"),
-        model.words.drawn(10**6, RandomStream.seeded(1, "test")),
-    ):
-        pass
+def test_as_many_words_as_there_are_mean_all(model, random_dataset):
+    batch = random_dataset(2, "instruction").batch(np.arange(2))
+    size = model.module.backbone.get_output_embeddings().weight.shape[0]
+    with doubles():
+        whole = record_losses(model, batch)
+        with model.words.drawn(size, RandomStream.seeded(1, "test")):
+            assert torch.equal(record_losses(model, batch), whole)
 
 
 def test_a_model_that_mixes_logits_of_words_is_refused(tmp_path, monkeypatch):
