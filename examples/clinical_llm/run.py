@@ -33,6 +33,7 @@ CLEAR = (
     "privacy.epsilon=",
     "privacy.noise=local",
     "lora.method=lora",
+    "lora.public_texts=",
     "lora.rank=8",
     "lora.alpha=16",
     'lora.target_modules=["q_proj","k_proj","v_proj","o_proj","gate_proj","up_proj","down_proj"]',
