@@ -71,13 +71,14 @@ def even_out_cores(model: SharedModel, texts: Sequence[Sequence[int]], seed: int
         name: layer for name, layer in model.module.named_modules() if isinstance(layer, LoraLayer)
     }
     seen = _looked(model, layers, texts)
-    # Layers keep their share of the slopes, and A's have the strength that other methods' have.
-    strength = sqrt(sum(float(_variance(s.slopes, s.tokens)) for s in seen.values()) / len(seen))
-    if not strength > 0:
+    if not any(bool(s.slopes.any()) for s in seen.values()):
         raise DataError(
             "the public texts have no loss that changes with an adapted layer",
             "give lora.public_texts more and longer texts",
         )
+    # Then the gradient of such a text's mean loss has a norm of about one.
+    tokens = sum(s.tokens for s in seen.values()) / len(seen) / len(texts)
+    strength = sqrt(tokens / model.manifest.length)
     for name, layer in layers.items():
         into = cast(nn.Linear, layer.lora_A["default"])
         out = cast(nn.Linear, layer.lora_B["default"])
@@ -110,10 +111,6 @@ def evened(covariance: Tensor, rank: int, stream: RandomStream) -> Tensor:
     rows = turned / (energy + _DAMPING * energy.mean()).sqrt()
     rows = rows / (rows.square() * energy).sum(1).mean().sqrt()
     return rows @ vectors.T
-
-
-def _variance(products: Tensor, tokens: int) -> Tensor:
-    return products.trace() / tokens / len(products)
 
 
 def _looked(

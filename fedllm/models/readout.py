@@ -67,7 +67,7 @@ class Readout:
         """Inside, `logits` are of some words, and `losses` compare with these and a token's own."""
         head = cast(nn.Linear, self._model.get_output_embeddings())
         self._some = some = _Some(head, words)
-        head.forward = some.logits  # type: ignore[method-assign]
+        head.forward = some.logits  # type: ignore[method-assign, assignment]
         try:
             yield
         finally:

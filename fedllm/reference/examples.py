@@ -21,6 +21,7 @@ EXAMPLES: Mapping[str, object] = {
     "DataSection.test_limit": 500,
     "DataSection.group": "language",
     "LoraSection.last_layers": 2,
+    "TrainingSection.sampled_words": 32768,
     "LoraSection.public_texts": "public.txt",
     "LoraSection.ranks": [[0, 4], [500, 8]],
     "RoundsSection.sites": 20,
