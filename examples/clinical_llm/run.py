@@ -128,6 +128,8 @@ def settings(task: str, arm: str, form: Form, data: Path) -> list[str]:
         "training.sampling_rate": round(rate, 4),
         "training.batch_size": max(1, round(rate * count / sites)),
     }
+    if config.lora.public_texts is not None:
+        words["lora.public_texts"] = json.dumps(str((data / "public.jsonl").absolute()))
     pairs = [f"{key}={value}" for key, value in words.items()]
     if arm in ("clear", "alone"):
         pairs += CLEAR

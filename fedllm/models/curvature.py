@@ -76,7 +76,8 @@ def even_out_cores(model: SharedModel, texts: Sequence[Sequence[int]], seed: int
             "the public texts have no loss that changes with an adapted layer",
             "give lora.public_texts more and longer texts",
         )
-    # Then the gradient of such a text's mean loss has a norm of about one.
+    # Then the gradient of such a text's mean loss has a norm of about one, if tokens have
+    # little in common.
     tokens = sum(s.tokens for s in seen.values()) / len(seen) / len(texts)
     strength = sqrt(tokens / model.manifest.length)
     for name, layer in layers.items():
