@@ -20,6 +20,7 @@ from fedllm.config.rounds import RoundsSection
 from fedllm.config.section import Section, Task
 from fedllm.config.task import (
     labels_records,
+    learns_next_tokens,
     learns_preferences,
     pools_text,
     smallest_unit,
@@ -174,7 +175,7 @@ class RunConfig(Section):
                 "have no gradient: leave model.quantization out, or take an adapter"
             )
 
-        if self.training.sampled_words is not None and self.task not in ("causal", "instruction"):
+        if self.training.sampled_words is not None and not learns_next_tokens(self.task):
             raise ValueError(
                 "training.sampled_words is for tasks whose losses are of next tokens alone, and "
                 f"task = {self.task!r} is none: leave it out"

@@ -54,6 +54,17 @@ def labels_records(task: Task) -> bool:
             assert_never(task)
 
 
+def learns_next_tokens(task: Task) -> bool:
+    """Tell whether losses are of next tokens alone."""
+    match task:
+        case "instruction" | "causal":
+            return True
+        case "classification" | "token_classification" | "preference":
+            return False
+        case _:
+            assert_never(task)
+
+
 def learns_preferences(task: Task) -> bool:
     """Tell whether ``[preference]`` says what is learned."""
     match task:

@@ -109,8 +109,8 @@ class SampledWords:
         drawn = stream.uniform(len(chances)) < chances
         place = self._model.device
         words = Words(
-            torch.from_numpy(np.flatnonzero(drawn)).to(place),
-            torch.from_numpy(-np.log(chances[drawn])).float().to(place),
+            torch.tensor(np.flatnonzero(drawn), device=place),
+            torch.tensor(-np.log(chances[drawn]), dtype=torch.float32, device=place),
         )
         with module.readout.among(words):
             yield
@@ -119,7 +119,7 @@ class SampledWords:
     def _expected(self) -> NDArray[np.float64]:
         """How often the model expects each word, (V,), along texts that it writes by itself."""
         module: Any = self._model.module
-        _require_plain_head(module)
+        _require_plain_head(self._model)
         written = self._written()
         shares = torch.zeros(0)
         with torch.no_grad():
@@ -170,7 +170,7 @@ def chances_of(expected: NDArray[np.float64], count: int) -> NDArray[np.float64]
     return np.minimum(high * wanted, 1.0)
 
 
-def _require_plain_head(module: Any) -> None:
+def _require_plain_head(model: SharedModel) -> None:
     """Refuse a model whose logits of some words are not those words' of all.
 
     Raises
@@ -179,6 +179,7 @@ def _require_plain_head(module: Any) -> None:
         Then.
     """
     remedy = "leave training.sampled_words out, or take another base model"
+    module: Any = model.module
     if module.backbone.config.is_encoder_decoder:
         raise ConfigError("training.sampled_words needs a decoder without an encoder", remedy)
     head = module.backbone.get_output_embeddings()
@@ -186,14 +187,15 @@ def _require_plain_head(module: Any) -> None:
     if weight is None or not weight.is_floating_point() or weight.dim() != 2:
         raise ConfigError("training.sampled_words needs a head of numbers, not of integers", remedy)
     readout = module.readout
-    ids = torch.arange(0, len(weight), max(1, len(weight) // 8), device=weight.device)
-    stream = RandomStream.seeded(0, "sampled words")
-    states = torch.from_numpy(stream.normal(_TRIED * weight.shape[1])).to(weight)
-    states = states.reshape(_TRIED, -1)
+    place = weight.device
+    ids = torch.arange(0, len(weight), max(1, len(weight) // 8), device=place)
+    words = Words(ids, torch.zeros(len(ids), device=place))
+    normal = RandomStream.seeded(0, "sampled words").normal(_TRIED * weight.shape[1])
+    states = torch.tensor(normal.reshape(_TRIED, -1), dtype=weight.dtype, device=place)
     with torch.no_grad():
-        whole = readout.logits(states)[:, ids].float()
+        whole = readout.logits(states)[:, words.ids].float()
         try:
-            with readout.among(Words(ids, torch.zeros(len(ids), device=ids.device))):
+            with readout.among(words):
                 some = readout.logits(states).float()
         except RuntimeError:
             some = torch.full_like(whole, torch.nan)
