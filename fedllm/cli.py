@@ -34,6 +34,7 @@ from fedllm.commands import (
 )
 from fedllm.commands.benefit import benefit
 from fedllm.commands.chat import chat
+from fedllm.commands.dashboard import dashboard
 from fedllm.commands.demo import demo
 from fedllm.commands.doctor import doctor
 from fedllm.commands.export import export
@@ -90,6 +91,7 @@ app.add_typer(server.app, name="server")
 app.add_typer(authority.app, name="authority")
 app.add_typer(client.app, name="client")
 app.add_typer(runs.app, name="runs")
+app.command()(dashboard)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(model.app, name="model")
