@@ -15,9 +15,11 @@ from markupsafe import Markup, escape
 
 from fedllm.visible import visible
 
-_WIDTH, _HEIGHT = 520.0, 250.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 16.0, 14.0, 40.0
+_WIDTH, _HEIGHT = 400.0, 230.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48.0, 14.0, 18.0, 40.0
 _TICKS = 5
+# Between two words on one another, in the drawing's units.
+_LINE = 13.0
 # More markers than this run into one another.
 _MOST_MARKERS = 24
 _MOST_POINTS = 600
@@ -79,6 +81,7 @@ def chart(
     across: str = "round",
     limit: tuple[str, float] | None = None,
     text: Callable[[float], str] = number_text,
+    until: float = 0.0,
 ) -> Chart | None:
     """Draw curves over rounds; None where there is no point.
 
@@ -94,15 +97,18 @@ def chart(
         Name and height of a line from side to side.
     text : callable, optional
         Writes a figure.
+    until : float, optional
+        The horizontal axis goes at least so far.
     """
     known = [Series(one.name, _finite(one.points)) for one in series]
     known = [one for one in known if one.points]
     if not known:
         return None
-    frame = _Frame.around(known, limit[1] if limit else None)
+    frame = _Frame.around(known, limit[1] if limit else None, until)
     parts = [*frame.axes(across)]
     for number, one in enumerate(known):
-        parts += _curve(frame, number, one, text)
+        parts += _curve(frame, number, one)
+    parts += _last_values(frame, known, text)
     if limit is not None:
         parts.append(frame.limit(limit[1]))
     words = f"{visible(title)}. {'; '.join(_in_words(one, text) for one in known)}."
@@ -134,8 +140,9 @@ class _Frame:
     high: float
 
     @classmethod
-    def around(cls, series: Sequence[Series], limit: float | None) -> _Frame:
+    def around(cls, series: Sequence[Series], limit: float | None, until: float) -> _Frame:
         across = [x for one in series for x, _ in one.points]
+        across += [until] if until > min(across) else []
         values = [y for one in series for _, y in one.points]
         values += [limit] if limit is not None else []
         left, right, low, high = min(across), max(across), min(values), max(values)
@@ -170,14 +177,28 @@ class _Frame:
         )
 
 
-def _curve(frame: _Frame, number: int, one: Series, text: Callable[[float], str]) -> list[Markup]:
+def _curve(frame: _Frame, number: int, one: Series) -> list[Markup]:
     points = _thinned(one.points, _MOST_POINTS)
     path = " ".join(f"{_text(frame.x(x))},{_text(frame.y(y))}" for x, y in points)
     line = Markup('<polyline class="line s{}" points="{}"{}></polyline>')
-    found = [line.format(number, path, _dashes(number))]
-    found += [_marker(number, frame.x(x), frame.y(y)) for x, y in _thinned(points, _MOST_MARKERS)]
-    x, y = points[-1]
-    found.append(_words(frame.x(x), frame.y(y) - 9, text(y), "end", "value"))
+    marks = [_marker(number, frame.x(x), frame.y(y)) for x, y in _thinned(points, _MOST_MARKERS)]
+    return [line.format(number, path, _dashes(number)), *marks]
+
+
+def _last_values(
+    frame: _Frame, series: Sequence[Series], text: Callable[[float], str]
+) -> list[Markup]:
+    """Write the last figure of each series at its end, none on another."""
+    ends = sorted((one.points[-1] for one in series), key=lambda point: -frame.y(point[1]))
+    found, free = list[Markup](), _HEIGHT - _BOTTOM
+    for x, y in dict.fromkeys(ends):
+        height = min(frame.y(y) - 9, free)
+        free = height - _LINE
+        # Of many series that end together, those that are left have no room.
+        if height > _LINE / 2:
+            near = frame.x(x) < _WIDTH / 4
+            anchor = "start" if near else "end"
+            found.append(_words(frame.x(x), height, text(y), anchor, "value"))
     return found
 
 

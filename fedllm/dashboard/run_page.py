@@ -17,8 +17,9 @@ from fedllm.runs.shelf import settings_of
 from fedllm.runs.terminal import describe_phase
 from fedllm.visible import visible
 
-# Counts, and no measures of a model.
-_COUNTS = ("records", "units")
+# Counts, and no measures of a model; and the ends of intervals, which stand in the table.
+_COUNTS = ("records", "units", "pairs", "tokens")
+_ENDS = ("_noise", "_low", "_high")
 _FIRST = ("loss", "accuracy", "f1", "perplexity", "reward")
 _PHASES = {
     "train": "training, all sites together",
@@ -170,7 +171,7 @@ def measures_of(reports: Sequence[RoundReport]) -> list[str]:
         for report in reports
         for figures in (report.metrics, report.site_metrics)
         for name in figures or {}
-        if name not in _COUNTS and not name.endswith("_noise")
+        if name not in _COUNTS and not name.endswith(_ENDS)
     )
     return sorted(found, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
 
@@ -180,7 +181,7 @@ def charts_of(seen: Seen) -> list[Chart]:
     if seen.kind == "pretraining":
         return _pretraining_charts(seen)
     found = [
-        chart(f"m{number}", title, _measured(seen.reports, name))
+        chart(f"m{number}", title, _measured(seen.reports, name), until=seen.total)
         for number, name in enumerate(measures_of(seen.reports))
         for title in [name.replace("_", " ")]
     ]
@@ -209,7 +210,7 @@ def _epsilon_chart(seen: Seen) -> Chart | None:
         series.append(Series("spent, the least at a site", least))
     promised = promised_of(seen)
     limit = ("promised", promised) if promised is not None else None
-    return chart("epsilon", "epsilon", series, limit=limit, text=epsilon_text)
+    return chart("epsilon", "epsilon", series, limit=limit, text=epsilon_text, until=seen.total)
 
 
 def _pretraining_charts(seen: Seen) -> list[Chart]:

@@ -37,6 +37,7 @@ source.addEventListener("over", (event) => {
   source.close();
   say(`${JSON.parse(event.data)} This page does not change any more.`);
 });
+source.addEventListener("open", () => say("Live."));
 source.addEventListener("error", () => say("The connection is lost; trying again."));
 
 function say(words) {
