@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from socket import socket
 
 import typer
-
-from fedllm.errors import ConfigError
 
 
 def dashboard(
@@ -26,37 +23,17 @@ def dashboard(
     KIT/state/runs. Nothing is changed through the page, and it loads nothing from another host.
     /metrics has the figures for Prometheus.
     """
-    from fedllm.dashboard.application import Dashboard
-    from fedllm.dashboard.watching import Runs
-    from fedllm.processes import leave, say, stop_on_signals
     from fedllm.runs.shelf import found_in
-    from fedllm.serving.server import serve
 
     where = folders or [Path("runs")]
     found_in(where)
+    from fedllm.dashboard.listening import opened, show
+    from fedllm.processes import leave, stop_on_signals
+
+    listening = opened(port, "--port")
     stop = stop_on_signals()
-    with _listening(port) as listening:
-        # Not into the log's form: it is an address to open.
-        serve(
-            Dashboard(Runs(where), say),
-            listening,
-            None,
-            stop,
-            lambda own: print(f"open http://127.0.0.1:{own}/ (Ctrl-C ends it)", flush=True),
-            2.0,
-        )
+    # Not into the log's form: it is an address to open.
+    show(where, listening, stop, lambda page: print(f"open {page} (Ctrl-C ends it)", flush=True))
     if threading.active_count() > 1:
         leave(stop.exit_code)
     raise typer.Exit(stop.exit_code)
-
-
-def _listening(port: int) -> socket:
-    from fedllm.serving.server import Address, listening_socket
-
-    try:
-        return listening_socket(Address("127.0.0.1", port))
-    except ConfigError as error:
-        raise ConfigError(
-            error.message,
-            "another dashboard may have it; take another port with --port (0: a free one)",
-        ) from None
