@@ -30,7 +30,7 @@ def opened(port: int, option: str) -> socket:
     except ConfigError as error:
         raise ConfigError(
             error.message,
-            f"another dashboard may have it; take another port with {option} (0: a free one)",
+            f"take another port with {option} (0: a free one); another dashboard may have this one",
         ) from None
 
 

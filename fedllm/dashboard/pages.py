@@ -152,7 +152,7 @@ def compared_sections(found: Compared, runs: Mapping[str, Seen]) -> dict[str, st
     names = [(run_page.name_of(seen), visible(key)) for key, seen in runs.items()]
     short = [f"{number} {name}" for number, (name, _) in enumerate(names, 1)]
     tables = [
-        (title, ("", *short), _cells(rows))
+        (title, ("what", *short), _cells(rows))
         for title, rows in (
             ("Quality beside privacy", _beside(found)),
             ("Settings that differ", found.settings),

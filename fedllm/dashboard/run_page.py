@@ -142,6 +142,8 @@ def _left(seen: Seen) -> str:
 
 def duration(seconds: float) -> str:
     """Write a time as people say it: two units at most."""
+    if seconds < 0.05:
+        return "under 0.1 s"
     if seconds < 100:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes = round(seconds / 60)
@@ -210,6 +212,12 @@ def _epsilon_chart(seen: Seen) -> Chart | None:
         series.append(Series("spent, the least at a site", least))
     promised = promised_of(seen)
     limit = ("promised", promised) if promised is not None else None
+    # What has no bound has no curve: it would end where it is still bounded.
+    series = [
+        Series(one.name, [(0, 0.0), *one.points])
+        for one in series
+        if one.points and all(isfinite(value) for _, value in one.points)
+    ]
     return chart("epsilon", "epsilon", series, limit=limit, text=epsilon_text, until=seen.total)
 
 

@@ -39,7 +39,7 @@ def test_two_dashboards_on_one_port(tmp_path):
         port = first.getsockname()[1]
         found = refused(tmp_path, "--port", port)
     assert f"cannot listen on 127.0.0.1:{port}" in found.message
-    assert "another dashboard may have it; take another port with --port" in found.remedy
+    assert "take another port with --port (0: a free one); another dashboard" in found.remedy
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from support.dashboard import Growing, add_line, sign_heads
 from support.run_folder import SITES, rounds, write_run
 
 from fedllm.dashboard.following import Follower
-from fedllm.dashboard.run_page import charts_of, spent_of, words_of
+from fedllm.dashboard.run_page import charts_of, privacy_of, spent_of, words_of
 from fedllm.dashboard.sites import sites_of
 from fedllm.runs import names
 from fedllm.runs.job import Job, write_job
@@ -182,7 +182,11 @@ def test_an_epsilon_without_a_bound_is_unlimited_and_not_left_out(tmp_path):
     lines = rounds()
     lines[-1]["epsilon"]["Northgate"] = None
     folder = write_run(tmp_path / "run", lines=lines)
-    assert spent_of(Follower(folder).look()) == float("inf")
+    seen = Follower(folder).look()
+    assert spent_of(seen) == float("inf")
+    assert dict(privacy_of(seen))["epsilon spent so far, the most at a site"] == "unlimited"
+    drawn = [one for one in charts_of(seen) if one.key == "epsilon"]
+    assert all("most" not in name for one in drawn for name, _ in one.legend)
 
 
 def test_pretraining_and_alignments_are_named_as_what_they_are(tmp_path):
