@@ -115,8 +115,8 @@ def what_of(seen: Seen) -> str:
     """Say in a few words what is done in a folder."""
     if seen.kind == "pretraining":
         return "pretraining on public text"
-    task = seen.config.task if seen.config is not None else ""
-    task = (task or (seen.summary.task if seen.summary is not None else "")).replace("_", " ")
+    recorded = seen.summary.task if seen.summary is not None else ""
+    task = (seen.config.task if seen.config is not None else recorded).replace("_", " ")
     kind = "alignment on public prompts" if seen.kind == "alignment" else "federated run"
     return f"{kind}, {task}" if task else kind
 
@@ -248,7 +248,7 @@ def promised_of(seen: Seen) -> float | None:
     if seen.kind == "run" and seen.config is not None:
         return seen.config.privacy.epsilon
     told = seen.summary.privacy.get("promised") if seen.summary is not None else None
-    return float(told) if _is_number(told) else None
+    return float(told) if isinstance(told, int | float) else None
 
 
 def spent_of(seen: Seen) -> float | None:
