@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,6 @@ def place(tiny_checkpoint, tmp_path_factory):
 
 
 def test_the_code_of_the_page_does_what_it_says(place, monkeypatch, capsys):
-    pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is missing")
     monkeypatch.chdir(place)
     names: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.DOTALL)
@@ -97,12 +97,15 @@ def test_an_interrupted_run_says_how_it_goes_on_and_a_failing_watcher_loses_none
 def test_a_run_of_another_process_is_followed_to_its_end(place, tmp_path):
     out = tmp_path / "out"
     arguments = ["simulate", str(place / "run.toml"), "--out", str(out)]
+    board = find_spec("tensorboard") is not None
+    arguments += ["--tensorboard", str(tmp_path / "board")] if board else []
     with subprocess.Popen([sys.executable, "-m", "fedllm", *arguments]) as program:
         while not (out / ".lock").exists() or not (out / "run.toml").exists():
             assert program.poll() is None
             threading.Event().wait(0.1)
         assert [report.round for report in fedllm.follow(out)] == [0, 1, 2]
         assert program.wait() == 0
+    assert any((tmp_path / "board").glob("events.*")) == board
     assert len(list(fedllm.follow(out))) == 3
     error = {"kind": "BudgetError", "message": "the budget is spent", "remedy": "raise it"}
     write_job(out, Job("x", "failed", "2026-01-01", 1, error))
