@@ -40,9 +40,10 @@ def test_changes_are_those_of_the_command(file):
     )
     overrides = ["seed=3", "privacy.epsilon=3.0", "data.sites=4"]
     assert made == load_run_config(file, overrides)
-    assert fedllm.configure(file, privacy={"epsilon": None}) == load_run_config(
-        file, ["privacy.epsilon="]
-    )
+    for key in ("epsilon", "unit"):
+        # The recipe fills in what nobody says.
+        removed = fedllm.configure(file, privacy={key: None})
+        assert removed == load_run_config(file, [f"privacy.{key}="])
 
 
 def test_without_a_file_paths_count_from_the_working_directory(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def test_figures_are_those_of_the_folder(run):
 
 def test_what_a_notebook_shows_is_text_whatever_a_run_is_called(tmp_path):
     evil = "<script>alert(1)</script>\u202e"
-    folder = write_run(tmp_path / "a", figures=summary(run=evil))
+    folder = write_run(tmp_path / "a\u202e", figures=summary(run=evil))
     shown = fedllm.open_run(folder)._repr_html_()
     assert "&lt;script&gt;" in shown
     assert "<script>" not in shown
