@@ -76,8 +76,8 @@ class Seen:
     kind : {"run", "alignment", "pretraining"}
         What is done in it.
     state : str
-        "queued", "running", "stopped" (no process works on it, and it is not finished),
-        "finished", "failed" or "cancelled".
+        "queued" (at a coordinator, and no process works on it now), "running", "stopped" (not
+        finished, and no process works on it), "finished", "failed" or "cancelled".
     config : RunConfig, optional
         None where it cannot be read, as of another version.
     reports : tuple of RoundReport
@@ -297,7 +297,8 @@ class Follower:
             return "finished"
         if is_held(self._folder / names.LOCK):
             return "running"
-        return "queued" if job is not None and job.status == "queued" else "stopped"
+        # A coordinator that runs takes it up, or starts its process again.
+        return "queued" if job is not None else "stopped"
 
     def _files(self) -> dict[str, int]:
         found = {}

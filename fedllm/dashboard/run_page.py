@@ -31,7 +31,7 @@ _PHASES = {
 _RECENT = 5
 _MOST_ROWS = 500
 _STATES = {
-    "queued": "queued",
+    "queued": "queued: a coordinator has it, and no process works on it now",
     "running": "running",
     "stopped": "stopped: no process works on it",
     "finished": "finished",

@@ -71,12 +71,19 @@ class Runs:
         Of runs, or of folders of runs; each must be there.
     clock : callable, optional
         Tells the seconds.
+
+    Attributes
+    ----------
+    single : str, optional
+        The key of the run that is all there is to see; None where a folder of runs was given.
     """
 
     def __init__(
         self, folders: Sequence[Path], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._folders = [folder.absolute() for folder in folders]
+        alone = len(folders) == 1 and (folders[0] / names.RUN_TOML).exists()
+        self.single = self._folders[0].name if alone else None
         self._clock = clock
         self._turn = threading.Lock()
         self._followers: dict[str, Follower] = {}
@@ -86,13 +93,6 @@ class Runs:
         self._shelf_page = Page("Runs", {})
         self.shelf = Shared(self._look_at_all, _LIST_S, clock)
         self.all = Shared(self._all, _RUN_S, clock)
-
-    @property
-    def single(self) -> str | None:
-        """The key of the run that is all there is to see; None where a folder of runs was given."""
-        folders = self._folders
-        alone = len(folders) == 1 and (folders[0] / names.RUN_TOML).exists()
-        return folders[0].name if alone else None
 
     def find(self) -> Mapping[str, Path]:
         """Return the folders of all runs that there are now, by their keys."""

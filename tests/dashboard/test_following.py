@@ -153,7 +153,9 @@ def test_a_job_of_a_coordinator_has_its_own_states(tmp_path):
     write_job(run.folder, Job("ward", "running", "2026-01-01"))
     assert follower.look().state == "running"
     run.die()
-    assert follower.look().state == "stopped"
+    # Its process died, and is started again.
+    assert follower.look().state == "queued"
+    assert not follower.look().over
     error = {"kind": "PeerError", "message": "too few", "remedy": "wait"}
     write_job(run.folder, Job("ward", "failed", "2026-01-01", 1, error))
     seen = follower.look()

@@ -35,6 +35,8 @@ def opened(chromium):
 
     def make(**options):
         contexts.append(chromium.new_context(**options))
+        # On a machine with much else to do.
+        contexts[-1].set_default_timeout(180_000)
         page = contexts[-1].new_page()
         page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
         page.on("pageerror", lambda error: complaints.append(str(error)))
