@@ -197,6 +197,13 @@ def test_a_run_folder_is_read_without_torch():
             assert not any(within(module, name) for name in heavy), path
 
 
+def test_a_page_of_runs_knows_neither_records_nor_models():
+    strangers = ("data", "models", "tasks", "training", "mechanisms", "encryption", "at_rest")
+    for path in files("fedllm/dashboard", "fedllm/trackers"):
+        for module in imports(path):
+            assert not any(within(module, f"fedllm.{name}") for name in strangers), (path, module)
+
+
 def is_public(module: str) -> bool:
     package, _, name = module.rpartition(".")
     return module in PUBLIC_FLOWER or (package in PUBLIC_FLOWER and name[:1].isupper())
