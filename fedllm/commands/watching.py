@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from fedllm.runs.observer import Observer
+if TYPE_CHECKING:
+    from fedllm.trackers.tensorboard import TensorBoardObserver
 
 TENSORBOARD = typer.Option(
     None,
@@ -15,7 +17,7 @@ TENSORBOARD = typer.Option(
 )
 
 
-def trackers(tensorboard: Path | None) -> list[Observer]:
+def trackers(tensorboard: Path | None) -> list[TensorBoardObserver]:
     """Return what was asked for.
 
     Raises

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
@@ -42,17 +43,14 @@ class TensorBoardObserver(Observer):
 
     def started(self, start: Start) -> None:
         """Open the folder, and write the settings down, without user and password of any URL."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.close()
         # A round that was begun is done again.
-        purge = start.done + 1 if start.done else None
-        self._writer = SummaryWriter(str(self._folder), purge_step=purge)
+        self._open(start.done + 1 if start.done else None)
         if isinstance(start.config, RunConfig):
             settings = without_passwords(settings_of(start.config))
             rows = [f"| {key} | {_cell(value)} |" for key, value in settings.items()]
             table = "\n".join(["| key | value |", "|---|---|", *rows])
-            self._writer.add_text("settings", table, start.done)
+            if self._writer is not None:
+                self._writer.add_text("settings", table, start.done)
 
     def finished_round(self, report: RoundReport) -> None:
         """Write a round's figures."""
@@ -70,11 +68,27 @@ class TensorBoardObserver(Observer):
         self._write(report.step, **told, **held_out)
         self._flush()
 
+    def aligned(
+        self, step: int, training: Mapping[str, float], measured: Mapping[str, float]
+    ) -> None:
+        """Write a step of an alignment: of its own answers, and of what is held out of it."""
+        if self._writer is None:
+            self._open(step)
+        self._write(step, **{f"train/{name}": value for name, value in training.items()})
+        self._write(step, **{f"test/{name}": value for name, value in measured.items()})
+        self._flush()
+
     def close(self) -> None:
         """Close the folder."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+    def _open(self, purge_step: int | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.close()
+        self._writer = SummaryWriter(str(self._folder), purge_step=purge_step)
 
     def _write(self, step: int, **figures: float | None) -> None:
         if self._writer is None:

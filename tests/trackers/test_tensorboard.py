@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from support.run_folder import rounds, run_config
 
+from fedllm.commands.align import _tracked
 from fedllm.errors import ConfigError
 from fedllm.runs.metrics import RoundReport
 from fedllm.runs.observer import Start, StepReport
@@ -18,6 +21,10 @@ def reports(count=5):
 
 def start(done=0, **changes):
     return Start("r", run_config(**changes), "rounds", 5, done)
+
+
+def step_of(step):
+    return SimpleNamespace(step=step, training={}, measured={})
 
 
 def read_back(folder):
@@ -82,6 +89,32 @@ def test_pretraining_is_shown_by_its_steps_and_what_has_no_bound_is_no_point(tmp
     assert scalars["train/loss"] == [(10, 3.5)]
     assert scalars["test/bits_per_byte"] == [(10, 2.0)]
     assert "privacy/epsilon_at_most" not in scalars
+
+
+@pytest.mark.slow
+def test_an_alignment_is_shown_by_its_steps_and_goes_on(tmp_path):
+    pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is missing")
+    from fedllm.alignment.loop import Progress
+
+    for steps in ((0, 1, 2), (2, 3)):
+        watching = TensorBoardObserver(tmp_path)
+        with _tracked(lambda progress: None, [watching]) as heard:
+            for step in steps:
+                heard(Progress(step, 3, {"kl": 0.5 * step}, {"reward": 2.0} if step else {}))
+    scalars, _ = read_back(tmp_path)
+    assert scalars["train/kl"] == [(0, 0.0), (1, 0.5), (2, 1.0), (3, 1.5)]
+    assert [step for step, _ in scalars["test/reward"]] == [1, 2, 3]
+
+
+def test_a_tracker_that_fails_costs_no_alignment(tmp_path, capsys):
+    pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is missing")
+    watching, told = TensorBoardObserver(tmp_path), []
+    watching.aligned = lambda *figures: 1 / 0
+    with _tracked(told.append, [watching]) as heard:
+        for step in range(3):
+            heard(step_of(step))
+    assert len(told) == 3
+    assert capsys.readouterr().err.count("hears no more") == 1
 
 
 def test_without_the_package_it_says_which_extra_to_add(tmp_path, monkeypatch):
