@@ -148,7 +148,7 @@ class Follower:
         self._folder = folder
         self._turn = threading.Lock()
         self._problems: dict[str, str] = {}
-        self._config = Kept(folder / names.RUN_TOML, self._careful(lambda p: read_config(p.parent)))
+        self._config = Kept(folder / names.RUN_TOML, self._careful(_config))
         self._summary = Kept(
             folder / names.SUMMARY, self._careful(lambda p: read_summary(p.parent))
         )
@@ -206,7 +206,7 @@ class Follower:
             self._folder,
             kind,
             state,
-            config if kind != "pretraining" else None,
+            config,
             tuple(self._reports),
             tuple(self._steps),
             told.under if state == "running" else Under(),
@@ -307,6 +307,11 @@ class Follower:
             if path.is_file():
                 found[name] = path.stat().st_size
         return found
+
+
+def _config(path: Path) -> RunConfig | None:
+    # Pretraining has keys of its own, and none of them is shown.
+    return None if kind_of(path.parent) == "pretraining" else read_config(path.parent)
 
 
 class _Told(Observer):

@@ -18,9 +18,9 @@ _STATES = ("queued", "running", "stopped", "finished", "failed", "cancelled")
 
 
 def page(runs: Mapping[str, Seen]) -> bytes:
-    """Return the figures of runs, by their keys, in Prometheus' text format."""
+    """Return the figures of federated runs, by their keys, in Prometheus' text format."""
     registry = CollectorRegistry()
-    registry.register(_Runs({key: one for key, one in runs.items() if one.kind != "pretraining"}))
+    registry.register(_Runs({key: one for key, one in runs.items() if one.kind == "run"}))
     return generate_latest(registry)
 
 

@@ -42,7 +42,7 @@ _FILES = {
     names.REPORT: "report for a data-protection officer",
     names.REPORT_TWIN: "the report's figures",
     names.SUMMARY: "what the run came to",
-    names.METRICS: "figures of each round",
+    names.METRICS: "figures of each round or step",
     names.HEADS: "signed heads of the sites' ledgers",
     names.ROSTER: "public keys of the parties",
     names.RELEASE: "what the coordinator signed of the released model",
@@ -123,7 +123,7 @@ def what_of(seen: Seen) -> str:
 
 def _progress(seen: Seen) -> tuple[int, int, str]:
     if seen.kind != "pretraining":
-        return seen.done, seen.total, "rounds"
+        return seen.done, seen.total, "rounds" if seen.kind == "run" else "steps"
     step = seen.steps[-1].get("step") if seen.steps else 0
     return (step if isinstance(step, int) else 0), 0, "steps"
 
@@ -182,8 +182,9 @@ def charts_of(seen: Seen) -> list[Chart]:
     """Draw every measure over the rounds, and epsilon."""
     if seen.kind == "pretraining":
         return _pretraining_charts(seen)
+    across = "round" if seen.kind == "run" else "step"
     found = [
-        chart(f"m{number}", title, _measured(seen.reports, name), until=seen.total)
+        chart(f"m{number}", title, _measured(seen, name), across, until=seen.total)
         for number, name in enumerate(measures_of(seen.reports))
         for title in [name.replace("_", " ")]
     ]
@@ -191,12 +192,15 @@ def charts_of(seen: Seen) -> list[Chart]:
     return [one for one in found if one is not None]
 
 
-def _measured(reports: Sequence[RoundReport], name: str) -> list[Series]:
+def _measured(seen: Seen, name: str) -> list[Series]:
+    public, own = (
+        ((r.round, r.metrics) for r in seen.reports),
+        ((r.round, r.site_metrics) for r in seen.reports),
+    )
+    where = "public test file" if seen.kind == "run" else "held-out prompts"
     return [
-        Series("public test file", _points(((r.round, r.metrics) for r in reports), name)),
-        Series(
-            "held out at the sites", _points(((r.round, r.site_metrics) for r in reports), name)
-        ),
+        Series(where, _points(public, name)),
+        Series("held out at the sites", _points(own, name)),
     ]
 
 
@@ -324,6 +328,10 @@ def seconds_of(seen: Seen) -> tuple[Part, ...]:
 
 def took(seen: Seen) -> str:
     """Say how long all rounds took by the clock; empty where they do not say."""
+    if seen.kind == "alignment":
+        # A step's line has the seconds from the beginning.
+        last = seen.reports[-1].seconds.get("total") if seen.reports else None
+        return duration(last) if last else ""
     total = sum(report.seconds.get("total") or 0.0 for report in seen.reports)
     return duration(total) if total else ""
 
@@ -391,7 +399,15 @@ def rounds_table(seen: Seen) -> RoundsTable:
             )
         )
     headings = ("round", "sites", "left out", *measures, "epsilon", "up", "took", "remark")
-    return RoundsTable(headings, tuple(rows), len(seen.reports) - len(shown))
+    left_out = len(seen.reports) - len(shown)
+    if seen.kind == "alignment":
+        # No site takes part in it.
+        return RoundsTable(("step", *measures), tuple(_of_step(row) for row in rows), left_out)
+    return RoundsTable(headings, tuple(rows), left_out)
+
+
+def _of_step(row: tuple[str, ...]) -> tuple[str, ...]:
+    return (row[0], *row[3:-4])
 
 
 def _figure(figures: Figures, name: str) -> str:

@@ -20,7 +20,7 @@ from fedllm.dashboard.pages import (
     run_sections,
     shelf_sections,
 )
-from fedllm.dashboard.run_page import name_of
+from fedllm.dashboard.run_page import name_of, words_of
 from fedllm.errors import ConfigError, FedllmError
 from fedllm.runs import names
 from fedllm.runs.shelf import compare, runs_below
@@ -193,7 +193,10 @@ class _RunLook:
             revision = self._page.revision + (sections != self._page.sections)
             over = seen.state in ("finished", "failed", "cancelled")
             far = f"{seen.done}/{seen.total} " if seen.total and not over else ""
-            said = f"{seen.state}, {seen.done} of {seen.total} rounds." if seen.total else ""
+            words = words_of(seen)
+            said = (
+                f"{seen.state}, {words.done} of {words.total} {words.unit}." if seen.total else ""
+            )
             self._page = Page(f"{far}{name_of(seen)}", sections, revision, over, said.capitalize())
             self._seen = seen
         return self._page

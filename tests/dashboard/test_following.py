@@ -10,7 +10,14 @@ from support.dashboard import Growing, add_line, sign_heads
 from support.run_folder import SITES, rounds, write_run
 
 from fedllm.dashboard.following import Follower
-from fedllm.dashboard.run_page import charts_of, privacy_of, spent_of, words_of
+from fedllm.dashboard.run_page import (
+    charts_of,
+    privacy_of,
+    rounds_table,
+    spent_of,
+    took,
+    words_of,
+)
 from fedllm.dashboard.sites import sites_of
 from fedllm.runs import names
 from fedllm.runs.job import Job, write_job
@@ -203,5 +210,15 @@ def test_pretraining_and_alignments_are_named_as_what_they_are(tmp_path):
     seen = Follower(tmp_path / "base").look()
     assert (seen.kind, len(charts_of(seen))) == ("pretraining", 1)
     assert words_of(seen).done == 20
-    assert Follower(tmp_path / "aligned").look().kind == "alignment"
+    assert not seen.problems
+    for step in range(3):
+        line = {"round": step, "metrics": {"reward": 1.0 + step}, "seconds": {"total": 20.0 * step}}
+        add_line(tmp_path / "aligned" / names.METRICS, line)
+    aligned = Follower(tmp_path / "aligned").look()
+    assert aligned.kind == "alignment"
+    assert words_of(aligned).unit == "steps"
+    # Each line has the seconds from the beginning.
+    assert took(aligned) == "40 s"
+    assert rounds_table(aligned).headings == ("step", "reward")
+    assert rounds_table(aligned).rows[0] == ("2", "3")
     assert asdict(words_of(seen))["unit"] == "steps"
