@@ -9,10 +9,22 @@ from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from fedllm.dashboard import run_page
 from fedllm.dashboard.curves import MOST_SERIES, Series, bar, chart
+from fedllm.dashboard.drawings import charts_of
 from fedllm.dashboard.following import Seen
+from fedllm.dashboard.measures import best_of, measures_of, spent_by_site, spent_of
 from fedllm.dashboard.sites import sites_of
+from fedllm.dashboard.tables import (
+    bytes_of,
+    files_of,
+    fingerprints_of,
+    privacy_of,
+    rounds_table,
+    seconds_of,
+    settings_rows,
+    took,
+)
+from fedllm.dashboard.wording import name_of, what_of, words_of
 from fedllm.identity.titles import shown
 from fedllm.privacy.accounting.words import epsilon_text
 from fedllm.runs.shelf import Compared, in_words, title_of
@@ -79,23 +91,21 @@ def run_sections(seen: Seen, key: str) -> dict[str, str]:
     sites = sites_of(seen)
     titles = {name: shown(name, seen.titles) for name in seen.heads.newest}
     return {
-        "top": made.top(run_page.words_of(seen), seen.state),
+        "top": made.top(words_of(seen), seen.state),
         "problems": made.problems([visible(one) for one in seen.problems]),
-        "curves": made.curves(run_page.charts_of(seen)),
+        "curves": made.curves(charts_of(seen)),
         "sites": made.sites(
             [_seen_site(site) for site in sites[:_MOST_SITES]],
             max(0, len(sites) - _MOST_SITES),
-            run_page.spent_by_site(seen),
+            spent_by_site(seen),
             bool(seen.connected),
         ),
-        "privacy": made.privacy(run_page.privacy_of(seen)),
-        "cost": made.cost(run_page.seconds_of(seen), run_page.took(seen), run_page.bytes_of(seen)),
-        "rounds": made.rounds(run_page.rounds_table(seen)),
-        "signed": made.signed(
-            seen.heads, titles, run_page.fingerprints_of(seen), run_page.settings_rows(seen)
-        ),
+        "privacy": made.privacy(privacy_of(seen)),
+        "cost": made.cost(seconds_of(seen), took(seen), bytes_of(seen)),
+        "rounds": made.rounds(rounds_table(seen)),
+        "signed": made.signed(seen.heads, titles, fingerprints_of(seen), settings_rows(seen)),
         "notes": made.notes([visible(note) for note in reversed(seen.notes)]),
-        "files": made.downloads(run_page.files_of(seen), key),
+        "files": made.downloads(files_of(seen), key),
     }
 
 
@@ -122,14 +132,14 @@ class Row:
 
 def row_of(key: str, seen: Seen) -> Row:
     """Say of a run what a list says."""
-    best, spent = run_page.best_of(seen), run_page.spent_of(seen)
+    best, spent = best_of(seen), spent_of(seen)
     started = seen.reports[0].started if seen.reports else ""
     private = seen.config is not None and seen.config.private
     unknown = "unknown" if private else "none"
     return Row(
         visible(key),
-        run_page.name_of(seen),
-        run_page.what_of(seen),
+        name_of(seen),
+        what_of(seen),
         seen.state,
         f"{seen.done} of {seen.total}" if seen.total else "",
         f"{best[0]} {best[1]:.4g}" if best else "",
@@ -149,7 +159,7 @@ def shelf_sections(rows: Sequence[Row], folders: str) -> dict[str, str]:
 def compared_sections(found: Compared, runs: Mapping[str, Seen]) -> dict[str, str]:
     """Return the page on which runs stand beside one another."""
     made: Any = _shelf().module
-    names = [(run_page.name_of(seen), visible(key)) for key, seen in runs.items()]
+    names = [(name_of(seen), visible(key)) for key, seen in runs.items()]
     short = [f"{number} {name}" for number, (name, _) in enumerate(names, 1)]
     tables = [
         (title, ("what", *short), _cells(rows))
@@ -189,9 +199,7 @@ def _cells(rows: Mapping[str, Sequence[Any]]) -> list[tuple[str, ...]]:
 
 
 def _together(runs: Mapping[str, Seen], short: Sequence[str]) -> list[Any]:
-    measures = dict.fromkeys(
-        name for seen in runs.values() for name in run_page.measures_of(seen.reports)
-    )
+    measures = dict.fromkeys(name for seen in runs.values() for name in measures_of(seen.reports))
     found = []
     for number, name in enumerate(measures):
         series = [

@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from fedllm.dashboard.following import Seen
-from fedllm.dashboard.run_page import promised_of, spent_of
+from fedllm.dashboard.measures import promised_of, spent_of
 
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _STATES = ("queued", "running", "stopped", "finished", "failed", "cancelled")

@@ -20,7 +20,7 @@ from fedllm.dashboard.pages import (
     run_sections,
     shelf_sections,
 )
-from fedllm.dashboard.run_page import name_of, words_of
+from fedllm.dashboard.wording import name_of, words_of
 from fedllm.errors import ConfigError, FedllmError
 from fedllm.runs import names
 from fedllm.runs.shelf import compare, runs_below

@@ -9,16 +9,12 @@ import pytest
 from support.dashboard import Growing, add_line, sign_heads
 from support.run_folder import SITES, rounds, write_run
 
+from fedllm.dashboard.drawings import charts_of
 from fedllm.dashboard.following import Follower
-from fedllm.dashboard.run_page import (
-    charts_of,
-    privacy_of,
-    rounds_table,
-    spent_of,
-    took,
-    words_of,
-)
+from fedllm.dashboard.measures import spent_of
 from fedllm.dashboard.sites import sites_of
+from fedllm.dashboard.tables import privacy_of, rounds_table, took
+from fedllm.dashboard.wording import words_of
 from fedllm.runs import names
 from fedllm.runs.job import Job, write_job
 
