@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
-
-# Before anything imports flwr or ray: no usage statistics leave a hospital's network.
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Waiting threads that spin take the cores from those that work.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
 
@@ -34,6 +25,7 @@ from fedllm.commands import (
 )
 from fedllm.commands.benefit import benefit
 from fedllm.commands.chat import chat
+from fedllm.commands.dashboard import dashboard
 from fedllm.commands.demo import demo
 from fedllm.commands.doctor import doctor
 from fedllm.commands.export import export
@@ -46,7 +38,11 @@ from fedllm.commands.rate import rate
 from fedllm.commands.run import run
 from fedllm.commands.serve import serve
 from fedllm.commands.simulate import simulate
+from fedllm.environment import set_defaults
 from fedllm.errors import FedllmError, of_system
+
+# Before a command imports flwr, ray or torch.
+set_defaults()
 
 app = CommandGroup(
     name="fedllm",
@@ -90,6 +86,7 @@ app.add_typer(server.app, name="server")
 app.add_typer(authority.app, name="authority")
 app.add_typer(client.app, name="client")
 app.add_typer(runs.app, name="runs")
+app.command()(dashboard)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(model.app, name="model")

@@ -23,6 +23,7 @@ HELPERS = {
 RATIO = {
     "adapters": r"product's time \|\n(.*\n)+\| `ffa` \| 8 .* \| \d+\.\d\d \|",
     "compression": r"\| 16 \| 32 \| .* \| \d\.\d\d \| \d\.\d\d \|",
+    "dashboard": r"many viewers / one: CPU \d",
     "deployment": r"times plain Flower's round looking as often",
     "discrete_noise": r"times NumPy's normals",
     "encryption": r"packed / bfv-16: bytes \d",

@@ -33,6 +33,7 @@ OPTIONAL = {
     "onnxruntime": "onnx",
     "fastapi": "serve",
     "prometheus_client": "serve",
+    "tensorboard": "tensorboard",
 }
 
 

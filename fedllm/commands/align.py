@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fedllm.commands import options
+from fedllm.commands import options, watching
 from fedllm.commands.help import CommandGroup
 from fedllm.errors import InterruptedRunError
 from fedllm.visible import visible
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fedllm.alignment.loop import Progress
     from fedllm.config.alignment import Algorithm
     from fedllm.runs.summary import Summary
+    from fedllm.trackers.tensorboard import TensorBoardObserver
 
 app = CommandGroup(
     help="Teach a run's model by a reward model, on public prompts.",
@@ -53,6 +54,7 @@ def ppo(
     override: list[str] = _SET,
     out: Path | None = _OUT,
     resume: bool = _RESUME,
+    tensorboard: Path | None = watching.TENSORBOARD,
     json_output: bool = options.SUMMARY,
 ) -> None:
     """Align by proximal policy optimisation, with a value head.
@@ -60,7 +62,7 @@ def ppo(
     Reads public prompts and released models alone, so nothing is charged to any site. The folder
     is used like a run's.
     """
-    _align("ppo", file, override, out, resume, json_output)
+    _align("ppo", file, override, out, resume, tensorboard, json_output)
 
 
 @app.command()
@@ -69,6 +71,7 @@ def grpo(
     override: list[str] = _SET,
     out: Path | None = _OUT,
     resume: bool = _RESUME,
+    tensorboard: Path | None = watching.TENSORBOARD,
     json_output: bool = options.SUMMARY,
 ) -> None:
     """Align by group-relative policy optimisation.
@@ -76,7 +79,7 @@ def grpo(
     Answers to one prompt are compared with each other. Reads public prompts and released models
     alone, so nothing is charged to any site. The folder is used like a run's.
     """
-    _align("grpo", file, override, out, resume, json_output)
+    _align("grpo", file, override, out, resume, tensorboard, json_output)
 
 
 def _align(
@@ -85,6 +88,7 @@ def _align(
     override: list[str],
     out: Path | None,
     resume: bool,
+    tensorboard: Path | None,
     json_output: bool,
 ) -> None:
     from fedllm.config.alignment import load_align_config
@@ -96,15 +100,17 @@ def _align(
 
     # Before torch is loaded.
     check_folder(folder, resume)
+    following = watching.trackers(tensorboard)
     from fedllm.alignment.run import run_alignment
 
     try:
-        with _heard(json_output) as told:
-            summary = run_alignment(config, algorithm, folder, resume, told)
+        with _heard(json_output) as told, _tracked(told, following) as heard:
+            summary = run_alignment(config, algorithm, folder, resume, heard)
     except KeyboardInterrupt:
         words = ["fedllm", "align", algorithm, str(file)]
         words += [word for one in override for word in ("--set", one)]
-        words += ["--out", str(out)] if out else []
+        for option, path in (("--out", out), ("--tensorboard", tensorboard)):
+            words += [option, str(path)] if path else []
         raise InterruptedRunError(
             f"interrupted; steps that were taken are kept in {folder}",
             f"go on with: {shlex.join([*words, '--resume'])}",
@@ -135,6 +141,31 @@ def _heard(quiet: bool) -> Iterator[Callable[[Progress], None]]:
                 console.print(visible(_line(progress)), highlight=False, markup=False)
 
         yield told
+
+
+@contextmanager
+def _tracked(
+    told: Callable[[Progress], None], following: Sequence[TensorBoardObserver]
+) -> Iterator[Callable[[Progress], None]]:
+    """Pass each step on to the trackers, too; one that fails hears no more."""
+    hearing = list(following)
+
+    def heard(progress: Progress) -> None:
+        told(progress)
+        for one in list(hearing):
+            try:
+                one.aligned(progress.step, progress.training, progress.measured)
+            except Exception as error:
+                # Steps that were taken are worth more than their curves.
+                hearing.remove(one)
+                words = f"TensorBoard hears no more of this: {error}"
+                print(f"fedllm: {visible(words)}", file=sys.stderr, flush=True)
+
+    try:
+        yield heard
+    finally:
+        for one in following:
+            one.close()
 
 
 def _print_step(progress: Progress) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import typer
 
+from fedllm.commands import watching
 from fedllm.errors import InterruptedRunError
 from fedllm.pretraining.config import load_pretrain_config
 from fedllm.pretraining.folder import check_output
@@ -32,6 +33,7 @@ def pretrain(
     resume: bool = typer.Option(
         False, "--resume", help="Go on with a run that was broken off, from its last saved state."
     ),
+    tensorboard: Path | None = watching.TENSORBOARD,
 ) -> None:
     """Pretrain a model on public text, for sites to fine-tune.
 
@@ -41,6 +43,7 @@ def pretrain(
     folder = out or Path("runs") / config.name
     # Whatever can be refused is refused before torch is loaded.
     check_output(config, folder, resume)
+    following = watching.trackers(tensorboard)
     # Whoever finishes or goes on with a run has had its text read already.
     if not (folder / TOKENS / "manifest.json").exists():
         check_corpus(config.data)
@@ -52,10 +55,11 @@ def pretrain(
     from fedllm.runs.terminal import terminal_observer
 
     try:
-        model = run_pretraining(config, folder, [terminal_observer()], resume)
+        model = run_pretraining(config, folder, [terminal_observer(), *following], resume)
     except KeyboardInterrupt:
         words = ["fedllm", "pretrain", str(run), *(w for one in override for w in ("--set", one))]
-        words += ["--out", str(out)] if out else []
+        for option, path in (("--out", out), ("--tensorboard", tensorboard)):
+            words += [option, str(path)] if path else []
         raise InterruptedRunError(
             f"interrupted; text that was read and states that were saved are kept in {folder}",
             f"go on with: {shlex.join([*words, '--resume'])}",

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from fedllm.commands import options
+from fedllm.commands import options, watching
 from fedllm.commands.base_model import with_base_model
 from fedllm.config import load_run_config
 from fedllm.errors import ConfigError, InterruptedRunError
 from fedllm.visible import visible
+
+if TYPE_CHECKING:
+    from fedllm.runs.observer import Observer
 
 
 def run(
@@ -31,6 +36,7 @@ def run(
         False, "--resume", help="Go on with a run that failed or was cancelled."
     ),
     cancel: bool = typer.Option(False, "--cancel", help="Stop the run that was started before."),
+    tensorboard: Path | None = watching.TENSORBOARD,
     json_output: bool = options.SUMMARY,
 ) -> None:
     """Fine-tune with the sites that are connected.
@@ -46,6 +52,7 @@ def run(
     from fedllm_server import jobs
     from fedllm_server.public_part import public_records
 
+    following = watching.trackers(tensorboard)
     # A wrong file is told before a wrong kit.
     load_run_config(configuration, override)
     enrolled = len(read_kit(kit, "coordinator").roster.sites)
@@ -67,21 +74,22 @@ def run(
     elif not follow and (words := jobs.who_is_connected(kit)):
         typer.echo(visible(f"{words}; the run needs {config.rounds.min_sites} sites"), err=True)
     if not detach:
-        _watch(folder, kit, json_output)
+        _watch(folder, kit, following, json_output)
     elif json_output:
         print(json.dumps({"run": config.name, "folder": str(folder)}))
     else:
         print(f"handed over; watch it with --follow. The run's folder is {folder}")
 
 
-def _watch(folder: Path, kit: Path, json_output: bool) -> None:
+def _watch(folder: Path, kit: Path, following: Sequence[Observer], json_output: bool) -> None:
+    from fedllm.runs.observer import Observers
     from fedllm.runs.summary import read_summary
     from fedllm.runs.terminal import terminal_observer
     from fedllm_server.following import follow as follow_run
     from fedllm_server.jobs import error_of
 
     try:
-        job = follow_run(folder, terminal_observer())
+        job = follow_run(folder, Observers.of([terminal_observer()], following))
     except KeyboardInterrupt:
         raise InterruptedRunError(
             "the run goes on", "come back with --follow, stop it with --cancel"

@@ -21,21 +21,8 @@ if TYPE_CHECKING:
 
 app = CommandGroup(help="List runs, and compare them.", no_args_is_help=True)
 
-_TITLES = {
-    "promised": "epsilon promised",
-    "epsilon": "epsilon spent at most",
-    "colluders_epsilon": "epsilon, all others collude",
-    "unit": "protects each",
-    "bytes_up": "MB up",
-    "bytes_down": "MB down",
-    "path": "base model",
-    "method": "adapter",
-    "adapter_parameters": "trained values",
-    "sent_parameters": "sent a round",
-}
 # The first of them that there is says most of a run in a word.
 _MEASURES = ("accuracy", "f1", "reward", "loss")
-_MEGABYTES = ("bytes_up", "bytes_down")
 
 
 @app.command(name="list")
@@ -139,16 +126,9 @@ def _short(runs: Sequence[str]) -> list[str]:
 
 
 def _table(title: str, rows: Mapping[str, Sequence[Any]], runs: int) -> Any:
+    from fedllm.runs.shelf import in_words, title_of
+
     made = table(title, *map(str, range(1, runs + 1)))
     for key, values in rows.items():
-        shown = [_value(v / 1e6 if v and key in _MEGABYTES else v) for v in values]
-        made.add_row(safe(_TITLES.get(key, key)), *map(safe, shown))
+        made.add_row(safe(title_of(key)), *(safe(in_words(key, value)) for value in values))
     return made
-
-
-def _value(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

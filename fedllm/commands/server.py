@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -15,6 +18,9 @@ from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import add_joining_commands
 from fedllm.commands.released import release
 from fedllm.words import safe, table
+
+if TYPE_CHECKING:
+    from fedllm.processes import Stop
 
 app = CommandGroup(help="The coordinator: join a federation, serve it.", no_args_is_help=True)
 add_joining_commands(app, "coordinator")
@@ -32,6 +38,13 @@ def start(
         metavar="HOST:PORT",
         help="Address and port to listen on; when left out, all addresses, and the kit's port.",
     ),
+    dashboard: int | None = typer.Option(
+        None,
+        metavar="PORT",
+        min=0,
+        max=65535,
+        help="Also show the runs on a page, live, on this port of loopback; 0 takes a free one.",
+    ),
 ) -> None:
     """Serve the federation and carry its runs until stopped."""
     from fedllm.at_rest.sources import nobody
@@ -48,9 +61,33 @@ def start(
         host = "::" if ":" in host else "0.0.0.0"  # noqa: S104
     # Where checkpoints are sealed, the process that carries a run opens the same, unasked.
     vault_of(found.folder, nobody)
+    service = Service(found, (host, port), say)
     stop = stop_on_signals()
-    Service(found, (host, port), say).run(stop)
+    with _dashboard(found.folder, dashboard, stop):
+        service.run(stop)
     sys.exit(stop.exit_code)
+
+
+@contextmanager
+def _dashboard(kit: Path, port: int | None, stop: Stop) -> Iterator[None]:
+    """Show the coordinator's runs in a process of its own, which has none of its keys."""
+    if port is None:
+        yield
+        return
+    from fedllm.dashboard.listening import opened
+    from fedllm.processes import keep_running, say
+    from fedllm_server.jobs import runs_folder
+
+    # A port that is taken is told before anything is served.
+    opened(port, "--dashboard").close()
+    module, arguments = "fedllm.dashboard.listening", (str(runs_folder(kit)), str(port))
+    beside = threading.Thread(target=keep_running, args=(module, arguments, stop, say))
+    beside.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        beside.join()
 
 
 def _asked(listen: str) -> tuple[str, int]:

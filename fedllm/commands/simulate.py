@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 
 import typer
 
-from fedllm.commands import options
+from fedllm.commands import options, watching
 from fedllm.commands.base_model import with_base_model
 from fedllm.config import load_run_config, load_site_policy
 from fedllm.errors import InterruptedRunError
@@ -41,6 +42,7 @@ def simulate(
     ledgers: Path | None = typer.Option(
         None, help="Folder of the sites' privacy ledgers, for runs that share one budget."
     ),
+    tensorboard: Path | None = watching.TENSORBOARD,
     json_output: bool = options.SUMMARY,
 ) -> None:
     """Fine-tune with simulated sites, all on this machine."""
@@ -55,6 +57,8 @@ def simulate(
     folder = out or Path("runs") / config.name
     # Before a base model is pretrained for it.
     check_folder(folder, resume)
+    given = {"--out": out, "--policy": policy, "--ledgers": ledgers, "--tensorboard": tensorboard}
+    following = watching.trackers(tensorboard)
     try:
         config = with_base_model(config)
         summary = run_simulation(
@@ -64,7 +68,7 @@ def simulate(
             resume=resume,
             policy=site_policy,
             ledgers=ledgers,
-            observers=[terminal_observer()],
+            observers=[terminal_observer(), *following],
         )
     except KeyboardInterrupt:
         if not (folder / RUN_TOML).exists():
@@ -75,7 +79,7 @@ def simulate(
         raise InterruptedRunError(
             f"interrupted; finished rounds are kept in {folder}, a round that was begun stays "
             "charged",
-            f"go on with: {_resuming(run, override, out, engine, policy, ledgers)}",
+            f"go on with: {_resuming(run, override, engine, given)}",
         ) from None
     if json_output:
         print(json.dumps(summary.model_dump(mode="json"), indent=2))
@@ -84,12 +88,7 @@ def simulate(
 
 
 def _resuming(
-    run: Path,
-    overrides: list[str],
-    out: Path | None,
-    engine: Engine,
-    policy: Path | None,
-    ledgers: Path | None,
+    run: Path, overrides: list[str], engine: Engine, given: Mapping[str, Path | None]
 ) -> str:
     """Return the command that goes on with a run, whole: without its policy it would be another."""
     words = ["fedllm", "simulate", str(run)]
@@ -97,7 +96,6 @@ def _resuming(
         key, _, value = override.partition("=")
         # A database's address may hold a password.
         words += ["--set", f"{key}=..." if "://" in value else override]
-    given = {"--out": out, "--policy": policy, "--ledgers": ledgers}
     for option, path in given.items():
         words += [option, str(path)] if path is not None else []
     words += ["--engine", engine.value] if engine is not Engine.inprocess else []

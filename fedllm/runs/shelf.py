@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
+from fedllm.config import RunConfig
 from fedllm.config.parsing import without_passwords
 from fedllm.errors import ConfigError, FedllmError
 from fedllm.runs.metrics import read_reports
@@ -21,6 +23,19 @@ Kind = Literal["run", "alignment", "pretraining"]
 _DEEPEST = 3
 # Of this machine, or a name: nothing comes out otherwise by them.
 _NO_SETTINGS = ("name", "engine", "card")
+_TITLES = {
+    "promised": "epsilon promised",
+    "epsilon": "epsilon spent at most",
+    "colluders_epsilon": "epsilon, all others collude",
+    "unit": "protects each",
+    "bytes_up": "MB up",
+    "bytes_down": "MB down",
+    "path": "base model",
+    "method": "adapter",
+    "adapter_parameters": "trained values",
+    "sent_parameters": "sent a round",
+}
+_MEGABYTES = ("bytes_up", "bytes_down")
 # In the order in which people look for them.
 _PRIVACY = ("promised", "epsilon", "colluders_epsilon", "delta", "unit", "noise")
 
@@ -101,16 +116,34 @@ def listed(folders: Sequence[Path]) -> list[Listed]:
     ConfigError
         If a folder is not there, or there is no run in any.
     """
-    found = [run for folder in folders for run in _runs_in(folder)]
+    return [_listed(path) for path in found_in(folders)]
+
+
+def found_in(folders: Sequence[Path]) -> list[Path]:
+    """Return the run folders among some folders, and in them.
+
+    Raises
+    ------
+    ConfigError
+        If a folder is not there, or there is no run in any.
+    """
+    found = [run for folder in folders for run in runs_below(folder)]
     if not found:
         raise ConfigError(
             f"there is no run in {', '.join(map(str, folders))}",
             "give the folder of a run, or one that holds folders of runs",
         )
-    return [_listed(path) for path in dict.fromkeys(found)]
+    return list(dict.fromkeys(found))
 
 
-def _runs_in(folder: Path) -> Iterator[Path]:
+def runs_below(folder: Path) -> Iterator[Path]:
+    """Yield the run folders in a folder, to three levels; the folder itself where it is one.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such folder.
+    """
     if not folder.is_dir():
         raise ConfigError(f"there is no folder {folder}", "give a folder of runs, such as runs")
     deepest = len(folder.parts) + _DEEPEST
@@ -123,14 +156,15 @@ def _runs_in(folder: Path) -> Iterator[Path]:
         inner[:] = sorted(inner) if len(path.parts) < deepest else []
 
 
-def _kind(path: Path) -> Kind:
+def kind_of(path: Path) -> Kind:
+    """Return what was done in a run's folder, by the files that it has."""
     if (path / ALIGN_TOML).exists():
         return "alignment"
     return "pretraining" if (path / INPUTS).exists() else "run"
 
 
 def _listed(path: Path) -> Listed:
-    kind = _kind(path)
+    kind = kind_of(path)
     try:
         return _run(path) if kind == "run" else _other(path, kind)
     except FedllmError as error:
@@ -188,7 +222,7 @@ def compare(folders: Sequence[Path]) -> Compared:
     if len(paths) < 2:
         raise ConfigError("one run has nothing to be compared with", "give two folders or more")
     for path in paths:
-        if path.is_dir() and (kind := _kind(path)) != "run":
+        if path.is_dir() and (kind := kind_of(path)) != "run":
             raise ConfigError(
                 f"{path} is {'an alignment' if kind == 'alignment' else 'a pretraining run'}, and "
                 "has other settings and figures than federated runs",
@@ -217,6 +251,22 @@ def compare(folders: Sequence[Path]) -> Compared:
     )
 
 
+def title_of(key: str) -> str:
+    """Return what people call a key of `Compared`."""
+    return _TITLES.get(key, key)
+
+
+def in_words(key: str, value: Any) -> str:
+    """Write a value of `Compared` as it stands under `title_of`."""
+    if value is None:
+        return "none"
+    if value and key in _MEGABYTES:
+        value = value / 1e6
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def _rows(tables: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     rows = {key: tuple(table.get(key) for table in tables) for key in keys}
     return {key: row for key, row in rows.items() if any(value is not None for value in row)}
@@ -224,13 +274,21 @@ def _rows(tables: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str,
 
 def _settings(runs: Sequence[RunFolder]) -> dict[str, tuple[Any, ...]]:
     """Return the keys in which the runs differ."""
-    flat = [_flat(run.config.model_dump(mode="json", exclude=set(_NO_SETTINGS))) for run in runs]
+    flat = [settings_of(run.config) for run in runs]
     rows = {key: tuple(one.get(key) for one in flat) for one in flat for key in one}
     return {
         key: tuple(without_passwords(list(row)))
         for key, row in rows.items()
         if any(value != row[0] for value in row)
     }
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Return each key that decides what comes out, such as "privacy.epsilon", and its value.
+
+    URLs are as they are, with their passwords: two runs that differ in these alone do differ.
+    """
+    return _flat(config.model_dump(mode="json", exclude=set(_NO_SETTINGS)))
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
