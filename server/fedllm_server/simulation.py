@@ -24,6 +24,7 @@ from fedllm.errors import ConfigError
 from fedllm.files import make_output_folder, write_bytes
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
+from fedllm.importing import importing
 from fedllm.runs import names as files
 from fedllm.runs.checkpoints import RunState, load_checkpoint
 from fedllm.runs.folder import (
@@ -178,19 +179,20 @@ def _simulate(
     watching: Observer,
     started: float,
 ) -> Summary:
-    import torch
+    with importing():
+        import torch
 
-    from fedllm.adapters import adapter_of
-    from fedllm.federation.protocol.terms import make_terms
-    from fedllm.federation.transport.flower import nodes_of
-    from fedllm_client.app import make_client_app
-    from fedllm_client.simulated import SimulatedSites
-    from fedllm_server.app import GridSites, make_server_app
-    from fedllm_server.figures import SiteFigures
-    from fedllm_server.finishing import finish
-    from fedllm_server.loop import RoundLoop, Workplace
-    from fedllm_server.spending import spent_before
-    from fedllm_server.starting import starting_state
+        from fedllm.adapters import adapter_of
+        from fedllm.federation.protocol.terms import make_terms
+        from fedllm.federation.transport.flower import nodes_of
+        from fedllm_client.app import make_client_app
+        from fedllm_client.simulated import SimulatedSites
+        from fedllm_server.app import GridSites, make_server_app
+        from fedllm_server.figures import SiteFigures
+        from fedllm_server.finishing import finish
+        from fedllm_server.loop import RoundLoop, Workplace
+        from fedllm_server.spending import spent_before
+        from fedllm_server.starting import starting_state
 
     config, out = task.config, task.out
     threads = config.engine.threads or os.cpu_count() or 1
