@@ -197,7 +197,8 @@ def _simulate(
     config, out = task.config, task.out
     threads = config.engine.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
-    source, names = SimulatedSites(out, task.home, threads), tuple(records)
+    in_process = task.engine == "inprocess"
+    source, names = SimulatedSites(out, task.home, threads, in_process), tuple(records)
     public = public_part(config, test)
     model, encoded = public.model, public.test
     state = starting_state(config, model, task.state, task.tested, task.start)
@@ -207,7 +208,7 @@ def _simulate(
     roster, authority = _parties(config, source, names, site_titles(records))
     watching.note(visible(spent_before(source, names, task.policy, roster, config, task.state)))
     figures = SiteFigures(source, names, config)
-    place = Workplace(out, model, encoded, roster, watching, figures)
+    place = Workplace(out, model, encoded, roster, watching, figures, sync_sites=source.sync)
     units = _units(config, records)
     for warning in (*given_up(config), *weak_delta(config, units), *odd_batch(config, units)):
         watching.note(f"WARNING: {warning}")
@@ -229,7 +230,7 @@ def _simulate(
     def work(grid: Grid) -> None:
         nodes = nodes_of(grid, len(names), config.rounds.timeout_s)
         # Which node Ray made which site, only the sites' own answers say.
-        known = names if task.engine == "inprocess" else [f"node {node}" for node in nodes]
+        known = names if in_process else [f"node {node}" for node in nodes]
         calls = dict(zip(known, nodes, strict=True))
         sites = GridSites(grid, calls, config.rounds.timeout_s)
         terms = make_terms(config, model, state.run)

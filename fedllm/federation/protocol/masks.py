@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fedllm.canonical import from_hex, sha256_hex, signing_bytes
 from fedllm.encryption.masks import SiteMasks, correction_for
-from fedllm.encryption.pairs import PairSecrets
+from fedllm.encryption.pairs import MaskKey, PairSecrets
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.reveals import Reveal
 from fedllm.encryption.survivors import MaskScope, require_agreement, survivor_statement
@@ -76,9 +76,13 @@ def pair_secrets(
     statement: RoundStatement,
     around: Around,
     plan: EncryptionPlan,
+    key: MaskKey | None = None,
 ) -> PairSecrets:
-    """Return what a site has in common with each other one in one attempt; see `site_masks`."""
-    own = identity.mask_key(statement.run, ledger)
+    """Return what a site has in common with each other one in one attempt; see `site_masks`.
+
+    ``key`` is the site's mask key of the run, where it was made before.
+    """
+    own = key or MaskKey(identity.mask_key(statement.run, ledger))
     return PairSecrets(mask_scope(statement, plan), identity.name, own, _mask_keys(around))
 
 

@@ -238,12 +238,13 @@ class NeighbourhoodReader:
         self._roster = roster
         self._run = ""
         self._signed: set[CohortMember] = set()
-        self._last: tuple[Neighbourhood, str, str, Around] | None = None
+        self._last: tuple[str, str, Neighbourhood, Around] | None = None
 
     def read(self, found: Neighbourhood, statement: RoundStatement, ledger: str) -> Around:
         """Return a checked neighbourhood; see `read_neighbourhood`."""
         last, digest = self._last, statement.digest
-        if last is None or last[:3] != (found, digest, ledger):
+        # Of the next attempt the digest differs; of the neighbourhood every entry is compared.
+        if last is None or last[:3] != (digest, ledger, found):
             if statement.run != self._run:
                 self._run, self._signed = statement.run, set()
             around = read_neighbourhood(
@@ -251,6 +252,6 @@ class NeighbourhoodReader:
             )
             counted = around.drawn or around.others
             self._signed |= {around.own, *(around.others[name] for name in counted)}
-            last = (found, digest, ledger, around)
+            last = (digest, ledger, found, around)
             self._last = last
         return last[3]
