@@ -11,7 +11,6 @@ from fedllm.federation.protocol.cohorts import Neighbourhood
 from fedllm.federation.protocol.masks import (
     check_settled,
     escrow_key,
-    hex_bytes,
     pair_secrets,
     reveal_purpose,
     site_masks,
@@ -29,7 +28,7 @@ from fedllm.federation.protocol.messages import (
 )
 from fedllm.federation.protocol.neighbours import Around, drawn_by
 from fedllm.federation.protocol.round_statement import RoundStatement
-from fedllm.federation.protocol.statements import require_own_key
+from fedllm.federation.protocol.statements import hex_bytes, require_own_key
 from fedllm.federation.site.charging import SiteAccount
 from fedllm.federation.site.orders import OrderReader, read_plan
 from fedllm.identity.keys import Identity
