@@ -107,6 +107,8 @@ def test_the_last_neighbourhood_is_known_and_no_other():
     assert around.drawn == ()
     assert reader.read(told, first, "") is around
     assert reader.read(told, second, "") is not around
+    with pytest.raises(PeerError, match="another site's"):
+        reader.read(told.model_copy(update={"place": 1}), second, "")
     with pytest.raises(PeerError, match="not that of the cohort"):
         larger = [make_member(PEOPLE[name], "", "one", 7) for name in NAMES]
         reader.read(told, round_of("one", 1, larger), "")

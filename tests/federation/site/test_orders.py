@@ -35,7 +35,7 @@ from fedllm.federation.protocol.messages import (
 )
 from fedllm.federation.protocol.round_statement import round_statement
 from fedllm.federation.protocol.statements import make_member
-from fedllm.federation.site.orders import OrderReader, _read_configuration
+from fedllm.federation.site.orders import OrderReader
 from fedllm.privacy.ledger.ledger import Ledger
 
 SITE = "site-0"
@@ -393,12 +393,17 @@ def test_what_is_asked_after_an_order_meets_the_minimum_and_the_cohort_too(place
 
 
 def test_a_configuration_is_read_once_and_each_site_has_its_own_model_in_it(place):
-    text = place.order.header.config
-    first = _read_configuration(text, "here", None)
-    assert _read_configuration(text, "here", None) is first
-    assert _read_configuration(text, "there", None).model.path == "there"
-    assert _read_configuration(text, "here", "cuda").engine.device == "cuda"
+    header, reader = place.order.header, place.site._orders
+
+    def read(**changes):
+        site = dataclasses.replace(reader, **changes)
+        return site.configuration(header.config, header.model)
+
+    first = read(model_path="here")
+    assert read(model_path="here") is first
     assert (first.model.path, first.engine.device) == ("here", None)
+    assert read(model_path="there").model.path == "there"
+    assert read(model_path="here", device="cuda").engine.device == "cuda"
 
 
 def test_the_order_itself_is_good(place):
