@@ -120,24 +120,27 @@ def _none(name: str) -> None:
 
 def _check(value: Any, depth: int, strings: bool) -> None:
     """Look at a value and all inside it; at strings where they have to be looked at."""
-    if isinstance(value, str):
-        if strings:
-            value.encode()
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError("a number is not finite")
-    elif isinstance(value, int):
-        if abs(value) >= _TOO_LARGE:
-            raise ValueError("a number is too large")
-    elif isinstance(value, dict | list):
-        if depth == 0:
-            raise ValueError("nested too deeply")
-        if strings and isinstance(value, dict):
-            for key in value:
-                key.encode()
-        for inner in value.values() if isinstance(value, dict) else value:
-            if strings or not isinstance(inner, str):
-                _check(inner, depth - 1, strings)
+    level = [value]
+    while level:
+        below: list[Any] = []
+        for one in level:
+            # One of json's own types, never one derived of it.
+            kind = type(one)
+            if kind is str:
+                if strings:
+                    one.encode()
+            elif kind is dict or kind is list:
+                if depth == 0:
+                    raise ValueError("nested too deeply")
+                below += one.values() if kind is dict else one
+                if strings and kind is dict:
+                    below += one
+            elif kind is float:
+                if not math.isfinite(one):
+                    raise ValueError("a number is not finite")
+            elif kind is int and abs(one) >= _TOO_LARGE:
+                raise ValueError("a number is too large")
+        level, depth = below, depth - 1
 
 
 def from_hex(text: object, size: int | None = None) -> bytes:

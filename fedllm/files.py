@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
 import os
 import shutil
 import stat
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +19,8 @@ from typing import Any, BinaryIO
 from fedllm.errors import ConfigError, StorageError, of_system
 from fedllm.visible import is_hidden
 
+# Of files that are synced one by one: other programs' writes are none of theirs.
+_FEW = 16
 _OF_THE_DISK = frozenset(
     (
         errno.ENOSPC,
@@ -37,6 +41,42 @@ def sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_files(paths: Sequence[Path]) -> None:
+    """Force to disk what files of one folder hold, and which files it has.
+
+    Each file waits for the disk by itself, so that of many the whole file system is synced at once
+    where the system has a call for it (Linux: syncfs).
+
+    Raises
+    ------
+    StorageError
+        If the disk is full or broken.
+    """
+    if not paths:
+        return
+    folder = paths[0].parent
+    try:
+        if len(paths) > _FEW and sys.platform == "linux":
+            _sync_file_system(folder)
+            return
+        for path in paths:
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+        sync_directory(folder)
+    except OSError as error:
+        raise _failure(folder, error) from error
+
+
+def _sync_file_system(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
     finally:
         os.close(descriptor)
 
@@ -129,7 +169,32 @@ def write_bytes(path: Path, content: bytes, mode: int = 0o644, durable: bool = T
         stream.write(content)
 
 
-def write_json(path: Path, value: Any, durable: bool = True) -> None:
+def overwrite(path: Path, content: bytes) -> None:
+    """Put ``content``, some hundred bytes, in the place of what a file holds.
+
+    In one write of the system, which no signal cuts in two; for what need not outlive a loss of
+    power. A file system may write to disk at once what a rename exchanges, and that takes long.
+
+    Raises
+    ------
+    StorageError
+        If the disk is full or the folder cannot be written.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            longer = os.fstat(descriptor).st_size > len(content)
+            if not longer:
+                os.write(descriptor, content)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _failure(path, error) from error
+    if longer:
+        write_bytes(path, content, durable=False)
+
+
+def write_json(path: Path, value: Any) -> None:
     """Replace ``path`` by ``value`` as indented JSON; NaN is refused. See `atomic_file`.
 
     What would steer a terminal stands in it as JSON's own escapes.
@@ -137,7 +202,7 @@ def write_json(path: Path, value: Any, durable: bool = True) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str)
     if not text.replace("\n", "").isprintable():
         text = "".join(json.dumps(c)[1:-1] if is_hidden(c) and c != "\n" else c for c in text)
-    write_bytes(path, text.encode() + b"\n", durable=durable)
+    write_bytes(path, text.encode() + b"\n")
 
 
 def share_as_new(folder: Path, pattern: str) -> None:

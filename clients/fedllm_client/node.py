@@ -23,6 +23,7 @@ from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.transport.node import PartyNode
 from fedllm.identity.kits import Kit, check_dates, read_kit
 from fedllm.identity.roster import verify_roster
+from fedllm.importing import importing
 from fedllm.processes import die_with_parent, keep_memory_private, say, stop_on_signals
 from fedllm_client.app import make_authority_app, make_client_app
 from fedllm_client.connection import fetch_roster
@@ -51,11 +52,12 @@ def deployed_site(kit: Kit, policy: SitePolicy) -> Site:
             "add [data] and [model]; see examples/deployment/site.toml",
         )
     # A key authority needs neither torch nor the time to import it.
-    from fedllm.federation.site.journal import Journal
-    from fedllm.federation.site.site import Site
-    from fedllm.models.device import chosen_device
-    from fedllm.tasks import task_of
-    from fedllm.tasks.cache import process_models
+    with importing():
+        from fedllm.federation.site.journal import Journal
+        from fedllm.federation.site.site import Site
+        from fedllm.models.device import chosen_device
+        from fedllm.tasks import task_of
+        from fedllm.tasks.cache import process_models
 
     data = policy.data
     # Before a record is read.

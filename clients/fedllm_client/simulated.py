@@ -14,8 +14,10 @@ from fedllm.data.records import Record
 from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.site.site import Site
 from fedllm.federation.transport.engines import partition_of
+from fedllm.files import sync_files
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
+from fedllm.privacy.ledger.store import Sync
 from fedllm.runs import names
 from fedllm.tasks.cache import process_models
 from fedllm.training.made_up import process_trials
@@ -34,6 +36,8 @@ class SimulatedSites:
         Folder of what the sites keep over runs: ``ledgers/`` and ``identities/``.
     threads : int
         CPU threads of a site's training.
+    together : bool
+        Whether one process has all sites and calls `sync` before what came of a round is kept.
     started : str
         Tells one call of `simulate` from the next, so that no process answers from records
         that it read for an earlier one.
@@ -42,6 +46,7 @@ class SimulatedSites:
     folder: Path
     home: Path
     threads: int
+    together: bool = False
     started: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def __call__(self, context: Context) -> Site:
@@ -54,9 +59,26 @@ class SimulatedSites:
             ledger=self.home / names.LEDGERS / f"{name}.sqlite",
             memory=self.home / names.LEDGERS / f"{name}.memory.json",
             log=self.folder / names.SITES / f"{name}.jsonl",
-            # Ledgers of their own folder outlive the run, and keep every guarantee.
-            at_once=self.home != self.folder,
+            sync=self._sync,
         )
+
+    @property
+    def _sync(self) -> Sync:
+        # Ledgers of their own folder outlive the run, and keep every guarantee.
+        if self.home != self.folder:
+            return "entry"
+        return "together" if self.together else "commit"
+
+    def sync(self) -> None:
+        """See that all ledgers are on disk, where no site does it.
+
+        Raises
+        ------
+        StorageError
+            If the disk is full or broken.
+        """
+        if self._sync == "together":
+            sync_files(sorted((self.home / names.LEDGERS).glob("*.sqlite")))
 
     def keys(self, name: str) -> Path:
         """Return the folder of one party's keys."""

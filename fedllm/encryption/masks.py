@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.hmac import HMAC
 from numpy.typing import NDArray
 
 from fedllm.encryption.escrow import Escrow, lock
-from fedllm.encryption.pairs import SEED_BYTES, PairSecrets
+from fedllm.encryption.pairs import SEED_BYTES, MaskKey, PairSecrets
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.reveals import Reveal
 from fedllm.encryption.survivors import (
@@ -100,7 +100,7 @@ class SiteMasks:
         self.site = site
         self._min_survivors = max(2, min_survivors)
         self._peers = tuple(peer_keys)
-        self._pairs = pairs or PairSecrets(scope, site, private_key, peer_keys)
+        self._pairs = pairs or PairSecrets(scope, site, MaskKey(private_key), peer_keys)
         if own_seed is not None and (len(own_seed) != SEED_BYTES or not own_mask):
             raise ConfigError("a seed of a site's own mask is 32 bytes, and needs own_mask")
         self._own_seed = (own_seed or os.urandom(SEED_BYTES)) if own_mask else None

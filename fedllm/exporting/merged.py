@@ -10,11 +10,9 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -31,6 +29,9 @@ from fedllm.files import share_as_new, write_bytes, write_json
 from fedllm.models import checkpoints, saved
 from fedllm.models.about import LICENCE_FILE, stored_as
 from fedllm.models.core import folded
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HEAD_ABOUT = "head.json"
@@ -125,6 +126,9 @@ def merged_base(released: Released) -> PreTrainedModel:
     peft = released.model.peft
     if peft is None:
         return released.model.module.backbone  # type: ignore[no-any-return]
+    from peft import get_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
+
     tensors = folded(get_peft_model_state_dict(peft))
     changes = {
         name: _change(name, part, tensors)

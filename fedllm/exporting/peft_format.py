@@ -10,10 +10,9 @@ own puts them together.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save as format_safetensors
 
 from fedllm.errors import ConfigError
@@ -29,6 +28,9 @@ from fedllm.files import write_bytes, write_json
 from fedllm.models import checkpoints, saved
 from fedllm.models.contents import read_object
 from fedllm.models.core import folded
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 LABELS = "labels.json"
 _AUTO_PEFT = {
@@ -118,6 +120,8 @@ def _notes(released: Released, standard: StandardHead | None) -> tuple[str, ...]
 
 def _write_standard(released: Released, standard: StandardHead, folder: Path) -> None:
     """Write adapter and head under the names that they have in transformers' class."""
+    from peft import get_peft_model_state_dict
+
     model = released.model
     settings = saved.lora_config(model, released.repository)
     settings["target_modules"] = [standard.inside(n) for n in settings["target_modules"]]
@@ -125,7 +129,7 @@ def _write_standard(released: Released, standard: StandardHead, folder: Path) ->
     start = "base_model.model."
     tensors = {
         start + standard.inside(name.removeprefix(start)): values.detach()
-        for name, values in folded(get_peft_model_state_dict(cast(PeftModel, model.peft))).items()
+        for name, values in folded(get_peft_model_state_dict(cast("PeftModel", model.peft))).items()
     }
     for name, values in standard.tensors.items():
         tensors[start + name] = values
@@ -148,6 +152,8 @@ def _read_back(
             released.base, dtype=torch.float32, local_files_only=True, **more
         )
         if released.model.peft is not None:
+            from peft import PeftModel
+
             model = PeftModel.from_pretrained(model, str(folder))
     model.eval()
     if standard is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
 from torch import nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
@@ -47,10 +46,12 @@ class Architecture:
 
     Attributes
     ----------
+    kind : str
+        The type of model (``model_type``).
     layers : str
         Dotted name of the list of layers inside the stack; of the decoder's, where it has two.
-    query_value : tuple of str
-        Names of the linear layers that compute query and value; empty where none look so.
+    linear : tuple of str
+        Names of the linear layers inside these, each once.
     causal : bool
         Whether tokens see only what comes before them.
     positions : int, optional
@@ -62,8 +63,9 @@ class Architecture:
         Dotted name of the encoder's list of layers, where a decoder answers what an encoder reads.
     """
 
+    kind: str
     layers: str
-    query_value: tuple[str, ...]
+    linear: tuple[str, ...]
     causal: bool
     positions: int | None
     counted_from: int | None = None
@@ -73,6 +75,11 @@ class Architecture:
     def prompted(self) -> bool:
         """Whether it is an encoder-decoder, which has one text to read and one to write."""
         return self.encoder_layers is not None
+
+    @property
+    def query_value(self) -> tuple[str, ...]:
+        """Names of the linear layers that compute query and value; empty where none look so."""
+        return query_value(self.kind, self.linear)
 
     @property
     def lists(self) -> tuple[str, ...]:
@@ -171,8 +178,9 @@ def find_architecture(path: Path, config: PretrainedConfig, weights: int) -> Arc
         layers = names["decoder." if two else ""]
         counted_from = _counted_from(model)
         return Architecture(
+            kind=kind,
             layers=layers,
-            query_value=query_value(kind, model.get_submodule(layers)),
+            linear=linear_names(model.get_submodule(layers)),
             causal=two or not is_encoder(kind),
             positions=_positions(config, counted_from),
             counted_from=counted_from,
@@ -219,25 +227,31 @@ def _reasons_of_parts(model: PreTrainedModel) -> Iterator[str]:
             yield f"batch normalisation ({name}) mix records: private training is not possible"
 
 
-def query_value(kind: str, layers: nn.Module) -> tuple[str, ...]:
-    """Return the names of the linear layers that compute query and value.
+def linear_names(layers: nn.Module) -> tuple[str, ...]:
+    """Return the names of the linear layers inside, without what leads to them, each once."""
+    names = (
+        name.rpartition(".")[2]
+        for name, part in layers.named_modules()
+        if isinstance(part, nn.Linear | Conv1D)
+    )
+    return tuple(dict.fromkeys(names))
+
+
+def query_value(kind: str, linear: Sequence[str]) -> tuple[str, ...]:
+    """Return which of a model's linear layers compute query and value.
 
     Those of peft's own table for the type of model, as far as the layers have them and they
     look like query or value; else those that look so.
     """
-    leaves = list(
-        dict.fromkeys(
-            name.rpartition(".")[2]
-            for name, part in layers.named_modules()
-            if isinstance(part, nn.Linear | Conv1D)
-        )
-    )
+    # Asked where adapters are made: a head alone needs no peft.
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
+
     table = PEFT_TARGETS.get(kind)
-    listed = [name for name in leaves if isinstance(table, list) and name in table]
-    return _look_so(listed) or _look_so(leaves)
+    listed = [name for name in linear if isinstance(table, list) and name in table]
+    return _look_so(listed) or _look_so(linear)
 
 
-def _look_so(names: list[str]) -> tuple[str, ...]:
+def _look_so(names: Sequence[str]) -> tuple[str, ...]:
     query, value = ([n for n in names if pattern.fullmatch(n)] for pattern in _SEPARATE)
     if query and value:
         return (*query, *value)

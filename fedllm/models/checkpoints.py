@@ -48,6 +48,7 @@ __all__ = [
     "checkpoint_folder",
     "fingerprint",
     "fingerprints",
+    "folder_of",
     "load_tokenizer",
     "load_weights",
     "read_config",
@@ -69,7 +70,7 @@ def checkpoint_folder(location: str) -> Path:
         If the folder or its ``config.json`` is missing, it holds no safetensors weights, or
         something that a library would load beside them; see `check_contents`.
     """
-    folder = package_folder(location) if location.startswith("package:") else Path(location)
+    folder = folder_of(location)
     if not folder.is_dir():
         raise CheckpointError(
             f"model.path: there is no folder {folder}",
@@ -83,6 +84,17 @@ def checkpoint_folder(location: str) -> Path:
         )
     check_contents(folder)
     return folder
+
+
+def folder_of(location: str) -> Path:
+    """Return the folder that ``model.path`` names, whatever it holds.
+
+    Raises
+    ------
+    ConfigError
+        If a ``package:`` location names a package that is not installed.
+    """
+    return package_folder(location) if location.startswith("package:") else Path(location)
 
 
 def fingerprint(folder: Path) -> str:

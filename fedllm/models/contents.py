@@ -21,6 +21,8 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What an export was made of; see `fedllm.models.exported`.
 EXPORTED = "export.json"
 
+FilesState = tuple[tuple[str, int, int, int, int], ...]
+
 # What no reader of a checkpoint opens: words and pictures about it, the same weights in formats
 # that are not read here, and code, which is not run. Hidden files are left out too. A longer
 # name counts: a library may find what it looks for anywhere in one.
@@ -164,7 +166,7 @@ def _is_blob(target: Path, root: Path) -> bool:
     )
 
 
-def state(folder: Path) -> tuple[tuple[str, int, int, int, int], ...]:
+def state(folder: Path) -> FilesState:
     """Return name, size, time of change and place on disk of all files that count.
 
     Another state may be another model; reading it costs nothing next to hashing gigabytes.

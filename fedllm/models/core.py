@@ -10,16 +10,18 @@ is sent in such a basis would depend on them beyond what its noise hides.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from fedllm.errors import ConfigError
 from fedllm.randomness import RandomStream
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
 
 # Widths up to here are taken apart whole, which takes seconds at most.
 _EXACT_WIDTH = 1024
@@ -34,6 +36,8 @@ def add_cores(adapted: PeftModel, seed: int) -> None:
     ConfigError
         If a layer's weights cannot be read as numbers, or are all zero, or smaller than the rank.
     """
+    from peft.tuners.lora import LoraLayer
+
     for name, layer in adapted.named_modules():
         if not isinstance(layer, LoraLayer):
             continue

@@ -18,16 +18,18 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from fedllm.errors import ConfigError, DataError
 from fedllm.models.readout import TokenModel
 from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 # Added to each variance, in mean variances: a direction without any would get no bound.
 _DAMPING = 0.1
@@ -61,6 +63,8 @@ def even_out_cores(model: SharedModel, texts: Sequence[Sequence[int]], seed: int
     DataError
         If the texts have no loss that changes with a layer.
     """
+    from peft.tuners.lora import LoraLayer
+
     if not isinstance(model.module, TokenModel) or model.module.backbone.config.is_encoder_decoder:
         raise ConfigError(
             "lora.public_texts with method = 'core' needs a task of a decoder's next token: texts "

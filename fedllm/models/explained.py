@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from fedllm.errors import DataError
 from fedllm.models.shared import SharedModel
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 # Inputs of a layer that are looked at, of all texts together: more change the directions little.
 _STATES = 2048
@@ -44,6 +46,8 @@ def explain_inputs(model: SharedModel, texts: Sequence[Sequence[int]]) -> None:
     DataError
         If the texts show fewer directions than the rank.
     """
+    from peft.tuners.lora import LoraLayer
+
     layers = {
         name: layer for name, layer in model.module.named_modules() if isinstance(layer, LoraLayer)
     }

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from math import fsum, sqrt
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -19,6 +17,9 @@ from fedllm.errors import ConfigError
 from fedllm.models.architecture import Architecture
 from fedllm.models.core import add_core, add_cores
 from fedllm.randomness import RandomStream
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 # Row length of an orthogonal A: with it the start has the same Frobenius norm as the usual one has
 # on average, so that learning rates keep their meaning.
@@ -140,6 +141,8 @@ def shaped_adapters(
     backbone: PreTrainedModel, architecture: Architecture, section: LoraSection
 ) -> PeftModel:
     """Put adapters of the right shapes into a model without numbers, as `add_adapters` would."""
+    from peft.tuners.lora import LoraLayer
+
     adapted = _wrapped(backbone, architecture, section)
     if section.kind == "core":
         for layer in adapted.modules():
@@ -155,6 +158,9 @@ def shaped_adapters(
 def _wrapped(
     backbone: PreTrainedModel, architecture: Architecture, section: LoraSection
 ) -> PeftModel:
+    # A head alone needs no peft.
+    from peft import LoraConfig, get_peft_model
+
     names = target_names(backbone, architecture, section)
     _check_rank(backbone, names, section.rank)
     config = LoraConfig(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as format_safetensors
 
@@ -25,6 +24,8 @@ from fedllm.models.token_head import TokenClassifier
 from fedllm.models.transformer import TextClassifier
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+
     from fedllm.models.shared import SharedModel
 
 Tensors = dict[str, torch.Tensor]
@@ -71,6 +72,8 @@ def read(model: SharedModel, folder: Path) -> None:
     expected = _files(model)
     tensors = {name: read_tensors(folder / name, expected[name]) for name in expected}
     if model.peft is not None:
+        from peft import set_peft_model_state_dict
+
         set_peft_model_state_dict(model.peft, tensors.get(CORE, tensors[LORA]))
     put_own(model, tensors.get(OWN, {}))
     if START in tensors:
@@ -131,7 +134,7 @@ def lora_config(model: SharedModel, repository: str | None) -> dict[str, Any]:
 
     Without what is of this machine: the base model has its repository's name, or its fingerprint.
     """
-    peft = cast(PeftModel, model.peft)
+    peft = cast("PeftModel", model.peft)
     settings = peft.peft_config["default"].to_dict()
     settings["base_model_name_or_path"] = portable_name(model.files_fingerprint, repository)
     return cast("dict[str, Any]", _plain(settings))
@@ -146,6 +149,8 @@ def _center(model: SharedModel) -> dict[str, Tensors]:
 def _files(model: SharedModel) -> dict[str, Tensors]:
     files: dict[str, Tensors] = {}
     if model.peft is not None:
+        from peft import get_peft_model_state_dict
+
         # Multiplied on the processor, as everywhere.
         adapter = {k: v.detach().cpu() for k, v in get_peft_model_state_dict(model.peft).items()}
         files[LORA] = folded(adapter)

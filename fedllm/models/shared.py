@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -39,6 +38,9 @@ from fedllm.models.sequences import FrozenPart, sequences_in
 from fedllm.models.stillness import forgets
 from fedllm.models.token_head import TokenClassifier
 from fedllm.models.transformer import Batch, LayerStack, TextClassifier
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 @dataclass(eq=False)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
 from fedllm.errors import ConfigError
 from fedllm.models import saved
@@ -14,6 +14,9 @@ from fedllm.models.saved import CORE, HEAD, LORA, OWN, Tensors
 from fedllm.models.shared import SharedModel
 from fedllm.models.token_head import TokenClassifier
 from fedllm.models.transformer import TextClassifier
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 _WRAPPED = "base_model.model."
 # What a saved adapter says of itself that is not about its head.
@@ -82,6 +85,8 @@ def _adapted_by(peft: bool, own: bool) -> str:
 
 
 def _take_adapter(model: SharedModel, peft: PeftModel, folder: Path) -> None:
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
     own = get_peft_model_state_dict(peft)
     told, wanted = read_object(folder / saved.LORA_CONFIG), saved.scale_settings(peft)
     keys = {"r": "lora.rank", "lora_alpha": "lora.alpha"}

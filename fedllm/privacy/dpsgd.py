@@ -11,16 +11,19 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.grad_sample import GradSampleHooks
 from torch import Tensor, nn
 
 from fedllm.errors import TrainingError
 from fedllm.privacy.noise import gaussian_noise
 from fedllm.randomness import RandomStream
+
+if TYPE_CHECKING:
+    from opacus.grad_sample import GradSampleHooks
 
 # A float64's largest relative error in one operation.
 _ROUNDING = 2.0**-53
@@ -97,11 +100,7 @@ def per_sample_hooks(module: nn.Module, row_layers: Sequence[nn.Linear] = ()) ->
     # Where row layers are all that is trained, a walk through the whole model would cost more
     # than their gradients.
     others = any(parameter.requires_grad for parameter in module.parameters())
-    hooks = (
-        GradSampleHooks(module, batch_first=True, loss_reduction="sum", strict=True)
-        if others
-        else None
-    )
+    hooks = _hooks(module) if others else None
     for parameter, was in trained:
         parameter.requires_grad_(was)
     try:
@@ -114,6 +113,13 @@ def per_sample_hooks(module: nn.Module, row_layers: Sequence[nn.Linear] = ()) ->
             hooks.cleanup()
         for handle in handles:
             handle.remove()
+
+
+def _hooks(module: nn.Module) -> GradSampleHooks:
+    # It takes half a second, which sites that train a head alone need not spend.
+    from opacus.grad_sample import GradSampleHooks
+
+    return GradSampleHooks(module, batch_first=True, loss_reduction="sum", strict=True)
 
 
 def _keep_factors(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

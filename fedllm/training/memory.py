@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+# Before tensors are without numbers: where they are first needed, their own would be so too.
+import opacus.grad_sample  # noqa: F401
+import peft  # noqa: F401
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode

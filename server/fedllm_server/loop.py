@@ -77,6 +77,9 @@ class Workplace:
         epsilon spent. A deployment knows nothing of it.
     vault : Vault, optional
         Seals checkpoints.
+    sync_sites : callable
+        Sees that what the sites charged for a round is on disk, where a simulation does it for all
+        of them; called before anything that came of the round is kept.
     """
 
     out: Path
@@ -86,6 +89,7 @@ class Workplace:
     observer: Observer
     site_figures: Callable[[str, int], tuple[dict[str, float], dict[str, float]]]
     vault: Vault | None = None
+    sync_sites: Callable[[], None] = lambda: None
 
 
 class RoundLoop:
@@ -350,6 +354,7 @@ class RoundLoop:
             observer.note(
                 f"round {statement.round} counts {who}, whose masks the others took off: {why}"
             )
+        self._place.sync_sites()
         self._keep_heads(statement, outcome.heads)
         return outcome
 

@@ -14,6 +14,7 @@ from fedllm.federation.transport.flower import GridPresence
 from fedllm.federation.transport.superlink import Ticket, grid_of
 from fedllm.files import write_bytes
 from fedllm.identity.kits import Kit, read_kit
+from fedllm.importing import importing
 from fedllm.processes import die_with_parent, keep_memory_private, say
 from fedllm.runs import names
 from fedllm.runs.checkpoints import load_checkpoint
@@ -50,15 +51,16 @@ def carry(kit: Kit, folder: Path, ticket: Ticket) -> None:
     """
     # The grid first: it tells the SuperLink that this process lives while torch is imported.
     with grid_of(ticket) as grid:
-        import torch
+        with importing():
+            import torch
 
-        from fedllm.adapters import adapter_of
-        from fedllm.federation.protocol.terms import make_terms
-        from fedllm_server.finishing import finish, known_sites
-        from fedllm_server.journal import JournalObserver
-        from fedllm_server.loop import RoundLoop, Workplace
-        from fedllm_server.remote_parties import RemoteAuthority, RemoteSites
-        from fedllm_server.starting import starting_state
+            from fedllm.adapters import adapter_of
+            from fedllm.federation.protocol.terms import make_terms
+            from fedllm_server.finishing import finish, known_sites
+            from fedllm_server.journal import JournalObserver
+            from fedllm_server.loop import RoundLoop, Workplace
+            from fedllm_server.remote_parties import RemoteAuthority, RemoteSites
+            from fedllm_server.starting import starting_state
 
         began = time.perf_counter()
         config = read_config(folder)

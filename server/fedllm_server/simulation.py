@@ -24,6 +24,7 @@ from fedllm.errors import ConfigError
 from fedllm.files import make_output_folder, write_bytes
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
+from fedllm.importing import importing
 from fedllm.runs import names as files
 from fedllm.runs.checkpoints import RunState, load_checkpoint
 from fedllm.runs.folder import (
@@ -178,24 +179,26 @@ def _simulate(
     watching: Observer,
     started: float,
 ) -> Summary:
-    import torch
+    with importing():
+        import torch
 
-    from fedllm.adapters import adapter_of
-    from fedllm.federation.protocol.terms import make_terms
-    from fedllm.federation.transport.flower import nodes_of
-    from fedllm_client.app import make_client_app
-    from fedllm_client.simulated import SimulatedSites
-    from fedllm_server.app import GridSites, make_server_app
-    from fedllm_server.figures import SiteFigures
-    from fedllm_server.finishing import finish
-    from fedllm_server.loop import RoundLoop, Workplace
-    from fedllm_server.spending import spent_before
-    from fedllm_server.starting import starting_state
+        from fedllm.adapters import adapter_of
+        from fedllm.federation.protocol.terms import make_terms
+        from fedllm.federation.transport.flower import nodes_of
+        from fedllm_client.app import make_client_app
+        from fedllm_client.simulated import SimulatedSites
+        from fedllm_server.app import GridSites, make_server_app
+        from fedllm_server.figures import SiteFigures
+        from fedllm_server.finishing import finish
+        from fedllm_server.loop import RoundLoop, Workplace
+        from fedllm_server.spending import spent_before
+        from fedllm_server.starting import starting_state
 
     config, out = task.config, task.out
     threads = config.engine.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
-    source, names = SimulatedSites(out, task.home, threads), tuple(records)
+    in_process = task.engine == "inprocess"
+    source, names = SimulatedSites(out, task.home, threads, in_process), tuple(records)
     public = public_part(config, test)
     model, encoded = public.model, public.test
     state = starting_state(config, model, task.state, task.tested, task.start)
@@ -205,7 +208,7 @@ def _simulate(
     roster, authority = _parties(config, source, names, site_titles(records))
     watching.note(visible(spent_before(source, names, task.policy, roster, config, task.state)))
     figures = SiteFigures(source, names, config)
-    place = Workplace(out, model, encoded, roster, watching, figures)
+    place = Workplace(out, model, encoded, roster, watching, figures, sync_sites=source.sync)
     units = _units(config, records)
     for warning in (*given_up(config), *weak_delta(config, units), *odd_batch(config, units)):
         watching.note(f"WARNING: {warning}")
@@ -227,7 +230,7 @@ def _simulate(
     def work(grid: Grid) -> None:
         nodes = nodes_of(grid, len(names), config.rounds.timeout_s)
         # Which node Ray made which site, only the sites' own answers say.
-        known = names if task.engine == "inprocess" else [f"node {node}" for node in nodes]
+        known = names if in_process else [f"node {node}" for node in nodes]
         calls = dict(zip(known, nodes, strict=True))
         sites = GridSites(grid, calls, config.rounds.timeout_s)
         terms = make_terms(config, model, state.run)

@@ -14,9 +14,9 @@ from fedllm.encryption.reveals import Reveal
 from fedllm.encryption.sparse import least_honest
 from fedllm.errors import ConfigError, RefusedError
 from fedllm.federation.protocol.graphs import planned_graph
-from fedllm.federation.protocol.masks import hex_bytes, mask_scope, reveal_purpose
+from fedllm.federation.protocol.masks import mask_scope, reveal_purpose
 from fedllm.federation.protocol.messages import Settle, SettleHeader, Unmask, UnmaskHeader
-from fedllm.federation.protocol.statements import parse_statement
+from fedllm.federation.protocol.statements import hex_bytes, parse_statement
 from fedllm.federation.site.data import SiteData
 from fedllm.federation.site.policy import check_allowed, check_large
 from fedllm.identity.keys import Identity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -13,7 +14,7 @@ from scipy import stats
 from fedllm.encryption import escrow as escrow_module
 from fedllm.encryption.escrow import Escrow, _interpolated, lock, unlock
 from fedllm.encryption.masks import SiteMasks, correction_for
-from fedllm.encryption.pairs import PairSecrets
+from fedllm.encryption.pairs import MaskKey, PairSecrets
 from fedllm.encryption.plan import make_plan
 from fedllm.encryption.reveals import Reveal
 from fedllm.encryption.sparse import COMPLETE, FAILURE_BITS, MaskGraph, most_colluding
@@ -199,12 +200,32 @@ def test_a_share_is_of_one_sum_one_owner_and_one_pair():
             for holder in NAMES[2:4]:
                 seen.add(sites[holder].share(owner, (), statements))
     assert len(seen) == 8
-    pairs = PairSecrets(scope, NAMES[0], PRIVATE[NAMES[0]], PUBLIC | {NAMES[0]: bytes(32)})
+    pairs = PairSecrets(scope, NAMES[0], MaskKey(PRIVATE[NAMES[0]]), PUBLIC | {NAMES[0]: bytes(32)})
     assert pairs.share_key(NAMES[1]) != pairs.seed(NAMES[1]), "of which one is revealed"
     assert "hidden" not in repr(pairs)
     assert repr(pairs) == "PairSecrets(site-0)"
     with pytest.raises(TypeError):
         pickle.dumps(pairs)
+
+
+def test_what_two_sites_agreed_on_serves_all_attempts_and_gives_each_its_own_secrets():
+    key, others = MaskKey(PRIVATE[NAMES[0]]), {n: PUBLIC[n] for n in NAMES[1:]}
+    seeds = set()
+    for scope in (scope_of(), replace(scope_of(), statement="another")):
+        kept = PairSecrets(scope, NAMES[0], key, others)
+        alone = PairSecrets(scope, NAMES[0], MaskKey(PRIVATE[NAMES[0]]), others)
+        beside = PairSecrets(
+            scope, NAMES[1], MaskKey(PRIVATE[NAMES[1]]), PUBLIC | {NAMES[1]: bytes(32)}
+        )
+        assert kept.seed(NAMES[1]) == alone.seed(NAMES[1]) == beside.seed(NAMES[0])
+        seeds |= {kept.seed(name) for name in NAMES[1:]}
+    assert len(seeds) == 2 * len(others)
+    assert repr(key) == "MaskKey(<hidden>)"
+    with pytest.raises(TypeError):
+        pickle.dumps(key)
+    for _ in range(2):
+        with pytest.raises(PeerError, match="not a valid X25519 key"):
+            PairSecrets(scope_of(), NAMES[0], key, {NAMES[1]: bytes(32)}).seed(NAMES[1])
 
 
 def test_no_share_without_agreement():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedllm.errors import ConfigError, PeerError
+from fedllm.identity import keys
 from fedllm.identity.keys import Identity, verify_signature
 from fedllm.identity.roster import Roster
 
@@ -35,6 +36,25 @@ def test_signatures_bind_message_and_signer() -> None:
     ]:
         with pytest.raises(PeerError):
             verify_signature(key, sig, message, "one")
+
+
+@pytest.mark.parametrize("length", [10, 10_000])
+def test_a_signature_that_fitted_before_fits_nothing_else(length: int) -> None:
+    """Of short messages it is known; of long ones, an update, nothing is."""
+    signer, other, message = Identity.generate("a"), Identity.generate("b"), b"m" * length
+    signature = signer.sign(message)
+    known = keys._known.cache_info().hits
+    for _ in range(2):
+        verify_signature(signer.public_bytes(), signature, message, "a")
+        for wrong in (
+            (other.public_bytes(), signature, message),
+            (signer.public_bytes(), other.sign(message), message),
+            (signer.public_bytes(), signature, message[:-1] + b"n"),
+            (signer.public_bytes(), signature, message + b"m"),
+        ):
+            with pytest.raises(PeerError, match="does not fit"):
+                verify_signature(*wrong, "a")
+    assert keys._known.cache_info().hits - known == (1 if length == 10 else 0)
 
 
 def test_mask_keys_differ_between_runs_and_ledgers() -> None:

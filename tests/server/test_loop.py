@@ -6,15 +6,21 @@ import dataclasses
 import itertools
 from types import SimpleNamespace
 
-from support.federation import build, small_config
+from support.federation import Federation, build, small_config
 
 from fedllm.federation.coordinator import answers, rounds
+from fedllm.privacy.ledger.ledger import Ledger
 from fedllm.runs import names
+from fedllm.runs.checkpoints import load_checkpoint
 from fedllm.runs.metrics import read_reports
 from fedllm.runs.observer import Observer
 from fedllm_server import loop
 from fedllm_server.loop import RoundLoop, Workplace
 from fedllm_server.starting import starting_state
+
+
+def ledger(federation: Federation, name: str) -> Ledger:
+    return Ledger.open(federation.folder / f"{name}.sqlite", name, federation.identities[name])
 
 
 def test_the_parts_of_a_round_are_timed_and_so_is_the_whole(tiny_checkpoint, tmp_path, monkeypatch):
@@ -41,6 +47,40 @@ def test_the_parts_of_a_round_are_timed_and_so_is_the_whole(tiny_checkpoint, tmp
     assert [report.seconds for report in found] == [
         {"train": 5.0, "aggregate": 3.0, "decrypt": 1.0, "evaluate": 1.0, "total": 12.0}
     ] * 2
+
+
+def test_what_sites_were_charged_is_on_disk_before_anything_of_a_round_is_kept(
+    tiny_checkpoint, tmp_path
+):
+    """Or a loss of power would leave a model that no ledger tells of."""
+    asked = {"every": 2, "holdout": 0.3}
+    config = small_config(tiny_checkpoint("bert"), rounds={"count": 2}, evaluation=asked)
+    (tmp_path / "sites").mkdir()
+    out = tmp_path / "run"
+    out.mkdir()
+    federation, kept = build(tmp_path / "sites", config), []
+
+    def sync() -> None:
+        heads = out / names.HEADS
+        lines = heads.read_text().splitlines() if heads.exists() else []
+        charged = min(ledger(federation, name).head().sequence for name in federation.sites)
+        state = load_checkpoint(out / names.CHECKPOINTS)
+        judged = bool(state.report and state.report.site_metrics)
+        kept.append((len(lines) // len(federation.sites), state.round, judged, charged))
+
+    place = Workplace(
+        out,
+        federation.model(),
+        None,
+        federation.roster,
+        Observer(),
+        lambda run, number: ({}, {}),
+        sync_sites=sync,
+    )
+    made = RoundLoop(config, place, federation.terms, federation, federation.authority)
+    made.run(dataclasses.replace(starting_state(config, place.model, None), run="run-1"))
+    # Two rounds and an evaluation after them: reserved, settled on and committed each.
+    assert kept == [(0, 0, False, 4), (1, 1, False, 7), (2, 2, False, 10)]
 
 
 def test_an_evaluation_at_the_sites_that_was_cut_off_is_told_and_not_repeated(

@@ -8,17 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup, escape
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
+from fedllm.importing import importing
 from fedllm.visible import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart with every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#777777")
@@ -65,6 +63,11 @@ _STYLE: dict[Any, Any] = {
 @contextmanager
 def svg_figure(seed: str, height: float) -> Iterator[tuple[Figure, Callable[[str], Markup]]]:
     """Yield an empty figure, and what makes SVG of it with words for those who do not see it."""
+    with importing():
+        import matplotlib as mpl
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+
     # Each plot has its own seed for element names, which must differ within one page.
     with mpl.rc_context({**_STYLE, "svg.hashsalt": seed}):
         figure = Figure(figsize=(5.4, height), layout="constrained")
@@ -94,6 +97,8 @@ def clean(axes: Axes) -> None:
 
 
 def _rounds_axis(axes: Axes, label: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_xlabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 

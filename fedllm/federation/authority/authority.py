@@ -13,7 +13,7 @@ from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.schemes import PublicRoundKey, SecretRoundKey
 from fedllm.encryption.update import opened_levels
 from fedllm.errors import FedllmError, PeerError, RefusedError, RepeatError, one_line
-from fedllm.federation.protocol.masks import hex_bytes, mask_scope, reveal_purpose, take_masks_off
+from fedllm.federation.protocol.masks import mask_scope, reveal_purpose, take_masks_off
 from fedllm.federation.protocol.messages import (
     OpenRound,
     OpenSum,
@@ -28,6 +28,7 @@ from fedllm.federation.protocol.round_statement import RoundStatement, round_sta
 from fedllm.federation.protocol.statements import (
     check_cohort,
     check_members,
+    hex_bytes,
     parse_statement,
     read_statement,
     require,

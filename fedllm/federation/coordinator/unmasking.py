@@ -12,7 +12,7 @@ from fedllm.errors import FedllmError, PeerError
 from fedllm.federation.coordinator.answers import all_answers, good_answers, too_few
 from fedllm.federation.coordinator.parties import Sites
 from fedllm.federation.protocol.cohorts import CohortMember
-from fedllm.federation.protocol.masks import check_settled, hex_bytes, mask_scope
+from fedllm.federation.protocol.masks import check_settled, mask_scope
 from fedllm.federation.protocol.messages import (
     Draw,
     Ready,
@@ -26,7 +26,7 @@ from fedllm.federation.protocol.messages import (
 )
 from fedllm.federation.protocol.neighbours import Neighbourhoods, read_seed
 from fedllm.federation.protocol.round_statement import RoundStatement
-from fedllm.federation.protocol.statements import require
+from fedllm.federation.protocol.statements import hex_bytes, require
 from fedllm.identity.roster import Roster
 
 

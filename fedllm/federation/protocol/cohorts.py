@@ -84,6 +84,7 @@ def _leaf(member: CohortMember) -> bytes:
     return sha256(signing_bytes("fedllm.cohort-leaf.v1", said))
 
 
+@lru_cache(maxsize=1 << 15)
 def _node(left: bytes, right: bytes) -> bytes:
     return sha256(signing_bytes("fedllm.cohort-node.v1", left, right))
 

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedllm.canonical import from_hex, sha256_hex, signing_bytes
+from fedllm.canonical import sha256_hex, signing_bytes
 from fedllm.encryption.masks import SiteMasks, correction_for
-from fedllm.encryption.pairs import PairSecrets
+from fedllm.encryption.pairs import MaskKey, PairSecrets
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.encryption.reveals import Reveal
 from fedllm.encryption.survivors import MaskScope, require_agreement, survivor_statement
-from fedllm.errors import PeerError
 from fedllm.federation.protocol.neighbours import Around, graph_of
 from fedllm.federation.protocol.round_statement import RoundStatement
+from fedllm.federation.protocol.statements import hex_bytes
 from fedllm.identity.keys import Identity, verify_signature
 from fedllm.identity.roster import Roster
 
@@ -55,13 +55,12 @@ def site_masks(
     pairs : PairSecrets, optional
         What `pair_secrets` returned for the same.
     """
-    others = _mask_keys(around)
     purpose = signing_bytes("fedllm.own-mask.v4", statement.digest, ledger)
     return SiteMasks(
         mask_scope(statement, plan),
         identity.name,
         identity.mask_key(statement.run, ledger),
-        others,
+        around.mask_keys,
         min_survivors=statement.min_sites,
         own_mask=recover,
         own_seed=identity.derive(purpose) if recover else None,
@@ -76,14 +75,14 @@ def pair_secrets(
     statement: RoundStatement,
     around: Around,
     plan: EncryptionPlan,
+    key: MaskKey | None = None,
 ) -> PairSecrets:
-    """Return what a site has in common with each other one in one attempt; see `site_masks`."""
-    own = identity.mask_key(statement.run, ledger)
-    return PairSecrets(mask_scope(statement, plan), identity.name, own, _mask_keys(around))
+    """Return what a site has in common with each other one in one attempt; see `site_masks`.
 
-
-def _mask_keys(around: Around) -> dict[str, bytes]:
-    return {name: hex_bytes(member.mask_key) for name, member in around.others.items()}
+    ``key`` is the site's mask key of the run, where it was made before.
+    """
+    own = key or MaskKey(identity.mask_key(statement.run, ledger))
+    return PairSecrets(mask_scope(statement, plan), identity.name, own, around.mask_keys)
 
 
 def escrow_key(identity: Identity, ledger: str, statement: RoundStatement, words: bytes) -> bytes:
@@ -139,17 +138,3 @@ def take_masks_off(
 def reveal_purpose(statement: RoundStatement, site: str) -> bytes:
     """Return what a site's sealed reveal is bound to: this attempt of the round, this site."""
     return signing_bytes("fedllm.reveal.v3", statement.digest, site)
-
-
-def hex_bytes(text: str) -> bytes:
-    """Read hexadecimal digits of a peer.
-
-    Raises
-    ------
-    PeerError
-        If they are none.
-    """
-    try:
-        return from_hex(text)
-    except ValueError:
-        raise PeerError("a peer sent digits that are not hexadecimal") from None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
-from fedllm.canonical import from_hex, signing_bytes
+from fedllm.canonical import from_hex, sha256, signing_bytes
 from fedllm.encryption.sparse import MaskGraph, drawn_neighbours
 from fedllm.errors import PeerError
 from fedllm.federation.protocol.cohorts import (
@@ -16,7 +17,12 @@ from fedllm.federation.protocol.cohorts import (
     opened_digest,
 )
 from fedllm.federation.protocol.round_statement import RoundStatement
-from fedllm.federation.protocol.statements import check_keys, check_member, require
+from fedllm.federation.protocol.statements import (
+    check_keys,
+    check_member,
+    hex_bytes,
+    require,
+)
 from fedllm.identity.keys import Identity
 from fedllm.identity.roster import Roster
 
@@ -43,6 +49,27 @@ class Around:
     others: Mapping[str, CohortMember]
     drawn: tuple[str, ...]
     seeds: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def mask_keys(self) -> Mapping[str, bytes]:
+        """The others' raw X25519 public keys.
+
+        Raises
+        ------
+        PeerError
+            If one is not hexadecimal.
+        """
+        return {name: hex_bytes(member.mask_key) for name, member in self.others.items()}
+
+
+@lru_cache(maxsize=1 << 15)
+def _one(member: CohortMember) -> CohortMember:
+    """Return one object for all entries that are alike.
+
+    Each site is told of all others, and what a thousand sites of one process were told must not
+    stand in its memory a thousand times.
+    """
+    return member
 
 
 def graph_of(statement: RoundStatement) -> MaskGraph:
@@ -198,9 +225,12 @@ def read_neighbourhood(
     for place in near if statement.neighbours == 0 else (found.place, *drawn):
         if near[place].member not in signed:
             check_member(near[place].member, statement.run, roster)
-    others = {one.member.name: one.member for place, one in near.items() if place != found.place}
+    others = {
+        one.member.name: _one(one.member) for place, one in near.items() if place != found.place
+    }
     seeds = {one.member.name: one.seed for one in found.near if one.seed}
-    return Around(own.member, others, tuple(statement.cohort[place] for place in drawn), seeds)
+    drew = tuple(statement.cohort[place] for place in drawn)
+    return Around(_one(own.member), others, drew, seeds)
 
 
 def _check_drawn(
@@ -238,12 +268,12 @@ class NeighbourhoodReader:
         self._roster = roster
         self._run = ""
         self._signed: set[CohortMember] = set()
-        self._last: tuple[Neighbourhood, str, str, Around] | None = None
+        self._last: tuple[str, str, bytes, Around] | None = None
 
     def read(self, found: Neighbourhood, statement: RoundStatement, ledger: str) -> Around:
         """Return a checked neighbourhood; see `read_neighbourhood`."""
-        last, digest = self._last, statement.digest
-        if last is None or last[:3] != (found, digest, ledger):
+        last, of = self._last, (statement.digest, ledger, sha256(found.model_dump_json()))
+        if last is None or last[:3] != of:
             if statement.run != self._run:
                 self._run, self._signed = statement.run, set()
             around = read_neighbourhood(
@@ -251,6 +281,6 @@ class NeighbourhoodReader:
             )
             counted = around.drawn or around.others
             self._signed |= {around.own, *(around.others[name] for name in counted)}
-            last = (found, digest, ledger, around)
+            last = (*of, around)
             self._last = last
         return last[3]

@@ -188,6 +188,20 @@ def parse_statement(text: str) -> RoundStatement:
     return parse_header(RoundStatement, text)
 
 
+def hex_bytes(text: str) -> bytes:
+    """Read hexadecimal digits of a peer.
+
+    Raises
+    ------
+    PeerError
+        If they are none.
+    """
+    try:
+        return from_hex(text)
+    except ValueError:
+        raise PeerError("a peer sent digits that are not hexadecimal") from None
+
+
 def require(condition: bool, complaint: str) -> None:
     """Raise a `PeerError` unless ``condition`` holds."""
     if not condition:

@@ -15,7 +15,7 @@ from fedllm.federation.site.policy import protected_unit
 from fedllm.identity.keys import Identity
 from fedllm.mechanisms import Cost, mechanism_of
 from fedllm.privacy.accounting.accountants import upper_bound
-from fedllm.privacy.accounting.events import fold
+from fedllm.privacy.accounting.events import Event, fold
 from fedllm.privacy.ledger.budget import Ceiling, Charge
 from fedllm.privacy.ledger.entries import Head
 from fedllm.privacy.ledger.ledger import Ledger
@@ -60,10 +60,10 @@ class SiteAccount:
         self._name = policy.budget.account or ""
         self._memory = SiteMemory(files.memory, files.at_once)
         anchor = self._memory.head()
-        self._ledger = Ledger.open(files.ledger, identity.name, identity, anchor, files.at_once)
+        self._ledger = Ledger.open(files.ledger, identity.name, identity, anchor, files.sync)
         # Before the first charge, so that a ledger with charges and no memory is an old copy.
         if self._memory.head() is None:
-            self._memory.remember(self._ledger.head())
+            self._memory.remember(self._ledger.last)
 
     @property
     def ledger(self) -> str:
@@ -71,8 +71,8 @@ class SiteAccount:
         return self._ledger.id
 
     def head(self) -> Head:
-        """Return the end of the ledger, for the coordinator to keep."""
-        return self._ledger.head()
+        """Return the end of the ledger as this site wrote it, for the coordinator to keep."""
+        return self._ledger.last
 
     def check_run(self, run: str, number: int, config: RunConfig, units: int, length: int) -> None:
         """Refuse a run whose rounds from ``number`` on do not fit the site's budget.
@@ -117,9 +117,8 @@ class SiteAccount:
         RepeatError
             If this statement was charged before.
         """
-        self._require_new(statement, "training")
+        done = self._events_before(statement, "training")
         mechanism = mechanism_of(config)
-        done = self._ledger.events_of_run(statement.run, "training")
         needed = mechanism.needed_noise(units, statement.round, done)
         noise = mechanism.agreed_noise(needed, statement.noise_multiplier)
         cost = mechanism.cost(units, length, noise)
@@ -138,10 +137,9 @@ class SiteAccount:
         RepeatError
             If this statement was charged before.
         """
-        self._require_new(statement, "evaluation")
+        done = self._events_before(statement, "evaluation")
         evaluation = mechanism_of(config).evaluation
         rounds = evaluation.rounds
-        done = self._ledger.events_of_run(statement.run, "evaluation")
         if statement.round not in rounds or len(done) >= len(rounds):
             raise RefusedError(
                 "the run has no evaluation at the sites left for this round",
@@ -156,7 +154,7 @@ class SiteAccount:
         ``words`` are what the site signs to name the sites in it.
         """
         self._ledger.settle(statement.digest, sha256_hex(words), sites)
-        self._memory.remember(self._ledger.head())
+        self._memory.remember(self._ledger.last)
 
     def require_settled(self, statement: RoundStatement, words: bytes) -> None:
         """Refuse what opens another sum than the one that was settled on.
@@ -185,6 +183,12 @@ class SiteAccount:
         """Return how much epsilon the site's ceiling leaves to the account."""
         return max(0.0, self._budget.epsilon - self.spent())
 
+    def _events_before(self, statement: RoundStatement, purpose: str) -> list[Event]:
+        """Return what the run was charged for one purpose, if this statement may be charged too."""
+        with self._ledger.one_look():
+            self._require_new(statement, purpose)
+            return self._ledger.events_of_run(statement.run, purpose)
+
     def _require_new(self, statement: RoundStatement, purpose: str) -> None:
         # Whoever asks again must hear that, not that the noise or the budget is too small now.
         self._ledger.require_new(statement.run, purpose, statement.digest, statement.attempt)
@@ -198,7 +202,7 @@ class SiteAccount:
             config=statement.config,
         )
         reservation = self._ledger.reserve(stated, self._ceiling(config))
-        self._memory.remember(self._ledger.head())
+        self._memory.remember(self._ledger.last)
         return reservation
 
     def _charge(self, run: str, number: int, config: RunConfig, cost: Cost) -> Charge:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from fedllm.at_rest.log import SealedLog
+from fedllm.privacy.ledger.store import Sync
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,10 @@ class SiteFiles:
         What the site remembers of its ledger; see `SiteMemory`.
     log : Path
         The site's own log of rounds, with losses and timings; never sent.
-    at_once : bool
-        Whether each line and entry is on disk before anything else happens. A simulation alone
-        says no, of ledgers that end with its run: theirs are on disk before an update leaves, and
-        a loss of power may cost the run. No configuration can.
+    sync : {"entry", "commit", "together"}
+        When the ledger's entries are on disk; see `Ledger.open`. A simulation alone says anything
+        but "entry", of ledgers that end with its run: theirs are on disk before what came of a
+        round is kept, and a loss of power may cost the run. No configuration can.
     sealed_log : SealedLog, optional
         Where the log is sealed, what it is written to instead.
     """
@@ -32,8 +33,13 @@ class SiteFiles:
     ledger: Path
     memory: Path
     log: Path
-    at_once: bool = True
+    sync: Sync = "entry"
     sealed_log: SealedLog | None = None
+
+    @property
+    def at_once(self) -> bool:
+        """Whether each line is on disk before anything else happens."""
+        return self.sync == "entry"
 
     @classmethod
     def of_kit(cls, folder: Path) -> Self:

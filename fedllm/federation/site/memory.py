@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedllm.canonical import read_object, reading
+from fedllm.canonical import canonical_json, read_object, reading
 from fedllm.errors import ConfigError, RefusedError
-from fedllm.files import write_json
+from fedllm.files import overwrite, write_json
 from fedllm.locks import in_turn
 from fedllm.privacy.ledger.entries import Head
 
 FORMAT = 2
+# Of what is written over an earlier entry; the longest has 110 letters.
+_LENGTH = 126
 
 
 class SiteMemory:
@@ -56,7 +58,10 @@ class SiteMemory:
 
     def _write(self, head: Head) -> None:
         said = {"format": FORMAT, "ledger": str(head)}
-        write_json(self._path, said, durable=self._at_once)
+        if self._at_once:
+            write_json(self._path, said)
+        else:
+            overwrite(self._path, canonical_json(said).ljust(_LENGTH) + b"\n")
 
     def _read(self) -> dict[str, object]:
         if not self._path.exists():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import isclose
 
 import numpy as np
@@ -117,18 +117,7 @@ class OrderReader:
         RefusedError
             If the site's policy does not allow such a run.
         """
-        try:
-            values = parse_toml(text, "the coordinator's configuration")
-        except ConfigError:
-            raise PeerError("the coordinator sent a configuration that is not TOML") from None
-        model = values.setdefault("model", {})
-        if isinstance(model, dict):
-            model["path"] = self.model_path
-        engine = values.setdefault("engine", {})
-        if isinstance(engine, dict):
-            engine.pop("device", None)
-            engine |= {} if self.device is None else {"device": self.device}
-        config = parse(RunConfig, values, "the coordinator's configuration")
+        config = _read_configuration(text, self.model_path, self.device)
         check_allowed(config, self.allow, model_fingerprint)
         return config
 
@@ -228,6 +217,23 @@ class OrderReader:
             "who shares masks with whom does not follow from the run's configuration",
         )
         check_large(config, graph, len(statement.cohort), self.allow)
+
+
+@lru_cache(maxsize=8)
+def _read_configuration(text: str, model_path: str, device: str | None) -> RunConfig:
+    """Read a run's configuration; it comes with every order, to every site of a process."""
+    try:
+        values = parse_toml(text, "the coordinator's configuration")
+    except ConfigError:
+        raise PeerError("the coordinator sent a configuration that is not TOML") from None
+    model = values.setdefault("model", {})
+    if isinstance(model, dict):
+        model["path"] = model_path
+    engine = values.setdefault("engine", {})
+    if isinstance(engine, dict):
+        engine.pop("device", None)
+        engine |= {} if device is None else {"device": device}
+    return parse(RunConfig, values, "the coordinator's configuration")
 
 
 def require_ordered(request: Train, statement: RoundStatement) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from fedllm.encryption.masks import SiteMasks
-from fedllm.encryption.pairs import PairSecrets
+from fedllm.encryption.pairs import MaskKey, PairSecrets
 from fedllm.encryption.plan import EncryptionPlan
 from fedllm.federation.protocol.cohorts import Neighbourhood
 from fedllm.federation.protocol.masks import (
     check_settled,
     escrow_key,
-    hex_bytes,
     pair_secrets,
     reveal_purpose,
     site_masks,
@@ -29,7 +28,7 @@ from fedllm.federation.protocol.messages import (
 )
 from fedllm.federation.protocol.neighbours import Around, drawn_by
 from fedllm.federation.protocol.round_statement import RoundStatement
-from fedllm.federation.protocol.statements import require_own_key
+from fedllm.federation.protocol.statements import hex_bytes, require_own_key
 from fedllm.federation.site.charging import SiteAccount
 from fedllm.federation.site.orders import OrderReader, read_plan
 from fedllm.identity.keys import Identity
@@ -63,6 +62,7 @@ class SiteSums:
         self._roster = roster
         self._orders = orders
         self._account = account
+        self._key: tuple[object, MaskKey] | None = None
         self._pairs: tuple[object, PairSecrets] | None = None
 
     def masks(
@@ -71,9 +71,16 @@ class SiteSums:
         """Return the site's masks of an attempt, made anew; see `protocol.masks.site_masks`."""
         about = (self._identity, self._account().ledger, statement, around, plan)
         if self._pairs is None or self._pairs[0] != about[1:]:
-            # Agreeing with each other site costs most, and is the same for the whole attempt.
-            self._pairs = about[1:], pair_secrets(*about)
+            # What is derived for each other site is the same for the whole attempt.
+            self._pairs = about[1:], pair_secrets(*about, self._mask_key(statement.run))
         return site_masks(*about, recover, self._pairs[1])
+
+    def _mask_key(self, run: str) -> MaskKey:
+        """Return the site's mask key of a run: agreeing with each other site costs most."""
+        of_run = (run, self._account().ledger)
+        if self._key is None or self._key[0] != of_run:
+            self._key = of_run, MaskKey(self._identity.mask_key(*of_run))
+        return self._key[1]
 
     def settle(self, request: Settle) -> Settled:
         """Sign who is in the sum, once, and leave what this site would reveal for it.

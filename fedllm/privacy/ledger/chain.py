@@ -19,7 +19,7 @@ from fedllm.privacy.ledger.entries import (
     read_chain,
 )
 from fedllm.privacy.ledger.state import LedgerState
-from fedllm.privacy.ledger.store import Store, Transaction
+from fedllm.privacy.ledger.store import Store, Sync, Transaction
 
 
 class Chain:
@@ -42,11 +42,9 @@ class Chain:
         self._signer = signer
 
     @classmethod
-    def open(
-        cls, path: Path, site: str, signer: Signer, anchor: Head | None, at_once: bool
-    ) -> Self:
+    def open(cls, path: Path, site: str, signer: Signer, anchor: Head | None, sync: Sync) -> Self:
         """Open the file, or make it; errors and parameters are those of `Ledger.open`."""
-        store = Store(path, at_once)
+        store = Store(path, sync)
         if not path.exists():
             if anchor is not None:
                 raise TamperedError(f"the ledger {path} is gone: entry {anchor.sequence} is known")
@@ -98,7 +96,7 @@ class Chain:
             self.state.apply(entry)
 
     def flush(self) -> None:
-        """See that all entries are on disk."""
+        """See that all entries are on disk where that is due when a round is committed."""
         self._store.flush()
 
     def _catch_up(self, view: Transaction) -> None:

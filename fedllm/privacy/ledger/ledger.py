@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -34,6 +35,8 @@ from fedllm.privacy.ledger.entries import (
     TamperedError,
 )
 from fedllm.privacy.ledger.fingerprints import Unit
+from fedllm.privacy.ledger.state import LedgerState
+from fedllm.privacy.ledger.store import Sync
 
 
 class Ledger:
@@ -48,6 +51,7 @@ class Ledger:
         self._chain = chain
         self._guard = BudgetGuard()
         self._lock = threading.RLock()
+        self._looked = False
 
     @classmethod
     def open(
@@ -56,7 +60,7 @@ class Ledger:
         site: str,
         signer: Signer,
         anchor: Head | None = None,
-        at_once: bool = True,
+        sync: Sync = "entry",
     ) -> Self:
         """Open a site's ledger, or make it; every entry and signature is checked.
 
@@ -71,10 +75,11 @@ class Ledger:
         anchor : Head, optional
             A head that another party kept. With it, a ledger that was cut, replaced by an
             older copy or begun anew is found.
-        at_once : bool
-            Whether every entry is on disk when it is written. Without, entries are in the system's
-            hands, which outlives this process and not a loss of power, and are on disk when
-            `commit` returns; a simulation's ledgers alone are written so.
+        sync : {"entry", "commit", "together"}
+            When entries are on disk: "entry", each when it is written. Else they are in the
+            system's hands, which outlives this process and not a loss of power, and on disk when
+            `commit` returns ("commit"), or when whoever opened the ledgers syncs the files of all
+            sites ("together"); a simulation's ledgers alone are written so.
 
         Raises
         ------
@@ -85,7 +90,7 @@ class Ledger:
         LedgerError
             If the file cannot be used.
         """
-        return cls(Chain.open(path, site, signer, anchor, at_once))
+        return cls(Chain.open(path, site, signer, anchor, sync))
 
     def __repr__(self) -> str:
         return f"Ledger({str(self._chain.path)!r}, site={self._chain.state.site!r})"
@@ -94,6 +99,23 @@ class Ledger:
     def id(self) -> str:
         """SHA-256 of the first entry, 64 hex digits; a ledger begun anew has another."""
         return self._chain.state.id
+
+    @contextmanager
+    def one_look(self) -> Iterator[None]:
+        """Take in once what other processes appended, for all that the block asks.
+
+        What it decides is decided anew when it is written.
+        """
+        with self._lock:
+            self._chain.look()
+            self._looked = True
+            try:
+                yield
+            finally:
+                self._looked = False
+
+    def _look(self) -> LedgerState:
+        return self._chain.state if self._looked else self._chain.look()
 
     def check(self, planned: Sequence[Charge], ceiling: Ceiling) -> None:
         """Refuse a whole run that would exceed the ceiling; writes nothing.
@@ -111,7 +133,7 @@ class Ledger:
             If spent and planned events together exceed the ceiling (exit code 3).
         """
         with self._lock:
-            self._chain.look()
+            self._look()
             self._require(planned, ceiling)
 
     def reserve(self, charge: Charge, ceiling: Ceiling) -> int:
@@ -142,8 +164,9 @@ class Ledger:
             If its run was charged under another configuration before.
         """
         with self._lock:
-            # The accountant remembers this answer, so that the write lock is held briefly.
-            self.check([charge], ceiling)
+            # Of what is known so far: the accountant remembers the answer, so that the write lock
+            # is held briefly.
+            self._require([charge], ceiling)
             with self._chain.writing() as append:
                 self._once(charge.run, charge.purpose, charge.statement, charge.order_attempt)
                 self._of_one_configuration(charge.run, charge.config)
@@ -204,7 +227,7 @@ class Ledger:
             If the statement, or a later attempt, was charged before.
         """
         with self._lock:
-            self._chain.look()
+            self._look()
             self._once(run, purpose, statement, order_attempt)
 
     def _once(self, run: str, purpose: str, statement: str, order_attempt: int) -> None:
@@ -226,7 +249,7 @@ class Ledger:
             If it was.
         """
         with self._lock:
-            self._chain.look()
+            self._look()
             self._of_one_configuration(run, config)
 
     def _of_one_configuration(self, run: str, config: str) -> None:
@@ -279,7 +302,7 @@ class Ledger:
             If it did not, or another attempt or round was begun since.
         """
         with self._lock:
-            found = self._chain.look().settled.get(self._newest(statement))
+            found = self._look().settled.get(self._newest(statement))
         if found is None:
             raise LedgerRefusal("this site has not settled on the survivors of this round")
         return found
@@ -322,7 +345,7 @@ class Ledger:
         ``unit`` is what is asked about; by default what the account's last charge protected.
         """
         with self._lock:
-            state = self._chain.look()
+            state = self._look()
             return state.spent(account, unit or state.unit(account), view)
 
     def events_of_run(
@@ -333,7 +356,7 @@ class Ledger:
         ``purpose`` picks "training" or "evaluation"; ``view`` says who looks.
         """
         with self._lock:
-            state = self._chain.look()
+            state = self._look()
             return [
                 event
                 for reservation in state.reservations.values()
@@ -348,7 +371,13 @@ class Ledger:
     def head(self) -> Head:
         """Return the last entry, for others to keep as an anchor."""
         with self._lock:
-            head = self._chain.look().head
+            self._look()
+            return self.last
+
+    @property
+    def last(self) -> Head:
+        """The last entry that was seen or written here; unlike `head` it reads no file."""
+        head = self._chain.state.head
         if head is None:
             raise TamperedError(f"the ledger {self._chain.path} is empty")
         return head

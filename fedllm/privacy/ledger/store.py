@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedllm.canonical import canonical_json
 from fedllm.privacy.ledger.entries import Entry, LedgerError, NoLedgerError, RawEntry, TamperedError
@@ -26,6 +26,9 @@ SQLITE = b"SQLite format 3\0"
 # What stands in the first page of every ledger besides.
 TRACES = (b"FLL1", b"the ledger is append-only")
 _WAIT_S = 60.0
+# When entries are on disk: each when it is written; all that a round made when it is committed; or
+# when whoever opened the ledgers of many sites syncs them together.
+Sync = Literal["entry", "commit", "together"]
 # The triggers stop mistakes; the proof is the chain, which does not trust them.
 _SCHEMA = """
 PRAGMA application_id = 1179405361;
@@ -107,13 +110,14 @@ class Store:
     ----------
     path : Path
         The file.
-    at_once : bool
-        Whether what is written is on disk at once, or by `flush`; see `Ledger.open`.
+    sync : {"entry", "commit", "together"}
+        When what is written is on disk; see `Ledger.open`.
     """
 
-    def __init__(self, path: Path, at_once: bool = True) -> None:
+    def __init__(self, path: Path, sync: Sync = "entry") -> None:
         self.path = path
-        self._at_once = at_once
+        self._sync = sync
+        self._at_once = sync == "entry"
 
     def create(self, first: Entry) -> bool:
         """Make the file with its first entry; False if it exists already.
@@ -151,8 +155,8 @@ class Store:
         return True
 
     def flush(self) -> None:
-        """See that what was written is on disk; errors as in `write`."""
-        if not self._at_once:
+        """See that what a round wrote is on disk where that is due now; errors as in `write`."""
+        if self._sync == "commit":
             with _explained(self.path):
                 _sync(self.path)
                 _sync(self.path.parent)

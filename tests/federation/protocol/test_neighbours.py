@@ -10,7 +10,7 @@ from support.federation import own_draw
 
 from fedllm.errors import PeerError
 from fedllm.federation.protocol import neighbours
-from fedllm.federation.protocol.cohorts import CohortTree, cohort_digest
+from fedllm.federation.protocol.cohorts import CohortTree, Neighbourhood, cohort_digest
 from fedllm.federation.protocol.neighbours import (
     NeighbourhoodReader,
     Neighbourhoods,
@@ -107,9 +107,22 @@ def test_the_last_neighbourhood_is_known_and_no_other():
     assert around.drawn == ()
     assert reader.read(told, first, "") is around
     assert reader.read(told, second, "") is not around
+    with pytest.raises(PeerError, match="another site's"):
+        reader.read(told.model_copy(update={"place": 1}), second, "")
     with pytest.raises(PeerError, match="not that of the cohort"):
         larger = [make_member(PEOPLE[name], "", "one", 7) for name in NAMES]
         reader.read(told, round_of("one", 1, larger), "")
+
+
+def test_what_many_sites_of_a_process_are_told_of_one_stands_in_memory_once():
+    members, read = entries("one"), []
+    statement = round_of("one", 1, members)
+    for name in ("anne", "bob"):
+        told = Neighbourhoods(statement, members, {}).of(name).model_dump_json()
+        heard = Neighbourhood.model_validate_json(told)
+        read.append(NeighbourhoodReader(PEOPLE[name], ROSTER).read(heard, statement, ""))
+    assert read[0].others["carl"] is read[1].others["carl"]
+    assert read[0].others["bob"] is read[1].own
 
 
 LARGE = tuple(f"site-{i}" for i in range(8))

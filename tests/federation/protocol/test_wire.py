@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from fedllm.errors import PeerError
 from fedllm.federation.protocol import wire
 from fedllm.federation.protocol.cohorts import CohortMember
-from fedllm.federation.protocol.masks import hex_bytes
 from fedllm.federation.protocol.messages import Drawn, DrawnHeader, SumOpenedHeader
+from fedllm.federation.protocol.statements import hex_bytes
 
 
 def test_digits_that_are_none_are_a_peers_fault():

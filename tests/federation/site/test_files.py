@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.federation import small_config
 
 from fedllm.config import BudgetSection, RunConfig, SitePolicy
-from fedllm.errors import RefusedError
+from fedllm.errors import RefusedError, StorageError
 from fedllm.federation.protocol.round_statement import RoundStatement
 from fedllm.federation.site.charging import SiteAccount
 from fedllm.federation.site.files import SiteFiles
 from fedllm.federation.site.memory import SiteMemory
 from fedllm.federation.site.telling import SiteTelling
+from fedllm.files import sync_files
 from fedllm.identity.keys import Identity
 from fedllm.privacy.ledger.audit import verify_ledger
+from fedllm.privacy.ledger.entries import Head
 from fedllm.privacy.ledger.ledger import Ledger
-from fedllm.privacy.ledger.store import Store
+from fedllm.privacy.ledger.store import Store, Sync
 from fedllm_client.simulated import SimulatedSites
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -30,8 +35,8 @@ STATEMENT = RoundStatement(
 )
 
 
-def made(folder: Path, at_once: bool) -> SiteFiles:
-    return SiteFiles(*(folder / f"anne.{end}" for end in ("sqlite", "json", "log")), at_once)
+def made(folder: Path, sync: Sync) -> SiteFiles:
+    return SiteFiles(*(folder / f"anne.{end}" for end in ("sqlite", "json", "log")), sync)
 
 
 @pytest.fixture
@@ -48,19 +53,20 @@ def synced(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize(("at_once", "setting"), [(True, (3,)), (False, (0,))])
-def test_sqlite_syncs_as_the_files_say(tmp_path, at_once, setting):
-    files = made(tmp_path, at_once)
-    Ledger.open(files.ledger, "anne", Identity.generate("anne"), None, at_once)
-    with Store(files.ledger, at_once).write() as view:
-        assert view._connection.execute("PRAGMA synchronous").fetchone() == setting
+@pytest.mark.parametrize(("sync", "setting"), [("entry", 3), ("commit", 0), ("together", 0)])
+def test_sqlite_syncs_as_the_files_say(tmp_path, sync, setting):
+    files = made(tmp_path, sync)
+    Ledger.open(files.ledger, "anne", Identity.generate("anne"), None, files.sync)
+    with Store(files.ledger, files.sync).write() as view:
+        assert view._connection.execute("PRAGMA synchronous").fetchone() == (setting,)
 
 
-@pytest.mark.parametrize("at_once", [True, False])
-def test_what_is_not_written_at_once_is_on_disk_before_an_update_leaves(tmp_path, synced, at_once):
-    files, identity = made(tmp_path, at_once), Identity.generate("anne")
+@pytest.mark.parametrize("sync", ["entry", "commit", "together"])
+def test_what_is_not_written_at_once_is_on_disk_before_an_update_leaves(tmp_path, synced, sync):
+    """Or, where whoever opened the ledgers syncs them, when it does; see below."""
+    files, identity, at_once = made(tmp_path, sync), Identity.generate("anne"), sync == "entry"
     account = SiteAccount(files, identity, SitePolicy(budget=BudgetSection(epsilon=2.0)))
-    telling = SiteTelling(files.log, None, lambda asked: None, at_once)
+    telling = SiteTelling(files.log, None, lambda asked: None, files.at_once)
     synced.clear()
     paid = account.reserve(STATEMENT, small_config(Path("model"), privacy={"epsilon": 2.0}), 40, 9)
     telling.details(RefusedError("why"))
@@ -69,7 +75,7 @@ def test_what_is_not_written_at_once_is_on_disk_before_an_update_leaves(tmp_path
     synced.clear()
     account.commit(paid)
     # Its folder too, or a journal that was removed would come back and undo the entries.
-    assert synced == ([] if at_once else ["anne.sqlite", tmp_path.name])
+    assert synced == (["anne.sqlite", tmp_path.name] if sync == "commit" else [])
     synced.clear()
     account.settle(STATEMENT, b"words", 2)
     assert len(synced) == (2 if at_once else 0)
@@ -96,28 +102,72 @@ def test_who_says_nothing_else_writes_at_once(tmp_path, synced):
 
 def test_folders_of_a_new_site_are_made(tmp_path):
     account = SiteAccount(
-        made(tmp_path / "new" / "site", True), Identity.generate("anne"), SitePolicy()
+        made(tmp_path / "new" / "site", "entry"), Identity.generate("anne"), SitePolicy()
     )
     assert account.head().sequence == 1
     assert (tmp_path / "new" / "site" / "anne.sqlite").exists()
 
 
 def test_no_configuration_leads_to_a_deployed_site_that_writes_later(tmp_path):
-    assert SiteFiles.of_kit(tmp_path).at_once
+    assert SiteFiles.of_kit(tmp_path).sync == "entry"
     for kind in (SitePolicy, RunConfig):
-        assert "at_once" not in json.dumps(kind.model_json_schema())
+        assert '"sync"' not in json.dumps(kind.model_json_schema())
     asking = {
         path.relative_to(ROOT).as_posix()
         for folder in ("fedllm", "clients", "server")
         for path in (ROOT / folder).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "SiteFiles"
-        if len(node.args) > 3 or any(k.arg == "at_once" for k in node.keywords)
+        if len(node.args) > 3 or any(k.arg == "sync" for k in node.keywords)
     }
     assert asking == {"clients/fedllm_client/simulated.py"}
 
 
 def test_ledgers_of_a_folder_of_their_own_keep_every_guarantee_in_a_simulation(tmp_path):
     run, kept = tmp_path / "run", tmp_path / "kept"
-    assert SimulatedSites(run, kept, 1).files("anne").at_once
-    assert not SimulatedSites(run, run, 1).files("anne").at_once
+    for together, of_the_run in ((False, "commit"), (True, "together")):
+        assert SimulatedSites(run, kept, 1, together).files("anne").sync == "entry"
+        assert SimulatedSites(run, run, 1, together).files("anne").sync == of_the_run
+
+
+@pytest.mark.parametrize(("sites", "one_by_one"), [(3, True), (40, False)])
+def test_ledgers_of_many_sites_are_synced_together(tmp_path, synced, sites, one_by_one):
+    source = SimulatedSites(tmp_path, tmp_path, 1, together=True)
+    source.sync()
+    for number in range(sites):
+        name = f"site-{number}"
+        files = source.files(name)
+        Ledger.open(files.ledger, name, Identity.generate(name), None, files.sync)
+    synced.clear()
+    source.sync()
+    names = [*sorted(f"site-{number}.sqlite" for number in range(sites)), "ledgers"]
+    assert synced == (names if one_by_one else [])
+
+
+def test_a_disk_that_cannot_sync_is_told(tmp_path, monkeypatch):
+    def broken(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    paths = [tmp_path / f"{number}.sqlite" for number in range(40)]
+    for path in paths:
+        path.touch()
+    sync_files(paths)
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(StorageError, match="Input/output error"):
+        sync_files(paths[:3])
+    shutil.rmtree(tmp_path)
+    with pytest.raises(StorageError, match="No such file"):
+        sync_files(paths)
+
+
+@pytest.mark.parametrize("before", ["", "short", "x" * 500])
+def test_what_a_site_remembers_is_whole_whatever_stood_there(tmp_path, before):
+    memory, head = SiteMemory(tmp_path / "anne.json", at_once=False), Head(7, "ab" * 32)
+    (tmp_path / "anne.json").write_text(before)
+    if not before:
+        (tmp_path / "anne.json").unlink()
+    memory.begin_anew(head)
+    assert memory.head() == head
+    memory.remember(replace(head, sequence=10**12))
+    assert memory.head() == replace(head, sequence=10**12)
+    assert len((tmp_path / "anne.json").read_bytes().splitlines()) == 1

@@ -392,6 +392,20 @@ def test_what_is_asked_after_an_order_meets_the_minimum_and_the_cohort_too(place
         assert answers(place.site, place.order) == [few] * 5
 
 
+def test_a_configuration_is_read_once_and_each_site_has_its_own_model_in_it(place):
+    header, reader = place.order.header, place.site._orders
+
+    def read(**changes):
+        site = dataclasses.replace(reader, **changes)
+        return site.configuration(header.config, header.model)
+
+    first = read(model_path="here")
+    assert read(model_path="here") is first
+    assert (first.model.path, first.engine.device) == ("here", None)
+    assert read(model_path="there").model.path == "there"
+    assert read(model_path="here", device="cuda").engine.device == "cuda"
+
+
 def test_the_order_itself_is_good(place):
     """Last: what the others were made of is carried out, and charged once."""
     assert place.site.train(place.order).update

@@ -99,10 +99,12 @@ def test_another_program_with_the_same_ledger_sees_what_was_charged(path, ledger
     ids=["check", "require_new", "require_config"],
 )
 def test_who_only_asks_sees_what_another_program_has_just_written(path, ledger, refused):
-    asking = reopened(path)
+    asking, together = reopened(path), reopened(path)
     ledger.reserve(replace(CHARGE, config="c" * 64), CEILING)
     with pytest.raises(FedllmError):
         refused(asking)
+    with pytest.raises(FedllmError), together.one_look():
+        refused(together)
     answering = reopened(path)
     ledger.settle(FIRST, WORDS, 3)
     assert answering.settled(FIRST).sites == 3
@@ -110,6 +112,18 @@ def test_who_only_asks_sees_what_another_program_has_just_written(path, ledger, 
         asking = reopened(path)
         ledger.reserve(replace(CHARGE, statement="", order_attempt=0, config="c" * 64), CEILING)
         assert method(asking) == method(ledger)
+
+
+def test_after_one_look_each_question_looks_again(path, ledger):
+    asking = reopened(path)
+    with asking.one_look():
+        ledger.reserve(CHARGE, CEILING)
+        assert asking.head() == asking.last != ledger.head()
+        with pytest.raises(RepeatError):
+            asking.reserve(CHARGE, CEILING)
+    assert asking.head() == ledger.head()
+    ledger.settle(FIRST, WORDS, 3)
+    assert asking.settled(FIRST).sites == 3
 
 
 def test_one_sum_is_settled_on_however_often_it_is_asked(path, ledger):
