@@ -206,8 +206,8 @@ EVENTS = [
 
 
 def test_rules_prefer_what_they_say(part):
-    paired, human = part("paired"), part("human")
-    found = {rule: paired.by_scores(EVENTS, getattr(human, rule)) for rule in ("longer", "overlap")}
+    paired, rules = part("paired"), part("rules")
+    found = {rule: paired.by_scores(EVENTS, getattr(rules, rule)) for rule in ("longer", "overlap")}
     assert found["longer"].hits.tolist() == [0.0, 2.0]
     assert found["overlap"].hits[0] == 1.0
     # A tie is half of one.
@@ -216,12 +216,12 @@ def test_rules_prefer_what_they_say(part):
 
 
 def test_words_alone_learn_which_words_are_liked(part, monkeypatch):
-    human = part("human")
-    monkeypatch.setattr(human, "WEIGHT", 0.1)
+    rules = part("rules")
+    monkeypatch.setattr(rules, "WEIGHT", 0.1)
     training = [
         Ranking(f"Question {n}", "", (f"good {n}", f"bad {n}"), ((0, 1),)) for n in range(20)
     ]
-    good, bad, none = human.unigram(training)(Ranking("", "", ("so good", "so bad", "so"), ()))
+    good, bad, none = rules.unigram(training)(Ranking("", "", ("so good", "so bad", "so"), ()))
     assert good > none > bad
 
 

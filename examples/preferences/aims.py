@@ -61,6 +61,15 @@ def of_pairs(out: Path, steps: Sequence[str]) -> tuple[str, dict[str, Any]]:
     return words + HEAD + f"|{'---|' * 4}\n" + "".join(lines), figures
 
 
+def of_rules(out: Path) -> str:
+    """Say how many of the same pairs are right without a model; empty where nobody looked."""
+    found = accuracies(out, "rules")
+    if not found:
+        return ""
+    said = ", ".join(f"{name} {share.words}" for name, share in found.items())
+    return f"\nThe same pairs without a model: {said}.\n"
+
+
 def _within(less: Share) -> str:
     if less.low >= -WITHIN:
         return "within a point"

@@ -277,6 +277,22 @@ def compare(out: Path, step: str, variants: Sequence[str], form: Form) -> None:
     write_json(path, {name: one.written() for name, one in found.items()})
 
 
+def rules(out: Path, form: Form) -> None:
+    """Look which of the same pairs rules get right that train nothing, and words alone."""
+    path = out / "scores" / "pairs-rules.json"
+    if path.exists():
+        return
+    from paired import by_scores
+    from rules import longer, overlap, unigram
+    from score import rankings
+
+    test = rankings(out / "data/compared.jsonl")[: form.compared]
+    words_alone = unigram(rankings(out / "data/train.jsonl"))
+    asked = {"longer": longer, "overlap": overlap, "words alone": words_alone}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {name: by_scores(test, rule).written() for name, rule in asked.items()})
+
+
 def steps(clear: bool) -> list[tuple[str, str]]:
     """Return variants and their steps."""
     variants = VARIANTS if clear else ("private",)
@@ -320,7 +336,7 @@ def jobs(out: Path, clear: bool, form: Form) -> list[Job]:
     for step in TELLS:
         runs = tuple(f"{one}-{step}" for one in variants if step in VARIANTS[one])
         found.append(Job(f"pairs by {step}", partial(compare, out, step, variants, form), runs))
-    return found
+    return [*found, Job("pairs by rules", partial(rules, out, form))]
 
 
 def main() -> None:

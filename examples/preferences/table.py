@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from aims import accuracies, of_alignment, of_pairs
+from aims import accuracies, of_alignment, of_pairs, of_rules
 from paired import Share
 
 from fedllm.files import write_bytes, write_json
@@ -144,7 +144,8 @@ def write_table(out: Path, form: str, steps: list[tuple[str, str]]) -> None:
         "machine": machine(),
     }
     pairs, compared = of_pairs(out, [step for variant, step in steps if variant == "private"])
-    write_json(out / "results.json", {**about, "rows": found, "pairs": compared})
+    rules = {name: vars(one) for name, one in accuracies(out, "rules").items()}
+    write_json(out / "results.json", {**about, "rows": found, "pairs": compared, "rules": rules})
     words = (
         f"Form `{form}`, {about['date']}, commit {about['commit']}, {about['machine']}. "
         "Intervals are 95%.\n\n"
@@ -152,4 +153,5 @@ def write_table(out: Path, form: str, steps: list[tuple[str, str]]) -> None:
     lines = [f"| {' | '.join(HEAD)} |\n", f"|{'---|' * len(HEAD)}\n", *map(_line, found)]
     aims = "".join(of_alignment(row["variant"], row["step"], row) for row in found)
     said = f"\nWhat the alignments were aimed at:\n\n{aims}" if aims else ""
-    write_bytes(out / "table.md", (words + "".join(lines) + pairs + said).encode())
+    text = words + "".join(lines) + of_rules(out) + pairs + said
+    write_bytes(out / "table.md", text.encode())
