@@ -22,7 +22,6 @@ MADE_OF = {
     "grpo": ("taught", "reward", "judge"),
     "ppo": ("taught", "reward", "judge"),
     "dpo": ("taught", "dpo"),
-    "selector": ("taught", "selector"),
     "selected": ("taught", "selector"),
 }
 HEAD = (
