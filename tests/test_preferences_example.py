@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -95,8 +96,7 @@ def finished(out: Path, step: str, epsilon: float | None = 8.0, **more) -> None:
 def test_the_table_has_what_the_runs_wrote(part, tmp_path):
     table = part("table")
     finished(tmp_path, "private-taught", 7.5)
-    measured = {"accuracy": 0.75, "accuracy_low": 0.7, "accuracy_high": 0.8}
-    finished(tmp_path, "private-reward", 8.0, metrics=measured)
+    finished(tmp_path, "private-reward", 8.0)
     finished(tmp_path, "private-judge", 7.9)
     gain = {"reward_gain": 1.5, "reward_gain_low": 1.25, "reward_gain_high": 1.75}
     finished(tmp_path, "private-grpo", 0.0, alignment=gain)
@@ -108,12 +108,15 @@ def test_the_table_has_what_the_runs_wrote(part, tmp_path):
         **{"empty": 0.0, "cut": 0.01, "repeated": 0.02},
     }
     (tmp_path / "scores/private-grpo.json").write_text(json.dumps(scores))
+    right = {"private": {"hits": [2.0] * 75 + [0.0] * 25, "pairs": [2.0] * 100}}
+    (tmp_path / "scores/pairs-reward.json").write_text(json.dumps(right))
     table.write_table(tmp_path, "quick", part("run").steps(clear=True))
     text = (tmp_path / "table.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")][-5:]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     nothing = [""] * 8
-    assert cells[1][:4] == ["private", "reward", "8.00", "0.75 (0.70 to 0.80)"]
+    assert cells[1][:3] == ["private", "reward", "8.00"]
+    assert cells[1][3].startswith("0.750 (0.6")
     # Whoever took part in all that it is made of spent all of it.
     assert cells[3] == [
         *("private", "grpo", "7.50 + 8.00 + 7.90", "", "0.80 (0.70 to 0.90)"),
@@ -125,7 +128,7 @@ def test_the_table_has_what_the_runs_wrote(part, tmp_path):
     assert [row["step"] for row in rows] == ["taught", "reward", "judge", "grpo", "taught"]
     assert "private grpo: reward +1.50 sd" in text
     assert "length +11% (within 20%), **repeated 2.0% (under 2%): missed**" in text
-    assert "The same pairs" not in text
+    assert "the same pairs" not in text
     # 100 events of two pairs: private and clear differ in one event, and in half of all.
     both, fewer = [2.0] * 100, [1.0] * 50 + [2.0] * 50
     for step, clear in (("reward", [1.0, *both[1:]]), ("dpo", both)):
@@ -138,12 +141,47 @@ def test_the_table_has_what_the_runs_wrote(part, tmp_path):
         next(
             line
             for line in text.splitlines()
-            if line.startswith(f"| {step} | 0.") or line.startswith(f"| {step} | 1.")
+            if line.startswith((f"| {step} | +", f"| {step} | -"))
         )
         for step in ("reward", "dpo")
     )
     assert "+0.5 (+0.0 to" in reward and reward.endswith("| within a point |")
     assert "-25.0 (-" in dpo and dpo.endswith("| not within a point |")
+
+
+def test_steps_wait_for_what_they_read_and_for_nothing_else(part, tmp_path):
+    run = part("run")
+    for clear in (False, True):
+        made = run.jobs(tmp_path, clear, run.FORMS["tiny"])
+        names = [job.name for job in made]
+        assert len({*names}) == len(names)
+        for job in made:
+            assert {*job.needs} <= {*names} - {job.name}
+        needs = {job.name: {*job.needs} for job in made}
+        assert needs["private-reward"] == set()
+        assert needs["private-ppo"] == {"private-taught", "private-reward", "private-judge"}
+        variants = {"private", "clear", "alone"} if clear else {"private"}
+        assert needs["pairs by dpo"] == {f"{one}-dpo" for one in variants}
+    # Nobody trained a judge on what one bank has.
+    assert "clear-judge" in needs["answers of alone-dpo"]
+
+
+def test_jobs_run_side_by_side_and_a_failure_ends_all(part, tmp_path, capfd):
+    side = part("side_by_side")
+
+    def job(name, *needs, path="touched"):
+        return side.Job(name, partial(os.mkdir, tmp_path / path / name), needs)
+
+    (tmp_path / "touched").mkdir()
+    side.side_by_side([job("c", "a", "b"), job("a"), job("b")], 2, 1)
+    told = capfd.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in told][:2] == ["a: begun", "b: begun"]
+    assert told[-1].startswith("c: done")
+    with pytest.raises(FileNotFoundError):
+        side.side_by_side([job("d", path="nowhere"), job("e", "d")], 2, 1)
+    with pytest.raises(SystemExit, match="what e needs"):
+        side.side_by_side([job("e", "d")], 2, 1)
+    assert sorted(path.name for path in (tmp_path / "touched").iterdir()) == ["a", "b", "c"]
 
 
 def test_intervals_are_of_whole_events_and_of_the_same_pairs(part):
@@ -168,8 +206,8 @@ EVENTS = [
 
 
 def test_rules_prefer_what_they_say(part):
-    paired, human = part("paired"), part("human")
-    found = {rule: paired.by_scores(EVENTS, getattr(human, rule)) for rule in ("longer", "overlap")}
+    paired, rules = part("paired"), part("rules")
+    found = {rule: paired.by_scores(EVENTS, getattr(rules, rule)) for rule in ("longer", "overlap")}
     assert found["longer"].hits.tolist() == [0.0, 2.0]
     assert found["overlap"].hits[0] == 1.0
     # A tie is half of one.
@@ -178,12 +216,12 @@ def test_rules_prefer_what_they_say(part):
 
 
 def test_words_alone_learn_which_words_are_liked(part, monkeypatch):
-    human = part("human")
-    monkeypatch.setattr(human, "WEIGHT", 0.1)
+    rules = part("rules")
+    monkeypatch.setattr(rules, "WEIGHT", 0.1)
     training = [
         Ranking(f"Question {n}", "", (f"good {n}", f"bad {n}"), ((0, 1),)) for n in range(20)
     ]
-    good, bad, none = human.unigram(training)(Ranking("", "", ("so good", "so bad", "so"), ()))
+    good, bad, none = rules.unigram(training)(Ranking("", "", ("so good", "so bad", "so"), ()))
     assert good > none > bad
 
 
@@ -215,7 +253,8 @@ def test_all_of_it_runs_and_is_not_run_again(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         told.append(done.stdout)
-    assert told[1].count("is finished already") >= 19
+    # All jobs are looked at again, and no command is run.
+    assert told[1].count(": done, 0.0 minutes") >= 19
     rows = json.loads((tmp_path / "runs/preferences-tiny/results.json").read_text())["rows"]
     assert len(rows) == 19
     private = {row["step"]: row for row in rows if row["variant"] == "private"}

@@ -12,7 +12,18 @@ from paired import Right, Share, accuracy, difference
 # Of the share of right pairs: how much less than without privacy.
 WITHIN = 0.01
 GAIN_SD, KL_NATS, LENGTH, REPEATED = 1.0, 10.0, 0.2, 0.02
-HEAD = "| step | private | clear | private less clear | private less alone | aim |\n"
+HEAD = "| step | private less clear | private less alone | aim |\n"
+
+
+def accuracies(out: Path, step: str) -> dict[str, Share]:
+    """Return how many pairs of compared.jsonl each variant of a step gets right."""
+    return {name: accuracy(one) for name, one in _told(out, step).items()}
+
+
+def _told(out: Path, step: str) -> dict[str, Right]:
+    path = out / "scores" / f"pairs-{step}.json"
+    told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {name: Right.read(values) for name, values in told.items()}
 
 
 def of_pairs(out: Path, steps: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -21,40 +32,42 @@ def of_pairs(out: Path, steps: Sequence[str]) -> tuple[str, dict[str, Any]]:
     Returns
     -------
     str
-        A table; empty where nothing was compared.
+        A table; empty where there is nothing to compare with.
     dict
         Its figures by step.
     """
     lines, figures = [], {}
     for step in steps:
-        path = out / "scores" / f"pairs-{step}.json"
-        if not path.exists():
-            continue
-        told = json.loads(path.read_text(encoding="utf-8"))
-        found = {name: Right.read(values) for name, values in told.items()}
-        shares = {name: accuracy(one) for name, one in found.items()}
+        found = _told(out, step)
         less = {
             name: difference(found["private"], found[name])
             for name in ("clear", "alone")
-            if name in found
+            if name in found and "private" in found
         }
+        if not less:
+            continue
         # One that was trained on public prompts spent nothing itself; so the aim is of the others.
         aim = _within(less["clear"]) if "clear" in less and step in ("reward", "dpo") else ""
         cells = (
             step,
-            *(shares[name].words if name in shares else "" for name in ("private", "clear")),
             *(less[name].points if name in less else "" for name in ("clear", "alone")),
             aim,
         )
         lines.append(f"| {' | '.join(cells)} |\n")
-        figures[step] = {
-            "accuracy": {name: vars(one) for name, one in shares.items()},
-            "private_less": {name: vars(one) for name, one in less.items()},
-        }
+        figures[step] = {"private_less": {name: vars(one) for name, one in less.items()}}
     if not lines:
         return "", {}
-    words = "\nThe same pairs of compared.jsonl, and differences of models on them, in points:\n\n"
-    return words + HEAD + f"|{'---|' * 6}\n" + "".join(lines), figures
+    words = "\nDifferences on the same pairs of compared.jsonl, in points:\n\n"
+    return words + HEAD + f"|{'---|' * 4}\n" + "".join(lines), figures
+
+
+def of_rules(out: Path) -> str:
+    """Say how many of the same pairs are right without a model; empty where nobody looked."""
+    found = accuracies(out, "rules")
+    if not found:
+        return ""
+    said = ", ".join(f"{name} {share.words}" for name, share in found.items())
+    return f"\nThe same pairs without a model: {said}.\n"
 
 
 def _within(less: Share) -> str:

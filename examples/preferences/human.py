@@ -15,14 +15,11 @@ without privacy.
 from __future__ import annotations
 
 import argparse
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from paired import Right, accuracy, by_scores, difference
+from rules import Score, longer, overlap, unigram
 from run import CLEAR, HERE, fedllm
 from table import commit, machine, today
 
@@ -33,64 +30,6 @@ from fedllm.runs.summary import read_summary
 from fedllm.tasks import task_of
 
 VARIANTS: dict[str, tuple[str, ...]] = {"private": (), "clear": CLEAR}
-# A word that fewer training answers have says nothing of others.
-FEWEST, STEPS = 5, 300
-# Of 1, 3, 10, 30 and 100 the best by cross-validation over training events.
-WEIGHT = 100.0
-Score = Callable[[Ranking], Sequence[float]]
-
-
-def words_of(text: str) -> list[str]:
-    """Return the words of a text."""
-    return re.findall(r"\w+", text.lower())
-
-
-def longer(ranking: Ranking) -> list[float]:
-    """Prefer the longer answer."""
-    return [float(len(answer)) for answer in ranking.answers]
-
-
-def overlap(ranking: Ranking) -> list[float]:
-    """Prefer the answer of which a larger share of words stands in the question."""
-    around = set(words_of(f"{ranking.prompt} {ranking.context}"))
-    own = (set(words_of(answer)) for answer in ranking.answers)
-    return [len(words & around) / max(len(words), 1) for words in own]
-
-
-def unigram(training: Sequence[Ranking]) -> Score:
-    """Return a Bradley-Terry model of the words that an answer has, with a ridge of `WEIGHT`."""
-    counts = Counter(
-        word for ranking in training for answer in ranking.answers for word in set(words_of(answer))
-    )
-    known = sorted(word for word, count in counts.items() if count >= FEWEST)
-    place_of = {word: place for place, word in enumerate(known)}
-
-    def vectors(ranking: Ranking) -> NDArray[np.float32]:
-        found = np.zeros((len(ranking.answers), len(known)), np.float32)
-        for row, answer in zip(found, ranking.answers, strict=True):
-            row[[place_of[word] for word in set(words_of(answer)) if word in place_of]] = 1.0
-        return found
-
-    gaps = np.concatenate(list(_gaps(training, vectors)))
-    weights = np.zeros(len(known), np.float32)
-    # The largest curvature that the loss can have.
-    rate = 1.0 / (0.25 * float(np.linalg.norm(gaps, 2)) ** 2 + WEIGHT)
-    momentum = np.zeros_like(weights)
-    for _ in range(STEPS):
-        slope = gaps.T @ (-1.0 / (1.0 + np.exp(gaps @ weights))) + WEIGHT * weights
-        momentum = 0.9 * momentum - rate * slope
-        weights = weights + momentum
-    return lambda ranking: (vectors(ranking) @ weights).tolist()
-
-
-def _gaps(
-    training: Sequence[Ranking], vectors: Callable[[Ranking], NDArray[np.float32]]
-) -> Iterator[NDArray[np.float32]]:
-    for ranking in training:
-        if ranking.pairs:
-            better, worse = np.array(ranking.pairs).T
-            own = vectors(ranking)
-            yield own[better] - own[worse]
 
 
 def rewards(run: Path) -> Score:
@@ -154,7 +93,9 @@ def main() -> None:
         if not (folder / "summary.json").exists():
             given = [part for word in words for part in ("--set", word)]
             again = ["--resume"] if (folder / "run.toml").exists() else []
-            fedllm("simulate", HERE / "human.toml", *given, "--out", folder, *again)
+            log = out / f"logs/{name}.log"
+            print(f"training {name}, which says in {log} how far it is", flush=True)
+            fedllm(log, "simulate", HERE / "human.toml", *given, "--out", folder, *again)
         found[name] = by_scores(test, rewards(folder))
     rules = {"longer": longer, "overlap": overlap, "words alone": unigram(training)}
     found |= {name: by_scores(test, rule) for name, rule in rules.items()}

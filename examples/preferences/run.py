@@ -5,23 +5,28 @@
 
 Without `--clear` every federated run is private (epsilon 8 each); with it the same is run without
 privacy beside them, and what one bank gets by itself. Each step is a command of fedllm in a folder
-of its own: the same command again goes on where it was broken off, and runs nothing twice. Every
-figure of OUT/table.md and OUT/results.json is read from the runs' summary.json and from OUT/scores.
+of its own, and says into OUT/logs what it does; steps that do not wait for each other run side by
+side. The same command again goes on where it was broken off, and runs nothing twice. Every figure
+of OUT/table.md and OUT/results.json is read from the runs' summary.json and from OUT/scores.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import time
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prepare import prepare
+from side_by_side import Job, side_by_side
 from table import write_table
 
 from fedllm.files import write_bytes, write_json
@@ -51,10 +56,8 @@ class Form:
         Of runs, by name; as their files say where one is missing.
     banks : int
         Who take part.
-    test : int
-        Rankings of the test file that pairwise accuracy is told by.
     compared : int
-        Rankings on which variants are compared.
+        Rankings that models which tell answers apart are asked.
     align : tuple of str
         What an alignment has otherwise than its file.
     """
@@ -63,7 +66,6 @@ class Form:
     pretraining: tuple[str, ...] = ()
     rounds: dict[str, int] = field(default_factory=dict)
     banks: int = 10
-    test: int = 2000
     compared: int = 2000
     align: tuple[str, ...] = ()
 
@@ -73,9 +75,8 @@ FORMS = {
     "quick": Form(
         every=4,
         pretraining=("training.tokens=300_000",),
-        rounds={"taught": 6, "reward": 20, "judge": 20, "selector": 8, "selected": 8},
-        test=300,
-        align=("training.steps=36", "prompts.selection=32", "prompts.test=64"),
+        rounds={"reward": 20, "judge": 20, "selector": 10},
+        align=("training.steps=20",),
     ),
     # That all of it runs, and nothing else.
     "tiny": Form(
@@ -83,7 +84,6 @@ FORMS = {
         pretraining=("training.tokens=20_000",),
         rounds=dict.fromkeys(CHAIN, 1),
         banks=2,
-        test=8,
         compared=20,
         align=(
             "training.steps=1",
@@ -126,21 +126,20 @@ def settings(out: Path, variant: str, step: str, form: Form) -> list[str]:
         words["data.train"] = path(f"{variant}-public.jsonl")
     if step not in ("reward", "judge"):
         words["model.path"] = path("base", "model")
-    if step in ("dpo", "selector", "selected"):
+    if step in ("dpo", "selected"):
         words["model.start"] = path(f"{variant}-taught")
     if step == "judge":
-        words |= {"seed": 1, "data.test": ""}
-    elif step != "taught":
-        words |= {"data.test": path("data", "test.jsonl"), "data.test_limit": form.test}
+        words["seed"] = 1
+    if step != "taught":
+        # All are asked the rankings of compared.jsonl when they are finished.
+        words["data.test"] = ""
     # Without privacy a run needs two sites still: a step on both halves is one on the whole.
     alone = variant == "alone" or step == "selected"
     banks = 2 if alone else form.banks
     words |= {"data.sites": banks, "rounds.min_sites": banks}
     words |= _sizes(out, step, train, banks, alone)
     if step in form.rounds:
-        words |= {"rounds.count": form.rounds[step]}
-        if step != "taught":
-            words["rounds.evaluate_every"] = max(1, form.rounds[step] // 2)
+        words["rounds.count"] = form.rounds[step]
     clear = variant != "private" or step == "selected"
     return [*_pairs(words), *(CLEAR if clear else ())]
 
@@ -167,11 +166,15 @@ def _sizes(out: Path, step: str, train: str, banks: int, alone: bool) -> dict[st
     }
 
 
-def fedllm(*words: str | Path) -> None:
-    """Run a command; it says itself what is wrong."""
-    done = subprocess.run([sys.executable, "-m", "fedllm", *map(str, words)], check=False)
+def fedllm(log: Path, *words: str | Path) -> None:
+    """Run a command; what it says goes into a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        command = [sys.executable, "-m", "fedllm", *map(str, words)]
+        done = subprocess.run(command, stdout=file, stderr=file, check=False)
     if done.returncode:
-        sys.exit(done.returncode)
+        last = log.read_text(encoding="utf-8").splitlines()[-5:]
+        sys.exit("\n".join([*last, f"the whole of it is in {log}"]))
 
 
 def _set(words: tuple[str, ...] | list[str]) -> list[str]:
@@ -181,17 +184,20 @@ def _set(words: tuple[str, ...] | list[str]) -> list[str]:
 def pretrained(out: Path, form: Form) -> None:
     """Pretrain the base, unless that was done."""
     folder = out / "base"
+    if (folder / "summary.json").exists() and (folder / "model" / "config.json").exists():
+        return
     corpus = json.dumps(str((out / "data/corpus.jsonl").absolute()))
     words = _set([f"data.train={corpus}", *form.pretraining])
     again = ["--resume"] if folder.exists() else []
-    fedllm("pretrain", HERE / "pretrain.toml", *words, "--out", folder, *again)
+    fedllm(
+        out / "logs/base.log", "pretrain", HERE / "pretrain.toml", *words, "--out", folder, *again
+    )
 
 
 def take(out: Path, variant: str, step: str, form: Form) -> None:
     """Take a step, go on with it, or find it finished."""
     folder = out / f"{variant}-{step}"
     if (folder / "summary.json").exists() and (folder / "adapter" / "README.md").exists():
-        print(f"{folder} is finished already", flush=True)
         return
     if step == "selected":
         public_rankings(out, variant, form)
@@ -199,7 +205,11 @@ def take(out: Path, variant: str, step: str, form: Form) -> None:
     begun = any((folder / name).exists() for name in ("run.toml", "align.toml"))
     words = _set(settings(out, variant, step, form))
     again = ["--resume"] if begun else []
-    fedllm(*command, file_of(step), *words, "--out", folder, *again)
+    fedllm(_log(out, variant, step), *command, file_of(step), *words, "--out", folder, *again)
+
+
+def _log(out: Path, variant: str, step: str) -> Path:
+    return out / "logs" / f"{variant}-{step}.log"
 
 
 def public_rankings(out: Path, variant: str, form: Form) -> None:
@@ -216,7 +226,8 @@ def public_rankings(out: Path, variant: str, form: Form) -> None:
     if not rows:
         sys.exit(f"{taught} gives no two different answers to any prompt")
     write_bytes(asked, _lines(rows))
-    fedllm("predict", out / f"{variant}-selector", asked, "--out", said, "--json")
+    log = _log(out, variant, "selected")
+    fedllm(log, "predict", out / f"{variant}-selector", asked, "--out", said, "--json")
     ranks = {row["row"]: row["ranks"] for row in read(said)}
     write_bytes(done, _lines([{**row, "ranks": ranks[n]} for n, row in enumerate(rows, 1)]))
 
@@ -252,7 +263,7 @@ def score(out: Path, variant: str, step: str, form: Form) -> None:
     write_json(path, found)
 
 
-def compare(out: Path, step: str, variants: Iterable[str], form: Form) -> None:
+def compare(out: Path, step: str, variants: Sequence[str], form: Form) -> None:
     """Look which pairs of compared.jsonl each variant gets right, unless that was done."""
     runs = {one: out / f"{one}-{step}" for one in variants if step in VARIANTS[one]}
     path = out / "scores" / f"pairs-{step}.json"
@@ -266,10 +277,66 @@ def compare(out: Path, step: str, variants: Iterable[str], form: Form) -> None:
     write_json(path, {name: one.written() for name, one in found.items()})
 
 
+def rules(out: Path, form: Form) -> None:
+    """Look which of the same pairs rules get right that train nothing, and words alone."""
+    path = out / "scores" / "pairs-rules.json"
+    if path.exists():
+        return
+    from paired import by_scores
+    from rules import longer, overlap, unigram
+    from score import rankings
+
+    test = rankings(out / "data/compared.jsonl")[: form.compared]
+    words_alone = unigram(rankings(out / "data/train.jsonl"))
+    asked = {"longer": longer, "overlap": overlap, "words alone": words_alone}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {name: by_scores(test, rule).written() for name, rule in asked.items()})
+
+
 def steps(clear: bool) -> list[tuple[str, str]]:
-    """Return variants and steps, in the order in which they are taken."""
+    """Return variants and their steps."""
     variants = VARIANTS if clear else ("private",)
     return [(variant, step) for variant in variants for step in VARIANTS[variant]]
+
+
+def needs(variant: str, step: str) -> tuple[str, ...]:
+    """Return what a step waits for."""
+    before = {
+        "taught": (),
+        "reward": (),
+        "judge": (),
+        "grpo": ("taught", "reward", "judge"),
+        "ppo": ("taught", "reward", "judge"),
+        "dpo": ("taught",),
+        "selector": (),
+        "selected": ("taught", "selector"),
+    }[step]
+    reads_base = step in ("taught", "selector")
+    return (*(f"{variant}-{one}" for one in before), *(("base",) if reads_base else ()))
+
+
+def jobs(out: Path, clear: bool, form: Form) -> list[Job]:
+    """Return all that is done, what others wait for first."""
+    asked = steps(clear)
+    # What takes longest, and what most others wait for.
+    order = ("taught", "reward", "judge", "dpo", "selector", "grpo", "ppo", "selected")
+    asked.sort(key=lambda one: order.index(one[1]))
+    found = [Job("base", partial(pretrained, out, form))]
+    found += [
+        Job(f"{variant}-{step}", partial(take, out, variant, step, form), needs(variant, step))
+        for variant, step in asked
+    ]
+    for variant, step in asked:
+        if step in WRITES:
+            judge = "clear" if variant == "alone" else variant
+            models = tuple(dict.fromkeys((f"{variant}-taught", f"{variant}-{step}")))
+            work = partial(score, out, variant, step, form)
+            found.append(Job(f"answers of {variant}-{step}", work, (*models, f"{judge}-judge")))
+    variants = tuple(VARIANTS) if clear else ("private",)
+    for step in TELLS:
+        runs = tuple(f"{one}-{step}" for one in variants if step in VARIANTS[one])
+        found.append(Job(f"pairs by {step}", partial(compare, out, step, variants, form), runs))
+    return [*found, Job("pairs by rules", partial(rules, out, form))]
 
 
 def main() -> None:
@@ -281,21 +348,22 @@ def main() -> None:
         "--clear", action="store_true", help="run it without privacy too, and one bank alone"
     )
     parser.add_argument("--out", type=Path, help="runs/preferences-FORM when left out")
+    cores = os.cpu_count() or 1
+    parser.add_argument(
+        "--jobs", type=int, default=min(2, cores), help="steps at once (2); about 1.5 GiB each"
+    )
     arguments = parser.parse_args()
     name = arguments.form or "full"
     form, out = FORMS[name], arguments.out or Path("runs") / f"preferences-{name}"
+    began = time.monotonic()
     if not (out / "data" / "corpus.jsonl").exists():
         prepare(out / "data", form.every)
-    pretrained(out, form)
-    for variant, step in steps(arguments.clear):
-        print(f"\n== {variant}, {step}", flush=True)
-        take(out, variant, step, form)
-    for variant, step in steps(arguments.clear):
-        score(out, variant, step, form)
-    for step in TELLS:
-        compare(out, step, VARIANTS if arguments.clear else ("private",), form)
+    # Beside each other, two steps of one thread each are quicker than one of two after another.
+    threads = max(1, cores // arguments.jobs)
+    side_by_side(jobs(out, arguments.clear, form), arguments.jobs, threads)
     write_table(out, name, steps(clear=True))
     print((out / "table.md").read_text(encoding="utf-8"))
+    print(f"this call took {(time.monotonic() - began) / 60:.1f} minutes")
 
 
 if __name__ == "__main__":

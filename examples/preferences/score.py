@@ -19,12 +19,15 @@ from fedllm.alignment.losses import kl_estimate
 from fedllm.alignment.policy import Policy
 from fedllm.alignment.rollouts import Answer, sample
 from fedllm.alignment.scoring import scores_of
+from fedllm.config import DataSection
 from fedllm.config.alignment import GuardsSection
+from fedllm.data.rankings import Ranking
 from fedllm.randomness import RandomStream
 from fedllm.serving.released import load_released
 from fedllm.serving.reward import RewardModel
 from fedllm.serving.usable import Usable, open_usable
 from fedllm.tasks import task_of
+from fedllm.tasks.preference import Preference
 
 SEED, ROWS, RANKINGS = 5, 16, 64
 
@@ -118,6 +121,12 @@ def several_answers(run: Path, prompts: Path, count: int, new_tokens: int) -> li
         if len(different) > 1:
             rows.append({"prompt": prompt, "answers": different})
     return rows
+
+
+def rankings(path: Path) -> list[Ranking]:
+    """Read ranking events."""
+    data = DataSection(train=str(path))
+    return [Ranking.read_back(one.values) for one in Preference().read(str(path), data)]
 
 
 @torch.no_grad()

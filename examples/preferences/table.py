@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from aims import of_alignment, of_pairs
+from aims import accuracies, of_alignment, of_pairs, of_rules
+from paired import Share
 
 from fedllm.files import write_bytes, write_json
 from fedllm.runs.summary import read_summary
@@ -21,7 +22,6 @@ MADE_OF = {
     "grpo": ("taught", "reward", "judge"),
     "ppo": ("taught", "reward", "judge"),
     "dpo": ("taught", "dpo"),
-    "selector": ("taught", "selector"),
     "selected": ("taught", "selector"),
 }
 HEAD = (
@@ -74,6 +74,7 @@ def rows(out: Path, steps: list[tuple[str, str]]) -> list[dict[str, Any]]:
         summary = read_summary(folder)
         place = out / "scores" / f"{variant}-{step}.json"
         scores = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
+        right = accuracies(out, step).get(variant)
         runs = [out / f"{variant}-{name}" for name in MADE_OF.get(step, (step,))]
         # A finished step has all that it is made of.
         epsilons = [read_summary(run).privacy.get("epsilon") for run in runs]
@@ -86,9 +87,8 @@ def rows(out: Path, steps: list[tuple[str, str]]) -> list[dict[str, Any]]:
                 "sites": summary.sites,
                 "rounds": summary.rounds,
                 "seconds": summary.seconds.get("total"),
-                "metrics_before": summary.metrics_before,
-                "metrics": summary.metrics,
                 "alignment": summary.alignment,
+                "pairs_right": None if right is None else vars(right),
                 "scores": scores,
                 "run_id": summary.run_id,
                 "finished": summary.finished,
@@ -105,6 +105,10 @@ def _with_interval(values: dict[str, Any], key: str) -> str:
     return f"{values[key]:.2f}{ends}"
 
 
+def _right(share: dict[str, float] | None) -> str:
+    return "" if share is None else Share(**share).words
+
+
 def _beside(scores: dict[str, Any], key: str, was: str) -> str:
     return f"{scores[key]:.2f}, {scores[was]:.2f}" if key in scores else ""
 
@@ -116,7 +120,7 @@ def _line(row: dict[str, Any]) -> str:
         row["variant"],
         row["step"],
         "none" if epsilons is None else " + ".join(f"{one:.2f}" for one in epsilons),
-        _with_interval(row["metrics"], "accuracy"),
+        _right(row["pairs_right"]),
         _with_interval(scores, "win_rate"),
         # By the model that was learned from; the judge's gain stands in results.json.
         _with_interval(alignment, "reward_gain"),
@@ -139,7 +143,8 @@ def write_table(out: Path, form: str, steps: list[tuple[str, str]]) -> None:
         "machine": machine(),
     }
     pairs, compared = of_pairs(out, [step for variant, step in steps if variant == "private"])
-    write_json(out / "results.json", {**about, "rows": found, "pairs": compared})
+    rules = {name: vars(one) for name, one in accuracies(out, "rules").items()}
+    write_json(out / "results.json", {**about, "rows": found, "pairs": compared, "rules": rules})
     words = (
         f"Form `{form}`, {about['date']}, commit {about['commit']}, {about['machine']}. "
         "Intervals are 95%.\n\n"
@@ -147,4 +152,5 @@ def write_table(out: Path, form: str, steps: list[tuple[str, str]]) -> None:
     lines = [f"| {' | '.join(HEAD)} |\n", f"|{'---|' * len(HEAD)}\n", *map(_line, found)]
     aims = "".join(of_alignment(row["variant"], row["step"], row) for row in found)
     said = f"\nWhat the alignments were aimed at:\n\n{aims}" if aims else ""
-    write_bytes(out / "table.md", (words + "".join(lines) + pairs + said).encode())
+    text = words + "".join(lines) + of_rules(out) + pairs + said
+    write_bytes(out / "table.md", text.encode())

@@ -63,9 +63,11 @@ class Scale:
 def look_at(answers: Sequence[Answer], guards: GuardsSection) -> list[Look]:
     """Look at answers that were sampled together.
 
-    Repeated is an answer of which too few runs of four tokens are distinct, and one that was given
-    to another prompt in the same words.
+    Repeated is an answer of which too few runs of four tokens are distinct and, unless
+    ``guards.shared_answers``, one that was given to another prompt in the same words.
     """
+    if guards.shared_answers:
+        return [_look(one, guards, False) for one in answers]
     prompts: defaultdict[tuple[int, ...], set[tuple[int, ...]]] = defaultdict(set)
     for one in answers:
         prompts[_words(one)].add(one.prompt)

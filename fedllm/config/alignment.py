@@ -188,6 +188,9 @@ class GuardsSection(Section):
     distinct : float
         An answer of which a smaller share of all runs of four tokens is distinct repeats itself,
         and gets the floor; 0 allows all.
+    shared_answers : bool
+        Whether prompts may have the same answer, of four tokens or more, in the same words. If not,
+        one that was given to another prompt of the step as well counts as repeated.
     floor : float
         Reward of an empty, too short or repeated answer at most, in standard deviations from the
         mean of the starting model's answers.
@@ -203,6 +206,7 @@ class GuardsSection(Section):
 
     minimum_tokens: PositiveInt = 2
     distinct: Share = 0.5
+    shared_answers: bool = False
     floor: Annotated[float, Field(lt=0, allow_inf_nan=False)] = -3.0
     cut_penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     most_faulty: Share = 0.02

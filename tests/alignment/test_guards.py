@@ -53,6 +53,10 @@ def test_the_same_words_to_two_prompts_are_repeated_and_to_one_prompt_not():
     assert [one.fault for one in look_at(once, GUARDS)] == [None, None]
     short = [answer([4, 5], prompt=1), answer([4, 5], prompt=2)]
     assert [one.fault for one in look_at(short, GUARDS)] == [None, None]
+    # Where prompts may well have one answer it is none; within an answer it still is.
+    shared = GUARDS.model_copy(update={"shared_answers": True})
+    assert [one.fault for one in look_at(twice, shared)] == [None, None]
+    assert look_at([answer([9] * 12)], shared)[0].fault == "repeated"
 
 
 @pytest.mark.parametrize(
