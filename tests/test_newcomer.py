@@ -95,7 +95,7 @@ def test_they_do_what_the_readme_says(public_data, tiny_checkpoint, tmp_path, mo
     asked = json.loads(output(predict))
     assert asked["label"] == asked["labels"][0]["label"]
     output(export)
-    (line,) = output([sys.executable, "bank/use.py", "my card was stolen"]).splitlines()
+    (line,) = output([sys.executable, "runs/bank/use.py", "my card was stolen"]).splitlines()
     shares = json.loads(line)["labels"]
     assert max(shares, key=shares.get) == asked["label"]
     assert shares[asked["label"]] == pytest.approx(asked["probability"], abs=1e-3)
