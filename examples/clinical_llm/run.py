@@ -93,8 +93,8 @@ FORMS = {
     ),
     "full": Form(
         every={"medquad": 1, "pubmedqa": 1, "notes": 1, "chinese": 1},
-        rounds=48,
-        batch=512,
+        rounds=16,
+        batch=1024,
         small_batch=256,
         test=300,
         scored=100,
