@@ -17,6 +17,7 @@ from fedllm.files import append_to, sync_directory
 
 Line = TypeVar("Line", bound=BaseModel)
 _RESTORE = "restore the file from a backup, or take that line out"
+_WRITTEN = f"name a file that fedllm rate wrote with --out; if it is one, {_RESTORE}"
 
 
 class PrivateLines:
@@ -107,6 +108,8 @@ class PrivateLines:
 
     def _line(self, line: bytes, number: int, kind: type[Line]) -> Line:
         where = f"{self.path}, line {number}"
+        # Whose first line is wrong is more likely another file, such as that of the prompts.
+        remedy = _WRITTEN if number == 1 else _RESTORE
         try:
             return kind.model_validate(read_object(line))
         except ValidationError as error:
@@ -115,10 +118,10 @@ class PrivateLines:
             known = {*kind.model_fields, "the line"}
             wrong = sorted({name if name in known else "a field of another name" for name in first})
             raise ConfigError(
-                f"{where}: {', '.join(wrong)} is missing, unknown or of another form", _RESTORE
+                f"{where}: {', '.join(wrong)} is missing, unknown or of another form", remedy
             ) from None
         except ValueError:
-            raise ConfigError(f"{where} is no JSON object", _RESTORE) from None
+            raise ConfigError(f"{where} is no JSON object", remedy) from None
 
     def append(self, value: Mapping[str, Any] | BaseModel) -> None:
         """Append one line, on disk when this returns, and close the file to other users.

@@ -73,6 +73,17 @@ def test_a_damaged_line_is_named_and_not_quoted(line, words, own):
     assert SECRET not in str(error.value)
 
 
+def test_prompts_in_the_place_of_ratings_are_told_apart_from_a_damaged_line(own):
+    own.path.write_text('{"prompt": "What now?"}\n')
+    with pytest.raises(ConfigError) as error:
+        own.read(Rating)
+    assert "that fedllm rate wrote" in error.value.remedy
+    own.path.write_text(SAID.model_dump_json() + '\n{"prompt": "What now?"}\n')
+    with pytest.raises(ConfigError) as error:
+        own.read(Rating)
+    assert "that fedllm rate wrote" not in error.value.remedy
+
+
 def test_a_file_of_something_else_is_not_touched(tmp_path):
     path = tmp_path / "letter.txt"
     path.write_text("a letter without an end")
