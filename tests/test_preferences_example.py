@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -177,11 +179,39 @@ def test_jobs_run_side_by_side_and_a_failure_ends_all(part, tmp_path, capfd):
     told = capfd.readouterr().out.splitlines()
     assert [line.split(",")[0] for line in told][:2] == ["a: begun", "b: begun"]
     assert told[-1].startswith("c: done")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(SystemExit, match="d failed"):
         side.side_by_side([job("d", path="nowhere"), job("e", "d")], 2, 1)
+    assert "FileNotFoundError" in capfd.readouterr().err
     with pytest.raises(SystemExit, match="what e needs"):
         side.side_by_side([job("e", "d")], 2, 1)
     assert sorted(path.name for path in (tmp_path / "touched").iterdir()) == ["a", "b", "c"]
+
+
+def test_whoever_ends_the_chain_ends_what_it_runs(tmp_path):
+    """Else a second start would write into the same folders beside the first."""
+    program = tmp_path / "chain.py"
+    program.write_text(
+        "import subprocess, sys\n"
+        "from functools import partial\n"
+        f"sys.path.insert(0, {str(EXAMPLE)!r})\n"
+        "from side_by_side import Job, side_by_side\n"
+        "if __name__ == '__main__':\n"
+        f"    command = ['sh', '-c', 'echo $$ > {tmp_path}/begun; exec sleep 100']\n"
+        "    side_by_side([Job('a', partial(subprocess.check_call, command))], 2, 1)\n"
+    )
+    chain = subprocess.Popen([sys.executable, str(program)])
+    begun = tmp_path / "begun"
+    while not (begun.exists() and begun.read_text().strip()):
+        assert chain.poll() is None
+        time.sleep(0.05)
+    chain.terminate()
+    assert chain.wait() == 128 + signal.SIGTERM
+    number = int(begun.read_text())
+    while Path(f"/proc/{number}/stat").exists():
+        # Its parent may not have asked yet how it ended.
+        if Path(f"/proc/{number}/stat").read_text().split()[2] == "Z":
+            break
+        time.sleep(0.05)
 
 
 def test_intervals_are_of_whole_events_and_of_the_same_pairs(part):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
 
 # Read by torch, and by what it computes with, when they are loaded.
 THREADS = "OMP_NUM_THREADS"
@@ -45,30 +49,58 @@ def side_by_side(jobs: Sequence[Job], most: int, threads: int) -> None:
 
     Raises
     ------
-    BaseException
-        Of the first job that failed, when those that had begun are done.
+    SystemExit
+        If a job failed, when those that had begun are done; or if this process is told to end: the
+        jobs are told too, with the commands that they run.
     """
     os.environ[THREADS] = str(threads)
-    waiting, done = list(jobs), set[str]()
-    running: dict[Future[float], Job] = {}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(most, mp_context=context) as pool:
-        while waiting or running:
-            ready = [job for job in waiting if done.issuperset(job.needs)]
+    waiting, done, failed = list(jobs), set[str](), ""
+    running: dict[int, tuple[Job, SpawnProcess, float]] = {}
+    with _told_to_end(running):
+        while running or (waiting and not failed):
+            ready = [] if failed else [job for job in waiting if done.issuperset(job.needs)]
             for job in ready[: most - len(running)]:
                 print(f"{job.name}: begun", flush=True)
-                running[pool.submit(_timed, job.work)] = job
+                process = multiprocessing.get_context("spawn").Process(
+                    target=_by_itself, args=(job.work,)
+                )
+                process.start()
+                running[process.sentinel] = job, process, time.monotonic()
                 waiting.remove(job)
             if not running:
                 raise SystemExit(f"nobody does what {waiting[0].name} needs: {waiting[0].needs}")
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                job = running.pop(future)
-                minutes = future.result() / 60
+            for sentinel in wait(list(running)):
+                job, process, began = running.pop(sentinel)  # type: ignore[arg-type]
+                process.join()
+                if process.exitcode:
+                    failed = failed or f"{job.name} failed; what it said stands above"
+                    continue
+                minutes = (time.monotonic() - began) / 60
                 print(f"{job.name}: done, {minutes:.1f} minutes", flush=True)
                 done.add(job.name)
+    if failed:
+        raise SystemExit(failed)
 
 
-def _timed(work: Callable[[], None]) -> float:
-    began = time.monotonic()
+def _by_itself(work: Callable[[], None]) -> None:
+    # Its commands are of its group, and end with it.
+    os.setpgid(0, 0)
     work()
-    return time.monotonic() - began
+
+
+@contextmanager
+def _told_to_end(running: dict[int, tuple[Job, SpawnProcess, float]]) -> Iterator[None]:
+    """Inside, who ends this process ends the jobs with it."""
+    earlier = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+        for _, process, _ in running.values():
+            # One that has only just begun has no group of its own yet.
+            with suppress(ProcessLookupError):
+                if process.pid:
+                    os.killpg(process.pid, signal.SIGTERM)
+            process.terminate()
+        for _, process, _ in running.values():
+            process.join()
