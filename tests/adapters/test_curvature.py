@@ -168,7 +168,7 @@ def test_texts_that_say_nothing_of_one_layer_are_refused(tmp_path):
     """In texts of two tokens no query has a choice: of its slopes the basis would be NaN."""
     model = cored(tmp_path, target_modules=["q_proj", "v_proj"])
     before = model.values(model.tensors)
-    with pytest.raises(DataError, match="no loss that changes with layer .*q_proj"):
+    with pytest.raises(DataError, match=r"changes with layer .*q_proj"):
         even_out_cores(model, [(5, 6), (9, 8)], 7)
     np.testing.assert_array_equal(model.values(model.tensors), before)
 
