@@ -172,8 +172,8 @@ def write_bytes(path: Path, content: bytes, mode: int = 0o644, durable: bool = T
 def overwrite(path: Path, content: bytes) -> None:
     """Put ``content``, some hundred bytes, in the place of as many that a file holds.
 
-    In one write of the system, which no signal cuts in two, and which needs no room on the disk; for
-    what need not outlive a loss of power. A file system may write to disk at once what a rename
+    In one write of the system, which no signal cuts in two, and which needs no room on the disk;
+    for what need not outlive a loss of power. A file system may write to disk at once what a rename
     exchanges, and that takes long. What has another length is exchanged all the same: a file that
     is being made is empty for a moment, and one that grows may find no room.
 
