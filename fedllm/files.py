@@ -170,10 +170,12 @@ def write_bytes(path: Path, content: bytes, mode: int = 0o644, durable: bool = T
 
 
 def overwrite(path: Path, content: bytes) -> None:
-    """Put ``content``, some hundred bytes, in the place of what a file holds.
+    """Put ``content``, some hundred bytes, in the place of as many that a file holds.
 
-    In one write of the system, which no signal cuts in two; for what need not outlive a loss of
-    power. A file system may write to disk at once what a rename exchanges, and that takes long.
+    In one write of the system, which no signal cuts in two, and which needs no room on the disk;
+    for what need not outlive a loss of power. A file system may write to disk at once what a rename
+    exchanges, and that takes long. What has another length is exchanged all the same: a file that
+    is being made is empty for a moment, and one that grows may find no room.
 
     Raises
     ------
@@ -181,17 +183,13 @@ def overwrite(path: Path, content: bytes) -> None:
         If the disk is full or the folder cannot be written.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-        try:
-            longer = os.fstat(descriptor).st_size > len(content)
-            if not longer:
-                os.write(descriptor, content)
-        finally:
-            os.close(descriptor)
+        with suppress(FileNotFoundError), path.open("r+b", buffering=0) as stream:
+            if os.fstat(stream.fileno()).st_size == len(content):
+                stream.write(content)
+                return
     except OSError as error:
         raise _failure(path, error) from error
-    if longer:
-        write_bytes(path, content, durable=False)
+    write_bytes(path, content, durable=False)
 
 
 def write_json(path: Path, value: Any) -> None:

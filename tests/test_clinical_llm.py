@@ -52,8 +52,12 @@ def test_what_settings_are_chosen_by_is_about_other_things_than_what_is_trained(
     for name in ("train", "test"):
         with gzip.open(data / f"{name}.jsonl.gz", "wt") as file:
             file.writelines(f"{json.dumps(row)}\n" for row in rows)
+    (tmp_path / "data/pretrain_en").mkdir()
+    with gzip.open(tmp_path / "data/pretrain_en/train.jsonl.gz", "wt") as file:
+        file.writelines(f"{json.dumps({'text': f'text {n}'})}\n" for n in range(600))
     prepare = part("prepare")
     prepare.prepare("medquad", tmp_path / "data", tmp_path / "out", 1)
+    assert len((tmp_path / "out/public.jsonl").read_text().splitlines()) == 256
     focus = {row["question"]: row["focus"] for row in rows}
     about = {}
     for name in ("train", "choose"):

@@ -130,6 +130,12 @@ def write(path: Path, rows: list[Row]) -> None:
     print(f"{path}: {len(rows)} records")
 
 
+def public_texts(data: Path) -> list[Row]:
+    """Return some public texts, evenly."""
+    rows = [{"text": str(row["text"])} for row in read(data / "pretrain_en" / "train.jsonl.gz")]
+    return rows[:: max(1, len(rows) // PUBLIC_TEXTS)][:PUBLIC_TEXTS]
+
+
 def prepare(task: str, data: Path, out: Path, every: int) -> None:
     """Write one task's files."""
     source = SOURCES[task]
@@ -145,6 +151,7 @@ def prepare(task: str, data: Path, out: Path, every: int) -> None:
     write(out / task / "choose.jsonl", parts[True])
     if task == "medquad":
         write(out / task / "alone.jsonl", of_middle_size(kept))
+        write(out / "public.jsonl", public_texts(data))
     # The last one: where it is, all are.
     write(out / task / "test.jsonl", [source.record(row) for row in test])
 
@@ -156,8 +163,6 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1)
     arguments = parser.parse_args()
     data = Path(os.environ.get("FEDLLM_DATA", HERE / "../../../shared/data"))
-    texts = [{"text": str(row["text"])} for row in read(data / "pretrain_en" / "train.jsonl.gz")]
-    write(arguments.out / "public.jsonl", texts[:: len(texts) // PUBLIC_TEXTS][:PUBLIC_TEXTS])
     for task in SOURCES:
         prepare(task, data, arguments.out, arguments.every)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, isfinite, log10
+from math import ceil, floor, log10
 
 from markupsafe import Markup, escape
 
@@ -23,6 +23,8 @@ _LINE = 13.0
 # More markers than this run into one another.
 _MOST_MARKERS = 24
 _MOST_POINTS = 600
+# Of what is drawn: differences and margins of larger figures have no number.
+_LARGEST = 1e300
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "1 2", "6 2 1 2 1 2")
 MOST_SERIES = len(_DASHES)
 
@@ -36,7 +38,7 @@ class Series:
     name : str
         For the legend.
     points : sequence of (float, float)
-        From left to right; what is not finite is left out.
+        From left to right; what is not finite, or nearly so, is left out.
     """
 
     name: str
@@ -250,7 +252,7 @@ def _tick(value: float) -> str:
 
 
 def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    return [(x, y) for x, y in points if isfinite(x) and isfinite(y)]
+    return [(x, y) for x, y in points if abs(x) <= _LARGEST and abs(y) <= _LARGEST]
 
 
 def _thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:

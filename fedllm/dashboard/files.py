@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -17,6 +20,24 @@ def stamp(path: Path) -> Stamp | None:
     except OSError:
         return None
     return told.st_ino, told.st_size, told.st_mtime_ns
+
+
+def require_plain(path: Path) -> None:
+    """Refuse what is no file of its folder's own, before it is opened.
+
+    Runs write nothing else. Opening a pipe waits for whoever writes into it, and a link may lead to
+    what is not for those who see the page.
+
+    Raises
+    ------
+    OSError
+        If it is a link, a pipe, a folder or a device.
+    """
+    kind = path.lstat().st_mode
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(kind):
+        raise OSError(errno.EINVAL, "it is a link or a device, and no plain file", str(path))
 
 
 class Lines:
@@ -59,6 +80,7 @@ class Lines:
         if now is None:
             self._stamp = None
             return another, []
+        require_plain(self.path)
         with self.path.open("rb") as stream:
             stream.seek(self._read)
             content = stream.read()

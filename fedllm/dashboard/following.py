@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from fedllm.config import RunConfig
-from fedllm.dashboard.files import Kept, Lines
+from fedllm.dashboard.files import Kept, Lines, require_plain
 from fedllm.dashboard.signed import Heads, HeadsRead
 from fedllm.dashboard.sites import connected_in
 from fedllm.errors import FedllmError
@@ -228,6 +229,7 @@ class Follower:
         def read(path: Path) -> Value | None:
             self._problems.pop(path.name, None)
             try:
+                require_plain(path)
                 return make(path)
             except FedllmError as error:
                 self._say(path.name, str(error.message))
@@ -304,7 +306,8 @@ class Follower:
         found = {}
         for name in DOWNLOADS:
             path = self._folder / name
-            if path.is_file():
+            with suppress(OSError):
+                require_plain(path)
                 found[name] = path.stat().st_size
         return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Any
 
@@ -10,6 +10,7 @@ from fedllm.dashboard.following import Seen
 from fedllm.privacy.accounting.words import epsilon_text
 from fedllm.runs.metrics import RoundReport
 
+_MOST_BYTES = 1 << 60
 # Counts, and no measures of a model; and the ends of intervals, which stand in the table.
 COUNTS = ("records", "units", "pairs", "tokens")
 _ENDS = ("_noise", "_low", "_high")
@@ -68,3 +69,8 @@ def spent_by_site(seen: Seen) -> dict[str, str]:
 def is_number(value: Any) -> bool:
     """Tell whether a value of a file is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def bytes_in_all(told: Iterable[int]) -> int:
+    """Add up the bytes of rounds; a damaged line may say anything."""
+    return max(0, min(sum(told), _MOST_BYTES))

@@ -11,7 +11,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from fedllm.dashboard.following import Seen
-from fedllm.dashboard.measures import promised_of, spent_of
+from fedllm.dashboard.measures import bytes_in_all, promised_of, spent_of
+from fedllm.visible import visible
 
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _STATES = ("queued", "running", "stopped", "finished", "failed", "cancelled")
@@ -20,7 +21,9 @@ _STATES = ("queued", "running", "stopped", "finished", "failed", "cancelled")
 def page(runs: Mapping[str, Seen]) -> bytes:
     """Return the figures of federated runs, by their keys, in Prometheus' text format."""
     registry = CollectorRegistry()
-    registry.register(_Runs({key: one for key, one in runs.items() if one.kind == "run"}))
+    # A folder's name need not be text, and one such would leave nothing of the others.
+    named = {visible(key): one for key, one in runs.items() if one.kind == "run"}
+    registry.register(_Runs(named))
     return generate_latest(registry)
 
 
@@ -83,8 +86,8 @@ class _Runs(Collector):
             "fedllm_run_seconds", "Seconds by phase.", labels=["run", "phase"]
         )
         for key, one in self._runs.items():
-            sizes.add_metric([key, "up"], sum(r.bytes_up for r in one.reports))
-            sizes.add_metric([key, "down"], sum(r.bytes_down for r in one.reports))
+            sizes.add_metric([key, "up"], bytes_in_all(r.bytes_up for r in one.reports))
+            sizes.add_metric([key, "down"], bytes_in_all(r.bytes_down for r in one.reports))
             for phase in dict.fromkeys(name for r in one.reports for name in r.seconds):
                 total = sum(r.seconds.get(phase) or 0.0 for r in one.reports)
                 seconds.add_metric([key, phase], total)

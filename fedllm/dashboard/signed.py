@@ -134,7 +134,8 @@ def _roster(path: Path) -> tuple[Roster, bool] | None:
     Who wrote it is not checked: a page has no root key of its own to check it with.
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
+        # Of a kit it may be a link.
+        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
             return None
         value: dict[str, Any] = read_object(path.read_bytes())
         plain = value.get("roster", value)

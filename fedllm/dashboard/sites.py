@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fedllm.canonical import UNREADABLE, read_object
+from fedllm.dashboard.files import require_plain
 from fedllm.identity.titles import shown
 from fedllm.locks import is_held
 
@@ -119,6 +120,7 @@ def connected_in(folder: Path) -> dict[str, bool]:
     state = folder.absolute().parents[1]
     try:
         path = state / _STATUS
+        require_plain(path)
         if path.stat().st_size > _MOST_BYTES or not is_held(state / _LOCK):
             return {}
         nodes = list(read_object(path.read_bytes())["nodes"])

@@ -10,7 +10,14 @@ from typing import Any
 from fedllm.config.parsing import without_passwords
 from fedllm.dashboard.curves import number_text
 from fedllm.dashboard.following import Seen
-from fedllm.dashboard.measures import FIRST, is_number, measures_of, promised_of, spent_of
+from fedllm.dashboard.measures import (
+    FIRST,
+    bytes_in_all,
+    is_number,
+    measures_of,
+    promised_of,
+    spent_of,
+)
 from fedllm.dashboard.wording import duration, size
 from fedllm.privacy.accounting.words import epsilon_text
 from fedllm.runs import names
@@ -90,7 +97,9 @@ def seconds_of(seen: Seen) -> tuple[Part, ...]:
     }
     most = max(sums.values(), default=0.0)
     return tuple(
-        Part(_PHASES[name], duration(value), value / most) for name, value in sums.items() if value
+        Part(_PHASES[name], duration(value), value / most)
+        for name, value in sums.items()
+        if value > 0
     )
 
 
@@ -107,8 +116,8 @@ def took(seen: Seen) -> str:
 def bytes_of(seen: Seen) -> tuple[Part, ...]:
     """Return the bytes that travelled, in all and for each round."""
     sums = {
-        "from the sites": sum(report.bytes_up for report in seen.reports),
-        "to the sites": sum(report.bytes_down for report in seen.reports),
+        "from the sites": bytes_in_all(report.bytes_up for report in seen.reports),
+        "to the sites": bytes_in_all(report.bytes_down for report in seen.reports),
     }
     most, rounds = max(sums.values(), default=0), max(1, seen.done)
     return tuple(

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-from fedllm.dashboard.files import stamp
+from fedllm.dashboard.files import Stamp, require_plain, stamp
 from fedllm.dashboard.following import Follower, Seen
 from fedllm.dashboard.pages import (
     Page,
@@ -150,7 +150,7 @@ class Runs:
     def _compare(self, keys: tuple[str, ...]) -> dict[str, str]:
         folders = [self._found[key] for key in keys]
         files = (names.RUN_TOML, names.SUMMARY, names.METRICS)
-        state = tuple(stamp(folder / name) for folder in folders for name in files)
+        state = tuple(_stamp_of_plain(folder / name) for folder in folders for name in files)
         kept = self._compared.get(keys)
         if kept is None or kept[0] != state:
             seen = {key: self._followers[key].look() for key in keys}
@@ -212,6 +212,25 @@ def _base(folders: Sequence[Path], alone: bool) -> Path:
         for above in (parents[0], *parents[0].parents)
         if all(above in (parent, *parent.parents) for parent in parents)
     )
+
+
+def _stamp_of_plain(path: Path) -> Stamp | None:
+    """Return the stamp of a file that others open next.
+
+    Raises
+    ------
+    ConfigError
+        If it is no plain file.
+    """
+    try:
+        require_plain(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror})", "copy the run's folder again"
+        ) from None
+    return stamp(path)
 
 
 def _below(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from fedllm.runs.terminal import describe_phase
 from fedllm.visible import visible
 
 _RECENT = 5
+_LONGEST_S = 1e11
 _STATES = {
     "queued": "queued: a coordinator has it, and no process works on it now",
     "running": "running",
@@ -122,6 +123,8 @@ def duration(seconds: float) -> str:
     """Write a time as people say it: two units at most."""
     if seconds < 0.05:
         return "under 0.1 s"
+    if seconds > _LONGEST_S:
+        return "over 3000 years"
     if seconds < 100:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes = round(seconds / 60)

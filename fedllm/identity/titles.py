@@ -77,6 +77,8 @@ def titles_beside(path: Path) -> dict[str, str]:
         try:
             if (folder / _ROSTER).stat().st_size > _MOST_BYTES:
                 return {}
+            if not (folder / _ROSTER).is_file():
+                continue
             found = read_object((folder / _ROSTER).read_bytes())
         except (OSError, ValueError):
             continue

@@ -61,7 +61,7 @@ def even_out_cores(model: SharedModel, texts: Sequence[Sequence[int]], seed: int
     ConfigError
         If the model does not say which token comes next, so that texts alone have no loss.
     DataError
-        If the texts have no loss that changes with a layer.
+        If the texts have no loss that changes with some layer, or a model of no numbers has.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -75,11 +75,8 @@ def even_out_cores(model: SharedModel, texts: Sequence[Sequence[int]], seed: int
         name: layer for name, layer in model.module.named_modules() if isinstance(layer, LoraLayer)
     }
     seen = _looked(model, layers, texts)
-    if not any(bool(s.slopes.any()) for s in seen.values()):
-        raise DataError(
-            "the public texts have no loss that changes with an adapted layer",
-            "give lora.public_texts more and longer texts",
-        )
+    for name, of_layer in seen.items():
+        _require_told(name, of_layer)
     # Then the gradient of such a text's mean loss has a norm of about one, if tokens have
     # little in common.
     tokens = sum(s.tokens for s in seen.values()) / len(seen) / len(texts)
@@ -93,6 +90,24 @@ def even_out_cores(model: SharedModel, texts: Sequence[Sequence[int]], seed: int
         with torch.no_grad():
             into.weight.copy_(a.float())
             out.weight.copy_((strength * b.T).float())
+
+
+def _require_told(name: str, seen: _Seen) -> None:
+    """Refuse texts that say nothing of a layer: of nothing its basis would be no number.
+
+    In texts of two tokens, attention has nothing to choose from where a token counts.
+    """
+    found = (seen.inputs, seen.slopes)
+    if not all(bool(one.isfinite().all()) for one in found):
+        raise DataError(
+            f"along the public texts layer {name} gives no numbers",
+            "check the base model: it may be damaged, or overflow in model.precision",
+        )
+    if not all(bool(one.any()) for one in found):
+        raise DataError(
+            f"the public texts have no loss that changes with layer {name}",
+            "give lora.public_texts more and longer texts",
+        )
 
 
 def evened(covariance: Tensor, rank: int, stream: RandomStream) -> Tensor:

@@ -117,19 +117,38 @@ class SampledWords:
 
     @cached_property
     def _expected(self) -> NDArray[np.float64]:
-        """How often the model expects each word, (V,), along texts that it writes by itself."""
-        module: Any = self._model.module
+        """How often the untrained model expects each word, (V,), along texts that it writes.
+
+        Raises
+        ------
+        ConfigError
+            See `drawn`; or if it writes nothing, or gives no number.
+        """
         _require_plain_head(self._model)
-        written = self._written()
+        # What an adapter makes of it would stay for all later ones, also of one that has diverged.
+        tensors = self._model.tensors
+        with self._model.unchanged():
+            self._model.put(tensors, self._model.untrained(tensors))
+            shares = self._shares()
+        if not shares.sum() > 0:
+            raise ConfigError(
+                "training.sampled_words: the base model writes nothing by itself, from which it "
+                "could be told what words it expects",
+                "leave training.sampled_words out, or take another base model",
+            )
+        return (shares / shares.sum()).double().numpy()
+
+    def _shares(self) -> Tensor:
+        module: Any = self._model.module
         shares = torch.zeros(0)
         with torch.no_grad():
-            for ids in written:
+            for ids in self._written():
                 batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
                 states, _, _ = module.counted(self._model.moved(batch))
                 for piece in states.split(module.readout.tokens_at_once):
                     found = module.readout.logits(piece).float().softmax(-1).sum(0).cpu()
                     shares = found if not len(shares) else shares + found
-        return (shares / shares.sum()).double().numpy()
+        return shares
 
     def _written(self) -> list[Tensor]:
         """Return texts (1, T) that the model draws from itself, the same each time."""
@@ -141,8 +160,7 @@ class SampledWords:
         if first is None:
             first = tokenizer.eos_token_id or 0
         writing = Writing(_TOKENS, sampling=Sampling(1.0, seed=0))
-        with self._model.unchanged():
-            texts = Generator(network, tokenizer, ()).write([[first]] * _TEXTS, writing)
+        texts = Generator(network, tokenizer, ()).write([[first]] * _TEXTS, writing)
         return [torch.tensor([[first, *text.tokens]]) for text in texts if text.tokens]
 
 

@@ -27,6 +27,10 @@ def begin(config: RunConfig, model: SharedModel) -> None:
     DataError
         If these cannot be read, or say too little.
     """
+    if model.method not in GIVEN:
+        return
+    # A process keeps the model of its last run.
+    model.set_adapter(model.initial)
     if model.method == "eva":
         explain_inputs(model, _public_texts(config, model))
     elif model.method == "core" and config.lora.public_texts is not None:

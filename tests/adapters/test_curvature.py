@@ -17,6 +17,7 @@ from fedllm.models.curvature import _looked, even_out_cores, evened
 from fedllm.randomness import RandomStream
 from fedllm.runs.checkpoints import load_checkpoint
 from fedllm.serving.released import load_released
+from fedllm.tasks.beginning import begin
 from fedllm.tasks.public_texts import read_texts
 from fedllm_server.simulation import simulate
 
@@ -161,3 +162,31 @@ def test_a_task_with_labels_and_texts_without_a_loss_are_refused(tmp_path):
         even_out_cores(load_model(bert, LABELS), TEXTS, 1)
     with pytest.raises(DataError, match="no loss"):
         even_out_cores(cored(tmp_path), [(5,)], 1)
+
+
+def test_texts_that_say_nothing_of_one_layer_are_refused(tmp_path):
+    """In texts of two tokens no query has a choice: of its slopes the basis would be NaN."""
+    model = cored(tmp_path, target_modules=["q_proj", "v_proj"])
+    before = model.values(model.tensors)
+    with pytest.raises(DataError, match=r"changes with layer .*q_proj"):
+        even_out_cores(model, [(5, 6), (9, 8)], 7)
+    np.testing.assert_array_equal(model.values(model.tensors), before)
+
+
+def test_a_base_that_gives_no_numbers_is_refused(tmp_path):
+    model = cored(tmp_path)
+    with torch.no_grad():
+        model.module.backbone.get_input_embeddings().weight[7] = torch.inf
+    with pytest.raises(DataError, match="gives no numbers"):
+        even_out_cores(model, TEXTS, 7)
+
+
+def test_what_an_earlier_run_trained_decides_nothing(made):
+    """A process keeps the model of its last run."""
+    config = made()
+    fresh, used = load_model(config, ()), load_model(config, ())
+    used.set_adapter(np.linspace(-3, 3, len(used.adapter())))
+    for model in (fresh, used):
+        begin(config, model)
+    for model in (fresh, used):
+        np.testing.assert_array_equal(model.untrained(model.tensors), fresh.values(fresh.tensors))

@@ -153,6 +153,15 @@ def test_draws_differ_and_what_is_expected_is_the_models_own(model):
     assert len(seen) > 4
 
 
+def test_an_adapter_that_diverged_leaves_nothing_for_those_after_it(tmp_path):
+    """Chances are kept as long as a process runs: they are those of the base, at every site."""
+    fresh, other = (loaded(save_tiny("llama", tmp_path / name), "llama") for name in "ab")
+    other.set_adapter(np.full(len(other.adapter()), 1e30))
+    with other.words.drawn(6, RandomStream.seeded(1, "test")):
+        pass
+    np.testing.assert_array_equal(other.words._expected, fresh.words._expected)
+
+
 def test_as_many_words_as_there_are_mean_all(model, random_dataset):
     batch = random_dataset(2, "instruction").batch(np.arange(2))
     size = model.module.backbone.get_output_embeddings().weight.shape[0]

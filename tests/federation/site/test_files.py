@@ -82,6 +82,29 @@ def test_what_is_not_written_at_once_is_on_disk_before_an_update_leaves(tmp_path
     assert verify_ledger(files.ledger, identity.public_bytes()).head.sequence == 4
 
 
+def test_a_memory_is_never_half_there(tmp_path, monkeypatch):
+    """Where it is made, or grows on a full disk: a site that cannot read it refuses for good."""
+    path, whole = tmp_path / "anne.json", []
+    write = Path.replace
+
+    def noted(self, target):
+        whole.append((self.read_bytes(), target.read_bytes() if target.exists() else None))
+        return write(self, target)
+
+    monkeypatch.setattr(Path, "replace", noted)
+    memory = SiteMemory(path, at_once=False)
+    memory.remember(Head(1, "1" * 64))
+    first = path.read_bytes()
+    memory.remember(Head(2, "2" * 64))
+    # The second stands in the place of the first, byte for byte.
+    assert whole == [(first, None)]
+    assert memory.head() == Head(2, "2" * 64)
+    short = path.read_bytes().replace(b" ", b"")
+    path.write_bytes(short)
+    memory.remember(Head(3, "3" * 64))
+    assert whole[1:] == [(path.read_bytes(), short)]
+
+
 def test_who_says_nothing_else_writes_at_once(tmp_path, synced):
     """A new ledger's folder too, or a crash would leave a site without what it was charged for."""
     identity = Identity.generate("anne")
