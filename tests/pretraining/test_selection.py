@@ -76,7 +76,7 @@ def test_a_bad_row_is_found_before_torch_is_loaded(tmp_path):
     program = (
         "import sys\nfrom pathlib import Path\nfrom fedllm.commands.pretrain import pretrain\n"
         "from fedllm.errors import DataError\n"
-        "try:\n    pretrain(Path('run.toml'), [], None, False)\n"
+        "try:\n    pretrain(Path('run.toml'), [], None, False, tensorboard=None)\n"
         "except DataError as error:\n    print(error)\n"
         "print(sorted({'torch', 'tokenizers', 'transformers'} & set(sys.modules)))\n"
     )
