@@ -158,7 +158,7 @@ def test_all_of_it_runs_on_the_stand_in_and_is_not_run_again(public_data, tmp_pa
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        told.append(done.stdout)
+        told.append(done.stdout + done.stderr)
     assert told[1].count("is finished already") == 2 * len(TASKS)
     rows = json.loads((tmp_path / "runs/clinical-quick/results.json").read_text())["rows"]
     assert [(row["task"], row["name"]) for row in rows] == [
