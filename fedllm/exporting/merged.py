@@ -29,6 +29,7 @@ from fedllm.files import share_as_new, write_bytes, write_json
 from fedllm.models import checkpoints, saved
 from fedllm.models.about import LICENCE_FILE, stored_as
 from fedllm.models.core import folded
+from fedllm.models.lora import lora_layers
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
@@ -127,14 +128,9 @@ def merged_base(released: Released) -> PreTrainedModel:
     if peft is None:
         return released.model.module.backbone  # type: ignore[no-any-return]
     from peft import get_peft_model_state_dict
-    from peft.tuners.lora import LoraLayer
 
     tensors = folded(get_peft_model_state_dict(peft))
-    changes = {
-        name: _change(name, part, tensors)
-        for name, part in peft.named_modules()
-        if isinstance(part, LoraLayer)
-    }
+    changes = {name: _change(name, part, tensors) for name, part in lora_layers(peft).items()}
     plain = cast(PreTrainedModel, peft.unload())
     for name, change in changes.items():
         layer: Any = plain.get_submodule(name.removeprefix("base_model.model."))

@@ -6,8 +6,8 @@ directions, and so does what comes out of any A that does not know them: a step 
 far too small for the rest, and noise that hides all is large beside the rest. A is made of random
 combinations of the inputs after the root of their covariance was divided out, B likewise of the
 slopes, so that on such texts every value of a core has gradients of the same mean square, which is
-what Kronecker-factored curvature (Martens and Grosse 2015) does to a step. A random combination
-reaches all directions; the first directions alone reach what the model knows already.
+what Kronecker-factored curvature (Martens and Grosse 2015) does to a step. Random combinations
+reach all directions.
 
 The texts decide in which basis sites train, and nothing noises them: they must be public.
 """
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fedllm.errors import ConfigError, DataError
+from fedllm.models.lora import lora_layers
 from fedllm.models.readout import TokenModel
 from fedllm.models.shared import SharedModel
 from fedllm.randomness import RandomStream
@@ -63,17 +64,13 @@ def even_out_cores(model: SharedModel, texts: Sequence[Sequence[int]], seed: int
     DataError
         If the texts have no loss that changes with some layer, or a model of no numbers has.
     """
-    from peft.tuners.lora import LoraLayer
-
     if not isinstance(model.module, TokenModel) or model.module.backbone.config.is_encoder_decoder:
         raise ConfigError(
             "lora.public_texts with method = 'core' needs a task of a decoder's next token: texts "
             "without labels have no other loss",
             "leave lora.public_texts out: the basis is of the base's own weights then",
         )
-    layers = {
-        name: layer for name, layer in model.module.named_modules() if isinstance(layer, LoraLayer)
-    }
+    layers = lora_layers(model.module)
     seen = _looked(model, layers, texts)
     for name, of_layer in seen.items():
         _require_told(name, of_layer)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fedllm.errors import DataError
+from fedllm.models.lora import lora_layers
 from fedllm.models.shared import SharedModel
 
 if TYPE_CHECKING:
@@ -46,11 +47,7 @@ def explain_inputs(model: SharedModel, texts: Sequence[Sequence[int]]) -> None:
     DataError
         If the texts show fewer directions than the rank.
     """
-    from peft.tuners.lora import LoraLayer
-
-    layers = {
-        name: layer for name, layer in model.module.named_modules() if isinstance(layer, LoraLayer)
-    }
+    layers = lora_layers(model.module)
     seen = _inputs(model, layers, texts)
     for name, layer in layers.items():
         into = cast(nn.Linear, layer.lora_A["default"])

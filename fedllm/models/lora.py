@@ -20,11 +20,19 @@ from fedllm.randomness import RandomStream
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
 
 # Row length of an orthogonal A: with it the start has the same Frobenius norm as the usual one has
 # on average, so that learning rates keep their meaning.
 ORTHONORMAL_SCALE = 1 / sqrt(3)
 _ORTHONORMAL = ("ffa_orthonormal", "fedsvd")
+
+
+def lora_layers(module: nn.Module) -> dict[str, LoraLayer]:
+    """Return the adapted layers of a model by their names, in its order."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: part for name, part in module.named_modules() if isinstance(part, LoraLayer)}
 
 
 def first_trained_layer(section: LoraSection, number_of_layers: int) -> int:
@@ -141,13 +149,10 @@ def shaped_adapters(
     backbone: PreTrainedModel, architecture: Architecture, section: LoraSection
 ) -> PeftModel:
     """Put adapters of the right shapes into a model without numbers, as `add_adapters` would."""
-    from peft.tuners.lora import LoraLayer
-
     adapted = _wrapped(backbone, architecture, section)
     if section.kind == "core":
-        for layer in adapted.modules():
-            if isinstance(layer, LoraLayer):
-                add_core(layer)
+        for layer in lora_layers(adapted).values():
+            add_core(layer)
     for name, parameter in adapted.named_parameters():
         if "lora_A" in name or "lora_B" in name:
             both, only_b = section.kind == "lora", section.kind != "core" and "lora_B" in name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from peft.tuners.lora import LoraLayer
 from support.federation import LABELS, records, small_config, write_jsonl
 from support.tasks import load_model
 from support.tiny_models import save_tiny
@@ -14,6 +13,7 @@ from fedllm.adapters import adapter_of
 from fedllm.errors import ConfigError, DataError
 from fedllm.federation.protocol.terms import shared_config
 from fedllm.models.curvature import _looked, even_out_cores, evened
+from fedllm.models.lora import lora_layers
 from fedllm.randomness import RandomStream
 from fedllm.runs.checkpoints import load_checkpoint
 from fedllm.serving.released import load_released
@@ -76,11 +76,7 @@ def test_along_such_texts_no_direction_is_most_of_what_a_core_sees(tmp_path):
     """Of each layer's inputs behind A, and of the slopes behind B."""
 
     def first_shares(model):
-        layers = {
-            name: layer
-            for name, layer in model.module.named_modules()
-            if isinstance(layer, LoraLayer)
-        }
+        layers = lora_layers(model.module)
         shares = []
         for name, seen in _looked(model, layers, TEXTS).items():
             a = layers[name].lora_A["default"].weight.detach().double()
