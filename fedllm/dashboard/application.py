@@ -116,6 +116,8 @@ class Dashboard:
             return _plain("this page is reached as localhost or 127.0.0.1 alone", 403)
         if scope["method"] not in ("GET", "HEAD"):
             return _plain("this page is read, and nothing is changed through it", 405)
+        if _for_a_foreign_page(scope):
+            return _plain("a page of another host asks, and this one is for its own readers", 403)
         return _plain("the command ends", 503) if self.stopping else None
 
     async def _home(self, request: Request) -> Response:
@@ -218,6 +220,16 @@ class Dashboard:
     async def _own_file(self, request: Request) -> Response:
         name = request.url.path.removeprefix("/")
         return Response(self._static[name], media_type=_STATIC[name])
+
+
+def _for_a_foreign_page(scope: Scope) -> bool:
+    """Whether a browser asks for something within another host's page, which could hold places.
+
+    To come here by a link is no such thing. What is no browser says nothing of it.
+    """
+    told = dict(scope["headers"])
+    foreign = told.get(b"sec-fetch-site") in (b"cross-site", b"same-site")
+    return foreign and told.get(b"sec-fetch-mode") != b"navigate"
 
 
 def _with_own(headers: Any) -> list[tuple[bytes, bytes]]:

@@ -188,6 +188,22 @@ def test_other_names_and_other_methods_are_refused(shelf, host):
     assert own.head("/").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("site", "mode", "status"),
+    [
+        ("cross-site", "no-cors", 403),
+        ("cross-site", "cors", 403),
+        ("same-site", "no-cors", 403),
+        ("cross-site", "navigate", 200),
+        ("same-origin", "cors", 200),
+        ("none", "navigate", 200),
+    ],
+)
+def test_a_page_of_another_host_holds_no_place_of_a_viewer(shelf, site, mode, status):
+    told = {"sec-fetch-site": site, "sec-fetch-mode": mode}
+    assert client(shelf).get("/style.css", headers=told).status_code == status
+
+
 def test_two_hundred_viewers_cost_one_reading(tmp_path, monkeypatch):
     run = Growing(tmp_path / "run")
     for _ in range(3):
