@@ -21,7 +21,7 @@ from fedllm.runs.names import RUN_TOML
 from fedllm.runs.record import read_config
 from fedllm.runs.start import GIVEN, find_start
 from fedllm.tasks import task_of
-from fedllm.tasks.beginning import GIVEN as GIVEN_BY_TEXTS
+from fedllm.tasks.beginning import DECIDED_BY_TEXTS
 
 # How the weights of a base model are held.
 Held = tuple[Quantization, Precision]
@@ -124,7 +124,7 @@ def load_found(found: Found, config: RunConfig) -> SharedModel:
         _train_as(model, found.about)
     model.load_adapter(found.folder)
     # Nothing trains them, and the texts that they were made of need not be here.
-    model.begin_with(model.tensors.only(*GIVEN_BY_TEXTS.get(model.method, ())))
+    model.begin_with(model.tensors.only(*DECIDED_BY_TEXTS.get(model.method, ())))
     return model
 
 

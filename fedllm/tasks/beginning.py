@@ -10,7 +10,7 @@ from fedllm.models.shared import SharedModel
 from fedllm.tasks.public_texts import Tokens, read_texts
 
 # What the texts decide, by method.
-GIVEN = {"eva": ("A",), "core": ("A", "B")}
+DECIDED_BY_TEXTS = {"eva": ("A",), "core": ("A", "B")}
 # Public texts that are looked at.
 _TEXTS = 64
 
@@ -27,7 +27,7 @@ def begin(config: RunConfig, model: SharedModel) -> None:
     DataError
         If these cannot be read, or say too little.
     """
-    if model.method not in GIVEN:
+    if model.method not in DECIDED_BY_TEXTS:
         return
     # A process keeps the model of its last run.
     model.set_adapter(model.initial)
@@ -37,7 +37,7 @@ def begin(config: RunConfig, model: SharedModel) -> None:
         even_out_cores(model, _public_texts(config, model), config.seed)
     else:
         return
-    model.begin_with(model.tensors.only(*GIVEN[model.method]))
+    model.begin_with(model.tensors.only(*DECIDED_BY_TEXTS[model.method]))
 
 
 def _public_texts(config: RunConfig, model: SharedModel) -> list[Tokens]:

@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from support.decoders import loaded
 from support.doubles import doubles
-from support.one_by_one import same, trained_somehow
-from support.tasks import load_model
+from support.one_by_one import same
 from support.tiny_models import save_tiny
 from torch.nn.functional import cross_entropy
 
-from fedllm.config import RunConfig, parse
 from fedllm.errors import CheckpointError
 from fedllm.models.readout import _ROWS_AT_ONCE, row_losses
 from fedllm.privacy.dpsgd import forget_step, per_sample_gradients, per_sample_hooks
@@ -24,17 +23,6 @@ KINDS = ["gemma2", "gemma3_text", "granite", "cohere2", "opt", "mixtral", "gpt2"
 def model(request, tmp_path_factory):
     folder = save_tiny(request.param, tmp_path_factory.mktemp(request.param))
     return loaded(folder, request.param)
-
-
-def loaded(folder, kind):
-    values = {
-        "name": "tiny",
-        "task": "instruction",
-        "model": {"path": str(folder), "max_length": 16},
-        "data": {"train": "unused.jsonl"},
-        "lora": {"rank": 2, "last_layers": 2},
-    }
-    return trained_somehow(load_model(parse(RunConfig, values, "test")), kind)
 
 
 def whole_losses(model, batch):

@@ -5,9 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from support.decoders import loaded
 from support.doubles import doubles
-from support.one_by_one import trained_somehow
-from support.tasks import load_model
 from support.tiny_models import save_tiny
 
 from fedllm.config import RunConfig, parse
@@ -28,17 +27,6 @@ KINDS = ["llama", "gemma2", "granite"]
 @pytest.fixture(scope="module", params=KINDS)
 def model(request, tmp_path_factory):
     return loaded(save_tiny(request.param, tmp_path_factory.mktemp(request.param)), request.param)
-
-
-def loaded(folder, kind):
-    values = {
-        "name": "tiny",
-        "task": "instruction",
-        "model": {"path": str(folder), "max_length": 16},
-        "data": {"train": "unused.jsonl"},
-        "lora": {"rank": 2, "last_layers": 2},
-    }
-    return trained_somehow(load_model(parse(RunConfig, values, "test")), kind)
 
 
 def gradient_of(model, losses):
