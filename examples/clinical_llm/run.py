@@ -53,6 +53,8 @@ class Form:
     batch, small_batch : int
         Records of all sites together in such a step, on average: of MedQuAD, and of the other
         tasks, which have fewer and longer ones.
+    smaller : int
+        Without privacy a step has one in so many of these records, and there are twice as many.
     test, scored : int
         Records of the test file for the loss, and for what is generated.
     arms : tuple of str
@@ -63,12 +65,13 @@ class Form:
     rounds: int
     batch: int
     small_batch: int
+    smaller: int
     test: int
     scored: int
     arms: tuple[str, ...]
 
 
-SMALLER = 2
+MORE_STEPS = 2
 ALL_ARMS = ("private-8", "clear", "private-3", "alone")
 # The noise in a step is divided by its records; the more there are to draw from, the less of it.
 FORMS = {
@@ -77,6 +80,7 @@ FORMS = {
         rounds=5,
         batch=128,
         small_batch=40,
+        smaller=2,
         test=60,
         scored=24,
         arms=ALL_ARMS[:2],
@@ -86,6 +90,7 @@ FORMS = {
         rounds=12,
         batch=320,
         small_batch=160,
+        smaller=2,
         test=100,
         scored=48,
         arms=ALL_ARMS,
@@ -95,6 +100,7 @@ FORMS = {
         rounds=8,
         batch=1024,
         small_batch=256,
+        smaller=4,
         test=150,
         scored=48,
         arms=ALL_ARMS,
@@ -114,8 +120,8 @@ def settings(task: str, arm: str, form: Form, data: Path) -> list[str]:
     count, sites = len(records(file)), 2 if arm == "alone" else config.rounds.min_sites
     batch, rounds = form.batch if task == "medquad" else form.small_batch, form.rounds
     if arm in ("clear", "alone"):
-        # As many records in smaller steps: there is no noise to divide by them.
-        batch, rounds = batch // SMALLER, rounds * SMALLER
+        # More and smaller steps: there is no noise to divide by their records.
+        batch, rounds = batch // form.smaller, rounds * MORE_STEPS
     rate = min(1.0, batch / count)
     words = {
         "name": f"clinical-{task}-{arm}",

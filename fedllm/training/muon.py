@@ -10,7 +10,10 @@ taken.
 
 from __future__ import annotations
 
+from math import sqrt
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -34,8 +37,9 @@ def orthogonal(values: Array) -> Array:
     float64 array (N, ...)
     """
     matrix = values.reshape(len(values), -1) if values.ndim > 1 else values.reshape(1, -1)
-    left, sizes, right = np.linalg.svd(matrix, full_matrices=False)
+    # PyTorch's, since NumPy's takes threads that nobody gave to this process.
+    left, sizes, right = torch.linalg.svd(torch.tensor(matrix), full_matrices=False)
     # The rest is what rounding left of nothing.
-    there = sizes > sizes.max(initial=0.0) * max(matrix.shape) * np.finfo(np.float64).eps
-    turned = (left * there) @ right
-    return (turned * np.sqrt(max(matrix.shape))).reshape(values.shape)
+    there = sizes > sizes.max() * max(matrix.shape) * torch.finfo(sizes.dtype).eps
+    turned = (left * there) @ right * sqrt(max(matrix.shape))
+    return np.asarray(turned.numpy()).reshape(values.shape)
