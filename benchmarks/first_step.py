@@ -4,10 +4,11 @@
     python benchmarks/first_step.py --quick
 
 For each method the mean of the same records' gradients, each scaled to length one, gets the noise
-of a step of so many records; along it, and along its signs (which is how Adam's first step goes),
-steps of several lengths are tried, and the best change of the loss on `--held` is printed, in
-nats a token, with its ratio to the first method's. Lengths are such that the slope promises
-`PROMISED` nats, so that no method has a better grid. FILEs have a prompt and a response in each
+of a step of so many records; along it, along its signs (which is how Adam's first step goes), and
+along all directions of each matrix alike (Muon's), steps of several lengths are tried, and the
+best change of the loss on `--held` is printed, in nats a token, with its ratio to the first
+method's. Lengths are such that the slope promises `PROMISED` nats, so that no method has a better
+grid. FILEs have a prompt and a response in each
 line (.jsonl), `--texts` a column ``text``.
 """
 
@@ -26,12 +27,14 @@ from decoders import encoded, gradient, loaded, made_up
 from fedllm.adapters import adapter_of
 from fedllm.randomness import RandomStream
 from fedllm.training.evaluate import evaluate
+from fedllm.training.muon import orthogonal
 
 MODULES = ["v_proj", "o_proj", "down_proj"]
 METHODS: tuple[tuple[str, int, bool], ...] = (
     ("ffa_orthonormal", 4, False),
     ("core", 48, False),
     ("core", 48, True),
+    ("core", 192, True),
 )
 PROMISED = (0.06, 0.12, 0.24, 0.48)
 
@@ -89,7 +92,11 @@ def changes(
     noised = mean + noise * arguments.noise_multiplier / arguments.batch
     before = evaluate(model, held)["loss"]
     best = {}
-    for name, way in (("gradient", noised), ("signs", np.sign(noised))):
+    ends = np.cumsum([segment.size for segment in placed.up.segments])[:-1]
+    tensors = zip(np.split(noised, ends), placed.up.segments, strict=True)
+    alike = [orthogonal(part.reshape(segment.shape)).ravel() for part, segment in tensors]
+    ways = {"gradient": noised, "signs": np.sign(noised), "directions": np.concatenate(alike)}
+    for name, way in ways.items():
         slope = float(mean @ way) * statistics.median(lengths)
         losses = []
         for promised in PROMISED:

@@ -50,10 +50,13 @@ class Scale:
     ----------
     mean, deviation : float
         Of their rewards; the second is above 0.
+    tokens : float
+        Their mean length.
     """
 
     mean: float
     deviation: float
+    tokens: float
 
     def of(self, rewards: Tensor) -> Tensor:
         """Return rewards (N,) in standard deviations from the mean, float64."""
@@ -110,7 +113,10 @@ def shaped(rewards: Tensor, looks: Sequence[Look], scale: Scale, guards: GuardsS
     found = scale.of(rewards)
     cut = torch.tensor([one.cut for one in looks])
     faulty = torch.tensor([one.fault is not None for one in looks])
+    # Where it wrote nothing at all, the least that can be longer.
+    lengths = torch.tensor([one.tokens / max(scale.tokens, 1.0) for one in looks])
     found = found - guards.cut_penalty * cut
+    found = found - guards.length_penalty * (lengths.double() - 1.0).clamp(min=0.0)
     return torch.where(faulty, found.clamp(max=guards.floor), found)
 
 

@@ -253,7 +253,7 @@ class Alignment:
         }
 
     def _scale(self, course: Course) -> Scale:
-        return Scale(course.mean, course.deviation)
+        return Scale(course.mean, course.deviation, course.selection_before.shares["tokens"])
 
     def _chosen(self, course: Course) -> tuple[dict[str, float], str]:
         """Measure the model; keep it if it is the best so far, and end if none is for long."""

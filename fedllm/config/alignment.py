@@ -196,6 +196,9 @@ class GuardsSection(Section):
         mean of the starting model's answers.
     cut_penalty : float
         What an answer loses that does not end by itself, in the same unit.
+    length_penalty : float
+        What an answer loses that is longer than the starting model's on average, for every such
+        length that it is longer, in the same unit.
     most_faulty : float
         A model of whose answers a larger share is empty, short or repeated than of the starting
         model's, by more than this, is not kept.
@@ -209,6 +212,7 @@ class GuardsSection(Section):
     shared_answers: bool = False
     floor: Annotated[float, Field(lt=0, allow_inf_nan=False)] = -3.0
     cut_penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    length_penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     most_faulty: Share = 0.02
     length_change: PositiveFloat = 0.2
 

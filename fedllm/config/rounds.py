@@ -24,14 +24,16 @@ class RoundsSection(Section):
         So many of the sites that take part, drawn anew each time, are in a round; all when
         left out; at most 16,384. Saves time and traffic; no privacy is claimed for the draw,
         which the coordinator knows.
-    optimizer : {"average", "momentum", "adam"}
-        What is done with the mean of the sites' updates (Reddi et al. 2021).
+    optimizer : {"average", "momentum", "adam", "muon"}
+        What is done with the mean of the sites' updates (Reddi et al. 2021). "muon" steps equally
+        far in all directions of a matrix (Jordan et al. 2024).
     learning_rate : float
-        Step size of that optimiser; 1 with "average" is FedAvg.
+        Step size of that optimiser; 1 with "average" is FedAvg. With "muon" how far a value moves
+        in a round (root mean square), as is about so with "adam".
     head_learning_rate : float, optional
         The same for the classification head; ``learning_rate`` when left out.
     momentum : float
-        Decay of the mean update, of "momentum" and "adam".
+        Decay of the mean update, of "momentum", "adam" and "muon".
     timeout_s : float
         How long a round waits for a site.
     evaluate_every : int
@@ -46,7 +48,7 @@ class RoundsSection(Section):
     count: Annotated[int, Field(ge=1, le=99_999)] = 10
     min_sites: Annotated[int, Field(ge=2, le=MAX_SITES)] = 2
     sites: Annotated[int, Field(ge=1, le=MAX_SITES)] | None = None
-    optimizer: Literal["average", "momentum", "adam"] = "average"
+    optimizer: Literal["average", "momentum", "adam", "muon"] = "average"
     learning_rate: PositiveFloat = 1.0
     head_learning_rate: PositiveFloat | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9

@@ -85,6 +85,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
         self._something_can_be_trained()
+        self._steps_leave_something()
         self._preferences_are_asked_for()
         self._label_names_are_texts()
         if self.privacy.noise == "distributed":
@@ -196,6 +197,16 @@ class RunConfig(Section):
                 f"preference says how preferences are learned, and task = {self.task!r} has none: "
                 "leave it out, or take the task that learns them"
             )
+
+    def _steps_leave_something(self) -> None:
+        if self.rounds.optimizer != "muon":
+            return
+        for name in ("learning_rate", "head_learning_rate"):
+            if (rate := getattr(self.rounds, name) or 0.0) >= 1.0:
+                raise ValueError(
+                    f"rounds.{name} = {rate:g} with rounds.optimizer = 'muon' moves every value so "
+                    "far in each round; set something like 0.005"
+                )
 
     def _sends_one_gradient(self) -> None:
         if self.training.local_steps != 1:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -10,9 +11,10 @@ from numpy.typing import NDArray
 
 from fedllm.errors import CheckpointError
 from fedllm.mechanisms.work import ADAM_BETA_1, ADAM_BETA_2
+from fedllm.training.muon import orthogonal
 
 Vector = NDArray[np.float64]
-Kind = Literal["sgd", "momentum", "adam"]
+Kind = Literal["sgd", "momentum", "adam", "muon"]
 
 ADAM_STABILITY = 1e-8
 
@@ -22,12 +24,15 @@ class Optimizer:
 
     Parameters
     ----------
-    kind : {"sgd", "momentum", "adam"}
-        "momentum" is heavy-ball momentum (Polyak 1964); "adam" is Kingma and Ba (2015).
+    kind : {"sgd", "momentum", "adam", "muon"}
+        "momentum" is heavy-ball momentum (Polyak 1964); "adam" is Kingma and Ba (2015); "muon" is
+        that of `fedllm.training.muon`.
     learning_rates : ndarray
         (P,) float64.
     momentum : float
         Decay of the mean gradient; beta 1 of Adam.
+    shapes : sequence of tuple
+        Of the tensors that the vector is made of, in order; "muon" alone needs them.
     """
 
     def __init__(
@@ -35,10 +40,12 @@ class Optimizer:
         kind: Kind,
         learning_rates: Vector,
         momentum: float = ADAM_BETA_1,
+        shapes: Sequence[tuple[int, ...]] = (),
     ) -> None:
         self._kind = kind
         self._learning_rates = learning_rates
         self._momentum = momentum
+        self._shapes = tuple(shapes)
         self._steps = 0
         self._mean = np.zeros_like(learning_rates)
         self._square = np.zeros_like(learning_rates)
@@ -52,10 +59,19 @@ class Optimizer:
             self._mean = self._momentum * self._mean + gradient
             return vector - self._learning_rates * self._mean
         self._mean = self._momentum * self._mean + (1 - self._momentum) * gradient
+        if self._kind == "muon":
+            return vector - self._learning_rates * self._in_all_directions()
         self._square = ADAM_BETA_2 * self._square + (1 - ADAM_BETA_2) * gradient**2
         mean = self._mean / (1 - self._momentum**self._steps)
         square = self._square / (1 - ADAM_BETA_2**self._steps)
         return vector - self._learning_rates * mean / (np.sqrt(square) + ADAM_STABILITY)
+
+    def _in_all_directions(self) -> Vector:
+        """Return the mean gradient (P,), each tensor's singular values made alike."""
+        ends = np.cumsum([prod(shape) for shape in self._shapes])
+        parts = np.split(self._mean, ends[:-1])
+        tensors = (part.reshape(shape) for part, shape in zip(parts, self._shapes, strict=True))
+        return np.concatenate([orthogonal(tensor).ravel() for tensor in tensors])
 
     def renamed(
         self, directions: Callable[[Vector], Vector], squares: Callable[[Vector], Vector]

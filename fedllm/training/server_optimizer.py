@@ -139,6 +139,6 @@ def _part(
     prefix = "" if len(turns) == 1 else "".join(f"{turn + 1}." for turn in together)
     return _Part(
         prefix,
-        Optimizer(kind, rates, momentum=rounds.momentum),
+        Optimizer(kind, rates, rounds.momentum, [segment.shape for segment in tensors.segments]),
         {turn: turns[turn].places(tensors) for turn in together},
     )

@@ -72,7 +72,7 @@ def odd_batch(config: RunConfig, units: Iterable[int]) -> list[str]:
     training, most = config.training, max(units, default=0)
     if training.sampling_rate is None or config.unit == "site" or not most:
         return []
-    if config.rounds.optimizer == "adam":
+    if config.rounds.optimizer in ("adam", "muon"):
         # Its steps are as long whatever sums are divided by.
         return []
     expected = training.sampling_rate * most

@@ -79,9 +79,17 @@ def test_what_repeats_itself(tokens, wanted):
 def test_faulty_answers_get_the_floor_whatever_the_reward_model_says():
     answers = [answer([], ""), answer([4, 5, 6]), answer([9] * 12), answer([4, 5], ended=False)]
     rewards = torch.tensor([100.0, 4.0, -100.0, 4.0])
-    found = shaped(rewards, look_at(answers, GUARDS), Scale(2.0, 2.0), GUARDS)
+    found = shaped(rewards, look_at(answers, GUARDS), Scale(2.0, 2.0, 4.0), GUARDS)
     # The third one is below the floor already.
     assert found.tolist() == [-3.0, 1.0, -51.0, 0.0]
+
+
+def test_what_is_longer_than_the_start_writes_loses_in_proportion():
+    guards = GUARDS.model_copy(update={"length_penalty": 0.5})
+    answers = [answer([4, 5]), answer([4, 5, 6, 7]), answer([4, 5, 6, 7, 8, 9])]
+    found = shaped(torch.full((3,), 5.0), look_at(answers, guards), Scale(2.0, 3.0, 4.0), guards)
+    assert found.tolist() == [1.0, *(1.0 - 0.5 * (one.length / 4 - 1) for one in answers[1:])]
+    assert shaped(torch.ones(1), look_at([answer([])], guards), Scale(1.0, 1.0, 0.0), guards) <= -3
 
 
 START = {"empty": 0.0, "short": 0.01, "repeated": 0.0, "tokens": 20.0, "kl": 0.0}

@@ -71,6 +71,19 @@ def test_what_is_said_is_kept():
     assert (config.training.sampling_rate, config.training.batch_size) == (0.05, 50)
 
 
+def test_muon_steps_a_quarter_as_far_as_adam():
+    adam, muon = (made(rounds={"optimizer": name}).rounds for name in ("adam", "muon"))
+    assert muon.optimizer == "muon"
+    assert muon.learning_rate == adam.learning_rate / 4
+
+
+def test_a_step_of_muon_that_leaves_nothing_is_refused():
+    with pytest.raises(ConfigError, match=r"learning_rate = 1 with .*'muon'.*0\.005"):
+        made(rounds={"optimizer": "muon", "learning_rate": 1.0})
+    with pytest.raises(ConfigError, match="learning_rate = 1 with"):
+        made(rounds={"optimizer": "muon"}, training={"local_steps": 5})
+
+
 @pytest.mark.parametrize(
     "sections",
     [

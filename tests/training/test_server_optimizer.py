@@ -50,7 +50,7 @@ def test_optimizers_follow_torch_with_minus_the_update_as_gradient(optimizer, or
     np.testing.assert_allclose(adapter, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["average", "momentum", "adam"])
+@pytest.mark.parametrize("optimizer", ["average", "momentum", "adam", "muon"])
 def test_a_resumed_server_goes_on_exactly(optimizer):
     whole, adapter = server(optimizer=optimizer, learning_rate=0.1), START
     for update in updates(4):
