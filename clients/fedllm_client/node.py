@@ -212,19 +212,17 @@ def heed(brake: Brake, site: Future[Site], stop: threading.Event) -> None:
     A round that the site is in is ended first. After a pause the process starts anew, so that the
     coordinator asks the site again whether it takes part.
     """
-    before = None
-    was_paused = False
+    before, was_held = (False, False), False
     while not stop.wait(_HEED_S):
-        paused, ending = brake.paused, brake.ending
-        now = paused is not None, ending is not None
-        if before is not None and now != before:
+        now = brake.paused is not None, brake.ending is not None
+        if now != before:
             say(_told(*now))
-        before, was_paused = now, was_paused or now[0]
-        if not (ending or (was_paused and not paused)) or _in_a_round(site):
-            continue
-        if not ending:
-            say("connecting again, so that the coordinator asks this site anew")
-        stop.set()
+        before, was_held = now, was_held or any(now)
+        over = now[1] or (was_held and not any(now))
+        if over and not _in_a_round(site):
+            if not now[1]:
+                say("connecting again, so that the coordinator asks this site anew")
+            stop.set()
 
 
 def _told(paused: bool, ending: bool) -> str:

@@ -6,7 +6,7 @@ from fedllm.config.site_policy import AllowSection, BudgetSection, SitePolicy
 from fedllm.privacy.accounting.words import epsilon_text
 from fedllm.visible import visible
 
-_TASKS = {"required": "refused", "optional": "allowed"}
+_WHERE_REQUIRED = {"required": "refused", "optional": "allowed"}
 
 
 def allowed(policy: SitePolicy) -> tuple[tuple[str, str], ...]:
@@ -53,8 +53,9 @@ def _allow(allow: AllowSection) -> list[tuple[str, str]]:
             "sites that may work against this one without seeing its part",
             f"{allow.colluders}; in large rounds {allow.colluding_share:.0%} of them",
         ),
-        ("runs that do not encrypt", _TASKS[allow.encryption]),
-        ("encrypted runs without masks", _TASKS[allow.masks]),
+        ("sites that may be missing from a large sum", f"{allow.lost_share:.0%} of them at most"),
+        ("runs that do not encrypt", _WHERE_REQUIRED[allow.encryption]),
+        ("encrypted runs without masks", _WHERE_REQUIRED[allow.masks]),
         ("runs without differential privacy", "allowed" if allow.non_private else "refused"),
         ("by what quality may be told", parts),
     ]

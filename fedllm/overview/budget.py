@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fedllm.canonical import read_object
 from fedllm.config.site_policy import BudgetSection
+from fedllm.dashboard.files import stamp
 from fedllm.overview.forecast import Forecast, Forecaster
 from fedllm.privacy.accounting.accountants import epsilon, upper_bound
 from fedllm.privacy.accounting.events import fold
@@ -114,6 +115,12 @@ class Budget:
         return max(0.0, self.spent - self.released)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it was worked out of as many charges as are drawn, what was spent with them."""
+        known = sum(charge.spent is not None for charge in self.charges)
+        return known >= min(len(self.charges), _MOST_POINTS)
+
+    @property
     def open(self) -> int:
         """Charges without a result."""
         return sum(not charge.released for charge in self.charges)
@@ -151,9 +158,10 @@ class BudgetReader:
         self._patience_s, self._clock = patience_s, clock
         self._forecaster = Forecaster()
         self._known: dict[tuple[str, float, int], float] = {}
+        self._last: tuple[object, Budget] | None = None
 
     def read(self, section: BudgetSection, anchor: Head | None = None) -> Budget:
-        """Check the whole ledger, and say what the policy's account has spent.
+        """Check the whole ledger, where it changed, and say what the policy's account has spent.
 
         Parameters
         ----------
@@ -165,6 +173,14 @@ class BudgetReader:
         TamperedError, LedgerError
             If it does not hold, or cannot be read.
         """
+        asked = stamp(self._path), section, anchor
+        if self._last is None or self._last[0] != asked or not self._last[1].is_whole:
+            # A ledger that does not hold any more has no figures.
+            self._last = None
+            self._last = asked, self._read(section, anchor)
+        return self._last[1]
+
+    def _read(self, section: BudgetSection, anchor: Head | None) -> Budget:
         state = read_state(self._path, self._key, () if anchor is None else (anchor,))
         times = {raw.sequence: _time(raw.content) for raw in stored_entries(self._path)[0]}
         name, ceiling = section.account or "", ceiling_of(section)

@@ -8,6 +8,7 @@ from pathlib import Path
 from fedllm.canonical import sha256_hex
 from fedllm.config import SitePolicy, parse
 from fedllm.config.toml import read_toml
+from fedllm.dashboard.files import Kept
 from fedllm.errors import ConfigError, FedllmError
 from fedllm.federation.site.brake import Brake, Held
 from fedllm.federation.site.memory import SiteMemory
@@ -95,10 +96,14 @@ class Look:
         self.ledger = kit.state / "ledger.sqlite"
         self._budget = BudgetReader(self.ledger, kit.public_key)
         self._memory = SiteMemory(kit.state / "memory.json")
+        self._traffic = Kept(
+            kit.state / "activity.jsonl", lambda path: traffic_of(read_activity(path))
+        )
 
     def __call__(self) -> Standing:
         """Say how the site stands now."""
         troubles: list[Trouble] = []
+        self._traffic.look()
         service = read_service(self.kit.state)
         policy, digest = self._policy(troubles)
         changed = service.runs and bool(digest) and digest != service.policy_sha256
@@ -112,7 +117,7 @@ class Look:
             policy,
             changed and bool(service.policy_sha256),
             self._spent(policy, troubles),
-            traffic_of(read_activity(self.kit.state / "activity.jsonl")),
+            self._traffic.value or Traffic((), ()),
             tuple(troubles),
         )
 
