@@ -107,7 +107,9 @@ def read_running(state: Path, service: Service) -> Running | None:
         return Running(
             _text(told["run"]),
             _text(told["name"]),
-            *(_number(told[name]) for name in ("round", "rounds", "attempt")),
+            _number(told["round"]),
+            _number(told["rounds"]),
+            _number(told["attempt"]),
             _text(told["purpose"]),
             _text(told["since"]),
             _text(told["phase"]),

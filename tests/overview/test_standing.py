@@ -126,7 +126,7 @@ def test_a_ledger_that_was_set_back_is_said_and_no_figure_of_it_shown(site):
 def test_a_ledger_that_is_gone_although_the_site_remembers_it(site):
     site.charge([1])
     site.ledger.unlink()
-    assert "there is no ledger" in site.look()().troubles[0].what
+    assert "cannot read" in site.look()().troubles[0].what
 
 
 @pytest.mark.parametrize("running", [True, False])

@@ -153,7 +153,6 @@ class Brake:
     def _hold(self, name: str, by: str) -> Held:
         if self._folder is None:
             raise StorageError("a site without a folder of its own cannot be held")
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._turn():
             known = self._held(name)
             if known is None:
@@ -179,6 +178,7 @@ class Brake:
     @contextmanager
     def _turn(self) -> Iterator[None]:
         if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with in_turn(self._folder / "brake.lock"):
                 yield
 
