@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
 
+import httpx
 import pytest
 from starlette.testclient import TestClient
-from support.overview import TOKEN, Site, sent_line, ticking, under_way
+from support.overview import TOKEN, Site, sent_line, serving, ticking, under_way
 
 from fedllm.overview.application import SitePage
 from fedllm.privacy.ledger.audit import verify_ledger
@@ -148,30 +150,20 @@ def test_the_page_is_made_anew_when_something_changed_and_not_before(site, brows
     assert "round 5 of run" in browser.page()
 
 
-def test_changes_come_by_themselves(site, browser):
-    found = []
-    app = browser.app
-    text = browser.page()
-    (body,) = Reader(text).all("body")
-
-    def stop_after_the_first(page):
-        found.append(page)
-        app.stopping = True
-
-    site.charge([5])
-    real = app._page
-
-    def looked():
-        page = real()
-        stop_after_the_first(page)
-        return page
-
-    app._shared._look = looked
-    events = browser.web.get(str(body["data-events"]))
-    assert events.headers["content-type"].startswith("text/event-stream")
-    assert "round 5 of run" in events.text
-    # What the viewer has already is not sent again.
-    assert '"policy"' not in events.text
+def test_changes_come_by_themselves(site):
+    with serving(site.look()) as (page, address), httpx.Client(timeout=60) as web:
+        home = web.get(f"{address}/enter", params={"token": TOKEN}).headers["location"]
+        (body,) = Reader(web.get(address + home).text).all("body")
+        with web.stream("GET", address + str(body["data-events"])) as stream:
+            assert stream.headers["content-type"].startswith("text/event-stream")
+            lines = stream.iter_lines()
+            site.charge([5])
+            line = next(line for line in lines if line.startswith("data: "))
+        told = json.loads(line.removeprefix("data: "))
+        assert "round 5 of run" in told["sections"]["budget"]
+        # What the viewer has already is not sent again.
+        assert "policy" not in told["sections"]
+        assert home == page.base
 
 
 def test_it_works_without_scripts_too(browser):

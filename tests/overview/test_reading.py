@@ -58,6 +58,9 @@ def test_the_note_of_a_service_is_what_is_read(site):
         note.reads(("causal",))
         found = read_service(site.state)
         assert (found.tasks, found.linked) == (("causal",), "2026-12-01T08:00:02+00:00")
+        # Since when, and not when it was tried last.
+        note.linked(True)
+        assert read_service(site.state).linked == "2026-12-01T08:00:02+00:00"
     # What an earlier process was in, this one is not.
     assert not (site.state / "under_way.json").exists()
 

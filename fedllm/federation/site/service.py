@@ -50,7 +50,9 @@ class ServiceNote:
         self._write()
 
     def linked(self, connected: bool) -> None:
-        """Note whether the coordinator is connected, from now on."""
+        """Note whether the coordinator is connected, and since when."""
+        if self._told.get("connected") is connected:
+            return
         self._told |= {"connected": connected, "linked": self._clock()}
         self._write()
 
