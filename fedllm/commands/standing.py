@@ -25,8 +25,11 @@ _POLICY = typer.Option(
 
 def add_standing_commands(app: typer.Typer) -> None:
     """Add ``status``, ``dashboard``, ``pause``, ``resume`` and ``stop`` to a site's group."""
-    for command in (status, dashboard, pause, resume, stop):
-        app.command()(command)
+    app.command()(status)
+    app.command()(dashboard)
+    app.command()(pause)
+    app.command()(resume)
+    app.command()(stop)
 
 
 def status(

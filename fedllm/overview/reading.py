@@ -128,7 +128,7 @@ def read_activity(path: Path) -> list[Mapping[str, Any]]:
         content = path.read_bytes()
     except OSError:
         return []
-    found = []
+    found: list[Mapping[str, Any]] = []
     # What has no end yet is still being written.
     for line in content.split(b"\n")[:-1]:
         try:

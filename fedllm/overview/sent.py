@@ -105,7 +105,8 @@ def traffic_of(lines: Iterable[Mapping[str, Any]]) -> Traffic:
         and line["name"] != "?"
     }
     beside: dict[tuple[Any, ...], int] = {}
-    sent, refused = [], []
+    sent: list[Mapping[str, Any]] = []
+    refused: list[Refused] = []
     for line in known:
         try:
             if line["what"] == "answered":
@@ -117,7 +118,7 @@ def traffic_of(lines: Iterable[Mapping[str, Any]]) -> Traffic:
                 refused.append(_refused(line, names))
         except UNREADABLE:
             continue
-    told = []
+    told: list[Sent] = []
     for line in sent:
         try:
             told.append(_sent(line, beside.get(_which(line), 0)))
