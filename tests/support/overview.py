@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from support.kits import make_federation
@@ -35,11 +38,24 @@ epsilon = 8.0
 """
 
 
+@cache
+def _federation() -> Path:
+    """A federation to copy: one for all tests of a process."""
+    made = tempfile.TemporaryDirectory()
+    _KEPT.append(made)
+    folder = Path(made.name) / "operator"
+    make_federation(folder)
+    return folder
+
+
+_KEPT: list[tempfile.TemporaryDirectory[str]] = []
+
+
 class Site:
     """A site of a federation in a folder, whose service does not run."""
 
     def __init__(self, folder: Path, policy: str = POLICY) -> None:
-        make_federation(folder / "operator")
+        shutil.copytree(_federation(), folder / "operator")
         self.kit = folder / "operator" / "kits" / "anne"
         self.state = self.kit / "state"
         self.policy = folder / "site.toml"
