@@ -62,7 +62,9 @@ def dashboard(
         8351, min=0, max=65535, help="Port of loopback to listen on; 0 takes a free one."
     ),
 ) -> None:
-    """Show this site on a page of this machine, live, until stopped.
+    """Show this site on a page of this machine, live.
+
+    Until stopped, for whoever has its token.
 
     What runs, what was sent, the budget and how long it lasts, the policy, pause and stop, and an
     export of the ledger. The page opens for whoever has the token that the printed address holds;

@@ -34,7 +34,7 @@ from fedllm.federation.transport.bodies import Bodies, BodyError, Patience, Rece
 from fedllm.overview.pages import entry_page, framed, site_page, wrong_page
 from fedllm.overview.standing import Look, Standing
 from fedllm.privacy.ledger.audit import checked_export
-from fedllm.serving.forms import Form, form_of, headers_of, wrong_form
+from fedllm.serving.page_forms import Form, form_of, headers_of, wrong_form
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 

@@ -70,6 +70,6 @@ def _traffic(standing: Standing, console: Console, say: Callable[[str], None]) -
         say("\nNothing was sent yet, as far as this site has written down.")
     if refused:
         rows = table("Refused", "Run", "Asked", "Why")
-        for one in refused[:_MOST_ROWS]:
-            rows.add_row(one.when[:16], safe(one.name), one.message, safe(one.reason))
+        for no in refused[:_MOST_ROWS]:
+            rows.add_row(no.when[:16], safe(no.name), no.message, safe(no.reason))
         console.print(rows)

@@ -41,7 +41,7 @@ def state_of(standing: Standing) -> State:
         return State("paused", "stopped", f"No new round is begun{paused.words}{more}.")
     if service.tasks is None:
         return State("starting", "running", "The service reads its records.")
-    return State("running", "running", f"The service runs since {_time(service.since)}.")
+    return State("running", "running", f"The service has run since {_time(service.since)}.")
 
 
 def connection_of(standing: Standing) -> str:

@@ -24,7 +24,7 @@ from fedllm.federation.transport.bodies import Bodies, BodyError, Patience, Rece
 from fedllm.rating.page import Page
 from fedllm.rating.rankings import RankingError, dense
 from fedllm.rating.session import BACK, QUIT, UNDO, Item, Session
-from fedllm.serving.forms import Form, form_of, headers_of, wrong_form
+from fedllm.serving.page_forms import Form, form_of, headers_of, wrong_form
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]

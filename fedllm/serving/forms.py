@@ -1,52 +1,89 @@
-"""Forms that a page on loopback sends to its own program, and no other page."""
+"""How answers are told: as OpenAI's API tells them, whole and in pieces."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from urllib.parse import parse_qsl
-
-Headers = Mapping[bytes, Sequence[bytes]]
-Form = dict[str, str]
-
-_FORM = b"application/x-www-form-urlencoded"
-_MOST_FIELDS = 32
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, TypedDict
 
 
-def headers_of(pairs: Sequence[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
-    """Return all values of each header, by its name in lower case."""
-    found: dict[bytes, list[bytes]] = {}
-    for name, value in pairs:
-        found.setdefault(name.lower(), []).append(value)
-    return found
+class CachedTokens(TypedDict):
+    """Of a prompt's tokens, those that were not read again."""
+
+    cached_tokens: int
 
 
-def wrong_form(headers: Headers, host: bytes, most_bytes: int) -> int:
-    """Return the status of a form that is not taken, 0 of one that is; reads no body."""
-    # A browser says where a form comes from; another page's has another origin, or "null".
-    if headers.get(b"origin") != [b"http://" + host]:
-        return 403
-    if headers.get(b"sec-fetch-site", [b"same-origin"]) != [b"same-origin"]:
-        return 403
-    kinds = headers.get(b"content-type", [b""])
-    if len(kinds) != 1 or kinds[0].partition(b";")[0].strip().lower() != _FORM:
-        return 415
-    lengths = headers.get(b"content-length", [])
-    if len(lengths) != 1 or not lengths[0].isdigit() or b"transfer-encoding" in headers:
-        return 400
-    return 413 if len(lengths[0]) > 9 or int(lengths[0]) > most_bytes else 0
+class Usage(TypedDict):
+    """What an answer took."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
 
 
-def form_of(body: bytes) -> Form | None:
-    """Return the fields of a form; None where it is none, or says one of them twice."""
-    try:
-        pairs = parse_qsl(
-            body.decode("ascii"),
-            keep_blank_values=True,
-            strict_parsing=bool(body),
-            errors="strict",
-            max_num_fields=_MOST_FIELDS,
-        )
-    except ValueError:
-        return None
-    found = dict(pairs)
-    return found if len(found) == len(pairs) else None
+class Form(ABC):
+    """How an answer is told.
+
+    Parameters
+    ----------
+    model : str
+        By its name.
+    """
+
+    kind: str
+    whole_object: str
+    part_object: str
+
+    def __init__(self, model: str) -> None:
+        name = f"{self.kind}-{uuid.uuid4().hex}"
+        self._about = {"id": name, "created": int(time.time()), "model": model}
+
+    def whole(self, texts: Sequence[tuple[str, str]], usage: Usage) -> dict[str, Any]:
+        """Return the whole answer: each text, and why it ended."""
+        choices = [self._choice(n, text, why) for n, (text, why) in enumerate(texts)]
+        return {**self._about, "object": self.whole_object, "choices": choices, "usage": usage}
+
+    def part(self, number: int, piece: str, why: str | None, first: bool) -> dict[str, Any]:
+        """Return a piece of a stream; the ``first`` of its text, or not."""
+        choice = self._piece(number, piece, why, first)
+        return {**self._about, "object": self.part_object, "choices": [choice]}
+
+    def last(self, usage: Usage) -> dict[str, Any]:
+        """Return what a stream took, at its end."""
+        return {**self._about, "object": self.part_object, "choices": [], "usage": usage}
+
+    @abstractmethod
+    def _choice(self, number: int, text: str, why: str) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _piece(self, number: int, piece: str, why: str | None, first: bool) -> dict[str, Any]: ...
+
+
+class ChatForm(Form):
+    """``/v1/chat/completions``."""
+
+    kind, whole_object, part_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def _choice(self, number: int, text: str, why: str) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"index": number, "message": message, "finish_reason": why, "logprobs": None}
+
+    def _piece(self, number: int, piece: str, why: str | None, first: bool) -> dict[str, Any]:
+        delta = {"role": "assistant", "content": piece} if first else {"content": piece}
+        told = delta if first or piece else {}
+        return {"index": number, "delta": told, "finish_reason": why, "logprobs": None}
+
+
+class CompletionForm(Form):
+    """``/v1/completions``."""
+
+    kind, whole_object, part_object = "cmpl", "text_completion", "text_completion"
+
+    def _choice(self, number: int, text: str, why: str) -> dict[str, Any]:
+        return {"index": number, "text": text, "finish_reason": why, "logprobs": None}
+
+    def _piece(self, number: int, piece: str, why: str | None, first: bool) -> dict[str, Any]:
+        return self._choice(number, piece, why or "") | {"finish_reason": why}
