@@ -114,3 +114,26 @@ def test_the_page_is_served_until_it_is_told_to_stop(site, order, code):
         rest = line + program.stdout.read() + program.stderr.read()
     assert token not in rest
     assert not path.exists()
+
+
+@pytest.mark.slow
+def test_a_service_that_runs_hears_of_a_pause_and_ends_when_it_is_told(tmp_path):
+    """Its coordinator is not there; its own people are."""
+    site = Site(tmp_path, '[model]\npath = "model"\n[data]\ntrain = "records.jsonl"\n')
+    (tmp_path / "records.jsonl").write_text('{"text": "made up", "label": "one"}\n' * 9)
+    Brake(site.state).pause("a test")
+    command = [sys.executable, "-m", "fedllm", "client", "start", "--kit", str(site.kit)]
+    command += ["--policy", str(site.policy)]
+    with subprocess.Popen(command, text=True, stderr=subprocess.PIPE) as program:
+        said_by_it = iter(program.stderr)
+        assert any(
+            "paused: no round is begun until the site goes on" in line for line in said_by_it
+        )
+        told = json.loads(said(site, "status", "--json"))
+        assert (told["state"], told["service"]["connected"]) == ("paused", False)
+        assert "the service is to end since" in said(site, "stop")
+        assert any("the service ends, as it was told since" in line for line in said_by_it)
+        assert program.wait(300) == 0
+    # Fulfilled; the pause is not.
+    assert not (site.state / "stopping.json").exists()
+    assert Brake(site.state).paused is not None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.overview import sent_line
 
 from fedllm.overview.sent import traffic_of
@@ -104,3 +106,25 @@ def test_a_line_that_says_nothing_hides_no_other(line):
 def test_words_of_others_steer_no_terminal():
     (found,) = traffic_of([sent_line(1, name="\x1b[2J\u202e")]).sent
     assert found.name == "\\x1b[2J\\u202e"
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=3)
+    | st.sampled_from(["sent", "?"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner),
+    max_leaves=3,
+)
+KEYS = [*sent_line(1), "message", "reason"]
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(KEYS), VALUES), max_size=4))
+def test_no_line_whatever_it_says_stops_the_page(lines):
+    changed = [sent_line(1, **line) for line in lines]
+    found = traffic_of([*lines, *changed])
+    assert len(found.sent) <= 2 * len(lines)
+    for one in found.sent:
+        assert one.what
+        assert one.how
