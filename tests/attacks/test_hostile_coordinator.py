@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from support.deployment import Deployment, wait_until
+from support.deployment import Deployment
 from support.federation import LABELS, small_config
 from support.wire import running_superlink, wait_online
 
@@ -184,53 +184,10 @@ def test_orders_that_were_cut_off_are_refused_and_the_site_goes_on(hostile, part
     assert play(hostile).survivors == ALL
 
 
-def test_a_site_that_its_people_paused_begins_no_round_and_ends_when_they_say(hostile):
-    """Not for a coordinator either that has its signed yes to the run."""
-    deployment, kit = hostile.deployment, hostile.deployment.kit("carol")
-
-    def say(command):
-        done = deployment.fedllm("client", command, "--kit", str(kit))
-        assert done.returncode == 0, done.stderr
-
-    before = charged(hostile, "carol")
-    say("pause")
-    outcome = play(hostile)
-    assert outcome.survivors == ("anne", "bob")
-    assert outcome.dropped == {
-        "carol": "carol: the site has paused: it begins no round until its people say so"
-    }
-    assert charged(hostile, "carol") == before
-
-    # It outlives the service.
-    def connected():
-        return deployment.log("carol").count("connected to 127.0.0.1")
-
-    there = connected()
-    deployment.kill("carol")
-    deployment.start("carol")
-    wait_until(lambda: connected() > there, what="carol is back")
-    assert deployment.log("carol").count("paused: no round is begun") == 2
-    say("resume")
-    wait_until(lambda: connected() > there + 1, what="carol goes on")
-    assert play(hostile).survivors == ALL
-    assert charged(hostile, "carol") == before + 1
-    told = deployment.fedllm("client", "status", "--kit", str(kit), "--json")
-    found = json.loads(told.stdout)
-    assert (told.returncode, found["state"]) == (0, "running")
-    assert found["sent"][0]["size_bytes"] > 0
-    assert found["refused"][0]["reason"].startswith("PausedError: this site is paused")
-    say("stop")
-    assert deployment.processes.pop("carol").wait(300) == 0
-    assert "the service ends, as it was told since" in deployment.log("carol")
-    assert not (kit / "state" / "stopping.json").exists()
-
-
 def test_the_authoritys_log_names_every_round_that_it_opened(hostile):
     done = hostile.deployment.fedllm(
         "authority", "log", "--kit", str(hostile.deployment.kit("authority")), "--json"
     )
     entries = json.loads(done.stdout)
-    summed = {tuple(entry["sites"]) for entry in entries if entry["event"] == "summed"}
-    # In one of them carol was paused.
-    assert summed == {ALL, ALL[:2]}
+    assert {tuple(entry["sites"]) for entry in entries if entry["event"] == "summed"} == {ALL}
     assert {entry["run"] for entry in entries} == {RUN}
