@@ -15,6 +15,7 @@ from support.overview import Site, sent_line, under_way
 from typer.testing import CliRunner
 
 from fedllm.cli import app
+from fedllm.commands import standing
 from fedllm.dashboard.listening import opened
 from fedllm.errors import ConfigError
 from fedllm.federation.site.brake import Brake
@@ -86,6 +87,15 @@ def test_two_pages_on_one_port(site):
         done = CliRunner().invoke(app, [*arguments, "--port", str(port)])
     assert f"cannot listen on 127.0.0.1:{port}" in done.exception.message
     assert not (site.state / "page-token").exists()
+
+
+@pytest.mark.parametrize("person", [True, False])
+def test_a_token_is_printed_for_a_person_and_into_no_log(tmp_path, monkeypatch, capsys, person):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: person)
+    standing._tell("http://127.0.0.1:8351/", "secret", tmp_path / "page-token")
+    printed = capsys.readouterr().out
+    assert ("enter?token=secret" in printed) == ("secret" in printed) == person
+    assert (str(tmp_path / "page-token") in printed) != person
 
 
 @pytest.mark.slow
