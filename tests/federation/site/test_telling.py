@@ -123,7 +123,7 @@ def test_neither_journal_nor_log_stops_anything(told, monkeypatch, tmp_path):
     (tmp_path / "log").write_text("")
     listing.done(JOIN, 1.0, JOINED)
     listing.refused(JOIN, RefusedError("no"), 1.0)
-    assert said == ["{'journal': 'StorageError'}"] * 2
+    assert said == ["{'journal': 'NotADirectoryError'}"] * 2
     said.clear()
 
     def full(path, line, durable):
