@@ -94,6 +94,10 @@ class BudgetError(RefusedError):
     """A site's privacy budget does not allow the request."""
 
 
+class PausedError(RefusedError):
+    """A site begins no round, because its own people say so."""
+
+
 class PeerError(FedllmError):
     """Another party sent something it must not send, or nothing at all."""
 

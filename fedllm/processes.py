@@ -165,16 +165,22 @@ def keep_running(
     stop: threading.Event,
     say: Callable[[str], None],
     grace_s: float = 10.0,
+    over: Callable[[], bool] = lambda: False,
 ) -> int:
     """Start a child (`start_module`) and start it again, with growing pauses, when it fails.
+
+    Parameters
+    ----------
+    over : callable, optional
+        Asked before each start: whether none follows, because the child was to end by itself.
 
     Returns
     -------
     int
-        0 when ``stop`` was set, or the child's exit code when it cannot get better.
+        0 when ``stop`` was set or it is over, or the child's exit code when it cannot get better.
     """
     wait_s = _FIRST_WAIT_S
-    while not stop.is_set():
+    while not stop.is_set() and not over():
         began = time.monotonic()
         child = start_module(module, arguments)
         while child.poll() is None and not stop.is_set():
@@ -189,7 +195,9 @@ def keep_running(
         if time.monotonic() - began > _STABLE_S:
             wait_s = _FIRST_WAIT_S
         say(f"the working process ended ({_ending(child.returncode)}); again in {wait_s:.0f} s")
-        stop.wait(wait_s)
+        again = time.monotonic() + wait_s
+        while time.monotonic() < again and not over() and not stop.wait(0.1):
+            pass
         wait_s = min(2 * wait_s, _MAX_WAIT_S)
     return 0
 

@@ -199,7 +199,7 @@ def test_a_run_folder_is_read_without_torch():
 
 def test_a_page_of_runs_knows_neither_records_nor_models():
     strangers = ("data", "models", "tasks", "training", "mechanisms", "encryption", "at_rest")
-    for path in files("fedllm/dashboard", "fedllm/trackers"):
+    for path in files("fedllm/dashboard", "fedllm/overview", "fedllm/trackers"):
         for module in imports(path):
             assert not any(within(module, f"fedllm.{name}") for name in strangers), (path, module)
 

@@ -82,6 +82,7 @@ class _SiteCheck:
             ("data", self.data),
             ("disk", self.disk),
             ("ledger", self.ledger),
+            ("pause", self.pause),
             ("training", self.training),
             ("memory", check_memory),
         )
@@ -215,6 +216,17 @@ class _SiteCheck:
 
     def ledger(self) -> str:
         return _check_ledger(_needed(self._kit, "the kit"), _needed(self._policy, "the policy"))
+
+    def pause(self) -> str:
+        from fedllm.federation.site.brake import Brake
+
+        held = Brake(_needed(self._kit, "the kit").folder / "state").paused
+        if held is not None:
+            raise DoubtError(
+                f"this site is paused{held.words}",
+                f"to take part: fedllm client resume --kit {self._folder}",
+            )
+        return "none: rounds may begin"
 
     def training(self) -> str:
         path, own = self._model, self._policy.model if self._policy else None

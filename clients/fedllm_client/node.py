@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,9 @@ from fedllm.at_rest.sources import nobody
 from fedllm.at_rest.vault import Vault
 from fedllm.config import SitePolicy, Task, load_site_policy
 from fedllm.errors import ConfigError, DataError, FedllmError
+from fedllm.federation.site.brake import Brake
 from fedllm.federation.site.files import SiteFiles
+from fedllm.federation.site.service import ServiceNote
 from fedllm.federation.transport.node import PartyNode
 from fedllm.identity.kits import Kit, check_dates, read_kit
 from fedllm.identity.roster import verify_roster
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from fedllm.federation.authority.authority import Authority
     from fedllm.federation.site.site import Site
 
-_ROSTER_POLL_S, _WATCH_S = 20.0, 2.0
+_ROSTER_POLL_S, _WATCH_S, _HEED_S = 20.0, 2.0, 0.5
 
 
 def deployed_site(kit: Kit, policy: SitePolicy) -> Site:
@@ -92,14 +95,17 @@ def _files_of(kit: Kit) -> SiteFiles:
     return replace(files, sealed_log=vault.log()) if vault.chosen else files
 
 
-def started_site(kit: Kit, policy: SitePolicy) -> Site:
+def started_site(
+    kit: Kit, policy: SitePolicy, note: Callable[[tuple[Task, ...]], None] = lambda tasks: None
+) -> Site:
     """Build a site and read its records, before any message is answered.
 
     What is wrong with a record ends this process, and is told to the site's operator alone: a
-    refusal later would tell it to the coordinator.
+    refusal later would tell it to the coordinator. ``note`` hears for which tasks they are read.
     """
     site = deployed_site(kit, policy)
     tasks = site.start()
+    note(tasks)
     left = [task for task in policy.allow.tasks if task not in tasks]
     say(f"the records are read, for {' and '.join(tasks)}")
     if left:
@@ -123,11 +129,19 @@ def deployed_authority(kit: Kit) -> Authority:
     )
 
 
-def serve(kit: Kit, app: ClientApp, stop: threading.Event) -> None:
-    """Keep a node connected until ``stop`` is set or its roster changes on disk."""
+def serve(
+    kit: Kit,
+    app: ClientApp,
+    stop: threading.Event,
+    linked: Callable[[bool], None] = lambda connected: None,
+) -> None:
+    """Keep a node connected until ``stop`` is set or its roster changes on disk.
+
+    ``linked`` is told whenever the connection stands or is lost.
+    """
     if kit.node_key is None:
         raise ConfigError(f"the kit {kit.folder} has no node key", "restore it from its backup")
-    node = PartyNode(kit.address, kit.ca_certificate, kit.node_key, app, say)
+    node = PartyNode(kit.address, kit.ca_certificate, kit.node_key, app, say, linked)
     threading.Thread(target=_watch, args=(kit, stop), daemon=True).start()
     threading.Thread(target=_keep_roster, args=(kit, stop), daemon=True).start()
     node.serve(stop)
@@ -192,6 +206,54 @@ def _watch(kit: Kit, stop: threading.Event) -> None:
             stop.set()
 
 
+def heed(brake: Brake, site: Future[Site], stop: threading.Event) -> None:
+    """Stop the node when the site's people want its service to end, or let it go on after a pause.
+
+    A round that the site is in is ended first. After a pause the process starts anew, so that the
+    coordinator asks the site again whether it takes part.
+    """
+    before, was_held = (False, False), False
+    while not stop.wait(_HEED_S):
+        now = brake.paused is not None, brake.ending is not None
+        if now != before:
+            say(_told(*now))
+        before, was_held = now, was_held or any(now)
+        over = now[1] or (was_held and not any(now))
+        if over and not _in_a_round(site):
+            if not now[1]:
+                say("connecting again, so that the coordinator asks this site anew")
+            stop.set()
+
+
+def _told(paused: bool, ending: bool) -> str:
+    if ending:
+        return "the service was told to end, and does after the round that is under way"
+    return "paused: no round is begun until the site goes on" if paused else "the site goes on"
+
+
+def _in_a_round(site: Future[Site]) -> bool:
+    return site.done() and site.exception() is None and site.result().busy
+
+
+def _work_for_site(kit: Kit, policy: Path, stop: threading.Event) -> None:
+    """Answer for a site until told to stop.
+
+    Raises
+    ------
+    FedllmError
+        If the policy or the records cannot be read.
+    """
+    state = kit.folder / "state"
+    found, note = load_site_policy(policy), ServiceNote(state, policy)
+    # The connection does not wait for torch; the first message does.
+    site = ThreadPoolExecutor(1).submit(started_site, kit, found, note.reads)
+    site.add_done_callback(lambda done: stop.set() if done.exception() else None)
+    threading.Thread(target=heed, args=(Brake(state), site, stop), daemon=True).start()
+    serve(kit, make_client_app(lambda context: site.result()), stop, note.linked)
+    if site.done() and (error := site.exception()) is not None:
+        raise error
+
+
 def main() -> None:
     """Work for a party; the arguments are PARENT ROLE KIT [POLICY]."""
     parent, role, folder, *rest = sys.argv[1:]
@@ -200,13 +262,7 @@ def main() -> None:
     stop = stop_on_signals()
     try:
         if role == "site":
-            kit, policy = read_kit(Path(folder), "site"), load_site_policy(Path(rest[0]))
-            # The connection does not wait for torch; the first message does.
-            site = ThreadPoolExecutor(1).submit(started_site, kit, policy)
-            site.add_done_callback(lambda done: stop.set() if done.exception() else None)
-            serve(kit, make_client_app(lambda context: site.result()), stop)
-            if site.done() and (error := site.exception()) is not None:
-                raise error
+            _work_for_site(read_kit(Path(folder), "site"), Path(rest[0]), stop)
         else:
             kit = read_kit(Path(folder), "authority")
             serve(kit, make_authority_app(deployed_authority(kit)), stop)

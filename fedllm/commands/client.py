@@ -15,6 +15,7 @@ from fedllm.commands.at_rest import rekey, show_log
 from fedllm.commands.help import CommandGroup
 from fedllm.commands.joining import add_joining_commands
 from fedllm.commands.released import models
+from fedllm.commands.standing import add_standing_commands
 from fedllm.errors import ConfigError
 from fedllm.visible import visible
 from fedllm.words import safe, table
@@ -26,6 +27,7 @@ add_joining_commands(app, "site")
 app.add_typer(models, name="models")
 app.command()(rekey)
 app.command("log")(show_log)
+add_standing_commands(app)
 
 if TYPE_CHECKING:
     from fedllm_client.checking import CheckResult
@@ -153,11 +155,13 @@ def start(
 ) -> None:
     """Take part in the federation's runs until stopped.
 
-    Connects to the coordinator; no port is opened on this machine.
+    Connects to the coordinator; no port is opened on this machine. fedllm client stop ends it after
+    the round that is under way.
     """
     from fedllm.at_rest.sources import nobody
     from fedllm.at_rest.vault import Vault
     from fedllm.config import load_site_policy
+    from fedllm.federation.site.brake import LOCK, Brake
     from fedllm.federation.site.carrying import require_carried
     from fedllm.federation.site.files import SiteFiles
     from fedllm.identity.kits import read_kit
@@ -184,5 +188,13 @@ def start(
                 "name the site's own records and base model; see examples/deployment/site.toml",
             )
     arguments = ["site", str(kit.absolute()), str(policy.absolute())]
-    with only_one(kit / "state" / "client.lock", "a client"):
-        sys.exit(keep_running("fedllm_client.node", arguments, stop, say) or stop.exit_code)
+    brake = Brake(own.folder / "state")
+    with only_one(kit / "state" / LOCK, "a client"):
+        code = keep_running(
+            "fedllm_client.node", arguments, stop, say, over=lambda: brake.ending is not None
+        )
+        if not stop.is_set() and (told := brake.ending) is not None:
+            say(f"the service ends, as it was told{told.words}")
+            # Fulfilled: whoever starts it again wants it to run.
+            brake.ended()
+    sys.exit(code or stop.exit_code)

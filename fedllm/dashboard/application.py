@@ -6,9 +6,6 @@ loopback (DNS rebinding) are refused by the name that they ask for.
 
 from __future__ import annotations
 
-import asyncio
-import json
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +17,8 @@ from starlette.responses import FileResponse, RedirectResponse, Response, Stream
 from starlette.routing import Route
 
 from fedllm.dashboard.following import DOWNLOADS
+from fedllm.dashboard.guarding import for_a_foreign_page, guarded_headers, own_host, plain
+from fedllm.dashboard.live import changes
 from fedllm.dashboard.pages import EVENTS, Page, events_of, framed, wrong_sections
 from fedllm.dashboard.watching import Runs
 from fedllm.errors import FedllmError
@@ -29,23 +28,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-_HOST = re.compile(rb"(?:localhost|127\.0\.0\.1)(?::\d{1,5})?", re.IGNORECASE)
-_POLICY = (
-    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
 # Of the report, which has its style within and needs nothing else.
 _POLICY_OF_REPORT = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox"
-_HEADERS = {
-    "content-security-policy": _POLICY,
-    "cache-control": "no-store",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-}
-_LOOK_S, _SIGN_OF_LIFE_S = 1.0, 15.0
 MOST_VIEWERS = 500
 _STATIC = {"style.css": "text/css", "live.js": "text/javascript"}
 
@@ -95,7 +79,7 @@ class Dashboard:
             nonlocal begun
             if event["type"] == "http.response.start":
                 begun = True
-                event = {**event, "headers": _with_own(event.get("headers", []))}
+                event = {**event, "headers": guarded_headers(event.get("headers", []))}
             await send(event)
 
         try:
@@ -106,19 +90,18 @@ class Dashboard:
             # Its words may name folders of this machine.
             self._say(f"error: {type(error).__name__} in {scope['path'][:40]!r}")
             if not begun:
-                await _plain("an error of the program itself; its terminal has the kind", 500)(
+                await plain("an error of the program itself; its terminal has the kind", 500)(
                     scope, receive, guarded
                 )
 
     def _refused(self, scope: Scope) -> Response | None:
-        hosts = [value for name, value in scope["headers"] if name == b"host"]
-        if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
-            return _plain("this page is reached as localhost or 127.0.0.1 alone", 403)
+        if own_host(scope) is None:
+            return plain("this page is reached as localhost or 127.0.0.1 alone", 403)
         if scope["method"] not in ("GET", "HEAD"):
-            return _plain("this page is read, and nothing is changed through it", 405)
-        if _for_a_foreign_page(scope):
-            return _plain("a page of another host asks, and this one is for its own readers", 403)
-        return _plain("the command ends", 503) if self.stopping else None
+            return plain("this page is read, and nothing is changed through it", 405)
+        if for_a_foreign_page(scope):
+            return plain("a page of another host asks, and this one is for its own readers", 403)
+        return plain("the command ends", 503) if self.stopping else None
 
     async def _home(self, request: Request) -> Response:
         single = self._runs.single
@@ -162,9 +145,9 @@ class Dashboard:
 
         first = await look()
         if first is None:
-            return _plain("there is no such run here", 404)
+            return plain("there is no such run here", 404)
         if self._viewers >= MOST_VIEWERS:
-            return _plain(f"{MOST_VIEWERS} pages are open already", 503)
+            return plain(f"{MOST_VIEWERS} pages are open already", 503)
         seen = request.query_params.get("seen", "")
         known = dict(first.sections) if seen == str(first.revision) else {}
         return StreamingResponse(self._changes(look, known), media_type="text/event-stream")
@@ -175,25 +158,8 @@ class Dashboard:
         """Yield each section that is not as the viewer knows it, until all is over."""
         self._viewers += 1
         try:
-            yield "retry: 3000\n\n"
-            quiet_s = 0.0
-            while not self.stopping and (page := await look()) is not None:
-                new = {
-                    name: html for name, html in page.sections.items() if known.get(name) != html
-                }
-                if new:
-                    known.update(new)
-                    told = {"title": page.title, "said": page.said, "sections": new}
-                    yield _event("sections", told)
-                    quiet_s = 0.0
-                if page.over:
-                    yield _event("over", page.said)
-                    return
-                if quiet_s >= _SIGN_OF_LIFE_S:
-                    yield ": still here\n\n"
-                    quiet_s = 0.0
-                await asyncio.sleep(_LOOK_S)
-                quiet_s += _LOOK_S
+            async for told in changes(look, known, lambda: self.stopping):
+                yield told
         finally:
             self._viewers -= 1
 
@@ -214,7 +180,7 @@ class Dashboard:
         except ModuleNotFoundError:
             from fedllm.extras import remedy_of
 
-            return _plain(f"prometheus-client is not installed: {remedy_of('serve')}", 501)
+            return plain(f"prometheus-client is not installed: {remedy_of('serve')}", 501)
         return Response(page(await self._runs.all.now()), media_type=TYPE)
 
     async def _own_file(self, request: Request) -> Response:
@@ -222,30 +188,5 @@ class Dashboard:
         return Response(self._static[name], media_type=_STATIC[name])
 
 
-def _for_a_foreign_page(scope: Scope) -> bool:
-    """Whether a browser asks for something within another host's page, which could hold places.
-
-    To come here by a link is no such thing. What is no browser says nothing of it.
-    """
-    told = dict(scope["headers"])
-    foreign = told.get(b"sec-fetch-site") in (b"cross-site", b"same-site")
-    return foreign and told.get(b"sec-fetch-mode") != b"navigate"
-
-
-def _with_own(headers: Any) -> list[tuple[bytes, bytes]]:
-    own = [(name, value) for name, value in headers]
-    there = {name.lower() for name, _ in own}
-    more = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
-    return [*own, *((name, value) for name, value in more if name not in there)]
-
-
-def _event(kind: str, value: object) -> str:
-    return f"event: {kind}\ndata: {json.dumps(value, ensure_ascii=False)}\n\n"
-
-
 def _html(content: bytes, status: int = 200) -> Response:
     return Response(content, status, media_type="text/html")
-
-
-def _plain(words: str, status: int) -> Response:
-    return Response(words, status, {"connection": "close"}, media_type="text/plain")

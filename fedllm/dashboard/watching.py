@@ -52,6 +52,10 @@ class Shared(Generic[Value]):
         self._at = float("-inf")
         self._value: Value | None = None
 
+    def forget(self) -> None:
+        """Take the next look anew, however soon it is asked for."""
+        self._at = float("-inf")
+
     async def now(self) -> Value:
         """Return what there is to see."""
         async with self._turn:

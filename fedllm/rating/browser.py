@@ -14,7 +14,6 @@ import secrets
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import parse_qsl
 
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
@@ -25,14 +24,13 @@ from fedllm.federation.transport.bodies import Bodies, BodyError, Patience, Rece
 from fedllm.rating.page import Page
 from fedllm.rating.rankings import RankingError, dense
 from fedllm.rating.session import BACK, QUIT, UNDO, Item, Session
+from fedllm.serving.page_forms import Form, form_of, headers_of, wrong_form
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Form = dict[str, str]
 
-_MOST_BYTES, _MOST_FIELDS = 16 << 10, 32
+_MOST_BYTES = 16 << 10
 _HOST = re.compile(rb"(?:localhost|127\.0\.0\.1)(?::\d{1,5})?")
-_FORM = b"application/x-www-form-urlencoded"
 _STALE = "that was said of another prompt and was not kept; this is the one to rank now"
 _CHANGED = "that was asked on an older page and was not done; this is where you are now"
 _REFUSED = {
@@ -94,14 +92,14 @@ class RatingPage:
         await response(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
-        headers = _headers(scope)
+        headers = headers_of(scope["headers"])
         method, refused = scope["method"], self._refused(scope, headers)
         if refused:
             return _refusal(refused)
         if method == "GET":
             return await run_in_threadpool(self._page)
         length = int(headers[b"content-length"][0])
-        form = _form(await self._bodies.read(b"", length, receive))
+        form = form_of(await self._bodies.read(b"", length, receive))
         if form is None:
             return _refusal(400)
         return await run_in_threadpool(self._obeyed, form)
@@ -117,7 +115,7 @@ class RatingPage:
             return 405
         if self.stopping:
             return 503
-        return _wrong_form(headers, hosts[0]) if scope["method"] == "POST" else 0
+        return wrong_form(headers, hosts[0], _MOST_BYTES) if scope["method"] == "POST" else 0
 
     def _page(self, notice: str = "", words: str = "", status: int = 200) -> Response:
         with self._turn:
@@ -167,43 +165,6 @@ def _stale(form: Form, words: str, step: int, item: Item | None) -> str:
         # A form that is sent twice goes one step.
         return "" if form.get("step") == str(step) else _CHANGED
     return "" if form.get("unit") == (item.question.unit if item else None) else _STALE
-
-
-def _headers(scope: Scope) -> dict[bytes, list[bytes]]:
-    found: dict[bytes, list[bytes]] = {}
-    for name, value in scope["headers"]:
-        found.setdefault(name.lower(), []).append(value)
-    return found
-
-
-def _wrong_form(headers: dict[bytes, list[bytes]], host: bytes) -> int:
-    # A browser says where a form comes from; another page's has another origin, or "null".
-    if headers.get(b"origin") != [b"http://" + host]:
-        return 403
-    if headers.get(b"sec-fetch-site", [b"same-origin"]) != [b"same-origin"]:
-        return 403
-    kinds = headers.get(b"content-type", [b""])
-    if len(kinds) != 1 or kinds[0].partition(b";")[0].strip().lower() != _FORM:
-        return 415
-    lengths = headers.get(b"content-length", [])
-    if len(lengths) != 1 or not lengths[0].isdigit() or b"transfer-encoding" in headers:
-        return 400
-    return 413 if len(lengths[0]) > 9 or int(lengths[0]) > _MOST_BYTES else 0
-
-
-def _form(body: bytes) -> Form | None:
-    try:
-        pairs = parse_qsl(
-            body.decode("ascii"),
-            keep_blank_values=True,
-            strict_parsing=bool(body),
-            errors="strict",
-            max_num_fields=_MOST_FIELDS,
-        )
-    except ValueError:
-        return None
-    found = dict(pairs)
-    return found if len(found) == len(pairs) else None
 
 
 def _places(form: Form, count: int) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from support.tls import tls_server
 from typer.testing import CliRunner
 
 from fedllm.cli import app
+from fedllm.federation.site.brake import Brake
 from fedllm.identity.keys import Identity
 from fedllm.identity.provisioning import renew
 from fedllm_client import check, machine
@@ -61,10 +62,18 @@ def test_a_site_that_is_ready(place, tiny_checkpoint, monkeypatch):
     with tls_server(place.coordinator, place.port):
         found = place.check(str(tiny_checkpoint("bert")))
     assert {name: result.state for name, result in found.items()} == dict.fromkeys(found, "ok")
-    assert len(found) == 12
+    assert len(found) == 13
     assert found["data"].found == "120 records for classification, 3 labels"
     assert "TLSv1.3" in found["network"].found
     assert "private step on made-up text" in found["training"].found
+
+
+def test_a_site_that_is_paused_is_told_so(place):
+    Brake(place.kit / "state").pause("a test")
+    found = place.check()["pause"]
+    assert found.state == "warning"
+    assert found.found.startswith("this site is paused since ")
+    assert f"fedllm client resume --kit {place.kit}" in found.remedy
 
 
 def test_a_causal_model_is_tried_too(place, tiny_checkpoint):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,17 +52,18 @@ def test_what_is_offered_and_what_is_not_is_told(monkeypatch, said):
         (ValueError("the words of Mrs Example"), 1, "broke off (ValueError)"),
     ],
 )
-def test_a_site_that_cannot_read_its_records_ends(monkeypatch, said, error, code, words):
-    stop = threading.Event()
+def test_a_site_that_cannot_read_its_records_ends(monkeypatch, said, tmp_path, error, code, words):
+    stop, policy = threading.Event(), tmp_path / "site.toml"
+    policy.write_text("")
     monkeypatch.setattr(node, "keep_memory_private", lambda: None)
     monkeypatch.setattr(node, "die_with_parent", lambda parent: None)
     monkeypatch.setattr(node, "stop_on_signals", lambda: stop)
-    monkeypatch.setattr(node, "read_kit", lambda *_: None)
+    monkeypatch.setattr(node, "read_kit", lambda *_: SimpleNamespace(folder=tmp_path))
     monkeypatch.setattr(node, "load_site_policy", lambda path: POLICY)
     monkeypatch.setattr(node, "deployed_site", lambda *_: Started(error))
     # It would answer until it is told to stop.
-    monkeypatch.setattr(node, "serve", lambda kit, app, stop: stop.wait(60))
-    monkeypatch.setattr(sys, "argv", ["node", "1", "site", "kit", "site.toml"])
+    monkeypatch.setattr(node, "serve", lambda kit, app, stop, linked: stop.wait(60))
+    monkeypatch.setattr(sys, "argv", ["node", "1", "site", "kit", str(policy)])
     with pytest.raises(SystemExit) as ended:
         node.main()
     assert ended.value.code == code

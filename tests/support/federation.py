@@ -205,8 +205,9 @@ def build(
     policy: SitePolicy | None = None,
     full_errors: bool = True,
     identities: dict[str, Identity] | None = None,
+    states: bool = False,
 ) -> Federation:
-    """Make a federation with keys, ledgers and records of its own."""
+    """Make a federation with keys, ledgers and records of its own; perhaps with sites' states."""
     data = data or {f"site-{i}": records(40, seed=i) for i in range(3)}
     identities = identities or {name: Identity.generate(name) for name in (*data, "authority")}
     keys = {name: identities[name].public_bytes() for name in data}
@@ -222,7 +223,10 @@ def build(
             roster=roster,
             policy=policy,
             files=SiteFiles(
-                folder / f"{name}.sqlite", folder / f"{name}.json", folder / f"{name}.log"
+                folder / f"{name}.sqlite",
+                folder / f"{name}.json",
+                folder / f"{name}.log",
+                state=folder / f"{name}-state" if states else None,
             ),
             model_path=config.model.path,
             records=lambda task, rows=rows: rows,

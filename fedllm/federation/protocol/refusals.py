@@ -9,6 +9,7 @@ from fedllm.errors import (
     ConfigError,
     DataError,
     FedllmError,
+    PausedError,
     PeerError,
     RefusedError,
     RepeatError,
@@ -20,6 +21,7 @@ from fedllm.federation.protocol.wire import Header
 _TRAVELLING = (
     RefusedError,
     BudgetError,
+    PausedError,
     DataError,
     ConfigError,
     TrainingError,
@@ -32,6 +34,7 @@ _TRAVELLING = (
 # What a site says of each kind. Its own words would speak of its policy, its budget or its size.
 _SITES_WORDS: dict[type[FedllmError], str] = {
     BudgetError: "the run does not fit what the site may spend",
+    PausedError: "the site has paused: it begins no round until its people say so",
     RefusedError: "the site's policy, or what it has done before, does not allow this",
     DataError: "the site's records are not there",
     ConfigError: "the run's configuration does not fit the site",

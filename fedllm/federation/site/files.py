@@ -28,6 +28,9 @@ class SiteFiles:
         round is kept, and a loss of power may cost the run. No configuration can.
     sealed_log : SealedLog, optional
         Where the log is sealed, what it is written to instead.
+    state : Path, optional
+        The folder in which the site's people say that it is to pause (`Brake`) and see what it does
+        (`Activity`). A simulation has neither.
     """
 
     ledger: Path
@@ -35,6 +38,7 @@ class SiteFiles:
     log: Path
     sync: Sync = "entry"
     sealed_log: SealedLog | None = None
+    state: Path | None = None
 
     @property
     def at_once(self) -> bool:
@@ -45,4 +49,6 @@ class SiteFiles:
     def of_kit(cls, folder: Path) -> Self:
         """Return those of a deployed site, below the folder of its kit."""
         state = folder / "state"
-        return cls(state / "ledger.sqlite", state / "memory.json", state / "rounds.jsonl")
+        return cls(
+            state / "ledger.sqlite", state / "memory.json", state / "rounds.jsonl", state=state
+        )

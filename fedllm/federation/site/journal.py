@@ -15,6 +15,8 @@ from fedllm.federation.protocol.messages import Draw, Join, Ready, Recover, Sett
 
 Request = Join | Draw | Train | Ready | Settle | Unmask | Recover
 
+# Of other messages only refusals are told.
+TOLD_WHEN_DONE = ("join", "train")
 _MAX_NAMES = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Whose words name no record; `DataError` may quote one, and so may what nobody foresaw.
@@ -93,14 +95,14 @@ class Journal:
         if asked.message == "join" and asked.name != "?":
             # Later questions do not name the run.
             self._names = {**dict([*self._names.items()][-_MAX_NAMES:]), asked.run: asked.name}
-        if asked.message in ("join", "train"):
+        if asked.message in TOLD_WHEN_DONE:
             self._line(asked, f"done in {seconds:.1f} s", spent)
 
     def refused(
         self, asked: Asked, error: BaseException, seconds: float, spent: Spent | None
     ) -> None:
         """Say that a message was refused, and why, without a word of a record."""
-        self._line(asked, f"refused after {seconds:.1f} s: {_reason(error)}", spent)
+        self._line(asked, f"refused after {seconds:.1f} s: {reason_of(error)}", spent)
 
     def warn(self, text: str) -> None:
         """Say what else a person should know."""
@@ -139,7 +141,8 @@ def asked_by(request: Request) -> Asked:
     )
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """Say why something was refused, without a word of a record."""
     kind = type(error).__name__
     if not isinstance(error, _SPEAKING):
         return f"{kind} (the site's log of rounds has the details)"

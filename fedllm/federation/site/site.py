@@ -45,7 +45,9 @@ from fedllm.federation.protocol.messages import (
 from fedllm.federation.protocol.neighbours import own_seed
 from fedllm.federation.protocol.refusals import Refusal
 from fedllm.federation.protocol.statements import make_member, require
-from fedllm.federation.protocol.wire import digest
+from fedllm.federation.protocol.wire import Wire, digest
+from fedllm.federation.site.activity import Activity
+from fedllm.federation.site.brake import Brake
 from fedllm.federation.site.carrying import require_carried
 from fedllm.federation.site.charging import SiteAccount
 from fedllm.federation.site.data import Datasets, SiteData
@@ -55,6 +57,7 @@ from fedllm.federation.site.journal import Asked, Journal, Request, Spent
 from fedllm.federation.site.orders import Order, OrderReader
 from fedllm.federation.site.sums import SiteSums
 from fedllm.federation.site.telling import SiteTelling
+from fedllm.federation.site.under_way import UnderWay
 from fedllm.federation.site.work import SiteWork
 from fedllm.files import explained
 from fedllm.identity.keys import Identity
@@ -63,7 +66,7 @@ from fedllm.mechanisms import mechanism_of
 from fedllm.tasks.cache import ModelCache
 from fedllm.training.made_up import MadeUpTraining
 
-Answer = TypeVar("Answer")
+Answer = TypeVar("Answer", bound=Wire)
 
 
 class Site:
@@ -124,11 +127,24 @@ class Site:
         self._draws = Draws()
         self._sums = SiteSums(identity, roster, self._orders, self._account)
         self._full_errors = full_errors
+        state = files.state
         self._telling = SiteTelling(
-            files.log, journal, self._spent, files.at_once, files.sealed_log
+            files.log,
+            journal,
+            self._spent,
+            files.at_once,
+            files.sealed_log,
+            None if state is None else Activity(state),
         )
+        self._brake = Brake(state)
+        self._under_way = UnderWay(None if state is None else state / "under_way.json")
         self._clock = clock
         self._opened: SiteAccount | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is in a round, which the others could not end as well without it."""
+        return self._under_way.busy
 
     def start(self) -> tuple[Task, ...]:
         """Read the site's records before any coordinator is answered.
@@ -151,6 +167,7 @@ class Site:
         """Say whether this site takes part in a run; a yes holds its signed mask key."""
 
         def agree() -> Joined:
+            self._brake.require()
             header = request.header
             config = self._orders.configuration(header.config, header.model)
             model = self._orders.model(config, header.labels, header.model)
@@ -180,13 +197,11 @@ class Site:
         """Do one round's work: check, reserve, train or evaluate, encrypt, sign, commit, answer."""
 
         def work() -> Trained:
+            self._brake.require()
             order = self._orders.order(request, self._account().ledger)
             self._require_data(order.config)
             self._work.require_trainable(order.config, order.model, order.method, order.adapter)
-            if order.statement.purpose == "evaluation":
-                update = self._evaluate_round(order)
-            else:
-                update = self._train_round(order)
+            update = self._carry_out(order, request.header.statement)
             head = self._account().head()
             answer = TrainedHeader(
                 site=self.name, ledger=str(head), ledger_signature=head.signature
@@ -203,6 +218,7 @@ class Site:
         """Say with what this site draws its neighbours in a large cohort."""
 
         def seed() -> Drawn:
+            self._brake.require()
             statement = self._orders.asked(request.header)
             require(statement.neighbours > 0, "every two sites of this cohort share a mask")
             self._draws.add(statement)
@@ -234,9 +250,15 @@ class Site:
 
     def unmask(self, request: Unmask) -> Unmasked:
         """Reveal what opens the sum of the survivors, when all of them agree on who they are."""
+
+        def reveal() -> Unmasked:
+            revealed = self._sums.unmask(request)
+            self._under_way.end(request.header.statement)
+            return revealed
+
         return self._guarded(
             request,
-            lambda: self._sums.unmask(request),
+            reveal,
             lambda refusal: Unmasked(UnmaskedHeader(site=self.name, refusal=refusal)),
         )
 
@@ -270,28 +292,46 @@ class Site:
                 self._telling.details(found)
             self._telling.refused(request, found, self._clock() - started)
             return refuse(Refusal.of_site(found, self._full_errors))
-        self._telling.done(request, self._clock() - started)
+        self._telling.done(request, self._clock() - started, answer)
         return answer
 
     def _spent(self, asked: Asked) -> Spent | None:
-        """Return what the journal says of the budget; None while no ledger is open for it."""
-        # Never opens one: a refusal leaves the ledger as it was.
-        account = self._opened
-        if account is None or asked.message not in ("join", "train"):
+        """Return what the journal says of the budget; None where there is no ledger yet."""
+        # Never makes one: a refusal leaves the site as it was.
+        if self._opened is None and not self._files.ledger.exists():
             return None
         budget = self._policy.budget
         delta = asked.delta or budget.delta
         try:
+            account = self._account()
             epsilon, left = account.epsilon_of_run(asked.run, delta), account.left()
         except FedllmError:
             # Why is in the refusal already.
             return None
         return Spent(epsilon, delta, left, budget.epsilon, budget.delta)
 
+    def _carry_out(self, order: Order, signed: str) -> bytes:
+        """Train or evaluate as it was ordered; ``signed`` is the text of the order's statement."""
+        self._under_way.begin(signed, order.statement, order.config.name)
+        try:
+            if order.statement.purpose == "evaluation":
+                update = self._evaluate_round(order)
+            else:
+                update = self._train_round(order)
+        except BaseException:
+            self._under_way.end(signed)
+            raise
+        self._telling.sends(order, update)
+        asked_again = order.plan.masked and order.config.encryption.recover_dropouts
+        self._under_way.answered(order.config.rounds.timeout_s if asked_again else 0.0)
+        return update
+
     def _train_round(self, order: Order) -> bytes:
-        paid = self._account().reserve(
-            order.statement, order.config, order.units, order.method.up.length
-        )
+        account = self._account()
+        with self._brake.beginning():
+            paid = account.reserve(
+                order.statement, order.config, order.units, order.method.up.length
+            )
         dataset = self._datasets(order).training
         started = self._clock()
         levels, statistics = self._work.train(order, dataset, paid.noise_multiplier)
@@ -304,7 +344,9 @@ class Site:
         return update
 
     def _evaluate_round(self, order: Order) -> bytes:
-        paid = self._account().reserve_evaluation(order.statement, order.config)
+        account = self._account()
+        with self._brake.beginning():
+            paid = account.reserve_evaluation(order.statement, order.config)
         dataset = self._datasets(order).held_out
         update = self._encrypt_and_sign(order, self._work.evaluate(order, dataset))
         self._account().commit(paid)

@@ -1,6 +1,6 @@
-"""What a site tells its own people: a private log of details, and a journal of what happened.
+"""What a site tells its own people: a private log of details, a journal and a list of messages.
 
-Neither ever decides what leaves the site: what was paid for is not lost with a line, nor is a
+None of them ever decides what leaves the site: what was paid for is not lost with a line, nor is a
 refusal.
 """
 
@@ -17,14 +17,25 @@ import numpy as np
 from fedllm.at_rest.log import SealedLog
 from fedllm.errors import FedllmError
 from fedllm.federation.protocol.round_statement import RoundStatement
+from fedllm.federation.protocol.wire import Wire
+from fedllm.federation.site.activity import Activity, sent_update
 from fedllm.federation.site.data import Datasets
-from fedllm.federation.site.journal import Asked, Journal, Request, Spent, asked_by
+from fedllm.federation.site.journal import (
+    TOLD_WHEN_DONE,
+    Asked,
+    Journal,
+    Request,
+    Spent,
+    asked_by,
+    reason_of,
+)
+from fedllm.federation.site.orders import Order
 from fedllm.files import append_line
 from fedllm.mechanisms import LocalStatistics
 
 
 class SiteTelling:
-    """Writes to both; no failure of either goes any further.
+    """Writes to all of them; no failure of one goes any further.
 
     Parameters
     ----------
@@ -38,6 +49,8 @@ class SiteTelling:
         As of `SiteFiles`.
     sealed : SealedLog, optional
         Written to instead of ``log``.
+    activity : Activity, optional
+        Each message by its kind and size; holds no text of a record.
     """
 
     def __init__(
@@ -47,29 +60,49 @@ class SiteTelling:
         spent: Callable[[Asked], Spent | None],
         at_once: bool = True,
         sealed: SealedLog | None = None,
+        activity: Activity | None = None,
     ) -> None:
         self._path = log
         self._sealed = sealed
         self._at_once = at_once
         self._journal = journal
         self._spent = spent
+        self._activity = activity
         self._told: Datasets | None = None
 
-    def done(self, request: Request, seconds: float) -> None:
-        """Say that a message was carried out."""
-        if self._journal is not None:
-            try:
-                asked = asked_by(request)
-                self._journal.done(asked, seconds, self._spent(asked))
-            except Exception as failure:
-                self._failed(failure)
+    def done(self, request: Request, seconds: float, answer: Wire) -> None:
+        """Say that a message was carried out, and what was answered."""
+        if self._journal is None and self._activity is None:
+            return
+        try:
+            asked = asked_by(request)
+            if self._journal is not None:
+                spent = self._spent(asked) if asked.message in TOLD_WHEN_DONE else None
+                self._journal.done(asked, seconds, spent)
+            # What an order gave has been written down in more words.
+            if self._activity is not None and asked.message != "train":
+                self._activity.answered(asked, answer)
+        except Exception as failure:
+            self._failed(failure)
 
     def refused(self, request: Request, error: BaseException, seconds: float) -> None:
         """Say that a message was refused, and why."""
-        if self._journal is not None:
-            try:
-                asked = asked_by(request)
+        if self._journal is None and self._activity is None:
+            return
+        try:
+            asked = asked_by(request)
+            if self._journal is not None:
                 self._journal.refused(asked, error, seconds, self._spent(asked))
+            if self._activity is not None:
+                self._activity.refused(asked, reason_of(error))
+        except Exception as failure:
+            self._failed(failure)
+
+    def sends(self, order: Order, update: bytes) -> None:
+        """Write down what is about to leave."""
+        if self._activity is not None:
+            try:
+                self._activity.sent(sent_update(order, update))
             except Exception as failure:
                 self._failed(failure)
 

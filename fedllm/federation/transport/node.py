@@ -84,6 +84,8 @@ class PartyNode:
         Answers the messages.
     say : callable
         Hears what a person who reads the log should know.
+    linked : callable, optional
+        Told whenever the connection stands or is lost.
 
     Raises
     ------
@@ -98,12 +100,14 @@ class PartyNode:
         node_key: Path,
         app: ClientApp,
         say: Callable[[str], None],
+        linked: Callable[[bool], None] = lambda connected: None,
     ) -> None:
         self._address = address
         self._private_key = read_node_key(node_key)
         self._verify = client_context(ca_certificate)
         self._app = app
         self._say = say
+        self._linked = linked
 
     def serve(self, stop: threading.Event) -> None:
         """Take and answer messages until ``stop`` is set; connects again after each failure."""
@@ -112,11 +116,13 @@ class PartyNode:
             try:
                 with self._link(stop) as link:
                     self._say(f"connected to {self._address}")
+                    self._linked(True)
                     wait_s, last = 1.0, ""
                     link.work()
                 return
             except (httpx.HTTPError, OSError, PeerError) as error:
                 reason = _reason(error)
+                self._linked(False)
             # The same complaint each half minute would hide what matters.
             if reason != last:
                 self._say(f"no connection to {self._address}: {reason}; trying again for ever")

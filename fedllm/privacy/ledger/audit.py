@@ -322,12 +322,23 @@ def export_ledger(path: Path, out: Path, force: bool = False) -> Head:
     FedllmError
         If ``out`` cannot be written.
     """
-    head = verify_ledger(path).head
-    content = exported(path)
+    head, content = checked_export(path)
     _check_place(out, content, force)
     with given_path():
         write_bytes(out, content)
     return head
+
+
+def checked_export(path: Path, public_key: bytes | None = None) -> tuple[Head, bytes]:
+    """Return a ledger's head, and what `export_ledger` writes of it.
+
+    Raises
+    ------
+    TamperedError, NoLedgerError
+        As `verify_ledger`.
+    """
+    head = verify_ledger(path, public_key).head
+    return head, exported(path)
 
 
 def _check_place(out: Path, content: bytes, force: bool) -> None:

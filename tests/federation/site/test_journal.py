@@ -87,6 +87,34 @@ def test_a_refusal_is_told_with_its_reason_and_costs_nothing(watched):
     assert (federation.folder / "site-0.sqlite").read_bytes() == ledger
 
 
+def with_another_model(kind, name, message):
+    if kind != "join request" or name != "site-0":
+        return message
+    return type(message)(message.header.model_copy(update={"model": "0" * 64}))
+
+
+def test_a_refusal_after_a_restart_says_what_is_spent_and_left(watched):
+    federation, said = watched(privacy={"epsilon": 2.0})
+    federation.round()
+    before, ledger = said[-1].split("the run has spent")[1], federation.folder / "site-0.sqlite"
+    content = ledger.read_bytes()
+    # As a service that has just started.
+    federation.sites["site-0"]._opened = None
+    federation.tamper = with_another_model
+    federation.round(2, 2)
+    assert "joining: refused after 2.0 s: RefusedError" in said[-1]
+    assert said[-1].endswith(f"the run has spent{before}")
+    assert ledger.read_bytes() == content
+
+
+def test_a_refusal_before_the_first_charge_makes_no_ledger(watched):
+    federation, said = watched(privacy={"epsilon": 2.0})
+    federation.tamper = with_another_model
+    federation.round()
+    assert "is left" not in said[-1]
+    assert not (federation.folder / "site-0.sqlite").exists()
+
+
 def test_an_evaluation_is_told_as_one(watched):
     federation, said = watched(
         privacy={"epsilon": 2.0}, evaluation={"every": 1, "epsilon": 0.5, "holdout": 0.3}

@@ -8,9 +8,10 @@ from math import inf, nan
 import pytest
 
 from fedllm.errors import RefusedError, StorageError
-from fedllm.federation.protocol.messages import Join, JoinHeader
+from fedllm.federation.protocol.messages import Join, Joined, JoinedHeader, JoinHeader
 from fedllm.federation.protocol.round_statement import RoundStatement
 from fedllm.federation.site import telling
+from fedllm.federation.site.activity import Activity
 from fedllm.federation.site.data import Datasets
 from fedllm.federation.site.journal import Journal
 from fedllm.federation.site.telling import SiteTelling
@@ -21,6 +22,7 @@ STATEMENT = RoundStatement(
     run="run-1", round=4, attempt=7, rounds=9, cohort=(), min_sites=2, **dict.fromkeys(TEXTS, "")
 )
 JOIN = Join(JoinHeader(run="run-1", round=1, config="", labels=(), model="", adapter_length=1))
+JOINED = Joined(JoinedHeader(site="anne"))
 QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 
@@ -107,14 +109,22 @@ def test_neither_journal_nor_log_stops_anything(told, monkeypatch, tmp_path):
         raise ValueError("Mrs Example")
 
     monkeypatch.setattr(made, "_spent", fails)
-    made.done(JOIN, 1.0)
+    made.done(JOIN, 1.0, JOINED)
     made.refused(JOIN, RefusedError("no"), 1.0)
     assert lines() == [{"journal": "ValueError"}] * 2
     assert said == []
     silent = SiteTelling(tmp_path / "other", None, fails)
-    silent.done(JOIN, 1.0)
+    silent.done(JOIN, 1.0, JOINED)
     silent.refused(JOIN, RefusedError("no"), 1.0)
     assert not (tmp_path / "other").exists()
+
+    listing = SiteTelling(tmp_path / "log", None, fails, activity=Activity(tmp_path / "log" / "no"))
+    monkeypatch.setattr(listing, "_append", lambda line: said.append(str(line)))
+    (tmp_path / "log").write_text("")
+    listing.done(JOIN, 1.0, JOINED)
+    listing.refused(JOIN, RefusedError("no"), 1.0)
+    assert said == ["{'journal': 'NotADirectoryError'}"] * 2
+    said.clear()
 
     def full(path, line, durable):
         raise StorageError("the disk is full")

@@ -72,9 +72,11 @@ def kits(tmp_path):
     return tmp_path / "operator" / "kits"
 
 
-def party(kit, port: int, said: list[str], app: ClientApp | None = None) -> PartyNode:
+def party(kit, port: int, said: list[str], app: ClientApp | None = None, **more) -> PartyNode:
     address = f"127.0.0.1:{port}"
-    return PartyNode(address, kit.ca_certificate, kit.node_key, app or app_of(), said.append)
+    return PartyNode(
+        address, kit.ca_certificate, kit.node_key, app or app_of(), said.append, **more
+    )
 
 
 def test_a_node_answers_survives_what_fails_and_leaves_when_told(kits, tmp_path, monkeypatch):
@@ -142,12 +144,14 @@ def test_a_connection_that_was_there_and_is_lost_is_tried_again_at_once_and_told
         raise httpx.ConnectError("refused")
 
     monkeypatch.setattr(PartyNode, "_link", link)
-    stop = Stop(8)
-    party(read_kit(kits / "anne", "site"), 9, said).serve(stop)
+    stop, linked = Stop(8), list[bool]()
+    party(read_kit(kits / "anne", "site"), 9, said, linked=linked.append).serve(stop)
     assert stop.waits == [1.0, 2.0, 4.0, 1.0, 2.0, 1.0, 1.0, 2.0]
     came, gone = "connected to 127.0.0.1:9", "no connection to 127.0.0.1:9: "
     kinds = [came if words == came else words[: len(gone)] for words in said]
     assert kinds == [gone, came, gone, came, gone, came, gone]
+    some = [True, False]
+    assert linked == [*[False] * 3, *some, False, *some, *some, False]
 
 
 def test_who_was_told_to_stop_does_not_even_connect(kits):
