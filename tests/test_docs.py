@@ -23,9 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("fedllm", "clients", "server", "tests", "examples", "benchmarks", "docs")
 PAGES = [
     ROOT / "README.md",
+    ROOT / "README.zh.md",
     *sorted(ROOT.glob("docs/**/*.md")),
     *sorted(ROOT.glob(".github/*.md")),
-    *ROOT.glob("examples/*/*.md"),
+    *sorted(ROOT.glob("examples/**/*.md")),
 ]
 SCRIPTS = [
     ROOT / "Makefile",
