@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.browser import headless
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = "python -m mkdocs build"
@@ -172,7 +173,9 @@ class Loaded(HTMLParser):
         if tag == "link" and told.get("rel") in ("canonical", "alternate", "prev", "next"):
             return
         if tag != "a":
-            self.urls += [told[name] or "" for name in ("src", "href", "data", "action") if name in told]
+            self.urls += [
+                told[name] or "" for name in ("src", "href", "data", "action") if name in told
+            ]
         if told.get("http-equiv") == "Content-Security-Policy":
             self.policy = told["content"] or ""
 
@@ -205,3 +208,23 @@ def test_no_page_of_it_asks_another_host(built):
         assert not [url for url in found.urls if re.match(r"(\w+:)?//", url)], path
     for path in built.rglob("*.css"):
         assert not re.search(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//", path.read_text()), path
+
+
+@pytest.mark.slow
+def test_it_is_read_and_searched_from_a_folder_without_a_network(built):
+    asked, complaints = [], []
+    with headless() as browser:
+        page = browser.new_context(offline=True).new_page()
+        page.set_default_timeout(180_000)
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda line: complaints.append(line.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto((built / "quickstarts/auditor.html").as_uri())
+        page.fill("input[name=query]", "noise multiplier")
+        page.wait_for_selector("text=Glossary")
+        page.goto((built / "index.html").as_uri())
+        page.click("text=recompute it, attack it")
+        assert page.title().startswith("Quickstart: auditor")
+    assert asked
+    assert all(url.startswith(("file:", "data:", "blob:", "about:")) for url in asked), asked
+    assert not complaints

@@ -78,10 +78,10 @@ def shown_files(pages: Iterator[PurePosixPath]) -> list[PurePosixPath]:
 
 
 def shown(path: PurePosixPath) -> str:
-    """Return the page that shows a file."""
+    """Return the page that shows a file; who searches looks for pages about it."""
     language = _LANGUAGES.get(path.suffix, "")
     text = (ROOT / path).read_text(encoding="utf-8").rstrip("\n")
-    return f"# {path}\n\n~~~~~~{language}\n{text}\n~~~~~~\n"
+    return f"---\nsearch:\n  exclude: true\n---\n# {path}\n\n~~~~~~{language}\n{text}\n~~~~~~\n"
 
 
 # --- called by mkdocs ----------------------------------------------------------------------------

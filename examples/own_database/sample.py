@@ -60,7 +60,9 @@ def write(path: Path) -> None:
     if path.exists():
         sys.exit(f"{path} is there already; name another file")
     with contextlib.closing(sqlite3.connect(path)) as database:
-        database.execute("CREATE TABLE notes (id INTEGER, patient TEXT, note TEXT, department TEXT)")
+        database.execute(
+            "CREATE TABLE notes (id INTEGER, patient TEXT, note TEXT, department TEXT)"
+        )
         database.executemany("INSERT INTO notes VALUES (?, ?, ?, ?)", rows())
         database.commit()
 
