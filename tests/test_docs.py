@@ -192,6 +192,24 @@ def test_how_code_is_recognised():
     assert {"privacy.epsilon", "budget.colluders_epsilon", "data.evaluation"} <= KEYS
 
 
+# What people ask who have read one page.
+ASKED = {
+    *("site", "coordinator", "key authority", "auditor", "record", "unit", "policy", "run"),
+    *("round", "cohort", "adapter", "update", "gradient", "clipping norm", "noise multiplier"),
+    *("sampling rate", "epsilon (ε)", "delta (δ)", "ledger", "reserve", "ceiling", "mask"),
+    *("blind sum", "roster", "kit", "canary", "federated learning", "fine-tuning"),
+}
+
+
+def test_the_glossary_says_where_each_term_is_decided():
+    text = (ROOT / "docs/glossary.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    terms = {term: where for term, _, where in rows if term != "term"}
+    assert terms.keys() >= ASKED
+    for term, where in terms.items():
+        assert "](" in where, f"{term} has no link"
+
+
 def test_the_map_of_folders_is_whole():
     text = (ROOT / "docs/architecture.md").read_text()
     for package in PACKAGES - {"fedllm"}:

@@ -1,4 +1,4 @@
-"""The quickstarts by user: short, and each of their commands is run, in order, as it stands there."""
+"""The quickstarts by user: short, and each of their commands is run, in order, as it stands."""
 
 from __future__ import annotations
 

@@ -111,6 +111,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Tell a browser, and who has the page read aloud, that a Chinese page is one."""
+    chinese = page.file.src_uri.startswith("zh/") or page.file.src_uri == "README.zh.md"
+    return output.replace('<html lang="en"', '<html lang="zh-Hans"', 1) if chinese else output
+
+
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let the links of a page lead to where the site has their targets."""
     at = page.file.abs_src_path

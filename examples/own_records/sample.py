@@ -2,7 +2,8 @@
 
     python examples/own_records/sample.py tickets.csv
 
-3,000 rows: a number, a message, the office that answered it, a date. The same rows each time.
+3,000 rows: a number, a message, the office that answered it, a date. One in ten was answered by
+any office, as it comes. The same rows each time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 
 ROWS, SEED = 3000, 17
+STRAY = 0.1
 SAID = {
     "Lisbon": (
         "my card was {lost} {where}",
@@ -62,7 +64,10 @@ def rows(count: int = ROWS) -> list[tuple[str, str, str, str]]:
     for number in range(count):
         office = draw.choice(sorted(SAID))
         opened = f"2026-{draw.randint(1, 12):02}-{draw.randint(1, 28):02}"
-        found.append((f"T-{number:05}", message(draw, office), office, opened))
+        written = message(draw, office)
+        if draw.random() < STRAY:
+            office = draw.choice(sorted(SAID))
+        found.append((f"T-{number:05}", written, office, opened))
     return found
 
 
