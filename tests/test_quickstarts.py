@@ -28,8 +28,12 @@ USERS = {"operations", "coordinator", "protection-officer", "auditor", "research
 each = pytest.mark.parametrize("path", QUICKSTARTS, ids=lambda path: path.stem)
 # By these the environment was made in which this runs.
 INSTALLED = ("make install", ". .venv/bin/activate")
-# What makes a command work does not hang on how many rounds there are.
-FEWER = {"simulate": ["--set", "rounds.count=2"], "init": ["--yes"]}
+# What makes a command work does not hang on how many rounds or canaries there are.
+FEWER = {
+    "simulate": ["--set", "rounds.count=2"],
+    "init": ["--yes"],
+    "audit canaries": ["--canaries", "40"],
+}
 
 
 def blocks(path: Path, kind: str = "") -> list[str]:
@@ -76,7 +80,7 @@ class Reader:
         """Return the words of the next command, as it is run here."""
         program, *rest = (words.get(word, word) for word in shlex.split(self.lines.pop(0)))
         assert program in ("fedllm", "python")
-        return [program, *rest, *FEWER.get(rest[0], [])]
+        return [program, *rest, *FEWER.get(rest[0], FEWER.get(" ".join(rest[:2]), []))]
 
     def run(self, **words: str) -> str:
         """Run the next command, and return what it printed."""
