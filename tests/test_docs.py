@@ -130,7 +130,7 @@ KEYS = {
     for key in keys_of(model)
 }
 SECTIONS = {key.partition(".")[0] for key in KEYS if "." in key}
-EXTENSIONS = {"html", "json", "jsonl", "py", "sqlite", "toml"}
+EXTENSIONS = {"html", "json", "jsonl", "py", "sh", "sqlite", "toml"}
 BASES = (ROOT, ROOT / "fedllm", ROOT / "clients", ROOT / "server", ROOT / "fedllm/federation")
 PACKAGES = {path.parent.name for base in BASES for path in base.glob("*/__init__.py")}
 
