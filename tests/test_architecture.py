@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -44,6 +45,24 @@ def files(*folders: str) -> list[Path]:
 
 def within(module: str, package: str) -> bool:
     return module == package or module.startswith(f"{package}.")
+
+
+# README.zh.md is the README in Chinese, which its readers look for beside the other one.
+TOP = {
+    *("fedllm", "clients", "server", "tests", "examples", "benchmarks", "docs"),
+    *("pyproject.toml", "README.md", "README.zh.md", "LICENSE"),
+    # What builds, tests and publishes.
+    *("Makefile", "constraints.txt", "mkdocs.yml", ".ci", ".github", ".gitignore"),
+}
+
+
+def test_the_top_level_holds_what_everybody_knows_and_nothing_else():
+    done = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("an archive holds other files too: there is no git here")
+    assert {name.partition("/")[0] for name in done.stdout.splitlines()} == TOP
 
 
 def test_the_library_does_not_know_the_programs():

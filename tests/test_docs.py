@@ -23,9 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("fedllm", "clients", "server", "tests", "examples", "benchmarks", "docs")
 PAGES = [
     ROOT / "README.md",
+    ROOT / "README.zh.md",
     *sorted(ROOT.glob("docs/**/*.md")),
     *sorted(ROOT.glob(".github/*.md")),
-    *ROOT.glob("examples/*/*.md"),
+    *sorted(ROOT.glob("examples/**/*.md")),
 ]
 SCRIPTS = [
     ROOT / "Makefile",
@@ -129,7 +130,7 @@ KEYS = {
     for key in keys_of(model)
 }
 SECTIONS = {key.partition(".")[0] for key in KEYS if "." in key}
-EXTENSIONS = {"html", "json", "jsonl", "py", "sqlite", "toml"}
+EXTENSIONS = {"html", "json", "jsonl", "py", "sh", "sqlite", "toml"}
 BASES = (ROOT, ROOT / "fedllm", ROOT / "clients", ROOT / "server", ROOT / "fedllm/federation")
 PACKAGES = {path.parent.name for base in BASES for path in base.glob("*/__init__.py")}
 
@@ -189,6 +190,24 @@ def test_how_code_is_recognised():
     assert not is_code("federation.coordinator.rounds.walk_round")
     assert not is_code("federation.coordinators")
     assert {"privacy.epsilon", "budget.colluders_epsilon", "data.evaluation"} <= KEYS
+
+
+# What people ask who have read one page.
+ASKED = {
+    *("site", "coordinator", "key authority", "auditor", "record", "unit", "policy", "run"),
+    *("round", "cohort", "adapter", "update", "gradient", "clipping norm", "noise multiplier"),
+    *("sampling rate", "epsilon (ε)", "delta (δ)", "ledger", "reserve", "ceiling", "mask"),
+    *("blind sum", "roster", "kit", "canary", "federated learning", "fine-tuning"),
+}
+
+
+def test_the_glossary_says_where_each_term_is_decided():
+    text = (ROOT / "docs/glossary.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    terms = {term: where for term, _, where in rows if term != "term"}
+    assert terms.keys() >= ASKED
+    for term, where in terms.items():
+        assert "](" in where, f"{term} has no link"
 
 
 def test_the_map_of_folders_is_whole():

@@ -235,3 +235,26 @@ finished_round
 def test_the_deployment_says_first_how_long_it_takes():
     script = (EXAMPLES / "deployment/run.sh").read_text()
     assert script.index("ten to twenty minutes on two free cores") < script.index('say "provision')
+
+
+FOLDERS = sorted(path.parent for path in EXAMPLES.glob("*/*") if path.name == "README.md")
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_each_story_has_a_page_of_one_screen(folder):
+    text = (folder / "README.md").read_text()
+    assert len(text.splitlines()) <= 70
+    assert text.startswith("# ")
+    assert "```\n" in text
+
+
+def test_the_chooser_names_every_story_once_with_what_it_needs():
+    folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir() and path.name[0] != "_"}
+    assert folders == {path.name for path in FOLDERS}
+    text = (EXAMPLES / "README.md").read_text()
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+    named = [re.search(r"\]\((\w+)/README\.md\)", row[2])[1] for row in rows]
+    assert sorted(named) == sorted(folders)
+    assert all(len(row) == 5 and all(cell.strip(" |") for cell in row) for row in rows)
+    # Two begin with a file of the reader's own.
+    assert sum("your" in row[3] and "makes up" in row[3] for row in rows) == 2

@@ -1,14 +1,11 @@
-"""The dashboard in headless Chromium: live, by keyboard, by ear, in light and dark.
-
-Wants Debian's package ``chromium`` and the extra ``browser`` of pyproject.toml.
-"""
+"""The dashboard in headless Chromium: live, by keyboard, by ear, in light and dark."""
 
 from __future__ import annotations
 
-import shutil
 from urllib.parse import urlsplit
 
 import pytest
+from support.browser import headless
 from support.dashboard import Growing, serving, sign_heads
 from support.run_folder import run_config, write_run
 
@@ -18,14 +15,8 @@ WIDTHS = (390, 820, 1400)
 
 @pytest.fixture(scope="module")
 def chromium():
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None:
-        pytest.skip("there is no Chromium here: apt-get install chromium")
-    api = pytest.importorskip("playwright.sync_api", reason="the extra 'browser' is missing")
-    with api.sync_playwright() as playing:
-        browser = playing.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    with headless() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
