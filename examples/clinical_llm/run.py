@@ -28,14 +28,16 @@ from fedllm.files import write_json
 
 HERE = Path(__file__).resolve().parent
 TASKS = tuple(SOURCES)
-CLEAR = ("privacy.epsilon=", "privacy.noise=local")
-# Where there is no noise to keep small: the adapter that has most to learn with. MedQuAD's learns
-# as much (README.md), and stays.
-WIDE = (
+# Without privacy there is no noise to keep small: the adapter that has most to learn with.
+CLEAR = (
+    "privacy.epsilon=",
+    "privacy.noise=local",
     "lora.method=lora",
+    "lora.public_texts=",
     "lora.rank=8",
     "lora.alpha=16",
     'lora.target_modules=["q_proj","k_proj","v_proj","o_proj","gate_proj","up_proj","down_proj"]',
+    "rounds.optimizer=adam",
     "rounds.learning_rate=0.001",
 )
 
@@ -53,8 +55,6 @@ class Form:
     batch, small_batch : int
         Records of all sites together in such a step, on average: of MedQuAD, and of the other
         tasks, which have fewer and longer ones.
-    smaller : int
-        Without privacy a step has one in so many of these records, and there are twice as many.
     test, scored : int
         Records of the test file for the loss, and for what is generated.
     arms : tuple of str
@@ -65,13 +65,12 @@ class Form:
     rounds: int
     batch: int
     small_batch: int
-    smaller: int
     test: int
     scored: int
     arms: tuple[str, ...]
 
 
-MORE_STEPS = 2
+SMALLER = 2
 ALL_ARMS = ("private-8", "clear", "private-3", "alone")
 # The noise in a step is divided by its records; the more there are to draw from, the less of it.
 FORMS = {
@@ -80,7 +79,6 @@ FORMS = {
         rounds=5,
         batch=128,
         small_batch=40,
-        smaller=2,
         test=60,
         scored=24,
         arms=ALL_ARMS[:2],
@@ -90,7 +88,6 @@ FORMS = {
         rounds=12,
         batch=320,
         small_batch=160,
-        smaller=2,
         test=100,
         scored=48,
         arms=ALL_ARMS,
@@ -100,7 +97,6 @@ FORMS = {
         rounds=8,
         batch=1024,
         small_batch=256,
-        smaller=4,
         test=150,
         scored=48,
         arms=ALL_ARMS,
@@ -120,8 +116,8 @@ def settings(task: str, arm: str, form: Form, data: Path) -> list[str]:
     count, sites = len(records(file)), 2 if arm == "alone" else config.rounds.min_sites
     batch, rounds = form.batch if task == "medquad" else form.small_batch, form.rounds
     if arm in ("clear", "alone"):
-        # More and smaller steps: there is no noise to divide by their records.
-        batch, rounds = batch // form.smaller, rounds * MORE_STEPS
+        # As many records in smaller steps: there is no noise to divide by them.
+        batch, rounds = batch // SMALLER, rounds * SMALLER
     rate = min(1.0, batch / count)
     words = {
         "name": f"clinical-{task}-{arm}",
@@ -137,7 +133,7 @@ def settings(task: str, arm: str, form: Form, data: Path) -> list[str]:
         words["lora.public_texts"] = json.dumps(str((data / "public.jsonl").absolute()))
     pairs = [f"{key}={value}" for key, value in words.items()]
     if arm in ("clear", "alone"):
-        pairs += CLEAR if task == "medquad" else CLEAR + WIDE
+        pairs += CLEAR
     if arm == "alone":
         # A run needs two sites: one step a round on both halves is a step on the whole.
         pairs += ["data.site=", "data.partition=iid", "data.sites=2", "rounds.min_sites=2"]
