@@ -178,7 +178,7 @@ def _prepare(questions: Sequence[Question], model: _Model, settings: Settings, o
             count = len(questions)
             supply.finish(lambda left: update(f"sampled {count - left} of {count} prompts"))
         poor = sum(not (found := file.get(one)) or not found.can_be_ranked for one in questions)
-    print(f"answers to {len(questions)} prompts are there; now rate with the same command")
+    print(f"answers to {len(questions)} prompts are there; now rate: the same without --prepare")
     if poor:
         print(f"{poor} of them have no two different answers and are passed over")
 

@@ -40,10 +40,18 @@ class Column(NamedTuple):
 class MissingColumnError(DataError):
     """A source lacks a column that the task needs."""
 
-    def of_a_file(self, names: Sequence[str]) -> DataError:
-        """Return the same of a file for which no key can name another column."""
-        wanted = ", ".join(f"'{name}'" for name in names)
-        return DataError(self.message, f"rename the column in the file; what is read: {wanted}")
+    def of_a_file(self, needed: Sequence[str], more: Sequence[str] = ()) -> DataError:
+        """Return the same of a file for which no key can name another column.
+
+        Parameters
+        ----------
+        needed, more : sequence of str
+            Columns that each row must have, and those that it may have.
+        """
+        must, may = (" and ".join(f"'{name}'" for name in names) for names in (needed, more))
+        also = f"; it may also have {may}" if may else ""
+        these = "this very name" if len(needed) == 1 else "these very names"
+        return DataError(self.message, f"give each row {must} under {these}{also}")
 
 
 class Row(NamedTuple):

@@ -18,10 +18,8 @@ from fedllm.data.spelling import seen
 from fedllm.data.values import BadValueError, list_value, text_value
 
 FEWEST, MOST = 2, 8
-REMEDY = (
-    f'give each row {FEWEST} to {MOST} answers, such as ["It is.", "No."], and as many ranks, such '
-    "as [1, 2], 1 for the best, equal ones for a tie"
-)
+ANSWERS = f'give each row {FEWEST} to {MOST} answers with text, such as ["It is.", "No."]'
+REMEDY = f"{ANSWERS}, and one rank for each, such as [1, 2], 1 for the best, equal ones for a tie"
 EQUAL = "take the row out, or correct it: two equal answers tell nothing of each other"
 
 
@@ -107,7 +105,8 @@ def ranking_of_row(values: Mapping[str, str], columns: Mapping[str, str]) -> Ran
         answers, ranks = tuple(json.loads(values["answers"])), tuple(json.loads(values["ranks"]))
     if len(answers) != len(ranks):
         raise BadValueError(
-            f"{of('answers')} has {len(answers)} answers, and {of('ranks')} {len(ranks)} ranks",
+            f"{of('answers')} has {_several(len(answers), 'answer')}, and {of('ranks')} "
+            f"{_several(len(ranks), 'rank')}",
             REMEDY,
         )
     first: dict[str, int] = {}
@@ -168,14 +167,14 @@ def texts_value(value: object, column: str) -> str:
         If it is something else, or has too few, too many or an empty one.
     """
     what, found = f"field '{column}'", []
-    for number, text in enumerate(list_value(value, f"field '{column}'", REMEDY), 1):
+    for number, text in enumerate(list_value(value, what, ANSWERS), 1):
         if not isinstance(text, str):
-            raise BadValueError(f"{what}: answer {number} is no text", REMEDY)
+            raise BadValueError(f"{what}: answer {number} is no text", ANSWERS)
         if not text.strip():
-            raise BadValueError(f"{what}: answer {number} is empty", REMEDY)
+            raise BadValueError(f"{what}: answer {number} is empty", ANSWERS)
         found.append(text_value(text, column))
     if not FEWEST <= len(found) <= MOST:
-        raise BadValueError(f"{what} has {len(found)} answers", REMEDY)
+        raise BadValueError(f"{what} has {_several(len(found), 'answer')}", ANSWERS)
     return _compact(found)
 
 
@@ -188,6 +187,10 @@ def numbers_value(value: object, column: str) -> str:
             raise BadValueError(f"{what}: rank {number} is no number", REMEDY)
         found.append(rank)
     return _compact(found)
+
+
+def _several(count: int, name: str) -> str:
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
 def _compact(value: object) -> str:

@@ -91,7 +91,11 @@ def read_answers(location: str, columns: Mapping[str, Column], data: DataSection
     try:
         return read_records(location, nobodys, wanted | {"id": Column("id", "name", needed=False)})
     except MissingColumnError as error:
-        raise error.of_a_file([column.name for column in wanted.values()]) from None
+        needed, more = (
+            [column.name for column in wanted.values() if column.needed is must]
+            for must in (True, False)
+        )
+        raise error.of_a_file(needed, [*more, "id"]) from None
 
 
 def asked_of(record: Record) -> tuple[str, str, tuple[str, ...]]:

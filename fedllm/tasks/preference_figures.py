@@ -4,7 +4,8 @@ The interval of the accuracy is a bootstrap over ranking events, since pairs of 
 independent draws: each event counts a Poisson number of times in each of the replicates (Hanley
 and MacGibbon 2006), drawn from its own tokens. So one pass is enough, and the same event counts
 alike in every model and round, so that differences of two of them may be compared replicate by
-replicate.
+replicate. Where every event has the same share of right pairs all replicates are one number, which
+says nothing of events that were not asked; see `interval`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 REPLICATES = 400
 # Of both ends of the interval, together.
 _OUTSIDE = 0.05
-# Loss, right, longer, overlap; and pairs.
+# Shares that are nearer than this differ by rounding alone.
+_SAME = 1e-9
+# Loss, right, longer, overlap; at the end events that have a pair, and pairs.
 _OWN = 4
 
 
@@ -35,7 +38,7 @@ def sums_of(
     losses: NDArray[np.float64],
     records: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """Return what a batch adds: loss, right pairs, pairs that rules get right, replicates, pairs.
+    """Return what a batch adds: loss, right pairs, pairs that rules get right, replicates, counts.
 
     Parameters
     ----------
@@ -45,7 +48,7 @@ def sums_of(
         The record of the batch that it is of.
     """
     right = shares_right(margins)
-    total = np.zeros(_OWN + 2 * REPLICATES + 1)
+    total = np.zeros(_OWN + 2 * REPLICATES + 2)
     ids, labels = batch["input_ids"].cpu().numpy(), batch["labels"].cpu().numpy()
     pairs = batch["pairs"].cpu().numpy()
     for record in range(len(ids)):
@@ -55,8 +58,8 @@ def sums_of(
         weights = _weights(ids[record][labels[record] >= 0])
         hits, count = float(right[mine].sum()), int(mine.sum())
         total[:_OWN] += [losses[mine].sum(), hits, *rules]
-        total[_OWN:-1] += np.concatenate([weights * hits, weights * count])
-        total[-1] += count
+        total[_OWN:-2] += np.concatenate([weights * hits, weights * count])
+        total[-2:] += [count > 0, count]
     return total
 
 
@@ -78,15 +81,24 @@ def figures_of(sums: NDArray[np.float64], records: int) -> dict[str, float]:
 
 def replicates(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the accuracy in each replicate that has a pair, (R,)."""
-    hits, counts = sums[_OWN : _OWN + REPLICATES], sums[_OWN + REPLICATES : -1]
+    hits, counts = sums[_OWN : _OWN + REPLICATES], sums[_OWN + REPLICATES : -2]
     return hits[counts > 0] / counts[counts > 0]
 
 
 def interval(sums: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the interval in which 95% of the replicates lie."""
+    """Return the interval in which 95% of the replicates lie.
+
+    Where these are all the same, it says what else may be so: of n events none differed, which has
+    a probability of 5% where a share of 1 - 0.05^(1/n) of all events does. These may be all
+    right or all wrong.
+    """
     found = replicates(sums)
     if not len(found):
         return 0.0, 1.0
+    if np.ptp(found) < _SAME:
+        alike = _OUTSIDE ** (1 / sums[-2])
+        share = float(found[0])
+        return float(alike * share), float(alike * share + 1 - alike)
     low, high = np.quantile(found, (_OUTSIDE / 2, 1 - _OUTSIDE / 2))
     return float(low), float(high)
 

@@ -98,7 +98,14 @@ def test_predict_ranks_answers(released, tmp_path):
     assert isinstance(refused.exception, ConfigError)
     asked.write_text('{"prompt": "card", "answers": ["pay"]}')
     refused = CliRunner().invoke(app, ["predict", str(folder), str(asked)])
-    assert "field 'answers' has 1 answers" in str(refused.exception)
+    assert "field 'answers' has 1 answer\n" in str(refused.exception)
+    assert "rank" not in refused.exception.remedy
+    asked.write_text('{"prompt": "card", "replies": ["pay", "no"]}')
+    refused = CliRunner().invoke(app, ["predict", str(folder), str(asked)])
+    assert refused.exception.remedy == (
+        "give each row 'prompt' and 'answers' under these very names; "
+        "it may also have 'context' and 'id'"
+    )
     refused = CliRunner().invoke(app, ["generate", str(folder), "--prompt", "card"])
     assert "judges answers and writes none" in str(refused.exception)
     assert judges(reward.released.model)

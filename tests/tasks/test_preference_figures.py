@@ -82,6 +82,23 @@ def test_the_interval_is_that_of_events_and_not_of_pairs(plain):
     assert len(replicates(sums)) == REPLICATES
 
 
+@pytest.mark.parametrize(
+    ("margins", "low", "high"),
+    [
+        ([1.0] * 4, 0.05**0.25, 1.0),
+        ([-1.0] * 4, 0.0, 1 - 0.05**0.25),
+        ([0.0] * 4, 0.5 * 0.05**0.25, 1 - 0.5 * 0.05**0.25),
+    ],
+)
+def test_events_that_all_say_the_same_leave_room_for_others(plain, margins, low, high):
+    """Of an event without a pair nothing is known: it makes the interval no narrower."""
+    events = [Ranking(f"question {k}", "", ("yes", "no"), ((0, 1),)) for k in range(4)]
+    events.append(Ranking("pain", "", ("yes", "no"), ()))
+    found = figures_of(summed(everything(dataset_of(plain, events=events)), margins), 5)
+    assert found["accuracy_low"] == pytest.approx(low)
+    assert found["accuracy_high"] == pytest.approx(high)
+
+
 def test_figures_are_numbers_that_a_summary_can_hold(plain):
     found = figures_of(summed(everything(dataset_of(plain)), [1.0, -2.0, 0.0, 3.0]), 3)
     assert json.loads(json.dumps(found)) == found
