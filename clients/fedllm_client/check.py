@@ -224,7 +224,7 @@ class _SiteCheck:
         if held is not None:
             raise DoubtError(
                 f"this site is paused{held.words}",
-                f"to take part: fedllm client resume --kit {self._folder}",
+                f"use fedllm client resume --kit {self._folder} to take part",
             )
         return "none: rounds may begin"
 

@@ -132,7 +132,7 @@ def stop(kit: Path = _KIT) -> None:
     held = Brake(own.state).end("fedllm client stop")
     if held is None:
         raise ConfigError(
-            f"no client runs with the kit {kit}", "nothing has to be stopped: it sends nothing"
+            f"no client runs with the kit {kit}", "leave it so: what does not run sends nothing"
         )
     print(f"the service is to end{held.words}; {_under_way(own)}")
 

@@ -19,7 +19,10 @@ from fedllm.data.values import BadValueError, list_value, text_value
 
 FEWEST, MOST = 2, 8
 ANSWERS = f'give each row {FEWEST} to {MOST} answers with text, such as ["It is.", "No."]'
-REMEDY = f"{ANSWERS}, and one rank for each, such as [1, 2], 1 for the best, equal ones for a tie"
+REMEDY = (
+    f'give each row {FEWEST} to {MOST} answers with text, such as ["It is.", "No."], and one rank '
+    "for each, such as [1, 2], 1 for the best, equal ones for a tie"
+)
 EQUAL = "take the row out, or correct it: two equal answers tell nothing of each other"
 
 

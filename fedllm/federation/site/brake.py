@@ -80,7 +80,7 @@ class Brake:
         if (held := self.paused) is not None:
             raise PausedError(
                 f"this site is paused{held.words}",
-                "to go on: fedllm client resume --kit KIT, or the button on the site's page",
+                "use fedllm client resume --kit KIT, or the button on the site's page, to go on",
             )
         if (held := self.ending) is not None:
             raise PausedError(
