@@ -228,8 +228,8 @@ def _described(summary: Summary, folder: Path) -> str:
         f"repeated {both('repeated', '{:.1%}')}",
         *([f"  prompts     {cut} were too long, and lost their beginning"] if cut else []),
         *([f"  public?     {not_compared(unread)}"] if unread else []),
-        "  privacy     nothing private was read and nothing charged; what it is made of spent "
-        + _spent(summary),
+        "  privacy     nothing is charged, as the prompts are taken for public; what it is made of "
+        f"spent {_spent(summary)}",
         f"  folder      {folder}",
     ]
     return visible("\n".join(lines), keep="\n")

@@ -145,7 +145,7 @@ def test_the_command(models):
     arguments = ["align", "grpo", str(path), "--out", str(models / "out")]
     done = CliRunner().invoke(app, [*arguments, "--set", "training.steps=1"])
     assert done.exit_code == 0, done.output
-    assert "nothing private was read and nothing charged" in done.stdout
+    assert "nothing is charged, as the prompts are taken for public" in done.stdout
     assert "by judge" in done.stdout
     assert "step 1/1" in done.stderr
     again = CliRunner().invoke(app, [*arguments, "--set", "training.steps=1", "--resume", "--json"])
