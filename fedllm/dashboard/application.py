@@ -17,7 +17,7 @@ from starlette.responses import FileResponse, RedirectResponse, Response, Stream
 from starlette.routing import Route
 
 from fedllm.dashboard.following import DOWNLOADS
-from fedllm.dashboard.guarding import for_a_foreign_page, guarded_headers, own_host, plain
+from fedllm.dashboard.guarding import Guarded, for_a_foreign_page, own_host, plain
 from fedllm.dashboard.live import changes
 from fedllm.dashboard.pages import EVENTS, Page, events_of, framed, wrong_sections
 from fedllm.dashboard.watching import Runs
@@ -73,26 +73,14 @@ class Dashboard:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        begun = False
-
-        async def guarded(event: MutableMapping[str, Any]) -> None:
-            nonlocal begun
-            if event["type"] == "http.response.start":
-                begun = True
-                event = {**event, "headers": guarded_headers(event.get("headers", []))}
-            await send(event)
-
+        guarded = Guarded(scope, receive, send)
         try:
             refused = self._refused(scope)
-            answer = self._app if refused is None else refused
-            await answer(scope, receive, guarded)
+            await guarded.give(self._app if refused is None else refused)
         except Exception as error:
             # Its words may name folders of this machine.
             self._say(f"error: {type(error).__name__} in {scope['path'][:40]!r}")
-            if not begun:
-                await plain("an error of the program itself; its terminal has the kind", 500)(
-                    scope, receive, guarded
-                )
+            await guarded.give_failure()
 
     def _refused(self, scope: Scope) -> Response | None:
         if own_host(scope) is None:

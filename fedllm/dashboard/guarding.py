@@ -7,12 +7,13 @@ ask for; what another host's page embeds, by what the browser says of it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 from starlette.responses import Response
 
 Scope = MutableMapping[str, Any]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _HOST = re.compile(rb"(?:localhost|127\.0\.0\.1)(?::\d{1,5})?", re.IGNORECASE)
 _POLICY = (
@@ -54,6 +55,39 @@ def guarded_headers(
     there = {name.lower() for name, _ in given}
     more = [(name.encode(), value.encode()) for name, value in own.items()]
     return [*given, *((name, value) for name, value in more if name not in there)]
+
+
+class Guarded:
+    """The way out of an answer: with the headers of every page, and known whether it has begun.
+
+    Parameters
+    ----------
+    scope, receive, send
+        As ASGI has them.
+    own : mapping of str to str
+        Headers that every answer gets where it does not have them.
+    """
+
+    def __init__(
+        self, scope: Scope, receive: Any, send: Send, own: Mapping[str, str] = HEADERS
+    ) -> None:
+        self._scope, self._receive, self._send, self._own = scope, receive, send, own
+        self._begun = False
+
+    async def give(self, answer: Any) -> None:
+        """Let an ASGI application, such as a response, answer."""
+        await answer(self._scope, self._receive, self._out)
+
+    async def give_failure(self) -> None:
+        """Say that the program itself failed, where no other answer has begun."""
+        if not self._begun:
+            await self.give(plain("an error of the program itself; its terminal has the kind", 500))
+
+    async def _out(self, event: MutableMapping[str, Any]) -> None:
+        if event["type"] == "http.response.start":
+            self._begun = True
+            event = {**event, "headers": guarded_headers(event.get("headers", []), self._own)}
+        await self._send(event)
 
 
 def plain(words: str, status: int) -> Response:

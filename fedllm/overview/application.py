@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable
 from importlib.resources import files
-from typing import Any
 from urllib.parse import parse_qs
 
 from starlette.concurrency import run_in_threadpool
@@ -20,9 +19,10 @@ from starlette.responses import Response, StreamingResponse
 
 from fedllm.dashboard.guarding import (
     HEADERS,
+    Guarded,
     Scope,
+    Send,
     for_a_foreign_page,
-    guarded_headers,
     own_host,
     plain,
 )
@@ -35,8 +35,6 @@ from fedllm.overview.pages import entry_page, framed, site_page, wrong_page
 from fedllm.overview.standing import Look, Standing
 from fedllm.privacy.ledger.audit import checked_export
 from fedllm.serving.page_forms import Form, form_of, headers_of, wrong_form
-
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _MOST_BYTES, _MOST_VIEWERS, _LOOK_S = 4 << 10, 50, 1.0
 _COOKIE = "fedllm_site"
@@ -86,30 +84,16 @@ class SitePage:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        begun = False
-
-        async def guarded(event: MutableMapping[str, Any]) -> None:
-            nonlocal begun
-            if event["type"] == "http.response.start":
-                begun = True
-                event = {**event, "headers": guarded_headers(event.get("headers", []), _HEADERS)}
-            await send(event)
-
+        guarded = Guarded(scope, receive, send, _HEADERS)
         try:
-            response = await self._answer(scope, receive)
-            await response(scope, receive, guarded)
+            await guarded.give(await self._answer(scope, receive))
         except BodyError as error:
             if error.status:
-                await plain("the form did not come as it should", error.status)(
-                    scope, receive, guarded
-                )
+                await guarded.give(plain("the form did not come as it should", error.status))
         except Exception as error:
             # Its words may name folders of this machine, and its path opens the page.
             self._say(f"error: {type(error).__name__}")
-            if not begun:
-                await plain("an error of the program itself; its terminal has the kind", 500)(
-                    scope, receive, guarded
-                )
+            await guarded.give_failure()
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
         refused, path = self._refused(scope), str(scope["path"])

@@ -11,7 +11,7 @@ from fedllm.canonical import UNREADABLE, read_object
 from fedllm.dashboard.files import require_plain
 from fedllm.federation.site.brake import LOCK
 from fedllm.locks import is_held
-from fedllm.visible import visible
+from fedllm.overview.values import number, text
 
 _MOST_BYTES = 16 << 20
 _MOST_NOTE_BYTES = 1 << 16
@@ -88,13 +88,13 @@ def read_service(state: Path) -> Service:
         tasks = told["tasks"]
         return Service(
             runs,
-            _text(told["since"]),
+            text(told["since"]),
             bool(told["connected"]) if runs else None,
-            _text(told["linked"]),
-            _text(told["policy"]),
-            _text(told["policy_sha256"]),
-            None if tasks is None else tuple(_text(task) for task in tasks),
-            _text(told["version"]),
+            text(told["linked"]),
+            text(told["policy"]),
+            text(told["policy_sha256"]),
+            None if tasks is None else tuple(text(task) for task in tasks),
+            text(told["version"]),
         )
     except UNREADABLE:
         return Service(runs)
@@ -105,15 +105,15 @@ def read_running(state: Path, service: Service) -> Running | None:
     told = _note(state / "under_way.json") if service.runs else {}
     try:
         return Running(
-            _text(told["run"]),
-            _text(told["name"]),
-            _number(told["round"]),
-            _number(told["rounds"]),
-            _number(told["attempt"]),
-            _text(told["purpose"]),
-            _text(told["since"]),
-            _text(told["phase"]),
-            _text(told.get("until", "")),
+            text(told["run"]),
+            text(told["name"]),
+            number(told["round"]),
+            number(told["rounds"]),
+            number(told["attempt"]),
+            text(told["purpose"]),
+            text(told["since"]),
+            text(told["phase"]),
+            text(told.get("until", "")),
         )
     except UNREADABLE:
         return None
@@ -145,15 +145,3 @@ def _note(path: Path) -> dict[str, Any]:
             return read_object(stream.read(_MOST_NOTE_BYTES))
     except (OSError, *UNREADABLE):
         return {}
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError("not text")
-    return visible(value)
-
-
-def _number(value: Any) -> int:
-    if type(value) is not int:
-        raise TypeError("not a number")
-    return value

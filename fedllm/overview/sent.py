@@ -8,7 +8,7 @@ from typing import Any
 
 from fedllm.canonical import UNREADABLE
 from fedllm.dashboard.wording import size
-from fedllm.visible import visible
+from fedllm.overview.values import number, text
 
 _OF = {
     "training": "changes of the shared model's trained numbers",
@@ -132,16 +132,16 @@ def _which(line: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _sent(line: Mapping[str, Any], other_bytes: int) -> Sent:
-    values, count = _number(line["values"]), _number(line["size_bytes"])
+    values, count = number(line["values"]), number(line["size_bytes"])
     scheme, noise, masked = line["scheme"], line["noise"], line["masked"] is True
     protection = [_SCHEMES[scheme], _MASKED if masked else _BARE, _NOISE[noise]]
     return Sent(
-        visible(line["at"]),
-        visible(line["run"]),
-        visible(line["name"]),
-        _number(line["round"]),
-        _number(line["rounds"]),
-        _number(line["attempt"]),
+        text(line["at"]),
+        text(line["run"]),
+        text(line["name"]),
+        number(line["round"]),
+        number(line["rounds"]),
+        number(line["attempt"]),
         line["purpose"],
         values,
         count,
@@ -158,15 +158,9 @@ def _refused(line: Mapping[str, Any], names: Mapping[str, str]) -> Refused:
     run = str(line["run"])
     name = str(line["name"]) if line["name"] != "?" else names.get(run, run)
     return Refused(
-        visible(line["at"]),
-        visible(name),
-        visible(line["message"]),
-        visible(str(line["round"])),
-        visible(line["reason"]),
+        text(line["at"]),
+        text(name),
+        text(line["message"]),
+        text(str(line["round"])),
+        text(line["reason"]),
     )
-
-
-def _number(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise TypeError("not a number")
-    return value

@@ -6,6 +6,7 @@ import socket
 
 import httpx
 import pytest
+from support.browser import FOREIGN
 from support.rating import ORIGIN, QUESTIONS, page, session
 
 from fedllm.rating.answers import Drawn
@@ -76,19 +77,7 @@ def test_without_the_secret_there_is_nothing(served, log):
     assert len(served.path) >= 43
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"origin": "http://evil.example"},
-        {"origin": "null"},
-        {"origin": "http://127.0.0.1:1"},
-        {"origin": "https://127.0.0.1"},
-        {"origin": ""},
-        {"sec-fetch-site": "cross-site"},
-        {"sec-fetch-site": "same-site"},
-        {"sec-fetch-site": "none"},
-    ],
-)
+@pytest.mark.parametrize("headers", FOREIGN)
 def test_another_page_that_knows_the_address_cannot_send_the_form(headers, served, log):
     assert sent(served, headers).status_code == 403
     assert not log()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
 import httpx
 import pytest
 from starlette.testclient import TestClient
+from support.browser import Elements
 from support.dashboard import Clock, Growing, serving, sign_heads
 from support.run_folder import rounds, run_config, summary, write_run
 
@@ -35,21 +35,6 @@ def shelf(tmp_path):
     return tmp_path
 
 
-class Reader(HTMLParser):
-    """Notes elements, and which of them would load or do something."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.found = list[tuple[str, dict[str, str | None]]]()
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.found if name == tag]
-
-
 def test_a_run_alone_is_shown_at_once(shelf):
     found = client(shelf / "a").get("/")
     assert found.status_code == 200
@@ -60,7 +45,7 @@ def test_a_run_alone_is_shown_at_once(shelf):
 
 def test_a_folder_of_runs_is_a_list_from_which_two_are_compared(shelf):
     own = client(shelf)
-    page = Reader(own.get("/").text)
+    page = Elements(own.get("/").text)
     assert [one["value"] for one in page.all("input")] == ["a", "b"]
     assert "made-up" in own.get("/run?run=a").text
     found = own.get("/compare?run=a&run=b")
@@ -141,7 +126,7 @@ def test_nothing_comes_from_another_host_and_no_page_has_a_style_or_script_withi
         policy = found.headers["content-security-policy"]
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
-        page = Reader(found.text)
+        page = Elements(found.text)
         assert not page.all("style")
         for _, attributes in page.found:
             assert not {"style", "onclick", "onload"} & attributes.keys()
@@ -159,7 +144,7 @@ def test_every_page_can_be_heard_and_read_by_keyboard(shelf):
     own = client(shelf)
     for path in ("/", "/run?run=a", "/compare?run=a&run=b"):
         text = own.get(path).text
-        page = Reader(text)
+        page = Elements(text)
         assert 'lang="en"' in text
         assert len(page.all("h1")) == len(page.all("main")) == 1
         assert page.all("a")[0]["href"] == "#main"
@@ -245,7 +230,7 @@ def test_what_changes_comes_by_itself_and_the_end_is_told(tmp_path):
     run.round()
     with serving(tmp_path) as address, httpx.Client(timeout=30) as web:
         page = web.get(f"{address}/run", params={"run": "run"}).text
-        (body,) = Reader(page).all("body")
+        (body,) = Elements(page).all("body")
         with web.stream("GET", address + str(body["data-events"])) as stream:
             lines = stream.iter_lines()
             run.round()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 import pytest
-from support.browser import headless
+from support.browser import headless, watched_pages
 from support.dashboard import Growing, serving, sign_heads
 from support.run_folder import run_config, write_run
 
@@ -21,24 +19,8 @@ def chromium():
 
 @pytest.fixture
 def opened(chromium):
-    """Open pages, and hold against them whatever they ask of others or complain of."""
-    hosts, complaints, contexts = set(), [], []
-
-    def make(**options):
-        contexts.append(chromium.new_context(**options))
-        # On a machine with much else to do.
-        contexts[-1].set_default_timeout(180_000)
-        page = contexts[-1].new_page()
-        page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda line: complaints.append(line.text))
-        return page
-
-    yield make
-    for context in contexts:
-        context.close()
-    assert hosts - {None, ""} <= {"127.0.0.1"}
-    assert not complaints
+    with watched_pages(chromium) as make:
+        yield make
 
 
 @pytest.fixture

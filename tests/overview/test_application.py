@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from itertools import pairwise
 
 import httpx
 import pytest
 from starlette.testclient import TestClient
+from support.browser import Elements
 from support.overview import TOKEN, Site, sent_line, serving, ticking, under_way
 
 from fedllm.overview.application import SitePage
@@ -53,21 +53,6 @@ class Browser:
 @pytest.fixture
 def browser(site):
     return Browser(site)
-
-
-class Reader(HTMLParser):
-    """Notes elements, and which of them would load or do something."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.found = list[tuple[str, dict[str, str | None]]]()
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.found if name == tag]
 
 
 def test_all_of_it_stands_on_the_page(site, browser):
@@ -153,7 +138,7 @@ def test_the_page_is_made_anew_when_something_changed_and_not_before(site, brows
 def test_changes_come_by_themselves(site):
     with serving(site.look()) as (page, address), httpx.Client(timeout=60) as web:
         home = web.get(f"{address}/enter", params={"token": TOKEN}).headers["location"]
-        (body,) = Reader(web.get(address + home).text).all("body")
+        (body,) = Elements(web.get(address + home).text).all("body")
         with web.stream("GET", address + str(body["data-events"])) as stream:
             assert stream.headers["content-type"].startswith("text/event-stream")
             lines = stream.iter_lines()
@@ -196,7 +181,7 @@ def test_nothing_comes_from_another_host_and_the_page_has_no_style_or_script_wit
         assert "form-action 'self'" in policy
         assert "unsafe" not in policy
         assert found.headers["cache-control"] == "no-store"
-        page = Reader(found.text)
+        page = Elements(found.text)
         assert not page.all("style")
         for _, attributes in page.found:
             assert not {"style", "onclick", "onload"} & attributes.keys()
@@ -212,7 +197,7 @@ def test_the_page_can_be_heard_and_read_by_keyboard(site, browser):
     with site.running():
         pages = [browser.page(), browser.web.get("/").text]
     for text in pages:
-        page = Reader(text)
+        page = Elements(text)
         assert 'lang="en"' in text
         assert len(page.all("h1")) == len(page.all("main")) == 1
         assert page.all("a")[0]["href"] == "#main"

@@ -5,10 +5,8 @@ Wants Debian's package ``chromium`` and the extra ``browser`` of pyproject.toml.
 
 from __future__ import annotations
 
-import shutil
-from urllib.parse import urlsplit
-
 import pytest
+from support.browser import headless, watched_pages
 from support.overview import TOKEN, Site, sent_line, serving, under_way
 
 from fedllm.federation.site.brake import Brake
@@ -19,37 +17,15 @@ WIDTHS = (390, 820, 1400)
 
 @pytest.fixture(scope="module")
 def chromium():
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None:
-        pytest.skip("there is no Chromium here: apt-get install chromium")
-    api = pytest.importorskip("playwright.sync_api", reason="the extra 'browser' is missing")
-    with api.sync_playwright() as playing:
-        browser = playing.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    with headless() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def opened(chromium):
-    """Open pages, and hold against them whatever they ask of others or complain of."""
-    hosts, complaints, contexts = set(), [], []
-
-    def make(**options):
-        contexts.append(chromium.new_context(**options))
-        # On a machine with much else to do.
-        contexts[-1].set_default_timeout(180_000)
-        page = contexts[-1].new_page()
-        page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda line: complaints.append(line.text))
-        return page
-
-    yield make
-    for context in contexts:
-        context.close()
-    assert hosts - {None, ""} <= {"127.0.0.1"}
     # A browser itself tells of each answer that says no, and of a server that ends.
-    assert not [one for one in complaints if not one.startswith("Failed to load resource: ")]
+    with watched_pages(chromium, "Failed to load resource: ") as make:
+        yield make
 
 
 @pytest.fixture
