@@ -1,7 +1,7 @@
 """Steps of one size in all directions of a matrix: orthogonalised momentum (Jordan et al. 2024).
 
-The mean gradient of a matrix lies mostly along a few directions, along which the loss bends
-sharply; a step that follows it is too long for these before it is long enough for the others. Muon
+Where the mean gradient of a matrix lies mostly along a few directions, along which the loss bends
+sharply, a step that follows it is too long for these before it is long enough for the others. Muon
 takes the nearest orthogonal matrix instead: U V' of the momentum's decomposition U S V'. Of an
 opened, noised mean that is post-processing, and costs no privacy. Jordan et al. come near it by a
 Newton-Schulz iteration in bfloat16; here the matrices are small, and the decomposition itself is
